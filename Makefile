@@ -1,0 +1,42 @@
+# Two commands on a bare machine with python3 and make: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test docs-tables clean
+
+help: ## Show the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
+
+# The stamp depends on pyproject.toml alone: a second run reuses the environment unless the dependencies changed.
+$(STAMP): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	  echo "'$(PYTHON)' was not found. nnrepair needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "nnrepair needs Python 3.11 or newer, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1)."; \
+	  echo "Name a newer one: make PYTHON=python3.11 ..."; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed. On Debian or Ubuntu its files come with the package python3-venv."; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Repair a real digits classifier, prove it, write a report
+	$(BIN)/nnrepair demo
+
+test: export OMP_NUM_THREADS = 1
+test: $(STAMP) ## Lint, check types and run the tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n $(JOBS)
+
+docs-tables: $(STAMP) ## Write the tables of the docs from the committed benchmark results
+	$(BIN)/python benchmarks/table.py
+
+clean: ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,49 @@
+"""Repair trained networks: the smallest change under which known mistakes are gone and the rest stays.
+
+    result = nnrepair.fix(model, edits, locality_set)
+    result.model, result.outcome, result.report, result.patch, result.certificate
+"""
+
+from nnrepair import methods
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Linear, Near
+from nnrepair.decoupled import Decoupled
+from nnrepair.errors import (
+    DataUnavailable,
+    InvalidInput,
+    NNRepairError,
+    PatchError,
+    RepairFailed,
+    UnsupportedModel,
+)
+from nnrepair.fix import fix
+from nnrepair.outcome import Outcome
+from nnrepair.patch import Patch
+from nnrepair.result import RepairResult, Report
+from nnrepair.spec import Edits, EditScope, Inputs, LocalitySet
+
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "Argmax",
+    "Argmin",
+    "Criterion",
+    "DataUnavailable",
+    "Decoupled",
+    "EditScope",
+    "Edits",
+    "Inputs",
+    "InvalidInput",
+    "Linear",
+    "LocalitySet",
+    "NNRepairError",
+    "Near",
+    "Outcome",
+    "Patch",
+    "PatchError",
+    "RepairFailed",
+    "RepairResult",
+    "Report",
+    "UnsupportedModel",
+    "fix",
+    "methods",
+]

@@ -1,0 +1,96 @@
+"""Certificates of minimality: multipliers that prove how small a repair could be, in a file that others can check.
+
+`verification/minimality.py` re-derives every number in such a file from the networks alone, with its own arithmetic and
+rounding; it imports nothing from this package. Until it has accepted a certificate, the claim in it is a claim.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnrepair.errors import InvalidInput
+from nnrepair.files import write_atomically
+
+FORMAT = "nnrepair-minimality-1"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a proof of minimality consists of.
+
+    Attributes:
+        weight, bias: names of the changed parameters (bias may be None).
+        norm: the norm that is minimal.
+        architecture: "same" (the changed network is the original with other weights, and everything after the layer is
+            affine) or "decoupled" (the claim is about the decoupled network).
+        lower_bound, objective: no admissible change is smaller than the first; this change has the second size.
+        arrays: see verification/minimality.py for the file format.
+    """
+
+    weight: str
+    bias: str | None
+    norm: str
+    architecture: str
+    lower_bound: float
+    objective: float
+    margin: float
+    lowest: bool
+    arrays: dict[str, NDArray[Any]] = field(repr=False, compare=False)
+
+    @property
+    def gap(self) -> float:
+        """The relative distance from minimal that is left."""
+        return (self.objective - self.lower_bound) / self.objective if self.objective else 0.0
+
+    @property
+    def claim(self) -> str:
+        """The claim in one sentence."""
+        where = "this network" if self.architecture == "same" else "its decoupled network"
+        return (
+            f"Among all changes of {self.weight.removesuffix('.weight')} that satisfy the conditions in {where}, none has "
+            f"{self.norm} norm below {self.lower_bound:.6g}; this one has {self.objective:.6g} (gap {self.gap:.1e})."
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the certificate (.npz, no pickle), atomically."""
+        meta = {
+            "format": FORMAT,
+            "weight": self.weight,
+            "bias": self.bias,
+            "norm": self.norm,
+            "architecture": self.architecture,
+            "lower_bound": self.lower_bound,
+            "objective": self.objective,
+            "margin": self.margin,
+            "lowest": self.lowest,
+        }
+        buffer = io.BytesIO()
+        packed = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        np.savez_compressed(buffer, meta=packed, **self.arrays)  # type: ignore[arg-type]
+        return write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certificate:
+        """Read a certificate.
+
+        Raises:
+            InvalidInput: the file is truncated or no certificate.
+        """
+        try:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+            meta = json.loads(arrays.pop("meta").tobytes())
+            if meta.pop("format") != FORMAT:
+                raise ValueError("another format")
+            return cls(arrays=arrays, **meta)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # np.load raises many kinds on a damaged file
+            raise InvalidInput(f"{path} is not a certificate of this version, or it is damaged: {error}") from error

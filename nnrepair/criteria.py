@@ -1,0 +1,357 @@
+"""What an output must satisfy: linear conditions on each point's output, joined by *and* and *or*.
+
+A criterion belongs to a batch of points. It answers three questions about the batch's outputs: which points hold
+(`holds`), by how much (`slack`), and with which gradient (`rows`). The last two are all that a linear program needs:
+condition r of point i is `A[i, r] . y[i] >= b[i, r]`, its slack is `A[i, r] . y[i] - b[i, r]`, and `rows` returns
+chosen A[i, r] without ever building the whole array, so a thousand classes cost no more than the rows in use.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnrepair.errors import InvalidInput
+
+
+class Criterion(ABC):
+    """Conditions on the outputs `y` of n points, shape (n, ...)."""
+
+    #: Whether a slack of exactly zero fails (a tie between two classes is no decision).
+    strict: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of points."""
+
+    @abstractmethod
+    def __getitem__(self, index: Tensor) -> Criterion:
+        """Return the criterion of the points `index` (int64 or bool tensor)."""
+
+    @abstractmethod
+    def slack(self, y: Tensor) -> Tensor:
+        """Return (n, conditions): how far each condition is from failing, negative where it fails."""
+
+    @abstractmethod
+    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
+        """Return (k, ...): the gradient of each chosen slack with respect to its point's output."""
+
+    @abstractmethod
+    def check(self, y: Tensor) -> None:
+        """Raise InvalidInput unless outputs of y's shape can be judged by this criterion."""
+
+    def resolve(self, y: Tensor) -> Criterion:
+        """Return a criterion without *or* that implies this one, choosing the branch that is nearest at `y`."""
+        return self
+
+    def margin(self, y: Tensor) -> Tensor:
+        """Return (n,): the smallest slack of each point."""
+        return self.slack(y).flatten(1).amin(1)
+
+    def holds(self, y: Tensor) -> Tensor:
+        """Return (n,) bool: which points satisfy every condition. NaN never holds."""
+        margin = self.margin(y)
+        return margin > 0 if self.strict else margin >= 0
+
+    def typical_slack(self, y: Tensor) -> float:
+        """Return the size of a comfortable slack in output units, from which default margins are taken."""
+        slack = self.slack(y)
+        slack = slack[torch.isfinite(slack)].abs()
+        return float(slack.median()) * 0.1 if slack.numel() else 0.0
+
+    def __and__(self, other: Criterion) -> AllOf:
+        return AllOf(self, other)
+
+    def __or__(self, other: Criterion) -> AnyOf:
+        return AnyOf(self, other)
+
+
+class Argmax(Criterion):
+    """The class `labels[i]` scores higher than every other class by at least `margin` (strictly, when it is 0).
+
+    >>> Argmax([1], margin=0.5).holds(torch.tensor([[0.0, 1.0]]))
+    tensor([True])
+
+    Args:
+        labels: (n,) integers, or one integer for all points later.
+        margin: in output units (logits).
+    """
+
+    sign = 1.0
+
+    def __init__(self, labels: Tensor | Sequence[int], margin: float = 0.0) -> None:
+        labels = torch.as_tensor(labels)
+        if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+            given = f"shape {tuple(labels.shape)}, {labels.dtype}"
+            raise InvalidInput(f"Labels must be a one-dimensional tensor of integers, got {given}.")
+        if margin < 0:
+            raise InvalidInput(f"A margin cannot be negative, got {margin}.")
+        self.labels, self.margin_, self.strict = labels.long(), float(margin), margin == 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> Argmax:
+        return type(self)(self.labels[index.to(self.labels.device)], self.margin_)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} labels, margin={self.margin_:g})"
+
+    def check(self, y: Tensor) -> None:
+        if y.ndim != 2:
+            raise InvalidInput(
+                f"{type(self).__name__} needs one score per class, outputs of shape (points, classes); "
+                f"the model returns {tuple(y.shape)}. Use Near or Linear for other outputs."
+            )
+        if len(self) != len(y):
+            raise InvalidInput(f"Got {len(self)} labels for {len(y)} inputs.")
+        bad = torch.nonzero((self.labels < 0) | (self.labels >= y.shape[1])).flatten().tolist()
+        if bad:
+            raise InvalidInput(
+                f"Labels must lie in 0..{y.shape[1] - 1} (the model has {y.shape[1]} classes); "
+                f"label {int(self.labels[bad[0]])} at index {bad[0]} does not"
+                + (f", nor do {len(bad) - 1} others." if len(bad) > 1 else ".")
+            )
+
+    def slack(self, y: Tensor) -> Tensor:
+        """Return (n, classes); a class has no condition against itself: +inf there."""
+        labels = self.labels.to(y.device)[:, None]
+        slack = self.sign * (y.gather(1, labels) - y) - self.margin_
+        return slack.scatter(1, labels, torch.inf)
+
+    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
+        row = torch.zeros(len(point), y.shape[1], dtype=y.dtype, device=y.device)
+        each = torch.arange(len(point), device=y.device)
+        row[each, self.labels.to(y.device)[point]] = self.sign
+        row[each, condition] -= self.sign
+        return row
+
+    def typical_slack(self, y: Tensor) -> float:
+        """Return the median distance between the best and the second best class."""
+        best = (self.sign * y).topk(2, dim=1).values
+        return float((best[:, 0] - best[:, 1]).median())
+
+
+class Argmin(Argmax):
+    """The class `labels[i]` scores lower than every other class (ACAS Xu advises the smallest score)."""
+
+    sign = -1.0
+
+
+class Linear(Criterion):
+    """`A y >= b`, with y flattened per point.
+
+    >>> Linear([[1.0, -1.0]], [0.0], points=2).holds(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    tensor([ True, False])
+
+    Args:
+        A: (conditions, outputs) for all points alike, or (n, conditions, outputs).
+        b: (conditions,) or (n, conditions), in output units.
+        points: n, when A and b are alike for all points.
+    """
+
+    def __init__(self, A: Any, b: Any, points: int | None = None) -> None:
+        A, b = torch.as_tensor(A), torch.as_tensor(b)
+        if A.ndim not in (2, 3) or b.shape != A.shape[:-1]:
+            raise InvalidInput(
+                "Linear(A, b) needs A of shape (conditions, outputs) or (points, conditions, outputs) and b of A's "
+                f"shape without its last axis; got A {tuple(A.shape)} and b {tuple(b.shape)}."
+            )
+        if A.ndim == 2:
+            if points is None:
+                raise InvalidInput("Linear(A, b) with one A for all points needs points=n, their number.")
+            A, b = A.expand(points, *A.shape), b.expand(points, *b.shape)
+        if not (torch.isfinite(A).all() and torch.isfinite(b).all()):
+            raise InvalidInput("Linear(A, b): A and b must be finite.")
+        self.A, self.b = A, b
+
+    def __len__(self) -> int:
+        return len(self.A)
+
+    def __getitem__(self, index: Tensor) -> Linear:
+        index = index.to(self.A.device)
+        return Linear(self.A[index], self.b[index])
+
+    def __repr__(self) -> str:
+        return f"Linear({self.A.shape[1]} conditions on each of {len(self)} points)"
+
+    def check(self, y: Tensor) -> None:
+        if len(self) != len(y):
+            raise InvalidInput(f"Linear(A, b) is about {len(self)} points, but there are {len(y)} inputs.")
+        if y[0].numel() != self.A.shape[2]:
+            raise InvalidInput(f"Linear(A, b) expects {self.A.shape[2]} outputs, the model returns {y[0].numel()}.")
+
+    def slack(self, y: Tensor) -> Tensor:
+        A, b = self.A.to(y), self.b.to(y)
+        return torch.einsum("nco,no->nc", A, y.flatten(1)) - b
+
+    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
+        return self.A.to(y)[point, condition].reshape(len(point), *y.shape[1:])
+
+
+class Near(Criterion):
+    """Every output lies within `tol` of its target (regression, inpainting; `tol=inf` leaves an output free).
+
+    >>> Near(torch.zeros(1, 2), tol=0.5).margin(torch.tensor([[0.1, -0.2]]))
+    tensor([0.3000])
+
+    Args:
+        target: (n, ...), the shape of the outputs.
+        tol: a number, or a tensor that broadcasts to the target, in output units.
+    """
+
+    def __init__(self, target: Tensor, tol: float | Tensor) -> None:
+        target = torch.as_tensor(target)
+        tol = torch.as_tensor(tol, dtype=target.dtype, device=target.device)
+        try:
+            tol = tol.broadcast_to(target.shape)
+        except RuntimeError:
+            raise InvalidInput(
+                f"Near: tol of shape {tuple(tol.shape)} does not broadcast to the target {tuple(target.shape)}."
+            ) from None
+        if not torch.isfinite(target).all() or not (tol > 0).all():
+            raise InvalidInput("Near: the target must be finite and every tol positive.")
+        self.target, self.tol = target, tol
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, index: Tensor) -> Near:
+        index = index.to(self.target.device)
+        return Near(self.target[index], self.tol[index])
+
+    def __repr__(self) -> str:
+        return f"Near(target of shape {tuple(self.target.shape)})"
+
+    def check(self, y: Tensor) -> None:
+        if y.shape != self.target.shape:
+            raise InvalidInput(f"Near: target of shape {tuple(self.target.shape)}, but outputs are {tuple(y.shape)}.")
+
+    def slack(self, y: Tensor) -> Tensor:
+        """Return (n, 2 * outputs): first how far above the lower bound, then how far below the upper one."""
+        off, tol = (y - self.target.to(y)).flatten(1), self.tol.to(y).flatten(1)
+        return torch.cat([off + tol, tol - off], 1)
+
+    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
+        size = y[0].numel()
+        row = torch.zeros(len(point), size, dtype=y.dtype, device=y.device)
+        row[torch.arange(len(point), device=y.device), condition % size] = torch.where(condition < size, 1.0, -1.0).to(y)
+        return row.reshape(len(point), *y.shape[1:])
+
+    def typical_slack(self, y: Tensor) -> float:
+        finite = self.tol[torch.isfinite(self.tol)]
+        return float(finite.median()) if finite.numel() else 0.0
+
+
+class _Joined(Criterion):
+    def __init__(self, *parts: Criterion) -> None:
+        if not parts or len({len(p) for p in parts}) != 1:
+            sizes = [len(p) for p in parts]
+            raise InvalidInput(f"{type(self).__name__} joins criteria of equally many points, got {sizes}.")
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: Tensor) -> Criterion:
+        return type(self)(*(p[index] for p in self.parts))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
+
+    def check(self, y: Tensor) -> None:
+        for part in self.parts:
+            part.check(y)
+
+    def typical_slack(self, y: Tensor) -> float:
+        return min(p.typical_slack(y) for p in self.parts)
+
+
+class AllOf(_Joined):
+    """Every part holds (`a & b`)."""
+
+    def holds(self, y: Tensor) -> Tensor:
+        return torch.stack([p.holds(y) for p in self.parts]).all(0)
+
+    def slack(self, y: Tensor) -> Tensor:
+        return torch.cat([p.slack(y).flatten(1) for p in self.parts], 1)
+
+    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
+        row = torch.zeros(len(point), *y.shape[1:], dtype=y.dtype, device=y.device)
+        start = 0
+        for part in self.parts:
+            width = part.slack(y[:1].expand(len(part), *y.shape[1:])).shape[1]
+            mine = (condition >= start) & (condition < start + width)
+            if mine.any():
+                row[mine] = part.rows(point[mine], condition[mine] - start, y)
+            start += width
+        return row
+
+    def resolve(self, y: Tensor) -> Criterion:
+        return AllOf(*(p.resolve(y) for p in self.parts))
+
+
+class AnyOf(_Joined):
+    """At least one part holds (`a | b`). A linear program takes, per point, the part that is nearest to holding."""
+
+    def margin(self, y: Tensor) -> Tensor:
+        return torch.stack([p.margin(y) for p in self.parts]).amax(0)
+
+    def holds(self, y: Tensor) -> Tensor:
+        return torch.stack([p.holds(y) for p in self.parts]).any(0)
+
+    def slack(self, y: Tensor) -> Tensor:
+        """Return (n, 1): the margin of the nearest part; `resolve` first to see its single conditions."""
+        return self.margin(y)[:, None]
+
+    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
+        raise InvalidInput("A disjunction has no single gradient: call resolve(y) first.")
+
+    def resolve(self, y: Tensor) -> Criterion:
+        parts = [p.resolve(y) for p in self.parts]
+        return Chosen(parts, torch.stack([p.margin(y) for p in parts]).argmax(0))
+
+
+class Chosen(Criterion):
+    """Of several criteria, the one named for each point (what a disjunction becomes once it is decided)."""
+
+    def __init__(self, parts: Sequence[Criterion], choice: Tensor) -> None:
+        self.parts, self.choice = list(parts), choice
+
+    def __len__(self) -> int:
+        return len(self.choice)
+
+    def __getitem__(self, index: Tensor) -> Criterion:
+        return Chosen([p[index] for p in self.parts], self.choice[index])
+
+    def check(self, y: Tensor) -> None:
+        for part in self.parts:
+            part.check(y)
+
+    def typical_slack(self, y: Tensor) -> float:
+        return min(p.typical_slack(y) for p in self.parts)
+
+    def slack(self, y: Tensor) -> Tensor:
+        slacks = [p.slack(y).flatten(1) for p in self.parts]
+        out = y.new_full((len(self), max(s.shape[1] for s in slacks)), torch.inf)
+        for k, slack in enumerate(slacks):
+            mine = self.choice.to(y.device) == k
+            out[mine, : slack.shape[1]] = slack[mine]
+        return out
+
+    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
+        row = torch.zeros(len(point), *y.shape[1:], dtype=y.dtype, device=y.device)
+        choice = self.choice.to(y.device)[point]
+        for k, part in enumerate(self.parts):
+            mine = choice == k
+            if mine.any():
+                row[mine] = part.rows(point[mine], condition[mine], y)
+        return row
+
+    def holds(self, y: Tensor) -> Tensor:
+        each = torch.stack([p.holds(y) for p in self.parts])
+        return each.gather(0, self.choice.to(y.device)[None])[0]

@@ -1,0 +1,48 @@
+"""What can go wrong, as exceptions that say what was given, what was expected and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnrepair.result import RepairResult
+
+
+class NNRepairError(Exception):
+    """Base class of every error that this library raises on purpose."""
+
+
+class InvalidInput(NNRepairError, ValueError):
+    """The caller's model, edits, options or files cannot be used as they are."""
+
+
+class UnsupportedModel(NNRepairError, ValueError):
+    """The model uses something that the requested operation cannot handle; all such things are listed at once."""
+
+
+class DataUnavailable(NNRepairError, FileNotFoundError):
+    """A data set is not on this machine and could not be fetched; the message says how to get it."""
+
+
+class PatchError(NNRepairError, ValueError):
+    """A patch file is malformed or does not belong to the model it was applied to."""
+
+
+class RepairFailed(NNRepairError):
+    """Not every edit holds after the repair. The full result is in `.result`; `throw=False` returns it instead."""
+
+    def __init__(self, result: RepairResult) -> None:
+        super().__init__(f"{result.outcome}\nThe full result is in this exception's .result; throw=False returns it instead.")
+        self.result = result
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' when a known name is close to `name`, else an empty string.
+
+    >>> near_matches("fc9", ["fc1", "conv"])
+    " Did you mean 'fc1'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -1,0 +1,85 @@
+"""Naming layers and choosing their parameters. A layer is a module that owns floating-point parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, near_matches
+
+_SKIP = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def layers(model: nn.Module) -> dict[str, list[str]]:
+    """Return the repairable layers in the model's own order: layer name -> names of its parameters.
+
+    >>> layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+    {'0': ['0.weight', '0.bias'], '2': ['2.weight', '2.bias']}
+    """
+    found: dict[str, list[str]] = {}
+    for prefix, module in model.named_modules():
+        own = [name for name, p in module.named_parameters(recurse=False) if p.dtype.is_floating_point]
+        if own:
+            names = [f"{prefix}.{name}" if prefix else name for name in own]
+            found[prefix or names[0]] = names
+    return found
+
+
+def candidates(model: nn.Module) -> list[str]:
+    """Return the layers worth trying one by one: trainable ones that carry a weight matrix, input to output."""
+    parameters = dict(model.named_parameters())
+    modules = dict(model.named_modules())
+    return [
+        layer
+        for layer, names in layers(model).items()
+        if not isinstance(modules.get(layer), _SKIP)
+        and any(n in parameters and parameters[n].ndim >= 2 and parameters[n].requires_grad for n in names)
+    ]
+
+
+def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+    """Return the parameter names that a layer name, a parameter name, or several of them stand for.
+
+    Raises:
+        InvalidInput: a name that does not exist (near matches are listed), or parameters that are integer or frozen.
+    """
+    known = layers(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen: list[str] = []
+    for name in [wanted] if isinstance(wanted, str) else list(wanted):
+        if name in known:
+            chosen += known[name]
+        elif name in parameters:
+            chosen.append(name)
+        elif name in dict(model.named_modules()) and name:
+            below = [p for layer, ps in known.items() if layer.startswith(name + ".") for p in ps]
+            if not below:
+                raise InvalidInput(f"Layer {name!r} has no floating-point parameters. Layers: {', '.join(known)}.")
+            chosen += below
+        else:
+            hint = near_matches(name, [*known, *parameters])
+            raise InvalidInput(f"Layer {name!r} not found.{hint} Layers: {', '.join(known)}.")
+    if not chosen:
+        raise InvalidInput(f"No layer was chosen. Layers: {', '.join(known)}.")
+    chosen = list(dict.fromkeys(chosen))
+    whole = [n for n in chosen if n in parameters and not parameters[n].dtype.is_floating_point]
+    if whole:
+        raise InvalidInput(f"Parameters {whole} are integers; only floating-point parameters can be repaired.")
+    frozen = [n for n in chosen if n in parameters and not parameters[n].requires_grad]
+    if frozen:
+        raise InvalidInput(f"Parameters {frozen} are frozen (requires_grad=False). Unfreeze them or choose another layer.")
+    return chosen
+
+
+def moved(model: nn.Module, change: dict[str, Tensor]) -> nn.Module:
+    """Return a copy of the model with `change` (float64, by parameter name) added to its parameters."""
+    twin = copy.deepcopy(model)
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, delta in change.items():
+            parameter = parameters[name]
+            parameter.copy_((parameter.double() + delta.to(parameter.device)).to(parameter.dtype))
+    return twin

@@ -1,0 +1,405 @@
+"""From a network to rows: gradients of chosen conditions with respect to chosen parameters, for any nn.Module.
+
+Every use of a chosen weight in a linear map, a convolution or their exported forms is intercepted while the model
+runs; its input and the gradient at its output are the factors of the row. Whatever cannot be factored (normalisation
+weights, embeddings, weights used in other ways) gets plain rows by automatic differentiation. The factors are checked
+against automatic differentiation before they are trusted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nnrepair.criteria import Criterion
+from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.problem import BATCH, call, to_like
+from nnrepair.rows import Array, Block, Dense, Factored, Metric, Rows
+from nnrepair.spec import AnyInputs
+
+_LINEAR = {F.linear, torch.ops.aten.linear.default}
+_CONV2D = {F.conv2d, torch.ops.aten.conv2d.default}
+#: Points whose rows are computed together.
+POINTS = 256
+#: Entries of plain (unfactored) rows that may be held at once.
+DENSE_LIMIT = 200_000_000
+#: Relative ridge on feature covariances: dead features would be free to move otherwise.
+RIDGE = 1e-3
+
+
+@dataclass
+class _Use:
+    """One use of a chosen weight: its input by position (points, P, inp), and its output."""
+
+    inputs: Callable[[], Tensor]
+    output: Tensor
+    returned: Tensor
+
+
+class _Tap(TorchFunctionMode):
+    """Record every use of the chosen weights while the model runs."""
+
+    def __init__(self, weights: dict[int, str]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.uses: dict[str, list[_Use]] = {name: [] for name in weights.values()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        y = func(*args, **kwargs)
+        if func not in _LINEAR and func not in _CONV2D:
+            return y
+        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        name = self.weights.get(id(weight))
+        if name is None or not y.requires_grad:
+            return y
+        x = kwargs.get("input", args[0] if args else None)
+        if func in _LINEAR:
+            inputs = lambda: x.detach()  # noqa: E731
+        else:
+            options = dict(zip(("bias", "stride", "padding", "dilation", "groups"), args[2:], strict=False)) | kwargs
+            if options.get("groups", 1) != 1 or isinstance(options.get("padding"), str):
+                return y
+            inputs = lambda: _patches(x.detach(), weight, options)  # noqa: E731
+        returned = y.clone()  # an in-place activation after the map must not overwrite what was recorded
+        self.uses[name].append(_Use(inputs, y, returned))
+        return returned
+
+
+def _patches(x: Tensor, weight: Tensor, options: dict[str, Any]) -> Tensor:
+    unfolded = F.unfold(
+        x,
+        weight.shape[2:],
+        dilation=options.get("dilation", 1),
+        padding=options.get("padding", 0),
+        stride=options.get("stride", 1),
+    )
+    return unfolded.transpose(1, 2)
+
+
+def _numpy(x: Tensor) -> Array:
+    return x.detach().to("cpu", torch.float64).numpy()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that share a block: a linear map's weight and bias, or one plain parameter."""
+
+    weight: str | None
+    bias: str | None
+    plain: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [n for n in (self.weight, self.bias, self.plain) if n is not None]
+
+
+class Linearization:
+    """The chosen parameters' first-order effect on a model's outputs, in float64.
+
+    Attributes:
+        model: a float64 copy; `move` changes its chosen parameters.
+        names: the chosen parameters.
+        ends_affine: whether the chosen weight's map is the model's last operation, so that outputs are affine in it.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], example: AnyInputs) -> None:
+        self.names = list(names)
+        self.model = copy.deepcopy(model).double()
+        self.parameters = {n: p for n, p in self.model.named_parameters(remove_duplicate=False) if n in set(names)}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self._start = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.like = next(iter(self.parameters.values())).detach()
+        self.independent = isinstance(example, Tensor) or example.independent
+        self.groups = self._plan(self.prepare(example[torch.arange(min(4, len(example)))]))
+
+    def prepare(self, inputs: AnyInputs) -> AnyInputs:
+        """Return the inputs in float64 on the model's device."""
+        return to_like(inputs, self.like)
+
+    def _run(self, inputs: AnyInputs) -> tuple[Tensor, _Tap]:
+        weights = {id(p): n for n, p in self.parameters.items() if p.ndim >= 2}
+        with torch.enable_grad(), _Tap(weights) as tap:
+            y = call(self.model, inputs)
+        return y, tap
+
+    def _plan(self, few: AnyInputs) -> list[_Group]:
+        """Decide which parameters factor, and check the factors against automatic differentiation."""
+        y, tap = self._run(few)
+        if not y.requires_grad:
+            raise InvalidInput(f"The model's output does not depend on {self.names}; choose another layer.")
+        cotangent = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device).reshape(y.shape)
+        parameters = list(self.parameters.values())
+        true = dict(
+            zip(self.names, torch.autograd.grad(y, parameters, cotangent, retain_graph=True, allow_unused=True), strict=True)
+        )
+        unused = [n for n in self.names if true[n] is None or not true[n].any()]
+        if len(unused) == len(self.names):
+            raise InvalidInput(f"The model's output does not depend on {self.names}; choose another layer.")
+        groups, done = [], set()
+        for name in self.names:
+            uses = tap.uses.get(name, [])
+            if not uses or not self.independent or any(len(u.output) != len(y) for u in uses):
+                continue
+            bias = name.removesuffix("weight") + "bias" if name.endswith("weight") else None
+            bias = bias if bias in self.parameters and bias not in done else None
+            group = _Group(name, bias)
+            deltas = torch.autograd.grad(y, [u.output for u in uses], cotangent, retain_graph=True)
+            block = self._factored(group, uses, [d[:, None] for d in deltas], np.arange(len(y)), np.arange(len(y)))
+            got = block.rmatvec(np.ones(block.m))
+            want = self._flat({n: true[n] if true[n] is not None else torch.zeros_like(self.parameters[n]) for n in group.names}, group)
+            if np.abs(got - want).max() <= 1e-8 * max(np.abs(want).max(), 1e-12):
+                groups.append(group)
+                done.update(group.names)
+        groups += [_Group(None, None, n) for n in self.names if n not in done]
+        last = groups[0].weight if len(groups) == 1 else None
+        self.ends_affine = last is not None and len(tap.uses[last]) == 1 and tap.uses[last][0].returned is y
+        return groups
+
+    def _factored(
+        self, group: _Group, uses: list[_Use], deltas: list[Tensor], point: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]
+    ) -> Factored:
+        """Build a block: deltas[u] is (rows' points, 1, ...) gradient at use u's output, one row per entry of `point`."""
+        delta_parts, input_parts = [], []
+        for use, delta in zip(uses, deltas, strict=True):
+            inputs = use.inputs()
+            if delta.ndim == 5:  # (rows, 1, out, height, width) of a convolution
+                delta = delta.flatten(3).transpose(2, 3)[:, 0]
+            else:
+                delta = delta[:, 0].reshape(len(delta), -1, delta.shape[-1])
+            delta_parts.append(_numpy(delta))
+            input_parts.append(_numpy(inputs.reshape(len(inputs), -1, inputs.shape[-1])[torch.from_numpy(kept)]))
+        inputs_, delta_ = np.concatenate(input_parts, 1), np.concatenate(delta_parts, 1)
+        if group.bias is not None:
+            inputs_ = np.concatenate([inputs_, np.ones((*inputs_.shape[:2], 1))], 2)
+        return Factored(delta_, point, inputs_)
+
+    def _flat(self, tensors: dict[str, Tensor], group: _Group) -> Array:
+        """Return one group's parameters as the flat vector that its block multiplies."""
+        if group.plain is not None:
+            return _numpy(tensors[group.plain]).ravel()
+        assert group.weight is not None
+        matrix = _numpy(tensors[group.weight])
+        matrix = matrix.reshape(len(matrix), -1)
+        if group.bias is not None:
+            matrix = np.concatenate([matrix, _numpy(tensors[group.bias])[:, None]], 1)
+        return matrix.ravel()
+
+    def flatten(self, tensors: dict[str, Tensor]) -> Array:
+        """Return a change given by parameter name as a flat vector (n,)."""
+        return np.concatenate([self._flat(tensors, g) for g in self.groups])
+
+    def unflatten(self, d: Array) -> dict[str, Tensor]:
+        """Return a flat change (n,) by parameter name, float64, shaped like the parameters."""
+        out: dict[str, Tensor] = {}
+        start = 0
+        for group in self.groups:
+            if group.plain is not None:
+                shape = self._start[group.plain].shape
+                size = shape.numel()
+                out[group.plain] = torch.from_numpy(d[start : start + size].reshape(shape))
+            else:
+                assert group.weight is not None
+                shape = self._start[group.weight].shape
+                width = shape[1:].numel() + (group.bias is not None)
+                size = shape[0] * width
+                matrix = d[start : start + size].reshape(shape[0], width)
+                if group.bias is not None:
+                    out[group.bias] = torch.from_numpy(matrix[:, -1].copy())
+                    matrix = matrix[:, :-1]
+                out[group.weight] = torch.from_numpy(np.ascontiguousarray(matrix).reshape(shape))
+            start += size
+        return {n: out[n].to(self.like.device) for n in self.names}
+
+    def move(self, d: Array) -> None:
+        """Set the chosen parameters to their start plus the change d."""
+        with torch.no_grad():
+            for name, change in self.unflatten(d).items():
+                self.parameters[name].copy_(self._start[name] + change)
+
+    @torch.no_grad()
+    def outputs(self, inputs: AnyInputs, d: Array | None = None) -> Tensor:
+        """Return the outputs at the current parameters, plus, when d is given, their first-order change along d."""
+        inputs = self.prepare(inputs)
+        if d is None:
+            return call(self.model, inputs)
+        tangents = self.unflatten(d)
+        rest = {n: t for n, t in (*self.model.named_parameters(), *self.model.named_buffers()) if n not in tangents}
+        primals = {n: self.parameters[n].detach() for n in self.names}
+
+        def run(chosen: dict[str, Tensor]) -> Tensor:
+            return _call_with(self.model, {**rest, **chosen}, inputs)
+
+        y, change = torch.func.jvp(run, (primals,), (tangents,))
+        return y + change
+
+    def outputs_in_batches(self, inputs: AnyInputs, d: Array | None = None) -> Tensor:
+        """Return `outputs` of any number of points, on the CPU."""
+        if not self.independent:
+            return self.outputs(inputs, d).cpu()
+        steps = torch.arange(len(inputs)).split(BATCH)
+        return torch.cat([self.outputs(inputs[step], d).cpu() for step in steps])
+
+    def features(self, inputs: AnyInputs) -> Tensor:
+        """Return (points, inp): what the last map is applied to, when `ends_affine`."""
+        found = []
+        for step in torch.arange(len(inputs)).split(BATCH):
+            _, tap = self._run(self.prepare(inputs[step]))
+            a = tap.uses[self.groups[0].weight or ""][0].inputs()
+            found.append(torch.cat([a, torch.ones_like(a[:, :1])], 1) if self.groups[0].bias else a)
+        return torch.cat(found).cpu()
+
+    def matrix(self, d: Array) -> Tensor:
+        """Return a flat change of a single linear map as (out, inp)."""
+        out = self._start[self.groups[0].weight or ""].shape[0]
+        return torch.from_numpy(d.reshape(out, -1))
+
+    def rows(self, inputs: AnyInputs, criterion: Criterion, point: Tensor, condition: Tensor) -> Rows:
+        """Return the gradients of chosen conditions' slacks with respect to the chosen parameters.
+
+        Args:
+            inputs, criterion: all points and their conditions.
+            point, condition: (m,) which condition of which point each row is.
+        """
+        order = torch.argsort(point, stable=True)
+        point, condition = point[order], condition[order]
+        unique, local = torch.unique_consecutive(point, return_inverse=True)
+        parts: list[Rows] = []
+        cuts = range(0, len(unique), POINTS) if self.independent else [0]
+        for start in cuts:
+            stop = start + POINTS if self.independent else len(unique)
+            mine = (local >= start) & (local < stop)
+            chunk = unique[start:stop]
+            parts.append(self._rows(inputs, criterion, chunk, local[mine] - start, point[mine], condition[mine]))
+        rows = parts[0]
+        for part in parts[1:]:
+            rows = rows.joined(part)
+        back = torch.argsort(order)
+        return rows.take(back.numpy())
+
+    def _rows(
+        self, inputs: AnyInputs, criterion: Criterion, chunk: Tensor, local: Tensor, point: Tensor, condition: Tensor
+    ) -> Rows:
+        """Rows of the points `chunk`; `local` says where in the chunk each row's point is."""
+        sub = self.prepare(inputs[chunk] if self.independent else inputs)
+        where = local if self.independent else point
+        y, tap = self._run(sub)
+        cotangents = criterion.rows(point, condition, y[:1].detach())
+        blocks: list[Block] = []
+        factored = [g for g in self.groups if g.weight is not None]
+        if factored:
+            uses = [u for g in factored for u in tap.uses[g.weight or ""]]
+            rank = _rank(local)
+            deltas = [u.output.new_empty((len(local), 1, *u.output.shape[1:])) for u in uses]
+            for r in range(int(rank.max()) + 1):  # one backward pass serves one condition of every point
+                now = rank == r
+                seed = torch.zeros_like(y).index_put_((where[now],), cotangents[now].to(y))
+                for delta, g in zip(deltas, torch.autograd.grad(y, [u.output for u in uses], seed, retain_graph=True), strict=True):
+                    delta[now, 0] = g[local[now]]
+            used = 0
+            for group in factored:
+                mine = tap.uses[group.weight or ""]
+                part = deltas[used : used + len(mine)]
+                used += len(mine)
+                blocks.append(self._factored(group, mine, part, local.numpy(), np.arange(len(chunk))))
+        plain = [g.plain for g in self.groups if g.plain is not None]
+        if plain:
+            blocks += self._plain(y, where, cotangents.to(y), plain)
+        return Rows(tuple(blocks))
+
+    def _plain(self, y: Tensor, where: Tensor, cotangents: Tensor, names: list[str]) -> list[Block]:
+        parameters = [self.parameters[n] for n in names]
+        size = sum(p.numel() for p in parameters)
+        if size * len(where) > DENSE_LIMIT:
+            raise UnsupportedModel(
+                f"Parameters {names} ({size} numbers) cannot be factored, and {len(where)} plain rows of them would not "
+                "fit in memory. Choose a linear or convolution layer, or fewer edits."
+            )
+        rows: list[list[Array]] = [[] for _ in names]
+        for w, cotangent in zip(where.tolist(), cotangents, strict=True):
+            grads = torch.autograd.grad((y[w] * cotangent).sum(), parameters, retain_graph=True, allow_unused=True)
+            for k, g in enumerate(grads):
+                rows[k].append(_numpy(g).ravel() if g is not None else np.zeros(parameters[k].numel()))
+        return [Dense(np.stack(r)) for r in rows]
+
+    def metric(self, inputs: AnyInputs) -> Metric:
+        """Return the drift metric over `inputs`: second moments of each map's inputs, Fisher diagonal elsewhere."""
+        moments: dict[str, Array] = {}
+        fisher: dict[str, Array] = {}
+        for start in range(0, len(inputs), POINTS * 4):
+            index = torch.arange(start, min(len(inputs), start + POINTS * 4))
+            sub = self.prepare(inputs[index] if self.independent else inputs)
+            y, tap = self._run(sub)
+            for group in self.groups:
+                if group.weight is not None:
+                    for use in tap.uses[group.weight]:
+                        a = use.inputs()
+                        a = a.reshape(-1, a.shape[-1])
+                        if group.bias is not None:
+                            a = torch.cat([a, torch.ones_like(a[:, :1])], 1)
+                        moments[group.weight] = moments.get(group.weight, np.zeros(())) + _numpy(a.T @ a)
+            plain = [g.plain for g in self.groups if g.plain is not None]
+            if plain:
+                for row in self._plain_squares(y, plain):
+                    for name, square in row.items():
+                        fisher[name] = fisher.get(name, np.zeros(())) + square
+            if not self.independent:
+                break
+        factors = []
+        for group in self.groups:
+            if group.weight is not None:
+                C = moments[group.weight] / len(inputs)
+                C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
+                factors.append(np.linalg.cholesky(C))
+            else:
+                diagonal = fisher[group.plain or ""] / len(inputs)
+                factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), 1e-12)))
+        return Metric(factors)
+
+    def _plain_squares(self, y: Tensor, names: list[str]) -> list[dict[str, Array]]:
+        """Squared gradients of the log-probabilities, weighted by the probabilities: the true Fisher diagonal."""
+        parameters = [self.parameters[n] for n in names]
+        log_p = torch.log_softmax(y.flatten(1), 1)
+        squares = []
+        for i in range(len(y)):
+            total = [np.zeros(p.numel()) for p in parameters]
+            for k in log_p[i].detach().topk(min(3, log_p.shape[1])).indices.tolist():
+                grads = torch.autograd.grad(log_p[i, k], parameters, retain_graph=True, allow_unused=True)
+                weight = float(log_p[i, k].detach().exp())
+                for t, g in zip(total, grads, strict=True):
+                    if g is not None:
+                        t += weight * _numpy(g).ravel() ** 2
+            squares.append(dict(zip(names, total, strict=True)))
+        return squares
+
+
+
+
+def _rank(local: Tensor) -> Tensor:
+    """Return, for ascending `local`, how many earlier rows share each row's point."""
+    start = torch.searchsorted(local, local)
+    return torch.arange(len(local)) - start
+
+
+def _call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs) -> Tensor:
+    """Run the model with other parameters, whatever the domain's way to call it."""
+    if isinstance(inputs, Tensor):
+        y: Tensor = torch.func.functional_call(model, parameters, (inputs,))
+        return y
+
+    class Swapped(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(model, parameters, args, kwargs)
+
+    return inputs.call(Swapped())

@@ -1,0 +1,90 @@
+"""What a repair method is, and the table of those that exist.
+
+A method is a frozen dataclass of hyper-parameters with one verb, `repair`. It may do what it likes with its copy of the
+model; `fix` measures the proposal itself. A method that must be trained first has `prepare(model, data)`, which
+returns a saved, reloadable editor that is itself a `Method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from nnrepair.certificate import Certificate
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.problem import Problem
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """The columns of the survey's Table 3 (Mazzia et al. 2023) for one method."""
+
+    family: str
+    extra_training: bool
+    keeps_architecture: bool
+    only_edit_pair: bool
+    batch: bool
+    successive: bool
+
+
+@dataclass
+class Proposal:
+    """What a method hands to the judge.
+
+    Attributes:
+        model: the changed model, in the original's dtype.
+        changed: names of the parameters that differ.
+        stats: whatever the method measured about its own work.
+        notes: sentences for the report (which claim holds, what was tried).
+        certificate: a proof that the change is minimal, where there is one.
+        conflict, layers: when no change of the chosen parameters can satisfy the edits, see `Outcome`.
+    """
+
+    model: nn.Module
+    changed: list[str]
+    stats: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    certificate: Certificate | None = None
+    infeasible: bool = False
+    conflict: list[int] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to repair a network."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the method needs and keeps."""
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose a repaired copy of `problem.model`, which itself must stay as it is."""
+
+
+#: Short names from the command line and `fix(method=...)` -> a method with default hyper-parameters.
+REGISTRY: dict[str, Callable[[], Method]] = {}
+
+
+def register(name: str, make: Callable[[], Method]) -> None:
+    """Give a method a short name."""
+    REGISTRY[name] = make
+
+
+def named(method: str | Method) -> Method:
+    """Return the method called `method`, or `method` itself.
+
+    Raises:
+        InvalidInput: an unknown name (near matches are listed), or an object without `repair`.
+    """
+    if isinstance(method, str):
+        if method not in REGISTRY:
+            hint = near_matches(method, REGISTRY)
+            raise InvalidInput(f"Unknown method {method!r}.{hint} Methods: {', '.join(REGISTRY)}.")
+        return REGISTRY[method]()
+    if not isinstance(method, Method):
+        raise InvalidInput(f"method must be a name or a Method, got {type(method).__name__}.")
+    return method

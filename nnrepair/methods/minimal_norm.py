@@ -1,0 +1,243 @@
+"""Provable minimal-norm repair: the smallest weight change under which every edit holds and the locality set stays.
+
+After Sotoudeh & Thakur, "Provable repair of deep neural networks" (PLDI 2021), whose linear program this solves with
+rows and columns on demand (see `minnorm`), for other norms, and with the locality set as constraints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from nnrepair import layers, minnorm, norms
+from nnrepair.decoupled import Decoupled
+from nnrepair.demands import Demand, demands_of, judge_of
+from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.exact import ExactRepair, conflict
+from nnrepair.linearize import Linearization
+from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.successive import SuccessiveRepair
+from nnrepair.problem import Problem, outputs
+
+#: With layer="auto", at most this many layers are tried, evenly spread from input to output.
+MOST_LAYERS = 8
+
+
+@dataclass(frozen=True)
+class MinimalNorm:
+    """The smallest change of one layer (or several) under which every edit holds.
+
+    Example:
+        >>> result = nnrepair.fix(model, edits, locality_set, method=MinimalNorm(layer="fc2", norm="l1"))  # doctest: +SKIP
+
+    Args:
+        layer: a layer's or parameter's name, several of them, or "auto": try the layers one by one and keep the repair
+            that satisfies all edits with the least drawdown on held-out points of the locality set.
+        norm: what "small" means, on the flat change d of the chosen parameters: "l1" (few weights change), "linf", "l2",
+            "mean+max" (PRDNN's mean|d| + max|d|), "nuclear" (low rank; one layer), "drift" (the expected squared change
+            of the layer's output over the locality set); "auto" is "drift" with a locality set and "l2" without.
+        margin: by how much every edit must hold, in output units; None takes 5 % of the model's typical distance
+            between the two best classes. Locality points keep this margin, or the one they had if it was smaller.
+        architecture: "same" returns a network of the same class; for any layer but the last by successive linearisation.
+            "decoupled" returns the network with separate value and activation channels, exact for every layer.
+        gap: the certified relative distance from the minimum at which to stop.
+        locality: "hard" (every kept point is a constraint), "soft" (a point may fail at the price of the dearest edit)
+            or "none".
+        max_steps: successive linearisations per layer.
+
+    Raises:
+        InvalidInput: unknown names, or norm="drift" without a locality set.
+    """
+
+    layer: str | Sequence[str] = "auto"
+    norm: Literal["auto", "l1", "linf", "l2", "mean+max", "nuclear", "drift"] = "auto"
+    margin: float | None = None
+    architecture: Literal["same", "decoupled"] = "same"
+    gap: float = 1e-6
+    locality: Literal["hard", "soft", "none"] = "hard"
+    max_steps: int = 40
+
+    def __post_init__(self) -> None:
+        for value, known, what in (
+            (self.norm, ("auto", *norms.NAMES), "norm"),
+            (self.architecture, ("same", "decoupled"), "architecture"),
+            (self.locality, ("hard", "soft", "none"), "locality"),
+        ):
+            if value not in known:
+                raise InvalidInput(f"Unknown {what} {value!r}; choose one of {', '.join(known)}.")
+        if self.margin is not None and not self.margin >= 0:
+            raise InvalidInput(f"margin must be a number >= 0, got {self.margin}.")
+        if not 0 < self.gap < 1:
+            raise InvalidInput(f"gap must lie between 0 and 1, got {self.gap}.")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities("optimisation", False, self.architecture == "same", True, True, True)
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose the smallest repair, see the class."""
+        norm = self.norm
+        if norm == "auto":
+            norm = "drift" if problem.locality is not None else "l2"
+        if norm == "drift" and problem.locality is None:
+            raise InvalidInput('norm="drift" measures change on the locality set: give one, or choose norm="l2".')
+        margin = self._margin(problem)
+        chosen = replace(self, norm=norm, margin=margin)
+        if self.layer != "auto":
+            names = layers.choose(problem.model, self.layer)
+            attempt = chosen._attempt(problem, names, demands_of(problem, margin, self.locality))
+            return chosen._proposal(problem, attempt)
+        return chosen._search(problem)
+
+    def _margin(self, problem: Problem) -> float:
+        if self.margin is not None:
+            return self.margin
+        points = problem.edits if problem.locality is None or problem.keep is None else None
+        inputs, criterion = (
+            (problem.edits.inputs, problem.edits.criterion)
+            if points is not None or problem.locality is None or problem.keep is None
+            else (problem.locality.inputs, problem.keep)
+        )
+        return 0.05 * criterion.typical_slack(outputs(problem.model, inputs).double())
+
+    def _attempt(
+        self, problem: Problem, names: list[str], demands: list[Demand], start: Attempt | None = None
+    ) -> Attempt:
+        """Repair with the parameters `names` alone."""
+        line = Linearization(problem.model, names, problem.edits.inputs)
+        metric = None
+        if self.norm == "drift":
+            assert problem.locality is not None
+            metric = line.metric(problem.locality.inputs)
+        if self.architecture == "decoupled" or line.ends_affine:
+            repair = ExactRepair(line, demands, self.norm, metric, self.gap, self.architecture, problem.progress)
+            try:
+                solution = repair.run()
+            except minnorm.Infeasible as reason:
+                return Attempt(names, line, None, problem.model, infeasible=reason, exact=True)
+            change = line.unflatten(repair.change(solution))
+            return Attempt(names, line, repair, self._apply(problem.model, change), solution=solution, exact=True)
+        successive = SuccessiveRepair(
+            line, problem.model, demands, self.norm, metric, self.max_steps, self.gap, problem.progress
+        )
+        change = line.unflatten(successive.run(None if start is None else start.change))
+        return Attempt(names, line, None, self._apply(problem.model, change), change=successive.flat, steps=successive.steps)
+
+    def _apply(self, model: nn.Module, change: dict[str, torch.Tensor]) -> nn.Module:
+        if self.architecture == "decoupled":
+            return Decoupled(model, change)
+        return layers.moved(model, change)
+
+    def _search(self, problem: Problem) -> Proposal:
+        """Try the layers one by one; see `layer="auto"`."""
+        names = layers.candidates(problem.model)
+        if not names:
+            raise InvalidInput("No trainable layer with a weight matrix was found; name one with MinimalNorm(layer=...).")
+        if len(names) > MOST_LAYERS:
+            names = [names[round(k * (len(names) - 1) / (MOST_LAYERS - 1))] for k in range(MOST_LAYERS)]
+        assert self.margin is not None
+        judge = judge_of(problem)
+        demands = demands_of(problem, self.margin, self.locality, without=judge)
+        attempts: list[tuple[tuple[float, float, float], str, Attempt]] = []
+        tried = []
+        for name in names:
+            try:
+                attempt = self._attempt(problem, layers.choose(problem.model, name), demands)
+            except (InvalidInput, UnsupportedModel) as reason:
+                tried.append(f"{name}: not possible ({reason})")
+                continue
+            score = self._score(problem, attempt, judge)
+            attempts.append((score, name, attempt))
+            tried.append(
+                f"{name}: {'infeasible' if attempt.infeasible else f'{score[0]:.0f} edits fail'}, "
+                f"{score[1]:.2%} of held-out locality points lost, mean output change {score[2]:.3g}"
+            )
+        if not attempts:
+            raise InvalidInput("No layer can be repaired: " + "; ".join(tried))
+        score, name, best = min(attempts, key=lambda item: item[0])
+        if judge is not None and not best.infeasible:  # the held-out points become constraints like the others
+            full = demands_of(problem, self.margin, self.locality)
+            if any(d.broken(best.model) for d in full):
+                best = self._attempt(problem, best.names, full, best)
+        proposal = self._proposal(problem, best)
+        proposal.notes.append(f"layer: {name} was chosen. Tried: " + "; ".join(tried) + ".")
+        proposal.stats["layers_tried"] = {n: list(s) for s, n, _ in attempts}
+        return proposal
+
+    def _score(self, problem: Problem, attempt: Attempt, judge: torch.Tensor | None) -> tuple[float, float, float]:
+        """Return (edits that fail, share of judged locality points lost, mean output change), smaller is better."""
+        if attempt.infeasible is not None:
+            return (float(len(problem.edits)), 1.0, float("inf"))
+        failing = float((~problem.edits.criterion.holds(outputs(attempt.model, problem.edits.inputs))).sum())
+        if problem.locality is None or problem.keep is None or problem.kept is None:
+            y0, y = outputs(problem.model, problem.edits.inputs), outputs(attempt.model, problem.edits.inputs)
+            return (failing, 0.0, float((y - y0).norm(dim=-1).mean()))
+        index = torch.arange(len(problem.locality)) if judge is None else judge
+        inputs = problem.locality.inputs[index]
+        y0, y = outputs(problem.model, inputs), outputs(attempt.model, inputs)
+        kept = problem.kept[index.to(problem.kept.device)]
+        lost = kept & ~problem.keep[index].holds(y)
+        return (failing, float(lost.sum()) / max(1, int(kept.sum())), float((y - y0).flatten(1).norm(dim=1).mean()))
+
+    def _proposal(self, problem: Problem, attempt: Attempt) -> Proposal:
+        assert self.margin is not None
+        stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
+        if attempt.infeasible is not None:
+            clash = conflict(attempt.infeasible)
+            others = self._feasible_elsewhere(problem, attempt.names)
+            return Proposal(problem.model, [], stats, infeasible=True, conflict=clash, layers=others)
+        if attempt.solution is not None and attempt.repair is not None:
+            solution = attempt.solution
+            stats |= {"objective": solution.objective, "lower_bound": solution.lower_bound, "gap": solution.gap}
+            stats |= {"rows": solution.conditions.m, **solution.stats}
+            where = "exact: outputs are affine in this layer" if attempt.line.ends_affine else "exact: decoupled network"
+            certificate = attempt.repair.certificate(problem, solution, self.margin)
+            return Proposal(attempt.model, attempt.names, stats, [where + "."], certificate)
+        stats["steps"] = attempt.steps
+        note = (
+            "same architecture by successive linearisation, re-checked on the true network at every step; the size of "
+            "this change is not proved minimal."
+        )
+        return Proposal(attempt.model, attempt.names, stats, [note])
+
+    def _feasible_elsewhere(self, problem: Problem, names: list[str]) -> list[str]:
+        """Return other layers whose linearisation satisfies all edits."""
+        assert self.margin is not None
+        demands = demands_of(problem, self.margin, "none")
+        found = []
+        for layer in layers.candidates(problem.model)[-MOST_LAYERS:]:
+            other = layers.choose(problem.model, layer)
+            if set(other) & set(names):
+                continue
+            line = Linearization(problem.model, other, problem.edits.inputs)
+            try:
+                ExactRepair(line, demands, "l2", None, self.gap, "decoupled", False).run()
+            except minnorm.Infeasible:
+                continue
+            found.append(layer)
+        return found
+
+
+@dataclass
+class Attempt:
+    """One layer's repair."""
+
+    names: list[str]
+    line: Linearization
+    repair: ExactRepair | None
+    model: nn.Module
+    solution: minnorm.Solution | None = None
+    infeasible: minnorm.Infeasible | None = None
+    exact: bool = False
+    change: Any = None
+    steps: list[dict[str, float]] = field(default_factory=list)
+
+
+register("minimal-norm", MinimalNorm)
+register("auto", MinimalNorm)
+
+

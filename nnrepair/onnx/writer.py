@@ -1,0 +1,84 @@
+"""From a model to a file."""
+
+from __future__ import annotations
+
+import copy
+import os
+import uuid
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, UnsupportedModel
+
+
+def save(model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write a model in eval mode as a single ONNX file whose batch size is free.
+
+    The model given stays as it was. The file appears whole or not at all.
+
+    Args:
+        model: Maps inputs (n, ...) to outputs (n, ...).
+        example_input: Inputs (n, ...) with n >= 1; only shape and dtype matter.
+        path: Where to write.
+
+    Raises:
+        UnsupportedModel: The model cannot be exported with a free batch size.
+
+    >>> save(nn.Linear(5, 3), torch.zeros(1, 5), "linear.onnx")  # doctest: +SKIP
+    """
+    if example_input.ndim < 2 or len(example_input) == 0:
+        raise InvalidInput(f"example_input needs shape (n, ...) with n >= 1, given {tuple(example_input.shape)}.")
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InvalidInput(f"There is no folder {str(target.parent)!r} to write {target.name!r} to.")
+    example = example_input.detach().cpu()
+    if len(example) == 1:
+        example = torch.cat([example, example])  # the exporter would take a batch of 1 for a fixed size
+    proto = _exported(copy.deepcopy(model).cpu().eval(), example)
+    ends = (*proto.graph.input, *proto.graph.output)
+    fixed = [end.name for end in ends if not any(size.dim_param for size in end.type.tensor_type.shape.dim[:1])]
+    if fixed:  # the exporter does not always say so itself
+        raise UnsupportedModel(
+            f"The model works for one batch size only: {' and '.join(fixed)} would be fixed to the example's "
+            f"{len(example)}. Use x.shape[0] in place of a number."
+        )
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        part.write_bytes(proto.SerializeToString())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the exporter's own insides
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        return program.model_proto
+    except ModuleNotFoundError:  # the message says what to install
+        raise
+    except Exception as error:  # the exporter raises many kinds
+        raise UnsupportedModel(
+            f"The model could not be exported to ONNX with a free batch size: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the start of the innermost error's message: exporters wrap the reason in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return "\n".join(f"{type(error).__name__}: {error}".splitlines()[:8])

@@ -1,0 +1,216 @@
+"""The door: everything that a method gets to see, checked once, so that the rooms behind it can trust it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Near
+from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.spec import AnyInputs, Edits, EditScope, LocalitySet
+
+#: Points per forward pass when nothing but the outputs is needed.
+BATCH = 4096
+
+
+def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
+    """Run the model on a batch. The only place that knows how a domain calls its model."""
+    y = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
+    if not isinstance(y, Tensor):
+        raise UnsupportedModel(
+            f"The model returns {type(y).__name__}, not a tensor. Wrap it in a module whose forward returns the outputs."
+        )
+    return y
+
+
+def to_like(inputs: AnyInputs, like: Tensor) -> AnyInputs:
+    """Move inputs to the device and floating dtype of `like`."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(like) if inputs.dtype.is_floating_point else inputs.to(like.device)
+    return inputs.to(like)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
+    """Return the outputs (n, ...) of all points, in batches."""
+    if not isinstance(inputs, Tensor) and not inputs.independent:
+        return call(model, inputs)
+    if len(inputs) <= BATCH:
+        return call(model, inputs)
+    steps = torch.arange(len(inputs)).split(BATCH)
+    return torch.cat([call(model, inputs[step]) for step in steps])
+
+
+def is_classifier(criterion: Criterion) -> bool:
+    """Whether the criterion speaks of decisions among classes (so that accuracy and drawdown mean something)."""
+    if isinstance(criterion, (AllOf, AnyOf)):
+        return all(is_classifier(part) for part in criterion.parts)
+    return isinstance(criterion, Argmax)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A repair task: the model, its edits, and what must stay. Methods read it; `fix` judges against it.
+
+    Attributes:
+        model: a private copy in eval mode; a method may not change it.
+        edits: what must hold afterwards.
+        locality: points to keep, or None.
+        keep: the criterion that keeps them, aligned with `locality` (made from today's decisions where the user gave
+            none), and `kept`: bool (points,), which of them it binds.
+        scope: the edit scope, or None.
+        seed: for every random choice.
+        progress: whether to show a progress bar.
+    """
+
+    model: nn.Module
+    edits: Edits
+    locality: LocalitySet | None
+    keep: Criterion | None
+    kept: Tensor | None
+    scope: EditScope | None
+    lowest: bool
+    seed: int
+    progress: bool = False
+
+    def call(self, model: nn.Module, inputs: AnyInputs) -> Tensor:
+        """Run the model on a batch, see `problem.call`."""
+        return call(model, inputs)
+
+    def decide(self, y: Tensor) -> Tensor:
+        """Return (n,) the decisions that outputs (n, classes) stand for."""
+        return y.argmin(1) if self.lowest else y.argmax(1)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the edits speak of classes."""
+        return is_classifier(self.edits.criterion)
+
+
+def build(
+    model: nn.Module,
+    edits: Any,
+    locality_set: Any = None,
+    edit_scope: Any = None,
+    *,
+    seed: int | None = None,
+    progress: bool = False,
+) -> Problem:
+    """Check everything and return the problem.
+
+    Raises:
+        InvalidInput: edits, labels, locality set or model that cannot be used; the message says which and why.
+        UnsupportedModel: a model that is random in eval mode, or whose points influence each other.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    like = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
+    if like is None:
+        raise InvalidInput("The model has no floating-point parameters, so there is nothing that could be changed.")
+    bad = [name for name, p in model.named_parameters() if p.dtype.is_floating_point and not torch.isfinite(p).all()]
+    if bad:
+        raise InvalidInput(f"The model's parameters {bad[:5]} contain NaN or infinity.")
+    edits = Edits.coerce(edits)
+    edits = Edits(to_like(edits.inputs, like), edits.criterion)
+    y = _first_look(model, edits, "the edits")
+    edits.criterion.check(y)
+    _refuse_contradictions(edits)
+    lowest = _lowest(edits.criterion)
+    locality = keep = kept = None
+    if locality_set is not None:
+        locality = LocalitySet.coerce(locality_set)
+        if len(locality) == 0:
+            raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
+        locality = LocalitySet(to_like(locality.inputs, like), locality.criterion)
+        locality, keep, kept = _keep(model, locality, edits, lowest)
+    scope = None
+    if edit_scope is not None:
+        scope = EditScope.coerce(edit_scope)
+        scope = EditScope(to_like(scope.inputs, like), scope.criterion)
+        scope.criterion.check(_first_look(model, scope, "the edit scope"))
+    return Problem(model, edits, locality, keep, kept, scope, lowest, 0 if seed is None else seed, progress)
+
+
+def _lowest(criterion: Criterion) -> bool:
+    parts = getattr(criterion, "parts", None)
+    return isinstance(criterion, Argmin) if parts is None else all(_lowest(p) for p in parts)
+
+
+def _first_look(model: nn.Module, points: Any, what: str) -> Tensor:
+    """Return the outputs of all points, after checks that need a look at a few of them."""
+    inputs = points.inputs
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            y = outputs(model, inputs)
+    except UnsupportedModel:
+        raise
+    except Exception as error:  # a user's forward may raise anything; the first line says what it disliked
+        given = f"shape {tuple(inputs.shape)}, {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidInput(f"The model does not accept {what} ({given}): {reason}") from error
+    if y.ndim == 0 or len(y) != len(inputs):
+        raise InvalidInput(
+            f"The model returns outputs of shape {tuple(y.shape)} for {len(inputs)} points; the first axis must be the "
+            "points. Give inputs with one point per row."
+        )
+    if not torch.isfinite(y).all():
+        bad = torch.nonzero(~torch.isfinite(y.flatten(1)).all(1)).flatten().tolist() if y.ndim > 1 else []
+        raise InvalidInput(f"The model's outputs on {what} are not finite, at indices {bad[:10]}.")
+    few = torch.arange(min(len(inputs), 4))
+    with torch.no_grad():
+        again = call(model, inputs[few])
+        twice = call(model, inputs[few])
+    if not torch.equal(again, twice):
+        raise UnsupportedModel(
+            "Two forward passes in eval mode differ: the model is random (dropout applied by hand, sampling, noise). "
+            "A repair could not be confirmed; make it deterministic in eval mode."
+        )
+    if isinstance(inputs, Tensor) or inputs.independent:
+        scale = float(y.abs().max()) or 1.0
+        if not torch.allclose(again, y[few], rtol=0, atol=1e-3 * scale):
+            raise UnsupportedModel(
+                "A point's output depends on the other points of its batch. Give inputs as an nnrepair.Inputs object "
+                "with independent=False and a call() that runs the whole batch."
+            )
+    return y
+
+
+def _refuse_contradictions(edits: Edits) -> None:
+    """Refuse equal inputs with different labels: no network can satisfy both."""
+    if not isinstance(edits.inputs, Tensor) or not isinstance(edits.criterion, Argmax):
+        return
+    flat = edits.inputs.flatten(1) if edits.inputs.ndim > 1 else edits.inputs[:, None]
+    _, which = torch.unique(flat, dim=0, return_inverse=True)
+    labels = edits.criterion.labels.to(which.device)
+    first: dict[int, int] = {}
+    clashes = []
+    for index, group in enumerate(which.tolist()):
+        seen = first.setdefault(group, index)
+        if labels[seen] != labels[index]:
+            clashes.append((seen, index))
+    if clashes:
+        shown = ", ".join(f"{a} and {b} (labels {int(labels[a])} and {int(labels[b])})" for a, b in clashes[:5])
+        more = f", and {len(clashes) - 5} more pairs" if len(clashes) > 5 else ""
+        raise InvalidInput(f"Equal inputs are given different labels: edits {shown}{more}. Remove one of each pair.")
+
+
+def _keep(
+    model: nn.Module, locality: LocalitySet, edits: Edits, lowest: bool
+) -> tuple[LocalitySet, Criterion, Tensor]:
+    y = _first_look(model, locality, "the locality set")
+    if locality.criterion is not None:
+        locality.criterion.check(y)
+        return locality, locality.criterion, locality.criterion.holds(y)
+    everything = torch.ones(len(locality), dtype=torch.bool, device=y.device)
+    if is_classifier(edits.criterion):
+        keep: Criterion = Argmin(y.argmin(1)) if lowest else Argmax(y.argmax(1))
+        return locality, keep, keep.holds(y)
+    return locality, Near(y, edits.criterion.typical_slack(y) or 1e-3 * float(y.abs().max())), everything
+
+

@@ -1,0 +1,118 @@
+"""What `fix` returns: the repaired network, what was measured on it, and what can be proved about it."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from nnrepair.certificate import Certificate
+from nnrepair.outcome import Outcome
+from nnrepair.patch import Patch
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """The size of the change, over all changed parameters, as stored in the model's own dtype."""
+
+    l1: float
+    l2: float
+    linf: float
+    nonzeros: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured by running both networks in their own dtype.
+
+    Attributes:
+        edits: number of edits; `held_before` and `held_after` say for each whether it held.
+        success_rate: share of edits that hold afterwards.
+        generalization_rate: share of the edit scope that holds afterwards (None without an edit scope).
+        drawdown: relative loss of accuracy on the locality set, and `drawdown_points`, the loss in percentage points
+            (None without labels); negative when accuracy rose.
+        locality: share of the locality set's decisions that are unchanged, right or wrong (None without one).
+        locality_points: size of the locality set.
+        weight_change: its size.
+        seconds: wall time of the method.
+        method: the method, with its hyper-parameters.
+        notes: sentences from the method: which layer, which claim.
+    """
+
+    edits: int
+    held_before: list[bool]
+    held_after: list[bool]
+    success_rate: float
+    generalization_rate: float | None
+    drawdown: float | None
+    drawdown_points: float | None
+    locality: float | None
+    locality_points: int
+    weight_change: WeightChange
+    seconds: float
+    method: str
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain numbers, lists and strings (JSON)."""
+        return asdict(self)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("success rate", f"{self.success_rate:.2%} ({sum(self.held_after)} of {self.edits} edits hold)")]
+        rows.append(("held before", f"{sum(self.held_before)} of {self.edits}"))
+        if self.generalization_rate is not None:
+            rows.append(("generalization rate", f"{self.generalization_rate:.2%} of the edit scope"))
+        if self.drawdown_points is not None and self.drawdown is not None:
+            rows.append(("drawdown", f"{self.drawdown_points:.2f} points ({self.drawdown:.2%} relative)"))
+        if self.locality is not None:
+            rows.append(("locality", f"{self.locality:.2%} of {self.locality_points} decisions unchanged"))
+        change = self.weight_change
+        rows.append(("weights changed", f"{change.nonzeros}"))
+        rows.append(("size of change", f"l1 {change.l1:.4g}, l2 {change.l2:.4g}, max {change.linf:.4g}"))
+        rows.append(("seconds", f"{self.seconds:.2f}"))
+        return rows
+
+    def __str__(self) -> str:
+        lines = [f"{name:<20} {value}" for name, value in self._rows()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self._rows())
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return f"<table>{rows}</table><ul>{notes}</ul>"
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """The result of a repair.
+
+    Attributes:
+        model: the repaired network, of the same class as the original (a `Decoupled` for that architecture).
+        outcome: what happened, with advice.
+        report: what was measured.
+        patch: the change alone, which can be saved, applied and reverted (None for a decoupled network).
+        certificate: a proof of minimality that `verification/minimality.py` can check, where there is one.
+        stats: the method's own numbers (`objective`, `lower_bound`, `gap`, layers tried, steps).
+    """
+
+    model: nn.Module
+    outcome: Outcome
+    report: Report
+    patch: Patch | None
+    certificate: Certificate | None
+    stats: dict[str, Any]
+
+    def __str__(self) -> str:
+        lines = [str(self.outcome), str(self.report), f"measured on {self.report.edits} edits"]
+        if self.report.locality_points:
+            lines[-1] += f" and {self.report.locality_points} locality points"
+        lines[-1] += ", in the model's own arithmetic"
+        if self.certificate is not None:
+            lines.append(f"certificate (not yet checked): {self.certificate.claim}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        claim = "" if self.certificate is None else f"<p>Certificate: {html.escape(self.certificate.claim)}</p>"
+        return f"<p><b>{html.escape(str(self.outcome))}</b></p>{self.report._repr_html_()}{claim}"

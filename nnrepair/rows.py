@@ -1,0 +1,246 @@
+"""Rows of a Jacobian, kept as factors: what a linear program over a network's weights is made of.
+
+Row r is the gradient of one condition's slack with respect to the chosen weights. For a linear map `W a + b` used at
+P positions (1 for a fully connected layer, the output pixels for a convolution) that gradient is
+`sum_p delta[r, p] outer [a[p], 1]`, so it is stored as delta and a: (P * (out + in)) numbers instead of out * in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+#: Entries of a temporary array; larger work is done in chunks.
+CHUNK = 8_000_000
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Rows of one linear map.
+
+    Attributes:
+        delta: (m, P, out) gradients at the map's output.
+        point: (m,) the point of each row, an index into `inputs`.
+        inputs: (points, P, inp) what the map was applied to, with a column of ones where a bias is repaired too.
+    """
+
+    delta: Array
+    point: Index
+    inputs: Array
+
+    @property
+    def m(self) -> int:
+        return len(self.point)
+
+    @property
+    def out(self) -> int:
+        return self.delta.shape[2]
+
+    @property
+    def inp(self) -> int:
+        return self.inputs.shape[2]
+
+    @property
+    def n(self) -> int:
+        return self.out * self.inp
+
+    def matvec(self, d: Array) -> Array:
+        moved = self.inputs @ d.reshape(self.out, self.inp).T  # (points, P, out)
+        return np.einsum("rpo,rpo->r", self.delta, moved[self.point])
+
+    def rmatvec(self, y: Array) -> Array:
+        points, positions = self.inputs.shape[:2]
+        pick = scipy.sparse.csr_array((y, (self.point, np.arange(self.m))), shape=(points, self.m))
+        gathered = (pick @ self.delta.reshape(self.m, -1)).reshape(points * positions, self.out)
+        return np.asarray(gathered.T @ self.inputs.reshape(points * positions, self.inp)).ravel()
+
+    def columns(self, where: Index) -> Array:
+        o, i = np.divmod(where, self.inp)
+        total = np.zeros((self.m, len(where)))
+        for p in range(self.delta.shape[1]):
+            total += self.delta[:, p, o] * self.inputs[self.point, p][:, i]
+        return total
+
+    def dense(self, outputs: slice) -> Array:
+        """Return (m, outputs, inp): the rows themselves, for some outputs."""
+        delta = self.delta[:, :, outputs]
+        rows = np.empty((self.m, delta.shape[2], self.inp))
+        step = max(1, CHUNK // (self.inputs.shape[1] * self.inp))
+        for start in range(0, self.m, step):
+            part = slice(start, start + step)
+            rows[part] = delta[part].transpose(0, 2, 1) @ self.inputs[self.point[part]]
+        return rows
+
+    def gram(self) -> Array:
+        if self.delta.shape[1] == 1:
+            delta, inputs = self.delta[:, 0], self.inputs[:, 0]
+            across = inputs @ inputs.T
+            return (delta @ delta.T) * across[np.ix_(self.point, self.point)]
+        total = np.zeros((self.m, self.m))
+        step = max(1, CHUNK // max(1, self.m * self.inp))
+        for start in range(0, self.out, step):
+            flat = self.dense(slice(start, start + step)).reshape(self.m, -1)
+            total += flat @ flat.T
+        return total
+
+    def take(self, which: Index) -> Factored:
+        return Factored(self.delta[which], self.point[which], self.inputs)
+
+    def joined(self, other: Factored) -> Factored:
+        return Factored(
+            np.concatenate([self.delta, other.delta]),
+            np.concatenate([self.point, other.point + len(self.inputs)]),
+            np.concatenate([self.inputs, other.inputs]),
+        )
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Rows (m, n) of any other parameters, as they are."""
+
+    rows: Array
+
+    @property
+    def m(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def n(self) -> int:
+        return self.rows.shape[1]
+
+    def matvec(self, d: Array) -> Array:
+        return np.asarray(self.rows @ d)
+
+    def rmatvec(self, y: Array) -> Array:
+        return np.asarray(self.rows.T @ y)
+
+    def columns(self, where: Index) -> Array:
+        return self.rows[:, where]
+
+    def gram(self) -> Array:
+        return np.asarray(self.rows @ self.rows.T)
+
+    def take(self, which: Index) -> Dense:
+        return Dense(self.rows[which])
+
+    def joined(self, other: Dense) -> Dense:
+        return Dense(np.concatenate([self.rows, other.rows]))
+
+
+Block = Factored | Dense
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows over all chosen parameters: blocks side by side, one per parameter group. Behaves as a matrix (m, n)."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def m(self) -> int:
+        return self.blocks[0].m
+
+    @property
+    def n(self) -> int:
+        return sum(b.n for b in self.blocks)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int] | None:
+        """(out, inp) when the chosen parameters are one linear map."""
+        block = self.blocks[0]
+        return (block.out, block.inp) if len(self.blocks) == 1 and isinstance(block, Factored) else None
+
+    def _split(self, d: Array) -> list[Array]:
+        return np.split(d, np.cumsum([b.n for b in self.blocks])[:-1])
+
+    def matvec(self, d: Array) -> Array:
+        """Return G d, (m,)."""
+        total = np.zeros(self.m)
+        for block, part in zip(self.blocks, self._split(d), strict=True):
+            total += block.matvec(part)
+        return total
+
+    def rmatvec(self, y: Array) -> Array:
+        """Return G^T y, (n,)."""
+        return np.concatenate([b.rmatvec(y) for b in self.blocks])
+
+    def columns(self, where: Index) -> Array:
+        """Return G[:, where], (m, k); `where` ascending."""
+        starts = np.cumsum([0] + [b.n for b in self.blocks])
+        cuts = np.searchsorted(where, starts)
+        return np.concatenate(
+            [b.columns(where[cuts[k] : cuts[k + 1]] - starts[k]) for k, b in enumerate(self.blocks)], axis=1
+        )
+
+    def gram(self) -> Array:
+        """Return G G^T, (m, m)."""
+        total = np.zeros((self.m, self.m))
+        for block in self.blocks:
+            total += block.gram()
+        return total
+
+    def rotated(self, left: Array, right: Array) -> Array:
+        """Return (m, out, inp): every row as a matrix, in the bases `left` and `right`."""
+        block = self.blocks[0]
+        assert isinstance(block, Factored) and len(self.blocks) == 1
+        return Factored(block.delta @ left, block.point, block.inputs @ right).dense(slice(None))
+
+    def take(self, which: Index) -> Rows:
+        """Return the chosen rows."""
+        return Rows(tuple(b.take(which) for b in self.blocks))
+
+    def joined(self, other: Rows) -> Rows:
+        """Return these rows followed by the others."""
+        return Rows(tuple(a.joined(b) for a, b in zip(self.blocks, other.blocks, strict=True)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Coordinates in which the Euclidean norm measures drift: per block a Cholesky factor or a diagonal.
+
+    For a linear map, |Delta|^2 = trace(Delta C Delta^T) with C = L L^T the second moment of its inputs: the expected
+    squared change of the map's output (what ROME and MEMIT minimise). For other parameters, the Fisher diagonal.
+    """
+
+    factors: Sequence[Array]
+
+    def whiten(self, rows: Rows) -> Rows:
+        """Return the rows in coordinates where drift is the Euclidean norm."""
+        blocks: list[Block] = []
+        for block, factor in zip(rows.blocks, self.factors, strict=True):
+            if isinstance(block, Factored):
+                flat = block.inputs.reshape(-1, block.inp)
+                solved = scipy.linalg.solve_triangular(factor, flat.T, lower=True, check_finite=False).T
+                blocks.append(Factored(block.delta, block.point, np.ascontiguousarray(solved).reshape(block.inputs.shape)))
+            else:
+                blocks.append(Dense(block.rows / factor))
+        return Rows(tuple(blocks))
+
+    def unwhiten(self, d: Array, rows: Rows) -> Array:
+        """Return the change of weights that has coordinates d."""
+        parts = []
+        for block, part, factor in zip(rows.blocks, rows._split(d), self.factors, strict=True):
+            if isinstance(block, Factored):
+                matrix = part.reshape(block.out, block.inp)
+                parts.append(scipy.linalg.solve_triangular(factor, matrix.T, lower=True, trans="T").T.ravel())
+            else:
+                parts.append(part / factor)
+        return np.concatenate(parts)
+
+    def coordinates(self, change: Array, rows: Rows) -> Array:
+        """Return the coordinates of a change of weights, the inverse of `unwhiten`."""
+        parts = []
+        for block, part, factor in zip(rows.blocks, rows._split(change), self.factors, strict=True):
+            if isinstance(block, Factored):
+                parts.append((part.reshape(block.out, block.inp) @ factor).ravel())
+            else:
+                parts.append(part * factor)
+        return np.concatenate(parts)

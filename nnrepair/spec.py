@@ -1,0 +1,141 @@
+"""What to repair and what to keep: edits, the edit scope they should generalise to, and the locality set.
+
+Inputs are a tensor with one point per row, or any `Inputs` object: something with a length, indexing by an index
+tensor, and `call(model)`, the only place that knows how this domain runs its model (a graph, a mask, a context set).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from nnrepair.criteria import Argmax, Criterion
+from nnrepair.errors import InvalidInput
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """How a domain presents points to a model; a plain tensor needs none of this."""
+
+    #: Whether one point's output depends on that point alone (not so for the nodes of a graph).
+    independent: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> Inputs: ...
+
+    def to(self, like: Tensor) -> Inputs:
+        """Return the same points on `like`'s device, floating tensors in `like`'s dtype."""
+
+    def call(self, model: nn.Module) -> Tensor:
+        """Return the outputs, one row per point."""
+
+
+AnyInputs = Tensor | Inputs
+
+
+def _as_inputs(inputs: Any, what: str) -> AnyInputs:
+    if isinstance(inputs, Tensor):
+        if inputs.ndim == 0:
+            raise InvalidInput(f"{what}: inputs must have one point per row, got a single number.")
+        if inputs.dtype.is_floating_point and not torch.isfinite(inputs).all():
+            bad = torch.nonzero(~torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None]).all(1))
+            raise InvalidInput(f"{what}: inputs {bad.flatten().tolist()[:10]} contain NaN or infinity.")
+        return inputs
+    if isinstance(inputs, Inputs):
+        return inputs
+    try:
+        return _as_inputs(torch.as_tensor(inputs), what)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{what}: inputs must be a tensor or an Inputs object, got {type(inputs).__name__}.") from None
+
+
+def _as_criterion(target: Any, what: str) -> Criterion:
+    if isinstance(target, Criterion):
+        return target
+    try:
+        return Argmax(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"{what}: {error}") from None
+
+
+@dataclass(frozen=True, init=False)
+class _Points:
+    inputs: AnyInputs
+    criterion: Criterion | None
+
+    def __init__(self, inputs: Any, target: Any = None) -> None:
+        name = type(self).__name__
+        object.__setattr__(self, "inputs", _as_inputs(inputs, name))
+        object.__setattr__(self, "criterion", None if target is None else _as_criterion(target, name))
+        if self.criterion is not None and len(self.criterion) != len(self.inputs):
+            raise InvalidInput(f"{name}: {len(self.inputs)} inputs but {len(self.criterion)} labels or conditions.")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: Any) -> Any:
+        index = torch.as_tensor(index)
+        return type(self)(self.inputs[index], None if self.criterion is None else self.criterion[index])
+
+    @classmethod
+    def coerce(cls, value: Any) -> Any:
+        """Accept an instance, a pair (inputs, labels or criterion), a TensorDataset, or inputs alone where allowed."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, _Points):
+            return cls(value.inputs, value.criterion)
+        if isinstance(value, TensorDataset):
+            value = value.tensors
+        if isinstance(value, (tuple, list)) and len(value) == 2:
+            return cls(*value)
+        return cls(value)
+
+
+class Edits(_Points):
+    """Known mistakes: inputs and what their outputs must satisfy.
+
+    >>> edits = Edits(torch.zeros(2, 4), [1, 0])
+    >>> edits.criterion
+    Argmax(2 labels, margin=0)
+
+    Args:
+        inputs: (n, ...) tensor or an `Inputs` object.
+        target: (n,) integer labels (the same as `Argmax(labels)`) or a `Criterion`.
+
+    Raises:
+        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are no integers.
+    """
+
+    criterion: Criterion
+
+    def __init__(self, inputs: Any, target: Any = None) -> None:
+        super().__init__(inputs, target)
+        if self.criterion is None:
+            raise InvalidInput("Edits need labels or a criterion beside their inputs: Edits(inputs, labels).")
+        if len(self) == 0:
+            raise InvalidInput("There is nothing to repair: the edits are empty.")
+
+
+class LocalitySet(_Points):
+    """Points whose decisions must stay: every decision of the unrepaired model, or those that `target` calls right.
+
+    With labels, a point that the model gets wrong is free to change, and drawdown is measured as accuracy.
+    """
+
+
+class EditScope(_Points):
+    """Points that the edits should generalise to (neighbours, corrupted copies); only ever measured."""
+
+    criterion: Criterion
+
+    def __init__(self, inputs: Any, target: Any = None) -> None:
+        super().__init__(inputs, target)
+        if self.criterion is None:
+            raise InvalidInput("An edit scope needs labels or a criterion beside its inputs.")

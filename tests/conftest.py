@@ -1,0 +1,35 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tiny models run faster, and repeatably, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data_dir() -> Callable[..., Path]:
+    """Give the data folder: `data_dir("mnist/mnist.npz")` skips the test, naming the file, where it is missing."""
+
+    def need(*files: str) -> Path:
+        folder = os.environ.get("NNREPAIR_DATA")
+        if not folder:
+            pytest.skip(f"NNREPAIR_DATA is not set; this test needs {', '.join(files) or 'a data folder'}")
+        missing = [file for file in files if not (Path(folder) / file).exists()]
+        if missing:
+            pytest.skip(f"missing in NNREPAIR_DATA: {', '.join(missing)}")
+        return Path(folder)
+
+    return need

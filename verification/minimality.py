@@ -1,0 +1,705 @@
+"""Check that a repair holds and how far from the smallest one it is; trusts neither the solver nor the library.
+
+    python verification/minimality.py CERT.npz BASE.onnx [--repaired REPAIRED.onnx]
+
+Exit 0: accepted, and the proved sentences are printed. 1: rejected. 2: the input cannot be used.
+
+f is the real-valued function of BASE with its stored weights. A change D adds to one weight (and bias) of BASE. The
+decoupled network f(x) + J(x) D (Sotoudeh & Thakur, PLDI 2021) keeps BASE's activation pattern at x: a ReLU at exactly 0
+is off, and the first of equally large entries wins a pooling window. If all that follows the layer is affine, it is
+the changed network itself. Acceptance proves, for real numbers (a float32 run may round differently):
+
+1. Edits. Each listed edit holds strictly (labels) or with >= (A y >= b): in REPAIRED, whose graph and constants equal
+   BASE's in every byte but the named weight and bias, or, for the architecture "decoupled", in f(x) + J(x) D.
+2. Minimality. Every real D for which f(x_r) + J(x_r) D meets the listed conditions A_r y >= b_r has norm at least
+   L = sum_r u_r (b_r - A_r f(x_r)) / dualnorm(sum_r u_r G_r), where G_r is the gradient of A_r y and u_r >= 0 are any
+   multipliers. The printed bound is not above L, the printed norm not below that of D. Where D acts linearly, D
+   itself was seen to meet the listed conditions up to the certificate's margin and SLACK.
+
+It does not prove that the listed conditions are the ones a reader has in mind: they are in the certificate.
+
+Rounding. Every number is a ball: a float64 midpoint and a radius. A sum of n products, in any order, is off by at most
+n U / (1 - n U) <= 2 n U times the sum of the absolute values (U = 2**-53); `enclose` adds that to the radius and
+enlarges the radius for its own rounding. No ball holds a nonzero number below TINY, so nothing underflows. Overflow becomes inf
+or NaN, and every acceptance is a comparison that these fail. Assumed: IEEE float64, and a BLAS that adds up products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.numpy_helper
+from numpy.lib.stride_tricks import sliding_window_view
+
+U, TINY = 2.0**-53, 1e-140
+SLACK = 1e-6  # relative: what solvers leave open in a claimed bound, a claimed norm and a condition met by D
+CHUNK = 32  # points that are in memory together
+NORMS = ("l1", "linf", "l2", "mean+max", "drift", "nuclear")
+AFFINE = {"Gemm", "MatMul", "Add", "Sub", "Conv", "Flatten", "Reshape", "Identity", "Transpose", "BatchNormalization"}
+AFFINE |= {"AveragePool", "GlobalAveragePool", "ReduceMean"}
+
+
+class Rejected(Exception):
+    """The certificate claims something that could not be confirmed."""
+
+
+class Unusable(Exception):
+    """The files are damaged or outside what this checker understands."""
+
+
+# Arithmetic with proved error bounds ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ball:
+    """All real arrays that differ from `mid` by at most `rad` in every entry."""
+
+    mid: np.ndarray
+    rad: np.ndarray
+
+    def map(self, move: Callable[[np.ndarray], np.ndarray]) -> Ball:  # only moves, copies or drops entries
+        return Ball(move(self.mid), move(self.rad))
+
+    @property
+    def lower(self) -> np.ndarray:
+        return np.where(self.rad == 0, self.mid, np.nextafter(self.mid - self.rad, -np.inf))
+
+    @property
+    def upper(self) -> np.ndarray:
+        return np.where(self.rad == 0, self.mid, np.nextafter(self.mid + self.rad, np.inf))
+
+    @property
+    def size(self) -> np.ndarray:
+        return up(np.abs(self.mid) + self.rad)
+
+
+def up(value: Any, n: int = 1) -> Any:
+    """Enlarge a nonnegative number that came out of at most n roundings on each path to it, and a few more."""
+    return value * (1 + 8 * (n + 8) * U)
+
+
+def enclose(mid: Any, spread: Any, size: Any, n: int) -> Ball:
+    """Enclose a sum of n products of magnitude `size`, computed as `mid`, inheriting the radius `spread`."""
+    mid = np.asarray(mid, np.float64)
+    rad = up(spread + 2 * (n + 2) * U * size, n)
+    small = (np.abs(mid) < TINY) & (mid != 0)
+    rad = np.where(small, rad + TINY, rad)
+    return Ball(np.where(small, 0.0, mid), np.where(rad == 0, 0.0, np.maximum(rad, TINY)))
+
+
+def exact(array: Any) -> Ball:
+    return enclose(array, np.zeros(np.shape(array)), 0.0, 0)
+
+
+def between(lower: np.ndarray, upper: np.ndarray) -> Ball:
+    mid = lower / 2 + upper / 2
+    return enclose(mid, np.maximum(upper - mid, mid - lower), np.abs(lower) + np.abs(upper), 2)
+
+
+def add(a: Ball, b: Ball, sign: int = 1) -> Ball:
+    """Give a + sign * b."""
+    mid = a.mid + sign * b.mid
+    return enclose(mid, a.rad + b.rad, np.where((a.mid == 0) | (b.mid == 0), 0.0, np.abs(mid)), 1)  # x + 0 is exact
+
+
+def times(a: Ball, b: Ball) -> Ball:
+    size_a, size_b = np.abs(a.mid), np.abs(b.mid)
+    return enclose(a.mid * b.mid, size_a * b.rad + a.rad * (size_b + b.rad), size_a * size_b, 1)
+
+
+def product(a: Ball, b: Ball) -> Ball:
+    """Multiply (..., n) by (n, m)."""
+    size_a, size_b = np.abs(a.mid), np.abs(b.mid)
+    spread = size_a @ b.rad if b.rad.any() else 0.0
+    if a.rad.any():
+        spread = spread + a.rad @ (size_b + b.rad)
+    return enclose(a.mid @ b.mid, spread, size_a @ size_b, a.mid.shape[-1])
+
+
+def total(a: Ball, axes: tuple[int, ...]) -> Ball:
+    n = math.prod(a.mid.shape[axis] for axis in axes)
+    return enclose(a.mid.sum(axes), a.rad.sum(axes), np.abs(a.mid).sum(axes), n)
+
+
+# Norms of matrices (outputs, inputs [+ 1 column of biases]), all rounded up -----------------------------------------
+
+
+def frobenius(array: np.ndarray) -> float:
+    return float(up(np.sqrt(up((array**2).sum(), array.size))))
+
+
+def whitener(metric: np.ndarray) -> tuple[np.ndarray, float]:
+    """Give Y and e < 1 with |Y C Y^T - I| <= e: so C is positive definite, and C^-1 <= Y^T Y / (1 - e)."""
+    try:
+        y = np.linalg.inv(np.linalg.cholesky(metric))
+    except np.linalg.LinAlgError:
+        raise Rejected("The metric is not positive definite.") from None
+    ball = add(product(product(exact(y), exact(metric)), exact(y.T)), exact(np.eye(len(y))), -1)
+    error = float(up(ball.size.sum(1), len(y)).max())  # a symmetric matrix: the spectral norm is at most a row's sum
+    if not error < 1:
+        raise Rejected("The metric could not be proved positive definite: it is too ill-conditioned.")
+    return y, error
+
+
+def spectral(matrix: np.ndarray) -> float:
+    """|M| <= |M V| / sqrt(1 - |V^T V - I|) for a square V; with the singular vectors as V both are nearly exact."""
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    v = exact(np.linalg.svd(tall, full_matrices=False)[2].T)
+    rotated = product(exact(tall), v)
+    gram = up(product(rotated.map(np.transpose), rotated).size.sum(1), len(matrix)).max()
+    defect = add(product(v.map(np.transpose), v), exact(np.eye(len(v.mid))), -1)
+    return float(up(np.sqrt(gram / (1 - up(defect.size.sum(1), len(v.mid)).max()))))
+
+
+def norm_of(norm: str, d: Ball, metric: np.ndarray | None) -> float:
+    size, n = d.size, d.mid.size
+    if norm == "drift":  # |mid + e| <= |mid| + |e|
+        square = total(times(product(exact(d.mid), exact(metric)), exact(d.mid)), (0, 1)).upper
+        rest = up((d.rad * (d.rad @ exact(metric).size)).sum(), 2 * n)
+        return float(up(np.sqrt(square) + np.sqrt(rest)))
+    if norm == "nuclear":
+        u, s, vt = np.linalg.svd(d.mid, full_matrices=False)
+        rest = add(d, product(product(exact(u), exact(np.diag(s))), exact(vt)), -1)
+        lengths = np.sqrt(up((exact(u).size ** 2).sum(0) * (exact(vt).size ** 2).sum(1), 2 * n))
+        return float(up((s * lengths).sum() + np.sqrt(len(s)) * frobenius(rest.size), 2 * n))
+    if norm == "l2":
+        return frobenius(size)
+    parts = {"l1": size.sum(), "linf": size.max(), "mean+max": size.sum() / n + size.max()}
+    return float(up(parts[norm], n))
+
+
+def dual_of(norm: str, z: Ball, metric: np.ndarray | None) -> float:
+    size, n = z.size, z.mid.size
+    if norm == "drift":  # with w C = z - rest: z C^-1 z^T = w (z + rest)^T + rest C^-1 rest^T
+        assert metric is not None
+        y, error = whitener(metric)
+        w = exact(np.linalg.solve(metric, z.mid.T).T)
+        rest = add(exact(z.mid), product(w, exact(metric)), -1)
+        square = total(times(w, add(exact(z.mid), rest)), (0, 1)).upper
+        square += up(frobenius(product(rest, exact(y.T)).size) ** 2 / (1 - error), 8)
+        return float(up(np.sqrt(up(square)) + frobenius(up(z.rad @ exact(y.T).size, n)) / np.sqrt(1 - error), 8))
+    if norm == "nuclear":
+        return float(up(spectral(z.mid) + frobenius(z.rad)))
+    if norm == "l2":
+        return frobenius(size)
+    largest = np.sort(size, axis=None)[::-1].cumsum() / (1 + np.arange(1, n + 1) / n)
+    return float(up({"l1": size.max(), "linf": size.sum(), "mean+max": largest.max()}[norm], 2 * n))
+
+
+# The network: every operator gives its value and the function that pulls a gradient back through it -----------------
+
+Pullback = Callable[[Ball], list[Ball]]
+
+
+@dataclass(frozen=True)
+class Node:
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: dict[str, Any]
+
+    def get(self, name: str, default: Any) -> Any:
+        return self.attributes.get(name, default)
+
+    def refusal(self, constants: dict[str, np.ndarray]) -> str:
+        """Say what this checker cannot handle, or nothing."""
+        fixed = [constants.get(name) for name in self.inputs]
+        ranks = [np.ndim(array) for array in fixed[1:]]
+        flags = [("auto_pad", b"NOTSET"), ("group", 1), ("ceil_mode", 0), ("alpha", 1), ("beta", 1), ("transA", 0)]
+        flags += [("axis", 1)] * (self.op == "Flatten") + [("training_mode", 0), ("allowzero", 0)]
+        odd = [f"{name}={self.get(name, usual)}" for name, usual in flags if self.get(name, usual) != usual]
+        if self.op == "Reshape" and fixed[1] is not None and fixed[1][0] in (0, -1) and 0 not in fixed[1][1:]:
+            odd = [] if fixed[1][0] == -1 else odd
+        elif self.op == "Reshape":
+            odd = ["a shape other than [-1, n] or [0, -1]"]
+        if self.op not in OPERATORS:
+            odd = ["not supported"]
+        elif self.op not in ("Add", "Sub") and any(array is None for array in fixed[1:]):
+            odd.append("weights that are not constant")
+        elif (self.op == "Conv" and ranks[0] != 4) or (self.op in ("Gemm", "MatMul") and ranks not in ([2], [2, 1])):
+            odd.append(f"a weight (and bias) with {ranks} axes")
+        if all(array is not None for array in fixed[:2]):
+            odd.append("constant inputs only")
+        if self.op in ("MaxPool", "AveragePool") and len(self.get("kernel_shape", ())) != 2:
+            odd.append("a window that is not two-dimensional")
+        if list(self.get("perm", [])) != sorted(self.get("perm", [])):
+            odd.append("axes that change places")
+        return ", ".join(odd)
+
+    def windows(self, shape: tuple[int, ...], kernel: Sequence[int], together: bool) -> tuple[np.ndarray, list[int]]:
+        """Index the entries of (c, h, w) by (window, entry), c h w standing for padding; give rows and columns too."""
+        (top, left, bottom, right), steps = self.get("pads", (0,) * 4), self.get("dilations", (1, 1))
+        places = np.arange(math.prod(shape)).reshape(shape)
+        places = np.pad(places, ((0, 0), (top, bottom), (left, right)), constant_values=places.size)
+        views = sliding_window_view(places, [(k - 1) * step + 1 for k, step in zip(kernel, steps, strict=True)], (1, 2))
+        (down, along), (i, j) = self.get("strides", (1, 1)), steps
+        views = views[:, ::down, ::along, ::i, ::j]
+        grid = views.shape[1:3]
+        views = views.transpose(1, 2, 0, 3, 4) if together else views
+        return views.reshape(-1, math.prod(kernel) * (shape[0] if together else 1)), list(grid)
+
+
+def flat(a: np.ndarray) -> np.ndarray:
+    return a.reshape(len(a), -1)
+
+
+def cut(a: Ball, index: np.ndarray, fill: float = 0.0) -> Ball:
+    """Give (n, window, entry)."""
+    return Ball(
+        *(np.pad(flat(p), ((0, 0), (0, 1)), constant_values=f)[:, index] for p, f in ((a.mid, fill), (a.rad, 0)))
+    )
+
+
+def paste(windows: Ball, index: np.ndarray, shape: tuple[int, ...]) -> Ball:
+    """Add the entries of windows up where they came from: the adjoint of `cut`."""
+
+    def back(part: np.ndarray) -> np.ndarray:
+        image = np.zeros((len(part), math.prod(shape[1:]) + 1))
+        for entry, places in enumerate(index.T):  # the places differ, but for the one of the padding
+            image[:, places] += part[:, :, entry]
+        return image[:, :-1].reshape(shape)
+
+    return enclose(back(windows.mid), back(windows.rad), back(np.abs(windows.mid)), index.shape[1])
+
+
+def matrix(node: Node, weight: Ball) -> Ball:
+    """Give a layer's weight as (outputs, inputs)."""
+    return weight.map(flat if node.op == "Conv" or node.get("transB", 0) else np.transpose)
+
+
+def positions(node: Node, x: list[Ball]) -> Ball:
+    """Give what the weight of a layer is multiplied with, (n, position, inputs)."""
+    if node.op != "Conv":
+        return x[0].map(lambda a: a.reshape(len(a), -1, a.shape[-1]))
+    return cut(x[0], node.windows(x[0].mid.shape[1:], x[1].mid.shape[2:], True)[0])
+
+
+def at_positions(node: Node, g: Ball) -> Ball:
+    """Give a gradient for a layer's output as (n, position, outputs)."""
+    if node.op == "Conv":
+        return g.map(lambda a: a.reshape(*a.shape[:2], -1).transpose(0, 2, 1))
+    return g.map(lambda a: a.reshape(len(a), -1, a.shape[-1]))
+
+
+def layer(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
+    """Gemm, MatMul, Conv."""
+    weight, shape = matrix(node, x[1]), x[0].mid.shape
+    y = product(positions(node, x), weight.map(np.transpose))
+    y = add(y, x[2]) if len(x) > 2 else y
+    if node.op != "Conv":
+        y = y.map(lambda a: a.reshape(*shape[:-1], -1))
+        return y, lambda g: [product(at_positions(node, g), weight).map(lambda a: a.reshape(shape))]
+    index, grid = node.windows(shape[1:], x[1].mid.shape[2:], True)
+    y = y.map(lambda a: a.transpose(0, 2, 1).reshape(len(a), -1, *grid))
+    return y, lambda g: [paste(product(at_positions(node, g), weight), index, shape)]
+
+
+def plus(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
+    """Add, Sub."""
+    sign = 1 if node.op == "Add" else -1
+    return add(x[0], x[1], sign), lambda g: [g, Ball(sign * g.mid, g.rad)]
+
+
+def relu(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
+    on, off = x[0].lower > 0, x[0].upper <= 0
+    slope = Ball(np.where(on | off, on, 0.5), np.where(on | off, 0.0, 0.5))  # [0, 1] if the sign is unknown
+    return times(x[0], slope), lambda g: [times(g, slope)]
+
+
+def max_pool(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
+    shape = x[0].mid.shape
+    index, grid = node.windows(shape[1:], node.get("kernel_shape", ()), False)
+    windows = cut(x[0], index, -np.inf)
+    low, high = windows.lower, windows.upper
+    winners = ~(high < low.max(2, keepdims=True))  # all that may be the largest
+    tied = (~winners | (low == high)).all(2, keepdims=True)  # exactly equal: the first one wins
+    winners &= ~tied | (winners.cumsum(2) == 1)
+    sure = winners.sum(2, keepdims=True) == 1
+    slope = Ball(winners * np.where(sure, 1.0, 0.5), winners * np.where(sure, 0.0, 0.5))
+    value = between(low.max(2), high.max(2)).map(lambda a: a.reshape(*shape[:2], *grid))
+    return value, lambda g: [paste(times(g.map(lambda a: a.reshape(len(a), -1, 1)), slope), index, shape)]
+
+
+def average(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
+    """AveragePool, GlobalAveragePool, and ReduceMean over the two axes of an image."""
+    shape, grid = x[0].mid.shape, [1, 1] if node.get("keepdims", 1) else []
+    if node.op == "AveragePool":
+        index, grid = node.windows(shape[1:], node.get("kernel_shape", ()), False)
+    else:
+        axes = node.get("axes", x[1].mid if len(x) > 1 else (2, 3))
+        if len(shape) != 4 or {int(axis) % 4 for axis in axes} != {2, 3}:
+            raise Unusable(f"{node.op} averages over the axes {axes} of {shape}; only images are supported.")
+        index = np.arange(math.prod(shape[1:])).reshape(shape[1], -1)
+    inside = (index < math.prod(shape[1:])) | bool(node.get("count_include_pad", 0))
+    share = enclose(1 / inside.sum(1), 0.0, 1.0, 1)
+    value = times(total(cut(x[0], index), (2,)), share).map(lambda a: a.reshape(*shape[:2], *grid))
+
+    def pull(g: Ball) -> list[Ball]:
+        part = times(g.map(flat), share).map(lambda a: np.broadcast_to(a[..., None], (len(a), *index.shape)))
+        return [paste(part, index, shape)]
+
+    return value, pull
+
+
+def batch_norm(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
+    scale, shift, mean, variance = (part.mid.reshape(-1, *(1,) * (x[0].mid.ndim - 2)) for part in x[1:])
+    factor = scale / np.sqrt(variance + node.get("epsilon", 1e-5))
+    slope = enclose(factor, 0.0, np.abs(factor), 4)
+    return add(times(add(x[0], exact(mean), -1), slope), exact(shift)), lambda g: [times(g, slope)]
+
+
+def move(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
+    """Identity, Flatten, Reshape, and a Transpose that leaves the axes in place."""
+    shape = x[0].mid.shape
+    sizes = {"Flatten": (-1,), "Reshape": x[-1].mid.astype(int).ravel()[1:]}.get(node.op, shape[1:])
+    return x[0].map(lambda a: a.reshape(len(a), *sizes)), lambda g: [g.map(lambda a: a.reshape(shape))]
+
+
+OPERATORS: dict[str, Callable[[Node, list[Ball]], tuple[Ball, Pullback]]] = {
+    **dict.fromkeys(("Gemm", "MatMul", "Conv"), layer),
+    **dict.fromkeys(("Add", "Sub"), plus),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), average),
+    **dict.fromkeys(("Identity", "Flatten", "Reshape", "Transpose"), move),
+    **{"Relu": relu, "MaxPool": max_pool, "BatchNormalization": batch_norm},
+}
+
+
+class Network:
+    """A feed-forward graph with one input and one output, both with the batch first."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            proto = onnx.load(path)
+            onnx.checker.check_model(proto)
+        except Exception as error:  # protobuf, onnx and the file system raise many kinds
+            raise Unusable(f"{path.name} is not a valid ONNX file: {error}") from error
+        graph, self.nodes, problems = proto.graph, [], []
+        self.constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        inputs = [value for value in graph.input if value.name not in self.constants]
+        for part in graph.node:
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in part.attribute}
+            node = Node(part.op_type, tuple(filter(None, part.input)), part.output[0], attributes)
+            refusal = node.refusal(self.constants)
+            if refusal or part.domain or len(part.output) > 1:
+                problems.append(f"{part.op_type} {part.name!r}: {refusal or 'not supported in this form'}")
+            self.nodes.append(node)
+        if len(inputs) != 1 or len(graph.output) != 1 or graph.sparse_initializer or proto.functions:
+            problems.append("the graph needs one input, one output, dense constants and no functions")
+        if problems:
+            raise Unusable(f"{path.name} has what this checker does not handle: " + "; ".join(problems))
+        self.input, self.output = inputs[0].name, graph.output[0].name
+        self.balls = {name: exact(np.asarray(array, np.float64)) for name, array in self.constants.items()}
+        for part in (*graph.node, *inputs, *graph.output):
+            for remark in ("doc_string", "metadata_props"):  # they name lines of the program that exported
+                part.ClearField(remark)
+        parts = [*graph.node, *inputs, *graph.output, *proto.opset_import]
+        self.signature = [part.SerializeToString(deterministic=True) for part in parts]
+
+    def run(self, points: np.ndarray) -> tuple[dict[str, Ball], dict[str, Pullback]]:
+        """Enclose all values at the points, and give every node's pullback there."""
+        values, pullbacks = {**self.balls, self.input: exact(points)}, {}
+        for node in self.nodes:
+            x = [values[name] for name in node.inputs]
+            try:
+                values[node.output], pullbacks[node.output] = OPERATORS[node.op](node, x)
+            except ValueError as error:
+                raise Unusable(f"{node.op} {node.output!r} cannot take {[b.mid.shape for b in x]}: {error}") from error
+            mixed = node.op in ("Add", "Sub") and any(
+                values[node.output].mid.shape != b.mid.shape
+                for name, b in zip(node.inputs, x, strict=True)
+                if name not in self.constants
+            )
+            if mixed or len(values[node.output].mid) != len(points):
+                raise Unusable(f"{node.op} {node.output!r} changes the batch or repeats an activation.")
+        if values[self.output].mid.ndim != 2:
+            raise Unusable(f"The output has shape {values[self.output].mid.shape}, expected (n, outputs).")
+        return values, pullbacks
+
+
+class Layer:
+    """The layer that the change adds to, as a matrix (outputs, inputs [+ 1 column for the bias])."""
+
+    def __init__(self, network: Network, weight: str, bias: str | None) -> None:
+        users = [node for node in network.nodes if weight in node.inputs]
+        if len(users) != 1 or users[0].op not in ("Gemm", "MatMul", "Conv") or weight != users[0].inputs[1]:
+            raise Unusable(f"{weight!r} is not the weight of exactly one Gemm, MatMul or Conv.")
+        self.network, self.node, self.bias, nodes = network, users[0], bias, network.nodes
+        self.names = [weight] if bias is None else [weight, bias]
+        if bias is not None and bias not in self.node.inputs[2:]:  # MatMul, then Add
+            after = [node for node in nodes if self.node.output in node.inputs]
+            if self.node.op != "MatMul" or [node.op for node in after] != ["Add"] or bias not in after[0].inputs:
+                raise Unusable(f"{bias!r} is not the bias of the layer of {weight!r}.")
+        shape = matrix(self.node, network.balls[weight]).mid.shape
+        if bias is not None and (
+            sum(bias in n.inputs for n in nodes) != 1 or network.constants[bias].shape != shape[:1]
+        ):
+            raise Unusable(f"{bias!r} is shared or not of shape {shape[:1]}.")
+        self.shape = shape[0], shape[1] + (bias is not None)
+        self.live = {self.node.output}  # the values that depend on the layer
+        tail = []
+        for node in nodes:
+            if self.live & set(node.inputs):
+                self.live.add(node.output)
+                tail.append(node)
+        self.affine = all(node.op in AFFINE for node in tail)
+        if network.output not in self.live:
+            raise Unusable(f"The output does not depend on {weight!r}.")
+
+    @property
+    def torch_shapes(self) -> list[tuple[int, ...]]:
+        stored = self.network.constants[self.names[0]].shape
+        inputs = self.shape[1] - (self.bias is not None)
+        return [stored if self.node.op == "Conv" else (self.shape[0], inputs), self.shape[:1]][: len(self.names)]
+
+    def matrix_in(self, network: Network) -> np.ndarray:
+        parts = [matrix(self.node, network.balls[self.names[0]]), *(network.balls[name] for name in self.names[1:])]
+        return np.column_stack([part.mid for part in parts])
+
+    def slopes(self, values: dict[str, Ball], pullbacks: dict[str, Pullback], rows: np.ndarray) -> tuple[Ball, Ball]:
+        """Give P (n, position, outputs) and X (n, position, inputs): the gradient of row . y is sum_position P^T X."""
+        network, grads = self.network, {self.network.output: exact(rows)}
+        for node in reversed(network.nodes):
+            if node is self.node:
+                break
+            if node.output in self.live and node.output in grads:
+                for name, g in zip(node.inputs, pullbacks[node.output](grads[node.output]), strict=False):
+                    if name in self.live:
+                        grads[name] = add(grads[name], g) if name in grads else g
+        x = positions(self.node, [values[name] for name in self.node.inputs])
+        if self.bias is not None:
+            x = Ball(*(np.pad(a, ((0, 0), (0, 0), (0, 1)), constant_values=one) for a, one in ((x.mid, 1), (x.rad, 0))))
+        return at_positions(self.node, grads[self.node.output]), x
+
+
+# The certificate -----------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Give the meta data and the arrays; shapes that need no network are checked here."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(arrays["meta"].tobytes())
+        wanted = {"format": str, "weight": str, "norm": str, "architecture": str}
+        numbers = {name: float(meta[name]) for name in ("lower_bound", "objective", "margin")}
+        wrong = [name for name, kind in wanted.items() if not isinstance(meta[name], kind)]
+        points, k, n = arrays["points"], len(arrays["row_point"]), len(arrays["edit_point"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Unusable(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
+    meta |= {"bias": None, "lowest": False, **meta, **numbers}
+    choices = {"format": ["nnrepair-minimality-1"], "norm": NORMS, "architecture": ["same", "decoupled"]}
+    wrong += [
+        f"{name}={meta[name]!r}, expected one of {list(some)}"
+        for name, some in choices.items()
+        if meta[name] not in some
+    ]
+    kinds = {"points": "f", "row_point": "iu", "row_A": "f", "row_b": "f", "row_multiplier": "f", "edit_point": "iu"}
+    kinds |= {"edit_label": "iu", "edit_A": "f", "edit_b": "f", "delta_weight": "f", "delta_bias": "f", "metric": "f"}
+    shapes = {"row_point": (k,), "row_b": (k,), "row_multiplier": (k,), "edit_point": (n,), "edit_label": (n,)}
+    for name, kind in kinds.items():
+        array = arrays.get(name)
+        if array is None and name in list(kinds)[:6]:
+            wrong.append(f"{name} is missing")
+        elif array is not None and (array.dtype.kind not in kind or array.shape != shapes.get(name, array.shape)):
+            wrong.append(f"{name} has shape {array.shape} and type {array.dtype}")
+        elif array is not None and not np.isfinite(array).all():
+            raise Rejected(f"{name} has entries that are not finite.")
+        elif array is not None and name.endswith("_point") and not ((array >= 0) & (array < len(points))).all():
+            wrong.append(f"{name} points outside the {len(points)} points")
+    if n and ("edit_label" in arrays) == ("edit_A" in arrays and "edit_b" in arrays):
+        wrong.append("edits need either edit_label or edit_A and edit_b")
+    if wrong:
+        raise Unusable(f"{path.name}: " + "; ".join(wrong))
+    if not all(math.isfinite(number) and number >= 0 for number in numbers.values()):
+        raise Rejected(f"lower_bound, objective and margin must be finite and not negative, given {numbers}.")
+    if not (arrays["row_multiplier"] >= 0).all():
+        raise Rejected(f"Multipliers must not be negative: the smallest is {arrays['row_multiplier'].min()}.")
+    return meta, arrays
+
+
+def alike(a: np.ndarray, b: np.ndarray | None) -> bool:
+    return b is not None and a.dtype == b.dtype and a.shape == b.shape
+
+
+def change_of(layer: Layer, arrays: dict[str, np.ndarray], repaired: Network | None) -> tuple[Ball | None, np.ndarray]:
+    """Give the change as the layer's matrix, and how much of it rounding to the file's number type may have made."""
+    base, names = layer.network, layer.names
+    given = [arrays[name] for name in ("delta_weight", "delta_bias")[: len(names)] if name in arrays]
+    claimed = exact(np.column_stack([flat(a) for a in given]).astype(np.float64)) if given else None
+    if given and (len(given) < len(names) or [a.shape for a in given] != layer.torch_shapes):
+        raise Unusable(f"The change has shapes {[a.shape for a in given]}, expected {layer.torch_shapes}.")
+    if repaired is None:
+        return claimed, np.zeros(layer.shape)
+    there = {name: repaired.constants.get(name) for name in base.constants}
+    differ = [
+        name
+        for name, array in base.constants.items()
+        if not (alike(array, there[name]) and (name in names or array.tobytes() == there[name].tobytes()))
+    ]
+    if differ or base.signature != repaired.signature or len(there) != len(repaired.constants):
+        raise Rejected(f"The repaired file is not the base with other {names}: {', '.join(differ) or 'graph'} differs.")
+    before, after = layer.matrix_in(base), layer.matrix_in(repaired)
+    change = add(exact(after), exact(before), -1)
+    rounding = np.finfo(base.constants[names[0]].dtype).eps * (np.abs(before) + np.abs(after)) + TINY
+    if claimed is not None and not (add(change, claimed, -1).size <= rounding).all():
+        raise Rejected("The repaired weights are not the base's plus the certificate's change, up to rounding.")
+    return change, np.where(change.mid != 0, rounding, 0.0)
+
+
+def dot(rows: np.ndarray, y: Ball) -> Ball:
+    """Multiply (n, rows, outputs) by (n, outputs)."""
+    return total(times(exact(rows), y.map(lambda a: a[:, None])), (2,))
+
+
+def effect(slopes: tuple[Ball, Ball], change: Ball) -> Ball:
+    return total(times(slopes[0], product(slopes[1], change.map(np.transpose))), (1, 2))
+
+
+def check_edits(layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray], net: Network, d: Ball | None) -> str:
+    """Prove every edit for the network `net`, or for its decoupled network with the change d."""
+    points, chosen, least = arrays["points"], arrays["edit_point"], math.inf
+    for start in range(0, len(chosen), CHUNK):
+        at = slice(start, start + CHUNK)
+        values, pullbacks = net.run(points[chosen[at]].astype(np.float64))
+        outputs = values[net.output].mid.shape[1]
+        if "edit_label" in arrays:
+            labels, unit = arrays["edit_label"][at], np.eye(outputs)
+            if not ((labels >= 0) & (labels < outputs)).all():
+                raise Unusable(f"edit_label has labels outside 0 to {outputs - 1}.")
+            rows = np.array([unit[label] - np.delete(unit, label, 0) for label in labels])
+            rows, bounds = -rows if meta["lowest"] else rows, np.zeros(rows.shape[:2])
+        else:
+            rows, bounds = arrays["edit_A"][at], arrays["edit_b"][at]
+            if rows.shape != (*bounds.shape, outputs):
+                raise Unusable(f"edit_A and edit_b have shapes {rows.shape} and {bounds.shape}; {outputs} outputs.")
+        margins = add(dot(rows, values[net.output]), exact(bounds), -1)
+        if d is not None:
+            parts = [effect(layer.slopes(values, pullbacks, rows[:, i]), d) for i in range(rows.shape[1])]
+            margins = add(margins, Ball(np.stack([p.mid for p in parts], 1), np.stack([p.rad for p in parts], 1)))
+        low = margins.lower
+        holds = (low > 0 if "edit_label" in arrays else low >= 0).all(1)
+        if not holds.all():
+            i = int(np.argmin(holds))
+            raise Rejected(
+                f"Edit {start + i} (point {chosen[start + i]}) could not be proved: its smallest margin lies between "
+                f"{low[i].min():.9g} and {margins.upper[i].min():.9g}."
+            )
+        least = min(least, low.min())
+    where = "the repaired network" if d is None else "the decoupled network with the certificate's change"
+    return f"All {len(chosen)} edits hold in {where}, for real numbers; the smallest margin is at least {least:.6g}."
+
+
+def check_rows(layer: Layer, arrays: dict[str, np.ndarray], d: Ball | None) -> tuple[float, Ball, np.ndarray]:
+    """Give sum u (b - A f) rounded down, sum u G, and by how much d misses each condition, rounded up."""
+    gaps, missed, z, net = [], [], exact(np.zeros(layer.shape)), layer.network
+    for start in range(0, len(arrays["row_point"]), CHUNK):
+        at = slice(start, start + CHUNK)
+        rows, bounds, u = (arrays[f"row_{name}"][at].astype(np.float64) for name in ("A", "b", "multiplier"))
+        values, pullbacks = net.run(arrays["points"][arrays["row_point"][at]].astype(np.float64))
+        if rows.shape[1:] != values[net.output].mid.shape[1:]:
+            raise Unusable(f"row_A has shape {arrays['row_A'].shape}, the output {values[net.output].mid.shape}.")
+        gap = add(exact(bounds), dot(rows[:, None], values[net.output]).map(lambda a: a[:, 0]), -1)
+        p, x = layer.slopes(values, pullbacks, rows)
+        weighted = times(p, exact(u[:, None, None])).map(lambda a: a.reshape(-1, a.shape[2]).T)
+        z = add(z, product(weighted, x.map(lambda a: a.reshape(-1, a.shape[2]))))
+        gaps.append(times(exact(u), gap))
+        missed.append(gap.upper if d is None else add(gap, effect((p, x), d), -1).upper)
+    gaps = Ball(np.concatenate([g.mid for g in gaps]), np.concatenate([g.rad for g in gaps]))
+    return float(total(gaps, (0,)).lower), z, np.concatenate(missed)
+
+
+def check_bound(
+    layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray], d: Ball | None, rounding: np.ndarray
+) -> str:
+    norm, metric, k = meta["norm"], arrays.get("metric"), len(arrays["row_point"])
+    if (norm == "drift") != (metric is not None):
+        raise Unusable("The norm 'drift', and no other, needs the array metric.")
+    if metric is not None and (metric.shape != (layer.shape[1],) * 2 or not (metric == metric.T).all()):
+        raise Unusable(f"metric has shape {metric.shape}, expected a symmetric {(layer.shape[1],) * 2}.")
+    linear = layer.affine or meta["architecture"] == "decoupled"
+    size = None if d is None else norm_of(norm, d, metric)
+    allowed = meta["objective"] * (1 + SLACK) + norm_of(norm, Ball(0 * rounding, rounding), metric)
+    if size is not None and not size <= allowed:
+        raise Rejected(f"The change has {norm} norm {size!r}, more than the objective {meta['objective']!r} claimed.")
+    if k == 0:
+        return "No conditions are listed, so minimality was not checked."
+    gap, z, missed = check_rows(layer, arrays, d)
+    dual = dual_of(norm, z, metric)
+    if gap > 0 and dual == 0:
+        raise Rejected("The listed conditions contradict each other: no change meets them.")
+    lower = float(np.nextafter(gap / dual * (1 - 4 * U), 0)) if gap > 0 else 0.0
+    if not (math.isfinite(lower) and meta["lower_bound"] <= lower * (1 + SLACK)):
+        raise Rejected(f"The bound claimed is {meta['lower_bound']!r}; the conditions and multipliers prove {lower!r}.")
+    names = " and ".join(map(repr, layer.names))
+    network = "the network" if layer.affine else "its decoupled network (activation pattern kept)"
+    text = (
+        f"Every change of {names} with which {network} meets the {k} listed conditions has {norm} norm >= {lower!r}. "
+    )
+    if layer.affine:
+        text += "All that follows the layer is affine, so this is about the network itself. "
+    else:
+        text += "This does not bound changes with which the network itself meets them. "
+    if size is None:
+        return text + "The change itself was not given, so its norm was not compared."
+    text += (
+        f"The change made has norm <= {size!r}, at most {max(0.0, 1 - lower / size) if size else 0.0:.3g} of it above. "
+    )
+    if not linear:
+        return text + "Whether the change meets the listed (linearised) conditions was not checked."
+    open_by = meta["margin"] + SLACK * np.maximum(1, np.abs(arrays["row_b"]))
+    if not (missed <= open_by).all():
+        worst = int(np.argmax(~(missed <= open_by)))
+        raise Rejected(
+            f"The change misses condition {worst} by up to {missed[worst]:.6g}, more than the margin allows."
+        )
+    return text + f"It misses none of the conditions by more than {max(0.0, missed.max()):.3g}."
+
+
+def check(certificate: Path, base_path: Path, repaired_path: Path | None) -> list[str]:
+    """Return the sentences that were proved."""
+    meta, arrays = read(certificate)
+    base, same = Network(base_path), meta["architecture"] == "same"
+    layer = Layer(base, meta["weight"], meta["bias"])
+    repaired = Network(repaired_path) if same and repaired_path else None
+    d, rounding = change_of(layer, arrays, repaired)
+    if not same and d is None:
+        raise Unusable("The architecture 'decoupled' needs delta_weight (and delta_bias).")
+    if same and repaired is None:
+        edits = "Whether the edits hold was not checked: no repaired network was given."
+    else:
+        edits = check_edits(layer, meta, arrays, repaired or base, None if same else d)
+    return [edits, check_bound(layer, meta, arrays, d, rounding)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("certificate", type=Path)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--repaired", type=Path)
+    given = parser.parse_args(argv)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is NaN or inf, and is rejected
+            print("ACCEPTED", *check(given.certificate, given.base, given.repaired), sep="\n")
+        return 0
+    except (Rejected, np.linalg.LinAlgError) as error:
+        print(f"REJECTED\n{error}")
+        return 1
+    except Unusable as error:
+        print(f"UNUSABLE\n{error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
