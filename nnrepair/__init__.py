@@ -1,7 +1,7 @@
 """Repair trained networks: the smallest change under which known mistakes are gone and the rest stays.
 
-    result = nnrepair.fix(model, edits, locality_set)
-    result.model, result.outcome, result.report, result.patch, result.certificate
+result = nnrepair.fix(model, edits, locality_set)
+result.model, result.outcome, result.report, result.patch, result.certificate
 """
 
 from nnrepair import methods

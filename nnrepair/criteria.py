@@ -120,8 +120,9 @@ class Argmax(Criterion):
     def slack(self, y: Tensor) -> Tensor:
         """Return (n, classes); a class has no condition against itself: +inf there."""
         labels = self.labels.to(y.device)[:, None]
-        slack = self.sign * (y.gather(1, labels) - y) - self.margin_
-        return slack.scatter(1, labels, torch.inf)
+        slack: Tensor = self.sign * (y.gather(1, labels) - y) - self.margin_
+        without_own: Tensor = slack.scatter(1, labels, torch.inf)
+        return without_own
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         row = torch.zeros(len(point), y.shape[1], dtype=y.dtype, device=y.device)
@@ -187,10 +188,12 @@ class Linear(Criterion):
 
     def slack(self, y: Tensor) -> Tensor:
         A, b = self.A.to(y), self.b.to(y)
-        return torch.einsum("nco,no->nc", A, y.flatten(1)) - b
+        scores: Tensor = torch.einsum("nco,no->nc", A, y.flatten(1))
+        return scores - b
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
-        return self.A.to(y)[point, condition].reshape(len(point), *y.shape[1:])
+        chosen: Tensor = self.A.to(y)[point, condition]
+        return chosen.reshape(len(point), *y.shape[1:])
 
 
 class Near(Criterion):
@@ -239,7 +242,9 @@ class Near(Criterion):
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         size = y[0].numel()
         row = torch.zeros(len(point), size, dtype=y.dtype, device=y.device)
-        row[torch.arange(len(point), device=y.device), condition % size] = torch.where(condition < size, 1.0, -1.0).to(y)
+        row[torch.arange(len(point), device=y.device), condition % size] = torch.where(condition < size, 1.0, -1.0).to(
+            y
+        )
         return row.reshape(len(point), *y.shape[1:])
 
     def typical_slack(self, y: Tensor) -> float:

@@ -50,6 +50,5 @@ class Decoupled(nn.Module):
             return y
 
         start = {n: parameters[n] for n in self.names}
-        y, moved = torch.func.jvp(run, (start,), (self.change,))
-        result: Tensor = y + moved
-        return result
+        moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (start,), (self.change,))  # type: ignore[assignment]
+        return moved[0] + moved[1]

@@ -34,7 +34,9 @@ class RepairFailed(NNRepairError):
     """Not every edit holds after the repair. The full result is in `.result`; `throw=False` returns it instead."""
 
     def __init__(self, result: RepairResult) -> None:
-        super().__init__(f"{result.outcome}\nThe full result is in this exception's .result; throw=False returns it instead.")
+        super().__init__(
+            f"{result.outcome}\nThe full result is in this exception's .result; throw=False returns it instead."
+        )
         self.result = result
 
 

@@ -67,7 +67,7 @@ class ExactRepair:
             if soft:  # a soft point may be missed at the price of the dearest edit
                 hard = [k for k in range(len(self.demands)) if k not in soft]
                 alone = self._solve("l2", hard, report)
-                dearest = float((alone.y * alone.objective).max(initial=0.0))
+                dearest = float(alone.y.max(initial=0.0)) * alone.objective
                 for k in soft:
                     self._caps[k] = dearest
             solution = self._solve(self.norm, list(range(len(self.demands))), report)
@@ -153,7 +153,9 @@ class ExactRepair:
             one, which = torch.tensor([point]), torch.tensor([condition])
             y = self._base[k][:1]
             A = demand.criterion.rows(one, which, y)[0].flatten()
-            offset = float(A @ self._base[k][point].flatten()) - float(demand.criterion.slack(self._base[k])[point].flatten()[condition])
+            offset = float(A @ self._base[k][point].flatten()) - float(
+                demand.criterion.slack(self._base[k])[point].flatten()[condition]
+            )
             row_A.append(A.numpy())
             row_b.append(offset + float(demand.need[point, condition]))
         change = self.line.unflatten(self.change(solution))

@@ -76,7 +76,7 @@ def fix(
 @contextmanager
 def _undisturbed(seed: int | None) -> Iterator[None]:
     """Keep the global random state as it was, and make the work inside reproducible."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0 if seed is None else seed)
         yield
@@ -126,16 +126,17 @@ def _outcome(proposal: Proposal, before: list[bool], failing: list[int], count: 
     if not failing:
         return Outcome("repaired", f"all {count} edits hold.")
     if proposal.infeasible:
-        advice = f"no change of the chosen layer satisfies all edits; edits {proposal.conflict} contradict each other there. "
+        advice = "no change of the chosen layer satisfies all edits; "
+        advice += f"edits {proposal.conflict} contradict each other there. "
         advice += (
             f"These layers could satisfy all edits: {', '.join(proposal.layers)}."
             if proposal.layers
-            else "No other single layer can satisfy all edits either: remove one of them, or repair several layers at once."
+            else "No other single layer can satisfy all edits either: remove one of them, or repair several layers."
         )
         return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
     advice = (
-        f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try another layer, several layers, a smaller margin, "
-        'locality="soft", or more max_steps.'
+        f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try another layer, several layers, "
+        'a smaller margin, locality="soft", or more max_steps.'
     )
     return Outcome("partly repaired", advice, failing)
 

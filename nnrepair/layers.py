@@ -70,7 +70,9 @@ def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
         raise InvalidInput(f"Parameters {whole} are integers; only floating-point parameters can be repaired.")
     frozen = [n for n in chosen if n in parameters and not parameters[n].requires_grad]
     if frozen:
-        raise InvalidInput(f"Parameters {frozen} are frozen (requires_grad=False). Unfreeze them or choose another layer.")
+        raise InvalidInput(
+            f"Parameters {frozen} are frozen (requires_grad=False). Unfreeze them or choose another layer."
+        )
     return chosen
 
 

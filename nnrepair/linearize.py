@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.problem import BATCH, call, to_like
+from nnrepair.problem import batches, call, to_like
 from nnrepair.rows import Array, Block, Dense, Factored, Metric, Rows
 from nnrepair.spec import AnyInputs
 
@@ -114,7 +114,8 @@ class Linearization:
     def __init__(self, model: nn.Module, names: Sequence[str], example: AnyInputs) -> None:
         self.names = list(names)
         self.model = copy.deepcopy(model).double()
-        self.parameters = {n: p for n, p in self.model.named_parameters(remove_duplicate=False) if n in set(names)}
+        known = dict(self.model.named_parameters(remove_duplicate=False))
+        self.parameters = {n: known[n] for n in self.names}
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self.parameters.values():
@@ -142,7 +143,11 @@ class Linearization:
         cotangent = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device).reshape(y.shape)
         parameters = list(self.parameters.values())
         true = dict(
-            zip(self.names, torch.autograd.grad(y, parameters, cotangent, retain_graph=True, allow_unused=True), strict=True)
+            zip(
+                self.names,
+                torch.autograd.grad(y, parameters, cotangent, retain_graph=True, allow_unused=True),
+                strict=True,
+            )
         )
         unused = [n for n in self.names if true[n] is None or not true[n].any()]
         if len(unused) == len(self.names):
@@ -158,7 +163,10 @@ class Linearization:
             deltas = torch.autograd.grad(y, [u.output for u in uses], cotangent, retain_graph=True)
             block = self._factored(group, uses, [d[:, None] for d in deltas], np.arange(len(y)), np.arange(len(y)))
             got = block.rmatvec(np.ones(block.m))
-            want = self._flat({n: true[n] if true[n] is not None else torch.zeros_like(self.parameters[n]) for n in group.names}, group)
+            want = self._flat(
+                {n: true[n] if true[n] is not None else torch.zeros_like(self.parameters[n]) for n in group.names},
+                group,
+            )
             if np.abs(got - want).max() <= 1e-8 * max(np.abs(want).max(), 1e-12):
                 groups.append(group)
                 done.update(group.names)
@@ -168,9 +176,14 @@ class Linearization:
         return groups
 
     def _factored(
-        self, group: _Group, uses: list[_Use], deltas: list[Tensor], point: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]
+        self,
+        group: _Group,
+        uses: list[_Use],
+        deltas: list[Tensor],
+        point: np.ndarray[Any, Any],
+        kept: np.ndarray[Any, Any],
     ) -> Factored:
-        """Build a block: deltas[u] is (rows' points, 1, ...) gradient at use u's output, one row per entry of `point`."""
+        """Build a block from deltas[u], (rows, 1, ...), the gradients at the output of use u, one per `point`."""
         delta_parts, input_parts = [], []
         for use, delta in zip(uses, deltas, strict=True):
             inputs = use.inputs()
@@ -241,20 +254,19 @@ class Linearization:
         def run(chosen: dict[str, Tensor]) -> Tensor:
             return _call_with(self.model, {**rest, **chosen}, inputs)
 
-        y, change = torch.func.jvp(run, (primals,), (tangents,))
-        return y + change
+        moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (primals,), (tangents,))  # type: ignore[assignment]
+        return moved[0] + moved[1]
 
     def outputs_in_batches(self, inputs: AnyInputs, d: Array | None = None) -> Tensor:
         """Return `outputs` of any number of points, on the CPU."""
         if not self.independent:
             return self.outputs(inputs, d).cpu()
-        steps = torch.arange(len(inputs)).split(BATCH)
-        return torch.cat([self.outputs(inputs[step], d).cpu() for step in steps])
+        return torch.cat([self.outputs(inputs[step], d).cpu() for step in batches(len(inputs))])
 
     def features(self, inputs: AnyInputs) -> Tensor:
         """Return (points, inp): what the last map is applied to, when `ends_affine`."""
         found = []
-        for step in torch.arange(len(inputs)).split(BATCH):
+        for step in batches(len(inputs)):
             _, tap = self._run(self.prepare(inputs[step]))
             a = tap.uses[self.groups[0].weight or ""][0].inputs()
             found.append(torch.cat([a, torch.ones_like(a[:, :1])], 1) if self.groups[0].bias else a)
@@ -305,7 +317,9 @@ class Linearization:
             for r in range(int(rank.max()) + 1):  # one backward pass serves one condition of every point
                 now = rank == r
                 seed = torch.zeros_like(y).index_put_((where[now],), cotangents[now].to(y))
-                for delta, g in zip(deltas, torch.autograd.grad(y, [u.output for u in uses], seed, retain_graph=True), strict=True):
+                for delta, g in zip(
+                    deltas, torch.autograd.grad(y, [u.output for u in uses], seed, retain_graph=True), strict=True
+                ):
                     delta[now, 0] = g[local[now]]
             used = 0
             for group in factored:
@@ -323,8 +337,8 @@ class Linearization:
         size = sum(p.numel() for p in parameters)
         if size * len(where) > DENSE_LIMIT:
             raise UnsupportedModel(
-                f"Parameters {names} ({size} numbers) cannot be factored, and {len(where)} plain rows of them would not "
-                "fit in memory. Choose a linear or convolution layer, or fewer edits."
+                f"Parameters {names} ({size} numbers) cannot be factored, and {len(where)} plain rows of them "
+                "would not fit in memory. Choose a linear or convolution layer, or fewer edits."
             )
         rows: list[list[Array]] = [[] for _ in names]
         for w, cotangent in zip(where.tolist(), cotangents, strict=True):
@@ -356,12 +370,12 @@ class Linearization:
                         fisher[name] = fisher.get(name, np.zeros(())) + square
             if not self.independent:
                 break
-        factors = []
+        factors: list[Array] = []
         for group in self.groups:
             if group.weight is not None:
                 C = moments[group.weight] / len(inputs)
                 C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
-                factors.append(np.linalg.cholesky(C))
+                factors.append(np.asarray(np.linalg.cholesky(C), np.float64))
             else:
                 diagonal = fisher[group.plain or ""] / len(inputs)
                 factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), 1e-12)))
@@ -382,8 +396,6 @@ class Linearization:
                         t += weight * _numpy(g).ravel() ** 2
             squares.append(dict(zip(names, total, strict=True)))
         return squares
-
-
 
 
 def _rank(local: Tensor) -> Tensor:

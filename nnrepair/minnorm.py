@@ -28,6 +28,7 @@ import scipy.linalg
 import scipy.sparse
 
 from nnrepair.norms import Array, Euclidean, Norm, Polyhedral
+from nnrepair.quadratic import nnqp
 from nnrepair.rows import Index, Rows
 
 #: Rows count as satisfied when they miss by less than this share of the largest |h|.
@@ -106,50 +107,6 @@ class Infeasible(Exception):
         self.ray = ray
 
 
-def nnqp(K: Array, h: Array, cap: Array | None = None, max_steps: int = 300) -> Array:
-    """Return argmin y'Ky/2 - h'y over 0 <= y <= cap, by block principal pivoting (Kostreva 1978, Júdice & Pires 1994).
-
-    Args:
-        K: (m, m) symmetric positive definite.
-        h: (m,).
-        cap: (m,), inf where a multiplier is free to grow.
-    """
-    m = len(h)
-    upper = np.full(m, np.inf) if cap is None else cap
-    state = np.where(h > 0, 1, 0)  # 0: at zero, 1: free, 2: at the cap
-    best, patience = m + 1, 10
-    y = np.zeros(m)
-    slope_tolerance = 1e-10 * max(float(np.abs(h).max(initial=0.0)), 1e-300)
-    for _ in range(max_steps):
-        free, capped = np.flatnonzero(state == 1), np.flatnonzero(state == 2)
-        y = np.zeros(m)
-        y[capped] = upper[capped]
-        if len(free):
-            target = h[free] - (K[np.ix_(free, capped)] @ y[capped] if len(capped) else 0.0)
-            factor = scipy.linalg.cho_factor(K[np.ix_(free, free)], lower=True, check_finite=False)
-            y[free] = scipy.linalg.cho_solve(factor, target, check_finite=False)
-        busy = np.concatenate([free, capped])
-        slope = K[:, busy] @ y[busy] - h
-        size_tolerance = 1e-12 * max(float(np.abs(y).max(initial=0.0)), 1e-300)
-        to_zero = (state == 1) & (y < -size_tolerance)
-        to_cap = (state == 1) & (y > upper + size_tolerance)
-        to_free = ((state == 0) & (slope < -slope_tolerance)) | ((state == 2) & (slope > slope_tolerance))
-        wrong = to_zero | to_cap | to_free
-        count = int(wrong.sum())
-        if count == 0:
-            break
-        if count < best:
-            best, patience = count, 10
-        elif patience > 0:
-            patience -= 1
-        else:  # Murty's rule: one at a time cannot cycle
-            only = int(np.flatnonzero(wrong)[-1])
-            wrong = np.zeros(m, bool)
-            wrong[only] = True
-        state = np.where(wrong & to_zero, 0, np.where(wrong & to_cap, 2, np.where(wrong & to_free, 1, state)))
-    return np.clip(y, 0.0, upper)
-
-
 def euclidean(conditions: Conditions, start: Array | None = None) -> Array:
     """Return multipliers y of the smallest Euclidean change d = G^T y.
 
@@ -215,13 +172,7 @@ def solve(
         conditions, y = conditions.joined(more), np.concatenate([y, np.zeros(more.m)])
         report(f"{conditions.m} rows")
     if isinstance(norm, Euclidean):
-        soft = np.isfinite(conditions.cap)
-        missed = np.maximum(conditions.need - conditions.rows.matvec(d), 0.0)
-        size = norm.value(d)
-        bound = float(conditions.need @ y) / size if size > 0 and not soft.any() else size
-        y = y / size if size > 0 else y
-        stats["price"] = float(np.where(soft, np.where(soft, conditions.cap, 0.0) * missed, 0.0).sum())
-        return Solution(d, y, size, min(bound, size), conditions, stats)
+        return _euclidean_solution(conditions, d, y, stats)
     scale = norm.dual(conditions.rows.rmatvec(y))
     conditions = _rescale_caps(conditions, scale)
     conditions, y = _keep_busy(conditions, y / scale, d)
@@ -240,6 +191,20 @@ def solve(
     if isinstance(norm, Polyhedral):
         return master(conditions, separate, norm, y, gap, scale, stats, max_rounds, report)
     return _finish(conditions, norm, d, y, stats)
+
+
+def _euclidean_solution(conditions: Conditions, d: Array, y: Array, stats: dict[str, Any]) -> Solution:
+    """Judge (d, y) by norm(d); with soft rows, by the penalised |d|^2 / 2 + cap.missed that was minimised."""
+    size = float(np.linalg.norm(d))
+    worth = float(conditions.need @ y)
+    soft = np.isfinite(conditions.cap)
+    if soft.any():
+        missed = np.maximum(conditions.need - conditions.rows.matvec(d), 0.0)[soft]
+        objective, bound = size**2 / 2 + float(conditions.cap[soft] @ missed), worth - size**2 / 2
+        return Solution(d, y, objective, min(bound, objective), conditions, stats)
+    return Solution(
+        d, y / size if size > 0 else y, size, min(worth / size, size) if size > 0 else 0.0, conditions, stats
+    )
 
 
 def _rescale_caps(conditions: Conditions, scale: float) -> Conditions:
@@ -267,16 +232,19 @@ def proximal_points(
     weight = float(np.median(np.diag(rows.gram())))
     size = norm.value(d)
     step = 30.0 * float(d @ d) / size
+    damping = 1e-5 * step * weight  # fixed: growing with the step it would slow y down
     best = 0.0
     steps = 0
     for _ in range(max_outer):
-        d0, y0, damping = d, y, 1e-5 * step * weight
+        d0, y0 = d, y
 
-        def look(y: Array, d0: Array = d0, y0: Array = y0, step: float = step, damping: float = damping) -> Any:
+        def look(y: Array, d0: Array = d0, y0: Array = y0, step: float = step) -> Any:
             u = d0 + step * rows.rmatvec(y)
             near = norm.prox(u, step)
             p = near.point
-            value = (u @ u - (u - p) @ (u - p)) / (2 * step) - norm.value(p) - h @ y + damping / 2 * ((y - y0) ** 2).sum()
+            value = (
+                (u @ u - (u - p) @ (u - p)) / (2 * step) - norm.value(p) - h @ y + damping / 2 * ((y - y0) ** 2).sum()
+            )
             return value, rows.matvec(p) - h + damping * (y - y0), near
 
         value, slope, near = look(y)
@@ -303,9 +271,9 @@ def proximal_points(
         d = near.point
         best = max(best, float(h @ y) / max(1.0, norm.dual(rows.rmatvec(y))))
         hard = np.isinf(cap)
-        price = float((np.where(hard, 0.0, cap) * np.maximum(h - rows.matvec(d), 0.0))[~hard].sum())
-        size = norm.value(d) + price
-        if not converged or size - best <= gap * size:
+        size = norm.value(d) + float(cap[~hard] @ np.maximum(h - rows.matvec(d), 0.0)[~hard])
+        apart = size - best if isinstance(norm, Polyhedral) else abs(size - best) * 10  # no master will finish the rest
+        if not converged or apart <= gap * size:
             break
         step *= 3.0
     return d, y, steps
@@ -358,7 +326,7 @@ def master(
         if dual > 0 and float(conditions.need @ y) / max(1.0, dual) > bound:
             bound, best_y = float(conditions.need @ y) / max(1.0, dual), y / max(1.0, dual)
         soft = np.isfinite(conditions.cap)
-        size = norm.value(d) + float((np.where(soft, conditions.cap, 0.0) * missed)[soft].sum())
+        size = norm.value(d) + float(conditions.cap[soft] @ missed[soft])
         stuck = missed[~soft].max(initial=0.0) > ROW_TOLERANCE * float(np.abs(conditions.need).max())
         more = None if stuck else separate(d, conditions)
         if not stuck and more is None and size - bound <= gap * size:
@@ -420,7 +388,7 @@ def _restricted(
     lp.row_lower_, lp.row_upper_ = low, high
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-    solver = highspy.Highs()
+    solver = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("presolve", "off")

@@ -24,7 +24,9 @@ NAMES = ("l1", "linf", "l2", "mean+max", "nuclear", "drift")
 class Proximal(Protocol):
     """The result of a proximal step: the point, and the curvature there."""
 
-    point: Array
+    @property
+    def point(self) -> Array:
+        """The point, (n,)."""
 
     def curvature(self, rows: Rows) -> Array:
         """Return G P G^T, (m, m)."""

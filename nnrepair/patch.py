@@ -114,7 +114,7 @@ class Patch:
         found = fingerprint(model)
         if found != expected:
             raise PatchError(
-                f"This patch {verb} a model with fingerprint {expected[:12]}..., but the given one has {found[:12]}.... "
+                f"This patch {verb} a model with fingerprint {expected[:12]}..., the given one has {found[:12]}.... "
                 f"Give {what}, with its weights unchanged and in the same dtype."
             )
         twin = copy.deepcopy(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
     y = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
     if not isinstance(y, Tensor):
         raise UnsupportedModel(
-            f"The model returns {type(y).__name__}, not a tensor. Wrap it in a module whose forward returns the outputs."
+            f"The model returns {type(y).__name__}, not a tensor. Wrap it in a module that returns the outputs."
         )
     return y
 
@@ -35,6 +34,11 @@ def to_like(inputs: AnyInputs, like: Tensor) -> AnyInputs:
     return inputs.to(like)
 
 
+def batches(count: int) -> list[Tensor]:
+    """Return the indices 0..count-1 in batches."""
+    return list(torch.split(torch.arange(count), BATCH))
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
     """Return the outputs (n, ...) of all points, in batches."""
@@ -42,8 +46,7 @@ def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
         return call(model, inputs)
     if len(inputs) <= BATCH:
         return call(model, inputs)
-    steps = torch.arange(len(inputs)).split(BATCH)
-    return torch.cat([call(model, inputs[step]) for step in steps])
+    return torch.cat([call(model, inputs[step]) for step in batches(len(inputs))])
 
 
 def is_classifier(criterion: Criterion) -> bool:
@@ -200,9 +203,7 @@ def _refuse_contradictions(edits: Edits) -> None:
         raise InvalidInput(f"Equal inputs are given different labels: edits {shown}{more}. Remove one of each pair.")
 
 
-def _keep(
-    model: nn.Module, locality: LocalitySet, edits: Edits, lowest: bool
-) -> tuple[LocalitySet, Criterion, Tensor]:
+def _keep(model: nn.Module, locality: LocalitySet, edits: Edits, lowest: bool) -> tuple[LocalitySet, Criterion, Tensor]:
     y = _first_look(model, locality, "the locality set")
     if locality.criterion is not None:
         locality.criterion.check(y)
@@ -212,5 +213,3 @@ def _keep(
         keep: Criterion = Argmin(y.argmin(1)) if lowest else Argmax(y.argmax(1))
         return locality, keep, keep.holds(y)
     return locality, Near(y, edits.criterion.typical_slack(y) or 1e-3 * float(y.abs().max())), everything
-
-

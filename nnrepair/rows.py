@@ -42,11 +42,11 @@ class Factored:
 
     @property
     def out(self) -> int:
-        return self.delta.shape[2]
+        return int(self.delta.shape[2])
 
     @property
     def inp(self) -> int:
-        return self.inputs.shape[2]
+        return int(self.inputs.shape[2])
 
     @property
     def n(self) -> int:
@@ -54,7 +54,7 @@ class Factored:
 
     def matvec(self, d: Array) -> Array:
         moved = self.inputs @ d.reshape(self.out, self.inp).T  # (points, P, out)
-        return np.einsum("rpo,rpo->r", self.delta, moved[self.point])
+        return np.asarray(np.einsum("rpo,rpo->r", self.delta, moved[self.point]))
 
     def rmatvec(self, y: Array) -> Array:
         points, positions = self.inputs.shape[:2]
@@ -110,11 +110,11 @@ class Dense:
 
     @property
     def m(self) -> int:
-        return self.rows.shape[0]
+        return int(self.rows.shape[0])
 
     @property
     def n(self) -> int:
-        return self.rows.shape[1]
+        return int(self.rows.shape[1])
 
     def matvec(self, d: Array) -> Array:
         return np.asarray(self.rows @ d)
@@ -219,7 +219,9 @@ class Metric:
             if isinstance(block, Factored):
                 flat = block.inputs.reshape(-1, block.inp)
                 solved = scipy.linalg.solve_triangular(factor, flat.T, lower=True, check_finite=False).T
-                blocks.append(Factored(block.delta, block.point, np.ascontiguousarray(solved).reshape(block.inputs.shape)))
+                blocks.append(
+                    Factored(block.delta, block.point, np.ascontiguousarray(solved).reshape(block.inputs.shape))
+                )
             else:
                 blocks.append(Dense(block.rows / factor))
         return Rows(tuple(blocks))

@@ -53,7 +53,9 @@ def _as_inputs(inputs: Any, what: str) -> AnyInputs:
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, InvalidInput):
             raise
-        raise InvalidInput(f"{what}: inputs must be a tensor or an Inputs object, got {type(inputs).__name__}.") from None
+        raise InvalidInput(
+            f"{what}: inputs must be a tensor or an Inputs object, got {type(inputs).__name__}."
+        ) from None
 
 
 def _as_criterion(target: Any, what: str) -> Criterion:

@@ -99,7 +99,9 @@ class SuccessiveRepair:
 
     def _all_hold(self, missed: list[Tensor]) -> bool:
         """Whether every hard condition holds with a tenth of its margin to spare in the model's own dtype."""
-        return all(d.soft or bool((m <= 0.9 * d.need.clamp(min=0)).all()) for d, m in zip(self.demands, missed, strict=True))
+        return all(
+            d.soft or bool((m <= 0.9 * d.need.clamp(min=0)).all()) for d, m in zip(self.demands, missed, strict=True)
+        )
 
     def _set(self, flat: Array) -> None:
         with torch.no_grad():

@@ -9,19 +9,21 @@ decoupled network f(x) + J(x) D (Sotoudeh & Thakur, PLDI 2021) keeps BASE's acti
 is off, and the first of equally large entries wins a pooling window. If all that follows the layer is affine, it is
 the changed network itself. Acceptance proves, for real numbers (a float32 run may round differently):
 
-1. Edits. Each listed edit holds strictly (labels) or with >= (A y >= b): in REPAIRED, whose graph and constants equal
-   BASE's in every byte but the named weight and bias, or, for the architecture "decoupled", in f(x) + J(x) D.
+1. Edits. Each listed edit holds, labels strictly and conditions A y >= b with equality allowed: in REPAIRED, whose graph
+   and constants equal BASE's in every byte but the named weight and bias; or, for the architecture "decoupled", in
+   f(x) + J(x) D. Without --repaired, "same" edits are not checked, and the output says so.
 2. Minimality. Every real D for which f(x_r) + J(x_r) D meets the listed conditions A_r y >= b_r has norm at least
    L = sum_r u_r (b_r - A_r f(x_r)) / dualnorm(sum_r u_r G_r), where G_r is the gradient of A_r y and u_r >= 0 are any
-   multipliers. The printed bound is not above L, the printed norm not below that of D. Where D acts linearly, D
-   itself was seen to meet the listed conditions up to the certificate's margin and SLACK.
+   multipliers. The printed bound is not above L, the printed norm not below that of D. Where D acts linearly, D misses
+   no listed condition by more than the certificate's margin and SLACK, and the most it may miss one by is printed.
 
 It does not prove that the listed conditions are the ones a reader has in mind: they are in the certificate.
 
 Rounding. Every number is a ball: a float64 midpoint and a radius. A sum of n products, in any order, is off by at most
 n U / (1 - n U) <= 2 n U times the sum of the absolute values (U = 2**-53); `enclose` adds that to the radius and
-enlarges the radius for its own rounding. No ball holds a nonzero number below TINY, so nothing underflows. Overflow becomes inf
-or NaN, and every acceptance is a comparison that these fail. Assumed: IEEE float64, and a BLAS that adds up products.
+enlarges the radius for its own rounding. No ball holds a nonzero midpoint or radius below TINY, so no product
+underflows. Overflow becomes inf or NaN, and every acceptance is a comparison that these fail. Assumed: IEEE float64,
+square roots and quotients rounded correctly, and a BLAS that computes products as sums of products.
 """
 
 from __future__ import annotations
@@ -64,13 +66,19 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Ball:
-    """All real arrays that differ from `mid` by at most `rad` in every entry."""
+    """All real arrays that differ from `mid` by at most `rad` in every entry.
+
+    Entries with equal integers in `key`, if it is given, are equal real numbers; -1 marks zeros. This decides which of
+    the many equal entries of a plain background wins a pooling window, which no rounding analysis could.
+    """
 
     mid: np.ndarray
     rad: np.ndarray
+    key: np.ndarray | None = None
 
-    def map(self, move: Callable[[np.ndarray], np.ndarray]) -> Ball:  # only moves, copies or drops entries
-        return Ball(move(self.mid), move(self.rad))
+    def map(self, move: Callable[[np.ndarray], np.ndarray]) -> Ball:
+        """Apply a function that only moves, copies or drops entries."""
+        return Ball(move(self.mid), move(self.rad), None if self.key is None else move(self.key))
 
     @property
     def lower(self) -> np.ndarray:
@@ -116,7 +124,8 @@ def add(a: Ball, b: Ball, sign: int = 1) -> Ball:
 
 def times(a: Ball, b: Ball) -> Ball:
     size_a, size_b = np.abs(a.mid), np.abs(b.mid)
-    return enclose(a.mid * b.mid, size_a * b.rad + a.rad * (size_b + b.rad), size_a * size_b, 1)
+    rounded = np.where(size_b == 1, 0.0, size_a * size_b)  # x * 1 is exact
+    return enclose(a.mid * b.mid, size_a * b.rad + a.rad * (size_b + b.rad), rounded, 1)
 
 
 def product(a: Ball, b: Ball) -> Ball:
@@ -215,28 +224,23 @@ class Node:
 
     def refusal(self, constants: dict[str, np.ndarray]) -> str:
         """Say what this checker cannot handle, or nothing."""
-        fixed = [constants.get(name) for name in self.inputs]
-        ranks = [np.ndim(array) for array in fixed[1:]]
-        flags = [("auto_pad", b"NOTSET"), ("group", 1), ("ceil_mode", 0), ("alpha", 1), ("beta", 1), ("transA", 0)]
-        flags += [("axis", 1)] * (self.op == "Flatten") + [("training_mode", 0), ("allowzero", 0)]
-        odd = [f"{name}={self.get(name, usual)}" for name, usual in flags if self.get(name, usual) != usual]
-        if self.op == "Reshape" and fixed[1] is not None and fixed[1][0] in (0, -1) and 0 not in fixed[1][1:]:
-            odd = [] if fixed[1][0] == -1 else odd
-        elif self.op == "Reshape":
-            odd = ["a shape other than [-1, n] or [0, -1]"]
-        if self.op not in OPERATORS:
-            odd = ["not supported"]
-        elif self.op not in ("Add", "Sub") and any(array is None for array in fixed[1:]):
-            odd.append("weights that are not constant")
-        elif (self.op == "Conv" and ranks[0] != 4) or (self.op in ("Gemm", "MatMul") and ranks not in ([2], [2, 1])):
-            odd.append(f"a weight (and bias) with {ranks} axes")
-        if all(array is not None for array in fixed[:2]):
-            odd.append("constant inputs only")
-        if self.op in ("MaxPool", "AveragePool") and len(self.get("kernel_shape", ())) != 2:
+        op, fixed = self.op, [constants.get(name) for name in self.inputs]
+        plain = {"auto_pad": b"NOTSET", "group": 1, "ceil_mode": 0, "alpha": 1, "beta": 1, "transA": 0}
+        plain |= {"training_mode": 0, **({"axis": 1} if op == "Flatten" else {})}
+        odd = [f"{name}={self.attributes[name]}" for name, value in plain.items() if self.get(name, value) != value]
+        odd += ["not supported"] * (op not in OPERATORS) + ["constant inputs"] * all(a is not None for a in fixed[:2])
+        if op in OPERATORS and op not in ("Add", "Sub") and any(array is None for array in fixed[1:]):
+            return ", ".join([*odd, "weights that are not constant"])
+        ranks, axes = [array.ndim for array in fixed[1:] if array is not None], list(self.get("perm", []))
+        if (op in ("Gemm", "MatMul") and ranks not in ([2], [2, 1])) or (op == "Conv" and ranks not in ([4], [4, 1])):
+            odd.append(f"weight and bias with {ranks} axes")
+        if op in ("MaxPool", "AveragePool") and len(self.get("kernel_shape", ())) != 2:
             odd.append("a window that is not two-dimensional")
-        if list(self.get("perm", [])) != sorted(self.get("perm", [])):
-            odd.append("axes that change places")
-        return ", ".join(odd)
+        if op == "Reshape" and (
+            fixed[1][0] not in ((-1,) if self.get("allowzero", 0) else (-1, 0)) or 0 in fixed[1][1:]
+        ):
+            odd.append(f"shape {fixed[1].tolist()}, expected [-1, n] or [0, -1]")
+        return ", ".join(odd + [f"perm={axes}"] * (axes != sorted(axes)))
 
     def windows(self, shape: tuple[int, ...], kernel: Sequence[int], together: bool) -> tuple[np.ndarray, list[int]]:
         """Index the entries of (c, h, w) by (window, entry), c h w standing for padding; give rows and columns too."""
@@ -257,9 +261,15 @@ def flat(a: np.ndarray) -> np.ndarray:
 
 def cut(a: Ball, index: np.ndarray, fill: float = 0.0) -> Ball:
     """Give (n, window, entry)."""
-    return Ball(
-        *(np.pad(flat(p), ((0, 0), (0, 1)), constant_values=f)[:, index] for p, f in ((a.mid, fill), (a.rad, 0)))
-    )
+    parts = [(a.mid, fill), (a.rad, 0.0)] + ([] if a.key is None else [(a.key, -1)])
+    return Ball(*(np.pad(flat(part), ((0, 0), (0, 1)), constant_values=value)[:, index] for part, value in parts))
+
+
+def numbered(rows: np.ndarray | None) -> np.ndarray | None:
+    """Give equal rows (last axis) equal numbers."""
+    if rows is None:
+        return None
+    return np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)[1].reshape(rows.shape[:-1])
 
 
 def paste(windows: Ball, index: np.ndarray, shape: tuple[int, ...]) -> Ball:
@@ -296,8 +306,12 @@ def at_positions(node: Node, g: Ball) -> Ball:
 def layer(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
     """Gemm, MatMul, Conv."""
     weight, shape = matrix(node, x[1]), x[0].mid.shape
-    y = product(positions(node, x), weight.map(np.transpose))
+    inputs = positions(node, x)
+    y = product(inputs, weight.map(np.transpose))
     y = add(y, x[2]) if len(x) > 2 else y
+    if inputs.key is not None:
+        outputs = y.mid.shape[-1]
+        y = Ball(y.mid, y.rad, numbered(inputs.key)[..., None] * outputs + np.arange(outputs))
     if node.op != "Conv":
         y = y.map(lambda a: a.reshape(*shape[:-1], -1))
         return y, lambda g: [product(at_positions(node, g), weight).map(lambda a: a.reshape(shape))]
@@ -315,7 +329,8 @@ def plus(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
 def relu(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
     on, off = x[0].lower > 0, x[0].upper <= 0
     slope = Ball(np.where(on | off, on, 0.5), np.where(on | off, 0.0, 0.5))  # [0, 1] if the sign is unknown
-    return times(x[0], slope), lambda g: [times(g, slope)]
+    y, key = times(x[0], slope), x[0].key
+    return Ball(y.mid, y.rad, None if key is None else np.where(off, -1, key)), lambda g: [times(g, slope)]
 
 
 def max_pool(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
@@ -324,11 +339,18 @@ def max_pool(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
     windows = cut(x[0], index, -np.inf)
     low, high = windows.lower, windows.upper
     winners = ~(high < low.max(2, keepdims=True))  # all that may be the largest
-    tied = (~winners | (low == high)).all(2, keepdims=True)  # exactly equal: the first one wins
+    tied = (~winners | (low == high)).all(2, keepdims=True)
+    if windows.key is not None:
+        leader = np.take_along_axis(windows.key, winners.argmax(2)[..., None], 2)
+        tied |= (~winners | (windows.key == leader)).all(2, keepdims=True)  # equal: the first one wins
     winners &= ~tied | (winners.cumsum(2) == 1)
     sure = winners.sum(2, keepdims=True) == 1
     slope = Ball(winners * np.where(sure, 1.0, 0.5), winners * np.where(sure, 0.0, 0.5))
-    value = between(low.max(2), high.max(2)).map(lambda a: a.reshape(*shape[:2], *grid))
+    value = between(low.max(2), high.max(2))
+    if windows.key is not None:
+        fresh = windows.key.max() + 1 + np.arange(sure.size).reshape(sure.shape)
+        value = Ball(value.mid, value.rad, np.where(sure, leader, fresh)[..., 0])
+    value = value.map(lambda a: a.reshape(*shape[:2], *grid))
     return value, lambda g: [paste(times(g.map(lambda a: a.reshape(len(a), -1, 1)), slope), index, shape)]
 
 
@@ -343,7 +365,7 @@ def average(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
             raise Unusable(f"{node.op} averages over the axes {axes} of {shape}; only images are supported.")
         index = np.arange(math.prod(shape[1:])).reshape(shape[1], -1)
     inside = (index < math.prod(shape[1:])) | bool(node.get("count_include_pad", 0))
-    share = enclose(1 / inside.sum(1), 0.0, 1.0, 1)
+    share = enclose(1 / inside.sum(1), 0.0, 1 / inside.sum(1), 1)
     value = times(total(cut(x[0], index), (2,)), share).map(lambda a: a.reshape(*shape[:2], *grid))
 
     def pull(g: Ball) -> list[Ball]:
@@ -355,7 +377,7 @@ def average(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
 
 def batch_norm(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
     scale, shift, mean, variance = (part.mid.reshape(-1, *(1,) * (x[0].mid.ndim - 2)) for part in x[1:])
-    factor = scale / np.sqrt(variance + node.get("epsilon", 1e-5))
+    factor = scale / np.sqrt(variance + node.get("epsilon", float(np.float32(1e-5))))
     slope = enclose(factor, 0.0, np.abs(factor), 4)
     return add(times(add(x[0], exact(mean), -1), slope), exact(shift)), lambda g: [times(g, slope)]
 
@@ -397,6 +419,8 @@ class Network:
             self.nodes.append(node)
         if len(inputs) != 1 or len(graph.output) != 1 or graph.sparse_initializer or proto.functions:
             problems.append("the graph needs one input, one output, dense constants and no functions")
+        if not all((np.isfinite(a) & ((a == 0) | (np.abs(a) > TINY))).all() for a in self.constants.values()):
+            problems.append(f"constants must be finite, and zero or larger than {TINY}")
         if problems:
             raise Unusable(f"{path.name} has what this checker does not handle: " + "; ".join(problems))
         self.input, self.output = inputs[0].name, graph.output[0].name
@@ -410,18 +434,18 @@ class Network:
     def run(self, points: np.ndarray) -> tuple[dict[str, Ball], dict[str, Pullback]]:
         """Enclose all values at the points, and give every node's pullback there."""
         values, pullbacks = {**self.balls, self.input: exact(points)}, {}
+        if any(node.op == "MaxPool" for node in self.nodes):
+            key = np.where(points == 0, -1, numbered(points[..., None]))
+            values[self.input] = Ball(values[self.input].mid, values[self.input].rad, key)
         for node in self.nodes:
             x = [values[name] for name in node.inputs]
             try:
                 values[node.output], pullbacks[node.output] = OPERATORS[node.op](node, x)
             except ValueError as error:
                 raise Unusable(f"{node.op} {node.output!r} cannot take {[b.mid.shape for b in x]}: {error}") from error
-            mixed = node.op in ("Add", "Sub") and any(
-                values[node.output].mid.shape != b.mid.shape
-                for name, b in zip(node.inputs, x, strict=True)
-                if name not in self.constants
-            )
-            if mixed or len(values[node.output].mid) != len(points):
+            shape, given = values[node.output].mid.shape, [name for name in node.inputs if name not in self.constants]
+            repeats = node.op in ("Add", "Sub") and any(values[name].mid.shape != shape for name in given)
+            if repeats or shape[0] != len(points):
                 raise Unusable(f"{node.op} {node.output!r} changes the batch or repeats an activation.")
         if values[self.output].mid.ndim != 2:
             raise Unusable(f"The output has shape {values[self.output].mid.shape}, expected (n, outputs).")
@@ -439,21 +463,18 @@ class Layer:
         self.names = [weight] if bias is None else [weight, bias]
         if bias is not None and bias not in self.node.inputs[2:]:  # MatMul, then Add
             after = [node for node in nodes if self.node.output in node.inputs]
-            if self.node.op != "MatMul" or [node.op for node in after] != ["Add"] or bias not in after[0].inputs:
+            added = [node.op for node in after] == ["Add"] and bias in after[0].inputs
+            if self.node.op != "MatMul" or not added or self.node.output == network.output:
                 raise Unusable(f"{bias!r} is not the bias of the layer of {weight!r}.")
         shape = matrix(self.node, network.balls[weight]).mid.shape
-        if bias is not None and (
-            sum(bias in n.inputs for n in nodes) != 1 or network.constants[bias].shape != shape[:1]
-        ):
+        uses = sum(bias in node.inputs for node in nodes)
+        if bias is not None and (uses != 1 or network.constants[bias].shape != shape[:1]):
             raise Unusable(f"{bias!r} is shared or not of shape {shape[:1]}.")
         self.shape = shape[0], shape[1] + (bias is not None)
         self.live = {self.node.output}  # the values that depend on the layer
-        tail = []
         for node in nodes:
-            if self.live & set(node.inputs):
-                self.live.add(node.output)
-                tail.append(node)
-        self.affine = all(node.op in AFFINE for node in tail)
+            self.live |= {node.output} if self.live & set(node.inputs) else set()
+        self.affine = all(node.op in AFFINE for node in nodes if node.output in self.live)
         if network.output not in self.live:
             raise Unusable(f"The output does not depend on {weight!r}.")
 
@@ -486,47 +507,49 @@ class Layer:
 # The certificate -----------------------------------------------------------------------------------------------------
 
 
+REQUIRED = {"points", "row_point", "row_A", "row_b", "row_multiplier", "edit_point"}
+KINDS = {"points": ("f", 0), "row_point": ("iu", 1), "row_A": ("f", 2), "row_b": ("f", 1), "row_multiplier": ("f", 1)}
+KINDS |= {"edit_point": ("iu", 1), "edit_label": ("iu", 1), "edit_A": ("f", 3), "edit_b": ("f", 2), "metric": ("f", 2)}
+KINDS |= {"delta_weight": ("f", 0), "delta_bias": ("f", 1)}  # types, and axes where they are known
+
+
+def above(number: float) -> str:
+    return f"{number * 1.001:.3e}"
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Give the meta data and the arrays; shapes that need no network are checked here."""
+    """Give the meta data and the arrays, whose types and first axes are checked."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        meta = json.loads(arrays["meta"].tobytes())
-        wanted = {"format": str, "weight": str, "norm": str, "architecture": str}
+        meta = {"bias": None, "lowest": False} | json.loads(arrays["meta"].tobytes())
         numbers = {name: float(meta[name]) for name in ("lower_bound", "objective", "margin")}
-        wrong = [name for name, kind in wanted.items() if not isinstance(meta[name], kind)]
-        points, k, n = arrays["points"], len(arrays["row_point"]), len(arrays["edit_point"])
+        choices = {"format": ["nnrepair-minimality-1"], "norm": NORMS, "architecture": ["same", "decoupled"]}
+        wrong = [
+            f"{name} {meta[name]!r} is none of {list(some)}" for name, some in choices.items() if meta[name] not in some
+        ]
+        lengths = {kind: len(arrays[f"{kind}_point"]) for kind in ("row", "edit")}
+        for name in KINDS.keys() & arrays.keys() | REQUIRED:
+            array, (kind, axes) = arrays[name], KINDS[name]
+            if array.dtype.kind not in kind or axes not in (0, array.ndim):
+                wrong.append(f"{name} has type {array.dtype} and shape {array.shape}")
+            elif len(array) != lengths.get(name.split("_")[0], len(array)):
+                wrong.append(f"{name} has {len(array)} entries, {lengths}")
+            elif not np.isfinite(array).all():
+                raise Rejected(f"{name} has entries that are not finite.")
+            elif name.endswith("_point") and not ((array >= 0) & (array < len(arrays["points"]))).all():
+                wrong.append(f"{name} names points that are not there")
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Unusable(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
-    meta |= {"bias": None, "lowest": False, **meta, **numbers}
-    choices = {"format": ["nnrepair-minimality-1"], "norm": NORMS, "architecture": ["same", "decoupled"]}
-    wrong += [
-        f"{name}={meta[name]!r}, expected one of {list(some)}"
-        for name, some in choices.items()
-        if meta[name] not in some
-    ]
-    kinds = {"points": "f", "row_point": "iu", "row_A": "f", "row_b": "f", "row_multiplier": "f", "edit_point": "iu"}
-    kinds |= {"edit_label": "iu", "edit_A": "f", "edit_b": "f", "delta_weight": "f", "delta_bias": "f", "metric": "f"}
-    shapes = {"row_point": (k,), "row_b": (k,), "row_multiplier": (k,), "edit_point": (n,), "edit_label": (n,)}
-    for name, kind in kinds.items():
-        array = arrays.get(name)
-        if array is None and name in list(kinds)[:6]:
-            wrong.append(f"{name} is missing")
-        elif array is not None and (array.dtype.kind not in kind or array.shape != shapes.get(name, array.shape)):
-            wrong.append(f"{name} has shape {array.shape} and type {array.dtype}")
-        elif array is not None and not np.isfinite(array).all():
-            raise Rejected(f"{name} has entries that are not finite.")
-        elif array is not None and name.endswith("_point") and not ((array >= 0) & (array < len(points))).all():
-            wrong.append(f"{name} points outside the {len(points)} points")
-    if n and ("edit_label" in arrays) == ("edit_A" in arrays and "edit_b" in arrays):
+    if lengths["edit"] and ("edit_label" in arrays) == ({"edit_A", "edit_b"} <= arrays.keys()):
         wrong.append("edits need either edit_label or edit_A and edit_b")
     if wrong:
         raise Unusable(f"{path.name}: " + "; ".join(wrong))
-    if not all(math.isfinite(number) and number >= 0 for number in numbers.values()):
+    if not all(0 <= number < math.inf for number in numbers.values()):
         raise Rejected(f"lower_bound, objective and margin must be finite and not negative, given {numbers}.")
     if not (arrays["row_multiplier"] >= 0).all():
         raise Rejected(f"Multipliers must not be negative: the smallest is {arrays['row_multiplier'].min()}.")
-    return meta, arrays
+    return meta | numbers, arrays
 
 
 def alike(a: np.ndarray, b: np.ndarray | None) -> bool:
@@ -570,6 +593,8 @@ def effect(slopes: tuple[Ball, Ball], change: Ball) -> Ball:
 def check_edits(layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray], net: Network, d: Ball | None) -> str:
     """Prove every edit for the network `net`, or for its decoupled network with the change d."""
     points, chosen, least = arrays["points"], arrays["edit_point"], math.inf
+    if len(chosen) == 0:
+        return "No edits are listed."
     for start in range(0, len(chosen), CHUNK):
         at = slice(start, start + CHUNK)
         values, pullbacks = net.run(points[chosen[at]].astype(np.float64))
@@ -582,7 +607,7 @@ def check_edits(layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray
             rows, bounds = -rows if meta["lowest"] else rows, np.zeros(rows.shape[:2])
         else:
             rows, bounds = arrays["edit_A"][at], arrays["edit_b"][at]
-            if rows.shape != (*bounds.shape, outputs):
+            if rows.shape != (*bounds.shape, outputs) or rows.size == 0:
                 raise Unusable(f"edit_A and edit_b have shapes {rows.shape} and {bounds.shape}; {outputs} outputs.")
         margins = add(dot(rows, values[net.output]), exact(bounds), -1)
         if d is not None:
@@ -598,7 +623,7 @@ def check_edits(layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray
             )
         least = min(least, low.min())
     where = "the repaired network" if d is None else "the decoupled network with the certificate's change"
-    return f"All {len(chosen)} edits hold in {where}, for real numbers; the smallest margin is at least {least:.6g}."
+    return f"All {len(chosen)} edits hold in {where}, for real numbers; the smallest margin is >= {least * 0.999:.3e}."
 
 
 def check_rows(layer: Layer, arrays: dict[str, np.ndarray], d: Ball | None) -> tuple[float, Ball, np.ndarray]:
@@ -651,11 +676,10 @@ def check_bound(
         text += "All that follows the layer is affine, so this is about the network itself. "
     else:
         text += "This does not bound changes with which the network itself meets them. "
+    excess = max(0.0, 1 - lower / size) if size else 0.0
     if size is None:
         return text + "The change itself was not given, so its norm was not compared."
-    text += (
-        f"The change made has norm <= {size!r}, at most {max(0.0, 1 - lower / size) if size else 0.0:.3g} of it above. "
-    )
+    text += f"The change made has norm <= {size!r}, of which at most the part {above(excess)} could be saved. "
     if not linear:
         return text + "Whether the change meets the listed (linearised) conditions was not checked."
     open_by = meta["margin"] + SLACK * np.maximum(1, np.abs(arrays["row_b"]))
@@ -664,7 +688,7 @@ def check_bound(
         raise Rejected(
             f"The change misses condition {worst} by up to {missed[worst]:.6g}, more than the margin allows."
         )
-    return text + f"It misses none of the conditions by more than {max(0.0, missed.max()):.3g}."
+    return text + f"It misses none of the conditions by more than {above(max(0.0, missed.max()))}."
 
 
 def check(certificate: Path, base_path: Path, repaired_path: Path | None) -> list[str]:
@@ -696,7 +720,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Rejected, np.linalg.LinAlgError) as error:
         print(f"REJECTED\n{error}")
         return 1
-    except Unusable as error:
+    except (Unusable, ValueError, TypeError, LookupError) as error:
         print(f"UNUSABLE\n{error}")
         return 2
 

@@ -1,7 +1,5 @@
 """What a loaded model is made of besides torch's own layers; plain torch, without the onnx packages."""
 
-# ruff: noqa: D102 - `forward` does what its class says
-
 from __future__ import annotations
 
 import math
@@ -32,7 +30,6 @@ class Constant(nn.Module):
         self.register_buffer("value", value)
 
     def forward(self) -> Tensor:
-        """Return the tensor."""
         return self.value
 
 
@@ -138,7 +135,6 @@ class OnnxGraph(nn.Module):
         self.item_shape = tuple(item_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output (n, ...) for inputs (n, ...)."""
         values = {self.input_name: self._shaped(x)}
         for step in self.steps:
             values[step.output] = self.get_submodule(step.module)(*(values[name] for name in step.inputs))

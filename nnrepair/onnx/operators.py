@@ -40,11 +40,9 @@ class Node:
         self.inputs = [values.get(name) for name in self.names]
         self.output: str = proto.output[0]
         self.attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
-        self.rank, self.batch, self.opset = (
-            rank,
-            batch,
-            opset,
-        )  # axes of the first input, a batch size fixed by the file
+        self.rank = rank  # the number of axes of the first input
+        self.batch = batch  # its size, where the file fixes it
+        self.opset = opset
 
     def get(self, attribute: str, default: Any) -> Any:
         """Return an attribute."""
