@@ -55,7 +55,8 @@ class Certificate:
         where = "this network" if self.architecture == "same" else "its decoupled network"
         return (
             f"Among all changes of {self.weight.removesuffix('.weight')} that satisfy the conditions in {where}, "
-            f"none has {self.norm} norm below {self.lower_bound:.6g}; this one has {self.objective:.6g} (gap {self.gap:.1e})."
+            f"none has {self.norm} norm below {self.lower_bound:.6g}; this one has {self.objective:.6g} "
+            f"(gap {self.gap:.1e})."
         )
 
     def save(self, path: str | Path) -> Path:

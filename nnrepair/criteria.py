@@ -81,7 +81,7 @@ class Argmax(Criterion):
         margin: in output units (logits).
     """
 
-    sign = 1.0
+    sign: float = 1.0
 
     def __init__(self, labels: Tensor | Sequence[int], margin: float = 0.0) -> None:
         labels = torch.as_tensor(labels)
@@ -121,8 +121,8 @@ class Argmax(Criterion):
         """Return (n, classes); a class has no condition against itself: +inf there."""
         labels = self.labels.to(y.device)[:, None]
         slack: Tensor = self.sign * (y.gather(1, labels) - y) - self.margin_
-        without_own: Tensor = slack.scatter(1, labels, torch.inf)
-        return without_own
+        slack.scatter_(1, labels, float("inf"))
+        return slack
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         row = torch.zeros(len(point), y.shape[1], dtype=y.dtype, device=y.device)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def nnqp(K: Array, h: Array, cap: Array | None = None, max_steps: int = 60) -> Array:
+def nnqp(
+    K: Array, h: Array, cap: Array | None = None, free: NDArray[np.bool_] | None = None, max_steps: int = 60
+) -> Array:
     """Return argmin y'Ky/2 - h'y over 0 <= y <= cap.
 
     Block principal pivoting (Kostreva 1978; Júdice & Pires 1994): a handful of Cholesky factorisations of the free
@@ -21,10 +23,11 @@ def nnqp(K: Array, h: Array, cap: Array | None = None, max_steps: int = 60) -> A
         K: (m, m) symmetric positive definite.
         h: (m,).
         cap: (m,), inf where a multiplier is free to grow.
+        free: (m,) a guess of the multipliers between zero and the cap; fewer and better guesses are faster.
         max_steps: pivoting steps before giving up on them.
     """
     upper = np.full(len(h), np.inf) if cap is None else cap
-    y, settled = _pivot(K, h, upper, np.where(h > 0, 1, 0), max_steps)
+    y, settled = _pivot(K, h, upper, np.where(h > 0 if free is None else free, 1, 0), max_steps)
     if not settled:
         inside = _interior(K, h, upper)
         state = np.where(inside <= 1e-9 * inside.max(initial=0.0), 0, np.where(inside >= upper * (1 - 1e-9), 2, 1))

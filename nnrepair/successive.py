@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair.demands import Demand
 from nnrepair.linearize import Linearization
-from nnrepair.minnorm import Conditions, Infeasible, nnqp, solve
+from nnrepair.minnorm import Conditions, Infeasible, solve
 from nnrepair.norms import Euclidean, make
 from nnrepair.problem import outputs
 from nnrepair.progress import progress_bar
+from nnrepair.quadratic import nnqp
 from nnrepair.rows import Array, Metric, Rows
 
 #: Rows of edits per step; the nearest to failing are kept when there are more.
@@ -68,6 +70,8 @@ class SuccessiveRepair:
         with progress_bar("successive linearisation", self.progress) as report:
             damping, penalty = 1.0, 0.0
             missed = self._look(self.flat)
+            worst, condition = missed[0].max(1)
+            self._active = {(0, int(p), int(condition[p])) for p in torch.nonzero(worst > 0).flatten()}
             for step in range(self.max_steps):
                 if self._all_hold(missed):
                     break
@@ -87,8 +91,8 @@ class SuccessiveRepair:
                 if value < merit * (1 - 1e-7):
                     self.flat = self._weights(here + length * move, rows)
                     missed = new
-                    damping = damping / 4 if length == 1.0 else damping * 4 if length < 0.25 else damping
-                    damping = max(damping, 1e-2)
+                    # A full step asks for bolder ones, a short step for shorter and better directed ones.
+                    damping = max(damping / 4, 1e-2) if length == 1.0 else damping * (4 if length == 0.5 else 16)
                 else:
                     damping *= 16
                     if damping > 1e12:
@@ -140,12 +144,12 @@ class SuccessiveRepair:
         count = min(int(finite.sum()), max(MOST_ROWS, int((edits > 0).sum())))
         chosen = order[:count].sort().values
         parts = [self._make(0, edits, chosen // edits.shape[1], chosen % edits.shape[1])]
-        self._owner = [np.zeros(len(parts[0][1]), int)]
+        self._keys = [np.stack([np.zeros(count, int), chosen // edits.shape[1], chosen % edits.shape[1]], 1)]
         for k in range(1, len(self.demands)):
             if self._locality[k]:
                 pairs = torch.tensor(sorted(self._locality[k]))
                 parts.append(self._make(k, missed[k], pairs[:, 0], pairs[:, 1]))
-                self._owner.append(np.full(len(pairs), k))
+                self._keys.append(_keys(k, pairs))
         rows = parts[0][0]
         for part in parts[1:]:
             rows = rows.joined(part[0])
@@ -156,11 +160,13 @@ class SuccessiveRepair:
     ) -> tuple[Array, Rows]:
         """Return the step: argmin |here + move|^2 / 2 + damping |move|^2 / 2 + penalty / 2 * missed^2, linearised."""
         for _ in range(4):
-            owner = np.concatenate(self._owner)
-            weights = np.asarray([self._weight(k) for k in owner])
+            keys = np.concatenate(self._keys)
+            weights = np.asarray([self._weight(k) for k in keys[:, 0]])
             system = K.copy()
             system[np.diag_indices_from(system)] += (1 + damping) / (penalty * weights)
-            y = nnqp(system, need * (1 + damping) + rows.matvec(here))
+            guess = np.asarray([tuple(key) in self._active for key in keys.tolist()])
+            y = nnqp(system, need * (1 + damping) + rows.matvec(here), free=guess)
+            self._active = {tuple(key) for key in keys[y > 0].tolist()}
             move = (rows.rmatvec(y) - here) / (1 + damping)
             trial = self._look(self._weights(here + move, rows))
             more = self._broken(trial)
@@ -171,7 +177,7 @@ class SuccessiveRepair:
                 index = torch.tensor(pairs)
                 new, new_need = self._make(k, missed[k], index[:, 0], index[:, 1])
                 rows, need = rows.joined(new), np.concatenate([need, new_need])
-                self._owner.append(np.full(len(pairs), k))
+                self._keys.append(_keys(k, index))
             K = rows.gram()
         return move, rows
 
@@ -230,3 +236,8 @@ class SuccessiveRepair:
                     break
             else:
                 return
+
+
+def _keys(k: int, pairs: Tensor) -> NDArray[np.int64]:
+    """Return (m, 3): which demand, point and condition each row is."""
+    return np.concatenate([np.full((len(pairs), 1), k), pairs.numpy()], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -26,7 +27,7 @@ def randn(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 def mlp(*sizes: int, seed: int = 0, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     def make() -> nn.Sequential:
         parts: list[nn.Module] = []
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        for a, b in pairwise(sizes):
             parts += [nn.Linear(a, b), activation()]
         return nn.Sequential(*parts[:-1])
 
@@ -59,3 +60,9 @@ def mistakes(model: nn.Module, x: Tensor) -> Tensor:
     """Return labels that the model gets wrong on every point: its second choice."""
     with torch.no_grad():
         return model(x).topk(2, dim=1).indices[:, 1]
+
+
+def clusters(points: int, size: int, seed: int = 0, centers: int = 5) -> Tensor:
+    """Return points in a few tight groups, which a small layer can keep while it changes elsewhere."""
+    middle = 1.5 * randn(centers, size, seed=seed)
+    return middle[torch.arange(points) % centers] + 0.02 * randn(points, size, seed=seed + 1)

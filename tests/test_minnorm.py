@@ -17,7 +17,7 @@ from nnrepair.minnorm import Conditions, Infeasible
 from nnrepair.norms import NAMES
 from nnrepair.rows import Dense, Factored, Metric, Rows
 
-quick = settings(deadline=None, derandomize=True, max_examples=15)
+quick = settings(deadline=None, derandomize=True, max_examples=10)
 PLAIN = [name for name in NAMES if name != "drift"]  # "drift" is "l2" in other coordinates
 
 
@@ -130,7 +130,7 @@ def test_several_blocks(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["l1", "linf", "mean+max", "nuclear"])
-@pytest.mark.parametrize("shape", [(3, 60, 40), (60, 30, 5), (40, 4, 6)])  # wide, nearly square, many rows
+@pytest.mark.parametrize("shape", [(3, 16, 12), (30, 8, 5), (40, 4, 6)])  # wide, nearly square, many rows
 def test_larger_systems(name: str, shape: tuple[int, int, int]) -> None:
     m, out, inp = shape
     rng = np.random.default_rng(5)
@@ -216,11 +216,11 @@ def test_soft_rows_are_priced_against_the_squared_euclidean_norm(everything: Con
 @given(everything=systems(soft=True))
 @quick
 def test_soft_rows_solve_the_penalised_problem(name: str, everything: Conditions) -> None:
-    solution = minnorm.solve(everything, lambda d, using: None, norms.make(name, everything.rows))
+    solution = minnorm.solve(everything, separate_from(everything), norms.make(name, everything.rows))
     using = solution.conditions  # its caps are in the norm's own unit
-    hard = np.isinf(everything.cap)
-    scale = everything.cap[using.tag[:, 1]] / using.cap
-    scale = float(scale[np.isfinite(scale)].mean()) if np.isfinite(scale).any() else 1.0
+    hard, soft = np.isinf(everything.cap), np.isfinite(using.cap)
+    scale = everything.cap[using.tag[soft, 1]] / using.cap[soft]
+    scale = float(scale.mean()) if soft.any() else 1.0
     shape = everything.rows.matrix_shape
     optimum, _ = min_norm_cvxpy(dense(everything.rows), everything.need, name, shape, cap=everything.cap / scale)
     missed = everything.need - everything.rows.matvec(solution.d)

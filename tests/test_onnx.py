@@ -5,6 +5,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,14 @@ def test_saving_is_quiet_and_leaves_the_model_alone(tmp_path: Path, capfd: pytes
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert capfd.readouterr() == ("", "")
+
+
+def test_threads_may_save_at_the_same_time(tmp_path: Path) -> None:
+    model = nn.Linear(4, 3)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: nonnx.save(model, torch.zeros(1, 4), tmp_path / "model.onnx"), range(3)))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    assert torch.equal(next(nonnx.load(tmp_path / "model.onnx").parameters()), model.weight)
 
 
 def test_double_precision_round_trip(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ decoupled network f(x) + J(x) D (Sotoudeh & Thakur, PLDI 2021) keeps BASE's acti
 is off, and the first of equally large entries wins a pooling window. If all that follows the layer is affine, it is
 the changed network itself. Acceptance proves, for real numbers (a float32 run may round differently):
 
-1. Edits. Each listed edit holds, labels strictly and conditions A y >= b with equality allowed: in REPAIRED, whose graph
-   and constants equal BASE's in every byte but the named weight and bias; or, for the architecture "decoupled", in
+1. Edits. Each listed edit holds (labels strictly, conditions A y >= b as they stand): in REPAIRED, whose graph and
+   constants equal BASE's in every byte but the named weight and bias; or, for the architecture "decoupled", in
    f(x) + J(x) D. Without --repaired, "same" edits are not checked, and the output says so.
 2. Minimality. Every real D for which f(x_r) + J(x_r) D meets the listed conditions A_r y >= b_r has norm at least
    L = sum_r u_r (b_r - A_r f(x_r)) / dualnorm(sum_r u_r G_r), where G_r is the gradient of A_r y and u_r >= 0 are any
@@ -520,7 +520,7 @@ def above(number: float) -> str:
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Give the meta data and the arrays, whose types and first axes are checked."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = {"bias": None, "lowest": False} | json.loads(arrays["meta"].tobytes())
         numbers = {name: float(meta[name]) for name in ("lower_bound", "objective", "margin")}
@@ -531,7 +531,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         lengths = {kind: len(arrays[f"{kind}_point"]) for kind in ("row", "edit")}
         for name in KINDS.keys() & arrays.keys() | REQUIRED:
             array, (kind, axes) = arrays[name], KINDS[name]
-            if array.dtype.kind not in kind or axes not in (0, array.ndim):
+            if array.dtype.kind not in kind or (axes not in (0, array.ndim) and array.size):
                 wrong.append(f"{name} has type {array.dtype} and shape {array.shape}")
             elif len(array) != lengths.get(name.split("_")[0], len(array)):
                 wrong.append(f"{name} has {len(array)} entries, {lengths}")
@@ -560,9 +560,9 @@ def change_of(layer: Layer, arrays: dict[str, np.ndarray], repaired: Network | N
     """Give the change as the layer's matrix, and how much of it rounding to the file's number type may have made."""
     base, names = layer.network, layer.names
     given = [arrays[name] for name in ("delta_weight", "delta_bias")[: len(names)] if name in arrays]
-    claimed = exact(np.column_stack([flat(a) for a in given]).astype(np.float64)) if given else None
-    if given and (len(given) < len(names) or [a.shape for a in given] != layer.torch_shapes):
+    if given and [a.shape for a in given] != layer.torch_shapes:
         raise Unusable(f"The change has shapes {[a.shape for a in given]}, expected {layer.torch_shapes}.")
+    claimed = exact(np.column_stack([flat(a) for a in given])) if given else None
     if repaired is None:
         return claimed, np.zeros(layer.shape)
     there = {name: repaired.constants.get(name) for name in base.constants}
@@ -649,6 +649,7 @@ def check_bound(
     layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray], d: Ball | None, rounding: np.ndarray
 ) -> str:
     norm, metric, k = meta["norm"], arrays.get("metric"), len(arrays["row_point"])
+    metric = None if metric is None else metric.astype(np.float64)
     if (norm == "drift") != (metric is not None):
         raise Unusable("The norm 'drift', and no other, needs the array metric.")
     if metric is not None and (metric.shape != (layer.shape[1],) * 2 or not (metric == metric.T).all()):
@@ -676,10 +677,10 @@ def check_bound(
         text += "All that follows the layer is affine, so this is about the network itself. "
     else:
         text += "This does not bound changes with which the network itself meets them. "
-    excess = max(0.0, 1 - lower / size) if size else 0.0
     if size is None:
         return text + "The change itself was not given, so its norm was not compared."
-    text += f"The change made has norm <= {size!r}, of which at most the part {above(excess)} could be saved. "
+    distance = above(max(0.0, 1 - lower / size) if size else 0.0)
+    text += f"The change made has norm <= {size!r}; the bound lies below that by the part {distance} or less. "
     if not linear:
         return text + "Whether the change meets the listed (linearised) conditions was not checked."
     open_by = meta["margin"] + SLACK * np.maximum(1, np.abs(arrays["row_b"]))

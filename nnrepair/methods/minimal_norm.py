@@ -44,7 +44,8 @@ class MinimalNorm:
         margin: by how much every edit must hold, in output units; None takes 5 % of the model's typical distance
             between the two best classes. Locality points keep this margin, or the one they had if it was smaller.
         architecture: "same" returns a network of the same class; for any layer but the last by successive
-            linearisation. "decoupled" returns the network with separate value and activation channels, exact for every layer.
+            linearisation. "decoupled" returns the network with separate value and activation channels, exact for
+            every layer.
         gap: the certified relative distance from the minimum at which to stop.
         locality: "hard" (every kept point is a constraint), "soft" (a point may fail at the price of the dearest edit)
             or "none".

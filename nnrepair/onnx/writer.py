@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 import uuid
 import warnings
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
+
+_EXPORTER = threading.Lock()  # torch.export and the warning filters have one state for the whole process
 
 
 def save(model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]) -> None:
@@ -56,7 +59,7 @@ def save(model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]) 
 
 def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
     try:
-        with warnings.catch_warnings():
+        with _EXPORTER, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the exporter's own insides
             program = torch.onnx.export(
                 model,

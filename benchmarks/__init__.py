@@ -1,0 +1,1 @@
+"""Benchmarks: one folder per domain, results as committed JSON, tables and figures generated from them."""

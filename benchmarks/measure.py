@@ -1,0 +1,72 @@
+"""One measurement in one process: CPU seconds, wall seconds and peak memory above the process's base."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnrepair.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def measured(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run `work` and return its answer with cpu_seconds, wall_seconds and peak_mib above what was used before."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget earlier peaks
+    base = _status_mib("VmRSS")
+    cpu, wall = time.process_time(), time.perf_counter()
+    answer = work()
+    answer["cpu_seconds"] = time.process_time() - cpu
+    answer["wall_seconds"] = time.perf_counter() - wall
+    answer["peak_mib"] = _status_mib("VmHWM") - base
+    return answer
+
+
+def _status_mib(key: str) -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def in_fresh_process(module: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """Run `python -m module JSON` with one thread and return the JSON that it prints last."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", module, json.dumps(arguments)]
+    try:
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"status": f"not finished in {timeout:.0f} s"}
+    if done.returncode:
+        return {"status": "failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def machine() -> dict[str, Any]:
+    """Return versions and machine, for every result file."""
+    packages = ("torch", "numpy", "scipy", "highspy")
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in packages},
+        "threads": 1,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def save(path: Path, rows: list[dict[str, Any]], about: str) -> None:
+    """Write a result file, atomically; called after every row so that a kill loses nothing."""
+    content = json.dumps({"about": about, **machine(), "rows": rows}, indent=1)
+    write_atomically(path, (content + "\n").encode())
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a result file, none when it does not exist."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []

@@ -1,0 +1,522 @@
+"""The command `nnrepair`: repair a model file, read and apply patches, list the methods, run the demo."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnrepair.certificate import Certificate
+from nnrepair.criteria import Argmax
+from nnrepair.errors import InvalidInput, NNRepairError, UnsupportedModel
+from nnrepair.files import write_atomically
+from nnrepair.fix import fix
+from nnrepair.methods import REGISTRY, Method, named
+from nnrepair.methods.base import Capabilities
+from nnrepair.patch import Patch, fingerprint
+from nnrepair.problem import outputs
+from nnrepair.result import RepairResult
+
+REPAIRED, NOT_REPAIRED, ERROR = 0, 1, 3
+
+_EXIT_CODES = """\
+exit codes:
+  0  every edit holds (or held before)
+  1  not every edit holds; the report is written, the model is not
+  2  the command line is wrong
+  3  an input cannot be used; one line on stderr says which and why
+"""
+
+_FILES = """\
+files:
+  MODEL    .onnx, or .pt2 as torch.export.save writes it. Reading a .pt2 can run code that its author put there, so open
+           only those you trust; reading .onnx runs none.
+  --edits, --scope     .npz with the arrays inputs (n, ...) and labels (n,)
+  --locality           the same; without labels every decision is kept
+
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with _quiet_torch():
+            code: int = arguments.run(arguments)
+        return code
+    except (NNRepairError, OSError, ModuleNotFoundError) as error:
+        print(f"nnrepair: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return ERROR
+    except KeyboardInterrupt:
+        print("nnrepair: interrupted.", file=sys.stderr)
+        return ERROR
+    except Exception:  # ours to fix; Python's own exit code 1 would read as "not every edit holds"
+        traceback.print_exc()
+        return ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    def command(name: str, text: str, epilog: str = "", under: Any = None) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = (under or commands).add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        return made
+
+    parser = argparse.ArgumentParser(
+        prog="nnrepair",
+        description="Repair a trained network's known mistakes with the smallest change; prove or measure the rest.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nnrepair {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = command("demo", "repair a real digits classifier, prove it, and write a page about it")
+    demo.add_argument("--out", type=Path, default=Path("nnrepair-demo.html"), help="default: %(default)s")
+    demo.add_argument("--seed", type=int, default=0, help="of the split and the training; default: %(default)s")
+    demo.set_defaults(run=_demo)
+
+    repair = command("fix", "repair a model file", _FILES + _EXIT_CODES)
+    repair.add_argument("model", type=Path, metavar="MODEL")
+    repair.add_argument("--edits", type=Path, required=True, metavar="NPZ", help="the mistakes, with the right labels")
+    repair.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions must stay")
+    repair.add_argument("--scope", type=Path, metavar="NPZ", help="points that should follow; only measured")
+    repair.add_argument("--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx or .pt2")
+    repair.add_argument("--method", default="auto", help="see `nnrepair methods`; default: %(default)s")
+    repair.add_argument("--layer", nargs="+", action="extend", help="the layers or parameters to change")
+    repair.add_argument("--norm", help="what small means: l1, linf, l2, mean+max, nuclear, drift")
+    repair.add_argument("--margin", type=float, help="by how much every edit must hold, in output units")
+    repair.add_argument("--architecture", help="same (a decoupled network cannot be written to a file)")
+    repair.add_argument("--locality-mode", dest="locality_mode", help="hard, soft or none")
+    repair.add_argument("--gap", type=float, help="relative distance from the minimum at which to stop")
+    repair.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
+    repair.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
+    repair.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
+    repair.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")
+    repair.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    repair.set_defaults(run=_fix)
+
+    patches = command("patch", "show, apply or revert a patch").add_subparsers(required=True, metavar="COMMAND")
+    show = command("show", "print what a patch changes, and why", under=patches)
+    show.add_argument("patch", type=Path, metavar="FILE")
+    show.set_defaults(run=_show)
+    for verb, text in (("apply", "write the repaired model"), ("revert", "write the original model, bit for bit")):
+        use = command(verb, text, under=patches)
+        use.add_argument("patch", type=Path, metavar="FILE")
+        use.add_argument("model", type=Path, metavar="MODEL")
+        use.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model to write: .onnx or .pt2")
+        use.set_defaults(run=_patch, verb=verb)
+
+    command("methods", "list the methods and what each needs and keeps").set_defaults(run=_methods)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("nnrepair")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "(not installed)"
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep torch's own logs and deprecations off stderr, where they would bury our one line."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"torch(\.|$)")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+# The subcommands -----------------------------------------------------------------------------------------------------
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from nnrepair import demo
+
+    return REPAIRED if demo.run(arguments.out, arguments.seed, say=print) else NOT_REPAIRED
+
+
+def _methods(arguments: argparse.Namespace) -> int:
+    columns = [field.name for field in dataclasses.fields(Capabilities)]
+    table = [["method", *(column.replace("_", " ") for column in columns)]]
+    summaries = []
+    for name in REGISTRY:
+        method = named(name)
+        values = (getattr(method.capabilities, column) for column in columns)
+        table.append([name, *(("yes" if v else "no") if isinstance(v, bool) else str(v) for v in values)])
+        summaries.append((name, (type(method).__doc__ or "").strip().split("\n")[0]))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * width for width in widths])
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print()
+    for name, summary in summaries:
+        print(f"{name}: {summary}")
+    return REPAIRED
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    print(Patch.load(arguments.patch))
+    return REPAIRED
+
+
+def _patch(arguments: argparse.Namespace) -> int:
+    _check_outputs(arguments.model, arguments.out)
+    patch = Patch.load(arguments.patch)
+    file = ModelFile.load(arguments.model)
+    changed = patch.apply(file.model) if arguments.verb == "apply" else patch.revert(file.model)
+    file.write(changed, arguments.out)
+    print(f"wrote {arguments.out} ({'repaired' if arguments.verb == 'apply' else 'original'} weights)")
+    return REPAIRED
+
+
+def _fix(arguments: argparse.Namespace) -> int:
+    others = [path for path in (arguments.patch, arguments.certificate, arguments.report) if path is not None]
+    _check_outputs(arguments.model, arguments.out, *others)
+    method = _method(arguments)
+    file = ModelFile.load(arguments.model)
+    edits = _points(arguments.edits, "--edits", labelled=True)
+    result = fix(
+        file.model,
+        edits,
+        None if arguments.locality is None else _points(arguments.locality, "--locality", labelled=False),
+        edit_scope=None if arguments.scope is None else _points(arguments.scope, "--scope", labelled=True),
+        method=method,
+        throw=False,
+        progress=not arguments.quiet and sys.stderr.isatty(),
+        seed=arguments.seed,
+    )
+    lines = [str(result)]
+    if result.outcome.ok:
+        lines += _write_all(arguments, file, result, edits)
+    else:
+        unwritten = [p for p in (arguments.out, arguments.patch, arguments.certificate) if p is not None]
+        lines.append(f"not written, because not every edit holds: {', '.join(map(str, unwritten))}")
+    if arguments.report is not None:
+        write_atomically(arguments.report, _as_json(arguments, result))
+        lines.append(f"wrote {arguments.report} (report)")
+    if not arguments.quiet:
+        print("\n".join(lines))
+    return REPAIRED if result.outcome.ok else NOT_REPAIRED
+
+
+def _write_all(
+    arguments: argparse.Namespace, file: ModelFile, result: RepairResult, edits: tuple[Tensor, Tensor]
+) -> list[str]:
+    """Write model, patch and certificate; return what to tell about it."""
+    in_place = file.write(result.model, arguments.out, edits)
+    lines = [f"wrote {arguments.out} (repaired model; read back, and every edit holds in it)"]
+    if arguments.patch is not None:
+        # A GraphModule changes its class when copied, so `fix` may have left the patch to us.
+        patch = result.patch or Patch.between(file.model, result.model, result.report.as_dict())
+        patch.save(arguments.patch)
+        lines.append(f"wrote {arguments.patch} (patch)")
+    if arguments.certificate is not None and result.certificate is None:
+        lines.append(
+            f"not written: {arguments.certificate}. A certificate of minimality exists for changes of one layer after "
+            "which everything is affine (usually the last one): choose it with --layer."
+        )
+    elif arguments.certificate is not None and result.certificate is not None:
+        file.named_as_in_file(result.certificate).save(arguments.certificate)
+        lines.append(f"wrote {arguments.certificate} (certificate, not yet checked)")
+        if in_place and file.program is None:
+            paths = f"{arguments.certificate} {arguments.model} --repaired {arguments.out}"
+            lines.append(f"check it: python verification/minimality.py {paths}")
+    return lines
+
+
+def _check_outputs(model: Path, *paths: Path) -> None:
+    """Refuse what could not be written, before the long computation."""
+    out = paths[0]
+    if out.suffix not in (".onnx", ".pt2"):
+        raise InvalidInput(
+            f"--out {out.name}: a model is written as .onnx or .pt2, so the name must end in one of them."
+        )
+    for path in paths:
+        if not path.parent.is_dir():
+            raise InvalidInput(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a folder; give the name of a file.")
+    places = [path.resolve() for path in (model, *paths)]
+    if len(set(places)) < len(places):
+        twice = next(path for path in places if places.count(path) > 1)
+        raise InvalidInput(f"{twice.name!r} is named twice; the model and each output need files of their own.")
+
+
+def _method(arguments: argparse.Namespace) -> Method:
+    """Return the named method with the options that were given."""
+    method = named(arguments.method)
+    given = {
+        "layer": arguments.layer[0] if arguments.layer and len(arguments.layer) == 1 else arguments.layer,
+        "norm": arguments.norm,
+        "margin": arguments.margin,
+        "architecture": arguments.architecture,
+        "locality": arguments.locality_mode,
+        "gap": arguments.gap,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    fields: set[str] = (
+        {field.name for field in dataclasses.fields(method)} if dataclasses.is_dataclass(method) else set()
+    )
+    unknown = [f"--{'locality-mode' if name == 'locality' else name}" for name in given if name not in fields]
+    if unknown:
+        known = ", ".join(sorted(fields)) or "none"
+        raise InvalidInput(f"Method {arguments.method!r} has no option {', '.join(unknown)}. Its options: {known}.")
+    chosen: Method = dataclasses.replace(method, **given) if given else method  # type: ignore[type-var]
+    if not chosen.capabilities.keeps_architecture:
+        raise InvalidInput(
+            "A repair that changes the architecture cannot be written as .onnx or .pt2; leave out --architecture, or "
+            "call nnrepair.fix from Python."
+        )
+    return chosen
+
+
+def _as_json(arguments: argparse.Namespace, result: RepairResult) -> bytes:
+    about = {
+        "outcome": dataclasses.asdict(result.outcome),
+        "report": result.report.as_dict(),
+        "stats": result.stats,
+        "certificate": None if result.certificate is None else result.certificate.claim,
+        "files": {name: str(getattr(arguments, name)) for name in ("model", "edits", "locality", "scope", "out")},
+        "seed": arguments.seed,
+        "versions": {"nnrepair": _version(), "torch": torch.__version__},
+    }
+    return json.dumps(_plain(about), indent=2, allow_nan=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold; an infinity becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (bool, str, int)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _points(path: Path, option: str, *, labelled: bool) -> Any:
+    """Read inputs and labels from an .npz file; inputs alone where labels may be left out and are."""
+    wanted = "an .npz file with the arrays inputs and labels: numpy.savez(FILE, inputs=..., labels=...)"
+    if not path.is_file():
+        raise InvalidInput(f"{option}: there is no file {str(path)!r}. Expected {wanted}.")
+    try:
+        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise InvalidInput(f"{option}: {path} holds a single array. Expected {wanted}.")
+        missing = [name for name in ("inputs", "labels")[: 1 + labelled] if name not in file.files]
+        if missing:
+            found = ", ".join(file.files) or "no arrays"
+            raise InvalidInput(f"{option}: {path} lacks {' and '.join(missing)}; it has {found}. Expected {wanted}.")
+        inputs = torch.from_numpy(np.ascontiguousarray(file["inputs"]))
+        if "labels" not in file.files:
+            return inputs
+        labels = np.ascontiguousarray(file["labels"])
+        # torch has no arithmetic for numpy's unsigned types
+        return inputs, torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind == "u" else labels)
+    except InvalidInput:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
+        raise InvalidInput(f"{option}: {path} cannot be read ({error}). Expected {wanted}.") from error
+
+
+@dataclass
+class ModelFile:
+    """A model as a file holds it: the module to repair, and all that must be the same in the file written."""
+
+    path: Path
+    model: nn.Module
+    program: Any = None  # the ExportedProgram of a .pt2
+
+    @classmethod
+    def load(cls, path: Path) -> ModelFile:
+        """Read an .onnx or .pt2 file.
+
+        Raises:
+            InvalidInput: another kind of file (with what to do), or one that is missing or damaged.
+        """
+        if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"):
+            raise InvalidInput(
+                f"{path} is a pickle: it can run any code when it is opened, and holds no network without its class. "
+                "Export the model instead: torch.export.save(torch.export.export(model, (inputs,), "
+                'dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").'
+            )
+        if path.suffix not in (".onnx", ".pt2"):
+            raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx or .pt2.")
+        if not path.is_file():
+            raise InvalidInput(f"There is no model {str(path)!r}.")
+        if path.suffix == ".onnx":
+            from nnrepair import onnx
+
+            return cls(path, onnx.load(path))
+        program = _exported_program(path)
+        model = program.module()
+        for parameter in model.parameters():
+            if parameter.dtype.is_floating_point:
+                parameter.requires_grad_(True)
+        return cls(path, model, program)
+
+    def write(self, changed: nn.Module, out: Path, edits: tuple[Tensor, Tensor] | None = None) -> bool:
+        """Write `changed`, this model with other weights, and return whether the file is this one in all else.
+
+        With edits, the new file is read back, and they must hold in it before it gets its name.
+        """
+        part = out.with_name(f".part-{os.getpid()}-{out.name}")
+        example = self._example() if edits is None else edits[0][:1]
+        try:
+            in_place = self._write_in_place(changed, part)
+            if not in_place:
+                self._write_anew(changed, part, example)
+            if edits is not None:
+                _check_written(ModelFile.load(part).model, edits, out)
+            os.chmod(part, 0o644)
+            os.replace(part, out)
+        finally:
+            part.unlink(missing_ok=True)
+        return in_place
+
+    def _write_in_place(self, changed: nn.Module, part: Path) -> bool:
+        """Write this file with other numbers in it, where that is possible."""
+        state = changed.state_dict()
+        if self.path.suffix != part.suffix:
+            return False
+        if self.program is not None:
+            program = _exported_program(self.path)  # a fresh one: ours shares its tensors with `model`
+            with torch.no_grad():
+                for name, tensor in program.state_dict.items():
+                    tensor.copy_(state[name])
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+            write_atomically(part, buffer.getvalue())
+            return True
+        import onnx
+        import onnx.numpy_helper
+
+        proto = onnx.load(self.path)
+        tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+        for name, old in self.model.state_dict().items():
+            if torch.equal(old, state[name]):
+                continue
+            found, transposed = self._in_file(proto, name)
+            if found is None:
+                return False
+            new = state[name].detach().cpu().numpy()
+            array = np.ascontiguousarray(new.T if transposed else new)
+            tensors[found].CopyFrom(onnx.numpy_helper.from_array(array, found))
+        write_atomically(part, proto.SerializeToString())
+        # One tensor of a file may serve several layers, of which only one was to change.
+        return fingerprint(ModelFile.load(part).model) == fingerprint(changed)
+
+    def _in_file(self, proto: Any, name: str) -> tuple[str | None, bool]:
+        """Return which tensor of the file a parameter is, and whether it is transposed there."""
+        import onnx.numpy_helper
+
+        value = self.model.state_dict()[name].detach().cpu().numpy()
+        found = []
+        for tensor in proto.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            for transposed in (False, True):
+                if array.dtype == value.dtype and np.array_equal(array.T if transposed else array, value):
+                    found.append((tensor.name, transposed))
+                    break
+        same_name = [each for each in found if each[0] == name]
+        chosen = same_name or found
+        return chosen[0] if len(chosen) == 1 else (None, False)
+
+    def named_as_in_file(self, certificate: Certificate) -> Certificate:
+        """Return a certificate that calls weight and bias as this ONNX file does: the checker reads the file alone."""
+        if self.program is not None:
+            return certificate
+        import onnx
+
+        proto = onnx.load(self.path)
+        names = {
+            part: self._in_file(proto, name)[0] or name
+            for part, name in (("weight", certificate.weight), ("bias", certificate.bias))
+            if name is not None
+        }
+        return dataclasses.replace(certificate, **names)  # type: ignore[arg-type]
+
+    def _write_anew(self, changed: nn.Module, part: Path, example: Tensor) -> None:
+        """Export the module, to the other format or because the file's own structure cannot take the change."""
+        example = example.to(next(changed.parameters())) if example.dtype.is_floating_point else example
+        if part.suffix == ".onnx":
+            from nnrepair import onnx
+
+            onnx.save(changed, example, part)
+            return
+        batch = torch.cat([example, example])  # the exporter would take a batch of 1 for a fixed size
+        try:
+            program = torch.export.export(changed, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        except Exception as error:  # the exporter raises many kinds
+            reason = str(error).strip().split("\n")[0]
+            raise UnsupportedModel(
+                f"The model could not be written as .pt2 with a free batch size: {reason}"
+            ) from error
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        write_atomically(part, buffer.getvalue())
+
+    def _example(self) -> Tensor:
+        if self.program is not None and self.program.example_inputs:
+            example: Tensor = self.program.example_inputs[0][0][:1]
+            return example
+        shape = getattr(self.model, "item_shape", None)
+        if shape is None or None in shape:
+            return torch.zeros(0)  # good enough in place; an exporter will say what it needs
+        return torch.zeros(1, *shape)
+
+
+def _exported_program(path: Path) -> Any:
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch would fall back to full unpickling of example inputs
+    try:
+        return torch.export.load(io.BytesIO(path.read_bytes()))
+    except Exception as error:  # zipfile, JSON, pickle and torch raise many kinds on a damaged file
+        reason = str(error).strip().split("\n")[0]
+        raise InvalidInput(f"{path} was not written by torch.export.save, or it is damaged: {reason}") from error
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _check_written(model: nn.Module, edits: tuple[Tensor, Tensor], out: Path) -> None:
+    inputs, labels = edits
+    like = next(model.parameters())
+    y = outputs(model, inputs.to(like) if inputs.dtype.is_floating_point else inputs)
+    holds = Argmax(labels).holds(y)
+    if not bool(holds.all()):
+        lost = torch.nonzero(~holds).flatten().tolist()
+        raise UnsupportedModel(
+            f"{out} was not written: edits {lost[:10]} hold in the repaired model, but not in the file made of it, "
+            "whose operations round differently. Give a larger --margin."
+        )

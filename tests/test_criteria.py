@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import randn
+from torch import Tensor
+
+from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, InvalidInput, Linear, Near
+
+POINTS, OUTPUTS = 4, 3
+quick = settings(deadline=None, derandomize=True, max_examples=60)
+
+
+@st.composite
+def criteria(draw: Any, deep: bool = True) -> Criterion:
+    kind = draw(st.sampled_from(["argmax", "argmin", "linear", "near", *(["and", "or"] if deep else [])]))
+    seed = draw(st.integers(0, 999))
+    if kind in ("argmax", "argmin"):
+        labels = torch.randint(OUTPUTS, (POINTS,), generator=torch.Generator().manual_seed(seed))
+        return (Argmax if kind == "argmax" else Argmin)(labels, draw(st.sampled_from([0.0, 0.5])))
+    if kind == "linear":
+        return Linear(randn(POINTS, 2, OUTPUTS, seed=seed), randn(POINTS, 2, seed=seed + 1))
+    if kind == "near":
+        tol = draw(st.sampled_from([0.3, 1.5, torch.inf]))
+        return Near(randn(POINTS, OUTPUTS, seed=seed), torch.tensor([1.0, tol, 1.0]))
+    a, b = draw(criteria(deep=False)), draw(criteria())
+    return a & b if kind == "and" else a | b
+
+
+outputs = st.builds(lambda seed: randn(POINTS, OUTPUTS, seed=seed, dtype=torch.float64), st.integers(0, 999))
+
+
+@given(criteria(), criteria(), outputs)
+@quick
+def test_and_holds_iff_both_hold(a: Criterion, b: Criterion, y: Tensor) -> None:
+    assert torch.equal((a & b).holds(y), a.holds(y) & b.holds(y))
+    torch.testing.assert_close((a & b).margin(y), torch.minimum(a.margin(y), b.margin(y)))
+
+
+@given(criteria(), criteria(), outputs)
+@quick
+def test_or_holds_iff_one_does(a: Criterion, b: Criterion, y: Tensor) -> None:
+    assert torch.equal((a | b).holds(y), a.holds(y) | b.holds(y))
+    torch.testing.assert_close((a | b).margin(y), torch.maximum(a.margin(y), b.margin(y)))
+
+
+@given(criteria(), outputs, outputs)
+@quick
+def test_a_resolved_criterion_implies_the_original(a: Criterion, y0: Tensor, y: Tensor) -> None:
+    resolved = a.resolve(y0)
+    assert len(resolved) == len(a)
+    assert (a.holds(y) | ~resolved.holds(y)).all()
+    assert torch.equal(resolved.holds(y0), a.holds(y0))  # nothing is lost where it was decided
+
+
+@given(criteria(), outputs)
+@quick
+def test_holds_goes_with_the_margin(a: Criterion, y: Tensor) -> None:
+    margin = a.margin(y)
+    assert a.holds(y)[margin > 0].all()
+    assert not a.holds(y)[margin < 0].any()
+
+
+@given(criteria(), outputs)
+@quick
+def test_rows_are_the_gradient_of_slack(a: Criterion, y: Tensor) -> None:
+    a = a.resolve(y)
+    y = y.requires_grad_(True)
+    slack = a.slack(y).flatten(1)
+    point, condition = torch.nonzero(torch.isfinite(slack)).T
+    rows = a.rows(point, condition, y.detach())
+    assert len(rows) == len(point)
+    for row, p, c in zip(rows, point, condition, strict=True):
+        (expected,) = torch.autograd.grad(slack[p, c], y, retain_graph=True)
+        torch.testing.assert_close(row, expected[p])
+        assert not expected[torch.arange(POINTS) != p].any()
+
+
+@given(criteria(), outputs, st.permutations(range(POINTS)))
+@quick
+def test_a_subset_judges_its_points_alike(a: Criterion, y: Tensor, order: list[int]) -> None:
+    index = torch.tensor(order[:2])
+    for b in (a, a.resolve(y)):
+        assert len(b[index]) == 2
+        assert torch.equal(b[index].holds(y[index]), b.holds(y)[index])
+        torch.testing.assert_close(b[index].margin(y[index]), b.margin(y)[index])
+    mask = torch.tensor([True, False, True, True])
+    assert torch.equal(a[mask].holds(y[mask]), a.holds(y)[mask])
+
+
+@given(criteria())
+@quick
+def test_nan_never_holds(a: Criterion) -> None:
+    assert not a.holds(torch.full((POINTS, OUTPUTS), torch.nan)).any()
+
+
+def test_ties_do_not_hold() -> None:
+    y = torch.tensor([[1.0, 1.0, 0.0]])
+    assert not Argmax([0]).holds(y).any()
+    assert not Argmax([1]).holds(y).any()
+    assert not Argmin([0]).holds(torch.zeros(1, 3)).any()
+    assert Argmax([0]).holds(torch.tensor([[1.0, 0.999, 0.0]])).all()
+
+
+def test_a_margin_is_reached_when_met_exactly() -> None:
+    assert Argmax([0], margin=0.5).holds(torch.tensor([[1.0, 0.5]])).all()
+    assert not Argmax([0], margin=0.5).holds(torch.tensor([[1.0, 0.75]])).any()
+    assert Argmin([0], margin=0.5).holds(torch.tensor([[0.5, 1.0]])).all()
+
+
+def test_near_is_a_box_around_the_target() -> None:
+    near = Near(torch.tensor([[0.0, 1.0]]), torch.tensor([0.5, torch.inf]))
+    assert near.holds(torch.tensor([[0.5, 99.0]])).all()
+    assert not near.holds(torch.tensor([[0.75, 1.0]])).any()
+    assert near.margin(torch.tensor([[0.25, 7.0]])).tolist() == [0.25]
+
+
+def test_near_takes_whole_number_targets() -> None:
+    assert Near(torch.tensor([[3, 4]]), tol=0.5).holds(torch.tensor([[3.25, 3.75]])).all()
+
+
+def test_criteria_of_images() -> None:
+    y = randn(2, 3, 4, 4, dtype=torch.float64)
+    near = Near(torch.zeros(2, 3, 4, 4), tol=10.0)
+    assert near.holds(y).all()
+    assert near.rows(torch.tensor([1, 0]), torch.tensor([5, 60]), y).shape == (2, 3, 4, 4)
+    linear = Linear(torch.ones(1, 48), torch.tensor([0.0]), points=2)
+    torch.testing.assert_close(linear.margin(y), y.flatten(1).sum(1))
+
+
+def test_criteria_of_one_number_per_point() -> None:
+    y = torch.tensor([0.25, 3.0])
+    assert Near(torch.zeros(2), tol=1.0).holds(y).tolist() == [True, False]
+    assert Linear([[1.0]], [1.0], points=2).holds(y).tolist() == [False, True]
+
+
+def test_linear_takes_whole_numbers_and_lists() -> None:
+    assert Linear([[1, -1]], [0], points=2).holds(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Argmax(torch.tensor([0.5])), "one-dimensional tensor of integers, got shape .*float32"),
+        (lambda: Argmax(torch.zeros(2, 2, dtype=torch.int64)), r"got shape \(2, 2\)"),
+        (lambda: Argmax([True]), "integers"),
+        (lambda: Argmax([0], margin=-1.0), "margin cannot be negative"),
+        (lambda: Linear([1.0], [0.0]), r"got A \(1,\)"),
+        (lambda: Linear([[1.0]], [0.0, 1.0]), r"b \(2,\)"),
+        (lambda: Linear([[1.0]], [0.0]), "needs points=n"),
+        (lambda: Linear([[torch.nan]], [0.0], points=1), "finite"),
+        (lambda: Near(torch.zeros(2, 3), torch.ones(2)), r"tol of shape \(2,\) does not broadcast .*\(2, 3\)"),
+        (lambda: Near(torch.zeros(2, 3), 0.0), "tol positive"),
+        (lambda: Near(torch.tensor([[torch.nan]]), 1.0), "finite"),
+        (lambda: Argmax([0]) & Argmax([0, 1]), r"equally many points, got \[1, 2\]"),
+        (lambda: AllOf(), "AllOf joins"),
+        (lambda: AnyOf(Argmax([0]), Argmax([0, 1])), "AnyOf joins"),
+        (lambda: Argmax([0, 3]).check(torch.zeros(2, 3)), r"0\.\.2 .*label 3 at index 1 does not\."),
+        (lambda: Argmax([3, -1, 0]).check(torch.zeros(3, 3)), "nor do 1 others"),
+        (lambda: Argmax([0]).check(torch.zeros(2, 3)), "1 labels for 2 inputs"),
+        (lambda: Argmax([0]).check(torch.zeros(1, 3, 2)), "Use Near or Linear"),
+        (lambda: Near(torch.zeros(1, 2), 1.0).check(torch.zeros(1, 3)), r"\(1, 2\), but outputs are \(1, 3\)"),
+        (lambda: Linear([[1.0]], [0.0], points=2).check(torch.zeros(3, 1)), "2 points, but there are 3"),
+        (lambda: Linear([[1.0]], [0.0], points=2).check(torch.zeros(2, 3)), "expects 1 outputs, the model returns 3"),
+        (lambda: (Argmax([0]) | Argmax([1])).rows(torch.tensor([0]), torch.tensor([0]), torch.zeros(1, 2)), "resolve"),
+    ],
+)
+def test_messages(make: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        make()
+
+
+def test_joined_criteria_are_checked_part_by_part() -> None:
+    with pytest.raises(InvalidInput, match="label 5 at index 0"):
+        (Argmax([0]) & Argmax([5])).check(torch.zeros(1, 3))

@@ -1,0 +1,226 @@
+"""One table, all methods. A new method is a new row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import clusters, mistakes, mlp, randn
+from torch import Tensor, nn
+
+import nnrepair
+from nnrepair import Edits, InvalidInput, LocalitySet, RepairFailed
+from nnrepair.methods import REGISTRY, Capabilities, Method, MinimalNorm, named
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "minimal-norm": MinimalNorm,
+}
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+
+
+class Net(nn.Module):
+    """A small network with what a repair could disturb: buffers, dropout, a frozen layer, another mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.body = mlp(4, 12, 10, seed=1)
+        self.drop = nn.Dropout(0.5)
+        self.head = mlp(10, 3, seed=2)
+        self.body[0].weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(torch.relu(self.body(self.norm(x)))))
+
+
+class Blind(nn.Module):
+    """Does not see its first input: points that differ there alone cannot be told apart by any weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(3, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x[:, 1:])
+
+
+def task(dtype: torch.dtype = torch.float32) -> tuple[Net, Edits, LocalitySet]:
+    model = Net().to(dtype)
+    x = randn(4, 4, seed=5, dtype=dtype)
+    model.eval()
+    edits = Edits(x, mistakes(model, x))
+    model.train()
+    return model, edits, LocalitySet(clusters(60, 4, seed=6).to(dtype))
+
+
+def impossible() -> tuple[Blind, Edits]:
+    x = randn(2, 3).repeat_interleave(2, dim=0)
+    return Blind(), Edits(torch.cat([torch.arange(4.0)[:, None], x], 1), [0, 1, 2, 2])
+
+
+def everything_about(model: nn.Module) -> dict[str, Any]:
+    """Return all that must survive, bit for bit."""
+    return {
+        "state": {n: t.detach().numpy().tobytes() for n, t in model.state_dict().items()},
+        "dtypes": {n: t.dtype for n, t in model.state_dict().items()},
+        "modes": {n: m.training for n, m in model.named_modules()},
+        "flags": {n: p.requires_grad for n, p in model.named_parameters()},
+        "gradients": {n: None if p.grad is None else p.grad.numpy().tobytes() for n, p in model.named_parameters()},
+        "places": {n: (id(p), p.data_ptr()) for n, p in model.named_parameters()},
+        "classes": [type(m) for m in model.modules()],
+    }
+
+
+@every_method
+@pytest.mark.parametrize("with_locality", [True, False])
+def test_repairs_its_edits(make: Callable[[], Method], with_locality: bool) -> None:
+    model, edits, locality = task()
+    result = nnrepair.fix(model, edits, locality if with_locality else None, method=make())
+    assert result.outcome.status == "repaired"
+    assert result.report.success_rate == 1.0
+    assert result.report.held_before == [False] * 4
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(result.model).eval()(edits.inputs).argmax(1), edits.criterion.labels)
+    assert result.report.weight_change.nonzeros > 0
+
+
+@every_method
+def test_leaves_everything_else_as_it_was(make: Callable[[], Method]) -> None:
+    model, edits, locality = task()
+    model.body[2].train(False)  # modes need not agree
+    model.head(torch.ones(1, 10)).sum().backward()  # some gradients exist already
+    given = edits.inputs.clone(), edits.criterion.labels.clone(), locality.inputs.clone()
+    before = everything_about(model)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    grad_mode, default = torch.is_grad_enabled(), torch.get_default_dtype()
+    nnrepair.fix(model, edits, locality, method=make())
+    assert everything_about(model) == before
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+    assert (torch.is_grad_enabled(), torch.get_default_dtype()) == (grad_mode, default)
+    for now, then in zip((edits.inputs, edits.criterion.labels, locality.inputs), given, strict=True):
+        assert torch.equal(now, then)
+
+
+@every_method
+def test_the_model_comes_back_in_its_own_mode_with_its_own_flags(make: Callable[[], Method]) -> None:
+    model, edits, _ = task()
+    model.drop.eval()
+    result = nnrepair.fix(model, edits, method=make())
+    if make().capabilities.keeps_architecture:
+        assert type(result.model) is type(model)
+        before, after = everything_about(model), everything_about(result.model)
+        for what in ("modes", "flags", "dtypes", "classes"):
+            assert after[what] == before[what]
+    assert all(p.grad is None for p in result.model.parameters())
+    mine, theirs = ({p.data_ptr() for p in m.parameters()} for m in (model, result.model))
+    assert not mine & theirs
+
+
+@every_method
+def test_works_in_float64(make: Callable[[], Method]) -> None:
+    model, edits, locality = task(torch.float64)
+    result = nnrepair.fix(model, edits, locality, method=make())
+    assert result.outcome.ok
+    assert {p.dtype for p in result.model.parameters()} == {torch.float64}
+
+
+@every_method
+def test_works_under_no_grad(make: Callable[[], Method]) -> None:
+    model, edits, _ = task()
+    with torch.no_grad():
+        assert nnrepair.fix(model, edits, method=make()).outcome.ok
+
+
+@every_method
+def test_the_same_seed_gives_the_same_result(make: Callable[[], Method]) -> None:
+    found = []
+    for state in (1, 2):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(state)
+            model, edits, locality = task()
+            result = nnrepair.fix(model, edits, locality, method=make(), seed=7)
+        found.append(result)
+    a, b = found
+    assert everything_about(a.model)["state"] == everything_about(b.model)["state"]
+    strip = {"seconds": 0.0}
+    assert a.report.as_dict() | strip == b.report.as_dict() | strip
+
+
+@every_method
+def test_says_so_when_it_fails(make: Callable[[], Method]) -> None:
+    model, edits = impossible()
+    with pytest.raises(RepairFailed, match=r"throw=False") as caught:
+        nnrepair.fix(model, edits, method=make())
+    for result in (caught.value.result, nnrepair.fix(model, edits, method=make(), throw=False)):
+        assert not result.outcome.ok
+        assert result.outcome.status in ("infeasible", "partly repaired")
+        assert result.outcome.failing
+        assert result.report.success_rate < 1
+        assert [not h for h in result.report.held_after] == [i in result.outcome.failing for i in range(4)]
+        assert str(result.outcome.failing[0]) in str(result)
+
+
+@every_method
+def test_nothing_to_do(make: Callable[[], Method]) -> None:
+    model, edits, locality = task()
+    with torch.no_grad():
+        right = copy.deepcopy(model).eval()(edits.inputs).argmax(1)
+    result = nnrepair.fix(model, (edits.inputs, right), locality, method=make())
+    assert result.outcome.status == "nothing to do"
+    assert result.outcome.ok
+    assert result.report.weight_change.l1 == 0.0
+    assert result.report.weight_change.nonzeros == 0
+    assert everything_about(result.model)["state"] == everything_about(model)["state"]
+    assert everything_about(result.model)["modes"] == everything_about(model)["modes"]
+
+
+@every_method
+def test_the_patch_applies_and_reverts_bit_for_bit(make: Callable[[], Method]) -> None:
+    if not make().capabilities.keeps_architecture:
+        pytest.skip("another architecture has no patch")
+    model, edits, _ = task()
+    result = nnrepair.fix(model, edits, method=make())
+    assert result.patch is not None
+    applied = result.patch.apply(model)
+    assert everything_about(applied)["state"] == everything_about(result.model)["state"]
+    assert everything_about(result.patch.revert(applied))["state"] == everything_about(model)["state"]
+
+
+@every_method
+def test_a_repaired_model_can_be_repaired_again(make: Callable[[], Method]) -> None:
+    model, edits, _ = task()
+    first = nnrepair.fix(model, edits, method=make())
+    x = randn(2, 4, seed=9)
+    more = Edits(x, mistakes(copy.deepcopy(first.model).eval(), x))
+    again = nnrepair.fix(first.model, more, LocalitySet(edits.inputs, edits.criterion.labels), method=make())
+    assert again.outcome.ok
+
+
+@every_method
+def test_is_a_method(make: Callable[[], Method]) -> None:
+    method = make()
+    assert isinstance(method, Method)
+    assert isinstance(method.capabilities, Capabilities)
+    assert make() == method
+    assert eval(repr(method), {type(method).__name__: type(method)}) == method
+
+
+def test_every_registered_method_has_a_row() -> None:
+    assert {type(make()) for make in REGISTRY.values()} == {type(make()) for make in METHODS.values()}
+
+
+def test_named() -> None:
+    assert named("minimal-norm") == MinimalNorm()
+    method = MinimalNorm(layer="0")
+    assert named(method) is method
+    with pytest.raises(InvalidInput, match=r"Unknown method 'minimal-nrom'. Did you mean 'minimal-norm'\?"):
+        named("minimal-nrom")
+    with pytest.raises(InvalidInput, match="must be a name or a Method, got int"):
+        named(3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="Method"):
+        named(MinimalNorm)  # type: ignore[arg-type]

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnrepair import Argmax, metrics
+
+
+def test_success_rate_is_the_share_that_holds() -> None:
+    y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+    assert metrics.success_rate(Argmax([0, 0, 0, 0]), y) == 0.5
+
+
+def test_drawdown_is_relative_and_drawdown_points_are_not() -> None:
+    assert metrics.drawdown(0.8, 0.6) == pytest.approx(0.25)
+    assert metrics.drawdown_points(0.8, 0.6) == pytest.approx(20)
+    assert metrics.drawdown(0.5, 0.75) == pytest.approx(-0.5)
+    assert metrics.drawdown(0.0, 0.0) == 0.0
+
+
+def test_locality_counts_unchanged_decisions() -> None:
+    assert metrics.locality(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2])) == 0.75
