@@ -197,6 +197,7 @@ def _fix(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments.model, arguments.out, *others)
     method = _method(arguments)
     file = ModelFile.load(arguments.model)
+    file.refuse_fixed_batch()
     edits = _points(arguments.edits, "--edits", labelled=True)
     result = fix(
         file.model,
@@ -382,6 +383,18 @@ class ModelFile:
             if parameter.dtype.is_floating_point:
                 parameter.requires_grad_(True)
         return cls(path, model, program)
+
+    def refuse_fixed_batch(self) -> None:
+        """Refuse a .pt2 that was exported for one batch size: a repair runs the model on batches of every size."""
+        if self.program is None:
+            return
+        names = self.program.graph_signature.user_inputs
+        shapes = [node.meta["val"].shape for node in self.program.graph.nodes if node.name in names]
+        if shapes and isinstance(shapes[0][0], int):
+            raise InvalidInput(
+                f"{self.path} takes batches of {shapes[0][0]} only. Export it with a free batch size: "
+                'torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},)).'
+            )
 
     def write(self, changed: nn.Module, out: Path, edits: tuple[Tensor, Tensor] | None = None) -> bool:
         """Write `changed`, this model with other weights, and return whether the file is this one in all else.

@@ -90,8 +90,8 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
         title=f"{len(edits)} misread digits",
         about=(
             f"A small convolutional network was trained on {len(train)} handwritten digits and misreads {len(edits)} "
-            f"of {len(test)} others. Wanted: the smallest change of its last layer that corrects those {len(edits)} and "
-            "keeps every training digit that it read correctly."
+            f"of {len(test)} others. Wanted: the smallest change of its last layer that corrects those {len(edits)} "
+            "and keeps every training digit that it read correctly."
         ),
         held_out=held_out,
         verdict=check.verdict,

@@ -239,23 +239,25 @@ def _weights(page: _Page) -> str:
 
 def _heat_map(name: str, matrix: Array, bias: bool) -> str:
     rows, columns = matrix.shape
+    across, along = ("", "entry") if rows == 1 and not bias else ("output", "input")
     largest = float(np.abs(matrix).max()) or 1.0
     changed = int((matrix != 0).sum())
     small = _pooled(matrix)
     share = np.abs(small) / largest
     colours = np.zeros((*small.shape, 4))
     colours[..., :3] = np.where((small > 0)[..., None], np.array(_POSITIVE), np.array(_NEGATIVE)) / 255
-    colours[..., 3] = np.where(small != 0, 0.15 + 0.85 * share, 0.0)  # zero is clear, so that it suits light and dark
+    colours[..., 3] = np.where(small != 0, 0.3 + 0.7 * share, 0.0)  # zero is clear, so that it suits light and dark
     marks = "".join(f"<span>{k}</span>" for k in (range(rows) if rows <= 16 else (0, rows - 1)))
     last = f"{columns - 1 - bias}" + (" &nbsp;bias" if bias else "")
     height = f"aspect-ratio:{columns}/{rows}" if rows * 8 > columns else "height:8rem"
+    height += f";min-height:{0.9 * min(rows, 16):.1f}rem"  # room for the marks beside it
     alt = f"heat map of the change of {name}: {changed} of {matrix.size} numbers, largest {largest:.3g}"
     return (
         f'<figure class="map"><figcaption><b>{escape(name)}</b>: {changed:,} of {matrix.size:,} numbers change, '
         f"the largest by {largest:.3g}.</figcaption>"
-        f'<div class="plot"><span class="ylabel">output</span><div class="ymarks">{marks}</div>'
+        f'<div class="plot"><span class="ylabel">{across}</span><div class="ymarks">{marks}</div>'
         f'<img class="pixels" style="{height}" alt="{escape(alt)}" src="{_png_colours(colours)}">'
-        f'<div class="xmarks"><span>0</span><span>input</span><span>{last}</span></div></div>'
+        f'<div class="xmarks"><span>0</span><span>{along}</span><span>{last}</span></div></div>'
         f'<div class="scale"><span>−{largest:.2g}</span><i></i><span>+{largest:.2g}</span></div></figure>'
     )
 
@@ -481,7 +483,7 @@ p { margin: 0 0 .75rem; max-width: 46rem; } ul { margin: 0 0 .75rem; padding-lef
 section { margin-top: 2.75rem; } figure { margin: 0; }
 .lead { font-size: 1.1rem; color: var(--soft); } .fine, .fine * { font-size: .875rem; color: var(--soft); }
 .outcome { font-size: 1.1rem; } .ok { color: var(--good); } .not { color: var(--bad); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; margin-top: 1.25rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem; margin-top: 1.25rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1rem; }
 .tile b { display: block; font-size: 1.65rem; line-height: 1.2; letter-spacing: -.01em; }
 .tile span { color: var(--soft); font-size: .9rem; line-height: 1.35; display: block; }
@@ -498,8 +500,9 @@ section { margin-top: 2.75rem; } figure { margin: 0; }
 .card > img { width: 100%; aspect-ratio: 1; object-fit: contain; background: #000; image-rendering: auto; }
 .card figcaption { padding: .6rem .75rem .75rem; } .card p { margin: 0; }
 .labels { font-size: 1.25rem; line-height: 1.3; } .labels s { color: var(--was); text-decoration-thickness: 2px; }
-.score { display: grid; grid-template-columns: 3rem 1fr 2.7rem; gap: .35rem; align-items: center; font-size: .8rem; }
-.score > span:first-child { color: var(--soft); } .score b { text-align: right; font-weight: 600; white-space: nowrap; }
+.score { display: grid; grid-template-columns: 1fr auto; font-size: .8rem; line-height: 1.5; margin-top: .2rem; }
+.score > span:first-child { color: var(--soft); } .score b { font-weight: 600; white-space: nowrap; }
+.score .bar { grid-row: 2; grid-column: 1 / 3; height: .4rem; }
 .bar { display: block; height: .55rem; background: var(--rail); border-radius: 1rem; overflow: hidden; }
 .bar i { display: block; height: 100%; border-radius: 1rem; } .was i, .key.was, .dot.was { background: var(--was); }
 .now i, .key.now, .dot.now { background: var(--now); } .bound i { background: var(--good); }
@@ -524,8 +527,8 @@ section { margin-top: 2.75rem; } figure { margin: 0; }
 .xmarks { grid-column: 3; display: flex; justify-content: space-between; padding-top: .25rem; }
 .scale { display: flex; align-items: center; gap: .5rem; margin-top: .6rem; font-size: .8rem; color: var(--soft); }
 .scale i { width: 11rem; height: .7rem; border-radius: .2rem; border: 1px solid var(--line);
-  background: linear-gradient(90deg, rgb(44 112 201), rgb(44 112 201 / .15) 49%, transparent 49%, transparent 51%,
-  rgb(217 95 2 / .15) 51%, rgb(217 95 2)); }
+  background: linear-gradient(90deg, rgb(44 112 201), rgb(44 112 201 / .3) 49%, transparent 49%, transparent 51%,
+  rgb(217 95 2 / .3) 51%, rgb(217 95 2)); }
 .share { margin-top: .9rem; } .share .bar { height: .9rem; } .share p { margin-top: .35rem; }
 .bars { display: grid; grid-template-columns: auto minmax(0, 1fr) auto; gap: .4rem .75rem; align-items: center;
   margin: .75rem 0; } .bars .bar { height: .9rem; }

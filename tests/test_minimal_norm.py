@@ -111,7 +111,9 @@ def test_layers_and_parameters_by_name(layer: Any, architecture: Any) -> None:
     if isinstance(result.model, Decoupled):
         changed = list(result.model.change)
     else:
-        changed = [n for n, p in result.model.named_parameters() if not torch.equal(p, dict(model.named_parameters())[n])]
+        changed = [
+            n for n, p in result.model.named_parameters() if not torch.equal(p, dict(model.named_parameters())[n])
+        ]
     assert changed
     assert all(any(n == w or n.startswith(w + ".") for w in wanted) for n in changed)
 
@@ -145,7 +147,7 @@ def test_auto_takes_another_layer_where_the_last_is_infeasible() -> None:
 
 def test_soft_locality_may_be_missed() -> None:
     model, edits, _ = small_task()
-    near = edits.inputs + 1e-4  # would hold each edit back
+    near = edits.inputs  # their decisions of today hold every edit back
     labels = outputs(model, near).argmax(1)
     with pytest.raises(RepairFailed) as caught:
         nnrepair.fix(model, edits, near, method=MinimalNorm("4", "l2", locality="hard", margin=0.5))
@@ -176,20 +178,17 @@ def test_labelled_points_that_are_wrong_may_change() -> None:
     result = nnrepair.fix(model, edits, (locality, labels), method=MinimalNorm("4"))
     after = outputs(result.model, locality).argmax(1)
     assert torch.equal(after[1::2], labels[1::2])
-    assert result.report.drawdown == pytest.approx(1 - float((after == labels).double().mean()) / 0.5)
+    assert result.report.drawdown == pytest.approx(1 - float((after == labels).double().mean()) / (7 / 15))
     assert result.report.drawdown_points is not None
     assert result.report.drawdown_points <= 0
 
 
 def alike_for_the_last_layer() -> tuple[nn.Sequential, Edits]:
-    """Two edits whose last features are all zero, with different labels; earlier layers can tell them apart."""
-    model = mlp(2, 4, 3)
+    """Two edits whose last features are equal, with different labels; the first layer can tell them apart."""
+    model = mlp(2, 12, 3)
     with torch.no_grad():
-        model[0].bias.fill_(0.1)
-        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.5, 0.2]]))
-    x = torch.tensor([[0.5, 0.25], [0.25, 0.5], [1.0, 1.0]])
-    model[0].weight.data[:, :] = torch.tensor([[1.0, 1.0]] * 4)  # sees the sum of its inputs alone
-    return model, Edits(x, [0, 1, 2])
+        model[0].weight[:, 1] = model[0].weight[:, 0]  # sees the sum of its inputs alone
+    return model, Edits(torch.tensor([[0.5, -1.5], [-1.5, 0.5], [1.0, 1.0]]), [0, 1, 2])
 
 
 def test_infeasible_names_the_conflict_and_the_layers_that_would_do() -> None:
@@ -220,7 +219,7 @@ def test_a_conflict_with_the_locality_set_is_called_one() -> None:
     assert result.outcome.layers == []  # no layer can both change a decision and keep it
 
 
-@pytest.mark.parametrize("layer", ["0", "4"])
+@pytest.mark.parametrize("layer", ["2", "4"])
 @pytest.mark.parametrize("architecture", ["same", "decoupled"])
 @pytest.mark.parametrize("kind", ["argmin", "linear", "near", "or", "and", "nested"])
 def test_criteria_end_to_end(kind: str, layer: str, architecture: Any) -> None:
@@ -242,13 +241,20 @@ def test_criteria_end_to_end(kind: str, layer: str, architecture: Any) -> None:
     assert criterion.holds(outputs(result.model, x)).all()
 
 
+def test_successive_steps_get_past_a_kink() -> None:
+    model, edits, _ = small_task()
+    criterion = Linear([[1.0, -1.0, 0.0], [0.0, 1.0, 1.0]], [0.1, 0.1], points=3)
+    result = nnrepair.fix(model, Edits(edits.inputs, criterion), method=MinimalNorm("0"))
+    assert criterion.holds(outputs(result.model, edits.inputs)).all()
+
+
 @pytest.mark.parametrize("layer", ["0", "4"])
 @pytest.mark.parametrize("margin", [0.0, 0.01, 0.3])
 def test_the_margin_is_respected(layer: str, margin: float) -> None:
     model, edits, _ = small_task()
     result = nnrepair.fix(model, edits, method=MinimalNorm(layer, margin=margin), throw=margin > 0)
     slack = edits.criterion.margin(outputs(result.model, edits.inputs))
-    assert slack.min() >= 0.89 * margin - 1e-6
+    assert slack.min() >= 0.9 * margin
     if layer == "4":
         assert slack.min() == pytest.approx(margin, abs=1e-5)
 
@@ -256,13 +262,11 @@ def test_the_margin_is_respected(layer: str, margin: float) -> None:
 def test_image_outputs_of_a_last_convolution() -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1)))
     x = randn(2, 1, 5, 5)
-    criterion = Near(outputs(model, x) + 0.05, 0.1)
-    wrong = Near(outputs(model, x) + 0.3, torch.tensor(0.25))
-    assert criterion.holds(outputs(model, x)).all()
-    assert not wrong.holds(outputs(model, x)).any()
-    for layer in ("0", "2"):
-        result = nnrepair.fix(model, Edits(x, wrong), randn(3, 1, 5, 5, seed=4), method=MinimalNorm(layer, locality="none"))
-        assert wrong.holds(outputs(result.model, x)).all()
+    criterion = Near(outputs(model, x) + 0.3, 0.25)  # a larger bias would do
+    assert not criterion.holds(outputs(model, x)).any()
+    for layer in ("2", "2.bias"):
+        result = nnrepair.fix(model, Edits(x, criterion), method=MinimalNorm(layer, "l2"))
+        assert criterion.holds(outputs(result.model, x)).all()
 
 
 def test_a_last_layer_applied_by_position() -> None:
@@ -339,7 +343,9 @@ def test_options_that_do_not_fit_the_problem(method: MinimalNorm, message: str) 
 
 def decoupled() -> tuple[nn.Sequential, Decoupled, dict[str, Tensor]]:
     model = mlp(4, 6, 5, 3)
-    change = {n: 0.5 * randn(*dict(model.named_parameters())[n].shape, seed=k) for k, n in enumerate(["2.weight", "0.bias"])}
+    change = {
+        n: 0.5 * randn(*dict(model.named_parameters())[n].shape, seed=k) for k, n in enumerate(["2.weight", "0.bias"])
+    }
     return model, Decoupled(model, change), change
 
 

@@ -134,13 +134,27 @@ def test_several_blocks(name: str, seed: int) -> None:
 def test_larger_systems(name: str, shape: tuple[int, int, int]) -> None:
     m, out, inp = shape
     rng = np.random.default_rng(5)
-    block = Factored(rng.normal(size=(m, 1, out)), np.arange(m), rng.normal(size=(m, 1, inp)))
-    rows = Rows((block,))
-    everything = conditions_of(rows, rows.matvec(rng.normal(size=rows.n)) - 0.3)
+    delta, inputs, some = rng.normal(size=(m, 1, out)), rng.normal(size=(m, 1, inp)), rng.normal(size=out * inp)
+    delta *= np.sign(Factored(delta, np.arange(m), inputs).matvec(some))[:, None, None]
+    rows = Rows((Factored(delta, np.arange(m), inputs),))
+    everything = conditions_of(rows, rows.matvec(some) - 0.3)
     norm = norms.make(name, rows)
     optimum, _ = min_norm_cvxpy(dense(rows), everything.need, name, (out, inp))
     first = everything.take(np.array([int(np.argmax(everything.need))]))
     check(minnorm.solve(first, separate_from(everything, 10), norm), everything, norm, optimum)
+
+
+@pytest.mark.parametrize("seed", [396, 448])
+def test_more_rows_than_weights_that_meet_in_a_corner(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    m, out, inp = rng.integers(2, 10), rng.integers(1, 6), rng.integers(1, 6)
+    positions, points = rng.integers(1, 3), rng.integers(1, 5)
+    delta, point = rng.normal(size=(m, positions, out)), rng.integers(points, size=m)
+    rows = Rows((Factored(delta, point, rng.normal(size=(points, positions, inp))),))
+    everything = conditions_of(rows, rows.matvec(rng.normal(size=rows.n)) - rng.choice([0.0, 0.5], size=m))
+    norm = norms.make("nuclear", rows)
+    optimum, _ = min_norm_cvxpy(dense(rows), everything.need, "nuclear", (int(out), int(inp)))
+    check(minnorm.solve(everything, separate_from(everything), norm), everything, norm, optimum)
 
 
 @pytest.mark.parametrize("name", PLAIN)

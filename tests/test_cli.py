@@ -1,0 +1,307 @@
+"""The command line on tiny models: what it writes, what it says, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nnrepair
+from nnrepair import cli, onnx
+from nnrepair.certificate import Certificate
+from nnrepair.patch import fingerprint
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(OrderedDict(fc1=nn.Linear(4, 6), relu=nn.ReLU(), fc2=nn.Linear(6, 3))).eval()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with base.onnx, base.pt2, and edits and points to keep as .npz."""
+    folder = tmp_path_factory.mktemp("models")
+    model, points = network(), torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
+    onnx.save(model, points[:1], folder / "base.onnx")
+    program = torch.export.export(model, (points[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, folder / "base.pt2")
+    with torch.no_grad():
+        order = model(points).argsort(1, descending=True)
+    np.savez(folder / "edits.npz", inputs=points[:2].numpy(), labels=order[:2, 1].numpy())
+    np.savez(folder / "keep.npz", inputs=points[20:].numpy())
+    np.savez(folder / "scope.npz", inputs=points[:2].numpy() + 1e-3, labels=order[:2, 1].numpy())
+    np.savez(folder / "right.npz", inputs=points[:2].numpy(), labels=order[:2, 0].numpy())
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return the one line on stderr of a command that must fail with 3."""
+    assert run(*arguments) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("nnrepair: error: ") and error.count("\n") == 1 and "Traceback" not in error
+    return error
+
+
+def labels_of(path: Path, inputs: np.ndarray) -> np.ndarray:
+    model = cli.ModelFile.load(path).model
+    with torch.no_grad():
+        return model(torch.from_numpy(inputs)).argmax(1).numpy()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_fix_then_patch_apply_then_revert(base: Path, kind: str, tmp_path: Path, capsys) -> None:
+    model, out = base / f"base.{kind}", tmp_path / f"repaired.{kind}"
+    again, back, patch = tmp_path / f"again.{kind}", tmp_path / f"back.{kind}", tmp_path / "fix.safetensors"
+    code = run("fix", model, "--edits", base / "edits.npz", "--locality", base / "keep.npz", "--out", out)
+    assert code == 0
+    options = ["--layer", "fc2", "--norm", "l1", "--patch", patch, "--out", out, "--report", tmp_path / "report.json"]
+    options += ["--locality", base / "keep.npz", "--scope", base / "scope.npz"]
+    assert run("fix", model, "--edits", base / "edits.npz", *options) == 0
+    said = capsys.readouterr().out
+    assert "repaired: all 2 edits hold" in said and f"wrote {patch}" in said
+
+    edits, keep = np.load(base / "edits.npz"), np.load(base / "keep.npz")
+    assert (labels_of(out, edits["inputs"]) == edits["labels"]).all()
+    assert (labels_of(out, keep["inputs"]) == labels_of(model, keep["inputs"])).all()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["outcome"]["status"] == "repaired" and report["report"]["held_after"] == [True, True]
+    assert report["report"]["generalization_rate"] == 1.0 and report["stats"]["norm"] == "l1"
+
+    assert run("patch", "show", patch) == 0
+    assert "fc2.weight" in capsys.readouterr().out
+    assert run("patch", "apply", patch, model, "--out", again) == 0
+    assert run("patch", "revert", patch, again, "--out", back) == 0
+    prints = [fingerprint(cli.ModelFile.load(path).model) for path in (model, out, again, back)]
+    assert prints[0] == prints[3] == fingerprint(network()) and prints[1] == prints[2] != prints[0]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_repaired_onnx_file_is_the_same_file_with_other_weights(base: Path, tmp_path: Path) -> None:
+    import onnx as onnx_package
+
+    out = tmp_path / "out.onnx"
+    assert run("fix", base / "base.onnx", "--edits", base / "edits.npz", "--layer", "fc2", "--out", out, "--quiet") == 0
+    before, after = (onnx_package.load(path) for path in (base / "base.onnx", out))
+    assert before.graph.node == after.graph.node
+    differ = [a.name for a, b in zip(before.graph.initializer, after.graph.initializer, strict=True) if a != b]
+    assert differ and set(differ) <= {"fc2.weight", "fc2.bias"}
+
+
+def test_the_certificate_of_a_file_with_other_names_is_accepted(tmp_path: Path, capsys) -> None:
+    """Files call their tensors as they like, and may keep weights transposed."""
+    import onnx as onnx_package
+    from onnx import TensorProto, helper, numpy_helper
+
+    checker = Path(nnrepair.__file__).parents[1] / "verification" / "minimality.py"
+    if not checker.is_file():
+        pytest.skip("verification/minimality.py is not in this installation")
+    model = network()
+    arrays = {
+        "W1": model.fc1.weight.detach().numpy().T,
+        "c1": model.fc1.bias.detach().numpy(),
+        "W2": model.fc2.weight.detach().numpy().T,
+        "c2": model.fc2.bias.detach().numpy(),
+    }
+    nodes = [helper.make_node("Gemm", ["x", "W1", "c1"], ["a"]), helper.make_node("Relu", ["a"], ["r"])]
+    nodes += [helper.make_node("Gemm", ["r", "W2", "c2"], ["y"], name="last")]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k]) for n, k in (("x", 4), ("y", 3))]
+    tensors = [numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in arrays.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx_package.save(proto, tmp_path / "named.onnx")
+    points = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        order = model(points).argsort(1, descending=True)
+    np.savez(tmp_path / "edits.npz", inputs=points[:1].numpy(), labels=order[:1, 1].numpy())
+    files = ["--out", tmp_path / "out.onnx", "--certificate", tmp_path / "c.npz"]
+    options = ["--layer", "last", "--norm", "l1"]
+    assert run("fix", tmp_path / "named.onnx", "--edits", tmp_path / "edits.npz", *options, *files) == 0
+    assert "check it: python verification/minimality.py" in capsys.readouterr().out
+    assert Certificate.load(tmp_path / "c.npz").weight == "W2"
+    program = [
+        sys.executable,
+        checker,
+        tmp_path / "c.npz",
+        tmp_path / "named.onnx",
+        "--repaired",
+        tmp_path / "out.onnx",
+    ]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("kind", "other"), [("pt2", "onnx"), ("onnx", "pt2")])
+def test_the_other_format_can_be_written(base: Path, kind: str, other: str, tmp_path: Path) -> None:
+    out = tmp_path / f"out.{other}"
+    assert run("fix", base / f"base.{kind}", "--edits", base / "edits.npz", "--out", out, "--quiet") == 0
+    edits = np.load(base / "edits.npz")
+    assert (labels_of(out, edits["inputs"]) == edits["labels"]).all()
+
+
+def test_edits_that_hold_already_exit_0_and_change_nothing(base: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out.onnx"
+    assert run("fix", base / "base.onnx", "--edits", base / "right.npz", "--out", out) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert fingerprint(onnx.load(out)) == fingerprint(onnx.load(base / "base.onnx"))
+
+
+def test_an_infeasible_repair_exits_1_with_a_report_and_no_model(base: Path, tmp_path: Path, capsys) -> None:
+    point = np.ones((1, 4), np.float32)
+    np.savez(tmp_path / "edits.npz", inputs=np.concatenate([point, 2 * point, 3 * point]), labels=np.array([0, 1, 0]))
+    files = {name: tmp_path / name for name in ("out.onnx", "p.safetensors", "c.npz", "report.json")}
+    options = ["--layer", "fc2.bias", "--out", files["out.onnx"], "--patch", files["p.safetensors"]]
+    options += ["--certificate", files["c.npz"], "--report", files["report.json"]]
+    assert run("fix", base / "base.onnx", "--edits", tmp_path / "edits.npz", *options) == 1
+    assert "not written, because not every edit holds" in capsys.readouterr().out
+    assert [name for name, path in files.items() if path.exists()] == ["report.json"]
+    report = json.loads(files["report.json"].read_text())
+    assert report["outcome"]["status"] in ("infeasible", "partly repaired") and report["outcome"]["failing"]
+
+
+def test_quiet_prints_nothing(base: Path, tmp_path: Path, capsys) -> None:
+    options = ["--edits", base / "edits.npz", "--out", tmp_path / "o.onnx", "--quiet"]
+    assert run("fix", base / "base.onnx", *options) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def _fix(self, base: Path, tmp_path: Path, capsys) -> None:
+        self.base, self.folder, self.out, self.capsys = base, tmp_path, tmp_path / "out.onnx", capsys
+
+    def fix(self, *options: object, model: str = "base.onnx", edits: object = None) -> str:
+        chosen = self.base / "edits.npz" if edits is None else edits
+        error = refused(self.capsys, "fix", self.base / model, "--edits", chosen, "--out", self.out, *options)
+        assert not self.out.exists()
+        return error
+
+    def test_truncated_npz(self) -> None:
+        bad = self.folder / "bad.npz"
+        bad.write_bytes((self.base / "edits.npz").read_bytes()[:-40])
+        assert "cannot be read" in self.fix(edits=bad)
+
+    def test_not_an_npz(self) -> None:
+        bad = self.folder / "bad.npz"
+        bad.write_text("inputs,labels\n")
+        assert "numpy.savez" in self.fix(edits=bad)
+        np.save(self.folder / "one.npy", np.zeros(3))
+        assert "single array" in self.fix(edits=self.folder / "one.npy")
+
+    def test_missing_file_and_arrays(self) -> None:
+        assert "there is no file" in self.fix(edits=self.folder / "none.npz")
+        np.savez(self.folder / "x.npz", x=np.zeros((2, 4)))
+        error = self.fix(edits=self.folder / "x.npz")
+        assert "lacks inputs and labels; it has x" in error
+        assert "--scope" in self.fix("--scope", self.base / "keep.npz")
+
+    def test_pickled_arrays_are_not_opened(self) -> None:
+        np.savez(self.folder / "o.npz", inputs=np.array([{}], dtype=object), labels=np.array([0]))
+        assert "cannot be read" in self.fix(edits=self.folder / "o.npz")
+
+    def test_inputs_of_another_shape(self) -> None:
+        np.savez(self.folder / "wide.npz", inputs=np.zeros((2, 9), np.float32), labels=np.array([0, 1]))
+        assert "(2, 9)" in self.fix(edits=self.folder / "wide.npz")
+
+    def test_unknown_layer_names_a_near_match(self) -> None:
+        assert "Did you mean 'fc2'" in self.fix("--layer", "fc22")
+
+    def test_unknown_method_and_norm(self) -> None:
+        assert "'minimal-norm'" in self.fix("--method", "minimal-nrom")
+        assert "l1, linf" in self.fix("--norm", "l3")
+
+    def test_pickled_models_say_how_to_export(self) -> None:
+        torch.save(network(), self.folder / "m.pt")
+        for name in ("m.pt", "m.pth"):
+            error = refused(self.capsys, "fix", self.folder / name, "--edits", "e.npz", "--out", self.out)
+            assert "torch.export.save" in error
+
+    def test_a_model_for_one_batch_size_says_how_to_export(self) -> None:
+        torch.export.save(torch.export.export(network(), (torch.zeros(1, 4),)), self.folder / "one.pt2")
+        command = ["fix", self.folder / "one.pt2", "--edits", self.base / "edits.npz", "--out", self.out]
+        assert "batches of 1 only" in refused(self.capsys, *command)
+
+    def test_damaged_models(self) -> None:
+        for name in ("base.onnx", "base.pt2"):
+            bad = self.folder / name
+            bad.write_bytes((self.base / name).read_bytes()[:200])
+            command = ["fix", bad, "--edits", self.base / "edits.npz", "--out", self.out]
+            assert name in refused(self.capsys, *command)
+
+    def test_example_inputs_are_not_unpickled(self) -> None:
+        import pickle
+        import zipfile
+
+        class Payload:
+            def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+                return Path.touch, (Path(marker),)
+
+        marker = str(self.folder / "ran")
+        with zipfile.ZipFile(self.base / "base.pt2") as source, zipfile.ZipFile(self.folder / "m.pt2", "w") as bad:
+            for info in source.infolist():
+                content = source.read(info)
+                bad.writestr(info, pickle.dumps(Payload()) if "sample_inputs" in info.filename else content)
+        refused(self.capsys, "fix", self.folder / "m.pt2", "--edits", self.base / "edits.npz", "--out", self.out)
+        assert not Path(marker).exists()
+
+    def test_outputs_that_cannot_be_written(self) -> None:
+        model, edits = self.base / "base.onnx", self.base / "edits.npz"
+        for out, what in (("out.pt", ".onnx or .pt2"), ("none/out.onnx", "no folder")):
+            assert what in refused(self.capsys, "fix", model, "--edits", edits, "--out", self.folder / out)
+        before = model.read_bytes()
+        assert "named twice" in refused(self.capsys, "fix", model, "--edits", edits, "--out", model)
+        assert model.read_bytes() == before
+        assert "architecture" in self.fix("--architecture", "decoupled")
+
+    def test_a_patch_for_another_model(self) -> None:
+        other, patch = self.folder / "other.onnx", self.folder / "p.safetensors"
+        options = ["--edits", self.base / "edits.npz", "--out", self.folder / "o.onnx", "--patch", patch, "--quiet"]
+        assert run("fix", self.base / "base.onnx", *options) == 0
+        onnx.save(network(seed=7), torch.zeros(1, 4), other)
+        assert "fingerprint" in refused(self.capsys, "patch", "apply", patch, other, "--out", self.out)
+        assert "fingerprint" in refused(self.capsys, "patch", "revert", patch, other, "--out", self.out)
+        assert not self.out.exists()
+        patch.write_bytes(patch.read_bytes()[:-8])
+        assert "truncated" in refused(self.capsys, "patch", "show", patch)
+        assert "No patch" in refused(self.capsys, "patch", "show", self.folder / "none")
+
+    def test_a_wrong_command_line(self) -> None:
+        for arguments in ([], ["fix"], ["patch"], ["fxi"]):
+            with pytest.raises(SystemExit) as stopped:
+                cli.main(arguments)
+            assert stopped.value.code == 2
+
+
+def test_methods_come_from_their_own_declarations(capsys) -> None:
+    assert run("methods") == 0
+    said = capsys.readouterr().out
+    for name in nnrepair.methods.REGISTRY:
+        row = next(line for line in said.splitlines() if line.startswith(f"{name} "))
+        assert nnrepair.methods.named(name).capabilities.family in row
+    assert "keeps architecture" in said.splitlines()[0]
+
+
+def test_version_and_help(capsys) -> None:
+    for option, text in (("--version", "nnrepair "), ("--help", "exit codes")):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([option])
+        assert stopped.value.code == 0 and text in capsys.readouterr().out
+    module = subprocess.run([sys.executable, "-m", "nnrepair", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout.startswith("nnrepair ")
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_failed_repair(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(cli.Patch, "load", lambda path: 1 / 0)
+    assert run("patch", "show", "x") == 3
+    assert "ZeroDivisionError" in capsys.readouterr().err
