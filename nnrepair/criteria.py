@@ -18,6 +18,11 @@ from torch import Tensor
 from nnrepair.errors import InvalidInput
 
 
+def flat(y: Tensor) -> Tensor:
+    """Return outputs of any shape (n, ...) as (n, outputs)."""
+    return y.flatten(1) if y.ndim > 1 else y[:, None]
+
+
 class Criterion(ABC):
     """Conditions on the outputs `y` of n points, shape (n, ...)."""
 
@@ -50,7 +55,7 @@ class Criterion(ABC):
 
     def margin(self, y: Tensor) -> Tensor:
         """Return (n,): the smallest slack of each point."""
-        return self.slack(y).flatten(1).amin(1)
+        return flat(self.slack(y)).amin(1)
 
     def holds(self, y: Tensor) -> Tensor:
         """Return (n,) bool: which points satisfy every condition. NaN never holds."""
@@ -188,7 +193,7 @@ class Linear(Criterion):
 
     def slack(self, y: Tensor) -> Tensor:
         A, b = self.A.to(y), self.b.to(y)
-        scores: Tensor = torch.einsum("nco,no->nc", A, y.flatten(1))
+        scores: Tensor = torch.einsum("nco,no->nc", A, flat(y))
         return scores - b
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
@@ -209,6 +214,7 @@ class Near(Criterion):
 
     def __init__(self, target: Tensor, tol: float | Tensor) -> None:
         target = torch.as_tensor(target)
+        target = target if target.dtype.is_floating_point else target.to(torch.get_default_dtype())
         tol = torch.as_tensor(tol, dtype=target.dtype, device=target.device)
         try:
             tol = tol.broadcast_to(target.shape)
@@ -236,7 +242,7 @@ class Near(Criterion):
 
     def slack(self, y: Tensor) -> Tensor:
         """Return (n, 2 * outputs): first how far above the lower bound, then how far below the upper one."""
-        off, tol = (y - self.target.to(y)).flatten(1), self.tol.to(y).flatten(1)
+        off, tol = flat(y - self.target.to(y)), flat(self.tol.to(y))
         return torch.cat([off + tol, tol - off], 1)
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
@@ -283,7 +289,7 @@ class AllOf(_Joined):
         return torch.stack([p.holds(y) for p in self.parts]).all(0)
 
     def slack(self, y: Tensor) -> Tensor:
-        return torch.cat([p.slack(y).flatten(1) for p in self.parts], 1)
+        return torch.cat([p.slack(y) for p in self.parts], 1)
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         row = torch.zeros(len(point), *y.shape[1:], dtype=y.dtype, device=y.device)
@@ -341,7 +347,7 @@ class Chosen(Criterion):
         return min(p.typical_slack(y) for p in self.parts)
 
     def slack(self, y: Tensor) -> Tensor:
-        slacks = [p.slack(y).flatten(1) for p in self.parts]
+        slacks = [p.slack(y) for p in self.parts]
         out = y.new_full((len(self), max(s.shape[1] for s in slacks)), torch.inf)
         for k, slack in enumerate(slacks):
             mine = self.choice.to(y.device) == k

@@ -8,17 +8,17 @@ plus the first-order effect of the change, f(x) + J(x) Delta: exactly linear in 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from nnrepair.forward import canonical, moved_outputs
 
 
 class Decoupled(nn.Module):
-    """f(x) + J(x) Delta as an ordinary module: it can be saved, moved, exported to ONNX, and repaired again.
+    """f(x) + J(x) Delta as an ordinary module: it can be saved, moved and exported to ONNX.
 
     Args:
-        model: the network f; kept as the submodule `base` (a copy, frozen in eval mode).
+        model: the network f; a copy is kept as the submodule `base`, always in eval mode.
         change: Delta, by parameter name; kept as buffers in the base's dtype.
 
     Example:
@@ -29,10 +29,11 @@ class Decoupled(nn.Module):
 
     def __init__(self, model: nn.Module, change: dict[str, Tensor]) -> None:
         super().__init__()
-        self.base = copy.deepcopy(model)
-        self.names = list(change)
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for index, (name, delta) in enumerate(change.items()):
+        self.base = copy.deepcopy(model).eval()
+        first = canonical(model)
+        self.names = [first[name] for name in change]
+        parameters = dict(model.named_parameters())
+        for index, (name, delta) in enumerate(zip(self.names, change.values(), strict=True)):
             like = parameters[name]
             self.register_buffer(f"change_{index}", delta.to(like.device, like.dtype).detach().clone())
 
@@ -41,14 +42,11 @@ class Decoupled(nn.Module):
         """Delta, by parameter name."""
         return {name: getattr(self, f"change_{index}") for index, name in enumerate(self.names)}
 
-    def forward(self, *inputs: Any) -> Tensor:
-        parameters = dict(self.base.named_parameters(remove_duplicate=False))
-        rest = {n: p for n, p in parameters.items() if n not in self.names} | dict(self.base.named_buffers())
+    def train(self, mode: bool = True) -> Decoupled:
+        """Set this module's mode; the base stays in eval mode."""
+        super().train(mode)
+        self.base.eval()
+        return self
 
-        def run(chosen: dict[str, Tensor]) -> Tensor:
-            y: Tensor = torch.func.functional_call(self.base, {**rest, **chosen}, inputs)
-            return y
-
-        start = {n: parameters[n] for n in self.names}
-        moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (start,), (self.change,))  # type: ignore[assignment]
-        return moved[0] + moved[1]
+    def forward(self, x: Tensor) -> Tensor:
+        return moved_outputs(self.base, self.change, x)

@@ -38,7 +38,7 @@ class Demand:
 
     def missed(self, y: Tensor) -> Tensor:
         """Return (points, conditions): by how much outputs y miss what is needed (<= 0 where they do not), float64."""
-        missed = self.need.to(y.device) - self.criterion.slack(y.double()).flatten(1)
+        missed = self.need.to(y.device) - self.criterion.slack(y.double())
         return missed.nan_to_num(nan=torch.inf, neginf=-torch.inf)
 
     def broken(self, model: nn.Module) -> bool:
@@ -69,7 +69,7 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
     inputs = problem.locality.inputs[index]
     y = outputs(problem.model, inputs).double()
     criterion = problem.keep[index].resolve(y)
-    slack = criterion.slack(y).flatten(1)
+    slack = criterion.slack(y)
     found.append(Demand(inputs, criterion, slack.clamp(max=margin), locality == "soft", "locality"))
     return found
 
@@ -82,4 +82,4 @@ def judge_of(problem: Problem) -> Tensor | None:
 
 
 def _full(criterion: Criterion, y: Tensor, margin: float) -> Tensor:
-    return torch.full_like(criterion.slack(y).flatten(1), margin)
+    return torch.full_like(criterion.slack(y), margin)

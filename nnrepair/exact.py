@@ -51,9 +51,7 @@ class ExactRepair:
     def __post_init__(self) -> None:
         self._base = [self.line.outputs_in_batches(d.inputs) for d in self.demands]
         self._features = [self.line.features(d.inputs) if self.line.ends_affine else None for d in self.demands]
-        self._need = [
-            (d.need - d.criterion.slack(y).flatten(1)).numpy() for d, y in zip(self.demands, self._base, strict=True)
-        ]
+        self._need = [(d.need - d.criterion.slack(y)).numpy() for d, y in zip(self.demands, self._base, strict=True)]
         self._caps = [np.inf] * len(self.demands)
 
     def run(self) -> Solution:
@@ -154,7 +152,7 @@ class ExactRepair:
             y = self._base[k][:1]
             A = demand.criterion.rows(one, which, y)[0].flatten()
             offset = float(A @ self._base[k][point].flatten()) - float(
-                demand.criterion.slack(self._base[k])[point].flatten()[condition]
+                demand.criterion.slack(self._base[k])[point, condition]
             )
             row_A.append(A.numpy())
             row_b.append(offset + float(demand.need[point, condition]))
@@ -187,22 +185,29 @@ class ExactRepair:
         )
 
 
-def conflict(reason: Infeasible) -> list[int]:
-    """Return a small set of edits that cannot hold together: dropping any one of them would help.
+def conflict(reason: Infeasible) -> tuple[list[int], bool]:
+    """Return a small set of edits that cannot hold together, and whether only the locality set forbids it.
 
-    A deletion filter over the rows whose multipliers show the contradiction.
+    A deletion filter over the rows whose multipliers show the contradiction: dropping any edit of the set would help.
     """
     rows = reason.conditions
     involved = np.flatnonzero((reason.ray > 1e-9) & (rows.tag[:, 0] == 0))
     others = np.flatnonzero((rows.tag[:, 0] != 0) & (reason.ray > 1e-9))
     edits = list(dict.fromkeys(rows.tag[involved, 1].tolist()))
+    with_locality = False
+    if len(others):
+        try:
+            euclidean(rows.take(involved))
+            with_locality = True
+        except Infeasible:
+            others = others[:0]
     for edit in list(edits):
         trial = [e for e in edits if e != edit]
         keep = np.concatenate([np.flatnonzero((rows.tag[:, 0] == 0) & np.isin(rows.tag[:, 1], trial)), others])
         if len(keep) == 0:
-            continue
+            continue  # one edit alone already contradicts itself
         try:
             euclidean(rows.take(keep))
         except Infeasible:
             edits = trial
-    return sorted(int(e) for e in edits)
+    return sorted(int(e) for e in edits), with_locality

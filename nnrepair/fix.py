@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from nnrepair import metrics
+from nnrepair.decoupled import Decoupled
 from nnrepair.errors import RepairFailed
 from nnrepair.methods.base import Method, Proposal, named
 from nnrepair.outcome import Outcome
@@ -77,9 +80,14 @@ def fix(
 def _undisturbed(seed: int | None) -> Iterator[None]:
     """Keep the global random state as it was, and make the work inside reproducible."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    before = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices):
         torch.manual_seed(0 if seed is None else seed)
-        yield
+        try:
+            yield
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
 
 
 def _copy(model: Any) -> Any:
@@ -114,7 +122,7 @@ def _judge(
     outcome = _outcome(proposal, before, failing, len(problem.edits))
     patch = None
     final = repaired
-    if type(repaired) is type(model):
+    if repaired.state_dict().keys() == model.state_dict().keys():
         final = _like(model, repaired)
         patch = Patch.between(model, final, _about(report))
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats)
@@ -127,7 +135,8 @@ def _outcome(proposal: Proposal, before: list[bool], failing: list[int], count: 
         return Outcome("repaired", f"all {count} edits hold.")
     if proposal.infeasible:
         advice = "no change of the chosen layer satisfies all edits; "
-        advice += f"edits {proposal.conflict} contradict each other there. "
+        also = "the locality set (hard)" if proposal.with_locality else "each other"
+        advice += f"edits {proposal.conflict} contradict {also} there. "
         advice += (
             f"These layers could satisfy all edits: {', '.join(proposal.layers)}."
             if proposal.layers
@@ -167,7 +176,7 @@ def _locality(problem: Problem, repaired: nn.Module) -> dict[str, Any]:
 
 def _weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
     """Return the size of the change; a network of another architecture says itself what it changed."""
-    if hasattr(after, "change") and isinstance(after.change, dict):
+    if isinstance(after, Decoupled):
         parts = [t.double().flatten().cpu() for t in after.change.values()]
     else:
         old, new = dict(before.named_parameters()), dict(after.named_parameters())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.forward import canonical
 
 _SKIP = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -40,6 +41,12 @@ def candidates(model: nn.Module) -> list[str]:
     ]
 
 
+def trainable(model: nn.Module, layer: str) -> list[str]:
+    """Return the names of a layer's parameters that are not frozen."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return [n for n in layers(model)[layer] if parameters[n].requires_grad]
+
+
 def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     """Return the parameter names that a layer name, a parameter name, or several of them stand for.
 
@@ -64,7 +71,8 @@ def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
             raise InvalidInput(f"Layer {name!r} not found.{hint} Layers: {', '.join(known)}.")
     if not chosen:
         raise InvalidInput(f"No layer was chosen. Layers: {', '.join(known)}.")
-    chosen = list(dict.fromkeys(chosen))
+    first = canonical(model)
+    chosen = list(dict.fromkeys(first[name] for name in chosen if name in first))
     whole = [n for n in chosen if n in parameters and not parameters[n].dtype.is_floating_point]
     if whole:
         raise InvalidInput(f"Parameters {whole} are integers; only floating-point parameters can be repaired.")
@@ -82,6 +90,7 @@ def moved(model: nn.Module, change: dict[str, Tensor]) -> nn.Module:
     parameters = dict(twin.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, delta in change.items():
-            parameter = parameters[name]
-            parameter.copy_((parameter.double() + delta.to(parameter.device)).to(parameter.dtype))
+            parameter, delta = parameters[name], delta.to(parameters[name].device)
+            new = (parameter.double() + delta).to(parameter.dtype)
+            parameter.copy_(torch.where(delta == 0, parameter, new))  # -0.0 + 0.0 would be another bit pattern
     return twin

@@ -21,12 +21,15 @@ from torch.overrides import TorchFunctionMode
 
 from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.forward import moved_outputs
 from nnrepair.problem import batches, call, to_like
 from nnrepair.rows import Array, Block, Dense, Factored, Metric, Rows
 from nnrepair.spec import AnyInputs
 
 _LINEAR = {F.linear, torch.ops.aten.linear.default}
 _CONV2D = {F.conv2d, torch.ops.aten.conv2d.default}
+#: Points on which the factors are checked.
+PROBES = 8
 #: Points whose rows are computed together.
 POINTS = 256
 #: Entries of plain (unfactored) rows that may be held at once.
@@ -58,8 +61,9 @@ class _Tap(TorchFunctionMode):
         if func not in _LINEAR and func not in _CONV2D:
             return y
         weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
-        name = self.weights.get(id(weight))
-        if name is None or not y.requires_grad:
+        bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+        name = self.weights.get(id(weight)) or self.weights.get(id(bias))
+        if name is None or weight is None or not y.requires_grad:
             return y
         x = kwargs.get("input", args[0] if args else None)
         if func in _LINEAR:
@@ -91,7 +95,7 @@ def _numpy(x: Tensor) -> Array:
 
 @dataclass(frozen=True)
 class _Group:
-    """Parameters that share a block: a linear map's weight and bias, or one plain parameter."""
+    """Parameters that share a block: a linear map's weight, bias or both, or one plain parameter."""
 
     weight: str | None
     bias: str | None
@@ -100,6 +104,11 @@ class _Group:
     @property
     def names(self) -> list[str]:
         return [n for n in (self.weight, self.bias, self.plain) if n is not None]
+
+    @property
+    def tapped(self) -> str:
+        """The name under which the map's uses are recorded."""
+        return self.weight or self.bias or ""
 
 
 class Linearization:
@@ -123,57 +132,68 @@ class Linearization:
         self._start = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.like = next(iter(self.parameters.values())).detach()
         self.independent = isinstance(example, Tensor) or example.independent
-        self.groups = self._plan(self.prepare(example[torch.arange(min(4, len(example)))]))
+        spread = torch.arange(0, len(example), max(1, len(example) // PROBES))[:PROBES]
+        few = self.prepare(example[spread])
+        try:
+            y, tap = self._run(few)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedModel(
+                f"The model cannot run in float64, in which repairs are computed: {reason} "
+                "Remove casts such as x.float() from its forward."
+            ) from error
+        self.groups = self._plan(y, tap)
+        uses = [] if len(self.groups) > 1 else tap.uses.get(self.groups[0].tapped, [])
+        # A version above 0: the output was changed in place after the map.
+        self.ends_affine = len(uses) == 1 and uses[0].returned is y and y._version == 0
 
     def prepare(self, inputs: AnyInputs) -> AnyInputs:
         """Return the inputs in float64 on the model's device."""
         return to_like(inputs, self.like)
 
     def _run(self, inputs: AnyInputs) -> tuple[Tensor, _Tap]:
-        weights = {id(p): n for n, p in self.parameters.items() if p.ndim >= 2}
+        weights = {id(p): n for n, p in self.parameters.items()}
         with torch.enable_grad(), _Tap(weights) as tap:
             y = call(self.model, inputs)
         return y, tap
 
-    def _plan(self, few: AnyInputs) -> list[_Group]:
-        """Decide which parameters factor, and check the factors against automatic differentiation."""
-        y, tap = self._run(few)
+    def _plan(self, y: Tensor, tap: _Tap) -> list[_Group]:
+        """Decide which parameters factor, and check every factored row against automatic differentiation."""
+        missing = InvalidInput(f"The model's output does not depend on {self.names}; choose another layer.")
         if not y.requires_grad:
-            raise InvalidInput(f"The model's output does not depend on {self.names}; choose another layer.")
-        cotangent = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device).reshape(y.shape)
+            raise missing
         parameters = list(self.parameters.values())
-        true = dict(
-            zip(
-                self.names,
-                torch.autograd.grad(y, parameters, cotangent, retain_graph=True, allow_unused=True),
-                strict=True,
-            )
-        )
-        unused = [n for n in self.names if true[n] is None or not true[n].any()]
-        if len(unused) == len(self.names):
-            raise InvalidInput(f"The model's output does not depend on {self.names}; choose another layer.")
-        groups, done = [], set()
+        weights = torch.linspace(0.5, 1.5, y[0].numel(), dtype=y.dtype, device=y.device).reshape(y.shape[1:])
+        true = []
+        for one in y:  # one point at a time: rows that belong to other points must show
+            grads = torch.autograd.grad(one, parameters, weights, retain_graph=True, allow_unused=True)
+            if all(g is None for g in grads):
+                raise missing
+            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+            true.append(dict(zip(self.names, filled, strict=True)))
+        groups: list[_Group] = []
+        done: set[str] = set()
         for name in self.names:
             uses = tap.uses.get(name, [])
-            if not uses or not self.independent or any(len(u.output) != len(y) for u in uses):
+            if name in done or not uses or not self.independent or any(len(u.output) != len(y) for u in uses):
                 continue
+            is_weight = self.parameters[name].ndim >= 2
             bias = name.removesuffix("weight") + "bias" if name.endswith("weight") else None
             bias = bias if bias in self.parameters and bias not in done else None
-            group = _Group(name, bias)
-            deltas = torch.autograd.grad(y, [u.output for u in uses], cotangent, retain_graph=True)
-            block = self._factored(group, uses, [d[:, None] for d in deltas], np.arange(len(y)), np.arange(len(y)))
-            got = block.rmatvec(np.ones(block.m))
-            want = self._flat(
-                {n: true[n] if true[n] is not None else torch.zeros_like(self.parameters[n]) for n in group.names},
-                group,
-            )
+            group = _Group(name, bias) if is_weight else _Group(None, name)
+            seeds = weights.expand_as(y)
+            deltas = torch.autograd.grad(y, [u.output for u in uses], seeds, retain_graph=True, allow_unused=True)
+            filled = [torch.zeros_like(u.output) if d is None else d for u, d in zip(uses, deltas, strict=True)]
+            every = np.arange(len(y))
+            block = self._factored(group, uses, [d[:, None] for d in filled], every, every)
+            want = np.stack([self._flat(t, group) for t in true])
+            if block.n != want.shape[1]:
+                continue
+            got = block.dense(slice(None)).reshape(want.shape)
             if np.abs(got - want).max() <= 1e-8 * max(np.abs(want).max(), 1e-12):
                 groups.append(group)
                 done.update(group.names)
-        groups += [_Group(None, None, n) for n in self.names if n not in done]
-        last = groups[0].weight if len(groups) == 1 else None
-        self.ends_affine = last is not None and len(tap.uses[last]) == 1 and tap.uses[last][0].returned is y
-        return groups
+        return groups + [_Group(None, None, n) for n in self.names if n not in done]
 
     def _factored(
         self,
@@ -193,6 +213,8 @@ class Linearization:
                 delta = delta[:, 0].reshape(len(delta), -1, delta.shape[-1])
             delta_parts.append(_numpy(delta))
             input_parts.append(_numpy(inputs.reshape(len(inputs), -1, inputs.shape[-1])[torch.from_numpy(kept)]))
+            if group.weight is None:  # a bias alone is multiplied by ones
+                input_parts[-1] = input_parts[-1][..., :0]
         inputs_, delta_ = np.concatenate(input_parts, 1), np.concatenate(delta_parts, 1)
         if group.bias is not None:
             inputs_ = np.concatenate([inputs_, np.ones((*inputs_.shape[:2], 1))], 2)
@@ -202,12 +224,13 @@ class Linearization:
         """Return one group's parameters as the flat vector that its block multiplies."""
         if group.plain is not None:
             return _numpy(tensors[group.plain]).ravel()
-        assert group.weight is not None
-        matrix = _numpy(tensors[group.weight])
-        matrix = matrix.reshape(len(matrix), -1)
+        parts = []
+        if group.weight is not None:
+            matrix = _numpy(tensors[group.weight])
+            parts.append(matrix.reshape(len(matrix), -1))
         if group.bias is not None:
-            matrix = np.concatenate([matrix, _numpy(tensors[group.bias])[:, None]], 1)
-        return matrix.ravel()
+            parts.append(_numpy(tensors[group.bias])[:, None])
+        return np.concatenate(parts, 1).ravel()
 
     def flatten(self, tensors: dict[str, Tensor]) -> Array:
         """Return a change given by parameter name as a flat vector (n,)."""
@@ -223,15 +246,15 @@ class Linearization:
                 size = shape.numel()
                 out[group.plain] = torch.from_numpy(d[start : start + size].reshape(shape))
             else:
-                assert group.weight is not None
-                shape = self._start[group.weight].shape
-                width = shape[1:].numel() + (group.bias is not None)
+                shape = self._start[group.tapped].shape
+                width = (shape[1:].numel() if group.weight else 0) + (group.bias is not None)
                 size = shape[0] * width
                 matrix = d[start : start + size].reshape(shape[0], width)
                 if group.bias is not None:
                     out[group.bias] = torch.from_numpy(matrix[:, -1].copy())
                     matrix = matrix[:, :-1]
-                out[group.weight] = torch.from_numpy(np.ascontiguousarray(matrix).reshape(shape))
+                if group.weight is not None:
+                    out[group.weight] = torch.from_numpy(np.ascontiguousarray(matrix).reshape(shape))
             start += size
         return {n: out[n].to(self.like.device) for n in self.names}
 
@@ -247,15 +270,7 @@ class Linearization:
         inputs = self.prepare(inputs)
         if d is None:
             return call(self.model, inputs)
-        tangents = self.unflatten(d)
-        rest = {n: t for n, t in (*self.model.named_parameters(), *self.model.named_buffers()) if n not in tangents}
-        primals = {n: self.parameters[n].detach() for n in self.names}
-
-        def run(chosen: dict[str, Tensor]) -> Tensor:
-            return _call_with(self.model, {**rest, **chosen}, inputs)
-
-        moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (primals,), (tangents,))  # type: ignore[assignment]
-        return moved[0] + moved[1]
+        return moved_outputs(self.model, self.unflatten(d), inputs)
 
     def outputs_in_batches(self, inputs: AnyInputs, d: Array | None = None) -> Tensor:
         """Return `outputs` of any number of points, on the CPU."""
@@ -263,19 +278,22 @@ class Linearization:
             return self.outputs(inputs, d).cpu()
         return torch.cat([self.outputs(inputs[step], d).cpu() for step in batches(len(inputs))])
 
-    def features(self, inputs: AnyInputs) -> Tensor:
-        """Return (points, inp): what the last map is applied to, when `ends_affine`."""
+    def features(self, inputs: AnyInputs) -> Tensor | None:
+        """Return (points, inp), the last map's inputs, when `ends_affine` and it is applied once per point."""
+        group = self.groups[0]
         found = []
         for step in batches(len(inputs)):
-            _, tap = self._run(self.prepare(inputs[step]))
-            a = tap.uses[self.groups[0].weight or ""][0].inputs()
-            found.append(torch.cat([a, torch.ones_like(a[:, :1])], 1) if self.groups[0].bias else a)
+            y, tap = self._run(self.prepare(inputs[step]))
+            if not self.ends_affine or y.ndim != 2:
+                return None
+            a = tap.uses[group.tapped][0].inputs()
+            a = a if group.weight else a[:, :0]
+            found.append(torch.cat([a, a.new_ones(len(a), 1)], 1) if group.bias else a)
         return torch.cat(found).cpu()
 
     def matrix(self, d: Array) -> Tensor:
         """Return a flat change of a single linear map as (out, inp)."""
-        out = self._start[self.groups[0].weight or ""].shape[0]
-        return torch.from_numpy(d.reshape(out, -1))
+        return torch.from_numpy(d.reshape(self._start[self.groups[0].tapped].shape[0], -1))
 
     def rows(self, inputs: AnyInputs, criterion: Criterion, point: Tensor, condition: Tensor) -> Rows:
         """Return the gradients of chosen conditions' slacks with respect to the chosen parameters.
@@ -309,21 +327,20 @@ class Linearization:
         y, tap = self._run(sub)
         cotangents = criterion.rows(point, condition, y[:1].detach())
         blocks: list[Block] = []
-        factored = [g for g in self.groups if g.weight is not None]
+        factored = [g for g in self.groups if g.plain is None]
         if factored:
-            uses = [u for g in factored for u in tap.uses[g.weight or ""]]
+            uses = [u for g in factored for u in tap.uses[g.tapped]]
             rank = _rank(local)
             deltas = [u.output.new_empty((len(local), 1, *u.output.shape[1:])) for u in uses]
             for r in range(int(rank.max()) + 1):  # one backward pass serves one condition of every point
                 now = rank == r
                 seed = torch.zeros_like(y).index_put_((where[now],), cotangents[now].to(y))
-                for delta, g in zip(
-                    deltas, torch.autograd.grad(y, [u.output for u in uses], seed, retain_graph=True), strict=True
-                ):
-                    delta[now, 0] = g[local[now]]
+                grads = torch.autograd.grad(y, [u.output for u in uses], seed, retain_graph=True, allow_unused=True)
+                for delta, g in zip(deltas, grads, strict=True):
+                    delta[now, 0] = 0.0 if g is None else g[local[now]]
             used = 0
             for group in factored:
-                mine = tap.uses[group.weight or ""]
+                mine = tap.uses[group.tapped]
                 part = deltas[used : used + len(mine)]
                 used += len(mine)
                 blocks.append(self._factored(group, mine, part, local.numpy(), np.arange(len(chunk))))
@@ -356,13 +373,14 @@ class Linearization:
             sub = self.prepare(inputs[index] if self.independent else inputs)
             y, tap = self._run(sub)
             for group in self.groups:
-                if group.weight is not None:
-                    for use in tap.uses[group.weight]:
+                if group.plain is None:
+                    for use in tap.uses[group.tapped]:
                         a = use.inputs()
                         a = a.reshape(-1, a.shape[-1])
+                        a = a if group.weight else a[:, :0]
                         if group.bias is not None:
-                            a = torch.cat([a, torch.ones_like(a[:, :1])], 1)
-                        moments[group.weight] = moments.get(group.weight, np.zeros(())) + _numpy(a.T @ a)
+                            a = torch.cat([a, a.new_ones(len(a), 1)], 1)
+                        moments[group.tapped] = moments.get(group.tapped, np.zeros(())) + _numpy(a.T @ a)
             plain = [g.plain for g in self.groups if g.plain is not None]
             if plain:
                 for row in self._plain_squares(y, plain):
@@ -372,8 +390,8 @@ class Linearization:
                 break
         factors: list[Array] = []
         for group in self.groups:
-            if group.weight is not None:
-                C = moments[group.weight] / len(inputs)
+            if group.plain is None:
+                C = moments[group.tapped] / len(inputs)
                 C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
                 factors.append(np.asarray(np.linalg.cholesky(C), np.float64))
             else:
@@ -402,16 +420,3 @@ def _rank(local: Tensor) -> Tensor:
     """Return, for ascending `local`, how many earlier rows share each row's point."""
     start = torch.searchsorted(local, local)
     return torch.arange(len(local)) - start
-
-
-def _call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs) -> Tensor:
-    """Run the model with other parameters, whatever the domain's way to call it."""
-    if isinstance(inputs, Tensor):
-        y: Tensor = torch.func.functional_call(model, parameters, (inputs,))
-        return y
-
-    class Swapped(nn.Module):
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return torch.func.functional_call(model, parameters, args, kwargs)
-
-    return inputs.call(Swapped())

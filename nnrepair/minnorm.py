@@ -26,6 +26,7 @@ import highspy
 import numpy as np
 import scipy.linalg
 import scipy.sparse
+from numpy.typing import NDArray
 
 from nnrepair.norms import Array, Euclidean, Norm, Polyhedral
 from nnrepair.quadratic import nnqp
@@ -107,8 +108,8 @@ class Infeasible(Exception):
         self.ray = ray
 
 
-def euclidean(conditions: Conditions, start: Array | None = None) -> Array:
-    """Return multipliers y of the smallest Euclidean change d = G^T y.
+def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> Array:
+    """Return multipliers y of the smallest Euclidean change d = G^T y; `free` guesses which are positive.
 
     Raises:
         Infeasible: the rows contradict each other.
@@ -120,11 +121,12 @@ def euclidean(conditions: Conditions, start: Array | None = None) -> Array:
         raise Infeasible(conditions, (h > 0).astype(float))
     ridge = 1e-11 * mean
     K[np.diag_indices_from(K)] += ridge
-    y = np.zeros(len(h)) if start is None else start
+    y, missed = np.zeros(len(h)), h
     scale = float(np.abs(h).max(initial=0.0)) or 1.0
     for _ in range(6):  # proximal refinement: each round shrinks the error that the ridge leaves
         try:
-            y = nnqp(K, h + ridge * y, cap)
+            y = nnqp(K, h + ridge * y, cap, free)
+            free = y > 0
         except scipy.linalg.LinAlgError:
             ridge *= 100
             K[np.diag_indices_from(K)] += ridge
@@ -160,18 +162,19 @@ def solve(
         Infeasible: rows in use contradict each other.
     """
     stats = {"rounds": 0, "newton_steps": 0, "linear_programs": 0}
-    conditions = first
-    y = np.zeros(first.m)
+    conditions, free = first, np.ones(first.m, bool)
     for _ in range(max_rounds):
-        y = euclidean(conditions, y)
+        y = euclidean(conditions, free)
         d = conditions.rows.rmatvec(y)
         stats["rounds"] += 1
         more = separate(d, conditions)
         if more is None:
             break
-        conditions, y = conditions.joined(more), np.concatenate([y, np.zeros(more.m)])
+        # The minimum can only grow, so a row that is dropped now and needed again later makes no cycle.
+        conditions, y = _keep_busy(conditions, y, d)
+        conditions, free = conditions.joined(more), np.concatenate([y > 0, np.ones(more.m, bool)])
         report(f"{conditions.m} rows")
-    if isinstance(norm, Euclidean):
+    if isinstance(norm, Euclidean) or not y.any():
         return _euclidean_solution(conditions, d, y, stats)
     scale = norm.dual(conditions.rows.rmatvec(y))
     conditions = _rescale_caps(conditions, scale)
@@ -199,8 +202,7 @@ def _euclidean_solution(conditions: Conditions, d: Array, y: Array, stats: dict[
     worth = float(conditions.need @ y)
     soft = np.isfinite(conditions.cap)
     if soft.any():
-        missed = np.maximum(conditions.need - conditions.rows.matvec(d), 0.0)[soft]
-        objective, bound = size**2 / 2 + float(conditions.cap[soft] @ missed), worth - size**2 / 2
+        objective, bound = size**2 / 2 + _price(conditions, d), worth - size**2 / 2
         return Solution(d, y, objective, min(bound, objective), conditions, stats)
     return Solution(
         d, y / size if size > 0 else y, size, min(worth / size, size) if size > 0 else 0.0, conditions, stats
@@ -270,8 +272,7 @@ def proximal_points(
             y, value, slope, near = trial, new_value, new_slope, new_near
         d = near.point
         best = max(best, float(h @ y) / max(1.0, norm.dual(rows.rmatvec(y))))
-        hard = np.isinf(cap)
-        size = norm.value(d) + float(cap[~hard] @ np.maximum(h - rows.matvec(d), 0.0)[~hard])
+        size = norm.value(d) + _price(conditions, d)
         apart = size - best if isinstance(norm, Polyhedral) else abs(size - best) * 10  # no master will finish the rest
         if not converged or apart <= gap * size:
             break
@@ -280,14 +281,26 @@ def proximal_points(
 
 
 def _finish(conditions: Conditions, norm: Norm, d: Array, y: Array, stats: dict[str, Any]) -> Solution:
-    """Close the last rounding gap: the smallest Euclidean correction that satisfies every row, and the bound."""
-    missed = conditions.need - conditions.rows.matvec(d)
-    if missed.max() > 0:
-        rest = Conditions(conditions.rows, missed, conditions.cap, conditions.tag)
-        d = d + conditions.rows.rmatvec(euclidean(rest))
-    y = y / max(1e-300, norm.dual(conditions.rows.rmatvec(y)))
-    size = norm.value(d)
+    """Close the last rounding gap: the smallest Euclidean correction that satisfies every hard row, and the bound."""
+    hard = np.flatnonzero(np.isinf(conditions.cap))
+    rows, need = conditions.rows.take(hard), conditions.need[hard]
+    for _ in range(3):
+        missed = need - rows.matvec(d)
+        if missed.max(initial=0.0) <= ROW_TOLERANCE / 10 * np.abs(need).max(initial=0.0):
+            break
+        K = rows.gram()
+        K[np.diag_indices_from(K)] += 1e-10 * max(float(np.trace(K)) / len(need), 1e-300)
+        d = d + rows.rmatvec(nnqp(K, missed))
+    y = y / max(1.0, norm.dual(conditions.rows.rmatvec(y)))
+    size = norm.value(d) + _price(conditions, d)
     return Solution(d, y, size, min(float(conditions.need @ y), size), conditions, stats)
+
+
+def _price(conditions: Conditions, d: Array) -> float:
+    """Return what missing the soft rows costs."""
+    soft = np.isfinite(conditions.cap)
+    missed = np.maximum(conditions.need - conditions.rows.matvec(d), 0.0)
+    return float(conditions.cap[soft] @ missed[soft])
 
 
 def master(

@@ -26,8 +26,13 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    raw: bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return raw
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Patch:
         before, after = base.state_dict(), repaired.state_dict()
         if before.keys() != after.keys():
             raise PatchError("The two models do not have the same parameters, so no patch leads from one to the other.")
-        changed = [n for n in before if not torch.equal(before[n], after[n])]
+        changed = [n for n in before if _bytes(before[n]) != _bytes(after[n])]
         return cls(
             {n: after[n].detach().clone() for n in changed},
             {n: before[n].detach().clone() for n in changed},
@@ -80,6 +85,8 @@ class Patch:
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"No patch at {path}.")
+        if path.is_dir():
+            raise PatchError(f"{path} is a folder, not a patch file.")
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}

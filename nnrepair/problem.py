@@ -115,6 +115,10 @@ def build(
     like = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
     if like is None:
         raise InvalidInput("The model has no floating-point parameters, so there is nothing that could be changed.")
+    if any(p.is_meta for p in model.parameters()):
+        raise InvalidInput(
+            'The model is on the "meta" device and has no weights; load them first (model.to_empty, ...).'
+        )
     bad = [name for name, p in model.named_parameters() if p.dtype.is_floating_point and not torch.isfinite(p).all()]
     if bad:
         raise InvalidInput(f"The model's parameters {bad[:5]} contain NaN or infinity.")
@@ -129,12 +133,12 @@ def build(
         locality = LocalitySet.coerce(locality_set)
         if len(locality) == 0:
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
-        locality = LocalitySet(to_like(locality.inputs, like), locality.criterion)
+        locality = LocalitySet(to_like(locality.inputs, like), _same_sense(locality.criterion, lowest))
         locality, keep, kept = _keep(model, locality, edits, lowest)
     scope = None
     if edit_scope is not None:
         scope = EditScope.coerce(edit_scope)
-        scope = EditScope(to_like(scope.inputs, like), scope.criterion)
+        scope = EditScope(to_like(scope.inputs, like), _same_sense(scope.criterion, lowest))
         scope.criterion.check(_first_look(model, scope, "the edit scope"))
     return Problem(model, edits, locality, keep, kept, scope, lowest, 0 if seed is None else seed, progress)
 
@@ -142,6 +146,12 @@ def build(
 def _lowest(criterion: Criterion) -> bool:
     parts = getattr(criterion, "parts", None)
     return isinstance(criterion, Argmin) if parts is None else all(_lowest(p) for p in parts)
+
+
+def _same_sense(criterion: Criterion | None, lowest: bool) -> Criterion | None:
+    """Read plain labels as the edits are read: beside Argmin edits, a label is the lowest score's class."""
+    plain = type(criterion) is Argmax and criterion.margin_ == 0
+    return Argmin(criterion.labels) if lowest and plain and isinstance(criterion, Argmax) else criterion
 
 
 def _first_look(model: nn.Module, points: Any, what: str) -> Tensor:
@@ -165,7 +175,7 @@ def _first_look(model: nn.Module, points: Any, what: str) -> Tensor:
     if not torch.isfinite(y).all():
         bad = torch.nonzero(~torch.isfinite(y.flatten(1)).all(1)).flatten().tolist() if y.ndim > 1 else []
         raise InvalidInput(f"The model's outputs on {what} are not finite, at indices {bad[:10]}.")
-    few = torch.arange(min(len(inputs), 4))
+    few = torch.arange(len(inputs)).flip(0)[: max(1, min(4, len(inputs) // 2))]  # fewer points, in another order
     with torch.no_grad():
         again = call(model, inputs[few])
         twice = call(model, inputs[few])

@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 
 def nnqp(
-    K: Array, h: Array, cap: Array | None = None, free: NDArray[np.bool_] | None = None, max_steps: int = 60
+    K: Array, h: Array, cap: Array | None = None, free: NDArray[np.bool_] | None = None, max_steps: int = 40
 ) -> Array:
     """Return argmin y'Ky/2 - h'y over 0 <= y <= cap.
 

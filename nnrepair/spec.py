@@ -95,7 +95,7 @@ class _Points:
             return cls(value.inputs, value.criterion)
         if isinstance(value, TensorDataset):
             value = value.tensors
-        if isinstance(value, (tuple, list)) and len(value) == 2:
+        if isinstance(value, (tuple, list)) and len(value) in (1, 2):
             return cls(*value)
         return cls(value)
 

@@ -9,7 +9,7 @@ satisfied ones do not flip back; locality points join when a trial breaks them.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from nnrepair.rows import Array, Metric, Rows
 MOST_ROWS = 3000
 #: A missed condition's penalty, relative to what repairing it alone would cost.
 PENALTY = 1e5
+#: Steps aim at this many times an edit's margin, since the last ones only creep towards it.
+AIM = 1.5
 #: New locality rows per look.
 MOST_NEW_ROWS = 200
 
@@ -60,6 +62,8 @@ class SuccessiveRepair:
 
     def run(self, start: Array | None = None) -> Array:
         """Return the change of weights (n,) after the last accepted step."""
+        first = self.demands[0]
+        self.demands = [replace(first, need=first.need * AIM), *self.demands[1:]]
         self._trial = copy.deepcopy(self.model)
         parameters = dict(self._trial.named_parameters(remove_duplicate=False))
         self._parameters = {n: parameters[n] for n in self.line.names}
@@ -102,9 +106,11 @@ class SuccessiveRepair:
         return self.flat
 
     def _all_hold(self, missed: list[Tensor]) -> bool:
-        """Whether every hard condition holds with a tenth of its margin to spare in the model's own dtype."""
-        return all(
-            d.soft or bool((m <= 0.9 * d.need.clamp(min=0)).all()) for d, m in zip(self.demands, missed, strict=True)
+        """Whether, in the model's own dtype, every edit has its margin and every kept point a tenth of what it needs."""
+        edits, *kept = zip(self.demands, missed, strict=True)
+        aimed_past = edits[0].need * (1 - 1 / AIM)
+        return bool((edits[1] <= aimed_past).all()) and all(
+            d.soft or bool((m <= 0.9 * d.need.clamp(min=0)).all()) for d, m in kept
         )
 
     def _set(self, flat: Array) -> None:

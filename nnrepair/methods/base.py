@@ -40,7 +40,8 @@ class Proposal:
         stats: whatever the method measured about its own work.
         notes: sentences for the report (which claim holds, what was tried).
         certificate: a proof that the change is minimal, where there is one.
-        conflict, layers: when no change of the chosen parameters can satisfy the edits, see `Outcome`.
+        conflict, layers: when no change of the chosen parameters can satisfy the edits, see `Outcome`;
+            `with_locality` when it is the locality set that forbids them.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Proposal:
     certificate: Certificate | None = None
     infeasible: bool = False
     conflict: list[int] = field(default_factory=list)
+    with_locality: bool = False
     layers: list[str] = field(default_factory=list)
 
 
@@ -85,6 +87,8 @@ def named(method: str | Method) -> Method:
             hint = near_matches(method, REGISTRY)
             raise InvalidInput(f"Unknown method {method!r}.{hint} Methods: {', '.join(REGISTRY)}.")
         return REGISTRY[method]()
-    if not isinstance(method, Method):
-        raise InvalidInput(f"method must be a name or a Method, got {type(method).__name__}.")
+    if isinstance(method, type) or not isinstance(method, Method):
+        raise InvalidInput(
+            f"method must be a name or a Method, got {method if isinstance(method, type) else type(method).__name__}."
+        )
     return method

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nnrepair import layers, minnorm, norms
+from nnrepair.criteria import flat
 from nnrepair.decoupled import Decoupled
 from nnrepair.demands import Demand, demands_of, judge_of
 from nnrepair.errors import InvalidInput, UnsupportedModel
@@ -23,6 +24,8 @@ from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.problem import Problem, outputs
 from nnrepair.successive import SuccessiveRepair
 
+#: The smallest margin, relative to the typical one: a repair must survive the rounding of the model's own dtype.
+SMALLEST_MARGIN = 1e-5
 #: With layer="auto", at most this many layers are tried, evenly spread from input to output.
 MOST_LAYERS = 8
 
@@ -42,7 +45,7 @@ class MinimalNorm:
             "l2", "mean+max" (PRDNN's mean|d| + max|d|), "nuclear" (low rank; one layer), "drift" (the expected squared
             change of the layer's output over the locality set); "auto" is "drift" with a locality set and "l2" without.
         margin: by how much every edit must hold, in output units; None takes 5 % of the model's typical distance
-            between the two best classes. Locality points keep this margin, or the one they had if it was smaller.
+            between the two best classes (0 is raised to a 5000th of that, so that the repair survives rounding). Locality points keep this margin, or the one they had if it was smaller.
         architecture: "same" returns a network of the same class; for any layer but the last by successive
             linearisation. "decoupled" returns the network with separate value and activation channels, exact for
             every layer.
@@ -73,6 +76,8 @@ class MinimalNorm:
                 raise InvalidInput(f"Unknown {what} {value!r}; choose one of {', '.join(known)}.")
         if self.margin is not None and not self.margin >= 0:
             raise InvalidInput(f"margin must be a number >= 0, got {self.margin}.")
+        if self.max_steps < 1:
+            raise InvalidInput(f"max_steps must be at least 1, got {self.max_steps}.")
         if not 0 < self.gap < 1:
             raise InvalidInput(f"gap must lie between 0 and 1, got {self.gap}.")
 
@@ -96,15 +101,11 @@ class MinimalNorm:
         return chosen._search(problem)
 
     def _margin(self, problem: Problem) -> float:
-        if self.margin is not None:
-            return self.margin
-        points = problem.edits if problem.locality is None or problem.keep is None else None
-        inputs, criterion = (
-            (problem.edits.inputs, problem.edits.criterion)
-            if points is not None or problem.locality is None or problem.keep is None
-            else (problem.locality.inputs, problem.keep)
-        )
-        return 0.05 * criterion.typical_slack(outputs(problem.model, inputs).double())
+        inputs, criterion = problem.edits.inputs, problem.edits.criterion
+        if problem.locality is not None and problem.keep is not None:
+            inputs, criterion = problem.locality.inputs, problem.keep
+        typical = criterion.typical_slack(outputs(problem.model, inputs).double())
+        return max(self.margin if self.margin is not None else 0.05 * typical, SMALLEST_MARGIN * typical)
 
     def _attempt(
         self, problem: Problem, names: list[str], demands: list[Demand], start: Attempt | None = None
@@ -152,7 +153,8 @@ class MinimalNorm:
         tried = []
         for name in names:
             try:
-                attempt = self._attempt(problem, layers.choose(problem.model, name), demands)
+                free = layers.trainable(problem.model, name)
+                attempt = self._attempt(problem, layers.choose(problem.model, free), demands)
             except (InvalidInput, UnsupportedModel) as reason:
                 tried.append(f"{name}: not possible ({reason})")
                 continue
@@ -181,21 +183,29 @@ class MinimalNorm:
         failing = float((~problem.edits.criterion.holds(outputs(attempt.model, problem.edits.inputs))).sum())
         if problem.locality is None or problem.keep is None or problem.kept is None:
             y0, y = outputs(problem.model, problem.edits.inputs), outputs(attempt.model, problem.edits.inputs)
-            return (failing, 0.0, float((y - y0).norm(dim=-1).mean()))
+            return (failing, 0.0, float(flat(y - y0).norm(dim=1).mean()))
         index = torch.arange(len(problem.locality)) if judge is None else judge
         inputs = problem.locality.inputs[index]
         y0, y = outputs(problem.model, inputs), outputs(attempt.model, inputs)
         kept = problem.kept[index.to(problem.kept.device)]
         lost = kept & ~problem.keep[index].holds(y)
-        return (failing, float(lost.sum()) / max(1, int(kept.sum())), float((y - y0).flatten(1).norm(dim=1).mean()))
+        return (failing, float(lost.sum()) / max(1, int(kept.sum())), float(flat(y - y0).norm(dim=1).mean()))
 
     def _proposal(self, problem: Problem, attempt: Attempt) -> Proposal:
         assert self.margin is not None
         stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
         if attempt.infeasible is not None:
-            clash = conflict(attempt.infeasible)
+            clash, with_locality = conflict(attempt.infeasible)
             others = self._feasible_elsewhere(problem, attempt.names)
-            return Proposal(problem.model, [], stats, infeasible=True, conflict=clash, layers=others)
+            return Proposal(
+                problem.model,
+                [],
+                stats,
+                infeasible=True,
+                conflict=clash,
+                with_locality=with_locality,
+                layers=others,
+            )
         if attempt.solution is not None and attempt.repair is not None:
             solution = attempt.solution
             stats |= {"objective": solution.objective, "lower_bound": solution.lower_bound, "gap": solution.gap}
@@ -213,12 +223,12 @@ class MinimalNorm:
         return Proposal(attempt.model, attempt.names, stats, [note])
 
     def _feasible_elsewhere(self, problem: Problem, names: list[str]) -> list[str]:
-        """Return other layers whose linearisation satisfies all edits."""
+        """Return other layers whose linearisation satisfies all demands."""
         assert self.margin is not None
-        demands = demands_of(problem, self.margin, "none")
+        demands = demands_of(problem, self.margin, self.locality)
         found = []
         for layer in layers.candidates(problem.model)[-MOST_LAYERS:]:
-            other = layers.choose(problem.model, layer)
+            other = layers.choose(problem.model, layers.trainable(problem.model, layer))
             if set(other) & set(names):
                 continue
             line = Linearization(problem.model, other, problem.edits.inputs)

@@ -1,0 +1,221 @@
+"""Forward mode: a model's outputs with other parameters, and their first-order change along a direction."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from nnrepair.spec import AnyInputs
+
+with warnings.catch_warnings():  # torch's own forward-mode rules warn about torch.jit when they are first loaded
+    warnings.simplefilter("ignore")
+    import torch._decomp.decompositions_for_jvp
+
+
+def canonical(model: nn.Module) -> dict[str, str]:
+    """Return, for every name of every parameter, the first name of the same tensor (tied weights have several)."""
+    first: dict[int, str] = {}
+    return {n: first.setdefault(id(p), n) for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+def call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs) -> Tensor:
+    """Run the model with other parameters, whatever the domain's way to call it."""
+    if isinstance(inputs, Tensor):
+        y: Tensor = torch.func.functional_call(model, parameters, (inputs,))
+        return y
+    return inputs.call(_Swapped(model, parameters))
+
+
+class _Swapped(nn.Module):
+    def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.__dict__["model"], self.__dict__["swapped"] = model, parameters  # not registered: it owns nothing
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(self.__dict__["model"], self.__dict__["swapped"], args, kwargs)
+
+
+def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs) -> Tensor:
+    """Return f(x) + J(x) Delta for the change Delta of some parameters."""
+    parameters, first = dict(model.named_parameters()), canonical(model)
+    change = {first[n]: delta for n, delta in change.items()}
+    if isinstance(inputs, Tensor):
+        try:
+            with _plain_attention():
+                return _two_channels(model, {id(parameters[n]): delta for n, delta in change.items()}, inputs)
+        except _NoRuleError:
+            pass  # automatic differentiation knows more operations, but what it does cannot be exported
+    rest = {n: p for n, p in parameters.items() if n not in change} | dict(model.named_buffers())
+    start = {n: parameters[n] for n in change}
+
+    def run(chosen: dict[str, Tensor]) -> Tensor:
+        return call_with(model, {**rest, **chosen}, inputs)
+
+    with _plain_attention():
+        moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (start,), (change,))  # type: ignore[assignment]
+    return moved[0] + moved[1]
+
+
+def _two_channels(model: nn.Module, change: dict[int, Tensor], x: Tensor) -> Tensor:
+    """Run the activation channel as it is, and beside it the change of every value, in plain tensor operations."""
+    with _Tangents(change) as tangents:
+        y: Tensor = model(x)
+    moved: Tensor = y + tangents.of(y)
+    return moved
+
+
+class _NoRuleError(Exception):
+    """An operation without a rule in `_RULES` met a value that changes."""
+
+
+class _Tangents(TorchFunctionMode):
+    """Carry each value's change through the operations that produce it."""
+
+    def __init__(self, change: dict[int, Tensor]) -> None:
+        super().__init__()
+        self._changes = dict(change)
+        self._alive: list[Tensor] = []  # an id is only good while its tensor lives
+
+    def of(self, value: Any) -> Any:
+        """Return the change of a value; a plain zero where it does not change."""
+        return self._changes.get(id(value), 0.0)
+
+    def changes(self, value: Any) -> bool:
+        """Whether a value changes."""
+        return id(value) in self._changes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        listed = [*args, *kwargs.values()]
+        flat = [v for value in listed for v in (value if isinstance(value, (list, tuple)) else (value,))]
+        rule = _RULES.get(func)
+        if not any(self.changes(v) for v in flat):
+            return func(*args, **kwargs)
+        if rule is None:
+            y = func(*args, **kwargs)
+            if isinstance(y, (Tensor, tuple, list)) and not isinstance(y, torch.Size):
+                raise _NoRuleError(str(func))
+            return y  # a shape, a dtype, a device
+        y, change = rule(self, func, args, kwargs)
+        self._changes[id(y)] = change
+        self._alive.append(y)
+        return y
+
+
+_Rule = Callable[[_Tangents, Any, Any, Any], tuple[Tensor, Tensor]]
+
+
+def _homogeneous(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    return func(*args, **kwargs), func(t.of(args[0]), *args[1:], **kwargs)
+
+
+def _affine(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Linear maps and convolutions: linear in the input, and in weight and bias together."""
+    y = func(*args, **kwargs)
+    names = ("input", "weight", "bias")
+    given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+    rest, more = args[3:], {k: v for k, v in kwargs.items() if k not in names}
+    change = torch.zeros_like(y)
+    if t.changes(given["input"]):
+        change = change + func(t.of(given["input"]), given["weight"], None, *rest, **more)
+    weight, bias = given["weight"], given.get("bias")
+    if t.changes(weight) or t.changes(bias):
+        dw = t.of(weight) if t.changes(weight) else torch.zeros_like(weight)
+        change = change + func(given["input"], dw, t.of(bias) if t.changes(bias) else None, *rest, **more)
+    return y, change
+
+
+def _sum(sign: float) -> _Rule:
+    def rule(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+        y = func(*args, **kwargs)
+        return y, torch.zeros_like(y) + t.of(args[0]) + sign * t.of(args[1])
+
+    return rule
+
+
+def _product(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    a, b = args
+    y = func(a, b)
+    change = torch.zeros_like(y)
+    if t.changes(a):
+        change = change + func(t.of(a), b)
+    if t.changes(b):
+        change = change + func(a, t.of(b))
+    return y, change
+
+
+def _joined(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    parts = [t.of(v) if t.changes(v) else torch.zeros_like(v) for v in args[0]]
+    return func(*args, **kwargs), func(parts, *args[1:], **kwargs)
+
+
+def _elementwise(slope: Callable[[Tensor, Tensor], Tensor], compute: Callable[[Tensor], Tensor]) -> _Rule:
+    def rule(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+        y = compute(args[0])  # never in place: the slope still needs the input
+        return y, t.of(args[0]) * slope(args[0], y)
+
+    return rule
+
+
+def _max_pool(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    kwargs = {k: v for k, v in kwargs.items() if k != "return_indices"}
+    y, winner = F.max_pool2d_with_indices(*args, **kwargs)
+    return y, t.of(args[0]).flatten(2).gather(2, winner.flatten(2)).view_as(y)
+
+
+def _batch_norm(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    parts = (given.get("weight"), given.get("bias"), given.get("running_mean"))
+    if given.get("training") or any(t.changes(p) for p in parts):
+        raise _NoRuleError("batch_norm")
+    scale = {**given, "input": t.of(given["input"]), "bias": None}
+    scale["running_mean"] = torch.zeros_like(given["running_mean"])
+    return func(**given), func(**scale)
+
+
+def _rules() -> dict[Any, _Rule]:
+    T = torch.Tensor
+    same = (
+        torch.flatten, T.flatten, T.view, T.reshape, torch.reshape, T.permute, torch.permute, T.transpose, T.mean,
+        torch.transpose, T.contiguous, T.clone, torch.mean, T.sum, torch.sum, T.squeeze, T.unsqueeze, T.__getitem__,
+        torch.squeeze, torch.unsqueeze, torch.unflatten, T.unflatten, F.avg_pool2d, F.adaptive_avg_pool2d, T.t, T.to,
+        T.double, T.float, T.neg, T.__neg__,
+    )  # fmt: skip
+    found: dict[Any, _Rule] = dict.fromkeys(same, _homogeneous)
+    found |= dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), _affine)
+    found |= dict.fromkeys((torch.add, T.add, T.__add__, T.__radd__, T.__iadd__, T.add_), _sum(1.0))
+    found |= dict.fromkeys((torch.sub, T.sub, T.__sub__, T.__isub__), _sum(-1.0))
+    found |= dict.fromkeys((torch.mul, T.mul, T.__mul__, T.__rmul__, torch.matmul, T.matmul, T.__matmul__), _product)
+    found |= dict.fromkeys((torch.cat, torch.concat), _joined)
+    relu = _elementwise(lambda x, y: (x > 0).to(x), torch.relu)
+    found |= dict.fromkeys((F.relu, torch.relu, T.relu, torch.relu_, T.relu_), relu)
+    sigmoid = _elementwise(lambda x, y: y * (1 - y), torch.sigmoid)
+    found |= dict.fromkeys((torch.sigmoid, T.sigmoid, F.sigmoid), sigmoid)
+    tanh = _elementwise(lambda x, y: 1 - y * y, torch.tanh)
+    found |= {torch.tanh: tanh, T.tanh: tanh, F.tanh: tanh}
+    found |= dict.fromkeys((torch.max_pool2d, F.max_pool2d), _max_pool)
+    return found | {F.batch_norm: _batch_norm}
+
+
+_RULES = _rules()
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention's fused kernels have no forward mode."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
