@@ -126,7 +126,7 @@ class Argmax(Criterion):
         """Return (n, classes); a class has no condition against itself: +inf there."""
         labels = self.labels.to(y.device)[:, None]
         slack: Tensor = self.sign * (y.gather(1, labels) - y) - self.margin_
-        slack.scatter_(1, labels, float("inf"))
+        slack.scatter_(1, labels, torch.inf)
         return slack
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
@@ -194,7 +194,8 @@ class Linear(Criterion):
     def slack(self, y: Tensor) -> Tensor:
         A, b = self.A.to(y), self.b.to(y)
         scores: Tensor = torch.einsum("nco,no->nc", A, flat(y))
-        return scores - b
+        slack: Tensor = scores - b
+        return slack
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         chosen: Tensor = self.A.to(y)[point, condition]

@@ -64,13 +64,14 @@ def fix(
         private = _copy(model)
         problem = build(private, edits, locality_set, edit_scope, seed=seed, progress=progress)
         held = problem.edits.criterion.holds(outputs(private, problem.edits.inputs))
+        before = None if problem.locality is None else outputs(private, problem.locality.inputs)
         started = time.perf_counter()
         if bool(held.all()):
             proposal = Proposal(private, [], notes=["every edit held before; nothing was changed."])
         else:
             proposal = chosen.repair(problem)
         seconds = time.perf_counter() - started
-        result = _judge(model, problem, proposal, held.tolist(), seconds, chosen)
+        result = _judge(model, problem, proposal, held.tolist(), before, seconds, chosen)
     if throw and not result.outcome.ok:
         raise RepairFailed(result)
     return result
@@ -81,7 +82,7 @@ def _undisturbed(seed: int | None) -> Iterator[None]:
     """Keep the global random state as it was, and make the work inside reproducible."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     before = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), torch.enable_grad():
         torch.manual_seed(0 if seed is None else seed)
         try:
             yield
@@ -100,7 +101,13 @@ def _copy(model: Any) -> Any:
 
 
 def _judge(
-    model: nn.Module, problem: Problem, proposal: Proposal, before: list[bool], seconds: float, method: Method
+    model: nn.Module,
+    problem: Problem,
+    proposal: Proposal,
+    held_before: list[bool],
+    before: torch.Tensor | None,
+    seconds: float,
+    method: Method,
 ) -> RepairResult:
     """Measure a proposal in the model's own dtype, from scratch."""
     repaired = proposal.model
@@ -109,17 +116,17 @@ def _judge(
     failing = torch.nonzero(~holds).flatten().tolist()
     report = Report(
         edits=len(problem.edits),
-        held_before=before,
+        held_before=held_before,
         held_after=holds.tolist(),
         success_rate=float(holds.double().mean()),
         generalization_rate=_generalization(problem, repaired),
-        **_locality(problem, repaired),
-        weight_change=_weight_change(problem.model, repaired),
+        **_locality(problem, before, repaired),
+        weight_change=_weight_change(model, repaired),
         seconds=seconds,
         method=repr(method),
         notes=proposal.notes,
     )
-    outcome = _outcome(proposal, before, failing, len(problem.edits))
+    outcome = _outcome(proposal, held_before, failing, len(problem.edits))
     patch = None
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
@@ -156,11 +163,11 @@ def _generalization(problem: Problem, repaired: nn.Module) -> float | None:
     return metrics.success_rate(problem.scope.criterion, outputs(repaired, problem.scope.inputs))
 
 
-def _locality(problem: Problem, repaired: nn.Module) -> dict[str, Any]:
+def _locality(problem: Problem, before: torch.Tensor | None, repaired: nn.Module) -> dict[str, Any]:
     empty: dict[str, Any] = {"drawdown": None, "drawdown_points": None, "locality": None, "locality_points": 0}
-    if problem.locality is None or problem.keep is None or problem.kept is None:
+    if problem.locality is None or problem.keep is None or problem.kept is None or before is None:
         return empty
-    before, after = outputs(problem.model, problem.locality.inputs), outputs(repaired, problem.locality.inputs)
+    after = outputs(repaired, problem.locality.inputs)
     held = problem.keep.holds(after)
     found = empty | {"locality_points": len(problem.locality)}
     if problem.classifies:

@@ -193,7 +193,13 @@ def solve(
         report(f"{conditions.m} rows, {stats['newton_steps']} Newton steps")
     if isinstance(norm, Polyhedral):
         return master(conditions, separate, norm, y, gap, scale, stats, max_rounds, report)
-    return _finish(conditions, norm, d, y, stats)
+    for sharper in (1.0, 1e-2, 1e-4):  # where many rows meet in a corner, less damping gets closer
+        d, y, steps = proximal_points(conditions, norm, d, y, gap, 1e-5 * sharper)
+        stats["newton_steps"] += steps
+        solution = _finish(conditions, norm, d, y, stats)
+        if solution.gap <= gap:
+            break
+    return solution
 
 
 def _euclidean_solution(conditions: Conditions, d: Array, y: Array, stats: dict[str, Any]) -> Solution:
@@ -222,7 +228,7 @@ def _keep_busy(conditions: Conditions, y: Array, d: Array) -> tuple[Conditions, 
 
 
 def proximal_points(
-    conditions: Conditions, norm: Norm, d: Array, y: Array, gap: float, max_outer: int = 40
+    conditions: Conditions, norm: Norm, d: Array, y: Array, gap: float, damped: float = 1e-5, max_outer: int = 40
 ) -> tuple[Array, Array, int]:
     """Return (d, y, Newton steps): a change and multipliers close to optimal for the rows in use.
 
@@ -234,7 +240,7 @@ def proximal_points(
     weight = float(np.median(np.diag(rows.gram())))
     size = norm.value(d)
     step = 30.0 * float(d @ d) / size
-    damping = 1e-5 * step * weight  # fixed: growing with the step it would slow y down
+    damping = damped * step * weight  # fixed: growing with the step it would slow y down
     best = 0.0
     steps = 0
     for _ in range(max_outer):
@@ -291,7 +297,9 @@ def _finish(conditions: Conditions, norm: Norm, d: Array, y: Array, stats: dict[
         K = rows.gram()
         K[np.diag_indices_from(K)] += 1e-10 * max(float(np.trace(K)) / len(need), 1e-300)
         d = d + rows.rmatvec(nnqp(K, missed))
-    y = y / max(1.0, norm.dual(conditions.rows.rmatvec(y)))
+    dual = norm.dual(conditions.rows.rmatvec(y))
+    all_hard = len(hard) == conditions.m  # then y may also be scaled up: no cap is in the way
+    y = y / max(dual if all_hard else 1.0, dual, 1e-300)
     size = norm.value(d) + _price(conditions, d)
     return Solution(d, y, size, min(float(conditions.need @ y), size), conditions, stats)
 

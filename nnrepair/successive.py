@@ -106,7 +106,7 @@ class SuccessiveRepair:
         return self.flat
 
     def _all_hold(self, missed: list[Tensor]) -> bool:
-        """Whether, in the model's own dtype, every edit has its margin and every kept point a tenth of what it needs."""
+        """Whether, in the model's own dtype, edits have their margin and kept points a tenth of what they need."""
         edits, *kept = zip(self.demands, missed, strict=True)
         aimed_past = edits[0].need * (1 - 1 / AIM)
         return bool((edits[1] <= aimed_past).all()) and all(

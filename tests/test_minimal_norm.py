@@ -241,13 +241,6 @@ def test_criteria_end_to_end(kind: str, layer: str, architecture: Any) -> None:
     assert criterion.holds(outputs(result.model, x)).all()
 
 
-def test_successive_steps_get_past_a_kink() -> None:
-    model, edits, _ = small_task()
-    criterion = Linear([[1.0, -1.0, 0.0], [0.0, 1.0, 1.0]], [0.1, 0.1], points=3)
-    result = nnrepair.fix(model, Edits(edits.inputs, criterion), method=MinimalNorm("0"))
-    assert criterion.holds(outputs(result.model, edits.inputs)).all()
-
-
 @pytest.mark.parametrize("layer", ["0", "4"])
 @pytest.mark.parametrize("margin", [0.0, 0.01, 0.3])
 def test_the_margin_is_respected(layer: str, margin: float) -> None:

@@ -45,7 +45,8 @@ class MinimalNorm:
             "l2", "mean+max" (PRDNN's mean|d| + max|d|), "nuclear" (low rank; one layer), "drift" (the expected squared
             change of the layer's output over the locality set); "auto" is "drift" with a locality set and "l2" without.
         margin: by how much every edit must hold, in output units; None takes 5 % of the model's typical distance
-            between the two best classes (0 is raised to a 5000th of that, so that the repair survives rounding). Locality points keep this margin, or the one they had if it was smaller.
+            between the two best classes (0 is raised to a 5000th of that, so that the repair survives rounding).
+            Locality points keep this margin, or the one they had if it was smaller.
         architecture: "same" returns a network of the same class; for any layer but the last by successive
             linearisation. "decoupled" returns the network with separate value and activation channels, exact for
             every layer.
