@@ -35,7 +35,7 @@ test: $(STAMP) ## Lint, check types and run the tests
 	$(BIN)/python -m pytest -n $(JOBS)
 
 docs-tables: $(STAMP) ## Write the tables of the docs from the committed benchmark results
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m benchmarks table
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -93,7 +93,7 @@ def with_locality() -> str:
                 _number(r.get("success_rate"), ".1%"),
                 _number(r.get("drawdown_points"), ".2f"),
                 _number(r.get("fog_gain_points"), ".1f"),
-                _number(r.get("locality"), ".2%") if r.get("locality") is not None else "–",
+                _number(r.get("decisions_unchanged"), ".2%"),
                 _number(r.get("cpu_seconds"), ".1f"),
             ]
         )

@@ -85,7 +85,7 @@ class Certificate:
             InvalidInput: the file is truncated or no certificate.
         """
         try:
-            with np.load(path) as file:
+            with np.load(io.BytesIO(Path(path).read_bytes())) as file:
                 arrays = {name: file[name] for name in file.files}
             meta = json.loads(arrays.pop("meta").tobytes())
             if meta.pop("format") != FORMAT:

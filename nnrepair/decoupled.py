@@ -22,6 +22,7 @@ class Decoupled(nn.Module):
         change: Delta, by parameter name; kept as buffers in the base's dtype.
 
     Example:
+        >>> import torch
         >>> base = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
         >>> Decoupled(base, {"0.bias": torch.ones(2)})(torch.zeros(3, 2)).shape
         torch.Size([3, 1])

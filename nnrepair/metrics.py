@@ -15,6 +15,7 @@ from nnrepair.criteria import Criterion
 def success_rate(criterion: Criterion, y: Tensor) -> float:
     """Return the share of points whose criterion holds; generalization rate is the same over the edit scope.
 
+    >>> import torch
     >>> from nnrepair import Argmax
     >>> success_rate(Argmax([0, 0]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     0.5

@@ -84,7 +84,7 @@ def with_locality(
         "gap": stats.get("gap"),
         "steps": len(stats.get("steps", [])),
         "success_rate": result.report.success_rate,
-        "locality": result.report.locality,
+        "decisions_unchanged": result.report.locality,
         "drawdown_points": 100 * (accuracy(model, clean) - accuracy(result.model, clean)),
         "fog_gain_points": 100 * (accuracy(result.model, held_out) - accuracy(model, held_out)),
         "clean_accuracy_before": accuracy(model, clean),

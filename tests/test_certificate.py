@@ -1,0 +1,96 @@
+"""What `fix` certifies, the independent checker accepts; what is tampered with, it does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import randn, seeded
+from torch import nn
+
+import nnrepair
+import nnrepair.onnx
+from nnrepair import InvalidInput
+from nnrepair.certificate import Certificate
+from nnrepair.methods import MinimalNorm
+
+CHECKER = Path(__file__).resolve().parents[1] / "verification" / "minimality.py"
+
+
+@pytest.fixture(scope="module")
+def checker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("minimality", CHECKER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(27, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.max_pool2d(torch.relu(self.conv(x)), 2)
+        return self.fc2(torch.relu(self.fc1(h.flatten(1))))
+
+
+def task() -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
+    model = seeded(Network).eval()
+    x, kept = randn(5, 1, 6, 6, seed=1), randn(8, 1, 6, 6, seed=2)
+    with torch.no_grad():
+        labels = (model(x).argmax(1) + 1) % 4
+    return model, x, labels, kept
+
+
+@pytest.mark.parametrize("norm", ["l1", "linf", "l2", "mean+max", "nuclear", "drift"])
+@pytest.mark.parametrize(("layer", "architecture"), [("fc2", "same"), ("fc1", "decoupled"), ("conv", "decoupled")])
+def test_the_checker_accepts_what_fix_certifies(
+    checker: ModuleType, tmp_path: Path, capsys: Any, norm: Any, layer: str, architecture: Any
+) -> None:
+    model, x, labels, kept = task()
+    method = MinimalNorm(layer=layer, norm=norm, margin=0.05, architecture=architecture)
+    result = nnrepair.fix(model, (x, labels), kept, method=method)
+    assert result.certificate is not None and result.certificate.gap <= 1e-5
+    files = [str(result.certificate.save(tmp_path / "c.npz")), str(tmp_path / "base.onnx")]
+    nnrepair.onnx.save(model, x[:2], files[1])
+    if architecture == "same":
+        nnrepair.onnx.save(result.model, x[:2], tmp_path / "repaired.onnx")
+        files += ["--repaired", str(tmp_path / "repaired.onnx")]
+    assert checker.main(files) == 0, capsys.readouterr().out
+    tampered = Certificate.load(files[0])
+    tampered.arrays["row_multiplier"] *= 1.01
+    object.__setattr__(tampered, "lower_bound", tampered.lower_bound * 1.01)
+    files[0] = str(tampered.save(tmp_path / "tampered.npz"))
+    assert checker.main(files) == 1
+
+
+def test_save_and_load_are_inverse(tmp_path: Path) -> None:
+    model, x, labels, kept = task()
+    certificate = nnrepair.fix(model, (x, labels), kept, method=MinimalNorm(layer="fc2", norm="l1")).certificate
+    assert certificate is not None
+    again = Certificate.load(certificate.save(tmp_path / "c.npz"))
+    assert again == certificate
+    for name, array in certificate.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes((tmp_path / "c.npz").read_bytes()[:200])
+    with pytest.raises(InvalidInput, match="damaged"):
+        Certificate.load(damaged)
+
+
+def test_no_certificate_where_nothing_is_proved() -> None:
+    model, x, labels, kept = task()
+    assert nnrepair.fix(model, (x, labels), method=MinimalNorm(layer="fc1")).certificate is None
+    soft = nnrepair.fix(
+        model, (x, labels), kept, method=MinimalNorm(layer="fc2", norm="l1", locality="soft"), throw=False
+    )
+    assert soft.certificate is None or "soft" not in soft.certificate.claim
