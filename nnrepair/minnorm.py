@@ -193,8 +193,8 @@ def solve(
         report(f"{conditions.m} rows, {stats['newton_steps']} Newton steps")
     if isinstance(norm, Polyhedral):
         return master(conditions, separate, norm, y, gap, scale, stats, max_rounds, report)
-    for sharper in (1.0, 1e-2, 1e-4):  # where many rows meet in a corner, less damping gets closer
-        d, y, steps = proximal_points(conditions, norm, d, y, gap, 1e-5 * sharper)
+    for looseness in (1.0, 1e-2, 1e-4):  # where rows meet in a narrow corner, less damping gets closer
+        d, y, steps = proximal_points(conditions, norm, d, y, gap, looseness)
         stats["newton_steps"] += steps
         solution = _finish(conditions, norm, d, y, stats)
         if solution.gap <= gap:
@@ -228,7 +228,7 @@ def _keep_busy(conditions: Conditions, y: Array, d: Array) -> tuple[Conditions, 
 
 
 def proximal_points(
-    conditions: Conditions, norm: Norm, d: Array, y: Array, gap: float, damped: float = 1e-5, max_outer: int = 40
+    conditions: Conditions, norm: Norm, d: Array, y: Array, gap: float, looseness: float = 1.0, max_outer: int = 40
 ) -> tuple[Array, Array, int]:
     """Return (d, y, Newton steps): a change and multipliers close to optimal for the rows in use.
 
@@ -236,11 +236,11 @@ def proximal_points(
     term on y as well, so that every model is strictly convex. Stops when the gap is small or progress ends.
     """
     rows, h, cap = conditions.rows, conditions.need, conditions.cap
-    tolerance = 1e-6 * float(np.abs(h).max())
+    tolerance = 1e-6 * looseness * float(np.abs(h).max())
     weight = float(np.median(np.diag(rows.gram())))
     size = norm.value(d)
     step = 30.0 * float(d @ d) / size
-    damping = damped * step * weight  # fixed: growing with the step it would slow y down
+    damping = 1e-5 * looseness * step * weight  # fixed: growing with the step it would slow y down
     best = 0.0
     steps = 0
     for _ in range(max_outer):

@@ -214,6 +214,10 @@ class TestRefusals:
         np.savez(self.folder / "wide.npz", inputs=np.zeros((2, 9), np.float32), labels=np.array([0, 1]))
         assert "(2, 9)" in self.fix(edits=self.folder / "wide.npz")
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there, so asking for it is no error")
+    def test_cuda_that_is_absent_is_said_so(self) -> None:
+        assert "no such device" in self.fix("--device", "cuda")
+
     def test_unknown_layer_names_a_near_match(self) -> None:
         assert "Did you mean 'fc2'" in self.fix("--layer", "fc22")
 
