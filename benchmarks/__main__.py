@@ -7,7 +7,7 @@ import argparse
 from benchmarks import run, table
 
 PARTS = {
-    "like-for-like": lambda: run.run_like_for_like(repeats=3),
+    "like-for-like": run.run_like_for_like,
     "locality": run.run_locality,
     "growth": run.run_growth,
 }

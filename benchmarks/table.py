@@ -207,22 +207,22 @@ Python {data["python"]}, {about}, one thread, one fresh process per measurement,
 ## Like for like: PRDNN's linear program
 
 Minimise mean|d| + max|d| over one layer of the decoupled network so that the first N fog digits are classified right
-with margin 0.05, without locality set. The baseline (`benchmarks/baselines/prdnn.py`) builds all rows, the dense Jacobian and
-4n norm rows, and calls HiGHS's interior point without crossover. CPU time includes the Jacobian, for both.
+with margin 0.05, without locality set. The baseline (`benchmarks/baselines/prdnn.py`) builds all rows, the dense
+Jacobian and 4n norm rows, and calls HiGHS's interior point without crossover. CPU time includes the Jacobian, for both.
 
 {like_for_like()}
 
 ## With a locality set, in the same architecture
 
-The first N fog digits as edits; the first clean training digits with their labels as hard locality set. Drawdown on the 10 000
-clean test digits, gain on the fog digits that were no edits. Neither set was seen by the repair.
+The first N fog digits as edits; the first clean training digits with their labels as hard locality set. Drawdown on the
+10 000 clean test digits, gain on the fog digits that were no edits. Neither set was seen by the repair.
 
 {with_locality()}
 
 ## Growth
 
-Exact repair of one hidden layer in the decoupled network (`benchmarks/growth.py`); fog digits as edits. The rows with 200 704
-weights are the hidden layer of a CNN.
+Exact repair of one hidden layer in the decoupled network (`benchmarks/growth.py`); fog digits as edits. The rows with
+200 704 weights are the hidden layer of a CNN.
 
 ![CPU time against the baseline, and against edits, weights and locality points](mnist-growth.png)
 
@@ -232,9 +232,9 @@ Least-squares exponents of CPU time:
 
 {slopes()}
 
-What limits each: with *edits*, the Cholesky factorisations of the rows that bind (cubic in their number) and, for "l1" and
-"mean+max", the restricted linear programs; with *weights*, one product with all rows in use per Newton step (linear); with
-*locality points*, forward passes over the set, one per round (linear), since few of its rows ever bind.
+What limits each: with *edits*, the Cholesky factorisations of the rows that bind (cubic in their number) and, for "l1"
+and "mean+max", the restricted linear programs; with *weights*, one product with all rows in use per Newton step
+(linear); with *locality points*, forward passes over the set, one per round (linear), since few of its rows ever bind.
 """
     write_atomically(ROOT / "docs" / "results-mnist.md", text.encode())
     figure()

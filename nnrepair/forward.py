@@ -48,11 +48,11 @@ def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs
     parameters, first = dict(model.named_parameters()), canonical(model)
     change = {first[n]: delta for n, delta in change.items()}
     if isinstance(inputs, Tensor):
-        try:
-            with _plain_attention():
-                return _two_channels(model, {id(parameters[n]): delta for n, delta in change.items()}, inputs)
-        except _NoRuleError:
-            pass  # automatic differentiation knows more operations, but what it does cannot be exported
+        with _plain_attention():
+            y = _two_channels(model, {id(parameters[n]): delta for n, delta in change.items()}, inputs)
+        if y is not None:
+            return y
+    # Automatic differentiation knows more operations, but what it does cannot be exported.
     rest = {n: p for n, p in parameters.items() if n not in change} | dict(model.named_buffers())
     start = {n: parameters[n] for n in change}
 
@@ -64,10 +64,16 @@ def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs
     return moved[0] + moved[1]
 
 
-def _two_channels(model: nn.Module, change: dict[int, Tensor], x: Tensor) -> Tensor:
-    """Run the activation channel as it is, and beside it the change of every value, in plain tensor operations."""
-    with _Tangents(change) as tangents:
-        y: Tensor = model(x)
+def _two_channels(model: nn.Module, change: dict[int, Tensor], x: Tensor) -> Tensor | None:
+    """Run the activation channel as it is, and beside it the change of every value, in plain tensor operations.
+
+    Returns None where an operation has no rule.
+    """
+    try:
+        with _Tangents(change) as tangents:
+            y: Tensor = model(x)
+    except _NoRuleError:
+        return None
     moved: Tensor = y + tangents.of(y)
     return moved
 

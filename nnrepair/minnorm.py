@@ -28,7 +28,7 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
-from nnrepair.norms import Array, Euclidean, Norm, Polyhedral
+from nnrepair.norms import Array, Euclidean, Norm, Polyhedral, ProximalNorm
 from nnrepair.quadratic import nnqp
 from nnrepair.rows import Index, Rows
 
@@ -142,7 +142,7 @@ def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> 
 def solve(
     first: Conditions,
     separate: Separate,
-    norm: Norm,
+    norm: Euclidean | ProximalNorm,
     *,
     gap: float = 1e-6,
     max_rounds: int = 200,
@@ -174,13 +174,15 @@ def solve(
         conditions, y = _keep_busy(conditions, y, d)
         conditions, free = conditions.joined(more), np.concatenate([y > 0, np.ones(more.m, bool)])
         report(f"{conditions.m} rows")
-    if isinstance(norm, Euclidean) or not y.any():
+    if isinstance(norm, Euclidean):
+        return _euclidean_solution(conditions, d, y, stats)
+    if not y.any():  # nothing is needed
         return _euclidean_solution(conditions, d, y, stats)
     scale = norm.dual(conditions.rows.rmatvec(y))
     conditions = _rescale_caps(conditions, scale)
     conditions, y = _keep_busy(conditions, y / scale, d)
     # Columns on demand alone are faster where optima are sparse (l1) or the rows are nearly as many as the weights.
-    direct = isinstance(norm, Polyhedral) and (norm.max_weight == 0 or conditions.rows.n < 20 * conditions.m)
+    direct = isinstance(norm, Polyhedral) and (norm.max_weight == 0 or conditions.rows.n < 40 * conditions.m)
     for _ in range(0 if direct else max_rounds):
         d, y, steps = proximal_points(conditions, norm, d, y, gap)
         stats["newton_steps"] += steps
@@ -228,7 +230,13 @@ def _keep_busy(conditions: Conditions, y: Array, d: Array) -> tuple[Conditions, 
 
 
 def proximal_points(
-    conditions: Conditions, norm: Norm, d: Array, y: Array, gap: float, looseness: float = 1.0, max_outer: int = 40
+    conditions: Conditions,
+    norm: ProximalNorm,
+    d: Array,
+    y: Array,
+    gap: float,
+    looseness: float = 1.0,
+    max_outer: int = 40,
 ) -> tuple[Array, Array, int]:
     """Return (d, y, Newton steps): a change and multipliers close to optimal for the rows in use.
 

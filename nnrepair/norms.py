@@ -33,13 +33,17 @@ class Proximal(Protocol):
 
 
 class Norm(Protocol):
-    """A norm on weight changes."""
+    """A norm on weight changes, with its dual."""
 
     def value(self, d: Array) -> float:
         """Return the norm of d."""
 
     def dual(self, z: Array) -> float:
         """Return the dual norm of z, the largest z.d over norm(d) <= 1."""
+
+
+class ProximalNorm(Norm, Protocol):
+    """A norm with a proximal step; the Euclidean one needs none, its dual is a quadratic program."""
 
     def prox(self, u: Array, step: float) -> Proximal:
         """Return argmin_d step * norm(d) + |d - u|^2 / 2."""
@@ -122,9 +126,6 @@ class Euclidean:
     def dual(self, z: Array) -> float:
         return float(np.linalg.norm(z))
 
-    def prox(self, u: Array, step: float) -> Proximal:
-        raise NotImplementedError("the Euclidean norm is solved by its quadratic program, without proximal steps")
-
 
 @dataclass(frozen=True)
 class _LowRank:
@@ -182,7 +183,7 @@ class Nuclear:
         return _LowRank(point.ravel(), left, right_t.T, symmetric, skew, rest)
 
 
-def make(name: str, rows: Rows) -> Norm:
+def make(name: str, rows: Rows) -> Euclidean | ProximalNorm:
     """Return the norm called `name` for changes of the size of `rows`.
 
     Raises:

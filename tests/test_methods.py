@@ -102,8 +102,8 @@ def test_leaves_everything_else_as_it_was(make: Callable[[], Method]) -> None:
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
     assert (torch.is_grad_enabled(), torch.get_default_dtype()) == (grad_mode, default)
-    for now, then in zip((edits.inputs, edits.criterion.labels, locality.inputs), given, strict=True):
-        assert torch.equal(now, then)
+    for after, then in zip((edits.inputs, edits.criterion.labels, locality.inputs), given, strict=True):
+        assert torch.equal(after, then)
 
 
 @every_method

@@ -19,7 +19,7 @@ def jacobian(
 ) -> tuple[np.ndarray, ...]:
     """Return the dense G (m, n) and h (m,) of all points and other classes, in float64."""
     model = model.double()
-    parameters = {n: p for n, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     y = model(inputs.double())
     classes = y.shape[1]
     rows, need = [], []
