@@ -67,7 +67,7 @@ def fix(
         before = None if problem.locality is None else outputs(private, problem.locality.inputs)
         started = time.perf_counter()
         if bool(held.all()):
-            proposal = Proposal(private, [], notes=["every edit held before; nothing was changed."])
+            proposal = Proposal(private, notes=["every edit held before; nothing was changed."])
         else:
             proposal = chosen.repair(problem)
         seconds = time.perf_counter() - started

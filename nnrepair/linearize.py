@@ -400,7 +400,10 @@ class Linearization:
         return Metric(factors)
 
     def _plain_squares(self, y: Tensor, names: list[str]) -> list[dict[str, Array]]:
-        """Squared gradients of the log-probabilities, weighted by the probabilities: the true Fisher diagonal."""
+        """Squared gradients of the log-probabilities of the three likeliest classes, weighted by the probabilities.
+
+        The true Fisher diagonal, up to what the other classes would add.
+        """
         parameters = [self.parameters[n] for n in names]
         log_p = torch.log_softmax(y.flatten(1), 1)
         squares = []

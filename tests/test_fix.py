@@ -334,7 +334,7 @@ def test_html_is_escaped() -> None:
 def test_what_a_method_claims_is_measured_again() -> None:
     class Boasting(MinimalNorm):
         def repair(self, problem: Any) -> Any:
-            return nnrepair.methods.Proposal(problem.model, ["2.weight"], {"success_rate": 1.0})
+            return nnrepair.methods.Proposal(problem.model, {"success_rate": 1.0})
 
     with pytest.raises(RepairFailed, match=r"4 of 4 edits do not hold: \[0, 1, 2, 3\]") as caught:
         nnrepair.fix(net(), (X, labels()), method=Boasting())
@@ -351,7 +351,7 @@ def test_a_method_cannot_reach_the_users_model() -> None:
             torch.manual_seed(0)
             torch.rand(3)
             np.random.rand(3)
-            return nnrepair.methods.Proposal(problem.model, [])
+            return nnrepair.methods.Proposal(problem.model)
 
     model = net()
     before = [p.clone() for p in model.parameters()]

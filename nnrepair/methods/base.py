@@ -36,7 +36,6 @@ class Proposal:
 
     Attributes:
         model: the changed model, in the original's dtype.
-        changed: names of the parameters that differ.
         stats: whatever the method measured about its own work.
         notes: sentences for the report (which claim holds, what was tried).
         certificate: a proof that the change is minimal, where there is one.
@@ -45,7 +44,6 @@ class Proposal:
     """
 
     model: nn.Module
-    changed: list[str]
     stats: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     certificate: Certificate | None = None

@@ -122,9 +122,9 @@ class MinimalNorm:
             try:
                 solution = repair.run()
             except minnorm.Infeasible as reason:
-                return Attempt(names, line, None, problem.model, infeasible=reason, exact=True)
+                return Attempt(names, line, None, problem.model, infeasible=reason)
             change = line.unflatten(repair.change(solution))
-            return Attempt(names, line, repair, self._apply(problem.model, change), solution=solution, exact=True)
+            return Attempt(names, line, repair, self._apply(problem.model, change), solution=solution)
         successive = SuccessiveRepair(
             line, problem.model, demands, self.norm, metric, self.max_steps, self.gap, problem.progress
         )
@@ -200,7 +200,6 @@ class MinimalNorm:
             others = self._feasible_elsewhere(problem, attempt.names)
             return Proposal(
                 problem.model,
-                [],
                 stats,
                 infeasible=True,
                 conflict=clash,
@@ -215,13 +214,13 @@ class MinimalNorm:
                 "exact: outputs are affine in this layer" if attempt.line.ends_affine else "exact: decoupled network"
             )
             certificate = attempt.repair.certificate(problem, solution, self.margin)
-            return Proposal(attempt.model, attempt.names, stats, [where + "."], certificate)
+            return Proposal(attempt.model, stats, [where + "."], certificate)
         stats["steps"] = attempt.steps
         note = (
             "same architecture by successive linearisation, re-checked on the true network at every step; the size of "
             "this change is not proved minimal."
         )
-        return Proposal(attempt.model, attempt.names, stats, [note])
+        return Proposal(attempt.model, stats, [note])
 
     def _feasible_elsewhere(self, problem: Problem, names: list[str]) -> list[str]:
         """Return other layers whose linearisation satisfies all demands."""
@@ -251,7 +250,6 @@ class Attempt:
     model: nn.Module
     solution: minnorm.Solution | None = None
     infeasible: minnorm.Infeasible | None = None
-    exact: bool = False
     change: Any = None
     steps: list[dict[str, float]] = field(default_factory=list)
 
