@@ -13,7 +13,7 @@ from benchmarks import measure
 
 RESULTS = Path(__file__).parent / "mnist" / "results"
 #: Seconds after which the baseline is given up ("not finished").
-BASELINE_LIMIT = 300.0
+BASELINE_LIMIT = 200.0
 
 
 #: The cases that are measured three times (medians); every other once.
@@ -23,10 +23,10 @@ REPEATED = {("fc3", 50), ("fc3", 200), ("fc2", 200), ("fc1", 10), ("fc1", 100)}
 def like_for_like() -> list[dict[str, Any]]:
     """The experiments against PRDNN's formulation: every layer of both networks."""
     cases = [
-        {"net": "3x100", "layer": layer, "edits": n}
-        for layer, n in product(("fc3", "fc2", "fc1"), (10, 50, 100, 200, 1000))
+        {"net": "3x100", "layer": layer, "edits": n} for n, layer in product((10, 50, 100, 200), ("fc3", "fc2", "fc1"))
     ]
     cases += [{"net": "9x100", "layer": f"fc{k}", "edits": n} for n, k in product((10, 100), range(9, 0, -1))]
+    cases += [{"net": "3x100", "layer": layer, "edits": 1000} for layer in ("fc3", "fc2", "fc1")]
     return cases + [{"net": "9x100", "layer": f"fc{k}", "edits": n} for n, k in product((50, 200, 1000), (9, 5, 1))]
 
 
@@ -40,7 +40,7 @@ def baseline_can(case: dict[str, Any]) -> bool:
 
 
 def run_like_for_like() -> None:
-    """Measure ours and the baseline side by side, in alternation, and store medians."""
+    """Measure ours and then the baseline on each case, and store medians."""
     path = RESULTS / "like_for_like.json"
     rows = measure.load(path)
     done = {(r["net"], r["layer"], r["edits"], r["solver"]) for r in rows}

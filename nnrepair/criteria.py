@@ -93,8 +93,8 @@ class Argmax(Criterion):
         if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
             given = f"shape {tuple(labels.shape)}, {labels.dtype}"
             raise InvalidInput(f"Labels must be a one-dimensional tensor of integers, got {given}.")
-        if margin < 0:
-            raise InvalidInput(f"A margin cannot be negative, got {margin}.")
+        if not 0 <= margin < float("inf"):
+            raise InvalidInput(f"A margin must be a finite number >= 0, got {margin}.")
         self.labels, self.margin_, self.strict = labels.long(), float(margin), margin == 0
 
     def __len__(self) -> int:
@@ -114,6 +114,8 @@ class Argmax(Criterion):
             )
         if len(self) != len(y):
             raise InvalidInput(f"Got {len(self)} labels for {len(y)} inputs.")
+        if y.shape[1] < 2:
+            raise InvalidInput("The model has a single output, so there are no classes; use Linear or Near.")
         bad = torch.nonzero((self.labels < 0) | (self.labels >= y.shape[1])).flatten().tolist()
         if bad:
             raise InvalidInput(
@@ -198,7 +200,7 @@ class Linear(Criterion):
         return slack
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
-        chosen: Tensor = self.A.to(y)[point, condition]
+        chosen: Tensor = self.A[point.to(self.A.device), condition.to(self.A.device)].to(y)
         return chosen.reshape(len(point), *y.shape[1:])
 
 

@@ -20,6 +20,8 @@ class Decoupled(nn.Module):
     Args:
         model: the network f; a copy is kept as the submodule `base`, always in eval mode.
         change: Delta, by parameter name; kept as buffers in the base's dtype.
+        channels: compute in plain tensor operations where they are known (needed for export); False always uses
+            forward-mode differentiation.
 
     Example:
         >>> import torch
@@ -28,8 +30,9 @@ class Decoupled(nn.Module):
         torch.Size([3, 1])
     """
 
-    def __init__(self, model: nn.Module, change: dict[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, change: dict[str, Tensor], channels: bool = True) -> None:
         super().__init__()
+        self.channels = channels
         self.base = copy.deepcopy(model).eval()
         first = canonical(model)
         self.names = [first[name] for name in change]
@@ -50,4 +53,4 @@ class Decoupled(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return moved_outputs(self.base, self.change, x)
+        return moved_outputs(self.base, self.change, x, self.channels)

@@ -43,7 +43,7 @@ class Demand:
 
     def broken(self, model: nn.Module) -> bool:
         """Whether the model fails any of the criteria (not just their margins)."""
-        return not bool(self.criterion.holds(outputs(model, self.inputs)).all())
+        return not bool(self.criterion.holds(outputs(model, self.inputs).double()).all())
 
 
 def demands_of(problem: Problem, margin: float, locality: str, without: Tensor | None = None) -> list[Demand]:
@@ -55,7 +55,7 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
         locality: "hard", "soft" or "none".
         without: locality points to leave out.
     """
-    y = outputs(problem.model, problem.edits.inputs).double()
+    y = outputs(problem.model, problem.edits.inputs).double().cpu()
     criterion = problem.edits.criterion.resolve(y)
     found = [Demand(problem.edits.inputs, criterion, _full(criterion, y, margin), False, "edits")]
     if locality == "none" or problem.locality is None or problem.keep is None or problem.kept is None:
@@ -67,7 +67,7 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
     if len(index) == 0:
         return found
     inputs = problem.locality.inputs[index]
-    y = outputs(problem.model, inputs).double()
+    y = outputs(problem.model, inputs).double().cpu()
     criterion = problem.keep[index].resolve(y)
     slack = criterion.slack(y)
     found.append(Demand(inputs, criterion, slack.clamp(max=margin), locality == "soft", "locality"))

@@ -47,6 +47,7 @@ class ExactRepair:
     gap: float
     architecture: str
     progress: bool
+    native64: bool = False
 
     def __post_init__(self) -> None:
         self._base = [self.line.outputs_in_batches(d.inputs) for d in self.demands]
@@ -158,7 +159,7 @@ class ExactRepair:
             row_b.append(offset + float(demand.need[point, condition]))
         change = self.line.unflatten(self.change(solution))
         arrays: dict[str, Any] = {
-            "points": np.concatenate(points).astype(np.float32),
+            "points": np.concatenate(points).astype(np.float64 if self.native64 else np.float32),
             "row_point": np.asarray(at, np.int64),
             "row_A": np.asarray(row_A, np.float64),
             "row_b": np.asarray(row_b, np.float64),

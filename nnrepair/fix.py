@@ -63,7 +63,7 @@ def fix(
     with _undisturbed(seed):
         private = _copy(model)
         problem = build(private, edits, locality_set, edit_scope, seed=seed, progress=progress)
-        held = problem.edits.criterion.holds(outputs(private, problem.edits.inputs))
+        held = problem.edits.criterion.holds(outputs(private, problem.edits.inputs).double())
         before = None if problem.locality is None else outputs(private, problem.locality.inputs)
         started = time.perf_counter()
         if bool(held.all()):
@@ -82,7 +82,7 @@ def _undisturbed(seed: int | None) -> Iterator[None]:
     """Keep the global random state as it was, and make the work inside reproducible."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     before = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0 if seed is None else seed)
         try:
             yield
@@ -112,7 +112,7 @@ def _judge(
     """Measure a proposal in the model's own dtype, from scratch."""
     repaired = proposal.model
     with torch.no_grad():
-        holds = problem.edits.criterion.holds(outputs(repaired, problem.edits.inputs))
+        holds = problem.edits.criterion.holds(outputs(repaired, problem.edits.inputs).double())
     failing = torch.nonzero(~holds).flatten().tolist()
     report = Report(
         edits=len(problem.edits),
@@ -126,6 +126,9 @@ def _judge(
         method=repr(method),
         notes=proposal.notes,
     )
+    lost = _lost(problem, repaired)
+    if lost:
+        report.notes.append(f"{lost} points of the locality set that were to be kept do not hold any more.")
     outcome = _outcome(proposal, held_before, failing, len(problem.edits))
     patch = None
     final = repaired
@@ -141,18 +144,19 @@ def _outcome(proposal: Proposal, before: list[bool], failing: list[int], count: 
     if not failing:
         return Outcome("repaired", f"all {count} edits hold.")
     if proposal.infeasible:
-        advice = "no change of the chosen layer satisfies all edits; "
+        advice = "no change of the chosen layer satisfies all edits with their margin; "
         also = "the locality set (hard)" if proposal.with_locality else "each other"
         advice += f"edits {proposal.conflict} contradict {also} there. "
         advice += (
-            f"These layers could satisfy all edits: {', '.join(proposal.layers)}."
+            f"To first order, these layers could satisfy all edits: {', '.join(proposal.layers)}."
             if proposal.layers
-            else "No other single layer can satisfy all edits either: remove one of them, or repair several layers."
+            else "To first order, none of the other layers tried could either: remove an edit, lower the margin, or "
+            "repair several layers at once."
         )
         return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
     advice = (
         f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try another layer, several layers, "
-        'a smaller margin, locality="soft", or more max_steps.'
+        'another margin (larger in half precision), locality="soft", or more max_steps.'
     )
     return Outcome("partly repaired", advice, failing)
 
@@ -160,7 +164,15 @@ def _outcome(proposal: Proposal, before: list[bool], failing: list[int], count: 
 def _generalization(problem: Problem, repaired: nn.Module) -> float | None:
     if problem.scope is None:
         return None
-    return metrics.success_rate(problem.scope.criterion, outputs(repaired, problem.scope.inputs))
+    return metrics.success_rate(problem.scope.criterion, outputs(repaired, problem.scope.inputs).double())
+
+
+def _lost(problem: Problem, repaired: nn.Module) -> int:
+    """Return how many kept points of the locality set no longer hold."""
+    if problem.locality is None or problem.keep is None or problem.kept is None:
+        return 0
+    holds = problem.keep.holds(outputs(repaired, problem.locality.inputs).double())
+    return int((problem.kept & ~holds).sum())
 
 
 def _locality(problem: Problem, before: torch.Tensor | None, repaired: nn.Module) -> dict[str, Any]:
@@ -168,7 +180,7 @@ def _locality(problem: Problem, before: torch.Tensor | None, repaired: nn.Module
     if problem.locality is None or problem.keep is None or problem.kept is None or before is None:
         return empty
     after = outputs(repaired, problem.locality.inputs)
-    held = problem.keep.holds(after)
+    held = problem.keep.holds(after.double())
     found = empty | {"locality_points": len(problem.locality)}
     if problem.classifies:
         found["locality"] = metrics.locality(problem.decide(before), problem.decide(after))

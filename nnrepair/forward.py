@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from nnrepair.errors import UnsupportedModel
 from nnrepair.spec import AnyInputs
 
 with warnings.catch_warnings():  # torch's own forward-mode rules warn about torch.jit when they are first loaded
@@ -43,11 +44,18 @@ class _Swapped(nn.Module):
         return torch.func.functional_call(self.__dict__["model"], self.__dict__["swapped"], args, kwargs)
 
 
-def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs) -> Tensor:
-    """Return f(x) + J(x) Delta for the change Delta of some parameters."""
+def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs, channels: bool = True) -> Tensor:
+    """Return f(x) + J(x) Delta for the change Delta of some parameters.
+
+    Args:
+        model: f.
+        change: Delta, by parameter name.
+        inputs: x.
+        channels: try plain tensor operations first (exportable); False always uses forward-mode differentiation.
+    """
     parameters, first = dict(model.named_parameters()), canonical(model)
     change = {first[n]: delta for n, delta in change.items()}
-    if isinstance(inputs, Tensor):
+    if channels and isinstance(inputs, Tensor):
         with _plain_attention():
             y = _two_channels(model, {id(parameters[n]): delta for n, delta in change.items()}, inputs)
         if y is not None:
@@ -59,6 +67,17 @@ def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs
     def run(chosen: dict[str, Tensor]) -> Tensor:
         return call_with(model, {**rest, **chosen}, inputs)
 
+    try:
+        moved = _forward_mode(run, start, change)
+    except NotImplementedError as error:
+        reason = str(error).split(" because")[0]
+        raise UnsupportedModel(
+            f"First-order changes of this model cannot be computed: {reason}. Use architecture='same'."
+        ) from error
+    return moved
+
+
+def _forward_mode(run: Any, start: Any, change: Any) -> Tensor:
     with _plain_attention():
         moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (start,), (change,))  # type: ignore[assignment]
     return moved[0] + moved[1]
@@ -107,9 +126,11 @@ class _Tangents(TorchFunctionMode):
             return func(*args, **kwargs)
         if rule is None:
             y = func(*args, **kwargs)
-            if isinstance(y, (Tensor, tuple, list)) and not isinstance(y, torch.Size):
-                raise _NoRuleError(str(func))
-            return y  # a shape, a dtype, a device
+            if isinstance(y, (torch.Size, torch.dtype, torch.device, int, bool, str)):
+                return y
+            raise _NoRuleError(str(func))
+        if rule not in _READS_KEYWORDS and any(k != "inplace" for k in kwargs):
+            raise _NoRuleError(f"{func} with {sorted(kwargs)}")
         y, change = rule(self, func, args, kwargs)
         self._changes[id(y)] = change
         self._alive.append(y)
@@ -163,6 +184,11 @@ def _joined(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Te
     return func(*args, **kwargs), func(parts, *args[1:], **kwargs)
 
 
+def _relu(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    change = t.of(args[0]) * (args[0] > 0).to(args[0])
+    return func(*args, **kwargs), change  # in place or not, the change belongs to what is returned
+
+
 def _elementwise(slope: Callable[[Tensor, Tensor], Tensor], compute: Callable[[Tensor], Tensor]) -> _Rule:
     def rule(t: _Tangents, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
         y = compute(args[0])  # never in place: the slope still needs the input
@@ -198,12 +224,11 @@ def _rules() -> dict[Any, _Rule]:
     )  # fmt: skip
     found: dict[Any, _Rule] = dict.fromkeys(same, _homogeneous)
     found |= dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), _affine)
-    found |= dict.fromkeys((torch.add, T.add, T.__add__, T.__radd__, T.__iadd__, T.add_), _sum(1.0))
-    found |= dict.fromkeys((torch.sub, T.sub, T.__sub__, T.__isub__), _sum(-1.0))
+    found |= dict.fromkeys((torch.add, T.add, T.__add__, T.__radd__), _sum(1.0))
+    found |= dict.fromkeys((torch.sub, T.sub, T.__sub__), _sum(-1.0))
     found |= dict.fromkeys((torch.mul, T.mul, T.__mul__, T.__rmul__, torch.matmul, T.matmul, T.__matmul__), _product)
     found |= dict.fromkeys((torch.cat, torch.concat), _joined)
-    relu = _elementwise(lambda x, y: (x > 0).to(x), torch.relu)
-    found |= dict.fromkeys((F.relu, torch.relu, T.relu, torch.relu_, T.relu_), relu)
+    found |= dict.fromkeys((F.relu, torch.relu, T.relu, torch.relu_, T.relu_), _relu)
     sigmoid = _elementwise(lambda x, y: y * (1 - y), torch.sigmoid)
     found |= dict.fromkeys((torch.sigmoid, T.sigmoid, F.sigmoid), sigmoid)
     tanh = _elementwise(lambda x, y: 1 - y * y, torch.tanh)
@@ -213,6 +238,7 @@ def _rules() -> dict[Any, _Rule]:
 
 
 _RULES = _rules()
+_READS_KEYWORDS = (_homogeneous, _affine, _max_pool, _batch_norm)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from nnrepair.spec import AnyInputs
 _LINEAR = {F.linear, torch.ops.aten.linear.default}
 _CONV2D = {F.conv2d, torch.ops.aten.conv2d.default}
 #: Points on which the factors are checked.
-PROBES = 8
+PROBES = 4
 #: Points whose rows are computed together.
 POINTS = 256
 #: Entries of plain (unfactored) rows that may be held at once.
@@ -143,6 +143,7 @@ class Linearization:
                 "Remove casts such as x.float() from its forward."
             ) from error
         self.groups = self._plan(y, tap)
+        self.channels = self._channels_agree(y, few)
         uses = [] if len(self.groups) > 1 else tap.uses.get(self.groups[0].tapped, [])
         # A version above 0: the output was changed in place after the map.
         self.ends_affine = len(uses) == 1 and uses[0].returned is y and y._version == 0
@@ -157,6 +158,21 @@ class Linearization:
             y = call(self.model, inputs)
         return y, tap
 
+    def _channels_agree(self, y: Tensor, few: AnyInputs) -> bool:
+        """Whether plain operations give the same first-order change as reverse mode, on a few points."""
+        parameters = list(self.parameters.values())
+        change = [torch.linspace(-1, 1, p.numel()).to(p).reshape(p.shape) for p in parameters]
+        weights = torch.linspace(0.5, 1.5, y.numel()).to(y).reshape(y.shape)
+        grads = torch.autograd.grad(y, parameters, weights, retain_graph=True, allow_unused=True)
+        true = sum(float((g * c).sum()) for g, c in zip(grads, change, strict=True) if g is not None)
+        try:
+            with torch.no_grad():
+                moved = moved_outputs(self.model, dict(zip(self.names, change, strict=True)), few) - y
+        except UnsupportedModel:
+            return False
+        ours = float((moved * weights).sum())
+        return abs(ours - true) <= 1e-8 * max(abs(true), float((moved * weights).abs().sum()))
+
     def _plan(self, y: Tensor, tap: _Tap) -> list[_Group]:
         """Decide which parameters factor, and check every factored row against automatic differentiation."""
         missing = InvalidInput(f"The model's output does not depend on {self.names}; choose another layer.")
@@ -164,13 +180,15 @@ class Linearization:
             raise missing
         parameters = list(self.parameters.values())
         weights = torch.linspace(0.5, 1.5, y[0].numel(), dtype=y.dtype, device=y.device).reshape(y.shape[1:])
-        true = []
-        for one in y:  # one point at a time: rows that belong to other points must show
-            grads = torch.autograd.grad(one, parameters, weights, retain_graph=True, allow_unused=True)
+
+        def true(point: int) -> dict[str, Tensor]:
+            grads = torch.autograd.grad(y[point], parameters, weights, retain_graph=True, allow_unused=True)
             if all(g is None for g in grads):
                 raise missing
             filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
-            true.append(dict(zip(self.names, filled, strict=True)))
+            return dict(zip(self.names, filled, strict=True))
+
+        true(0)
         groups: list[_Group] = []
         done: set[str] = set()
         for name in self.names:
@@ -186,11 +204,12 @@ class Linearization:
             filled = [torch.zeros_like(u.output) if d is None else d for u, d in zip(uses, deltas, strict=True)]
             every = np.arange(len(y))
             block = self._factored(group, uses, [d[:, None] for d in filled], every, every)
-            want = np.stack([self._flat(t, group) for t in true])
-            if block.n != want.shape[1]:
-                continue
-            got = block.dense(slice(None)).reshape(want.shape)
-            if np.abs(got - want).max() <= 1e-8 * max(np.abs(want).max(), 1e-12):
+            for point in range(len(y)):  # one at a time: a row that belongs to another point must show
+                want = self._flat(true(point), group)
+                got = block.take(np.asarray([point])).rmatvec(np.ones(1))
+                if got.shape != want.shape or np.abs(got - want).max() > 1e-8 * max(np.abs(want).max(), 1e-12):
+                    break
+            else:
                 groups.append(group)
                 done.update(group.names)
         return groups + [_Group(None, None, n) for n in self.names if n not in done]
@@ -270,7 +289,7 @@ class Linearization:
         inputs = self.prepare(inputs)
         if d is None:
             return call(self.model, inputs)
-        return moved_outputs(self.model, self.unflatten(d), inputs)
+        return moved_outputs(self.model, self.unflatten(d), inputs, self.channels)
 
     def outputs_in_batches(self, inputs: AnyInputs, d: Array | None = None) -> Tensor:
         """Return `outputs` of any number of points, on the CPU."""

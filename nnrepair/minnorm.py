@@ -107,6 +107,18 @@ class Infeasible(Exception):
         self.conditions = conditions
         self.ray = ray
 
+    @property
+    def certain(self) -> bool:
+        """Whether the ray shows it: any change would have to be far larger than each row alone asks for."""
+        rows, need = self.conditions.rows, self.conditions.need
+        alone = need / np.sqrt(np.maximum(np.diag(rows.gram()), 1e-300))
+        size = float(np.linalg.norm(rows.rmatvec(self.ray)))
+        return float(need @ self.ray) > 1e6 * float(alone.max(initial=0.0)) * size
+
+
+class NotSolvedError(Exception):
+    """The numbers gave out: rounds ran out, or a linear program could not be solved."""
+
 
 def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> Array:
     """Return multipliers y of the smallest Euclidean change d = G^T y; `free` guesses which are positive.
@@ -174,6 +186,8 @@ def solve(
         conditions, y = _keep_busy(conditions, y, d)
         conditions, free = conditions.joined(more), np.concatenate([y > 0, np.ones(more.m, bool)])
         report(f"{conditions.m} rows")
+    else:
+        raise NotSolvedError(f"{max_rounds} rounds were not enough to find all rows that bind.")
     if isinstance(norm, Euclidean):
         return _euclidean_solution(conditions, d, y, stats)
     if not y.any():  # nothing is needed
@@ -383,7 +397,7 @@ def master(
             if elastic > 1e12 * max(float(best_y.max()), 1e-12):
                 raise Infeasible(conditions, y / max(float(y.max()), 1e-300))
             elastic *= 1e3
-    return Solution(d, best_y, size, min(bound, size), conditions, stats)
+    raise NotSolvedError(f"{max_rounds} linear programs were not enough to close the gap.")
 
 
 def _restricted(
@@ -426,7 +440,7 @@ def _restricted(
     answer = solver.getSolution()
     x = np.asarray(answer.col_value)
     if len(x) != width or solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-        raise RuntimeError(f"HiGHS could not solve a restricted master: {solver.getModelStatus()}")
+        raise NotSolvedError(f"HiGHS could not solve a restricted master: {solver.getModelStatus()}")
     y = np.maximum(np.asarray(answer.row_dual)[:m], 0.0)
     level = float(x[2 * k]) if has_level else 0.0
     return x[:k] - x[k : 2 * k], level, y, x[2 * k + int(has_level) :]

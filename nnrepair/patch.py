@@ -57,7 +57,8 @@ class Patch:
         before, after = base.state_dict(), repaired.state_dict()
         if before.keys() != after.keys():
             raise PatchError("The two models do not have the same parameters, so no patch leads from one to the other.")
-        changed = [n for n in before if _bytes(before[n]) != _bytes(after[n])]
+        tensors = [n for n, t in before.items() if isinstance(t, Tensor)]
+        changed = [n for n in tensors if _bytes(before[n]) != _bytes(after[n])]
         return cls(
             {n: after[n].detach().clone() for n in changed},
             {n: before[n].detach().clone() for n in changed},

@@ -49,6 +49,11 @@ def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
     return torch.cat([call(model, inputs[step]) for step in batches(len(inputs))])
 
 
+def has_choice(criterion: Criterion) -> bool:
+    """Whether the criterion holds a disjunction, so that a linear program must choose a branch per point."""
+    return isinstance(criterion, AnyOf) or any(has_choice(p) for p in getattr(criterion, "parts", ()))
+
+
 def is_classifier(criterion: Criterion) -> bool:
     """Whether the criterion speaks of decisions among classes (so that accuracy and drawdown mean something)."""
     if isinstance(criterion, (AllOf, AnyOf)):
@@ -80,10 +85,6 @@ class Problem:
     lowest: bool
     seed: int
     progress: bool = False
-
-    def call(self, model: nn.Module, inputs: AnyInputs) -> Tensor:
-        """Run the model on a batch, see `problem.call`."""
-        return call(model, inputs)
 
     def decide(self, y: Tensor) -> Tensor:
         """Return (n,) the decisions that outputs (n, classes) stand for."""
@@ -138,6 +139,8 @@ def build(
     scope = None
     if edit_scope is not None:
         scope = EditScope.coerce(edit_scope)
+        if len(scope) == 0:
+            raise InvalidInput("The edit scope is empty; leave it out, or give points that the edits should reach.")
         scope = EditScope(to_like(scope.inputs, like), _same_sense(scope.criterion, lowest))
         scope.criterion.check(_first_look(model, scope, "the edit scope"))
     return Problem(model, edits, locality, keep, kept, scope, lowest, 0 if seed is None else seed, progress)
@@ -217,9 +220,10 @@ def _keep(model: nn.Module, locality: LocalitySet, edits: Edits, lowest: bool) -
     y = _first_look(model, locality, "the locality set")
     if locality.criterion is not None:
         locality.criterion.check(y)
-        return locality, locality.criterion, locality.criterion.holds(y)
+        return locality, locality.criterion, locality.criterion.holds(y.double())
     everything = torch.ones(len(locality), dtype=torch.bool, device=y.device)
+    typical = edits.criterion.typical_slack(outputs(model, edits.inputs).double())
     if is_classifier(edits.criterion):
         keep: Criterion = Argmin(y.argmin(1)) if lowest else Argmax(y.argmax(1))
         return locality, keep, keep.holds(y)
-    return locality, Near(y, edits.criterion.typical_slack(y) or 1e-3 * float(y.abs().max())), everything
+    return locality, Near(y, typical or 1e-3 * float(y.abs().max()) or 1e-6), everything

@@ -114,5 +114,9 @@ class RepairResult:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        claim = "" if self.certificate is None else f"<p>Certificate: {html.escape(self.certificate.claim)}</p>"
+        claim = (
+            ""
+            if self.certificate is None
+            else f"<p>Certificate (not yet checked): {html.escape(self.certificate.claim)}</p>"
+        )
         return f"<p><b>{html.escape(str(self.outcome))}</b></p>{self.report._repr_html_()}{claim}"

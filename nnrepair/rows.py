@@ -92,7 +92,8 @@ class Factored:
         return total
 
     def take(self, which: Index) -> Factored:
-        return Factored(self.delta[which], self.point[which], self.inputs)
+        kept, point = np.unique(self.point[which], return_inverse=True)
+        return Factored(self.delta[which], point, self.inputs[kept])
 
     def joined(self, other: Factored) -> Factored:
         return Factored(

@@ -2,8 +2,9 @@
 
 Each step solves the smallest-change problem of the linearisation at the current weights, with missed conditions
 penalised by `penalty / 2 * miss^2` and the step damped (Levenberg & Marquardt), and then measures the *true* network:
-a step counts only when it lowers `|change|^2 / 2 + penalty / 2 * sum miss^2` there. All edits stay in every step, so
-satisfied ones do not flip back; locality points join when a trial breaks them.
+a step counts only when it lowers `|change|^2 / 2 + penalty / 2 * sum miss^2` there. All edits stay in every step (up to
+MOST_ROWS conditions, the nearest to failing), so satisfied ones do not flip back; locality points join when a trial
+breaks them.
 """
 
 from __future__ import annotations
@@ -60,10 +61,12 @@ class SuccessiveRepair:
     flat: Array = field(default_factory=lambda: np.zeros(0))
     steps: list[dict[str, float]] = field(default_factory=list)
 
-    def run(self, start: Array | None = None) -> Array:
-        """Return the change of weights (n,) after the last accepted step."""
+    def __post_init__(self) -> None:
         first = self.demands[0]
         self.demands = [replace(first, need=first.need * AIM), *self.demands[1:]]
+
+    def run(self, start: Array | None = None) -> Array:
+        """Return the change of weights (n,) after the last accepted step."""
         self._trial = copy.deepcopy(self.model)
         parameters = dict(self._trial.named_parameters(remove_duplicate=False))
         self._parameters = {n: parameters[n] for n in self.line.names}

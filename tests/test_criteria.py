@@ -148,7 +148,7 @@ def test_linear_takes_whole_numbers_and_lists() -> None:
         (lambda: Argmax(torch.tensor([0.5])), "one-dimensional tensor of integers, got shape .*float32"),
         (lambda: Argmax(torch.zeros(2, 2, dtype=torch.int64)), r"got shape \(2, 2\)"),
         (lambda: Argmax([True]), "integers"),
-        (lambda: Argmax([0], margin=-1.0), "margin cannot be negative"),
+        (lambda: Argmax([0], margin=-1.0), "must be a finite number >= 0, got -1"),
         (lambda: Linear([1.0], [0.0]), r"got A \(1,\)"),
         (lambda: Linear([[1.0]], [0.0, 1.0]), r"b \(2,\)"),
         (lambda: Linear([[1.0]], [0.0]), "needs points=n"),

@@ -21,7 +21,7 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.exact import ExactRepair, conflict
 from nnrepair.linearize import Linearization
 from nnrepair.methods.base import Capabilities, Proposal, register
-from nnrepair.problem import Problem, outputs
+from nnrepair.problem import Problem, has_choice, is_classifier, outputs
 from nnrepair.successive import SuccessiveRepair
 
 #: The smallest margin, relative to the typical one: a repair must survive the rounding of the model's own dtype.
@@ -45,8 +45,9 @@ class MinimalNorm:
             "l2", "mean+max" (PRDNN's mean|d| + max|d|), "nuclear" (low rank; one layer), "drift" (the expected squared
             change of the layer's output over the locality set); "auto" is "drift" with a locality set and "l2" without.
         margin: by how much every edit must hold, in output units; None takes 5 % of the model's typical distance
-            between the two best classes (0 is raised to a 5000th of that, so that the repair survives rounding).
-            Locality points keep this margin, or the one they had if it was smaller.
+            between the two best classes. It is raised to a few roundings of the model's own dtype where it is less.
+            Locality points keep this margin, or the one they had if it was smaller; in a hidden layer of the same
+            architecture they keep at least a tenth of that.
         architecture: "same" returns a network of the same class; for any layer but the last by successive
             linearisation. "decoupled" returns the network with separate value and activation channels, exact for
             every layer.
@@ -75,8 +76,10 @@ class MinimalNorm:
         ):
             if value not in known:
                 raise InvalidInput(f"Unknown {what} {value!r}; choose one of {', '.join(known)}.")
-        if self.margin is not None and not self.margin >= 0:
-            raise InvalidInput(f"margin must be a number >= 0, got {self.margin}.")
+        if self.margin is not None and not 0 <= self.margin < float("inf"):
+            raise InvalidInput(f"margin must be a finite number >= 0, got {self.margin}.")
+        if not isinstance(self.layer, str) and not all(isinstance(name, str) for name in _listed(self.layer)):
+            raise InvalidInput(f"layer must be a name or several names, got {self.layer!r}.")
         if self.max_steps < 1:
             raise InvalidInput(f"max_steps must be at least 1, got {self.max_steps}.")
         if not 0 < self.gap < 1:
@@ -105,8 +108,10 @@ class MinimalNorm:
         inputs, criterion = problem.edits.inputs, problem.edits.criterion
         if problem.locality is not None and problem.keep is not None:
             inputs, criterion = problem.locality.inputs, problem.keep
-        typical = criterion.typical_slack(outputs(problem.model, inputs).double())
-        return max(self.margin if self.margin is not None else 0.05 * typical, SMALLEST_MARGIN * typical)
+        y = outputs(problem.model, inputs)
+        typical = criterion.typical_slack(y.double())
+        rounding = 8 * torch.finfo(y.dtype).eps * float(y.abs().amax()) if is_classifier(criterion) else 0.0
+        return max(self.margin if self.margin is not None else 0.05 * typical, SMALLEST_MARGIN * typical, rounding)
 
     def _attempt(
         self, problem: Problem, names: list[str], demands: list[Demand], start: Attempt | None = None
@@ -119,12 +124,14 @@ class MinimalNorm:
             metric = line.metric(problem.locality.inputs)
         if self.architecture == "decoupled" or line.ends_affine:
             repair = ExactRepair(line, demands, self.norm, metric, self.gap, self.architecture, problem.progress)
+            repair.native64 = next(problem.model.parameters()).dtype == torch.float64
             try:
                 solution = repair.run()
-            except minnorm.Infeasible as reason:
+            except (minnorm.Infeasible, minnorm.NotSolvedError) as reason:
                 return Attempt(names, line, None, problem.model, infeasible=reason)
             change = line.unflatten(repair.change(solution))
-            return Attempt(names, line, repair, self._apply(problem.model, change), solution=solution)
+            repaired = self._apply(problem.model, change, line.channels)
+            return Attempt(names, line, repair, repaired, solution=solution)
         successive = SuccessiveRepair(
             line, problem.model, demands, self.norm, metric, self.max_steps, self.gap, problem.progress
         )
@@ -133,9 +140,9 @@ class MinimalNorm:
             names, line, None, self._apply(problem.model, change), change=successive.flat, steps=successive.steps
         )
 
-    def _apply(self, model: nn.Module, change: dict[str, torch.Tensor]) -> nn.Module:
+    def _apply(self, model: nn.Module, change: dict[str, torch.Tensor], channels: bool = True) -> nn.Module:
         if self.architecture == "decoupled":
-            return Decoupled(model, change)
+            return Decoupled(model, change, channels)
         return layers.moved(model, change)
 
     def _search(self, problem: Problem) -> Proposal:
@@ -161,27 +168,43 @@ class MinimalNorm:
                 continue
             score = self._score(problem, attempt, judge)
             attempts.append((score, name, attempt))
-            tried.append(
-                f"{name}: {'infeasible' if attempt.infeasible else f'{score[0]:.0f} edits fail'}, "
-                f"{score[1]:.2%} of held-out locality points lost, mean output change {score[2]:.3g}"
-            )
+            if attempt.infeasible is not None:
+                tried.append(f"{name}: infeasible")
+                continue
+            lost = f"{score[1]:.2%} of held-out locality points lost, " if judge is not None else ""
+            tried.append(f"{name}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}")
         if not attempts:
             raise InvalidInput("No layer can be repaired: " + "; ".join(tried))
-        score, name, best = min(attempts, key=lambda item: item[0])
-        if judge is not None and not best.infeasible:  # the held-out points become constraints like the others
-            full = demands_of(problem, self.margin, self.locality)
-            if any(d.broken(best.model) for d in full):
-                best = self._attempt(problem, best.names, full, best)
+        attempts.sort(key=lambda item: item[0])
+        _, name, best = attempts[0]
+        full = demands_of(problem, self.margin, self.locality)
+        for _, candidate, attempt in attempts:
+            settled = self._settled(problem, attempt, full)
+            if settled is not None:
+                name, best = candidate, settled
+                break
         proposal = self._proposal(problem, best)
         proposal.notes.append(f"layer: {name} was chosen. Tried: " + "; ".join(tried) + ".")
         proposal.stats["layers_tried"] = {n: list(s) for s, n, _ in attempts}
         return proposal
 
+    def _settled(self, problem: Problem, attempt: Attempt, full: list[Demand]) -> Attempt | None:
+        """Return a repair for which held-out points are constraints like the others, or None where there is none."""
+        if attempt.infeasible is not None:
+            return None
+        if not any(d.broken(attempt.model) for d in full):
+            return attempt
+        for start in (attempt, None):
+            again = self._attempt(problem, attempt.names, full, start)
+            if again.infeasible is None and not any(d.broken(again.model) for d in full if not d.soft):
+                return again
+        return None
+
     def _score(self, problem: Problem, attempt: Attempt, judge: torch.Tensor | None) -> tuple[float, float, float]:
         """Return (edits that fail, share of judged locality points lost, mean output change), smaller is better."""
         if attempt.infeasible is not None:
             return (float(len(problem.edits)), 1.0, float("inf"))
-        failing = float((~problem.edits.criterion.holds(outputs(attempt.model, problem.edits.inputs))).sum())
+        failing = float((~problem.edits.criterion.holds(outputs(attempt.model, problem.edits.inputs).double())).sum())
         if problem.locality is None or problem.keep is None or problem.kept is None:
             y0, y = outputs(problem.model, problem.edits.inputs), outputs(attempt.model, problem.edits.inputs)
             return (failing, 0.0, float(flat(y - y0).norm(dim=1).mean()))
@@ -189,12 +212,18 @@ class MinimalNorm:
         inputs = problem.locality.inputs[index]
         y0, y = outputs(problem.model, inputs), outputs(attempt.model, inputs)
         kept = problem.kept[index.to(problem.kept.device)]
-        lost = kept & ~problem.keep[index].holds(y)
+        lost = kept & ~problem.keep[index].holds(y.double())
         return (failing, float(lost.sum()) / max(1, int(kept.sum())), float(flat(y - y0).norm(dim=1).mean()))
 
     def _proposal(self, problem: Problem, attempt: Attempt) -> Proposal:
         assert self.margin is not None
         stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
+        if isinstance(attempt.infeasible, minnorm.NotSolvedError) or (
+            attempt.infeasible is not None and not attempt.infeasible.certain
+        ):
+            return Proposal(
+                problem.model, stats, [f"not solved: {attempt.infeasible}; the problem is ill-conditioned."]
+            )
         if attempt.infeasible is not None:
             clash, with_locality = conflict(attempt.infeasible)
             others = self._feasible_elsewhere(problem, attempt.names)
@@ -208,13 +237,19 @@ class MinimalNorm:
             )
         if attempt.solution is not None and attempt.repair is not None:
             solution = attempt.solution
-            stats |= {"objective": solution.objective, "lower_bound": solution.lower_bound, "gap": solution.gap}
+            stats["objective"] = solution.objective
+            chose = has_choice(problem.edits.criterion) or (problem.keep is not None and has_choice(problem.keep))
+            if not chose:
+                stats |= {"lower_bound": solution.lower_bound, "gap": solution.gap}
             stats |= {"rows": solution.conditions.m, **solution.stats}
             where = (
                 "exact: outputs are affine in this layer" if attempt.line.ends_affine else "exact: decoupled network"
             )
             certificate = attempt.repair.certificate(problem, solution, self.margin)
-            return Proposal(attempt.model, stats, [where + "."], certificate)
+            notes = [where + "."]
+            if chose:
+                notes.append("minimal for the alternatives that were nearest to holding, not over all of them.")
+            return Proposal(attempt.model, stats, notes, certificate)
         stats["steps"] = attempt.steps
         note = (
             "same architecture by successive linearisation, re-checked on the true network at every step; the size of "
@@ -231,10 +266,10 @@ class MinimalNorm:
             other = layers.choose(problem.model, layers.trainable(problem.model, layer))
             if set(other) & set(names):
                 continue
-            line = Linearization(problem.model, other, problem.edits.inputs)
             try:
+                line = Linearization(problem.model, other, problem.edits.inputs)
                 ExactRepair(line, demands, "l2", None, self.gap, "decoupled", False).run()
-            except minnorm.Infeasible:
+            except (minnorm.Infeasible, minnorm.NotSolvedError, InvalidInput, UnsupportedModel):
                 continue
             found.append(layer)
         return found
@@ -249,9 +284,13 @@ class Attempt:
     repair: ExactRepair | None
     model: nn.Module
     solution: minnorm.Solution | None = None
-    infeasible: minnorm.Infeasible | None = None
+    infeasible: minnorm.Infeasible | minnorm.NotSolvedError | None = None
     change: Any = None
     steps: list[dict[str, float]] = field(default_factory=list)
+
+
+def _listed(layer: object) -> list[object]:
+    return list(layer) if isinstance(layer, (list, tuple)) else [layer]
 
 
 register("minimal-norm", MinimalNorm)
