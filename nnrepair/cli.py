@@ -233,16 +233,16 @@ def _write_all(
     """Write model, patch and certificate; return what to tell about it."""
     in_place = file.write(result.model, arguments.out, edits)
     lines = [f"wrote {arguments.out} (repaired model; read back, and every edit holds in it)"]
-    if arguments.patch is not None:
-        # A GraphModule changes its class when copied, so `fix` may have left the patch to us.
-        patch = result.patch or Patch.between(file.model, result.model, result.report.as_dict())
-        patch.save(arguments.patch)
+    if arguments.patch is not None and result.patch is not None:
+        result.patch.save(arguments.patch)
         lines.append(f"wrote {arguments.patch} (patch)")
     if arguments.certificate is not None and result.certificate is None:
         lines.append(
             f"not written: {arguments.certificate}. A certificate of minimality exists for changes of one layer after "
             "which everything is affine (usually the last one): choose it with --layer."
         )
+        if arguments.quiet:  # asked for and not delivered: that is never silent
+            print(lines[-1], file=sys.stderr)
     elif arguments.certificate is not None and result.certificate is not None:
         file.named_as_in_file(result.certificate).save(arguments.certificate)
         lines.append(f"wrote {arguments.certificate} (certificate, not yet checked)")
@@ -349,4 +349,6 @@ def _points(path: Path, option: str, *, labelled: bool) -> Any:
     except InvalidInput:
         raise
     except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
-        raise InvalidInput(f"{option}: {path} cannot be read ({error}). Expected {wanted}.") from error
+        raise InvalidInput(
+            f"{option}: {path} is no .npz file of plain numbers, or it is damaged. Expected {wanted}."
+        ) from error

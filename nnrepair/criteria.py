@@ -92,7 +92,9 @@ class Argmax(Criterion):
         labels = torch.as_tensor(labels)
         if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
             given = f"shape {tuple(labels.shape)}, {labels.dtype}"
-            raise InvalidInput(f"Labels must be a one-dimensional tensor of integers, got {given}.")
+            raise InvalidInput(
+                f"Labels must be a one-dimensional tensor of integers, got {given}. Are they classes? Use labels.long()."
+            )
         if not 0 <= margin < float("inf"):
             raise InvalidInput(f"A margin must be a finite number >= 0, got {margin}.")
         self.labels, self.margin_, self.strict = labels.long(), float(margin), margin == 0

@@ -126,10 +126,7 @@ def _judge(
         method=repr(method),
         notes=proposal.notes,
     )
-    lost = _lost(problem, repaired)
-    if lost:
-        report.notes.append(f"{lost} points of the locality set that were to be kept do not hold any more.")
-    outcome = _outcome(proposal, held_before, failing, len(problem.edits))
+    outcome = _outcome(proposal, held_before, failing, len(problem.edits), _lost(problem, repaired))
     patch = None
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
@@ -138,9 +135,12 @@ def _judge(
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats)
 
 
-def _outcome(proposal: Proposal, before: list[bool], failing: list[int], count: int) -> Outcome:
+def _outcome(proposal: Proposal, before: list[bool], failing: list[int], count: int, lost: int) -> Outcome:
     if all(before):
         return Outcome("nothing to do", "every edit already holds; the network is returned unchanged.")
+    if not failing and lost and proposal.keeps_locality:
+        advice = f"all {count} edits hold, but {lost} points of the locality set that were to be kept do not. "
+        return Outcome("partly repaired", advice + 'Try another layer, a larger margin, or locality="soft".')
     if not failing:
         return Outcome("repaired", f"all {count} edits hold.")
     if proposal.infeasible:

@@ -439,3 +439,12 @@ def test_decoupled_exports_to_onnx(tmp_path: Path) -> None:
     x = randn(9, 4, seed=2)
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(got, outputs(result.model, x).numpy(), atol=1e-5)
+
+
+def test_repaired_at_the_price_of_kept_points_is_not_called_repaired() -> None:
+    model, edits, _ = small_task()
+    result = nnrepair.fix(
+        model, edits, edits.inputs, method=MinimalNorm("0"), throw=False
+    )  # keep what is to be changed
+    assert not result.outcome.ok
+    assert "locality" in result.outcome.message or not edits.criterion.holds(outputs(result.model, edits.inputs)).all()

@@ -39,6 +39,7 @@ class Proposal:
         stats: whatever the method measured about its own work.
         notes: sentences for the report (which claim holds, what was tried).
         certificate: a proof that the change is minimal, where there is one.
+        keeps_locality: whether every kept point of the locality set was a constraint, so that a lost one is a failure.
         conflict, layers: when no change of the chosen parameters can satisfy the edits, see `Outcome`;
             `with_locality` when it is the locality set that forbids them.
     """
@@ -47,6 +48,7 @@ class Proposal:
     stats: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     certificate: Certificate | None = None
+    keeps_locality: bool = False
     infeasible: bool = False
     conflict: list[int] = field(default_factory=list)
     with_locality: bool = False

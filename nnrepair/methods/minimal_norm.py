@@ -217,6 +217,7 @@ class MinimalNorm:
 
     def _proposal(self, problem: Problem, attempt: Attempt) -> Proposal:
         assert self.margin is not None
+        size = f"small in the {self.norm} norm, with margin {self.margin:.3g}."
         stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
         if isinstance(attempt.infeasible, minnorm.NotSolvedError) or (
             attempt.infeasible is not None and not attempt.infeasible.certain
@@ -249,13 +250,13 @@ class MinimalNorm:
             notes = [where + "."]
             if chose:
                 notes.append("minimal for the alternatives that were nearest to holding, not over all of them.")
-            return Proposal(attempt.model, stats, notes, certificate)
+            return Proposal(attempt.model, stats, [size, *notes], certificate, keeps_locality=self.locality == "hard")
         stats["steps"] = attempt.steps
         note = (
             "same architecture by successive linearisation, re-checked on the true network at every step; the size of "
             "this change is not proved minimal."
         )
-        return Proposal(attempt.model, stats, [note])
+        return Proposal(attempt.model, stats, [size, note], keeps_locality=self.locality == "hard")
 
     def _feasible_elsewhere(self, problem: Problem, names: list[str]) -> list[str]:
         """Return other layers whose linearisation satisfies all demands."""
