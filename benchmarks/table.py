@@ -190,8 +190,9 @@ def headline() -> str:
         f"success {auto['success_rate']:.0%}, drawdown {auto['drawdown_points']:.2f} points on the clean test set, "
         f"accuracy on the other fog digits {auto['fog_gain_points']:+.1f} points, {auto['cpu_seconds']:.1f} CPU s "
         f"(`{auto['layer']}` chose `{auto['chosen'][0].rsplit('.', 1)[0]}`).\n"
-        f"- The same optimum as PRDNN's linear program, {least:.1f}x ({worst['layer']}, N = {worst['edits']}) to "
-        f"{ratio:.0f}x ({best['layer']}, N = {best['edits']}) less CPU time than solving it whole by an interior point."
+        f"- The same optimum as PRDNN's linear program, at {least:.1f} ({worst['net']} {worst['layer']}, "
+        f"N = {worst['edits']}) to {ratio:.0f} ({best['net']} {best['layer']}, N = {best['edits']}) times the speed of "
+        "solving it whole by an interior point, in CPU time."
     )
 
 

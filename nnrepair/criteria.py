@@ -93,7 +93,7 @@ class Argmax(Criterion):
         if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
             given = f"shape {tuple(labels.shape)}, {labels.dtype}"
             raise InvalidInput(
-                f"Labels must be a one-dimensional tensor of integers, got {given}. Are they classes? Use labels.long()."
+                f"Labels must be a one-dimensional tensor of integers, got {given}. Use labels.long() for classes."
             )
         if not 0 <= margin < float("inf"):
             raise InvalidInput(f"A margin must be a finite number >= 0, got {margin}.")
