@@ -92,6 +92,8 @@ def run_locality() -> None:
             ("3x100", "fc3", "l2", 100, 0),
             ("9x100", "auto", "auto", 100, 10_000),
             *(("9x100", f"fc{k}", "drift", 100, 10_000) for k in range(9, 0, -1)),
+            *(("3x100", f"fc{k}", "drift", n, 10_000) for n in (10, 50, 200, 1000) for k in (3, 2, 1)),
+            *(("9x100", f"fc{k}", "drift", n, 10_000) for n in (10, 50, 200) for k in range(9, 0, -1)),
         )
     ]
     for case in tqdm(cases, desc="with locality set"):
