@@ -1,0 +1,15 @@
+"""The property checker: is something true of every point of a region? Sound, complete up to rounding, with proofs.
+
+result = nnrepair.verify.check(model, Property.on(Box(lower, upper), nnrepair.Argmax([3]), outputs=10))
+result.verdict, result.counterexample, result.certificate
+"""
+
+from nnrepair.verify import vnnlib
+from nnrepair.verify.certificate import PropertyCertificate
+from nnrepair.verify.check import check
+from nnrepair.verify.property import Box, Case, Halfspace, Property
+from nnrepair.verify.result import CheckResult, Counterexample
+from nnrepair.verify.search import Options
+
+__all__ = ["Box", "Case", "CheckResult", "Counterexample", "Halfspace", "Options", "Property", "PropertyCertificate"]
+__all__ += ["check", "vnnlib"]

@@ -1,0 +1,354 @@
+"""Linear lower bounds of a network's values over boxes of inputs, sound against rounding (CROWN, Zhang et al. 2018).
+
+For an unstable ReLU h = relu(z) with l <= z <= u the lines `slope z + shift` above and `floor z` below enclose it.
+Substituting backwards from `A . v_k` (v_k the value of node k) to the input gives `A0 . x + c <= A . v_k`.
+
+Rounding. The coefficients that come out of each floating-point step are taken as they are; what matters is by how much
+the inequality with these coefficients can fail. With gamma = N 2^-53 / (1 - N 2^-53), N the number of operations:
+
+    affine     fl(A W) differs from A W by at most gamma |A| |W|, which moves the bound by at most gamma |A| (|W| m),
+               and fl(A . b) from A . b by at most gamma |A| |b|           with m >= |value| for every x of the root box
+    ReLU       a product A slope is off by at most 2^-53 |A|, times |z|; the sum of A shift by gamma |A| |z|
+    sums       each addition of coefficients or of terms is off by 2^-53 of its result
+
+Every line is at most |A| . rho_k with rho_k = gamma (|W| m + |b| + m_k), a vector that depends on the root box alone. So
+one product |A| . rho_k for each node, subtracted from c, covers all of it; N counts generously. The upper line is shifted
+up until it is above the ReLU at both ends in exact arithmetic too. Infinities and NaN never prove anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnrepair.verify.graph import Graph
+
+EPS = 2.0**-53
+#: Added to every error bound, against underflow.
+TINY = 1e-280
+
+
+@dataclass
+class Relaxation:
+    """What is known about the ReLUs of a batch of boxes; every list has one (boxes, neurons) tensor per ReLU node.
+
+    Attributes:
+        lower, upper: bounds of what goes into each ReLU.
+        slope, shift: the line above it.    floor: the slope of the line below it, in [0, 1].
+        unstable: whether the ReLU can be on and off in the box.
+    """
+
+    lower: list[Tensor]
+    upper: list[Tensor]
+    slope: list[Tensor]
+    shift: list[Tensor]
+    floor: list[Tensor]
+    unstable: list[Tensor]
+
+    def __getitem__(self, index: Tensor) -> Relaxation:
+        return Relaxation(*([t[index] for t in part] for part in vars(self).values()))
+
+
+@dataclass
+class Linear:
+    """`A . x + c` for each row: A (rows, inputs), c (rows,)."""
+
+    A: Tensor
+    c: Tensor
+
+    def minimum(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Return the least value over each row's box (rows, inputs); its rounding error is part of c already."""
+        middle, radius = (lower + upper) / 2, (upper - lower) / 2
+        return self.c + (self.A * middle).sum(1) - (self.A.abs() * radius).sum(1)
+
+    def __getitem__(self, index: Tensor) -> Linear:
+        return Linear(self.A[index], self.c[index])
+
+
+class Bounder:
+    """Bounds over boxes inside one root box.
+
+    Args:
+        graph: the network.
+        lower, upper: (inputs,), the root box.
+        row_limit: so many neurons of one ReLU node and box, at most, get backward bounds beside interval ones.
+    """
+
+    def __init__(self, graph: Graph, lower: Tensor, upper: Tensor, row_limit: int = 1 << 30) -> None:
+        self.graph, self.row_limit = graph, row_limit
+        self.alone = self._linear_before()
+        self.place = {k: i for i, k in enumerate(graph.relus)}
+        self.chunk = max(16, 8_000_000 // max(node.size for node in graph.nodes))
+        reach = torch.maximum(lower.abs(), upper.abs())
+        self.magnitude = self._magnitudes(reach)
+        self.rho = self._errors(self.magnitude)
+        for _ in range(2):  # from coarse magnitudes to those that the bounds themselves give
+            relaxation = self.relax(lower[None], upper[None])
+            self.magnitude = self._magnitudes(reach, relaxation)
+            self.rho = self._errors(self.magnitude)
+
+    def _linear_before(self) -> list[bool]:
+        """Tell for each node whether no ReLU comes before it; interval bounds of its affine maps are then exact."""
+        alone: list[bool] = []
+        for node in self.graph.nodes:
+            chain = node.affine is not None and len(node.sources) == 1 and node.sources[0] == 0
+            alone.append(chain or not node.sources)
+        return alone
+
+    def _magnitudes(self, reach: Tensor, relaxation: Relaxation | None = None) -> list[Tensor]:
+        """Return bounds on the absolute values of every node over the root box, rounded up."""
+        up = 1 + 1e-9  # far above the rounding of these few sums
+        m = [reach]
+        for k, node in enumerate(self.graph.nodes[1:], 1):
+            if node.affine is not None:
+                grown = node.affine.magnitude(m[node.sources[0]][None])[0]
+                m.append((grown * (1 + node.affine.inexact) + node.affine.bias.abs()) * up + TINY)
+            elif node.relu is None:
+                m.append(torch.stack([m[s] for s in node.sources]).sum(0) * up)
+            else:
+                source = node.sources[0]
+                if relaxation is not None:
+                    i = self.place[k]
+                    known = torch.maximum(relaxation.lower[i][0].abs(), relaxation.upper[i][0].abs())
+                    m[source] = torch.fmin(m[source], known)
+                m.append(m[source])
+        return m
+
+    def _errors(self, m: list[Tensor]) -> list[Tensor]:
+        """Return rho: `|A| . rho[k]` bounds what rounding does to the bound at node k."""
+        rho = []
+        for k, node in enumerate(self.graph.nodes):
+            terms = node.size + 4 * len(self.graph.nodes) + 64 + sum(self.graph.nodes[s].size for s in node.sources)
+            if node.affine is None:
+                gamma = terms * EPS * 1.01
+                rho.append(4 * gamma * m[k] + TINY)
+                continue
+            gamma = (terms + node.affine.terms) * EPS * 1.01
+            through = node.affine.magnitude(m[node.sources[0]][None])[0]
+            rho.append(2 * gamma * (through + node.affine.bias.abs() + m[k]) + node.affine.inexact * through + TINY)
+        return rho
+
+    # Bounds ----------------------------------------------------------------------------------------------------------
+
+    def output(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bounds (boxes, outputs) of the outputs by intervals alone."""
+        return self._intervals(lower, upper, None, False)[1][-1]
+
+    def relax(
+        self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor] | None = None, refine: bool = True
+    ) -> Relaxation:
+        """Return the ReLUs' bounds over boxes (boxes, inputs).
+
+        Args:
+            lower, upper: the boxes.
+            known: bounds (boxes, ReLUs) that hold already, from boxes around these.
+            refine: also bound unstable ReLUs backwards, not by intervals alone.
+        """
+        return self._intervals(lower, upper, known, refine)[0]
+
+    def _intervals(
+        self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor] | None, refine: bool
+    ) -> tuple[Relaxation, list[tuple[Tensor, Tensor]]]:
+        """Return the ReLUs' bounds and every node's interval."""
+        graph = self.graph
+        relaxation = Relaxation([], [], [], [], [], [])
+        values: list[tuple[Tensor, Tensor]] = [(lower, upper)]
+        for k, node in enumerate(graph.nodes[1:], 1):
+            first = values[node.sources[0]]
+            if node.affine is not None:
+                middle, radius = (first[0] + first[1]) / 2, (first[1] - first[0]) / 2
+                center = node.affine.apply(middle) + node.affine.bias
+                radius = node.affine.magnitude(radius) + self.rho[k]
+                values.append((center - radius, center + radius))
+            elif node.relu is None:
+                low, high = (sum((values[s][i] for s in node.sources[1:]), first[i]) for i in (0, 1))
+                values.append((low - self.rho[k], high + self.rho[k]))
+            else:
+                low, high = first
+                if known is not None:
+                    low = torch.maximum(low, known[0][:, node.relu])
+                    high = torch.minimum(high, known[1][:, node.relu])
+                if refine and not self.alone[node.sources[0]]:
+                    low, high = self._refined(relaxation, node.sources[0], lower, upper, low, high)
+                self._append(relaxation, low, high)
+                values.append((low.clamp(min=0), high.clamp(min=0)))
+        return relaxation, values
+
+    def _refined(
+        self, relaxation: Relaxation, node: int, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the bounds of the ReLUs that read `node`, with backward bounds where they are unstable."""
+        unstable = (low < 0) & (high > 0)
+        if self.row_limit < unstable.shape[1]:
+            unstable &= (unstable.sum(1) <= self.row_limit)[:, None]
+        box, neuron = unstable.nonzero(as_tuple=True)
+        if not len(box):
+            return low, high
+        low, high = low.clone(), high.clone()
+        for start in range(0, len(box), self.chunk):
+            b, n = box[start : start + self.chunk], neuron[start : start + self.chunk]
+            twice, current = torch.cat([b, b]), self.graph.nodes[node]
+            if current.affine is not None:  # its rows are there to be picked
+                source, rows, offset = current.sources[0], current.affine.rows(n), current.affine.bias[n]
+            else:
+                source, offset = node, low.new_zeros(len(n))
+                rows = torch.nn.functional.one_hot(n, current.size).to(low)
+            bound = self.backward(relaxation, source, torch.cat([rows, -rows]), twice)
+            bound.c = bound.c + torch.cat([offset - self.rho[node][n], -offset - self.rho[node][n]])
+            value = bound.minimum(lower[twice], upper[twice])
+            low[b, n] = torch.fmax(low[b, n], value[: len(b)])
+            high[b, n] = torch.fmin(high[b, n], -value[len(b) :])
+        return low, high
+
+    @staticmethod
+    def _append(relaxation: Relaxation, low: Tensor, high: Tensor) -> None:
+        low, high = low.nan_to_num(-torch.inf, torch.inf, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -torch.inf)
+        unstable = (low < 0) & (high > 0)
+        on = (low >= 0).to(low)
+        span = torch.where(unstable, high - low, 1.0)
+        slope = torch.where(unstable, high / span, on)
+        # 2e-15 of the span lifts the line above the ReLU at both ends whatever the rounding of slope and product.
+        shift = torch.where(unstable, -slope * low + 2e-15 * span, 0.0)
+        floor = torch.where(unstable, (high > -low).to(low), on)
+        for part, value in zip(vars(relaxation).values(), (low, high, slope, shift, floor, unstable), strict=True):
+            part.append(value)
+
+    def backward(
+        self,
+        relaxation: Relaxation,
+        node: int,
+        A: Tensor,
+        box: Tensor,
+        *,
+        floor: Sequence[Tensor] | None = None,
+        keep: list[Tensor | None] | None = None,
+    ) -> Linear:
+        """Return linear lower bounds of `A . v_node` over each row's box.
+
+        Args:
+            relaxation: of the boxes.
+            node: whose value the rows are about.
+            A: (rows, size of the node).
+            box: (rows,), the box of each row.
+            floor: other slopes of the lines below, per ReLU node (rows, neurons).
+            keep: filled with the coefficients (rows, neurons) on what comes out of each ReLU node.
+        """
+        if keep is not None:
+            keep[:] = [None] * len(self.place)
+        pending: dict[int, Tensor] = {node: A}
+        c = A.new_zeros(len(A))
+        for k in range(node, -1, -1):
+            A = pending.pop(k, None)  # type: ignore[assignment]
+            if A is None:
+                continue
+            current = self.graph.nodes[k]
+            c = c - A.abs() @ self.rho[k]
+            if not current.sources:
+                return Linear(A, c)
+            if current.affine is not None:
+                c = c + A @ current.affine.bias
+                parts = [current.affine.back(A)]
+            elif current.relu is not None:
+                i = self.place[k]
+                if keep is not None:
+                    keep[i] = A
+                slope, shift = relaxation.slope[i][box], relaxation.shift[i][box]
+                below = relaxation.floor[i][box] if floor is None else floor[i]
+                negative = A.clamp(max=0)
+                c = c + (negative * shift).sum(1)
+                parts = [(A - negative) * below + negative * slope]
+            else:
+                parts = [A] * len(current.sources)
+            for source, part in zip(current.sources, parts, strict=True):
+                pending[source] = pending[source] + part if source in pending else part
+        return Linear(c.new_zeros(len(c), self.graph.inputs), c)  # no row reads the input
+
+    def improve(
+        self,
+        relaxation: Relaxation,
+        node: int,
+        A: Tensor,
+        offset: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        steps: int,
+        ahead: float = 0.5,
+    ) -> tuple[Tensor, Linear]:
+        """Choose the slopes of the lower lines so that rows become positive; one row for each box.
+
+        Supergradient ascent with Polyak's step towards a value a little above zero; a row stops when it is positive.
+        Any slopes in [0, 1] are sound. On boxes with few unstable ReLUs this comes close to the linear program over
+        all single-neuron relaxations.
+
+        Args:
+            relaxation: of the boxes.
+            node: whose value the rows are about.
+            A, offset: rows (boxes, size) and (boxes,): bounds are of `A . v_node - offset`.
+            lower, upper: the boxes (boxes, inputs).
+            steps: at most so many backward passes.
+            ahead: how far above zero to aim, as a share of the distance to it.
+
+        Returns:
+            The best value of each row and the linear bound that has it.
+        """
+        live = torch.arange(len(A), device=A.device)
+        floor = [f.clone() for f in relaxation.floor]
+        best = A.new_full((len(A),), -torch.inf)
+        found = Linear(A.new_zeros(len(A), self.graph.inputs), best.clone())
+        middle, radius = (lower + upper) / 2, (upper - lower) / 2
+        keep: list[Tensor | None] = []
+        for step in range(steps):
+            slopes = floor if len(live) == len(best) else [f[live] for f in floor]
+            bound = self.backward(relaxation, node, A[live], live, floor=slopes, keep=keep)
+            bound.c = bound.c - offset[live]
+            value = bound.minimum(lower[live], upper[live])
+            better = value > best[live]
+            chosen = live[better]
+            best[chosen], found.A[chosen], found.c[chosen] = value[better], bound.A[better], bound.c[better]
+            going = best[live] <= 0
+            if step == steps - 1 or not bool(going.any()):
+                break
+            x = middle[live] - bound.A.sign() * radius[live]
+            gradient = self._ascent(relaxation, node, live, x, keep, slopes)
+            square = sum(((g * g).sum(1) for g in gradient), torch.full_like(value, TINY))
+            length = (ahead * value.abs() - value + 1e-9) / square
+            for f, g, old in zip(floor, gradient, slopes, strict=True):
+                f[live] = (old + length[:, None] * g).clamp(0, 1)
+            live = live[going]
+        return best, found
+
+    def _ascent(
+        self,
+        relaxation: Relaxation,
+        node: int,
+        box: Tensor,
+        x: Tensor,
+        keep: Sequence[Tensor | None],
+        floor: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return the derivative of each row's bound by the slopes, x being the corner where the bound is least."""
+        values: list[Tensor] = [x]
+        gradient: list[Tensor] = []
+        for current in self.graph.nodes[1 : node + 1]:
+            first = values[current.sources[0]]
+            if current.affine is not None:
+                values.append(current.affine.apply(first) + current.affine.bias)
+            elif current.relu is None:
+                values.append(sum((values[s] for s in current.sources[1:]), first))
+            else:
+                i = len(gradient)
+                A = keep[i]
+                if A is None:
+                    A = torch.zeros_like(first)
+                above = A < 0
+                values.append(
+                    torch.where(above, relaxation.slope[i][box] * first + relaxation.shift[i][box], floor[i] * first)
+                )
+                free = relaxation.unstable[i][box] & ~above
+                slope = torch.where(free, A * first, 0.0)
+                blocked = ((floor[i] <= 0) & (slope < 0)) | ((floor[i] >= 1) & (slope > 0))
+                gradient.append(slope.masked_fill(blocked, 0.0))
+        return gradient + [torch.zeros_like(f) for f in floor[len(gradient) :]]

@@ -1,0 +1,101 @@
+"""Certificates that a property holds: how its boxes were split, in a file that others can check.
+
+`verification/check.py` follows the splits and bounds every part again with its own arithmetic; it imports nothing from
+this package. The file is only a guide for it: no number in it is believed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnrepair.errors import InvalidInput
+from nnrepair.files import write_atomically
+
+FORMAT = "nnrepair-property-1"
+
+
+@dataclass(frozen=True)
+class PropertyCertificate:
+    """A split tree for each box and each way to be unsafe there, in the property's order.
+
+    Attributes:
+        trees: how many.
+        dim: (nodes,), each tree in preorder: the input that is split, or -1 for a leaf.
+        cut: (inner nodes,), where.
+        look: (nodes,) bool: where bounds were used, to close the node or to clip its box.
+        network_sha256: of the ONNX file; None for a model that came without one (see `for_network`).
+        property_sha256: of the VNN-LIB file; for a property made in Python, of `vnnlib.dumps(property)`.
+        versions: of what was used.
+    """
+
+    trees: int
+    dim: NDArray[np.int16] = field(repr=False, compare=False)
+    cut: NDArray[np.float64] = field(repr=False, compare=False)
+    look: NDArray[np.bool_] = field(repr=False, compare=False)
+    network_sha256: str | None
+    property_sha256: str
+    versions: dict[str, str]
+
+    @property
+    def leaves(self) -> int:
+        """How many parts of the region have to be bounded."""
+        return int((self.dim < 0).sum())
+
+    def for_network(self, path: str | Path) -> PropertyCertificate:
+        """Return the certificate for the ONNX file that the model was written to."""
+        return dataclasses.replace(self, network_sha256=sha256(path))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the certificate (.npz, no pickle), atomically."""
+        if self.network_sha256 is None:
+            raise InvalidInput(
+                "This certificate is about a model in memory. Write the model with nnrepair.onnx.save(...) and use "
+                "certificate.for_network(path)."
+            )
+        meta = {
+            "format": FORMAT,
+            "network_sha256": self.network_sha256,
+            "property_sha256": self.property_sha256,
+            "arithmetic": "float64, every rounding error bounded; real-valued function of the stored weights",
+            "versions": self.versions,
+            "trees": self.trees,
+            "nodes": len(self.dim),
+        }
+        buffer = io.BytesIO()
+        packed = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        np.savez_compressed(buffer, meta=packed, dim=self.dim, cut=self.cut, look=self.look)
+        return write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> PropertyCertificate:
+        """Read a certificate.
+
+        Raises:
+            InvalidInput: the file is truncated or no certificate.
+        """
+        try:
+            with np.load(io.BytesIO(Path(path).read_bytes())) as file:
+                arrays: dict[str, Any] = {name: file[name] for name in file.files}
+            meta = json.loads(arrays.pop("meta").tobytes())
+            if meta["format"] != FORMAT:
+                raise ValueError("another format")
+            names = ("trees", "network_sha256", "property_sha256", "versions")
+            return cls(**{name: meta[name] for name in names}, **arrays)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # np.load raises many kinds on a damaged file
+            raise InvalidInput(f"{path} is not a property certificate, or it is damaged: {error}") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Return the hash of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

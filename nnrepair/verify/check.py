@@ -1,0 +1,254 @@
+"""check(): is the property true of every point of its region?"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput
+from nnrepair.progress import progress_bar
+from nnrepair.verify import vnnlib
+from nnrepair.verify.certificate import PropertyCertificate, sha256
+from nnrepair.verify.exact import enclosure, inside
+from nnrepair.verify.falsify import attack
+from nnrepair.verify.graph import Graph, lower
+from nnrepair.verify.property import Case, Conjunction, Property
+from nnrepair.verify.result import CheckResult, Counterexample
+from nnrepair.verify.search import Found, Jobs, Options, Search
+
+
+def check(
+    model: nn.Module | str | Path,
+    property: Property | str | Path,
+    *,
+    timeout: float | None = None,
+    device: str | torch.device | None = None,
+    certificate: bool = True,
+    progress: bool = False,
+    seed: int = 0,
+    options: Options | None = None,
+) -> CheckResult:
+    """Decide whether a property holds on every point of its region.
+
+    First counterexamples are sought by following gradients. Then the region is split into boxes until linear bounds
+    prove each of them, in float64 with all rounding accounted for; what looks like a counterexample on the way is
+    replayed. A counterexample is reported only if the network itself, onnxruntime (for an ONNX file) and exact
+    arithmetic agree on it. Sound always; complete up to rounding: what cannot be decided is "unknown".
+
+    Args:
+        model: a module that maps (n, *shape) to (n, outputs), taken in eval mode and left untouched, or an ONNX file.
+        property: see `Property.on`, or a VNN-LIB 1.0 file.
+        timeout: in seconds; then the verdict is "unknown" and says how far it got. None: no limit.
+        device: where to compute; None is the CPU.
+        certificate: whether to keep the proof.
+        progress: show a line on stderr.
+        seed: of the random starts.
+        options: how to search.
+
+    Raises:
+        InvalidInput: model and property do not fit, or one of them is damaged.
+        UnsupportedModel: the model has operations that are not piecewise linear.
+
+    >>> from nnrepair.verify import Box, Property, check
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    >>> with torch.no_grad():
+    ...     for p, value in zip(model.parameters(), [[[1.0, -1], [-1, 1]], [0.0, 0], [[1.0, 1], [0, 0]], [0.5, 0]]):
+    ...         _ = p.copy_(torch.tensor(value))
+    >>> check(model, Property.on(Box([0, 0], [1, 1]), nnrepair.Argmax([0]), outputs=2)).verdict  # |x - y| + 0.5 > 0
+    'holds'
+    """
+    started, cpu = time.monotonic(), time.process_time()
+    if timeout is not None and not timeout > 0:
+        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
+    problem = _Problem(model, property, device)
+    deadline = math.inf if timeout is None else started + timeout
+    with torch.no_grad(), _one_thread(problem.graph.device), progress_bar("check", progress) as say:
+
+        def report(share: float, boxes: int) -> None:
+            say(f"{share:.1%} of the volume proved, {boxes} boxes")
+
+        found = problem.solve(deadline, torch.Generator().manual_seed(seed), options or Options(), report)
+    verdict = "violated" if found.violated else "holds" if found.closed else "unknown"
+    reason = ""
+    if verdict == "unknown":
+        reason = f"the time limit of {timeout:g} s was reached" if found.stuck == 0 else problem.why_stuck(found)
+    kept = problem.certificate(found) if certificate and verdict == "holds" else None
+    return CheckResult(
+        verdict=verdict,  # type: ignore[arg-type]
+        counterexample=problem.counterexample,
+        boxes=found.boxes,
+        cpu_seconds=time.process_time() - cpu,
+        wall_seconds=time.monotonic() - started,
+        certificate=kept,
+        proved=found.share,
+        worst_bound=found.worst,
+        reason=reason,
+    )
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Batches of small boxes fit one core's cache; more threads only wait for each other."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Problem:
+    """A network and a property that fit each other, and the counterexample once there is one."""
+
+    def __init__(self, model: nn.Module | str | Path, property: Property | str | Path, device: Any) -> None:
+        self.path = None if isinstance(model, nn.Module) else Path(model)
+        self.property = property if isinstance(property, Property) else vnnlib.load(property)
+        self.property_sha256 = (
+            hashlib.sha256(vnnlib.dumps(property).encode()).hexdigest()
+            if isinstance(property, Property)
+            else sha256(property)
+        )
+        self.model, self.shape = self._read(model)
+        self.dtype = next((p.dtype for p in self.model.parameters()), torch.float32)
+        if self.dtype not in (torch.float32, torch.float64):
+            raise InvalidInput(f"The model has {self.dtype} parameters; the checker reads float32 and float64.")
+        graph = lower(self.model, self.shape)
+        if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
+            raise InvalidInput(
+                f"The property is about {self.property.inputs} inputs and {self.property.outputs} outputs, but the "
+                f"network has {graph.inputs} and {graph.outputs}."
+            )
+        self.graph = Graph(graph.nodes, torch.device(device or "cpu"))
+        self.exact_graph = graph
+        self.work: list[tuple[Case, Conjunction]] = [(c, u) for c in self.property.cases for u in c.unsafe]
+        self.counterexample: Counterexample | None = None
+        self.refused = 0  # points that seemed to be counterexamples and failed replay
+        self._session: Any = None
+
+    def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
+        if isinstance(model, nn.Module):
+            shape = getattr(model, "item_shape", None) or self.property.cases[0].box.shape
+            return copy.deepcopy(model).cpu().eval(), tuple(shape)
+        from nnrepair import onnx
+
+        loaded = onnx.load(model)
+        if None in loaded.item_shape:
+            raise InvalidInput(f"{model} leaves the size of its input open ({loaded.item_shape}).")
+        return loaded, tuple(size for size in loaded.item_shape if size is not None)
+
+    def solve(self, deadline: float, generator: torch.Generator, options: Options, report: Any) -> Found:
+        if not self.work:
+            nothing = (np.zeros(0, np.int16), np.zeros(0), np.zeros(0, bool))
+            return Found(True, False, 0, 1.0, None, 0, nothing)
+        jobs = self._jobs()
+        if attack(self.graph, jobs, self.confirm, generator):
+            return Found(False, True, 0, 0.0, None, 0, None)
+        return Search(self.graph, jobs, self.confirm, options).run(deadline, report)
+
+    def _jobs(self) -> Jobs:
+        """Return the property in float64, every box and every unsafe set rounded outward."""
+        most = max(1, max(len(conjunction) for _, conjunction in self.work))
+        count, device = len(self.work), self.graph.device
+        rows = torch.zeros(count, most, self.graph.outputs, dtype=torch.float64)
+        offset, real = torch.zeros(count, most, dtype=torch.float64), torch.zeros(count, most, dtype=torch.bool)
+        for t, (_, conjunction) in enumerate(self.work):
+            for r, row in enumerate(conjunction):
+                rows[t, r] = torch.tensor([float(c) for c in row.coefficients], dtype=torch.float64)
+                near = float(row.bound)
+                offset[t, r] = near if Fraction(near) >= row.bound else math.nextafter(near, math.inf)
+                real[t, r] = True
+        ends = [case.box.outer for case, _ in self.work]
+        low, high = (torch.from_numpy(np.stack([end[i] for end in ends])) for i in (0, 1))
+        return Jobs(*(part.to(device) for part in (low, high, rows, offset, real)))
+
+    # Counterexamples -------------------------------------------------------------------------------------------------
+
+    def confirm(self, points: Tensor, jobs: Tensor) -> bool:
+        """Keep the first point that is a counterexample after rounding to the network's own precision."""
+        for point, job in zip(points.cpu(), jobs.tolist(), strict=True):
+            case, conjunction = self.work[job]
+            x = self._rounded(point, case)
+            if x is None:
+                continue
+            agreed = self._replayed(x, conjunction)
+            if agreed is not None:
+                self.counterexample = agreed
+                return True
+            self.refused += 1
+        return False
+
+    def _rounded(self, point: Tensor, case: Case) -> Tensor | None:
+        """Return the point in the model's dtype and exactly inside the box, if there is one."""
+        low, high = (torch.from_numpy(end) for end in case.box.inner)
+        x = torch.clamp(point, low, high).to(self.dtype)
+        for _ in range(2):  # rounding may have left the box by one unit
+            x = torch.where(x.double() < low, torch.nextafter(x, torch.full_like(x, torch.inf)), x)
+            x = torch.where(x.double() > high, torch.nextafter(x, torch.full_like(x, -torch.inf)), x)
+        return x if bool(((x.double() >= low) & (x.double() <= high)).all()) else None
+
+    def _replayed(self, x: Tensor, conjunction: Conjunction) -> Counterexample | None:
+        """Return the counterexample if the network, onnxruntime and exact arithmetic agree."""
+        output = self.model(x.reshape(1, *self.shape))[0].flatten().double()
+        runs = [output.numpy()]
+        replayed = ["network"]
+        if self.path is not None:
+            runs.append(self._onnxruntime(x))
+            replayed.append("onnxruntime")
+        for y in runs:
+            exactly = [(Fraction(v), Fraction(v)) for v in y.tolist()] if np.isfinite(y).all() else None
+            if exactly is None or not inside(conjunction, exactly):
+                return None
+        outputs, is_exact = enclosure(self.exact_graph, x)
+        if not inside(conjunction, outputs):
+            return None
+        replayed.append("exact" if is_exact else "enclosure")
+        depths = [
+            float(row.bound - sum(c * Fraction(v) for c, v in zip(row.coefficients, runs[-1].tolist(), strict=True)))
+            for row in conjunction
+        ]
+        return Counterexample(x.double().numpy().copy(), runs[-1], min(depths, default=math.inf), tuple(replayed))
+
+    def _onnxruntime(self, x: Tensor) -> np.ndarray[Any, Any]:
+        import onnxruntime
+
+        if self._session is None:
+            settings = onnxruntime.SessionOptions()
+            settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+            settings.log_severity_level = 3
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), settings, providers=["CPUExecutionProvider"]
+            )
+        (name,) = (source.name for source in self._session.get_inputs())
+        (y,) = self._session.run(None, {name: x.reshape(1, *self.shape).numpy()})
+        return np.asarray(y, np.float64).reshape(-1)
+
+    # What to say -----------------------------------------------------------------------------------------------------
+
+    def why_stuck(self, found: Found) -> str:
+        """Return why a search without time limit ended open."""
+        text = f"{found.stuck} boxes as small as float64 allows have bounds that touch the unsafe set"
+        if self.refused:
+            text += f"; {self.refused} points that seemed to violate the property failed exact replay"
+        return text
+
+    def certificate(self, found: Found) -> PropertyCertificate:
+        """Return the proof that the search found."""
+        assert found.tree is not None
+        dim, cut, look = found.tree
+        versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
+        network = None if self.path is None else sha256(self.path)
+        return PropertyCertificate(len(self.work), dim, cut, look, network, self.property_sha256, versions)

@@ -1,0 +1,59 @@
+"""Look for counterexamples by following gradients from random points of the boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnrepair.verify.graph import Graph
+from nnrepair.verify.search import Confirm, Jobs
+
+
+def attack(
+    graph: Graph,
+    jobs: Jobs,
+    confirm: Confirm,
+    generator: torch.Generator,
+    starts: int = 256,
+    steps: int = 24,
+) -> bool:
+    """Tell whether signed gradient steps reach a counterexample that `confirm` accepts.
+
+    Many violations lie on faces of the box, where uniform starts never are: each input of a start is put on its lower
+    or its upper face with probability 1/4 each.
+
+    Args:
+        graph: the network.
+        jobs: where to look, and for what.
+        confirm: called with the deepest points.
+        generator: where random numbers come from.
+        starts: for each job.
+        steps: of size width / 8 at first, smaller by a constant factor each time.
+    """
+    count = len(jobs.lower)
+    job = torch.arange(count, device=jobs.lower.device).repeat_interleave(starts)
+    lower, upper = jobs.lower[job], jobs.upper[job]
+    drawn = torch.rand(2, *lower.shape, generator=generator, dtype=torch.float64).to(lower.device)
+    x = lower + drawn[0] * (upper - lower)
+    x = torch.where(drawn[1] < 0.25, lower, torch.where(drawn[1] > 0.75, upper, x))
+    x[::starts] = ((jobs.lower + jobs.upper) / 2)[:count]
+    size = (upper - lower) / 8
+    for _ in range(steps):
+        depth, slope = _depth(graph, jobs, x, job)
+        inside = (depth >= 0).nonzero()[:, 0]
+        if len(inside):
+            order = inside[depth[inside].argsort(descending=True)][:16]
+            if confirm(x[order], job[order]):
+                return True
+        x = torch.clamp(x + size * slope.sign(), lower, upper)
+        size = size * 0.8
+    return False
+
+
+def _depth(graph: Graph, jobs: Jobs, x: Tensor, job: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how deep each point's output lies in its unsafe set, and the gradient of that."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        depth = jobs.depth(graph(x), job)
+        (slope,) = torch.autograd.grad(depth.sum(), x)
+    return depth.detach(), slope

@@ -1,0 +1,85 @@
+"""What a check found, and how far it got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnrepair.verify.certificate import PropertyCertificate
+
+Verdict = Literal["holds", "violated", "unknown"]
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """An input inside the property's region whose output is unsafe.
+
+    Attributes:
+        input: (inputs,), numbers of the network's own precision, inside the box exactly.
+        output: (outputs,), what the network returns there.
+        margin: how deep the output lies in the unsafe set, in output units; 0 is its border.
+        replayed: who agreed before this was reported: "network" (torch), "onnxruntime", and "exact" (rational arithmetic)
+            or "enclosure" (float64 with every rounding error bounded, for networks too large for the former).
+    """
+
+    input: NDArray[np.float64]
+    output: NDArray[np.float64]
+    margin: float
+    replayed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def shown(values: NDArray[np.float64]) -> str:
+            text = ", ".join(f"{v:.9g}" for v in values[:12])
+            return f"[{text}{', ...' if len(values) > 12 else ''}]"
+
+        return (
+            f"input  {shown(self.input)}\noutput {shown(self.output)}\n"
+            f"{self.margin:.3g} inside the unsafe set; replayed by: {', '.join(self.replayed)}"
+        )
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The verdict on one property, about every point of its region.
+
+    Attributes:
+        verdict: "holds" (for the real-valued function of the stored weights, with all rounding accounted for),
+            "violated" (see `counterexample`) or "unknown" (see `reason`).
+        counterexample: present when violated.
+        boxes: how many parts of the region were bounded.
+        cpu_seconds, wall_seconds: what it took.
+        certificate: present when the property holds and was asked for; `verification/check.py` re-checks it. A verdict
+            whose certificate that program accepted is proved; before that it rests on this package.
+        proved: the share of the region's volume, 0 to 1, that is proved.
+        worst_bound: the lowest bound on what is still open, in output units; None when nothing is.
+        reason: why the verdict is unknown, or why there is no certificate.
+    """
+
+    verdict: Verdict
+    counterexample: Counterexample | None = None
+    boxes: int = 0
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    certificate: PropertyCertificate | None = field(default=None, repr=False)
+    proved: float = 0.0
+    worst_bound: float | None = None
+    reason: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the property holds."""
+        return self.verdict == "holds"
+
+    def __str__(self) -> str:
+        lines = [f"{self.verdict} ({self.boxes} boxes, {self.cpu_seconds:.2f} CPU s)"]
+        if self.counterexample is not None:
+            lines.append(str(self.counterexample))
+        if self.verdict == "unknown":
+            worst = "" if self.worst_bound is None else f", worst remaining bound {self.worst_bound:.3g}"
+            lines.append(f"proved for {self.proved:.1%} of the volume{worst}")
+        if self.reason:
+            lines.append(self.reason)
+        return "\n".join(lines)

@@ -1,0 +1,375 @@
+"""Branch and bound over boxes of inputs: bound, clip, split where the relaxation is loose, until nothing is open.
+
+A job is a box and one conjunction of halfspaces in which no output may lie: `rows . y <= offset` for every row. A box is
+closed when one row is positive on all of it, or when clipping by what the rows allow leaves nothing. All jobs are
+searched together, in batches, depth first, so that memory stays small.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnrepair.verify.bounds import EPS, Bounder, Linear, Relaxation
+from nnrepair.verify.graph import Graph
+
+#: Tells whether one of the points (n, inputs), each with its job, is a counterexample that counts.
+Confirm = Callable[[Tensor, Tensor], bool]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to search; the defaults are what measurements on ACAS Xu networks chose.
+
+    Attributes:
+        batch: boxes bounded at once; None is 256 on a CPU (its cache) and 16 384 on a GPU.
+        steps: improvement steps for the slopes of an open box; 0 for none.
+        clip, attribute: False for plain search: no clipping, longest edge (what benchmarks compare with).
+    """
+
+    batch: int | None = None
+    steps: int = 4
+    clip: bool = True
+    attribute: bool = True
+
+
+@dataclass
+class Jobs:
+    """What is to be proved, T jobs of at most m rows; shorter conjunctions are filled up with rows that say nothing.
+
+    Attributes:
+        lower, upper: (T, inputs).
+        rows, offset: (T, m, outputs) and (T, m).
+        real: (T, m) bool, False for what fills up.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    rows: Tensor
+    offset: Tensor
+    real: Tensor
+
+    def depth(self, y: Tensor, job: Tensor) -> Tensor:
+        """Return how deep outputs (n, outputs) lie in their job's unsafe set; positive is inside."""
+        value = torch.einsum("nmo,no->nm", self.rows[job], y) - self.offset[job]
+        return -value.masked_fill(~self.real[job], -torch.inf).amax(1)
+
+
+@dataclass
+class Found:
+    """How a search ended.
+
+    Attributes:
+        closed: every box of every job was closed. violated: a counterexample was confirmed.
+        boxes: how many were bounded. share: how much of the volume is closed, 0 to 1.
+        worst: the lowest bound among open boxes, None when there are none.
+        stuck: boxes that could not be split further.
+        tree: dim (n,), cut (inner nodes,), look (n,) in preorder, all jobs in order; None unless closed.
+    """
+
+    closed: bool
+    violated: bool
+    boxes: int
+    share: float
+    worst: float | None
+    stuck: int
+    tree: tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.bool_]] | None
+
+
+@dataclass
+class _Boxes:
+    lower: Tensor
+    upper: Tensor
+    low: Tensor  # (boxes, ReLUs): bounds that hold already
+    high: Tensor
+    job: Tensor
+    node: Tensor
+    share: Tensor
+    bound: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> _Boxes:
+        return _Boxes(*(value[index] for value in vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.job)
+
+    @staticmethod
+    def joined(parts: Sequence[_Boxes]) -> _Boxes:
+        return parts[0] if len(parts) == 1 else _Boxes(*map(torch.cat, zip(*(vars(p).values() for p in parts), strict=True)))
+
+
+@dataclass
+class _Tree:
+    """The splits, in the order in which they were made."""
+
+    size: int
+    parent: list[Tensor] = field(default_factory=list)
+    dim: list[Tensor] = field(default_factory=list)
+    cut: list[Tensor] = field(default_factory=list)
+    child: list[Tensor] = field(default_factory=list)
+    clipped: list[Tensor] = field(default_factory=list)
+
+    def split(self, parent: Tensor, dim: Tensor, cut: Tensor, clipped: Tensor) -> Tensor:
+        """Record splits; return the ids of the lower children, each followed by the upper one's."""
+        child = self.size + 2 * torch.arange(len(parent), device=parent.device)
+        self.size += 2 * len(parent)
+        for part, value in zip(
+            (self.parent, self.dim, self.cut, self.child, self.clipped), (parent, dim, cut, child, clipped), strict=True
+        ):
+            part.append(value.cpu())
+        return child
+
+    def preorder(self, jobs: int) -> tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.bool_]]:
+        """Return dim, cut and look of all nodes, each tree in preorder."""
+        dim, look = np.full(self.size, -1, np.int16), np.ones(self.size, bool)
+        cut, child = np.zeros(self.size), np.zeros(self.size, np.int64)
+        if self.parent:
+            parent = torch.cat(self.parent).numpy()
+            dim[parent], cut[parent] = torch.cat(self.dim).numpy(), torch.cat(self.cut).numpy()
+            child[parent], look[parent] = torch.cat(self.child).numpy(), torch.cat(self.clipped).numpy()
+        order = np.empty(self.size, np.int64)
+        stack, inner, first = list(range(jobs))[::-1], (dim >= 0).tolist(), child.tolist()
+        for place in range(self.size):
+            node = stack.pop()
+            order[place] = node
+            if inner[node]:
+                stack += (first[node] + 1, first[node])
+        return dim[order], cut[order][dim[order] >= 0], look[order]
+
+
+class Search:
+    """One search; `run` does it.
+
+    Args:
+        graph: the network.
+        jobs: what to prove.
+        confirm: called with points that seem to be counterexamples.
+        options: how.
+    """
+
+    def __init__(self, graph: Graph, jobs: Jobs, confirm: Confirm, options: Options) -> None:
+        self.graph, self.jobs, self.confirm, self.options = graph, jobs, confirm, options
+        self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0))
+        reach = self.bounder.magnitude[-1]
+        # What row coefficients lose when they are not exact, and the final subtraction of the offset.
+        self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs())
+        self.batch = options.batch or (256 if graph.device.type == "cpu" else 16_384)
+        self.reach = torch.maximum(jobs.lower.abs(), jobs.upper.abs()).amax(0)
+
+    def run(self, deadline: float, report: Callable[[float, int], None]) -> Found:
+        """Search until all is closed, a counterexample is confirmed, or time.monotonic() reaches the deadline."""
+        stack = [self._roots()]
+        tree = _Tree(len(stack[0]))
+        boxes = stuck = 0
+        stuck_share, stuck_bound = 0.0, torch.inf
+        while stack:
+            share = sum(float(part.share.sum()) for part in stack) + stuck_share
+            report(1 - share, boxes)
+            if time.monotonic() >= deadline:
+                worst = min(min(float(part.bound.min()) for part in stack), stuck_bound)
+                return Found(False, False, boxes, 1 - share, worst, stuck, None)
+            current = self._pop(stack)
+            boxes += len(current)
+            opened = self._bound(current)
+            if opened is None:
+                return Found(False, True, boxes, 1 - share, None, stuck, None)
+            children, lost = self._split(opened, tree)
+            if lost is not None:
+                stuck += len(lost)
+                stuck_share += float(lost.share.sum())
+                stuck_bound = min(stuck_bound, float(lost.bound.min()))
+            if len(children):
+                stack.append(children)
+        if stuck:
+            return Found(False, False, boxes, 1 - stuck_share, stuck_bound, stuck, None)
+        return Found(True, False, boxes, 1.0, None, 0, tree.preorder(len(self.jobs.lower)))
+
+    def _roots(self) -> _Boxes:
+        jobs, hidden = self.jobs, self.graph.hidden
+        n = len(jobs.lower)
+        far = jobs.lower.new_full((n, hidden), torch.inf)
+        each = torch.arange(n, device=far.device)
+        share = far.new_full((n,), 1 / n)
+        return _Boxes(jobs.lower, jobs.upper, -far, far, each, each.clone(), share, far.new_full((n,), -torch.inf))
+
+    def _pop(self, stack: list[_Boxes]) -> _Boxes:
+        """Take the newest boxes, a batch at most."""
+        parts: list[_Boxes] = []
+        room = self.batch
+        while stack and room:
+            part = stack.pop()
+            if len(part) > room:
+                stack.append(part[: len(part) - room])
+                part = part[len(part) - room :]
+            parts.append(part)
+            room -= len(part)
+        return _Boxes.joined(parts)
+
+    def _bound(self, boxes: _Boxes) -> _Opened | None:
+        """Return what stays open, clipped, or None when a counterexample was confirmed."""
+        bounder, jobs, last = self.bounder, self.jobs, len(self.graph.nodes) - 1
+        relaxation = bounder.relax(boxes.lower, boxes.upper, (boxes.low, boxes.high))
+        n, m = self.offset[boxes.job].shape
+        which = torch.arange(n, device=boxes.job.device).repeat_interleave(m)
+        keep: list[Tensor | None] = []
+        A = jobs.rows[boxes.job].reshape(n * m, -1)
+        bound = bounder.backward(relaxation, last, A, which, keep=keep)
+        bound.c = bound.c - self.offset[boxes.job].reshape(-1)
+        value = bound.minimum(boxes.lower[which], boxes.upper[which]).reshape(n, m)
+        value = torch.where(jobs.real[boxes.job], value, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        best, row = value.max(1)
+        index = (~(best > 0)).nonzero()[:, 0]
+        lower, upper = boxes.lower[index], boxes.upper[index]
+        if self.options.clip:
+            for r in range(m):
+                lower, upper = self._clip(bound[index * m + r], lower, upper)
+            kept = (lower <= upper).all(1)
+            index, lower, upper = index[kept], lower[kept], upper[kept]
+        chosen = index * m + row[index]
+        opened = _Opened(boxes[index], lower, upper, relaxation[index], best[index], bound[chosen])
+        opened.coefficients = [None if a is None else a[chosen] for a in keep]
+        if self.options.steps and len(index):
+            opened = self._improved(opened, row[index])
+        return None if self._violated(opened) else opened
+
+    def _improved(self, opened: _Opened, row: Tensor) -> _Opened:
+        """Try better slopes for the best row of every open box, and clip by what they give."""
+        job, last = opened.boxes.job, len(self.graph.nodes) - 1
+        best, bound = self.bounder.improve(
+            opened.relaxation,
+            last,
+            self.jobs.rows[job, row],
+            self.offset[job, row],
+            opened.lower,
+            opened.upper,
+            self.options.steps,
+        )
+        lower, upper = opened.lower, opened.upper
+        if self.options.clip:
+            lower, upper = self._clip(bound, lower, upper)
+        opened.lower, opened.upper = lower, upper
+        opened.value, opened.bound = torch.fmax(best, opened.value), bound
+        return opened[(~(best > 0) & (lower <= upper).all(1)).nonzero()[:, 0]]
+
+    def _clip(self, bound: Linear, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the boxes around {x: A x + c <= 0}, rounded outward; lower > upper where nothing is left."""
+        A, c = bound.A, bound.c
+        least = torch.minimum(A * lower, A * upper)
+        slack = 4 * (A.shape[1] + 4) * EPS * ((A.abs() * self.reach).sum(1) + c.abs())
+        rest = (least.sum(1) + c - slack)[:, None] - least
+        limit = -rest / torch.where(A == 0, 1.0, A)
+        limit = limit + torch.where(A > 0, 1.0, -1.0) * (4 * EPS * limit.abs() + 1e-300)
+        upper = torch.where((A > 0) & (limit < upper), limit, upper)
+        lower = torch.where((A < 0) & (limit > lower), limit, lower)
+        return lower, upper
+
+    def _violated(self, opened: _Opened) -> bool:
+        """Ask the network itself at the corners where the bounds are lowest."""
+        if not len(opened.boxes):
+            return False
+        middle, radius = (opened.lower + opened.upper) / 2, (opened.upper - opened.lower) / 2
+        x = torch.clamp(middle - opened.bound.A.sign() * radius, opened.lower, opened.upper)
+        depth = self.jobs.depth(self.graph(x), opened.boxes.job)
+        inside = (depth >= 0).nonzero()[:, 0]
+        if not len(inside):
+            return False
+        order = inside[depth[inside].argsort(descending=True)][:16]
+        return self.confirm(x[order], opened.boxes.job[order])
+
+    def _split(self, opened: _Opened, tree: _Tree) -> tuple[_Boxes, _Boxes | None]:
+        """Return the halves of the open boxes, and the boxes that cannot be halved."""
+        width = opened.upper - opened.lower
+        if self.options.attribute:
+            score = self._attribution(opened, width)
+        else:
+            score = width / (self.jobs.upper - self.jobs.lower)[opened.boxes.job].clamp(min=1e-300)
+        middle = (opened.lower + opened.upper) / 2
+        # Cuts are short numbers, so that certificates stay small.
+        cut = middle.float().double()
+        cut = torch.where((cut > opened.lower) & (cut < opened.upper), cut, middle)
+        can = (cut > opened.lower) & (cut < opened.upper)
+        score = torch.where(can, torch.fmax(score, width * 1e-12), -1.0)
+        dim = score.argmax(1)
+        good = can.gather(1, dim[:, None])[:, 0]
+        lost = None if bool(good.all()) else opened.boxes[(~good).nonzero()[:, 0]]
+        index = good.nonzero()[:, 0]
+        opened, dim, cut = opened[index], dim[index], cut[index].gather(1, dim[index][:, None])[:, 0]
+        boxes = opened.boxes
+        before = (boxes.upper - boxes.lower).clamp(min=1e-300)
+        shrunk = ((opened.upper - opened.lower).clamp(min=1e-300) / before).prod(1) < 0.95
+        child = tree.split(boxes.node, dim, cut, shrunk)
+        each = torch.arange(len(dim), device=dim.device)
+        below, above = opened.upper.clone(), opened.lower.clone()
+        below[each, dim], above[each, dim] = cut, cut
+        low, high = torch.cat(opened.relaxation.lower, 1), torch.cat(opened.relaxation.upper, 1)
+        twice = lambda t: torch.cat([t, t])  # noqa: E731
+        return _Boxes(
+            torch.cat([opened.lower, above]),
+            torch.cat([below, opened.upper]),
+            twice(low),
+            twice(high),
+            twice(boxes.job),
+            torch.cat([child, child + 1]),
+            twice(boxes.share / 2),
+            twice(opened.value),
+        ), lost
+
+    def _attribution(self, opened: _Opened, width: Tensor) -> Tensor:
+        """Return (boxes, inputs): how much of the bound's looseness a split of each input could take away.
+
+        Only what the relaxation of an unstable ReLU loses can be won back. The loss of each, for the row being proved,
+        is shared over the inputs by how far they move that ReLU.
+        """
+        n, d = width.shape
+        relaxation, total = opened.relaxation, torch.zeros_like(width)
+        moves: list[Tensor] = [torch.eye(d, dtype=width.dtype, device=width.device).expand(n, d, d)]
+        i = 0
+        for node in self.graph.nodes[1:-1]:
+            first = moves[node.sources[0]]
+            if node.affine is not None:
+                moves.append(node.affine.apply(first))
+            elif node.relu is None:
+                moves.append(sum((moves[s] for s in node.sources[1:]), first))
+            else:
+                A = opened.coefficients[i]
+                if A is not None:
+                    low, high = relaxation.lower[i], relaxation.upper[i]
+                    below = torch.minimum(high, -low).clamp(min=0)
+                    lost = A.clamp(min=0) * below - A.clamp(max=0) * relaxation.shift[i]
+                    lost = torch.where(relaxation.unstable[i], lost, 0.0)
+                    share = first.abs() * width[:, :, None]
+                    share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
+                    total = total + (share @ lost[:, :, None])[:, :, 0]
+                moves.append(first * relaxation.slope[i][:, None, :])
+                i += 1
+        return total.nan_to_num(0.0)
+
+
+@dataclass
+class _Opened:
+    """Boxes that were bounded and stay open, with what is known about them."""
+
+    boxes: _Boxes
+    lower: Tensor  # clipped
+    upper: Tensor
+    relaxation: Relaxation
+    value: Tensor  # the best row's bound
+    bound: Linear  # of that row
+    coefficients: list[Tensor | None] = field(default_factory=list)
+
+    def __getitem__(self, index: Tensor) -> _Opened:
+        return _Opened(
+            self.boxes[index],
+            self.lower[index],
+            self.upper[index],
+            self.relaxation[index],
+            self.value[index],
+            self.bound[index],
+            [None if a is None else a[index] for a in self.coefficients],
+        )
