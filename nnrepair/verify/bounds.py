@@ -81,7 +81,10 @@ class Bounder:
         self.graph, self.row_limit = graph, row_limit
         self.alone = self._linear_before()
         self.place = {k: i for i, k in enumerate(graph.relus)}
-        self.chunk = max(16, 8_000_000 // max(node.size for node in graph.nodes))
+        widest = max(node.size for node in graph.nodes)
+        # Rows at once: what fits a core's cache, or enough to keep a GPU busy.
+        self.chunk = max(32, (25_000 if graph.device.type == "cpu" else 20_000_000) // widest)
+        self.folded = self._folded()
         reach = torch.maximum(lower.abs(), upper.abs())
         self.magnitude = self._magnitudes(reach)
         self.rho = self._errors(self.magnitude)
@@ -97,6 +100,14 @@ class Bounder:
             chain = node.affine is not None and len(node.sources) == 1 and node.sources[0] == 0
             alone.append(chain or not node.sources)
         return alone
+
+    def _folded(self) -> list[bool]:
+        """Tell for each node whether one ReLU alone reads it: its error is then counted there, as slopes are at most 1."""
+        readers = [[r for r, node in enumerate(self.graph.nodes) if k in node.sources] for k in range(len(self.alone))]
+        return [
+            len(by) == 1 and self.graph.nodes[by[0]].relu is not None and self.graph.nodes[k].affine is not None
+            for k, by in enumerate(readers)
+        ]
 
     def _magnitudes(self, reach: Tensor, relaxation: Relaxation | None = None) -> list[Tensor]:
         """Return bounds on the absolute values of every node over the root box, rounded up."""
@@ -123,8 +134,8 @@ class Bounder:
         for k, node in enumerate(self.graph.nodes):
             terms = node.size + 4 * len(self.graph.nodes) + 64 + sum(self.graph.nodes[s].size for s in node.sources)
             if node.affine is None:
-                gamma = terms * EPS * 1.01
-                rho.append(4 * gamma * m[k] + TINY)
+                folded = rho[node.sources[0]] if node.relu is not None and self.folded[node.sources[0]] else 0.0
+                rho.append(4 * terms * EPS * 1.01 * m[k] + folded + TINY)
                 continue
             gamma = (terms + node.affine.terms) * EPS * 1.01
             through = node.affine.magnitude(m[node.sources[0]][None])[0]
@@ -245,22 +256,25 @@ class Bounder:
             if A is None:
                 continue
             current = self.graph.nodes[k]
-            c = c - A.abs() @ self.rho[k]
-            if not current.sources:
-                return Linear(A, c)
-            if current.affine is not None:
-                c = c + A @ current.affine.bias
-                parts = [current.affine.back(A)]
-            elif current.relu is not None:
+            if current.relu is not None:
                 i = self.place[k]
                 if keep is not None:
                     keep[i] = A
-                slope, shift = relaxation.slope[i][box], relaxation.shift[i][box]
-                below = relaxation.floor[i][box] if floor is None else floor[i]
+                slope, shift = relaxation.slope[i].index_select(0, box), relaxation.shift[i].index_select(0, box)
+                below = relaxation.floor[i].index_select(0, box) if floor is None else floor[i]
                 negative = A.clamp(max=0)
-                c = c + (negative * shift).sum(1)
-                parts = [(A - negative) * below + negative * slope]
+                c += shift.mul_(negative).sum(1)
+                c -= A @ self.rho[k] - 2 * (negative @ self.rho[k])  # |A| . rho without forming |A|
+                parts = [torch.addcmul((A - negative).mul_(below), negative, slope)]
+            elif current.affine is not None:
+                c += A @ current.affine.bias
+                if not self.folded[k]:
+                    c -= A.abs() @ self.rho[k]
+                parts = [current.affine.back(A)]
+            elif not current.sources:
+                return Linear(A, c - A.abs() @ self.rho[k])
             else:
+                c -= A.abs() @ self.rho[k]
                 parts = [A] * len(current.sources)
             for source, part in zip(current.sources, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part

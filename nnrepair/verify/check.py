@@ -155,9 +155,13 @@ class _Problem:
             nothing = (np.zeros(0, np.int16), np.zeros(0), np.zeros(0, bool))
             return Found(True, False, 0, 1.0, None, 0, nothing)
         jobs = self._jobs()
-        if attack(self.graph, jobs, self.confirm, generator):
+
+        def attacked(starts: int) -> bool:
+            return attack(self.graph, jobs, self.confirm, generator, starts)
+
+        if attacked(256):
             return Found(False, True, 0, 0.0, None, 0, None)
-        return Search(self.graph, jobs, self.confirm, options).run(deadline, report)
+        return Search(self.graph, jobs, self.confirm, options).run(deadline, report, attacked)
 
     def _jobs(self) -> Jobs:
         """Return the property in float64, every box and every unsafe set rounded outward."""

@@ -14,7 +14,7 @@ def attack(
     jobs: Jobs,
     confirm: Confirm,
     generator: torch.Generator,
-    starts: int = 256,
+    starts: int,
     steps: int = 24,
 ) -> bool:
     """Tell whether signed gradient steps reach a counterexample that `confirm` accepts.
@@ -27,10 +27,11 @@ def attack(
         jobs: where to look, and for what.
         confirm: called with the deepest points.
         generator: where random numbers come from.
-        starts: for each job.
+        starts: how many altogether, at least 16 for each job.
         steps: of size width / 8 at first, smaller by a constant factor each time.
     """
     count = len(jobs.lower)
+    starts = max(16, starts // count)
     job = torch.arange(count, device=jobs.lower.device).repeat_interleave(starts)
     lower, upper = jobs.lower[job], jobs.upper[job]
     drawn = torch.rand(2, *lower.shape, generator=generator, dtype=torch.float64).to(lower.device)

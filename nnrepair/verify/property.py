@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,7 +58,7 @@ class Box:
     def around(cls, center: Any, radius: float, low: float = -math.inf, high: float = math.inf) -> Box:
         """Return the points within `radius` of `center` in every input, and between `low` and `high`."""
         point, shape = _exact(center, "center")
-        if not 0 <= radius < math.inf or math.isnan(low) or math.isnan(high):
+        if not (0 <= radius < math.inf and low < math.inf and high > -math.inf):
             raise InvalidInput(f"A radius must be a finite number >= 0, got {radius} (low={low}, high={high}).")
         r = Fraction(radius)
         box = cls(
@@ -78,8 +79,9 @@ class Box:
         return hash((self.lower, self.upper))
 
     def __repr__(self) -> str:
-        widths = [float(high - low) for low, high in zip(self.lower, self.upper, strict=True)]
-        return f"Box of {len(self)} inputs, widths {min(widths):g} to {max(widths):g}"
+        exact = [high - low for low, high in zip(self.lower, self.upper, strict=True)]
+        least, most = (float(min(width, Fraction(sys.float_info.max))) for width in (min(exact), max(exact)))
+        return f"Box of {len(self)} inputs, widths {least:g} to {most:g}"
 
     @property
     def outer(self) -> tuple[Array, Array]:
@@ -131,7 +133,7 @@ class Case:
 class Property:
     """Cases that must all hold. `Property.on(box, criterion)` makes one, and so does `nnrepair.verify.vnnlib.load`.
 
-    >>> Property.on(Box([0, 0], [1, 1]), nnrepair.Argmax([2]), outputs=3)
+    >>> Property.on(Box([0, 0], [1, 1]), Argmax([2]), outputs=3)
     Property of 2 inputs and 3 outputs: 1 box, 2 ways to be unsafe
 
     Attributes:

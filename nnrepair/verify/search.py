@@ -162,11 +162,17 @@ class Search:
         self.batch = options.batch or (256 if graph.device.type == "cpu" else 16_384)
         self.reach = torch.maximum(jobs.lower.abs(), jobs.upper.abs()).amax(0)
 
-    def run(self, deadline: float, report: Callable[[float, int], None]) -> Found:
-        """Search until all is closed, a counterexample is confirmed, or time.monotonic() reaches the deadline."""
+    def run(
+        self, deadline: float, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False
+    ) -> Found:
+        """Search until all is closed, a counterexample is confirmed, or time.monotonic() reaches the deadline.
+
+        `attack(n)` looks for counterexamples from n random starts; it is called whenever the number of boxes has
+        doubled, so that it costs a fixed share of the search.
+        """
         stack = [self._roots()]
         tree = _Tree(len(stack[0]))
-        boxes = stuck = 0
+        boxes, stuck, next_attack = 0, 0, 256
         stuck_share, stuck_bound = 0.0, torch.inf
         while stack:
             share = sum(float(part.share.sum()) for part in stack) + stuck_share
@@ -176,6 +182,9 @@ class Search:
                 return Found(False, False, boxes, 1 - share, worst, stuck, None)
             current = self._pop(stack)
             boxes += len(current)
+            if boxes >= next_attack and attack(next_attack):
+                return Found(False, True, boxes, 1 - share, None, stuck, None)
+            next_attack = next_attack if boxes < next_attack else 2 * next_attack
             opened = self._bound(current)
             if opened is None:
                 return Found(False, True, boxes, 1 - share, None, stuck, None)

@@ -1,4 +1,4 @@
-"""The command `nnrepair`: repair a model file, read and apply patches, list the methods, run the demo."""
+"""The command `nnrepair`: repair a model file, check properties, apply patches, list the methods, run the demo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnrepair.cli import check
+from nnrepair.cli.options import own_version, require_device, require_places
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.files import write_atomically
 from nnrepair.fix import fix
@@ -38,6 +39,8 @@ exit codes:
   1  not every edit holds; the report is written, the model is not
   2  the command line is wrong
   3  an input cannot be used; one line on stderr says which and why
+
+nnrepair check has exit codes of its own: see nnrepair check --help.
 """
 
 _FILES = """\
@@ -52,7 +55,13 @@ files:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = _parser().parse_args(given)
+    except SystemExit as stop:
+        if stop.code and given[:1] == ["check"]:
+            raise SystemExit(ERROR) from stop  # its 2 means that the property is undecided
+        raise
     try:
         with _quiet_torch():
             code: int = arguments.run(arguments)
@@ -81,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"nnrepair {_version()}")
+    parser.add_argument("--version", action="version", version=f"nnrepair {own_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = command("demo", "repair a real digits classifier, prove it, and write a page about it")
@@ -110,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     repair.add_argument("--quiet", action="store_true", help="print nothing but errors")
     repair.set_defaults(run=_fix)
 
+    check.add_arguments(command("check", check.SUMMARY, check.EPILOG))
+
     patches = command("patch", "show, apply or revert a patch").add_subparsers(required=True, metavar="COMMAND")
     show = command("show", "print what a patch changes, and why", under=patches)
     show.add_argument("patch", type=Path, metavar="FILE")
@@ -123,13 +134,6 @@ def _parser() -> argparse.ArgumentParser:
 
     command("methods", "list the methods and what each needs and keeps").set_defaults(run=_methods)
     return parser
-
-
-def _version() -> str:
-    try:
-        return version("nnrepair")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "(not installed)"
 
 
 @contextmanager
@@ -193,11 +197,7 @@ def _fix(arguments: argparse.Namespace) -> int:
     others = [path for path in (arguments.patch, arguments.certificate, arguments.report) if path is not None]
     _check_outputs(arguments.model, arguments.out, *others)
     method = _method(arguments)
-    if arguments.device != "cpu" and not (arguments.device.startswith("cuda") and torch.cuda.is_available()):
-        raise InvalidInput(
-            f"--device {arguments.device} was asked for, but torch {torch.__version__} sees no such device here. "
-            "Use --device cpu, or install a CUDA build of torch on a machine with an NVIDIA GPU."
-        )
+    require_device(arguments.device)
     file = ModelFile.load(arguments.model)
     file.refuse_fixed_batch()
     file.model.to(arguments.device)
@@ -259,15 +259,7 @@ def _check_outputs(model: Path, *paths: Path) -> None:
         raise InvalidInput(
             f"--out {out.name}: a model is written as .onnx or .pt2, so the name must end in one of them."
         )
-    for path in paths:
-        if not path.parent.is_dir():
-            raise InvalidInput(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
-        if path.is_dir():
-            raise InvalidInput(f"{path} is a folder; give the name of a file.")
-    places = [path.resolve() for path in (model, *paths)]
-    if len(set(places)) < len(places):
-        twice = next(path for path in places if places.count(path) > 1)
-        raise InvalidInput(f"{twice.name!r} is named twice; the model and each output need files of their own.")
+    require_places([model], paths)
 
 
 def _method(arguments: argparse.Namespace) -> Method:
@@ -306,7 +298,7 @@ def _as_json(arguments: argparse.Namespace, result: RepairResult) -> bytes:
         "certificate": None if result.certificate is None else result.certificate.claim,
         "files": {name: str(getattr(arguments, name)) for name in ("model", "edits", "locality", "scope", "out")},
         "seed": arguments.seed,
-        "versions": {"nnrepair": _version(), "torch": torch.__version__},
+        "versions": {"nnrepair": own_version(), "torch": torch.__version__},
     }
     return json.dumps(_plain(about), indent=2, allow_nan=False).encode()
 

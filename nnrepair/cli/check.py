@@ -1,0 +1,174 @@
+"""`nnrepair check`: does a network satisfy a VNN-LIB property, or each property of a list?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nnrepair.cli.options import require_device, require_places
+from nnrepair.errors import InvalidInput
+from nnrepair.files import write_atomically
+from nnrepair.model_file import ModelFile
+from nnrepair.verify import CheckResult, check, vnncomp
+from nnrepair.verify.suite import run_suite
+
+SUMMARY = "prove or refute a property of a model on whole regions"
+EPILOG = """\
+files:
+  MODEL      .onnx, or .pt2 as torch.export.save writes it (open only those you trust; checked as exported to ONNX)
+  PROPERTY   .vnnlib or .vnnlib.gz
+  --suite    a CSV file with the rows onnx,vnnlib,timeout; the files are looked for in its folder, and in onnx/ and
+             vnnlib/ there. Each result is written to --out when it is there, so a run that was killed goes on with
+             --resume.
+
+exit codes (of a suite, the worst):
+  0  the property holds
+  1  it is violated; the counterexample was run through the model
+  2  unknown
+  3  an input, an option or the command line is wrong, or a verdict is not the expected one
+"""
+EXIT_CODES = {"holds": 0, "violated": 1, "unknown": 2, "error": 3}
+_SINGLE = ("certificate", "vnncomp")
+_SUITE = ("out", "jobs", "resume", "certificates", "expect")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL")
+    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up; a suite has its own")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the search for counterexamples; default: %(default)s")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    single = parser.add_argument_group("one property")
+    single.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof (.npz)")
+    single.add_argument("--vnncomp", type=Path, metavar="FILE", help="write the result as VNN-COMP wants it")
+    suite = parser.add_argument_group("a list of instances")
+    suite.add_argument("--suite", type=Path, metavar="CSV", help="check every instance of a VNN-COMP instances.csv")
+    suite.add_argument("--out", type=Path, metavar="DIR", help="for the results; default: <name of CSV>-results")
+    suite.add_argument("--jobs", type=int, metavar="N", help="worker processes, one thread each; default: 2")
+    suite.add_argument("--resume", action="store_true", default=None, help="keep the verdicts in --out, redo errors")
+    suite.add_argument("--certificates", type=Path, metavar="DIR", help="write the proofs")
+    suite.add_argument("--expect", type=Path, metavar="CSV", help="compare: columns network,property,verdict")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check one property or a suite, and return the exit code."""
+    is_suite = arguments.suite is not None
+    wrong = [f"--{name}" for name in (_SINGLE if is_suite else _SUITE) if getattr(arguments, name) is not None]
+    if is_suite and (arguments.model is not None or wrong):
+        raise InvalidInput(
+            f"--suite takes models and properties from the CSV file; leave out {' and '.join(wrong) or 'the others'}."
+            + " Proofs of a suite go to --certificates DIR." * ("--certificate" in wrong)
+        )
+    if not is_suite and (arguments.property is None or wrong):
+        raise InvalidInput(
+            f"{' and '.join(wrong)} {'belong' if wrong[1:] else 'belongs'} to --suite."
+            if wrong
+            else "Expected a model and a property (nnrepair check MODEL.onnx PROPERTY.vnnlib), or --suite CSV."
+        )
+    if arguments.timeout is not None and not arguments.timeout > 0:
+        raise InvalidInput(f"--timeout is {arguments.timeout:g}; expected seconds, more than 0.")
+    require_device(arguments.device)
+    return _suite(arguments) if is_suite else _single(arguments)
+
+
+def _single(arguments: argparse.Namespace) -> int:
+    model, property_ = arguments.model, arguments.property
+    require_places([model, property_], [p for p in (arguments.certificate, arguments.vnncomp) if p is not None])
+    if model.suffix == ".pt2" and arguments.certificate is not None:
+        raise InvalidInput(
+            f"{model}: a certificate is about the bytes of an ONNX file. Write one with nnrepair.onnx.save and check "
+            "that, or leave out --certificate."
+        )
+    with _as_onnx(model) as network:
+        result = check(
+            network,
+            property_,
+            timeout=arguments.timeout,
+            device=arguments.device,
+            certificate=arguments.certificate is not None,
+            progress=not arguments.quiet and sys.stderr.isatty(),
+            seed=arguments.seed,
+        )
+    lines = [str(result)]
+    if model.suffix == ".pt2":
+        lines.append(f"{model} was checked as exported to ONNX")
+    if arguments.certificate is not None:
+        lines += _write_certificate(arguments, result)
+    if arguments.vnncomp is not None:
+        timed_out = arguments.timeout is not None and result.wall_seconds >= arguments.timeout
+        word = vnncomp.word(result.verdict, timed_out=timed_out)
+        found = result.counterexample
+        text = vnncomp.result_text(word, None if found is None else (found.input, found.output))
+        write_atomically(arguments.vnncomp, text.encode())
+        lines.append(f"wrote {arguments.vnncomp} (result for VNN-COMP)")
+    if not arguments.quiet:
+        print("\n".join(lines))
+    return EXIT_CODES[result.verdict]
+
+
+@contextmanager
+def _as_onnx(path: Path) -> Iterator[Path]:
+    """Yield the ONNX file of a model: itself, or what a .pt2 exports to."""
+    if path.suffix == ".gz":
+        raise InvalidInput(f"{path} is compressed. Networks are read as they are: gunzip it first.")
+    if path.suffix == ".onnx":
+        yield path
+        return
+    file = ModelFile.load(path)
+    file.refuse_fixed_batch()
+    with tempfile.TemporaryDirectory() as folder:
+        network = Path(folder) / f"{path.stem}.onnx"
+        file.write(file.model, network)
+        yield network
+
+
+def _write_certificate(arguments: argparse.Namespace, result: CheckResult) -> list[str]:
+    path = arguments.certificate
+    if result.certificate is not None:
+        result.certificate.save(path)
+        return [
+            f"wrote {path} (certificate, not yet checked)",
+            f"check it: python verification/check.py {path} {arguments.model} {arguments.property}",
+        ]
+    why = {
+        "holds": result.reason or "this proof cannot be written as a certificate",
+        "violated": "the property is violated, and the counterexample shows it",
+        "unknown": "nothing was proved",
+    }
+    line = f"not written: {path}, because {why[result.verdict]}"
+    if arguments.quiet:  # asked for and not delivered: that is never silent
+        print(line, file=sys.stderr)
+    return [line]
+
+
+def _suite(arguments: argparse.Namespace) -> int:
+    out = arguments.out or Path(f"{arguments.suite.stem}-results")
+    try:
+        result = run_suite(
+            arguments.suite,
+            out,
+            jobs=2 if arguments.jobs is None else arguments.jobs,
+            timeout=arguments.timeout,
+            resume=bool(arguments.resume),
+            certificates=arguments.certificates,
+            expect=arguments.expect,
+            progress=not arguments.quiet,
+            device=arguments.device,
+            seed=arguments.seed,
+        )
+    except KeyboardInterrupt:
+        print(f"nnrepair: interrupted; {out} keeps what is done; the same with --resume goes on.", file=sys.stderr)
+        return EXIT_CODES["error"]
+    if result.status == "error" and arguments.quiet:
+        print(result, file=sys.stderr)
+    if not arguments.quiet:
+        print(result)
+        print(f"wrote {out / 'results.csv'}, {out / 'summary.json'} and {out / 'instances'}")
+    return EXIT_CODES[result.status]

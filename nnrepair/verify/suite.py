@@ -1,0 +1,379 @@
+"""Check a list of instances: several worker processes, one result file each, and nothing lost when it is killed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nnrepair.errors import InvalidInput, NNRepairError
+from nnrepair.files import write_atomically
+from nnrepair.verify import vnncomp
+from nnrepair.verify.check import check
+from nnrepair.verify.result import CheckResult
+from nnrepair.verify.vnncomp import Instance
+from nnrepair.verify.workers import Death, in_processes
+
+FORMAT = "nnrepair-suite-1"
+#: From best to worst.
+STATUSES = ("holds", "violated", "unknown", "error")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out for one instance; also what its JSON file holds.
+
+    Attributes:
+        onnx, vnnlib: the files as the list names them.
+        status: "holds", "violated", "unknown" or "error".
+        reason: how it was decided, why it was not, or what is wrong.
+        counterexample: input, output, margin and who replayed it, where there is one.
+        certificate: name of the file in the folder of certificates.
+        network_sha256, property_sha256: of the files' bytes, None where a file could not be read.
+        options: what the check was asked to do.
+    """
+
+    onnx: str
+    vnnlib: str
+    status: str
+    reason: str
+    options: dict[str, Any]
+    counterexample: dict[str, Any] | None = None
+    boxes: int = 0
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    proved: float = 0.0
+    worst_bound: float | None = None
+    certificate: str | None = None
+    network_sha256: str | None = None
+    property_sha256: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def word(self) -> str:
+        """The status in VNN-COMP's words."""
+        return vnncomp.word(self.status, timed_out=self.wall_seconds >= (self.options["timeout"] or math.inf))
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What came out for all instances.
+
+    Attributes:
+        rows: one per instance, in the order of the list.
+        expected: the verdict that each should have, None where nobody knows.
+        out: the folder with the result files.
+    """
+
+    rows: tuple[Row, ...]
+    expected: tuple[str | None, ...]
+    out: Path
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many instances have each status."""
+        found = Counter(row.status for row in self.rows)
+        return {status: found[status] for status in STATUSES}
+
+    @cached_property
+    def wrong(self) -> tuple[Row, ...]:
+        """The rows whose verdict is not the expected one."""
+        return tuple(row for row, expected in zip(self.rows, self.expected, strict=True) if _is_wrong(row, expected))
+
+    @property
+    def status(self) -> str:
+        """The worst status of all; a wrong verdict is an error."""
+        return "error" if self.wrong else max((row.status for row in self.rows), key=STATUSES.index)
+
+    def __str__(self) -> str:
+        n, cpu = self.counts, [row.cpu_seconds for row in self.rows]
+        lines = [f"{row.onnx} with {row.vnnlib}: {_last_line(row)}" for row in self.rows if row.status == "error"]
+        lines += [f"WRONG: {row.onnx} with {row.vnnlib} is said to be {row.word}" for row in self.wrong]
+        lines += [
+            f"{len(self.rows)} instances: {n['holds']} hold, {n['violated']} violated, {n['unknown']} unknown, "
+            f"{n['error']} errors",
+            f"CPU seconds: {sum(cpu):.1f} in all, median {statistics.median(cpu):.2f}, at most {max(cpu):.1f}",
+        ]
+        compared = len(self.expected) - self.expected.count(None)
+        if compared:
+            lines.append(f"compared with the expected verdicts: {compared}, of which {len(self.wrong)} are wrong")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Task:
+    instance: Instance
+    options: dict[str, Any]
+    certificate: Path | None
+
+    @property
+    def name(self) -> str:
+        return self.instance.name
+
+    def row(self, status: str, reason: str, **rest: Any) -> Row:
+        return Row(self.instance.onnx, self.instance.vnnlib, status, reason, self.options, **rest)
+
+    def died(self, death: Death) -> Row:
+        reason = f"The worker process ended ({death.how}), perhaps for want of memory. Resume with fewer jobs."
+        return self.row("error", reason, wall_seconds=death.seconds)
+
+
+def run_suite(
+    instances: str | Path,
+    out: str | Path,
+    *,
+    jobs: int = 2,
+    timeout: float | None = None,
+    resume: bool = False,
+    certificates: str | Path | None = None,
+    expect: str | Path | None = None,
+    progress: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    check: Callable[..., CheckResult] = check,
+) -> SuiteResult:
+    """Check every instance of a VNN-COMP instances.csv.
+
+    Each result is written when it is there: OUT/instances/NAME.json, and at the end OUT/results.csv (VNN-COMP's
+    columns: category, onnx, vnnlib, seconds of preparation, result, seconds) and OUT/summary.json. A script that calls
+    this needs `if __name__ == "__main__":`, since workers import it.
+
+    Args:
+        instances: the list; see `vnncomp.read_instances` for where files are looked for.
+        out: the folder for results.
+        jobs: worker processes, each with one thread.
+        timeout: seconds for each instance, instead of the list's own.
+        resume: keep the verdicts in `out` that are about the same bytes of network and property and the same options;
+            errors are tried again.
+        certificates: a folder for proofs, NAME.npz each.
+        expect: a CSV file with the columns network, property, verdict (sat or unsat) to compare with.
+        progress: a bar on a terminal, a line per instance elsewhere.
+        device, seed: as for `check`.
+        check: what to run instead of `nnrepair.verify.check`; a function of a module.
+
+    Raises:
+        InvalidInput: the list, the expected verdicts or the folders cannot be used. What is wrong with one instance is
+            an error in its row.
+    """
+    listed, out = vnncomp.read_instances(Path(instances)), Path(out)
+    if jobs < 1 or (timeout is not None and not 0 < timeout < math.inf):
+        raise InvalidInput(f"Expected jobs >= 1 and timeout > 0, got {jobs} and {timeout}.")
+    known = {} if expect is None else vnncomp.read_expected(Path(expect))
+    expected = [known.get((Path(each.onnx).name, Path(each.vnnlib).name)) for each in listed]
+    if expect is not None and not any(expected):
+        raise InvalidInput(f"{expect} has no verdict about any instance of {instances}; they must name the same files.")
+    _make_folders(out, resume, certificates)
+    common = {"seed": seed, "device": device, "certificate": certificates is not None}
+    tasks = []
+    for each in listed:
+        proof = None if certificates is None else Path(certificates) / f"{each.name}.npz"
+        tasks.append(_Task(each, {"timeout": timeout or each.timeout, **common}, proof))
+
+    rows = {task.name: row for task in tasks if (row := _kept(task, out)) is not None} if resume else {}
+    todo = [task for task in tasks if task.name not in rows]
+    verdicts = dict(zip((task.name for task in tasks), expected, strict=True))
+    solve = partial(_solve, check=check)
+    with _reporter(rows, len(tasks), progress) as report, closing(in_processes(solve, todo, jobs)) as solved:
+        for task, answer in solved:
+            row = task.died(answer) if isinstance(answer, Death) else answer
+            content = json.dumps({"format": FORMAT, **asdict(row)}, indent=1, allow_nan=False) + "\n"
+            write_atomically(_file(task, out), content.encode())
+            rows[task.name] = row
+            report(row, _is_wrong(row, verdicts[task.name]))
+    result = SuiteResult(tuple(rows[task.name] for task in tasks), tuple(expected), out)
+    _write_summary(result, Path(instances), common | {"timeout": timeout, "jobs": jobs})
+    return result
+
+
+def _is_wrong(row: Row, expected: str | None) -> bool:
+    return row.status in ("holds", "violated") and expected not in (None, row.status)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _file(task: _Task, out: Path) -> Path:
+    return out / "instances" / f"{task.name}.json"
+
+
+def _make_folders(out: Path, resume: bool, certificates: str | Path | None) -> None:
+    """Make the folders; refuse to mix with results that are there, and to touch files of another origin."""
+    own, ends = out / "instances", [out / "results.csv", out / "summary.json"]
+    taken = [path for path in (*own.glob("*.json"), *ends) if path.exists()]
+    if taken and not resume:
+        raise InvalidInput(f"{out} holds results already. Continue them with --resume, or give another folder (--out).")
+    if taken and not own.is_dir():
+        raise InvalidInput(f"{out} holds {taken[0].name}, but no results to resume. Give another folder (--out).")
+    for folder in (own, *([] if certificates is None else [Path(certificates)])):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    for path in ends:  # they are about a complete run
+        path.unlink(missing_ok=True)
+
+
+def _kept(task: _Task, out: Path) -> Row | None:
+    """Return the stored verdict about this very instance, if there is one."""
+    try:
+        content = json.loads(_file(task, out).read_text())
+        if content.pop("format") != FORMAT:
+            return None
+        row = Row(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not one of ours
+        return None
+    now = [_sha256(task.instance.network), _sha256(task.instance.property), task.options]
+    same = [row.network_sha256, row.property_sha256, row.options] == now
+    proof_is_there = row.certificate is None or (task.certificate is not None and task.certificate.is_file())
+    return row if same and proof_is_there and row.status in STATUSES[:3] else None
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _write_summary(result: SuiteResult, instances: Path, options: dict[str, Any]) -> None:
+    category = instances.resolve().parent.name
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in result.rows:
+        writer.writerow([category, row.onnx, row.vnnlib, 0, row.word, f"{row.wall_seconds:.6g}"])
+    write_atomically(result.out / "results.csv", buffer.getvalue().encode())
+
+    cpu = [row.cpu_seconds for row in result.rows]
+    versions = {json.dumps(row.versions, sort_keys=True) for row in result.rows}
+    about = {
+        "format": FORMAT,
+        "instances": instances.name,
+        "counts": result.counts,
+        "cpu_seconds": {"total": sum(cpu), "median": statistics.median(cpu), "max": max(cpu)},
+        "boxes": sum(row.boxes for row in result.rows),
+        "expected": len(result.expected) - result.expected.count(None),
+        "wrong": [[row.onnx, row.vnnlib] for row in result.wrong],
+        "options": options,
+        "versions": [json.loads(each) for each in sorted(versions)],
+        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    write_atomically(result.out / "summary.json", (json.dumps(about, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("nnrepair", "torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            found[package] = "(not installed)"
+    return found
+
+
+# Progress ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reporter(rows: dict[str, Row], total: int, show: bool) -> Iterator[Callable[[Row, bool], None]]:
+    """Yield a function to call with each new row."""
+    if not show:
+        yield lambda row, wrong: None
+        return
+    counts = Counter(row.status for row in rows.values())
+    if rows:
+        print(f"{len(rows)} of {total} are there already", flush=True)
+    with tqdm(desc="check", total=total, initial=len(rows), unit="", disable=not sys.stderr.isatty()) as bar:
+
+        def report(row: Row, wrong: bool) -> None:
+            counts[row.status] += 1
+            done, note = counts.total(), "  WRONG: another verdict was expected" * wrong
+            line = f"{done:>{len(str(total))}}/{total}  {row.status:<8} {row.cpu_seconds:8.2f} CPU s"
+            line += f"  {row.onnx}  {row.vnnlib}{note}"
+            if row.status == "error":
+                line += f"  {_last_line(row)}"
+            if bar.disable:
+                print(line, flush=True)
+                return
+            bar.set_postfix_str(", ".join(f"{counts[s]} {s}" for s in STATUSES if counts[s]), refresh=False)
+            bar.update()
+            if wrong or row.status == "error":
+                bar.write(line, file=sys.stderr)
+
+        yield report
+
+
+def _last_line(row: Row) -> str:
+    return row.reason.strip().split("\n")[-1]
+
+
+# One instance --------------------------------------------------------------------------------------------------------
+
+
+def _solve(task: _Task, check: Callable[..., CheckResult]) -> Row:
+    each, start = task.instance, time.perf_counter()
+    about: dict[str, Any] = {
+        "network_sha256": _sha256(each.network),
+        "property_sha256": _sha256(each.property),
+        "versions": _versions(),
+    }
+    try:
+        if each.network.suffix == ".gz":
+            raise InvalidInput(f"{each.network} is compressed. Networks are read as they are: gunzip it first.")
+        result = check(each.network, each.property, **task.options)
+        proof = None
+        if task.certificate is not None and result.certificate is not None:
+            proof = result.certificate.save(task.certificate).name
+    except (NNRepairError, OSError, ModuleNotFoundError) as error:
+        seconds = time.perf_counter() - start
+        return task.row("error", " ".join(str(error).split()), wall_seconds=seconds, **about)
+    except Exception:  # ours to mend, and no reason to lose the other instances
+        return task.row("error", traceback.format_exc(), wall_seconds=time.perf_counter() - start, **about)
+    found = result.counterexample
+    point = None
+    if found is not None:
+        point = {"input": found.input.tolist(), "output": found.output.tolist(), "margin": _finite(found.margin)}
+        point["replayed"] = list(found.replayed)
+    return task.row(
+        result.verdict,
+        result.reason,
+        counterexample=point,
+        boxes=result.boxes,
+        cpu_seconds=result.cpu_seconds,
+        wall_seconds=result.wall_seconds,
+        proved=result.proved,
+        worst_bound=_finite(result.worst_bound),
+        certificate=proof,
+        **about,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    """Return what JSON can hold."""
+    return value if value is not None and math.isfinite(value) else None
