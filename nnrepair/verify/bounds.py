@@ -11,9 +11,9 @@ the inequality with these coefficients can fail. With gamma = N 2^-53 / (1 - N 2
     ReLU       a product A slope is off by at most 2^-53 |A|, times |z|; the sum of A shift by gamma |A| |z|
     sums       each addition of coefficients or of terms is off by 2^-53 of its result
 
-Every line is at most |A| . rho_k with rho_k = gamma (|W| m + |b| + m_k), a vector that depends on the root box alone. So
-one product |A| . rho_k for each node, subtracted from c, covers all of it; N counts generously. The upper line is shifted
-up until it is above the ReLU at both ends in exact arithmetic too. Infinities and NaN never prove anything.
+Every line is at most |A| . rho_k with rho_k = gamma (|W| m + |b| + m_k), a vector that depends on the root box alone.
+So one product |A| . rho_k for each node, subtracted from c, covers all of it; N counts generously. The upper line is
+shifted up until it is above the ReLU at both ends in exact arithmetic too. Infinities and NaN never prove anything.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Bounder:
         return alone
 
     def _folded(self) -> list[bool]:
-        """Tell for each node whether one ReLU alone reads it: its error is then counted there, as slopes are at most 1."""
+        """Tell for each node whether one ReLU alone reads it: its error is counted there, as slopes are at most 1."""
         readers = [[r for r, node in enumerate(self.graph.nodes) if k in node.sources] for k in range(len(self.alone))]
         return [
             len(by) == 1 and self.graph.nodes[by[0]].relu is not None and self.graph.nodes[k].affine is not None
@@ -130,7 +130,7 @@ class Bounder:
 
     def _errors(self, m: list[Tensor]) -> list[Tensor]:
         """Return rho: `|A| . rho[k]` bounds what rounding does to the bound at node k."""
-        rho = []
+        rho: list[Tensor] = []
         for k, node in enumerate(self.graph.nodes):
             terms = node.size + 4 * len(self.graph.nodes) + 64 + sum(self.graph.nodes[s].size for s in node.sources)
             if node.affine is None:
@@ -235,6 +235,7 @@ class Bounder:
         box: Tensor,
         *,
         floor: Sequence[Tensor] | None = None,
+        force: Sequence[Tensor] | None = None,
         keep: list[Tensor | None] | None = None,
     ) -> Linear:
         """Return linear lower bounds of `A . v_node` over each row's box.
@@ -245,6 +246,8 @@ class Bounder:
             A: (rows, size of the node).
             box: (rows,), the box of each row.
             floor: other slopes of the lines below, per ReLU node (rows, neurons).
+            force: multipliers of conditions `z >= 0` (positive) or `z <= 0` (negative) on what goes into ReLUs, per ReLU
+                node (rows, neurons); the bounds then hold wherever the conditions do.
             keep: filled with the coefficients (rows, neurons) on what comes out of each ReLU node.
         """
         if keep is not None:
@@ -252,9 +255,9 @@ class Bounder:
         pending: dict[int, Tensor] = {node: A}
         c = A.new_zeros(len(A))
         for k in range(node, -1, -1):
-            A = pending.pop(k, None)  # type: ignore[assignment]
-            if A is None:
+            if k not in pending:
                 continue
+            A = pending.pop(k)
             current = self.graph.nodes[k]
             if current.relu is not None:
                 i = self.place[k]
@@ -265,7 +268,11 @@ class Bounder:
                 negative = A.clamp(max=0)
                 c += shift.mul_(negative).sum(1)
                 c -= A @ self.rho[k] - 2 * (negative @ self.rho[k])  # |A| . rho without forming |A|
-                parts = [torch.addcmul((A - negative).mul_(below), negative, slope)]
+                part = torch.addcmul((A - negative).mul_(below), negative, slope)
+                if force is not None:  # z >= 0 gives A z >= (A - f) z for f >= 0, and likewise below
+                    part -= force[i]
+                    c -= force[i].abs() @ self.rho[k]
+                parts = [part]
             elif current.affine is not None:
                 c += A @ current.affine.bias
                 if not self.folded[k]:
@@ -290,6 +297,8 @@ class Bounder:
         upper: Tensor,
         steps: int,
         ahead: float = 0.5,
+        phase: Sequence[Tensor] | None = None,
+        keep: list[Tensor | None] | None = None,
     ) -> tuple[Tensor, Linear]:
         """Choose the slopes of the lower lines so that rows become positive; one row for each box.
 
@@ -304,35 +313,57 @@ class Bounder:
             lower, upper: the boxes (boxes, inputs).
             steps: at most so many backward passes.
             ahead: how far above zero to aim, as a share of the distance to it.
+            phase: per ReLU node (boxes, neurons), 1 where a ReLU is taken to be on, -1 where off, else 0; conditions
+                whose multipliers are then chosen too (Wang et al. 2021, beta-CROWN).
+            keep: filled with the coefficients on what comes out of each ReLU node, of the last step.
 
         Returns:
             The best value of each row and the linear bound that has it.
         """
         live = torch.arange(len(A), device=A.device)
         floor = [f.clone() for f in relaxation.floor]
+        force = None if phase is None else [torch.zeros_like(f) for f in floor]
         best = A.new_full((len(A),), -torch.inf)
         found = Linear(A.new_zeros(len(A), self.graph.inputs), best.clone())
         middle, radius = (lower + upper) / 2, (upper - lower) / 2
-        keep: list[Tensor | None] = []
+        kept: list[Tensor | None] = []
         for step in range(steps):
             slopes = floor if len(live) == len(best) else [f[live] for f in floor]
-            bound = self.backward(relaxation, node, A[live], live, floor=slopes, keep=keep)
+            forces = None if force is None else [f[live] for f in force]
+            bound = self.backward(relaxation, node, A[live], live, floor=slopes, force=forces, keep=kept)
             bound.c = bound.c - offset[live]
             value = bound.minimum(lower[live], upper[live])
             better = value > best[live]
             chosen = live[better]
             best[chosen], found.A[chosen], found.c[chosen] = value[better], bound.A[better], bound.c[better]
-            going = best[live] <= 0
+            if keep is not None:
+                self._keep(keep, kept, live, len(best))
+            going = ~(best[live] > 0)
             if step == steps - 1 or not bool(going.any()):
                 break
             x = middle[live] - bound.A.sign() * radius[live]
-            gradient = self._ascent(relaxation, node, live, x, keep, slopes)
-            square = sum(((g * g).sum(1) for g in gradient), torch.full_like(value, TINY))
-            length = (ahead * value.abs() - value + 1e-9) / square
+            gradient, pull = self._ascent(relaxation, node, live, x, kept, slopes, phase)
+            square = sum(((g * g).sum(1) for g in (*gradient, *pull)), torch.full_like(value, TINY))
+            length = ((ahead * value.abs() - value + 1e-9) / square)[:, None]
             for f, g, old in zip(floor, gradient, slopes, strict=True):
-                f[live] = (old + length[:, None] * g).clamp(0, 1)
+                f[live] = (old + length * g).clamp(0, 1)
+            if force is not None and forces is not None and phase is not None:
+                for f, g, old, sign in zip(force, pull, forces, phase, strict=True):
+                    on = sign[live]
+                    f[live] = ((old + length * g) * on).clamp(min=0) * on
             live = live[going]
         return best, found
+
+    @staticmethod
+    def _keep(keep: list[Tensor | None], kept: Sequence[Tensor | None], live: Tensor, rows: int) -> None:
+        """Copy the coefficients of the live rows into those of all."""
+        if len(live) == rows:
+            keep[:] = list(kept)
+            return
+        for i, part in enumerate(kept):
+            old = keep[i]
+            if part is not None and old is not None:
+                keep[i] = old.index_copy(0, live, part)
 
     def _ascent(
         self,
@@ -342,10 +373,12 @@ class Bounder:
         x: Tensor,
         keep: Sequence[Tensor | None],
         floor: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """Return the derivative of each row's bound by the slopes, x being the corner where the bound is least."""
+        phase: Sequence[Tensor] | None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each row's derivatives by slopes and by multipliers, at the corner x where its bound is least."""
         values: list[Tensor] = [x]
         gradient: list[Tensor] = []
+        pull: list[Tensor] = []
         for current in self.graph.nodes[1 : node + 1]:
             first = values[current.sources[0]]
             if current.affine is not None:
@@ -365,4 +398,7 @@ class Bounder:
                 slope = torch.where(free, A * first, 0.0)
                 blocked = ((floor[i] <= 0) & (slope < 0)) | ((floor[i] >= 1) & (slope > 0))
                 gradient.append(slope.masked_fill(blocked, 0.0))
-        return gradient + [torch.zeros_like(f) for f in floor[len(gradient) :]]
+                if phase is not None:
+                    pull.append(-first * phase[i][box].abs())
+        later = [torch.zeros_like(f) for f in floor[len(gradient) :]]
+        return gradient + later, pull + (later if phase is not None else [])

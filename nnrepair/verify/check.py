@@ -24,7 +24,8 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.exact import enclosure, inside
 from nnrepair.verify.falsify import attack
-from nnrepair.verify.graph import Graph, lower
+from nnrepair.verify.graph import Graph
+from nnrepair.verify.lowering import lower
 from nnrepair.verify.property import Case, Conjunction, Property
 from nnrepair.verify.result import CheckResult, Counterexample
 from nnrepair.verify.search import Found, Jobs, Options, Search
@@ -233,9 +234,7 @@ class _Problem:
             settings = onnxruntime.SessionOptions()
             settings.intra_op_num_threads = settings.inter_op_num_threads = 1
             settings.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                str(self.path), settings, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(str(self.path), settings, providers=["CPUExecutionProvider"])
         (name,) = (source.name for source in self._session.get_inputs())
         (y,) = self._session.run(None, {name: x.reshape(1, *self.shape).numpy()})
         return np.asarray(y, np.float64).reshape(-1)

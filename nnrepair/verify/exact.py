@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnrepair.verify.affine import Affine, Convolution, Dense, Diagonal, Pick, Place
 from nnrepair.verify.bounds import Bounder
-from nnrepair.verify.graph import Affine, Convolution, Dense, Diagonal, Graph, Pick, Place
+from nnrepair.verify.graph import Graph
 from nnrepair.verify.property import Conjunction
 
 #: Larger networks (in multiplications) are enclosed in float64 instead.
@@ -48,7 +49,7 @@ def inside(conjunction: Conjunction, outputs: Enclosure) -> bool:
     )
 
 
-# Rational arithmetic: every float is an integer times a power of two, so integers and one exponent per vector suffice. --
+# Rational arithmetic: every float is an integer times a power of two; integers and one exponent per vector suffice. --
 
 
 def _rational(graph: Graph, x: Tensor) -> list[Fraction] | None:

@@ -1,7 +1,7 @@
 """Branch and bound over boxes of inputs: bound, clip, split where the relaxation is loose, until nothing is open.
 
-A job is a box and one conjunction of halfspaces in which no output may lie: `rows . y <= offset` for every row. A box is
-closed when one row is positive on all of it, or when clipping by what the rows allow leaves nothing. All jobs are
+A job is a box and one conjunction of halfspaces in which no output may lie: `rows . y <= offset` for every row. A box
+is closed when one row is positive on all of it, or when clipping by what the rows allow leaves nothing. All jobs are
 searched together, in batches, depth first, so that memory stays small.
 """
 
@@ -101,7 +101,8 @@ class _Boxes:
 
     @staticmethod
     def joined(parts: Sequence[_Boxes]) -> _Boxes:
-        return parts[0] if len(parts) == 1 else _Boxes(*map(torch.cat, zip(*(vars(p).values() for p in parts), strict=True)))
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return _Boxes(*(torch.cat(column) for column in columns))
 
 
 @dataclass
@@ -317,16 +318,15 @@ class Search:
         below, above = opened.upper.clone(), opened.lower.clone()
         below[each, dim], above[each, dim] = cut, cut
         low, high = torch.cat(opened.relaxation.lower, 1), torch.cat(opened.relaxation.upper, 1)
-        twice = lambda t: torch.cat([t, t])  # noqa: E731
         return _Boxes(
             torch.cat([opened.lower, above]),
             torch.cat([below, opened.upper]),
-            twice(low),
-            twice(high),
-            twice(boxes.job),
+            low.repeat(2, 1),
+            high.repeat(2, 1),
+            boxes.job.repeat(2),
             torch.cat([child, child + 1]),
-            twice(boxes.share / 2),
-            twice(opened.value),
+            (boxes.share / 2).repeat(2),
+            opened.value.repeat(2),
         ), lost
 
     def _attribution(self, opened: _Opened, width: Tensor) -> Tensor:
