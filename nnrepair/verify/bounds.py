@@ -149,7 +149,12 @@ class Bounder:
         return self._intervals(lower, upper, None, False)[1][-1]
 
     def relax(
-        self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor] | None = None, refine: bool = True
+        self,
+        lower: Tensor,
+        upper: Tensor,
+        known: tuple[Tensor, Tensor] | None = None,
+        refine: bool = True,
+        steps: int = 0,
     ) -> Relaxation:
         """Return the ReLUs' bounds over boxes (boxes, inputs).
 
@@ -157,11 +162,12 @@ class Bounder:
             lower, upper: the boxes.
             known: bounds (boxes, ReLUs) that hold already, from boxes around these.
             refine: also bound unstable ReLUs backwards, not by intervals alone.
+            steps: improvement steps for each of these bounds.
         """
-        return self._intervals(lower, upper, known, refine)[0]
+        return self._intervals(lower, upper, known, refine, steps)[0]
 
     def _intervals(
-        self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor] | None, refine: bool
+        self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor] | None, refine: bool, steps: int = 0
     ) -> tuple[Relaxation, list[tuple[Tensor, Tensor]]]:
         """Return the ReLUs' bounds and every node's interval."""
         graph = self.graph
@@ -183,13 +189,13 @@ class Bounder:
                     low = torch.maximum(low, known[0][:, node.relu])
                     high = torch.minimum(high, known[1][:, node.relu])
                 if refine and not self.alone[node.sources[0]]:
-                    low, high = self._refined(relaxation, node.sources[0], lower, upper, low, high)
+                    low, high = self._refined(relaxation, node.sources[0], lower, upper, low, high, steps)
                 self._append(relaxation, low, high)
                 values.append((low.clamp(min=0), high.clamp(min=0)))
         return relaxation, values
 
     def _refined(
-        self, relaxation: Relaxation, node: int, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor
+        self, relaxation: Relaxation, node: int, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor, steps: int
     ) -> tuple[Tensor, Tensor]:
         """Return the bounds of the ReLUs that read `node`, with backward bounds where they are unstable."""
         unstable = (low < 0) & (high > 0)
@@ -207,9 +213,13 @@ class Bounder:
             else:
                 source, offset = node, low.new_zeros(len(n))
                 rows = torch.nn.functional.one_hot(n, current.size).to(low)
-            bound = self.backward(relaxation, source, torch.cat([rows, -rows]), twice)
-            bound.c = bound.c + torch.cat([offset - self.rho[node][n], -offset - self.rho[node][n]])
-            value = bound.minimum(lower[twice], upper[twice])
+            A, loss = torch.cat([rows, -rows]), torch.cat([self.rho[node][n] - offset, self.rho[node][n] + offset])
+            if steps:  # towards zero, where the ReLU would be stable, but not all the way: most cannot get there
+                value, _ = self.improve(
+                    relaxation[twice], source, A, loss, lower[twice], upper[twice], steps, ahead=-0.7
+                )
+            else:
+                value = self.backward(relaxation, source, A, twice).minimum(lower[twice], upper[twice]) - loss
             low[b, n] = torch.fmax(low[b, n], value[: len(b)])
             high[b, n] = torch.fmin(high[b, n], -value[len(b) :])
         return low, high
@@ -246,8 +256,8 @@ class Bounder:
             A: (rows, size of the node).
             box: (rows,), the box of each row.
             floor: other slopes of the lines below, per ReLU node (rows, neurons).
-            force: multipliers of conditions `z >= 0` (positive) or `z <= 0` (negative) on what goes into ReLUs, per ReLU
-                node (rows, neurons); the bounds then hold wherever the conditions do.
+            force: multipliers of conditions `z >= 0` (positive) or `z <= 0` (negative) on what goes into ReLUs, per
+                ReLU node (rows, neurons); the bounds then hold wherever the conditions do.
             keep: filled with the coefficients (rows, neurons) on what comes out of each ReLU node.
         """
         if keep is not None:

@@ -26,9 +26,13 @@ from nnrepair.verify.exact import enclosure, inside
 from nnrepair.verify.falsify import attack
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.lowering import lower
+from nnrepair.verify.phases import PhaseSearch
 from nnrepair.verify.property import Case, Conjunction, Property
 from nnrepair.verify.result import CheckResult, Counterexample
 from nnrepair.verify.search import Found, Jobs, Options, Search
+
+#: Networks with more inputs are split at their ReLUs.
+WIDE = 24
 
 
 def check(
@@ -86,7 +90,9 @@ def check(
     reason = ""
     if verdict == "unknown":
         reason = f"the time limit of {timeout:g} s was reached" if found.stuck == 0 else problem.why_stuck(found)
-    kept = problem.certificate(found) if certificate and verdict == "holds" else None
+    kept = problem.certificate(found) if certificate and found.closed else None
+    if certificate and found.closed and kept is None:
+        reason = "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only"
     return CheckResult(
         verdict=verdict,  # type: ignore[arg-type]
         counterexample=problem.counterexample,
@@ -162,6 +168,11 @@ class _Problem:
 
         if attacked(256):
             return Found(False, True, 0, 0.0, None, 0, None)
+        split = options.split
+        if split == "auto":
+            split = "inputs" if self.graph.inputs <= WIDE else "relus"
+        if split == "relus":
+            return PhaseSearch(self.graph, jobs, self.confirm).run(deadline, report, attacked)
         return Search(self.graph, jobs, self.confirm, options).run(deadline, report, attacked)
 
     def _jobs(self) -> Jobs:
@@ -250,7 +261,8 @@ class _Problem:
 
     def certificate(self, found: Found) -> PropertyCertificate:
         """Return the proof that the search found."""
-        assert found.tree is not None
+        if found.tree is None:
+            return None
         dim, cut, look = found.tree
         versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,11 +29,13 @@ class Options:
     """How to search; the defaults are what measurements on ACAS Xu networks chose.
 
     Attributes:
+        split: what to split; "auto" is inputs where there are few of them, else ReLUs.
         batch: boxes bounded at once; None is 256 on a CPU (its cache) and 16 384 on a GPU.
         steps: improvement steps for the slopes of an open box; 0 for none.
         clip, attribute: False for plain search: no clipping, longest edge (what benchmarks compare with).
     """
 
+    split: Literal["auto", "inputs", "relus"] = "auto"
     batch: int | None = None
     steps: int = 4
     clip: bool = True

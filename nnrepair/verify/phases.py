@@ -1,0 +1,171 @@
+"""Branch and bound over ReLU phases, for inputs too wide to split: images.
+
+A part of a job is the job's box with some ReLUs taken to be on and others off. Its bound optimises the slopes of the
+lines below unstable ReLUs and the multipliers of these conditions (beta-CROWN, Wang et al. 2021). A part that stays open
+is split at the ReLU whose relaxation loses most. Rounding is covered as in `bounds`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnrepair.verify.bounds import EPS, Bounder, Relaxation
+from nnrepair.verify.graph import Graph
+from nnrepair.verify.search import Confirm, Found, Jobs
+
+#: Parts are bounded in batches of so many numbers (ReLUs and inputs).
+BATCH_NUMBERS = 200_000
+#: A part's ReLUs are bounded backwards again only if the network is small enough for it (multiplications for each row).
+REFINE_WORK = 5_000_000
+
+
+@dataclass
+class _Parts:
+    low: Tensor  # (parts, ReLUs): bounds that hold under the part's conditions
+    high: Tensor
+    phase: Tensor  # (parts, ReLUs): 1 on, -1 off, 0 free
+    job: Tensor
+    share: Tensor
+    bound: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> _Parts:
+        return _Parts(*(value[index] for value in vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.job)
+
+
+class PhaseSearch:
+    """One search; `run` does it. Every job has one row (`single_rows` makes it so by taking the most promising).
+
+    Args:
+        graph: the network.
+        jobs: what to prove.
+        confirm: called with points that seem to be counterexamples.
+        steps: improvement steps for the bound of a part.
+    """
+
+    def __init__(self, graph: Graph, jobs: Jobs, confirm: Confirm, steps: int = 20, root_steps: int = 12) -> None:
+        self.graph, self.jobs, self.confirm = graph, jobs, confirm
+        self.steps, self.root_steps = steps, root_steps
+        self.boxes, self.box = torch.unique(torch.cat([jobs.lower, jobs.upper], 1), dim=0, return_inverse=True)
+        self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0))
+        reach = self.bounder.magnitude[-1]
+        self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs())
+        self.batch = max(1, BATCH_NUMBERS // (graph.hidden + graph.inputs))
+        self.refine = sum(graph.nodes[k].size for k in graph.relus) * graph.hidden < REFINE_WORK
+
+    def run(
+        self, deadline: float, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False
+    ) -> Found:
+        """Search until all is closed, a counterexample is confirmed, or time.monotonic() reaches the deadline."""
+        roots, row = self._roots(deadline)
+        jobs = len(self.jobs.lower)
+        done, boxes, next_attack, splits = 1 - float(roots.share.sum()), jobs, 64, 0
+        stack = [roots] if len(roots) else []
+        while stack:
+            report(done, boxes)
+            if time.monotonic() >= deadline:
+                worst = min(float(part.bound.min()) for part in stack)
+                return Found(False, False, boxes, done, worst, 0, None)
+            part = stack.pop()
+            if len(part) > self.batch:
+                stack.append(part[: len(part) - self.batch])
+                part = part[len(part) - self.batch :]
+            boxes += len(part)
+            if boxes >= next_attack:
+                next_attack *= 2
+                if attack(next_attack):
+                    return Found(False, True, boxes, done, None, 0, None)
+            opened, keep, relaxation = self._bound(part, row)
+            if opened is None:
+                return Found(False, True, boxes, done, None, 0, None)
+            done += float(part.share.sum() - opened.share.sum())
+            if len(opened):
+                children = self._split(opened, keep, relaxation)
+                splits += len(opened)
+                if children is None:
+                    worst = float(opened.bound.min())
+                    return Found(False, False, boxes, done, worst, len(opened), None)
+                stack.append(children)
+        leaves = (np.full(jobs, -1, np.int16), np.zeros(0), np.ones(jobs, bool))
+        return Found(True, False, boxes, 1.0, None, 0, leaves if splits == 0 else None)
+
+    def _roots(self, deadline: float) -> tuple[_Parts, Tensor]:
+        """Return the jobs that plain bounds leave open, and for every job the row that they bring closest to proof."""
+        jobs, d = self.jobs, self.graph.inputs
+        parts, rows = [], torch.zeros_like(self.box)
+        last = len(self.graph.nodes) - 1
+        for b in range(len(self.boxes)):
+            lower, upper = self.boxes[b : b + 1, :d], self.boxes[b : b + 1, d:]
+            mine = (self.box == b).nonzero()[:, 0]
+            relaxation = self.bounder.relax(lower, upper, steps=self.root_steps)
+            n, m = jobs.real[mine].shape
+            bound = self.bounder.backward(
+                relaxation, last, jobs.rows[mine].reshape(n * m, -1), torch.zeros(n * m, dtype=torch.long).to(mine)
+            )
+            value = bound.minimum(lower, upper).reshape(n, m) - self.offset[mine]
+            value = torch.where(jobs.real[mine], value, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+            best, row = value.max(1)
+            rows[mine] = row
+            still = ~(best > 0)
+            count = int(still.sum())
+            low, high = (torch.cat(ends, 1).expand(count, -1) for ends in (relaxation.lower, relaxation.upper))
+            share = torch.full_like(best[still], 1 / len(jobs.lower))
+            parts.append(_Parts(low, high, torch.zeros_like(low), mine[still], share, best[still]))
+        joined = _Parts(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
+        return joined, rows
+
+    def _bound(self, parts: _Parts, row: Tensor) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
+        """Return the parts that stay open, with their coefficients, or None when a counterexample was confirmed."""
+        job = parts.job
+        lower, upper = self.jobs.lower[job], self.jobs.upper[job]
+        known = (parts.low, parts.high)
+        relaxation = self.bounder.relax(lower, upper, known, refine=self.refine and bool((parts.phase != 0).any()))
+        low, high = torch.cat(relaxation.lower, 1), torch.cat(relaxation.upper, 1)
+        empty = (low > high).any(1)
+        slices = [self.graph.nodes[k].relu for k in self.graph.relus]
+        keep: list[Tensor | None] = []
+        last = len(self.graph.nodes) - 1
+        rows, offset = self.jobs.rows[job, row[job]], self.offset[job, row[job]]
+        phase = [parts.phase[:, s] for s in slices]
+        best, bound = self.bounder.improve(
+            relaxation, last, rows, offset, lower, upper, self.steps, phase=phase, keep=keep
+        )
+        index = (~(best > 0) & ~empty).nonzero()[:, 0]
+        if len(index):
+            middle, radius = (lower + upper)[index] / 2, (upper - lower)[index] / 2
+            x = torch.clamp(middle - bound.A[index].sign() * radius, lower[index], upper[index])
+            depth = self.jobs.depth(self.graph(x), job[index])
+            inside = (depth >= 0).nonzero()[:, 0][:16]
+            if len(inside) and self.confirm(x[inside], job[index][inside]):
+                return None, keep, relaxation
+        opened = _Parts(low[index], high[index], parts.phase[index], job[index], parts.share[index], best[index])
+        return opened, [None if a is None else a[index] for a in keep], relaxation[index]
+
+    def _split(self, opened: _Parts, keep: Sequence[Tensor | None], relaxation: Relaxation) -> _Parts | None:
+        """Return both phases of the ReLU that loses most in each part; None when a part has no unstable ReLU."""
+        losses = []
+        for i, A in enumerate(keep):
+            low, high = relaxation.lower[i], relaxation.upper[i]
+            if A is None:
+                losses.append(torch.zeros_like(low))
+                continue
+            below = torch.minimum(high, -low).clamp(min=0)
+            lost = A.clamp(min=0) * below - A.clamp(max=0) * relaxation.shift[i]
+            losses.append(torch.where(relaxation.unstable[i], lost + 1e-30, 0.0))
+        score, neuron = torch.cat(losses, 1).nan_to_num(0.0).max(1)
+        if not bool((score > 0).all()):
+            return None
+        each = torch.arange(len(neuron), device=neuron.device)
+        on = _Parts(opened.low.clone(), opened.high, opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
+        off = _Parts(opened.low, opened.high.clone(), opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
+        on.low[each, neuron], on.phase[each, neuron] = 0.0, 1.0
+        off.high[each, neuron], off.phase[each, neuron] = 0.0, -1.0
+        return _Parts(*(torch.cat(pair) for pair in zip(vars(on).values(), vars(off).values(), strict=True)))
