@@ -259,8 +259,8 @@ class _Problem:
             text += f"; {self.refused} points that seemed to violate the property failed exact replay"
         return text
 
-    def certificate(self, found: Found) -> PropertyCertificate:
-        """Return the proof that the search found."""
+    def certificate(self, found: Found) -> PropertyCertificate | None:
+        """Return the proof that the search found, if it is one that splits inputs."""
         if found.tree is None:
             return None
         dim, cut, look = found.tree

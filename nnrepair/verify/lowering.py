@@ -273,9 +273,10 @@ def _max_pool(b: _Builder, layer: nn.MaxPool2d, x: _Value) -> _Value:
     if len(x.shape) != 3:
         raise _Unreadable(f"it needs images (channels, height, width), given {x.shape}")
     places = torch.arange(math.prod(x.shape)).reshape(1, *x.shape)
-    pair = lambda v: (v, v) if isinstance(v, int) else tuple(v)  # noqa: E731
-    kernel, padding, dilation = pair(layer.kernel_size), pair(layer.padding), pair(layer.dilation)
-    stride = pair(layer.stride)
+    kernel, padding, dilation, stride = (
+        (v, v) if isinstance(v, int) else tuple(v)
+        for v in (layer.kernel_size, layer.padding, layer.dilation, layer.stride)
+    )
     if layer.ceil_mode:
         raise _Unreadable("ceil_mode is not supported")
     padded = F.pad(places.double(), (padding[1], padding[1], padding[0], padding[0]), value=-1.0)

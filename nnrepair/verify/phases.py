@@ -1,8 +1,8 @@
 """Branch and bound over ReLU phases, for inputs too wide to split: images.
 
 A part of a job is the job's box with some ReLUs taken to be on and others off. Its bound optimises the slopes of the
-lines below unstable ReLUs and the multipliers of these conditions (beta-CROWN, Wang et al. 2021). A part that stays open
-is split at the ReLU whose relaxation loses most. Rounding is covered as in `bounds`.
+lines below unstable ReLUs and the multipliers of these conditions (beta-CROWN, Wang et al. 2021). A part that stays
+open is split at the ReLU whose relaxation loses most. Rounding is covered as in `bounds`.
 """
 
 from __future__ import annotations
