@@ -21,7 +21,7 @@ from nnrepair.methods.base import Method, Proposal, named
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.problem import Problem, build, outputs
-from nnrepair.result import RepairResult, Report, WeightChange
+from nnrepair.result import Asked, RepairResult, Report, WeightChange
 
 
 def fix(
@@ -132,7 +132,8 @@ def _judge(
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = _like(model, repaired)
         patch = Patch.between(model, final, _about(report))
-    return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats)
+    asked = Asked(problem.edits, problem.locality, problem.keep, problem.kept)
+    return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
 
 def _outcome(proposal: Proposal, before: list[bool], failing: list[int], count: int, lost: int) -> Outcome:

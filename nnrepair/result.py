@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nnrepair.certificate import Certificate
+from nnrepair.criteria import Criterion
+from nnrepair.errors import InvalidInput
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
+from nnrepair.spec import Edits, LocalitySet
+
+if TYPE_CHECKING:
+    from nnrepair.verify import CheckResult, Options, Property
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,22 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a repair was asked for: references to the points, not copies.
+
+    Attributes:
+        edits: what must hold.
+        locality: points to keep, or None.
+        keep: the criterion that keeps them, and `kept`: bool (points,), which of them it binds.
+    """
+
+    edits: Edits
+    locality: LocalitySet | None = None
+    keep: Criterion | None = None
+    kept: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class RepairResult:
     """The result of a repair.
 
@@ -95,6 +120,7 @@ class RepairResult:
         patch: the change alone, which can be saved, applied and reverted (None for a decoupled network).
         certificate: a proof of minimality that `verification/minimality.py` can check, where there is one.
         stats: the method's own numbers (`objective`, `lower_bound`, `gap`, layers tried, steps).
+        asked: the edits and the locality set, for `verify`.
     """
 
     model: nn.Module
@@ -103,6 +129,60 @@ class RepairResult:
     patch: Patch | None
     certificate: Certificate | None
     stats: dict[str, Any]
+    asked: Asked | None = field(default=None, repr=False, compare=False)
+
+    def verify(
+        self,
+        property: Property | str | Path | Sequence[Property | str | Path] | None = None,
+        *,
+        timeout: float | None = None,
+        device: str | torch.device | None = None,
+        certificate: bool = True,
+        progress: bool = False,
+        seed: int = 0,
+        options: Options | None = None,
+    ) -> CheckResult:
+        """Confirm the repaired network: every edit, every point to keep, and properties over their whole regions.
+
+        A point is confirmed when it holds in a run of the network and for the real-valued function of its stored
+        weights: in float64 with all rounding bounded, and in exact arithmetic where that leaves it open. Nothing is
+        taken from the report. The verdict is "holds" when all of this is confirmed; "violated" when a point is
+        certainly wrong (also a point of the locality set that the repair gave up) or a property is; else "unknown".
+
+        Args:
+            property: a `nnrepair.verify.Property`, a .vnnlib file, or a list of these.
+            timeout: for everything together, in seconds.
+            device, certificate, progress, seed, options: for the properties; see `nnrepair.verify.check`.
+
+        Returns:
+            The verdict. `reason` says, line by line, what was confirmed and which points were not; `counterexample` is
+            the first edit that is wrong, else the first lost point, else that of a property; `proved` is the smallest
+            share among edits, points to keep and properties; `certificate` is that of the property, if there is one
+            property, and speaks of it alone.
+
+        Raises:
+            InvalidInput: points that are no plain tensors, or a property that does not fit.
+            UnsupportedModel: the network has operations that are not piecewise linear (so has a decoupled one).
+        """
+        from nnrepair.verify.points import confirm
+
+        if self.asked is None:
+            raise InvalidInput("This result does not know its edits; verify() works on what nnrepair.fix returned.")
+        asked, points = self.asked, list[Any]()
+        points.append(("edits", asked.edits.inputs, asked.edits.criterion, None))
+        if asked.locality is not None and asked.keep is not None:
+            points.append(("points to keep", asked.locality.inputs, asked.keep, asked.kept))
+        return confirm(
+            self.model,
+            points,
+            property,
+            timeout=timeout,
+            device=device,
+            certificate=certificate,
+            progress=progress,
+            seed=seed,
+            options=options,
+        )
 
     def __str__(self) -> str:
         lines = [str(self.outcome), str(self.report), f"measured on {self.report.edits} edits"]

@@ -52,7 +52,14 @@ class Dense(Affine):
     def __init__(self, weight: Tensor, bias: Tensor | None = None, inexact: float = 0.0) -> None:
         self.weight = weight.detach().double().contiguous()
         self.bias = self.weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
-        self.absolute, self.terms, self.inexact = self.weight.abs(), max(weight.shape), inexact
+        self.absolute, self.terms, self.inexact = self.weight.abs(), max((1, *weight.shape)), inexact
+
+    def part(self, outputs: Tensor | None, inputs: Tensor | None) -> Dense:
+        """Return the map between chosen outputs and inputs; None is all of them."""
+        weight, bias = self.weight, self.bias
+        if outputs is not None:
+            weight, bias = weight[outputs], bias[outputs]
+        return Dense(weight if inputs is None else weight[:, inputs], bias, self.inexact)
 
     def apply(self, x: Tensor) -> Tensor:
         return x @ self.weight.T

@@ -18,13 +18,15 @@ shifted up until it is above the ReLU at both ends in exact arithmetic too. Infi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nnrepair.verify.graph import Graph
+from nnrepair.verify.affine import Dense
+from nnrepair.verify.graph import Graph, Node
 
 EPS = 2.0**-53
 #: Added to every error bound, against underflow.
@@ -92,6 +94,36 @@ class Bounder:
             relaxation = self.relax(lower[None], upper[None])
             self.magnitude = self._magnitudes(reach, relaxation)
             self.rho = self._errors(self.magnitude)
+
+    def restricted(self, live: Tensor) -> tuple[Bounder, Tensor | None]:
+        """Return the same bounds without ReLUs that are off in all boxes at hand, and the places of those that stay.
+
+        A batch of neighbouring boxes has many of them. Only chains of matrices can do without; for other networks
+        this returns the bounder itself and None.
+
+        Args:
+            live: (ReLUs,) bool, False where the ReLU is off in every box.
+        """
+        nodes = self.graph.nodes
+        dense = all(node.relu is not None or isinstance(node.affine, Dense) for node in nodes[1:])
+        if not dense or not all(self.folded[nodes[k].sources[0]] for k in self.graph.relus) or bool(live.all()):
+            return self, None
+        stays: dict[int, Tensor] = {}  # by node: the entries that are left
+        for k in self.graph.relus:
+            stays[k] = stays[nodes[k].sources[0]] = live[nodes[k].relu].nonzero()[:, 0]
+        thin = copy.copy(self)
+        thin.rho = [rho[stays[k]] if k in stays else rho for k, rho in enumerate(self.rho)]
+        fewer, start = [nodes[0]], 0
+        for k, node in enumerate(nodes[1:], 1):
+            size = len(stays[k]) if k in stays else node.size
+            relu = None if node.relu is None else slice(start, start + size)
+            start += 0 if relu is None else size
+            affine = None
+            if isinstance(node.affine, Dense):
+                affine = node.affine.part(stays.get(k), stays.get(node.sources[0]))
+            fewer.append(Node(node.sources, size, affine, relu))
+        thin.graph = Graph(fewer, self.graph.device)
+        return thin, live.nonzero()[:, 0]
 
     def _linear_before(self) -> list[bool]:
         """Tell for each node whether no ReLU comes before it; interval bounds of its affine maps are then exact."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.progress import progress_bar
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
@@ -87,12 +87,9 @@ def check(
 
         found = problem.solve(deadline, torch.Generator().manual_seed(seed), options or Options(), report)
     verdict = "violated" if found.violated else "holds" if found.closed else "unknown"
-    reason = ""
+    kept, reason = problem.certificate(found) if certificate and found.closed else (None, "")
     if verdict == "unknown":
-        reason = f"the time limit of {timeout:g} s was reached" if found.stuck == 0 else problem.why_stuck(found)
-    kept = problem.certificate(found) if certificate and found.closed else None
-    if certificate and found.closed and kept is None:
-        reason = "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only"
+        reason = problem.why_open(found, timeout if time.monotonic() >= deadline else None)
     return CheckResult(
         verdict=verdict,  # type: ignore[arg-type]
         counterexample=problem.counterexample,
@@ -124,22 +121,23 @@ class _Problem:
     def __init__(self, model: nn.Module | str | Path, property: Property | str | Path, device: Any) -> None:
         self.path = None if isinstance(model, nn.Module) else Path(model)
         self.property = property if isinstance(property, Property) else vnnlib.load(property)
-        self.property_sha256 = (
-            hashlib.sha256(vnnlib.dumps(property).encode()).hexdigest()
-            if isinstance(property, Property)
-            else sha256(property)
-        )
+        self.property_sha256 = None if isinstance(property, Property) else sha256(property)
+        place = _device(device)
         self.model, self.shape = self._read(model)
-        self.dtype = next((p.dtype for p in self.model.parameters()), torch.float32)
-        if self.dtype not in (torch.float32, torch.float64):
-            raise InvalidInput(f"The model has {self.dtype} parameters; the checker reads float32 and float64.")
+        dtypes = [p.dtype for p in self.model.parameters()]
+        other = {str(dtype) for dtype in dtypes} - {"torch.float32", "torch.float64"}
+        if other:
+            raise InvalidInput(f"The model has {sorted(other)[0]} parameters; the checker reads float32 and float64.")
+        self.dtype = dtypes[0] if dtypes else torch.float32
+        self._check_shape()
         graph = lower(self.model, self.shape)
         if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
             raise InvalidInput(
                 f"The property is about {self.property.inputs} inputs and {self.property.outputs} outputs, but the "
                 f"network has {graph.inputs} and {graph.outputs}."
             )
-        self.graph = Graph(graph.nodes, torch.device(device or "cpu"))
+        self._compare(graph)
+        self.graph = graph.to(place)
         self.exact_graph = graph
         self.work: list[tuple[Case, Conjunction]] = [(c, u) for c in self.property.cases for u in c.unsafe]
         self.counterexample: Counterexample | None = None
@@ -148,14 +146,43 @@ class _Problem:
 
     def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
         if isinstance(model, nn.Module):
-            shape = getattr(model, "item_shape", None) or self.property.cases[0].box.shape
-            return copy.deepcopy(model).cpu().eval(), tuple(shape)
+            shape = tuple(getattr(model, "item_shape", None) or ())
+            known = shape and None not in shape
+            return copy.deepcopy(model).cpu().eval(), shape if known else self.property.cases[0].box.shape
         from nnrepair import onnx
 
         loaded = onnx.load(model)
         if None in loaded.item_shape:
             raise InvalidInput(f"{model} leaves the size of its input open ({loaded.item_shape}).")
         return loaded, tuple(size for size in loaded.item_shape if size is not None)
+
+    def _check_shape(self) -> None:
+        """Call the model once, so that what does not fit is told in its own words."""
+        x = torch.zeros(1, *self.shape, dtype=self.dtype)
+        try:
+            with torch.no_grad(), torch.random.fork_rng([]):
+                self.model(x)
+        except Exception as error:  # whatever the user's forward raises
+            raise InvalidInput(
+                f"The model cannot be called with one input of shape {tuple(x.shape)}: {type(error).__name__}: {error}\n"
+                "A property made in Python says the shape: Box(lower, upper) keeps that of its bounds."
+            ) from error
+
+    def _compare(self, graph: Graph) -> None:
+        """Compare what was read with the model itself: hooks, for example, are not seen when a model is read."""
+        low, high = (torch.from_numpy(end) for end in self.property.cases[0].box.outer)
+        drawn = torch.rand(6, graph.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        model = copy.deepcopy(self.model).double()
+        for x in low + drawn * (high - low):
+            with torch.no_grad(), torch.random.fork_rng([]):
+                y, values = model(x.reshape(1, *self.shape)), graph.values(x[None])
+            scale = max(float(v.abs().max()) for v in values)
+            if not bool(torch.allclose(y.reshape(1, -1), values[-1], rtol=1e-6, atol=1e-6 * scale, equal_nan=True)):
+                raise UnsupportedModel(
+                    "The checker read this model as another function than it computes. Forward hooks, randomness and "
+                    "operations that change tensors in place may do that; remove them, or write the model to ONNX "
+                    "(nnrepair.onnx.save) and check the file."
+                )
 
     def solve(self, deadline: float, generator: torch.Generator, options: Options, report: Any) -> Found:
         if not self.work:
@@ -252,18 +279,43 @@ class _Problem:
 
     # What to say -----------------------------------------------------------------------------------------------------
 
-    def why_stuck(self, found: Found) -> str:
-        """Return why a search without time limit ended open."""
-        text = f"{found.stuck} boxes as small as float64 allows have bounds that touch the unsafe set"
+    def why_open(self, found: Found, limit: float | None) -> str:
+        """Return why a search ended without a verdict; `limit` is the time limit if that was reached."""
+        said = [] if limit is None else [f"the time limit of {limit:g} s was reached"]
+        if found.stuck:
+            said.append(f"{found.stuck} parts that cannot be split further have bounds that touch the unsafe set")
         if self.refused:
-            text += f"; {self.refused} points that seemed to violate the property failed exact replay"
-        return text
+            said.append(f"{self.refused} points that seemed to violate the property failed exact replay")
+        thin = sum(self._rounded(torch.from_numpy(case.box.outer[0]), case) is None for case in self.property.cases)
+        if thin:
+            kind = str(self.dtype).removeprefix("torch.")
+            said.append(f"{thin} boxes hold no {kind} number, so that no counterexample in them could be replayed")
+        return "; ".join(said)
 
-    def certificate(self, found: Found) -> PropertyCertificate | None:
-        """Return the proof that the search found, if it is one that splits inputs."""
+    def certificate(self, found: Found) -> tuple[PropertyCertificate | None, str]:
+        """Return the proof that the search found, or why there is none for the independent checker."""
         if found.tree is None:
-            return None
+            return (
+                None,
+                "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only",
+            )
+        if self.property_sha256 is None:
+            try:
+                self.property_sha256 = hashlib.sha256(vnnlib.dumps(self.property).encode()).hexdigest()
+            except InvalidInput as error:
+                return None, f"no certificate: {error}"
         dim, cut, look = found.tree
         versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
-        return PropertyCertificate(len(self.work), dim, cut, look, network, self.property_sha256, versions)
+        return PropertyCertificate(len(self.work), dim, cut, look, network, self.property_sha256, versions), ""
+
+
+def _device(name: Any) -> torch.device:
+    """Return a device that is there."""
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(f"The device {str(name)!r} cannot be used ({reason}); device=None is the CPU.") from error
+    return device

@@ -30,18 +30,19 @@ class Graph:
     Attributes:
         nodes: see `Node`.
         hidden: how many ReLUs there are altogether.
-        notes: operations whose constants are no exact numbers (batch normalisation, averages over 3 entries).
     """
 
     def __init__(self, nodes: Sequence[Node], device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
-        self.nodes = [
-            node if node.affine is None else Node(node.sources, node.size, node.affine.to(self.device))
-            for node in nodes
-        ]
+        self.nodes = list(nodes)
         self.inputs, self.outputs = nodes[0].size, nodes[-1].size
         self.relus = [k for k, node in enumerate(nodes) if node.relu is not None]
         self.hidden = sum(nodes[k].size for k in self.relus)
+
+    def to(self, device: torch.device) -> Graph:
+        """Return the graph on another device."""
+        moved = [Node(n.sources, n.size, n.affine.to(device), n.relu) if n.affine else n for n in self.nodes]
+        return Graph(moved, device)
 
     def values(self, x: Tensor) -> list[Tensor]:
         """Return every node's value for inputs x (n, inputs), in float64."""

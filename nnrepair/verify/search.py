@@ -226,8 +226,14 @@ class Search:
 
     def _bound(self, boxes: _Boxes) -> _Opened | None:
         """Return what stays open, clipped, or None when a counterexample was confirmed."""
-        bounder, jobs, last = self.bounder, self.jobs, len(self.graph.nodes) - 1
-        relaxation = bounder.relax(boxes.lower, boxes.upper, (boxes.low, boxes.high))
+        jobs, last = self.jobs, len(self.graph.nodes) - 1
+        bounder, live = self.bounder.restricted((boxes.high > 0).any(0))
+        known = (boxes.low, boxes.high) if live is None else (boxes.low[:, live], boxes.high[:, live])
+        relaxation = bounder.relax(boxes.lower, boxes.upper, known)
+        if live is None:
+            boxes.low, boxes.high = torch.cat(relaxation.lower, 1), torch.cat(relaxation.upper, 1)
+        else:
+            boxes.low[:, live], boxes.high[:, live] = torch.cat(relaxation.lower, 1), torch.cat(relaxation.upper, 1)
         n, m = self.offset[boxes.job].shape
         which = torch.arange(n, device=boxes.job.device).repeat_interleave(m)
         keep: list[Tensor | None] = []
@@ -245,8 +251,10 @@ class Search:
             kept = (lower <= upper).all(1)
             index, lower, upper = index[kept], lower[kept], upper[kept]
         chosen = index * m + row[index]
-        opened = _Opened(boxes[index], lower, upper, relaxation[index], best[index], bound[chosen])
-        opened.coefficients = [None if a is None else a[chosen] for a in keep]
+        coefficients = [None if a is None else a[chosen] for a in keep]
+        opened = _Opened(
+            bounder, boxes[index], lower, upper, relaxation[index], best[index], bound[chosen], coefficients
+        )
         if self.options.steps and len(index):
             opened = self._improved(opened, row[index])
         return None if self._violated(opened) else opened
@@ -254,7 +262,7 @@ class Search:
     def _improved(self, opened: _Opened, row: Tensor) -> _Opened:
         """Try better slopes for the best row of every open box, and clip by what they give."""
         job, last = opened.boxes.job, len(self.graph.nodes) - 1
-        best, bound = self.bounder.improve(
+        best, bound = opened.bounder.improve(
             opened.relaxation,
             last,
             self.jobs.rows[job, row],
@@ -320,12 +328,11 @@ class Search:
         each = torch.arange(len(dim), device=dim.device)
         below, above = opened.upper.clone(), opened.lower.clone()
         below[each, dim], above[each, dim] = cut, cut
-        low, high = torch.cat(opened.relaxation.lower, 1), torch.cat(opened.relaxation.upper, 1)
         return _Boxes(
             torch.cat([opened.lower, above]),
             torch.cat([below, opened.upper]),
-            low.repeat(2, 1),
-            high.repeat(2, 1),
+            boxes.low.repeat(2, 1),
+            boxes.high.repeat(2, 1),
             boxes.job.repeat(2),
             torch.cat([child, child + 1]),
             (boxes.share / 2).repeat(2),
@@ -342,7 +349,7 @@ class Search:
         relaxation, total = opened.relaxation, torch.zeros_like(width)
         moves: list[Tensor] = [torch.eye(d, dtype=width.dtype, device=width.device).expand(n, d, d)]
         i = 0
-        for node in self.graph.nodes[1:-1]:
+        for node in opened.bounder.graph.nodes[1:-1]:
             first = moves[node.sources[0]]
             if node.affine is not None:
                 moves.append(node.affine.apply(first))
@@ -367,16 +374,18 @@ class Search:
 class _Opened:
     """Boxes that were bounded and stay open, with what is known about them."""
 
+    bounder: Bounder  # for these boxes
     boxes: _Boxes
     lower: Tensor  # clipped
     upper: Tensor
     relaxation: Relaxation
     value: Tensor  # the best row's bound
     bound: Linear  # of that row
-    coefficients: list[Tensor | None] = field(default_factory=list)
+    coefficients: list[Tensor | None]
 
     def __getitem__(self, index: Tensor) -> _Opened:
         return _Opened(
+            self.bounder,
             self.boxes[index],
             self.lower[index],
             self.upper[index],
