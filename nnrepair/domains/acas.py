@@ -1,0 +1,61 @@
+"""ACAS Xu: 45 networks that advise aircraft how to avoid each other, and the ten properties of VNN-COMP.
+
+Network N_{a,b} is for the previous advisory a (1..5) and the time to loss of vertical separation b (1..9). It reads
+five normalised numbers (distance, two angles, two speeds) and returns a score for each of five advisories; the smallest
+score is the advice. Katz et al. 2017, "Reluplex"; the files are those of VNN-COMP 2021.
+
+>>> network(2, 9).name  # doctest: +SKIP
+'ACASXU_run2a_2_9_batch_2000.onnx'
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from pathlib import Path
+
+from nnrepair import data
+from nnrepair.errors import InvalidInput
+
+ADVISORIES = ("clear of conflict", "weak left", "weak right", "strong left", "strong right")
+INPUTS = ("distance", "angle to intruder", "heading of intruder", "own speed", "intruder speed")
+
+_SOURCE = (
+    "https://raw.githubusercontent.com/stanleybak/vnncomp2021/90419aadcf06cf543ce5c1706cae1059dc9fa6cf/"
+    "benchmarks/acasxu/{}"
+)
+
+
+def network(a: int, b: int) -> Path:
+    """Return the ONNX file of N_{a,b}, downloaded if it is not here.
+
+    Raises:
+        DataUnavailable: it is not on this machine and could not be fetched.
+    """
+    if a not in range(1, 6) or b not in range(1, 10):
+        raise InvalidInput(f"There is no network N_{{{a},{b}}}: expected a in 1..5 and b in 1..9.")
+    return _file(f"onnx/ACASXU_run2a_{a}_{b}_batch_2000.onnx")
+
+
+def property_file(number: int) -> Path:
+    """Return the VNN-LIB file of property phi_1 to phi_10, downloaded if it is not here."""
+    if number not in range(1, 11):
+        raise InvalidInput(f"There is no property phi_{number}: expected 1..10.")
+    return _file(f"vnnlib/prop_{number}.vnnlib")
+
+
+def instances() -> list[tuple[tuple[int, int], int]]:
+    """Return the 186 pairs of network (a, b) and property that VNN-COMP checks, in its order."""
+    with _file("acasxu_instances.csv").open(newline="") as file:
+        rows = [(onnx.split("_"), text) for onnx, text, _ in csv.reader(file)]
+    return [((int(name[2]), int(name[3])), int(text[5:].split(".")[0])) for name, text in rows]
+
+
+def _file(path: str) -> Path:
+    return data.locate(data.Resource(f"acasxu/{path}", _SOURCE.format(path), _hashes()[path]))
+
+
+@functools.cache
+def _hashes() -> dict[str, str]:
+    lines = Path(__file__).with_suffix(".sha256").read_text().splitlines()
+    return {path: digest for digest, path in (line.split() for line in lines)}
