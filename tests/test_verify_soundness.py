@@ -48,7 +48,7 @@ def answer(model: nn.Module, prop: Property, split: Any) -> tuple[str, str]:
 
     network = Network(model, prop.cases[0].box.shape)
     exact = decide(network, prop)
-    result = check(model, prop, timeout=1, options=Options(split=split))
+    result = check(model, prop, timeout=0.5, options=Options(split=split))
     trial = soundness.Trial("by hand", model, prop, network, exact)
     assert not soundness.judged(trial, result)
     return result.verdict, exact.verdict
@@ -135,7 +135,7 @@ def test_reference_needs_one_point_for_all_strict_rows() -> None:
 def test_checker_agrees_with_exact_answers(
     kind: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(soundness, "LIMIT", 0.5)
+    monkeypatch.setattr(soundness, "LIMIT", 0.3)
     for index in range(list(soundness.KINDS).index(kind), 2 * len(soundness.KINDS), len(soundness.KINDS)):
         row = soundness.run_case(index, soundness.SEED, split, tmp_path)
         assert row["verdict"] != "error", row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -110,7 +111,7 @@ class Convolution(Affine):
 
     def _forward(self, x: Tensor, weight: Tensor) -> Tensor:
         y = F.conv2d(x.reshape(-1, *self.shape), weight, **self.settings)
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], len(self.bias))
 
     def apply(self, x: Tensor) -> Tensor:
         return self._forward(x, self.weight)
@@ -121,7 +122,7 @@ class Convolution(Affine):
     def back(self, A: Tensor) -> Tensor:
         images = A.reshape(-1, *self.out_shape)
         back = F.conv_transpose2d(images, self.weight, output_padding=self.left_over, **self.settings)
-        return back.reshape(len(A), -1)
+        return back.reshape(len(A), math.prod(self.shape))
 
     def to(self, device: torch.device) -> Convolution:
         moved = Convolution(self.layer, self.shape)

@@ -19,6 +19,8 @@ shifted up until it is above the ReLU at both ends in exact arithmetic too. Infi
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +33,10 @@ from nnrepair.verify.graph import Graph, Node
 EPS = 2.0**-53
 #: Added to every error bound, against underflow.
 TINY = 1e-280
+
+
+class OutOfTime(Exception):
+    """The deadline passed in the middle of bounding; nothing was found out."""
 
 
 @dataclass
@@ -49,6 +55,10 @@ class Relaxation:
     shift: list[Tensor]
     floor: list[Tensor]
     unstable: list[Tensor]
+
+    def joined(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return lower and upper bounds of all ReLUs side by side, (boxes, ReLUs); there may be none."""
+        return torch.cat([boxes[:, :0], *self.lower], 1), torch.cat([boxes[:, :0], *self.upper], 1)
 
     def __getitem__(self, index: Tensor) -> Relaxation:
         return Relaxation(*([t[index] for t in part] for part in vars(self).values()))
@@ -76,11 +86,14 @@ class Bounder:
     Args:
         graph: the network.
         lower, upper: (inputs,), the root box.
-        row_limit: so many neurons of one ReLU node and box, at most, get backward bounds beside interval ones.
+        refine: whether to bound the root box backwards too; its values decide how large rounding errors can be.
+
+    Attributes:
+        deadline: when time.monotonic() reaches it, bounding raises OutOfTime.
     """
 
-    def __init__(self, graph: Graph, lower: Tensor, upper: Tensor, row_limit: int = 1 << 30) -> None:
-        self.graph, self.row_limit = graph, row_limit
+    def __init__(self, graph: Graph, lower: Tensor, upper: Tensor, refine: bool = True) -> None:
+        self.graph, self.deadline = graph, math.inf
         self.alone = self._linear_before()
         self.place = {k: i for i, k in enumerate(graph.relus)}
         widest = max(node.size for node in graph.nodes)
@@ -91,7 +104,7 @@ class Bounder:
         self.magnitude = self._magnitudes(reach)
         self.rho = self._errors(self.magnitude)
         for _ in range(2):  # from coarse magnitudes to those that the bounds themselves give
-            relaxation = self.relax(lower[None], upper[None])
+            relaxation = self.relax(lower[None], upper[None], refine=refine)
             self.magnitude = self._magnitudes(reach, relaxation)
             self.rho = self._errors(self.magnitude)
 
@@ -231,13 +244,13 @@ class Bounder:
     ) -> tuple[Tensor, Tensor]:
         """Return the bounds of the ReLUs that read `node`, with backward bounds where they are unstable."""
         unstable = (low < 0) & (high > 0)
-        if self.row_limit < unstable.shape[1]:
-            unstable &= (unstable.sum(1) <= self.row_limit)[:, None]
         box, neuron = unstable.nonzero(as_tuple=True)
         if not len(box):
             return low, high
         low, high = low.clone(), high.clone()
         for start in range(0, len(box), self.chunk):
+            if time.monotonic() >= self.deadline:
+                raise OutOfTime
             b, n = box[start : start + self.chunk], neuron[start : start + self.chunk]
             twice, current = torch.cat([b, b]), self.graph.nodes[node]
             if current.affine is not None:  # its rows are there to be picked

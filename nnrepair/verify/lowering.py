@@ -71,8 +71,30 @@ class _Call(nn.Module):
         return self.model(x)
 
 
+class _Proxy(torch.fx.Proxy):
+    """Record `x += y` as what it is: torch.fx makes x + y of it, and forgets that x has changed."""
+
+    def _record(self, function: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._record(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._record(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._record(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._record(operator.itruediv, other)
+
+
 class _Tracer(torch.fx.Tracer):
     """Do not look inside what `HANDLERS` reads, nor inside models from ONNX files."""
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = type(m) in HANDLERS or isinstance(m, ops.OnnxGraph)
@@ -219,8 +241,8 @@ class _Builder:
                 values[name] = operator.attrgetter(node.target)(root)
             elif node.op == "output":
                 return arguments[0] if isinstance(arguments[0], _Value) else None
-            elif node.op != "call_module" and given and all(isinstance(v, Tensor) for v in given):
-                owner = arguments[0] if node.op == "call_method" else None  # what only depends on stored weights
+            elif node.op != "call_module" and given and all(isinstance(v, Tensor | int) for v in given):
+                owner = arguments[0] if node.op == "call_method" else None  # what depends on weights and sizes alone
                 with torch.no_grad():
                     call = getattr(owner, what) if owner is not None else what
                     values[name] = call(*arguments[owner is not None :], **settings)
@@ -556,15 +578,19 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.add: _add,
     operator.iadd: _add,
     torch.add: _add,
+    ".add": _add,
     operator.sub: _subtract,
     operator.isub: _subtract,
     torch.sub: _subtract,
+    ".sub": _subtract,
     operator.mul: _multiply,
     operator.imul: _multiply,
     torch.mul: _multiply,
+    ".mul": _multiply,
     operator.truediv: _divide,
     operator.itruediv: _divide,
     torch.div: _divide,
+    ".div": _divide,
     torch.cat: lambda b, parts, dim=0: _concat(b, parts, dim),
 }
 

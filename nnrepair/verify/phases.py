@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnrepair.verify.bounds import EPS, Bounder, Relaxation
+from nnrepair.verify.bounds import EPS, Bounder, OutOfTime, Relaxation
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.search import Confirm, Found, Jobs
 
@@ -55,7 +55,7 @@ class PhaseSearch:
         self.graph, self.jobs, self.confirm = graph, jobs, confirm
         self.steps, self.root_steps = steps, root_steps
         self.boxes, self.box = torch.unique(torch.cat([jobs.lower, jobs.upper], 1), dim=0, return_inverse=True)
-        self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0))
+        self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False)
         reach = self.bounder.magnitude[-1]
         self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs())
         self.batch = max(1, BATCH_NUMBERS // (graph.hidden + graph.inputs))
@@ -65,39 +65,46 @@ class PhaseSearch:
         self, deadline: float, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False
     ) -> Found:
         """Search until all is closed, a counterexample is confirmed, or time.monotonic() reaches the deadline."""
-        roots, row = self._roots(deadline)
         jobs = len(self.jobs.lower)
-        done, boxes, next_attack, splits = 1 - float(roots.share.sum()), jobs, 64, 0
-        stack = [roots] if len(roots) else []
-        while stack:
-            report(done, boxes)
-            if time.monotonic() >= deadline:
-                worst = min(float(part.bound.min()) for part in stack)
-                return Found(False, False, boxes, done, worst, 0, None)
-            part = stack.pop()
-            if len(part) > self.batch:
-                stack.append(part[: len(part) - self.batch])
-                part = part[len(part) - self.batch :]
-            boxes += len(part)
-            if boxes >= next_attack:
-                next_attack *= 2
-                if attack(next_attack):
+        self.bounder.deadline = deadline
+        boxes, done, split, worst, stuck, next_attack = jobs, 0.0, False, torch.inf, 0, 64
+        stack: list[_Parts] = []
+        try:
+            roots, row = self._roots()
+            done = 1 - float(roots.share.sum())
+            stack = [roots] if len(roots) else []
+            while stack:
+                report(done, boxes)
+                if time.monotonic() >= deadline:
+                    raise OutOfTime
+                part = stack[-1][-self.batch :]
+                boxes += len(part)
+                if boxes >= next_attack:
+                    next_attack *= 2
+                    if attack(next_attack):
+                        return Found(False, True, boxes, done, None, 0, None)
+                opened, keep, relaxation = self._bound(part, row)
+                if opened is None:
                     return Found(False, True, boxes, done, None, 0, None)
-            opened, keep, relaxation = self._bound(part, row)
-            if opened is None:
-                return Found(False, True, boxes, done, None, 0, None)
-            done += float(part.share.sum() - opened.share.sum())
-            if len(opened):
-                children = self._split(opened, keep, relaxation)
-                splits += len(opened)
-                if children is None:
-                    worst = float(opened.bound.min())
-                    return Found(False, False, boxes, done, worst, len(opened), None)
-                stack.append(children)
+                rest = stack.pop()[: -self.batch]
+                stack += [rest] if len(rest) else []
+                done += float(part.share.sum() - opened.share.sum())
+                if not len(opened):
+                    continue
+                children, lost = self._split(opened, keep, relaxation)
+                split = True
+                stack += [children] if len(children) else []
+                if len(lost):
+                    stuck, worst = stuck + len(lost), min(worst, float(lost.bound.min()))
+        except OutOfTime:
+            worst = min([worst, *(float(part.bound.min()) for part in stack)])
+            return Found(False, False, boxes, done, worst if worst < torch.inf else None, stuck, None)
+        if stuck:
+            return Found(False, False, boxes, done, worst, stuck, None)
         leaves = (np.full(jobs, -1, np.int16), np.zeros(0), np.ones(jobs, bool))
-        return Found(True, False, boxes, 1.0, None, 0, leaves if splits == 0 else None)
+        return Found(True, False, boxes, 1.0, None, 0, None if split else leaves)
 
-    def _roots(self, deadline: float) -> tuple[_Parts, Tensor]:
+    def _roots(self) -> tuple[_Parts, Tensor]:
         """Return the jobs that plain bounds leave open, and for every job the row that they bring closest to proof."""
         jobs, d = self.jobs, self.graph.inputs
         parts, rows = [], torch.zeros_like(self.box)
@@ -105,18 +112,23 @@ class PhaseSearch:
         for b in range(len(self.boxes)):
             lower, upper = self.boxes[b : b + 1, :d], self.boxes[b : b + 1, d:]
             mine = (self.box == b).nonzero()[:, 0]
-            relaxation = self.bounder.relax(lower, upper, steps=self.root_steps)
             n, m = jobs.real[mine].shape
-            bound = self.bounder.backward(
-                relaxation, last, jobs.rows[mine].reshape(n * m, -1), torch.zeros(n * m, dtype=torch.long).to(mine)
-            )
-            value = bound.minimum(lower, upper).reshape(n, m) - self.offset[mine]
-            value = torch.where(jobs.real[mine], value, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
-            best, row = value.max(1)
+            known = None
+            for steps in (0, self.root_steps):  # most jobs do not need the second
+                relaxation = self.bounder.relax(lower, upper, known, steps=steps)
+                known = relaxation.joined(lower)
+                bound = self.bounder.backward(
+                    relaxation, last, jobs.rows[mine].reshape(n * m, -1), torch.zeros(n * m, dtype=torch.long).to(mine)
+                )
+                value = bound.minimum(lower, upper).reshape(n, m) - self.offset[mine]
+                value = torch.where(jobs.real[mine], value, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+                best, row = value.max(1)
+                if bool((best > 0).all()):
+                    break
             rows[mine] = row
             still = ~(best > 0)
             count = int(still.sum())
-            low, high = (torch.cat(ends, 1).expand(count, -1) for ends in (relaxation.lower, relaxation.upper))
+            low, high = (ends.expand(count, -1) for ends in relaxation.joined(lower))
             share = torch.full_like(best[still], 1 / len(jobs.lower))
             parts.append(_Parts(low, high, torch.zeros_like(low), mine[still], share, best[still]))
         joined = _Parts(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
@@ -128,7 +140,7 @@ class PhaseSearch:
         lower, upper = self.jobs.lower[job], self.jobs.upper[job]
         known = (parts.low, parts.high)
         relaxation = self.bounder.relax(lower, upper, known, refine=self.refine and bool((parts.phase != 0).any()))
-        low, high = torch.cat(relaxation.lower, 1), torch.cat(relaxation.upper, 1)
+        low, high = relaxation.joined(lower)
         empty = (low > high).any(1)
         slices = [self.graph.nodes[k].relu for k in self.graph.relus]
         keep: list[Tensor | None] = []
@@ -149,9 +161,9 @@ class PhaseSearch:
         opened = _Parts(low[index], high[index], parts.phase[index], job[index], parts.share[index], best[index])
         return opened, [None if a is None else a[index] for a in keep], relaxation[index]
 
-    def _split(self, opened: _Parts, keep: Sequence[Tensor | None], relaxation: Relaxation) -> _Parts | None:
-        """Return both phases of the ReLU that loses most in each part; None when a part has no unstable ReLU."""
-        losses = []
+    def _split(self, opened: _Parts, keep: Sequence[Tensor | None], relaxation: Relaxation) -> tuple[_Parts, _Parts]:
+        """Return both phases of the ReLU that loses most in each part, and the parts without unstable ReLUs."""
+        losses = [opened.low[:, :0]]
         for i, A in enumerate(keep):
             low, high = relaxation.lower[i], relaxation.upper[i]
             if A is None:
@@ -160,12 +172,16 @@ class PhaseSearch:
             below = torch.minimum(high, -low).clamp(min=0)
             lost = A.clamp(min=0) * below - A.clamp(max=0) * relaxation.shift[i]
             losses.append(torch.where(relaxation.unstable[i], lost + 1e-30, 0.0))
-        score, neuron = torch.cat(losses, 1).nan_to_num(0.0).max(1)
-        if not bool((score > 0).all()):
-            return None
+        scores = torch.cat(losses, 1).nan_to_num(0.0)
+        can = (scores > 0).any(1)
+        stays, opened = opened[~can], opened[can]
+        if not len(opened):
+            return opened, stays
+        neuron = scores[can].argmax(1)
         each = torch.arange(len(neuron), device=neuron.device)
         on = _Parts(opened.low.clone(), opened.high, opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
         off = _Parts(opened.low, opened.high.clone(), opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
         on.low[each, neuron], on.phase[each, neuron] = 0.0, 1.0
         off.high[each, neuron], off.phase[each, neuron] = 0.0, -1.0
-        return _Parts(*(torch.cat(pair) for pair in zip(vars(on).values(), vars(off).values(), strict=True)))
+        both = zip(vars(on).values(), vars(off).values(), strict=True)
+        return _Parts(*(torch.cat(pair) for pair in both)), stays

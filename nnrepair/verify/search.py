@@ -72,7 +72,7 @@ class Found:
         closed: every box of every job was closed. violated: a counterexample was confirmed.
         boxes: how many were bounded. share: how much of the volume is closed, 0 to 1.
         worst: the lowest bound among open boxes, None when there are none.
-        stuck: boxes that could not be split further.
+        stuck: parts that could not be split further.
         tree: dim (n,), cut (inner nodes,), look (n,) in preorder, all jobs in order; None unless closed.
     """
 
@@ -230,10 +230,8 @@ class Search:
         bounder, live = self.bounder.restricted((boxes.high > 0).any(0))
         known = (boxes.low, boxes.high) if live is None else (boxes.low[:, live], boxes.high[:, live])
         relaxation = bounder.relax(boxes.lower, boxes.upper, known)
-        if live is None:
-            boxes.low, boxes.high = torch.cat(relaxation.lower, 1), torch.cat(relaxation.upper, 1)
-        else:
-            boxes.low[:, live], boxes.high[:, live] = torch.cat(relaxation.lower, 1), torch.cat(relaxation.upper, 1)
+        places = slice(None) if live is None else live
+        boxes.low[:, places], boxes.high[:, places] = relaxation.joined(boxes.lower)
         n, m = self.offset[boxes.job].shape
         which = torch.arange(n, device=boxes.job.device).repeat_interleave(m)
         keep: list[Tensor | None] = []

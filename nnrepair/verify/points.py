@@ -1,0 +1,334 @@
+"""Do points satisfy a criterion? Many at once, for the real-valued function of the stored weights.
+
+A point is a box without width: the interval bounds of its outputs differ by nothing but bounded rounding errors. Where
+a condition's sign is still open after that, the point is computed again alone, in rational arithmetic if the network
+is small enough.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, flat
+from nnrepair.errors import InvalidInput
+from nnrepair.problem import outputs
+from nnrepair.spec import AnyInputs
+from nnrepair.verify import vnnlib
+from nnrepair.verify.bounds import EPS, TINY, Bounder
+from nnrepair.verify.check import check
+from nnrepair.verify.exact import enclosure, inside
+from nnrepair.verify.graph import Graph
+from nnrepair.verify.lowering import lower
+from nnrepair.verify.property import Box, Property
+from nnrepair.verify.result import CheckResult, Counterexample, Verdict
+
+#: A batch of points may have so many values in all nodes.
+BATCH = 2_000_000
+#: An answer names at most this many points.
+NAMED = 20
+
+
+def check_points(model: nn.Module, inputs: Tensor, criterion: Criterion) -> Tensor:
+    """Return (n,) bool: which points certainly satisfy the criterion, whatever float64 rounds.
+
+    False says that a point does not, or that it is too close to tell (in networks too large for rational arithmetic).
+
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = model.weight.copy_(torch.eye(2))
+    >>> check_points(model, torch.tensor([[0.1, 0.3], [0.3, 0.3]]), Argmax([1, 1]))  # a tie is no decision
+    tensor([ True, False])
+
+    Args:
+        model: a module that maps (n, ...) to (n, outputs), taken in eval mode and left untouched.
+        inputs: (n, ...).
+        criterion: about n points: Argmax, Argmin, Linear, Near, joined by & and |.
+
+    Raises:
+        InvalidInput: the inputs are no plain tensor, or do not fit the model or the criterion.
+        UnsupportedModel: the model has operations that are not piecewise linear.
+    """
+    return _Points("check_points", inputs, criterion).judge(_eval_copy(model), math.inf).holds
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is known about n points: who certainly satisfies the criterion, who certainly does not, all (n,) bool.
+
+    `run` says what the network itself returns in its own arithmetic, `exact` who needed rational numbers.
+    """
+
+    holds: Tensor
+    fails: Tensor
+    run: Tensor
+    exact: Tensor
+
+
+class _Points:
+    """Points and their criterion; `index` tells where they were in the set that they come from."""
+
+    def __init__(self, name: str, inputs: AnyInputs, criterion: Criterion, kept: Tensor | None = None) -> None:
+        if not isinstance(inputs, Tensor):
+            raise InvalidInput(
+                f"{name}: only points in a plain tensor (n, ...) can be confirmed, got {type(inputs).__name__}: the "
+                "checker cannot see what its call() does with the model."
+            )
+        if inputs.ndim < 2 or len(inputs) != len(criterion):
+            raise InvalidInput(
+                f"{name}: expected inputs (n, ...) and a criterion about n points, got shape {tuple(inputs.shape)} and "
+                f"{len(criterion)} points."
+            )
+        if not bool(torch.isfinite(inputs).all()):
+            raise InvalidInput(f"{name}: the inputs must be finite, but some are NaN or infinite.")
+        self.name, self.all = name, len(inputs)
+        self.index = torch.arange(len(inputs)) if kept is None else kept.nonzero()[:, 0].cpu()
+        self.inputs = inputs.detach().cpu()[self.index]
+        self.criterion = criterion[self.index]
+
+    def judge(self, model: nn.Module, deadline: float) -> Judged:
+        """Judge every point; those that need rational numbers only until the deadline."""
+        if not len(self.inputs):
+            return Judged(*(torch.zeros(0, dtype=torch.bool) for _ in range(4)))
+        shape = item_shape(model, self.inputs)
+        with torch.no_grad():
+            graph = lower(model, shape)  # before the model runs: it says best what it cannot read
+            y = _run(model, self.inputs)
+            self.criterion.check(y)
+            run = self.criterion.holds(y.double())
+            x = self.inputs.double().flatten(1)
+            holds, fails = (torch.zeros(len(x), dtype=torch.bool) for _ in range(2))
+            for part, low, high in _enclosed(graph, x):
+                holds[part], fails[part] = _signs(self.criterion[part], low, high)
+            exact = torch.zeros_like(holds)
+            for i in (~holds & ~fails).nonzero()[:, 0].tolist():
+                if time.monotonic() > deadline:
+                    break
+                holds[i], fails[i], exact[i] = _alone(graph, x[i], self.criterion[torch.tensor([i])])
+        return Judged(holds, fails, run, exact)
+
+    def counterexample(self, model: nn.Module, judged: Judged, i: int) -> Counterexample:
+        """Return the i-th point as a counterexample."""
+        with torch.no_grad():
+            y = outputs(model, self.inputs[i : i + 1]).double()
+        margin = -float(self.criterion[torch.tensor([i])].margin(y)[0])
+        replayed = ("network", "exact" if bool(judged.exact[i]) else "enclosure")
+        return Counterexample(self.inputs[i].double().flatten().numpy().copy(), flat(y)[0].numpy(), margin, replayed)
+
+    def named(self, which: Tensor) -> str:
+        """Return the indices of some of the points, as their set numbers them."""
+        indices = self.index[which].tolist()
+        more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
+        return f"{', '.join(map(str, indices[:NAMED]))}{more}"
+
+
+def item_shape(model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
+    """Return the shape of one point as the model takes it."""
+    known = getattr(model, "item_shape", None)
+    if known is not None and None not in known and math.prod(known) == inputs[:1].numel():
+        return tuple(known)
+    return tuple(inputs.shape[1:])
+
+
+def _run(model: nn.Module, inputs: Tensor) -> Tensor:
+    try:
+        return outputs(model, inputs)
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"The model does not accept inputs of shape {tuple(inputs.shape)}, {inputs.dtype}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _eval_copy(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    return copy.deepcopy(model).cpu().eval()
+
+
+# Signs of slacks -----------------------------------------------------------------------------------------------------
+
+
+def _enclosed(graph: Graph, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield batches of points with bounds (points, outputs) of their outputs."""
+    bounder = Bounder(graph, x.amin(0), x.amax(0), refine=False)  # bounds rounding errors for all points
+    size = max(1, BATCH // sum(node.size for node in graph.nodes))
+    for part in torch.split(torch.arange(len(x)), size):
+        yield part, *bounder.output(x[part], x[part])
+
+
+def _signs(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return who certainly satisfies the criterion and who certainly does not, given bounds of the outputs."""
+    if isinstance(criterion, AllOf | AnyOf):
+        holds, fails = (
+            torch.stack(part) for part in zip(*(_signs(p, low, high) for p in criterion.parts), strict=True)
+        )
+        return (holds.all(0), fails.any(0)) if isinstance(criterion, AllOf) else (holds.any(0), fails.all(0))
+    least, most = _slacks(criterion, low, high)
+    if criterion.strict:
+        return (least > 0).all(1), (most <= 0).any(1)
+    return (least >= 0).all(1), (most < 0).any(1)
+
+
+def _slacks(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bounds (points, conditions) of all slacks; the last term of each sum is its rounding error."""
+    size = torch.maximum(low.abs(), high.abs())
+    if isinstance(criterion, Argmax):
+        if criterion.sign < 0:
+            low, high = -high, -low
+        label, m = criterion.labels.cpu()[:, None], criterion.margin_
+        error = 8 * EPS * (size.gather(1, label) + size + m) + TINY
+        least = low.gather(1, label) - high - m - error
+        most = high.gather(1, label) - low - m + error
+        return least.scatter(1, label, torch.inf), most.scatter(1, label, torch.inf)
+    if isinstance(criterion, Linear):
+        A, b = criterion.A.cpu().double(), criterion.b.cpu().double()
+        positive, negative = A.clamp(min=0), A.clamp(max=0)
+
+        def along(a: Tensor, y: Tensor) -> Tensor:
+            product: Tensor = torch.einsum("nco,no->nc", a, y)
+            return product
+
+        error = 4 * (A.shape[2] + 8) * EPS * (along(A.abs(), size) + b.abs()) + TINY
+        least = along(positive, low) + along(negative, high) - b - error
+        return least, along(positive, high) + along(negative, low) - b + error
+    if isinstance(criterion, Near):
+        target, tol = (flat(v.cpu().double()) for v in (criterion.target, criterion.tol))
+        error = 8 * EPS * (size + target.abs() + tol) + TINY
+        least = torch.cat([low - target + tol - error, tol - (high - target) - error], 1)
+        most = torch.cat([high - target + tol + error, tol - (low - target) + error], 1)
+        free = torch.isinf(torch.cat([tol, tol], 1))
+        return least.masked_fill(free, torch.inf), most.masked_fill(free, torch.inf)
+    raise InvalidInput(
+        f"{type(criterion).__name__} cannot be checked with bounded rounding; use Argmax, Argmin, Linear or Near."
+    )
+
+
+def _alone(graph: Graph, x: Tensor, criterion: Criterion) -> tuple[bool, bool, bool]:
+    """Return the signs of one point (inputs,), and whether they are from rational arithmetic."""
+    values, exactly = enclosure(graph, x)
+    if exactly:
+        holds = _satisfied(criterion, [low for low, _ in values])
+        return holds, not holds, True
+    # Too large for floats (an overflow) stays open: infinities decide nothing
+    low, high = (torch.tensor([[_float(pair[i]) for pair in values]], dtype=torch.float64) for i in (0, 1))
+    above, below = _signs(criterion, low, high)
+    return bool(above), bool(below), False
+
+
+def _float(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _satisfied(criterion: Criterion, y: Sequence[Fraction]) -> bool:
+    """Tell, exactly, whether one point's output satisfies the criterion."""
+    if isinstance(criterion, AllOf | AnyOf):
+        each = (_satisfied(part, y) for part in criterion.parts)
+        return all(each) if isinstance(criterion, AllOf) else any(each)
+    (case,) = Property.on(Box([0], [0]), criterion, outputs=len(y)).cases
+    return not any(inside(conjunction, [(v, v) for v in y]) for conjunction in case.unsafe)
+
+
+# A whole repair ------------------------------------------------------------------------------------------------------
+
+
+def confirm(
+    model: nn.Module,
+    points: Sequence[tuple[str, AnyInputs, Criterion, Tensor | None]],
+    property: Any = None,
+    *,
+    timeout: float | None = None,
+    **settings: Any,
+) -> CheckResult:
+    """Check sets of points, each (name, inputs, criterion, which are meant), and properties; see `RepairResult.verify`.
+
+    A point counts as confirmed, or as wrong, when exact bounds and a run of the network agree about it.
+    """
+    started, cpu = time.monotonic(), time.process_time()
+    if timeout is not None and not timeout > 0:
+        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
+    deadline = math.inf if timeout is None else started + timeout
+    sets = [_Points(*each) for each in points]
+    model = _eval_copy(model)
+    shape = item_shape(model, sets[0].inputs)
+    vars(model)["item_shape"] = shape  # for properties, whose boxes may be flat
+    properties = _properties(property)
+    _require_sizes(properties, lower(model, shape))
+    verdicts: list[Verdict] = []
+    shares, reasons, found = list[float](), list[str](), None
+    for each in sets:
+        judged = each.judge(model, deadline)
+        right, wrong = judged.holds & judged.run, judged.fails & ~judged.run
+        unsure = ~right & ~wrong
+        verdicts.append("violated" if bool(wrong.any()) else "unknown" if bool(unsure.any()) else "holds")
+        reasons.append(f"{each.name}: {int(right.sum())} of {len(right)} confirmed")
+        if len(right) < each.all:
+            reasons[-1] += f" (of {each.all}; the others did not hold before the repair either)"
+        if bool(wrong.any()):
+            reasons[-1] += f"; {int(wrong.sum())} certainly wrong: {each.named(wrong)}"
+            found = found or each.counterexample(model, judged, int(wrong.nonzero()[0, 0]))
+        if bool(unsure.any()):
+            when = " before the time limit" if time.monotonic() > deadline else ""
+            reasons[-1] += f"; {int(unsure.sum())} too close to tell{when}: {each.named(unsure)}"
+        shares.append(float(right.double().mean()) if len(right) else 1.0)
+    results = []
+    for name, each_property in properties:
+        left = None if timeout is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            result = CheckResult("unknown", reason=f"the time limit of {timeout:g} s was reached")
+        else:
+            result = check(model, each_property, timeout=left, **settings)
+        results.append(result)
+        verdicts.append(result.verdict)
+        shares.append(1.0 if result.holds else result.proved)
+        reasons.append(f"{name}: {result.verdict}{f' ({result.reason})' if result.reason else ''}")
+        found = found or result.counterexample
+    return CheckResult(
+        verdict=next((v for v in ("violated", "unknown") if v in verdicts), "holds"),
+        counterexample=found,
+        boxes=sum(result.boxes for result in results),
+        cpu_seconds=time.process_time() - cpu,
+        wall_seconds=time.monotonic() - started,
+        certificate=results[0].certificate if len(results) == 1 else None,
+        proved=min(shares),
+        worst_bound=min((r.worst_bound for r in results if r.worst_bound is not None), default=None),
+        reason="\n".join(reasons),
+    )
+
+
+def _properties(given: Any) -> list[tuple[str, Property | str | Path]]:
+    """Return the properties with a name each."""
+    several = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    wrong = [type(one).__name__ for one in several if not isinstance(one, Property | str | Path)]
+    if wrong:
+        raise InvalidInput(
+            f"property must be an nnrepair.verify.Property, the path of a .vnnlib file, or a list of these; got "
+            f"{', '.join(wrong)}."
+        )
+    return [
+        (f"property {k}" if isinstance(one, Property) else f"property {Path(one).name}", one)
+        for k, one in enumerate(several, 1)
+    ]
+
+
+def _require_sizes(properties: Sequence[tuple[str, Property | str | Path]], graph: Graph) -> None:
+    """Refuse properties that do not fit, before the long computation."""
+    for name, one in properties:
+        loaded = one if isinstance(one, Property) else vnnlib.load(one)
+        if (loaded.inputs, loaded.outputs) != (graph.inputs, graph.outputs):
+            raise InvalidInput(
+                f"{name} is about {loaded.inputs} inputs and {loaded.outputs} outputs, but the network has "
+                f"{graph.inputs} and {graph.outputs}."
+            )

@@ -1,0 +1,144 @@
+"""The search over ReLU phases agrees with that over boxes, and with itself where there is nothing to split."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import pytest
+import torch
+from networks import mlp
+from test_search import hard, jobs, minimum, network, refuse
+from torch import Tensor, nn
+
+from nnrepair.verify import Box, Case, Halfspace, Options, Property, check
+from nnrepair.verify.graph import Graph
+from nnrepair.verify.lowering import lower
+from nnrepair.verify.phases import PhaseSearch
+from nnrepair.verify.search import Found, Jobs
+
+
+def search(graph: Graph, what: Jobs, seconds: float = 20, confirm: Any = refuse, **options: Any) -> Found:
+    def report(share: float, boxes: int) -> None:
+        assert -1e-9 <= share <= 1 + 1e-9
+
+    return PhaseSearch(graph, what, confirm, **options).run(time.monotonic() + seconds, report)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_narrow_properties_are_proved(seed: int) -> None:
+    graph = network(seed)
+    found = search(graph, hard(graph, 0.05))
+    assert (found.closed, found.violated, found.share, found.worst, found.stuck) == (True, False, 1.0, None, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_false_is_closed(seed: int) -> None:
+    graph = network(seed)
+    x = 2 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
+    found = search(graph, jobs(([-1.0, -1.0], [1.0, 1.0], [([1.0], float(graph(x).min()))])), 1)
+    assert not found.closed and not found.violated and found.tree is None
+    assert 0 <= found.share < 1 and found.worst is not None and found.worst <= 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_both_ways_to_split_agree(seed: int) -> None:
+    model = mlp(2, 8, 8, 2, seed=seed)
+    graph = lower(model, (2,))
+    least = minimum(graph, torch.tensor([1.0, -1.0]))
+    for gap, verdict in ((0.05, "holds"), (-0.02, "violated")):
+        row = Halfspace(tuple(map(_exact, (1, -1))), _exact(least - gap))
+        prop = Property([Case(Box([-1, -1], [1, 1]), ((row,),))], 2)
+        verdicts = {s: check(model, prop, timeout=20, options=Options(split=s)).verdict for s in ("inputs", "relus")}
+        assert set(verdicts.values()) == {verdict}
+
+
+def _exact(value: float) -> Any:
+    from fractions import Fraction
+
+    return Fraction(value)
+
+
+def test_phases_that_exclude_each_other() -> None:
+    """relu(x) - relu(x - 1e-3) ... : no x has the second neuron on and the first one off."""
+    model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [1.0], [-1.0]]))
+        model[0].bias.copy_(torch.tensor([0.0, -0.5, 0.25]))
+        model[2].weight.copy_(torch.tensor([[1.0, -2, 0], [0, 1, 1], [1, 0, -1]]))
+        model[2].bias.copy_(torch.tensor([-0.1, -0.2, 0.1]))
+        model[4].weight.copy_(torch.tensor([[1.0, 1.0, -0.5]]))
+        model[4].bias.zero_()
+    graph = lower(model, (1,))
+    x = torch.linspace(-1, 1, 100_001, dtype=torch.float64)[:, None]
+    least = float(graph(x).min())
+    assert search(graph, jobs(([-1.0], [1.0], [([1.0], least - 0.01)])), steps=3, root_steps=0).closed
+    assert not search(graph, jobs(([-1.0], [1.0], [([1.0], least + 0.01)])), 1, steps=3).closed
+
+
+def test_no_unstable_relu() -> None:
+    """Far from every kink the network is affine; what plain bounds leave open cannot be split."""
+    model = mlp(2, 6, 1)
+    graph = lower(model, (2,))
+    low, high = [100.0, 100.0], [100.1, 100.1]
+    least = minimum(graph, torch.ones(1), 100.0, 100.1)
+    closed = search(graph, jobs((low, high, [([1.0], least - 1e-3)])))
+    assert closed.closed and closed.tree is not None
+    assert [part.tolist() for part in closed.tree] == [[-1], [], [True]]  # one leaf: proved without a split
+    opened = search(graph, jobs((low, high, [([1.0], least + 1e-3)])))
+    assert not opened.closed and opened.stuck == 1 and opened.worst is not None and opened.worst <= 0
+
+
+def test_networks_without_relus() -> None:
+    graph = lower(nn.Linear(2, 1), (2,))
+    low, high = [-1.0, -1.0], [1.0, 1.0]
+    least = minimum(graph, torch.ones(1))
+    assert search(graph, jobs((low, high, [([1.0], least - 1e-6)]))).closed
+    assert search(graph, jobs((low, high, [([1.0], least + 1e-6)]))).stuck == 1
+
+
+def test_single_points() -> None:
+    graph = network()
+    x = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
+    y, point = float(graph(x)), x[0].tolist()
+    assert search(graph, jobs((point, point, [([1.0], y - 1e-9)]))).closed
+    assert not search(graph, jobs((point, point, [([1.0], y)])), 2).closed
+
+
+def test_several_boxes_and_rows() -> None:
+    graph = network(1, outputs=2)
+    low, high = [-1.0, -1.0], [1.0, 1.0]
+    one, two = (minimum(graph, torch.tensor(a)) for a in ([1.0, 0.0], [0.0, 1.0]))
+    what = jobs(
+        (low, high, [([1.0, 0.0], one - 0.05)]),
+        ([-0.2, -0.2], [0.3, 0.3], [([1.0, 0.0], 100.0), ([0.0, 1.0], two - 0.02)]),
+        (low, high, [([0.0, 1.0], two - 0.05), ([1.0, 0.0], 100.0)]),
+        outputs=2,
+    )
+    assert search(graph, what).closed
+    seen: list[Tensor] = []
+
+    def confirm(points: Tensor, job: Tensor) -> bool:
+        seen.append(job)
+        return True
+
+    false = jobs((low, high, [([1.0, 0.0], one - 0.05)]), (low, high, [([0.0, 1.0], two + 0.05)]), outputs=2)
+    found = search(graph, false, confirm=confirm)
+    assert found.violated and not found.closed and set(seen[-1].tolist()) == {1}
+
+
+def test_time_limits() -> None:
+    graph = network()
+    what = jobs(([-1.0, -1.0], [1.0, 1.0], [([1.0], minimum(graph, torch.ones(1)) + 1e-9)]))
+    found = search(graph, what, -1)
+    assert not found.closed and 0 <= found.share < 1 and found.worst is not None and math.isfinite(found.worst)
+
+
+def test_weights_that_overflow_prove_nothing() -> None:
+    model = mlp(2, 4, 4, 1).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e200)
+    found = search(lower(model, (2,)), jobs(([-1.0, -1.0], [1.0, 1.0], [([1.0], -1e308)])), 0.5)
+    assert not found.closed
