@@ -117,13 +117,13 @@ def test_each_option_does_something() -> None:
     assert boxes[0] < boxes[1] < boxes[2]
 
 
-@pytest.mark.parametrize("batch", [1, 3, 256])
-def test_batches_change_nothing(batch: int) -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+def test_small_batches_find_the_same_proof(batch: int) -> None:
     graph = network()
     what = hard(graph)
-    one, other = search(graph, what, batch=batch), search(graph, what)
-    assert one.closed and one.tree is not None and other.tree is not None
-    assert sum(map(len, leaves(one, what.lower, what.upper))) == pytest.approx(len(other.tree[0]) / 2, rel=0.3)
+    found = search(graph, what, batch=batch)
+    (tree,), (wanted,) = (leaves(each, what.lower, what.upper) for each in (found, search(graph, what)))
+    assert sorted(tree) == sorted(wanted)
 
 
 def test_the_same_search_twice_is_the_same() -> None:
