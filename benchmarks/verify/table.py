@@ -154,9 +154,7 @@ def images() -> str:
                 f"{statistics.median(row['cpu_seconds'] for row in mine):.2f}",
             ]
         )
-    head = (
-        "network|radius|images|holds|violated|unknown|plain CROWN proves|plain CROWN and the attack solve|median CPU s"
-    )
+    head = "network|radius|images|holds|violated|unknown|plain CROWN proves|plain and attack solve|median CPU s"
     return _table(head.split("|"), out)
 
 
