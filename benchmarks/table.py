@@ -1,4 +1,4 @@
-"""Write docs/results-mnist.md, its figure and the figures in README.md from the committed result files alone."""
+"""Write docs/results-*.md, their figures and the figures in README.md from the committed result files alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.verify import table as properties
 from nnrepair.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,12 +240,14 @@ and "mean+max", the restricted linear programs; with *weights*, one product with
 """
     write_atomically(ROOT / "docs" / "results-mnist.md", text.encode())
     figure()
+    properties.write()
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"
+    lines = "\n".join([headline(), *properties.readme()])
     before, rest = content.split(start)
     after = rest.split(end)[1]
-    write_atomically(readme, f"{before}{start}\n{headline()}\n{end}{after}".encode())
+    write_atomically(readme, f"{before}{start}\n{lines}\n{end}{after}".encode())
 
 
 if __name__ == "__main__":
