@@ -173,11 +173,12 @@ class _Problem:
         """Compare what was read with the model itself: hooks, for example, are not seen when a model is read."""
         low, high = (torch.from_numpy(end) for end in self.property.cases[0].box.outer)
         drawn = torch.rand(6, graph.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        double = copy.deepcopy(self.model).double()
         for x in low + drawn * (high - low):
             with torch.no_grad(), torch.random.fork_rng([]):
                 values = graph.values(x[None])
                 try:
-                    y, tolerance = copy.deepcopy(self.model).double()(x.reshape(1, *self.shape)), 1e-6
+                    y, tolerance = double(x.reshape(1, *self.shape)), 1e-6
                 except RuntimeError:  # it has constants of its own type
                     y, tolerance = self.model(x.reshape(1, *self.shape).to(self.dtype)).double(), 1e-3
             near = tolerance * max(float(v.abs().max()) for v in values)

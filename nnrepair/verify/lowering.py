@@ -385,10 +385,31 @@ def _attribute(b: _Builder, x: _Value, name: str) -> Any:
     return _size(b, x)
 
 
-def _entry(b: _Builder, sizes: Any, index: Any) -> Any:
-    if isinstance(sizes, _Value):
-        raise _Unreadable("taking parts of a tensor is not supported")
-    return sizes[index]
+def _entry(b: _Builder, x: Any, index: Any) -> Any:
+    if not isinstance(x, _Value):
+        return x[index]  # of a shape
+    whole = index[0] if isinstance(index, tuple) else index
+    if whole not in (slice(None), Ellipsis):
+        raise _Unreadable("it takes a part of the batch")
+    size = math.prod(x.shape)
+    part = torch.arange(size).reshape(1, *x.shape)[index]
+    if part.shape[:1] != (1,):
+        raise _Unreadable("it takes a part of the batch")
+    taken = b.affine(x, Pick(part[0], size), tuple(part.shape[1:]))
+    b.memory[taken.node] = b._memory(x)
+    return taken
+
+
+def _pad(b: _Builder, x: _Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> _Value:
+    if mode != "constant" or value not in (None, 0, 0.0) or len(pad) > 2 * len(x.shape):
+        raise _Unreadable("only padding with zeros is supported, and not along the batch")
+    size = math.prod(x.shape)
+    index = F.pad(torch.arange(size).reshape(1, *x.shape), tuple(pad), value=size)[0]
+    kept = index.reshape(-1) < size
+    if min(pad, default=0) < 0:
+        x = b.affine(x, Pick(index.reshape(-1)[kept], size), (int(kept.sum()),))
+        return b.affine(x, Place(kept.nonzero()[:, 0], index.numel()), tuple(index.shape))
+    return b.affine(x, Place(kept.nonzero()[:, 0], index.numel()), tuple(index.shape))
 
 
 def _reshape(b: _Builder, x: _Value, *sizes: Any) -> _Value:
@@ -565,6 +586,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.avg_pool2d: lambda b, x, *how, **more: _as_matrix(b, nn.AvgPool2d(*how, **more), x),
     F.adaptive_avg_pool2d: lambda b, x, output_size: _as_matrix(b, nn.AdaptiveAvgPool2d(output_size), x),
     F.dropout: _dropout,
+    F.pad: _pad,
     torch.flatten: _flatten,
     ".flatten": _flatten,
     ".view": _reshape,
