@@ -216,6 +216,10 @@ FUNCTIONS: dict[str, tuple[Callable[[Lambda, Tensor], Any], Shape]] = {
     "cat along the last": (lambda m, x: torch.cat((x, F.relu(x), m.fc(x)), dim=-1), (2, 3, 4)),
     "cat in the middle": (lambda m, x: torch.cat([x, x * 2], dim=2), (2, 3, 4)),
     "cat with another size": (lambda m, x: torch.cat([m.fc(x.flatten(1)), x.flatten(1)], 1), (2, 2)),
+    "slices": (lambda m, x: m.fc(x[:, 1:, ::2]) + x[:, :2, -4:], (3, 8)),
+    "one entry": (lambda m, x: x[:, 1] - x[..., 0, :], (3, 4)),
+    "padding with zeros": (lambda m, x: F.pad(x, (1, 2, 0, 3)), (1, 3, 4)),
+    "padding that crops": (lambda m, x: F.pad(x, (-1, 2)), (3, 4)),
     "a value that is never used": (lambda m, x: (lambda lost: m.fc(x))(torch.relu(m.fc(x))), (4,)),
     "output is the input": (lambda m, x: x, (4,)),
     "output is a relu": (lambda m, x: F.relu(x), (4,)),
@@ -401,6 +405,13 @@ def changed_through_view(m: Lambda, x: Tensor) -> Tensor:
     return m.fc(h)
 
 
+def changed_through_slice(m: Lambda, x: Tensor) -> Tensor:
+    h = m.fc(x)
+    part = h[:, :2]
+    part *= 2
+    return m.fc(h)
+
+
 def branching(m: Lambda, x: Tensor) -> Tensor:
     return m.fc(x) if x.sum() > 0 else x
 
@@ -423,7 +434,9 @@ REFUSED: dict[str, tuple[Callable[[Lambda, Tensor], Any], Shape, str]] = {
     "batch moved": (lambda m, x: x.permute(1, 0), (4,), "it moves the batch"),
     "batch joined": (lambda m, x: torch.cat([x, x]), (4,), "it joins along the batch"),
     "joined with a constant": (lambda m, x: torch.cat([x, m.row[None]], 1), (4,), "getitem|joins"),
-    "part of a value": (lambda m, x: x[:, 1:], (4,), "getitem 'getitem': taking parts of a tensor is not supported"),
+    "part of the batch": (lambda m, x: x[0], (4,), "it takes a part of the batch"),
+    "slice of the batch": (lambda m, x: x[1:, :2], (4,), "it takes a part of the batch"),
+    "changed through a slice": (changed_through_slice, (4,), "changed in place"),
     "attribute": (lambda m, x: x.T, (4,), "the attribute T of a tensor is not supported"),
     "constant that does not fit": (lambda m, x: x + m.row, (3,), r"\(4,\) does not fit values of shape \(3,\)"),
     "random": (lambda m, x: F.dropout(m.fc(x)), (4,), "dropout 'dropout': it is random in training mode"),

@@ -67,6 +67,7 @@ def check(
         InvalidInput: model and property do not fit, or one of them is damaged.
         UnsupportedModel: the model has operations that are not piecewise linear.
 
+    >>> import nnrepair
     >>> from nnrepair.verify import Box, Property, check
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
     >>> with torch.no_grad():
