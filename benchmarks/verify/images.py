@@ -28,7 +28,7 @@ from nnrepair.verify.bounds import Bounder
 from nnrepair.verify.lowering import lower
 
 RESULTS = Path(__file__).parent / "results"
-LIMIT = 10.0  # seconds of wall time for each image
+LIMIT = 5.0  # seconds of wall time for each image
 IMAGES = 50
 Row = dict[str, Any]
 

@@ -289,7 +289,7 @@ chains only, and "refused" proofs are sound verdicts that it could not follow to
 
 ## Images
 
-All pixels may change by the radius; splits of ReLUs, 10 s of wall time for each image. The convolutional networks are
+All pixels may change by the radius; splits of ReLUs, 5 s of wall time for each image. The convolutional networks are
 small (two strided convolutions, two linear layers) and trained by the benchmark itself, the CIFAR one on 4000 images
 only. "Plain CROWN" is one bound without splits and without optimised slopes.
 

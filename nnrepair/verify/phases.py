@@ -25,6 +25,10 @@ BATCH_NUMBERS = 200_000
 REFINE_WORK = 5_000_000
 
 
+#: Improvement steps for parts that cannot be split.
+LAST_STEPS = 500
+
+
 @dataclass
 class _Parts:
     low: Tensor  # (parts, ReLUs): bounds that hold under the part's conditions
@@ -83,7 +87,7 @@ class PhaseSearch:
                     next_attack *= 2
                     if attack(next_attack):
                         return Found(False, True, boxes, done, None, 0, None)
-                opened, keep, relaxation = self._bound(part, row)
+                opened, keep, relaxation = self._bound(part, row, self.steps)
                 if opened is None:
                     return Found(False, True, boxes, done, None, 0, None)
                 rest = stack.pop()[: -self.batch]
@@ -91,11 +95,15 @@ class PhaseSearch:
                 done += float(part.share.sum() - opened.share.sum())
                 if not len(opened):
                     continue
-                children, lost = self._split(opened, keep, relaxation)
+                children, last = self._split(opened, keep, relaxation)
                 split = True
                 stack += [children] if len(children) else []
-                if len(lost):
-                    stuck, worst = stuck + len(lost), min(worst, float(lost.bound.min()))
+                if len(last):  # affine now: nothing left to split, only better multipliers to find
+                    lost, _, _ = self._bound(last, row, LAST_STEPS)
+                    if lost is None:
+                        return Found(False, True, boxes, done, None, 0, None)
+                    done += float(last.share.sum() - lost.share.sum())
+                    stuck, worst = stuck + len(lost), min([worst, *lost.bound.tolist()])
         except OutOfTime:
             worst = min([worst, *(float(part.bound.min()) for part in stack)])
             return Found(False, False, boxes, done, worst if worst < torch.inf else None, stuck, None)
@@ -134,7 +142,9 @@ class PhaseSearch:
         joined = _Parts(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
         return joined, rows
 
-    def _bound(self, parts: _Parts, row: Tensor) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
+    def _bound(
+        self, parts: _Parts, row: Tensor, steps: int
+    ) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
         """Return the parts that stay open, with their coefficients, or None when a counterexample was confirmed."""
         job = parts.job
         lower, upper = self.jobs.lower[job], self.jobs.upper[job]
@@ -148,7 +158,7 @@ class PhaseSearch:
         rows, offset = self.jobs.rows[job, row[job]], self.offset[job, row[job]]
         phase = [parts.phase[:, s] for s in slices]
         best, bound = self.bounder.improve(
-            relaxation, last, rows, offset, lower, upper, self.steps, phase=phase, keep=keep
+            relaxation, last, rows, offset, lower, upper, steps, phase=phase, keep=keep
         )
         index = (~(best > 0) & ~empty).nonzero()[:, 0]
         if len(index):
