@@ -22,12 +22,12 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.progress import progress_bar
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
-from nnrepair.verify.exact import enclosure, inside
 from nnrepair.verify.falsify import attack
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.phases import PhaseSearch
 from nnrepair.verify.property import Case, Conjunction, Property
+from nnrepair.verify.replay import Replay
 from nnrepair.verify.result import CheckResult, Counterexample
 from nnrepair.verify.search import Found, Jobs, Options, Search
 
@@ -56,7 +56,8 @@ def check(
     Args:
         model: a module that maps (n, *shape) to (n, outputs), taken in eval mode and left untouched, or an ONNX file.
         property: see `Property.on`, or a VNN-LIB 1.0 file.
-        timeout: in seconds; then the verdict is "unknown" and says how far it got. None: no limit.
+        timeout: in seconds; then the verdict is "unknown" and says how far it got. None: no limit, and where outputs
+            touch the border of the unsafe set, no end within a lifetime.
         device: where to compute; None is the CPU.
         certificate: whether to keep the proof.
         progress: show a line on stderr.
@@ -129,21 +130,20 @@ class _Problem:
         other = {str(dtype) for dtype in dtypes} - {"torch.float32", "torch.float64"}
         if other:
             raise InvalidInput(f"The model has {sorted(other)[0]} parameters; the checker reads float32 and float64.")
-        self.dtype = dtypes[0] if dtypes else torch.float32
-        self._check_shape()
+        dtype = dtypes[0] if dtypes else torch.float32
+        self._check_shape(dtype)
         graph = lower(self.model, self.shape)
         if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
             raise InvalidInput(
                 f"The property is about {self.property.inputs} inputs and {self.property.outputs} outputs, but the "
                 f"network has {graph.inputs} and {graph.outputs}."
             )
+        self.replay = Replay(self.model, self.shape, dtype, graph, self.path)
         self._compare(graph)
         self.graph = graph.to(place)
-        self.exact_graph = graph
         self.work: list[tuple[Case, Conjunction]] = [(c, u) for c in self.property.cases for u in c.unsafe]
         self.counterexample: Counterexample | None = None
         self.refused = 0  # points that seemed to be counterexamples and failed replay
-        self._session: Any = None
 
     def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
         if isinstance(model, nn.Module):
@@ -157,9 +157,9 @@ class _Problem:
             raise InvalidInput(f"{model} leaves the size of its input open ({loaded.item_shape}).")
         return loaded, tuple(size for size in loaded.item_shape if size is not None)
 
-    def _check_shape(self) -> None:
+    def _check_shape(self, dtype: torch.dtype) -> None:
         """Call the model once, so that what does not fit is told in its own words."""
-        x = torch.zeros(1, *self.shape, dtype=self.dtype)
+        x = torch.zeros(1, *self.shape, dtype=dtype)
         try:
             with torch.no_grad(), torch.random.fork_rng([]):
                 self.model(x)
@@ -181,15 +181,17 @@ class _Problem:
                 try:
                     y, tolerance = double(x.reshape(1, *self.shape)), 1e-6
                 except RuntimeError:  # it has constants of its own type
-                    y, tolerance = self.model(x.reshape(1, *self.shape).to(self.dtype)).double(), 1e-3
-            near = tolerance * max(float(v.abs().max()) for v in values)
-            same = y.numel() == graph.outputs and torch.allclose(y.reshape(1, -1), values[-1], tolerance, near)
-            if math.isfinite(near) and not same:
+                    y, tolerance = self.model(x.reshape(1, *self.shape).to(self.replay.dtype)).double(), 1e-3
+            if not _same(values, y, tolerance):
                 raise UnsupportedModel(
                     "The checker read this model as another function than it computes. Forward hooks, randomness and "
                     "operations that change tensors in place may do that; remove them, or write the model to ONNX "
                     "(nnrepair.onnx.save) and check the file."
                 )
+        point = self.replay.rounded(low + drawn[0] * (high - low), self.property.cases[0].box)
+        run = None if point is None else self.replay.onnxruntime(point)
+        if point is not None and run is not None and not _same(graph.values(point[None].double()), run, 1e-3):
+            raise UnsupportedModel(f"The checker read {self.path} as another function than onnxruntime computes.")
 
     def solve(self, deadline: float, generator: torch.Generator, options: Options, report: Any) -> Found:
         if not self.work:
@@ -231,58 +233,15 @@ class _Problem:
         """Keep the first point that is a counterexample after rounding to the network's own precision."""
         for point, job in zip(points.cpu(), jobs.tolist(), strict=True):
             case, conjunction = self.work[job]
-            x = self._rounded(point, case)
+            x = self.replay.rounded(point, case.box)
             if x is None:
                 continue
-            agreed = self._replayed(x, conjunction)
+            agreed = self.replay(x, conjunction)
             if agreed is not None:
                 self.counterexample = agreed
                 return True
             self.refused += 1
         return False
-
-    def _rounded(self, point: Tensor, case: Case) -> Tensor | None:
-        """Return the point in the model's dtype and exactly inside the box, if there is one."""
-        low, high = (torch.from_numpy(end) for end in case.box.inner)
-        x = torch.clamp(point, low, high).to(self.dtype)
-        for _ in range(2):  # rounding may have left the box by one unit
-            x = torch.where(x.double() < low, torch.nextafter(x, torch.full_like(x, torch.inf)), x)
-            x = torch.where(x.double() > high, torch.nextafter(x, torch.full_like(x, -torch.inf)), x)
-        return x if bool(((x.double() >= low) & (x.double() <= high)).all()) else None
-
-    def _replayed(self, x: Tensor, conjunction: Conjunction) -> Counterexample | None:
-        """Return the counterexample if the network, onnxruntime and exact arithmetic agree."""
-        output = self.model(x.reshape(1, *self.shape))[0].flatten().double()
-        runs = [output.numpy()]
-        replayed = ["network"]
-        if self.path is not None:
-            runs.append(self._onnxruntime(x))
-            replayed.append("onnxruntime")
-        for y in runs:
-            exactly = [(Fraction(v), Fraction(v)) for v in y.tolist()] if np.isfinite(y).all() else None
-            if exactly is None or not inside(conjunction, exactly):
-                return None
-        outputs, is_exact = enclosure(self.exact_graph, x)
-        if not inside(conjunction, outputs):
-            return None
-        replayed.append("exact" if is_exact else "enclosure")
-        depths = [
-            float(row.bound - sum(c * Fraction(v) for c, v in zip(row.coefficients, runs[-1].tolist(), strict=True)))
-            for row in conjunction
-        ]
-        return Counterexample(x.double().numpy().copy(), runs[-1], min(depths, default=math.inf), tuple(replayed))
-
-    def _onnxruntime(self, x: Tensor) -> np.ndarray[Any, Any]:
-        import onnxruntime
-
-        if self._session is None:
-            settings = onnxruntime.SessionOptions()
-            settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-            settings.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(str(self.path), settings, providers=["CPUExecutionProvider"])
-        (name,) = (source.name for source in self._session.get_inputs())
-        (y,) = self._session.run(None, {name: x.reshape(1, *self.shape).numpy()})
-        return np.asarray(y, np.float64).reshape(-1)
 
     # What to say -----------------------------------------------------------------------------------------------------
 
@@ -293,9 +252,10 @@ class _Problem:
             said.append(f"{found.stuck} parts that cannot be split further have bounds that touch the unsafe set")
         if self.refused:
             said.append(f"{self.refused} points that seemed to violate the property failed exact replay")
-        thin = sum(self._rounded(torch.from_numpy(case.box.outer[0]), case) is None for case in self.property.cases)
+        corners = [(torch.from_numpy(case.box.outer[0]), case.box) for case in self.property.cases]
+        thin = sum(self.replay.rounded(corner, box) is None for corner, box in corners)
         if thin:
-            kind = str(self.dtype).removeprefix("torch.")
+            kind = str(self.replay.dtype).removeprefix("torch.")
             said.append(f"{thin} boxes hold no {kind} number, so that no counterexample in them could be replayed")
         return "; ".join(said)
 
@@ -312,9 +272,17 @@ class _Problem:
             except InvalidInput as error:
                 return None, f"no certificate: {error}"
         dim, cut, look = found.tree
+        if self.graph.inputs > np.iinfo(dim.dtype).max:
+            return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"
         versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
         return PropertyCertificate(len(self.work), dim, cut, look, network, self.property_sha256, versions), ""
+
+
+def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:
+    """Tell whether outputs equal the last of a graph's values, as far as their size lets one see."""
+    y, near = torch.as_tensor(y).reshape(1, -1), tolerance * max(float(v.abs().max()) for v in values)
+    return not math.isfinite(near) or (y.shape == values[-1].shape and torch.allclose(y, values[-1], tolerance, near))
 
 
 def _device(name: Any) -> torch.device:

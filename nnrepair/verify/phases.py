@@ -142,9 +142,7 @@ class PhaseSearch:
         joined = _Parts(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
         return joined, rows
 
-    def _bound(
-        self, parts: _Parts, row: Tensor, steps: int
-    ) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
+    def _bound(self, parts: _Parts, row: Tensor, steps: int) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
         """Return the parts that stay open, with their coefficients, or None when a counterexample was confirmed."""
         job = parts.job
         lower, upper = self.jobs.lower[job], self.jobs.upper[job]
@@ -157,9 +155,7 @@ class PhaseSearch:
         last = len(self.graph.nodes) - 1
         rows, offset = self.jobs.rows[job, row[job]], self.offset[job, row[job]]
         phase = [parts.phase[:, s] for s in slices]
-        best, bound = self.bounder.improve(
-            relaxation, last, rows, offset, lower, upper, steps, phase=phase, keep=keep
-        )
+        best, bound = self.bounder.improve(relaxation, last, rows, offset, lower, upper, steps, phase=phase, keep=keep)
         index = (~(best > 0) & ~empty).nonzero()[:, 0]
         if len(index):
             middle, radius = (lower + upper)[index] / 2, (upper - lower)[index] / 2
