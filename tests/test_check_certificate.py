@@ -29,6 +29,7 @@ def _program() -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look here
+    sys.path.insert(0, str(PROGRAM.parent))  # as python does when it runs the file
     spec.loader.exec_module(module)
     return module
 

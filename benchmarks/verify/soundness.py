@@ -48,6 +48,7 @@ def module_at(name: str, path: Path) -> ModuleType:
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
+        sys.path.append(str(path.parent))  # it may read files beside it
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
@@ -667,8 +668,10 @@ def certified(network: Path, text: Path, result: Any, path: Path) -> str:
     independent: Any = module_at("certificate_checker", measure.ROOT / "verification" / "check.py")
     try:
         independent.check(str(path), str(network), str(text))
-    except (independent.Rejected, independent.Unreadable) as refusal:
-        return f"{type(refusal).__name__.lower()}: {refusal}"
+    except independent.Rejected as refusal:
+        return f"rejected: {refusal}"
+    except Exception as refusal:  # the network is none that it reads
+        return f"unreadable: {refusal}"
     return "accepted"
 
 
