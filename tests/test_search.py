@@ -100,7 +100,7 @@ def test_trees_cover_the_root(clip: bool, attribute: bool, steps: int) -> None:
     assert sum(volumes) == pytest.approx(4.0)
     assert all(volume > 0 for volume in volumes)
     if not clip:
-        assert len(tree) > 1 and found.boxes == len(found.tree[0])
+        assert len(tree) > 1 and len(tree) <= found.boxes <= len(found.tree[0])  # some splits are made without bounding
         for low, high in tree:  # no two leaves overlap, and every leaf is proved
             x = torch.tensor(low) + torch.rand(20, 2, generator=torch.Generator().manual_seed(0)) * (
                 torch.tensor(high) - torch.tensor(low)

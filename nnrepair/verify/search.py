@@ -24,6 +24,10 @@ from nnrepair.verify.graph import Graph
 Confirm = Callable[[Tensor, Tensor], bool]
 
 
+#: What a split wins back of the looseness of a box, as a share; measured on ACAS Xu networks.
+HOPELESS = 0.15
+
+
 @dataclass(frozen=True)
 class Options:
     """How to search; the defaults are what measurements on ACAS Xu networks chose.
@@ -308,34 +312,58 @@ class Search:
             score = self._attribution(opened, width)
         else:
             score = width / (self.jobs.upper - self.jobs.lower)[opened.boxes.job].clamp(min=1e-300)
-        middle = (opened.lower + opened.upper) / 2
-        # Cuts are short numbers, so that certificates stay small.
-        cut = middle.float().double()
-        cut = torch.where((cut > opened.lower) & (cut < opened.upper), cut, middle)
-        can = (cut > opened.lower) & (cut < opened.upper)
+        cut, can = self._cuts(opened.lower, opened.upper)
         score = torch.where(can, torch.fmax(score, width * 1e-12), -1.0)
-        dim = score.argmax(1)
-        good = can.gather(1, dim[:, None])[:, 0]
+        good = can.any(1)
         lost = None if bool(good.all()) else opened.boxes[(~good).nonzero()[:, 0]]
         index = good.nonzero()[:, 0]
-        opened, dim, cut = opened[index], dim[index], cut[index].gather(1, dim[index][:, None])[:, 0]
+        opened, score, cut = opened[index], score[index], cut[index]
         boxes = opened.boxes
         before = (boxes.upper - boxes.lower).clamp(min=1e-300)
         shrunk = ((opened.upper - opened.lower).clamp(min=1e-300) / before).prod(1) < 0.95
-        child = tree.split(boxes.node, dim, cut, shrunk)
+        boxes.lower, boxes.upper, boxes.bound = opened.lower, opened.upper, opened.value
+        dim = score.argmax(1)
+        halves = self._halved(boxes, dim, cut, shrunk, tree)
+        # Where the bound lacks more than a split wins back, bounding the halves would be in vain: quarter the box.
+        hopeless = (opened.value + HOPELESS * score.sum(1) < 0) if self.options.attribute else ~good[index]
+        if bool(hopeless.any()):
+            score[torch.arange(len(dim), device=dim.device), dim] /= 2
+            again = hopeless.repeat(2).nonzero()[:, 0]
+            parents, dim = halves[again], score.argmax(1).repeat(2)[again]
+            cut, can = self._cuts(parents.lower, parents.upper)
+            fits = can.gather(1, dim[:, None])[:, 0]
+            quarters = self._halved(parents[fits], dim[fits], cut[fits], torch.zeros_like(fits[fits]), tree)
+            stays = torch.ones(len(halves), dtype=torch.bool, device=dim.device)
+            stays[again[fits]] = False
+            halves = _Boxes.joined([halves[stays], quarters])
+        return halves, lost
+
+    @staticmethod
+    def _cuts(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where to cut boxes along each input, in short numbers if possible, and where that halves them."""
+        middle = (lower + upper) / 2
+        cut = middle.float().double()
+        cut = torch.where((cut > lower) & (cut < upper), cut, middle)
+        return cut, (cut > lower) & (cut < upper)
+
+    @staticmethod
+    def _halved(boxes: _Boxes, dim: Tensor, cuts: Tensor, clipped: Tensor, tree: _Tree) -> _Boxes:
+        """Return the lower halves, then the upper ones."""
         each = torch.arange(len(dim), device=dim.device)
-        below, above = opened.upper.clone(), opened.lower.clone()
+        cut = cuts[each, dim]
+        child = tree.split(boxes.node, dim, cut, clipped)
+        below, above = boxes.upper.clone(), boxes.lower.clone()
         below[each, dim], above[each, dim] = cut, cut
         return _Boxes(
-            torch.cat([opened.lower, above]),
-            torch.cat([below, opened.upper]),
+            torch.cat([boxes.lower, above]),
+            torch.cat([below, boxes.upper]),
             boxes.low.repeat(2, 1),
             boxes.high.repeat(2, 1),
             boxes.job.repeat(2),
             torch.cat([child, child + 1]),
             (boxes.share / 2).repeat(2),
-            opened.value.repeat(2),
-        ), lost
+            boxes.bound.repeat(2),
+        )
 
     def _attribution(self, opened: _Opened, width: Tensor) -> Tensor:
         """Return (boxes, inputs): how much of the bound's looseness a split of each input could take away.
