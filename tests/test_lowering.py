@@ -495,7 +495,8 @@ def test_refused_layers(layer: nn.Module, shape: Shape, words: str) -> None:
 
 
 def test_matrices_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnrepair.verify.lowering.MATRIX_LIMIT", 100)
+    for room in ("builder", "operations"):
+        monkeypatch.setattr(f"nnrepair.verify.{room}.MATRIX_LIMIT", 100)
     for layer, shape in ((nn.AvgPool2d(1), (1, 4, 4)), (nn.Linear(4, 4), (3, 4))):
         with pytest.raises(UnsupportedModel, match="matrix"):
             lower(layer, shape)

@@ -252,7 +252,7 @@ come close to it, at the price of a few backward passes:
 
 The easier half ({len(p["rows"])} instances by the checker's CPU time), each beside a plain search: CROWN bounds,
 longest edge (in units of the property's box), no clipping, no attack but box centres
-(`benchmarks/verify/exhaustive.py`), limit 60 s. Plain search left {
+(`benchmarks/verify/exhaustive.py`), limit 20 s. Plain search left {
         p["unsolved"]
     } of them unsolved within its limit; counting what it used until then, it took
 **{p["boxes"]:.0f} times the boxes and {p["cpu"]:.1f} times the CPU time**. On the {p["proved"]} that both prove:
