@@ -1,0 +1,16 @@
+"""Figures in the docs come from the committed result files, and from nowhere else."""
+
+from pathlib import Path
+
+from benchmarks.verify import table
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_page_about_properties_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-properties.md").read_text() == table.page()
+
+
+def test_the_readme_says_what_the_results_say():
+    readme = (ROOT / "README.md").read_text()
+    assert all(line in readme for line in table.readme())
