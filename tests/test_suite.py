@@ -124,7 +124,8 @@ def test_a_list_with_every_kind_of_outcome_survives_a_worker_that_dies(tmp_path:
 
 
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
 sys.path.insert(0, {tests!r})
 from test_suite import scripted
 from nnrepair.cli import check, main
