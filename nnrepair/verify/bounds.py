@@ -31,8 +31,9 @@ from nnrepair.verify.affine import Dense
 from nnrepair.verify.graph import Graph, Node
 
 EPS = 2.0**-53
-#: Added to every error bound, against underflow.
-TINY = 1e-280
+#: Added to every error bound, and once to every linear bound, against underflow. With magnitudes below LIMIT no product
+#: that underflows, times a value, comes near the latter.
+TINY, UNDERFLOW, LIMIT = 1e-280, 1e-200, 1e100
 
 
 class OutOfTime(Exception):
@@ -105,6 +106,7 @@ class Bounder:
         self.rho = self._errors(self.magnitude)
         for _ in range(2):  # from coarse magnitudes to those that the bounds themselves give
             relaxation = self.relax(lower[None], upper[None], refine=refine)
+            self.root = relaxation.joined(lower[None])  # hold in every box inside
             self.magnitude = self._magnitudes(reach, relaxation)
             self.rho = self._errors(self.magnitude)
 
@@ -175,6 +177,8 @@ class Bounder:
 
     def _errors(self, m: list[Tensor]) -> list[Tensor]:
         """Return rho: `|A| . rho[k]` bounds what rounding does to the bound at node k."""
+        if not all(bool((size < LIMIT).all()) for size in m):
+            return [torch.full_like(size, torch.inf) for size in m]
         rho: list[Tensor] = []
         for k, node in enumerate(self.graph.nodes):
             terms = node.size + 4 * len(self.graph.nodes) + 64 + sum(self.graph.nodes[s].size for s in node.sources)
@@ -334,13 +338,13 @@ class Bounder:
                     c -= A.abs() @ self.rho[k]
                 parts = [current.affine.back(A)]
             elif not current.sources:
-                return Linear(A, c - A.abs() @ self.rho[k])
+                return Linear(A, c - A.abs() @ self.rho[k] - UNDERFLOW)
             else:
                 c -= A.abs() @ self.rho[k]
                 parts = [A] * len(current.sources)
             for source, part in zip(current.sources, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
-        return Linear(c.new_zeros(len(c), self.graph.inputs), c)  # no row reads the input
+        return Linear(c.new_zeros(len(c), self.graph.inputs), c - UNDERFLOW)  # no row reads the input
 
     def improve(
         self,
@@ -388,6 +392,7 @@ class Bounder:
             bound = self.backward(relaxation, node, A[live], live, floor=slopes, force=forces, keep=kept)
             bound.c = bound.c - offset[live]
             value = bound.minimum(lower[live], upper[live])
+            value = torch.where(torch.isfinite(value), value, -torch.inf)
             better = value > best[live]
             chosen = live[better]
             best[chosen], found.A[chosen], found.c[chosen] = value[better], bound.A[better], bound.c[better]

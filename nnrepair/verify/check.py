@@ -6,8 +6,9 @@ import copy
 import hashlib
 import math
 import platform
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.progress import progress_bar
 from nnrepair.verify import vnnlib
+from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.falsify import attack
 from nnrepair.verify.graph import Graph
@@ -87,7 +89,8 @@ def check(
         def report(share: float, boxes: int) -> None:
             say(f"{share:.1%} of the volume proved, {boxes} boxes")
 
-        found = problem.solve(deadline, torch.Generator().manual_seed(seed), options or Options(), report)
+        with torch.backends.cudnn.flags(enabled=False):  # its convolutions may go through Fourier space
+            found = problem.solve(deadline, torch.Generator().manual_seed(seed), options or Options(), report)
     verdict = "violated" if found.violated else "holds" if found.closed else "unknown"
     kept, reason = problem.certificate(found) if certificate and found.closed else (None, "")
     if verdict == "unknown":
@@ -124,6 +127,7 @@ class _Problem:
         self.path = None if isinstance(model, nn.Module) else Path(model)
         self.property = property if isinstance(property, Property) else vnnlib.load(property)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)
+        self.path_is_packed = not isinstance(property, Property) and Path(property).read_bytes()[:2] == b"\x1f\x8b"
         place = _device(device)
         self.model, self.shape = self._read(model)
         dtypes = [p.dtype for p in self.model.parameters()]
@@ -132,6 +136,7 @@ class _Problem:
             raise InvalidInput(f"The model has {sorted(other)[0]} parameters; the checker reads float32 and float64.")
         dtype = dtypes[0] if dtypes else torch.float32
         self._check_shape(dtype)
+        _refuse_hooks(self.model)
         graph = lower(self.model, self.shape)
         if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
             raise InvalidInput(
@@ -172,14 +177,15 @@ class _Problem:
 
     def _compare(self, graph: Graph) -> None:
         """Compare what was read with the model itself: hooks, for example, are not seen when a model is read."""
-        low, high = (torch.from_numpy(end) for end in self.property.cases[0].box.outer)
+        cases = [self.property.cases[k * len(self.property.cases) // 6] for k in range(6)]
+        low, high = (torch.from_numpy(np.stack([case.box.outer[end] for case in cases])) for end in (0, 1))
         drawn = torch.rand(6, graph.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         double = copy.deepcopy(self.model).double()
         for x in low + drawn * (high - low):
             with torch.no_grad(), torch.random.fork_rng([]):
                 values = graph.values(x[None])
                 try:
-                    y, tolerance = double(x.reshape(1, *self.shape)), 1e-6
+                    y, tolerance = double(x.reshape(1, *self.shape).clone()), 1e-6
                 except RuntimeError:  # it has constants of its own type
                     y, tolerance = self.model(x.reshape(1, *self.shape).to(self.replay.dtype)).double(), 1e-3
             if not _same(values, y, tolerance):
@@ -188,7 +194,7 @@ class _Problem:
                     "operations that change tensors in place may do that; remove them, or write the model to ONNX "
                     "(nnrepair.onnx.save) and check the file."
                 )
-        point = self.replay.rounded(low + drawn[0] * (high - low), self.property.cases[0].box)
+        point = self.replay.rounded((low + drawn * (high - low))[0], cases[0].box)
         run = None if point is None else self.replay.onnxruntime(point)
         if point is not None and run is not None and not _same(graph.values(point[None].double()), run, 1e-3):
             raise UnsupportedModel(f"The checker read {self.path} as another function than onnxruntime computes.")
@@ -207,6 +213,8 @@ class _Problem:
         split = options.split
         if split == "auto":
             split = "inputs" if self.graph.inputs <= WIDE else "relus"
+        if split == "inputs" and self.graph.inputs > np.iinfo(np.int16).max:
+            raise InvalidInput(f"{self.graph.inputs} inputs are too many to split: leave Options.split at 'auto'.")
         if split == "relus":
             return PhaseSearch(self.graph, jobs, self.confirm).run(deadline, report, attacked)
         return Search(self.graph, jobs, self.confirm, options).run(deadline, report, attacked)
@@ -219,9 +227,9 @@ class _Problem:
         offset, real = torch.zeros(count, most, dtype=torch.float64), torch.zeros(count, most, dtype=torch.bool)
         for t, (_, conjunction) in enumerate(self.work):
             for r, row in enumerate(conjunction):
-                rows[t, r] = torch.tensor([float(c) for c in row.coefficients], dtype=torch.float64)
-                near = float(row.bound)
-                offset[t, r] = near if Fraction(near) >= row.bound else math.nextafter(near, math.inf)
+                scale = _scale(row.coefficients)  # so that nothing underflows that matters
+                rows[t, r] = torch.tensor([float(c * scale) for c in row.coefficients], dtype=torch.float64)
+                offset[t, r] = _up(row.bound * scale)
                 real[t, r] = True
         ends = [case.box.outer for case, _ in self.work]
         low, high = (torch.from_numpy(np.stack([end[i] for end in ends])) for i in (0, 1))
@@ -236,7 +244,7 @@ class _Problem:
             x = self.replay.rounded(point, case.box)
             if x is None:
                 continue
-            agreed = self.replay(x, conjunction)
+            agreed = self.replay(x, conjunction) if case.box.contains(x.double().numpy()) else None
             if agreed is not None:
                 self.counterexample = agreed
                 return True
@@ -272,11 +280,46 @@ class _Problem:
             except InvalidInput as error:
                 return None, f"no certificate: {error}"
         dim, cut, look = found.tree
+        if any(n.relu is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
+            return None, "no certificate: the independent checker reads fully connected chains only"
+        if self.path_is_packed:
+            return None, "no certificate: the independent checker reads properties that are not packed (.gz)"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"
         versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
         return PropertyCertificate(len(self.work), dim, cut, look, network, self.property_sha256, versions), ""
+
+
+def _plain(affine: Affine | None) -> bool:
+    """Tell whether the independent checker knows a map: a matrix, or the sum with a constant."""
+    return isinstance(affine, Dense) or (isinstance(affine, Diagonal) and bool((affine.factor == 1).all()))
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    """Refuse what runs beside a model's own code: it is not seen when the model is read."""
+    for name, part in model.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            raise UnsupportedModel(
+                f"The module {name or 'itself'!r} has forward hooks or a forward of its own, so that the checker would "
+                "read another function than it computes. Remove them, or write the model to ONNX and check the file."
+            )
+
+
+def _scale(coefficients: Sequence[Fraction]) -> Fraction:
+    """Return the power of two that brings the largest coefficient to between 1/2 and 2."""
+    largest = max(map(abs, coefficients), default=Fraction(0))
+    bits = largest.numerator.bit_length() - largest.denominator.bit_length() if largest else 0
+    return Fraction(1, 2**bits) if bits >= 0 else Fraction(2**-bits)
+
+
+def _up(value: Fraction) -> float:
+    """Return a float that is not below a fraction."""
+    try:
+        near = float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -sys.float_info.max
+    return near if Fraction(near) >= value else math.nextafter(near, math.inf)
 
 
 def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:

@@ -138,7 +138,9 @@ class _Reader(Builder):
             else:
                 lost = any(value is None for value in given)
                 self._keep(values, node.name, name, what, arguments, settings, lost)
-                if _in_place(what, arguments, settings) and isinstance(arguments[0], Value):
+                made = values.get(node.name)
+                same = isinstance(made, Value) and made == arguments[0]  # dropout in eval mode does nothing
+                if _in_place(what, arguments, settings) and isinstance(arguments[0], Value) and not same:
                     self.changed.add(self.owner(arguments[0]))
         return None
 

@@ -61,7 +61,7 @@ class PhaseSearch:
         self.boxes, self.box = torch.unique(torch.cat([jobs.lower, jobs.upper], 1), dim=0, return_inverse=True)
         self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False)
         reach = self.bounder.magnitude[-1]
-        self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs())
+        self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs()) + 1e-290 * reach.sum()
         self.batch = max(1, BATCH_NUMBERS // (graph.hidden + graph.inputs))
         self.refine = sum(graph.nodes[k].size for k in graph.relus) * graph.hidden < REFINE_WORK
 
@@ -121,7 +121,7 @@ class PhaseSearch:
             lower, upper = self.boxes[b : b + 1, :d], self.boxes[b : b + 1, d:]
             mine = (self.box == b).nonzero()[:, 0]
             n, m = jobs.real[mine].shape
-            known = None
+            known = self.bounder.root
             for steps in (0, self.root_steps):  # most jobs do not need the second
                 relaxation = self.bounder.relax(lower, upper, known, steps=steps)
                 known = relaxation.joined(lower)
@@ -129,7 +129,7 @@ class PhaseSearch:
                     relaxation, last, jobs.rows[mine].reshape(n * m, -1), torch.zeros(n * m, dtype=torch.long).to(mine)
                 )
                 value = bound.minimum(lower, upper).reshape(n, m) - self.offset[mine]
-                value = torch.where(jobs.real[mine], value, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+                value = torch.where(jobs.real[mine], value, -torch.inf).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
                 best, row = value.max(1)
                 if bool((best > 0).all()):
                     break

@@ -46,7 +46,7 @@ class Replay:
 
     def __call__(self, x: Tensor, conjunction: Conjunction) -> Counterexample | None:
         """Return the counterexample if the network, onnxruntime and exact arithmetic agree."""
-        output = self.model(x.reshape(1, *self.shape))[0].flatten().double()
+        output = self.model(x.reshape(1, *self.shape).clone())[0].flatten().double()  # it may overwrite its input
         runs, replayed = [output.numpy()], ["network"]
         other = self.onnxruntime(x)
         if other is not None:
@@ -61,10 +61,14 @@ class Replay:
             return None
         replayed.append("exact" if is_exact else "enclosure")
         depths = [
-            float(row.bound - sum(c * Fraction(v) for c, v in zip(row.coefficients, runs[-1].tolist(), strict=True)))
+            row.bound - sum(c * Fraction(v) for c, v in zip(row.coefficients, runs[-1].tolist(), strict=True))
             for row in conjunction
         ]
-        return Counterexample(x.double().numpy().copy(), runs[-1], min(depths, default=math.inf), tuple(replayed))
+        try:
+            margin = float(min(depths)) if depths else math.inf
+        except OverflowError:
+            margin = math.inf
+        return Counterexample(x.double().numpy().copy(), runs[-1], margin, tuple(replayed))
 
     def onnxruntime(self, x: Tensor) -> NDArray[np.float64] | None:
         """Return what onnxruntime computes at x (inputs,); None without a file, or where it lacks an operator."""

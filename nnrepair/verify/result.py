@@ -20,7 +20,7 @@ class Counterexample:
     Attributes:
         input: (inputs,), numbers of the network's own precision, inside the box exactly.
         output: (outputs,), what the network returns there.
-        margin: how deep the output lies in the unsafe set, in output units; 0 is its border.
+        margin: how deep the output lies in the unsafe set, in units of its rows; 0 is its border.
         replayed: who agreed before this was reported: "network" (torch), "onnxruntime", and "exact" (rational
             arithmetic) or "enclosure" (float64 with every rounding error bounded, for networks too large for it).
     """

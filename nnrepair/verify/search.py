@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnrepair.verify.bounds import EPS, Bounder, Linear, Relaxation
+from nnrepair.verify.bounds import EPS, Bounder, Linear, OutOfTime, Relaxation
 from nnrepair.verify.graph import Graph
 
 #: Tells whether one of the points (n, inputs), each with its job, is a counterexample that counts.
@@ -166,7 +166,7 @@ class Search:
         self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0))
         reach = self.bounder.magnitude[-1]
         # What row coefficients lose when they are not exact, and the final subtraction of the offset.
-        self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs())
+        self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs()) + 1e-290 * reach.sum()
         self.batch = options.batch or (256 if graph.device.type == "cpu" else 16_384)
         self.reach = torch.maximum(jobs.lower.abs(), jobs.upper.abs()).amax(0)
 
@@ -178,6 +178,7 @@ class Search:
         `attack(n)` looks for counterexamples from n random starts; it is called whenever the number of boxes has
         doubled, so that it costs a fixed share of the search.
         """
+        self.bounder.deadline = deadline
         stack = [self._roots()]
         tree = _Tree(len(stack[0]))
         boxes, stuck, next_attack = 0, 0, 256
@@ -193,7 +194,11 @@ class Search:
             if boxes >= next_attack and attack(next_attack):
                 return Found(False, True, boxes, 1 - share, None, stuck, None)
             next_attack = next_attack if boxes < next_attack else 2 * next_attack
-            opened = self._bound(current)
+            try:
+                opened = self._bound(current)
+            except OutOfTime:
+                stack.append(current)
+                continue
             if opened is None:
                 return Found(False, True, boxes, 1 - share, None, stuck, None)
             children, lost = self._split(opened, tree)
@@ -208,12 +213,12 @@ class Search:
         return Found(True, False, boxes, 1.0, None, 0, tree.preorder(len(self.jobs.lower)))
 
     def _roots(self) -> _Boxes:
-        jobs, hidden = self.jobs, self.graph.hidden
+        jobs = self.jobs
         n = len(jobs.lower)
-        far = jobs.lower.new_full((n, hidden), torch.inf)
-        each = torch.arange(n, device=far.device)
-        share = far.new_full((n,), 1 / n)
-        return _Boxes(jobs.lower, jobs.upper, -far, far, each, each.clone(), share, far.new_full((n,), -torch.inf))
+        low, high = (end.repeat(n, 1) for end in self.bounder.root)
+        each = torch.arange(n, device=low.device)
+        share = low.new_full((n,), 1 / n)
+        return _Boxes(jobs.lower, jobs.upper, low, high, each, each.clone(), share, low.new_full((n,), -torch.inf))
 
     def _pop(self, stack: list[_Boxes]) -> _Boxes:
         """Take the newest boxes, a batch at most."""
@@ -243,7 +248,7 @@ class Search:
         bound = bounder.backward(relaxation, last, A, which, keep=keep)
         bound.c = bound.c - self.offset[boxes.job].reshape(-1)
         value = bound.minimum(boxes.lower[which], boxes.upper[which]).reshape(n, m)
-        value = torch.where(jobs.real[boxes.job], value, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        value = torch.where(jobs.real[boxes.job], value, -torch.inf).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
         best, row = value.max(1)
         index = (~(best > 0)).nonzero()[:, 0]
         lower, upper = boxes.lower[index], boxes.upper[index]
@@ -288,8 +293,9 @@ class Search:
         rest = (least.sum(1) + c - slack)[:, None] - least
         limit = -rest / torch.where(A == 0, 1.0, A)
         limit = limit + torch.where(A > 0, 1.0, -1.0) * (4 * EPS * limit.abs() + 1e-300)
-        upper = torch.where((A > 0) & (limit < upper), limit, upper)
-        lower = torch.where((A < 0) & (limit > lower), limit, lower)
+        finite = torch.isfinite(limit)
+        upper = torch.where((A > 0) & (limit < upper) & finite, limit, upper)
+        lower = torch.where((A < 0) & (limit > lower) & finite, limit, lower)
         return lower, upper
 
     def _violated(self, opened: _Opened) -> bool:
