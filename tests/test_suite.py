@@ -125,7 +125,6 @@ def test_a_list_with_every_kind_of_outcome_survives_a_worker_that_dies(tmp_path:
 
 DRIVER = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
 sys.path.insert(0, {tests!r})
 from test_suite import scripted
 from nnrepair.cli import check, main
@@ -133,6 +132,7 @@ from nnrepair.verify.suite import run_suite
 
 check.run_suite = lambda *a, **k: run_suite(*a, **k, check=scripted)
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     sys.exit(main(sys.argv[1:]))
 """
 
