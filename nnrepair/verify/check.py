@@ -127,7 +127,7 @@ class _Problem:
         self.path = None if isinstance(model, nn.Module) else Path(model)
         self.property = property if isinstance(property, Property) else vnnlib.load(property)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)
-        self.path_is_packed = not isinstance(property, Property) and Path(property).read_bytes()[:2] == b"\x1f\x8b"
+        self.property_is_packed = not isinstance(property, Property) and Path(property).read_bytes()[:2] == b"\x1f\x8b"
         place = _device(device)
         self.model, self.shape = self._read(model)
         dtypes = [p.dtype for p in self.model.parameters()]
@@ -176,7 +176,7 @@ class _Problem:
             ) from error
 
     def _compare(self, graph: Graph) -> None:
-        """Compare what was read with the model itself: hooks, for example, are not seen when a model is read."""
+        """Compare what was read with the model itself: randomness, for example, is not seen when a model is read."""
         cases = [self.property.cases[k * len(self.property.cases) // 6] for k in range(6)]
         low, high = (torch.from_numpy(np.stack([case.box.outer[end] for case in cases])) for end in (0, 1))
         drawn = torch.rand(6, graph.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -190,8 +190,8 @@ class _Problem:
                     y, tolerance = self.model(x.reshape(1, *self.shape).to(self.replay.dtype)).double(), 1e-3
             if not _same(values, y, tolerance):
                 raise UnsupportedModel(
-                    "The checker read this model as another function than it computes. Forward hooks, randomness and "
-                    "operations that change tensors in place may do that; remove them, or write the model to ONNX "
+                    "The checker read this model as another function than it computes. Randomness and operations that "
+                    "change tensors in place may do that; remove them, or write the model to ONNX "
                     "(nnrepair.onnx.save) and check the file."
                 )
         point = self.replay.rounded((low + drawn * (high - low))[0], cases[0].box)
@@ -282,7 +282,7 @@ class _Problem:
         dim, cut, look = found.tree
         if any(n.relu is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
             return None, "no certificate: the independent checker reads fully connected chains only"
-        if self.path_is_packed:
+        if self.property_is_packed:
             return None, "no certificate: the independent checker reads properties that are not packed (.gz)"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"

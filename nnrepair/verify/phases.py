@@ -23,8 +23,6 @@ from nnrepair.verify.search import Confirm, Found, Jobs
 BATCH_NUMBERS = 200_000
 #: A part's ReLUs are bounded backwards again only if the network is small enough for it (multiplications for each row).
 REFINE_WORK = 5_000_000
-
-
 #: Improvement steps for parts that cannot be split.
 LAST_STEPS = 500
 
@@ -46,7 +44,7 @@ class _Parts:
 
 
 class PhaseSearch:
-    """One search; `run` does it. Every job has one row (`single_rows` makes it so by taking the most promising).
+    """One search; `run` does it. Of every job's rows only the one that plain bounds bring closest to proof is pursued.
 
     Args:
         graph: the network.

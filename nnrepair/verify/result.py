@@ -54,7 +54,8 @@ class CheckResult:
         certificate: present when the property holds and was asked for; `verification/check.py` re-checks it. A verdict
             whose certificate that program accepted is proved; before that it rests on this package.
         proved: the share of the region's volume, 0 to 1, that is proved.
-        worst_bound: the lowest bound on what is still open, in output units; None when nothing is.
+        worst_bound: the lowest bound on what is still open, in units of the unsafe set's rows, each scaled by a power
+            of two to a largest coefficient near 1; None when nothing is.
         reason: why the verdict is unknown, or why there is no certificate.
     """
 

@@ -23,7 +23,6 @@ from nnrepair.verify.graph import Graph
 #: Tells whether one of the points (n, inputs), each with its job, is a counterexample that counts.
 Confirm = Callable[[Tensor, Tensor], bool]
 
-
 #: What a split wins back of the looseness of a box, as a share; measured on ACAS Xu networks.
 HOPELESS = 0.15
 
