@@ -80,7 +80,7 @@ def test_no_unstable_relu() -> None:
     least = minimum(graph, torch.ones(1), 100.0, 100.1)
     closed = search(graph, jobs((low, high, [([1.0], least - 1e-3)])))
     assert closed.closed and closed.tree is not None
-    assert [part.tolist() for part in closed.tree] == [[-1], [], [True]]  # one leaf: proved without a split
+    assert [part.tolist() for part in closed.tree] == [[-1], []]  # one leaf: proved without a split
     opened = search(graph, jobs((low, high, [([1.0], least + 1e-3)])))
     assert not opened.closed and opened.stuck == 1 and opened.worst is not None and opened.worst <= 0
 

@@ -198,8 +198,7 @@ def test_the_boxes_of_a_proof_cover_the_slice_once(axes: Any) -> None:
 
 
 def certificate(dim: list[int], cut: list[float], trees: int = 1) -> Any:
-    look = np.ones(len(dim), bool)
-    return nnrepair.verify.PropertyCertificate(trees, np.array(dim, np.int16), np.array(cut), look, None, "", {})
+    return nnrepair.verify.PropertyCertificate(trees, np.array(dim, np.int16), np.array(cut), None, "", {})
 
 
 def test_only_boxes_that_meet_the_slice_are_drawn(model: nn.Module, axes: Any) -> None:

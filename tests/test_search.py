@@ -62,9 +62,8 @@ def hard(graph: Graph, gap: float = 0.01) -> Jobs:
 def leaves(found: Found, low: Tensor, high: Tensor) -> list[list[tuple[list[float], list[float]]]]:
     """Return the boxes of the leaves of every tree, and check the preorder on the way."""
     assert found.tree is not None
-    dim, cut, look = found.tree
-    assert dim.dtype == np.int16 and cut.dtype == np.float64 and look.dtype == bool
-    assert len(dim) == len(look) and len(cut) == int((dim >= 0).sum()) and bool(look[dim < 0].all())
+    dim, cut = found.tree
+    assert dim.dtype == np.int16 and cut.dtype == np.float64 and len(cut) == int((dim >= 0).sum())
     place, inner = 0, 0
     trees = []
     for a, b in zip(low.tolist(), high.tolist(), strict=True):

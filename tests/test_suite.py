@@ -22,7 +22,7 @@ from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.verify import CheckResult, Counterexample, PropertyCertificate, suite, vnncomp, workers
 from nnrepair.verify.suite import run_suite
 
-PROOF = PropertyCertificate(1, np.array([-1], np.int16), np.zeros(0), np.array([True]), "", "", {})
+PROOF = PropertyCertificate(1, np.array([-1], np.int16), np.zeros(0), "", "", {})
 
 
 def scripted(network: Path, property: Path, **options: Any) -> CheckResult:

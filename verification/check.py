@@ -180,10 +180,10 @@ class Bounder:
 def read_certificate(path: str, expected: dict[str, Any], inputs: int) -> tuple[list[int], Any]:
     """Give where trees start, and the nodes: dim, cut, lower and upper child; a leaf's children are one more leaf."""
     with np.load(path, allow_pickle=False) as file:
-        meta, dim, cut, look = (file[k] for k in ("meta", "dim", "cut", "look"))
+        meta, dim, cut = (file[k] for k in ("meta", "dim", "cut"))
     size, inner = dim.size, np.flatnonzero(dim >= 0)
-    given = {**json.loads(meta.tobytes()), "arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut, look)]}
-    expected |= {"nodes": size, "arrays": [f"int16({size},)", f"float64({len(inner)},)", f"bool({size},)"]}
+    given = {**json.loads(meta.tobytes()), "arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
+    expected |= {"nodes": size, "arrays": [f"int16({size},)", f"float64({len(inner)},)"]}
     for key, value in expected.items():
         if given.get(key) != value:
             raise Rejected(f"{key} is {given.get(key)!r} in the certificate, but should be {value!r}")

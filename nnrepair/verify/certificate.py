@@ -31,7 +31,6 @@ class PropertyCertificate:
         trees: how many.
         dim: (nodes,), each tree in preorder: the input that is split, or -1 for a leaf.
         cut: (inner nodes,), where.
-        look: (nodes,) bool: where bounds were used, to close the node or to clip its box.
         network_sha256: of the ONNX file; None for a model that came without one (see `for_network`).
         property_sha256: of the VNN-LIB file; for a property made in Python, of `vnnlib.dumps(property)`.
         versions: of what was used.
@@ -40,7 +39,6 @@ class PropertyCertificate:
     trees: int
     dim: NDArray[np.int16] = field(repr=False, compare=False)
     cut: NDArray[np.float64] = field(repr=False, compare=False)
-    look: NDArray[np.bool_] = field(repr=False, compare=False)
     network_sha256: str | None
     property_sha256: str
     versions: dict[str, str]
@@ -72,7 +70,7 @@ class PropertyCertificate:
         }
         buffer = io.BytesIO()
         packed = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        np.savez_compressed(buffer, meta=packed, dim=self.dim, cut=self.cut, look=self.look)
+        np.savez_compressed(buffer, meta=packed, dim=self.dim, cut=self.cut)
         return write_atomically(path, buffer.getvalue())
 
     @classmethod

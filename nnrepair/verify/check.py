@@ -201,8 +201,7 @@ class _Problem:
 
     def solve(self, deadline: float, generator: torch.Generator, options: Options, report: Any) -> Found:
         if not self.work:
-            nothing = (np.zeros(0, np.int16), np.zeros(0), np.zeros(0, bool))
-            return Found(True, False, 0, 1.0, None, 0, nothing)
+            return Found(True, False, 0, 1.0, None, 0, (np.zeros(0, np.int16), np.zeros(0)))
         jobs = self._jobs()
 
         def attacked(starts: int) -> bool:
@@ -279,7 +278,7 @@ class _Problem:
                 self.property_sha256 = hashlib.sha256(vnnlib.dumps(self.property).encode()).hexdigest()
             except InvalidInput as error:
                 return None, f"no certificate: {error}"
-        dim, cut, look = found.tree
+        dim, cut = found.tree
         if any(n.relu is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
             return None, "no certificate: the independent checker reads fully connected chains only"
         if self.property_is_packed:
@@ -288,7 +287,7 @@ class _Problem:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"
         versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
-        return PropertyCertificate(len(self.work), dim, cut, look, network, self.property_sha256, versions), ""
+        return PropertyCertificate(len(self.work), dim, cut, network, self.property_sha256, versions), ""
 
 
 def _plain(affine: Affine | None) -> bool:

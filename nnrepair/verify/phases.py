@@ -107,7 +107,7 @@ class PhaseSearch:
             return Found(False, False, boxes, done, worst if worst < torch.inf else None, stuck, None)
         if stuck:
             return Found(False, False, boxes, done, worst, stuck, None)
-        leaves = (np.full(jobs, -1, np.int16), np.zeros(0), np.ones(jobs, bool))
+        leaves = (np.full(jobs, -1, np.int16), np.zeros(0))
         return Found(True, False, boxes, 1.0, None, 0, None if split else leaves)
 
     def _roots(self) -> tuple[_Parts, Tensor]:

@@ -76,7 +76,7 @@ class Found:
         boxes: how many were bounded. share: how much of the volume is closed, 0 to 1.
         worst: the lowest bound among open boxes, None when there are none.
         stuck: parts that could not be split further.
-        tree: dim (n,), cut (inner nodes,), look (n,) in preorder, all jobs in order; None unless closed.
+        tree: dim (n,) and cut (inner nodes,) in preorder, all jobs in order; None unless closed.
     """
 
     closed: bool
@@ -85,7 +85,7 @@ class Found:
     share: float
     worst: float | None
     stuck: int
-    tree: tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.bool_]] | None
+    tree: tuple[NDArray[np.int16], NDArray[np.float64]] | None
 
 
 @dataclass
@@ -120,26 +120,23 @@ class _Tree:
     dim: list[Tensor] = field(default_factory=list)
     cut: list[Tensor] = field(default_factory=list)
     child: list[Tensor] = field(default_factory=list)
-    clipped: list[Tensor] = field(default_factory=list)
 
-    def split(self, parent: Tensor, dim: Tensor, cut: Tensor, clipped: Tensor) -> Tensor:
+    def split(self, parent: Tensor, dim: Tensor, cut: Tensor) -> Tensor:
         """Record splits; return the ids of the lower children, each followed by the upper one's."""
         child = self.size + 2 * torch.arange(len(parent), device=parent.device)
         self.size += 2 * len(parent)
-        for part, value in zip(
-            (self.parent, self.dim, self.cut, self.child, self.clipped), (parent, dim, cut, child, clipped), strict=True
-        ):
+        for part, value in zip((self.parent, self.dim, self.cut, self.child), (parent, dim, cut, child), strict=True):
             part.append(value.cpu())
         return child
 
-    def preorder(self, jobs: int) -> tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.bool_]]:
-        """Return dim, cut and look of all nodes, each tree in preorder."""
-        dim, look = np.full(self.size, -1, np.int16), np.ones(self.size, bool)
+    def preorder(self, jobs: int) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        """Return dim and cut of all nodes, each tree in preorder."""
+        dim = np.full(self.size, -1, np.int16)
         cut, child = np.zeros(self.size), np.zeros(self.size, np.int64)
         if self.parent:
             parent = torch.cat(self.parent).numpy()
             dim[parent], cut[parent] = torch.cat(self.dim).numpy(), torch.cat(self.cut).numpy()
-            child[parent], look[parent] = torch.cat(self.child).numpy(), torch.cat(self.clipped).numpy()
+            child[parent] = torch.cat(self.child).numpy()
         order = np.empty(self.size, np.int64)
         stack, inner, first = list(range(jobs))[::-1], (dim >= 0).tolist(), child.tolist()
         for place in range(self.size):
@@ -147,7 +144,7 @@ class _Tree:
             order[place] = node
             if inner[node]:
                 stack += (first[node] + 1, first[node])
-        return dim[order], cut[order][dim[order] >= 0], look[order]
+        return dim[order], cut[order][dim[order] >= 0]
 
 
 class Search:
@@ -324,11 +321,9 @@ class Search:
         index = good.nonzero()[:, 0]
         opened, score, cut = opened[index], score[index], cut[index]
         boxes = opened.boxes
-        before = (boxes.upper - boxes.lower).clamp(min=1e-300)
-        shrunk = ((opened.upper - opened.lower).clamp(min=1e-300) / before).prod(1) < 0.95
         boxes.lower, boxes.upper, boxes.bound = opened.lower, opened.upper, opened.value
         dim = score.argmax(1)
-        halves = self._halved(boxes, dim, cut, shrunk, tree)
+        halves = self._halved(boxes, dim, cut, tree)
         # Where the bound lacks more than a split wins back, bounding the halves would be in vain: quarter the box.
         hopeless = (opened.value + HOPELESS * score.sum(1) < 0) if self.options.attribute else ~good[index]
         if bool(hopeless.any()):
@@ -337,7 +332,7 @@ class Search:
             parents, dim = halves[again], score.argmax(1).repeat(2)[again]
             cut, can = self._cuts(parents.lower, parents.upper)
             fits = can.gather(1, dim[:, None])[:, 0]
-            quarters = self._halved(parents[fits], dim[fits], cut[fits], torch.zeros_like(fits[fits]), tree)
+            quarters = self._halved(parents[fits], dim[fits], cut[fits], tree)
             stays = torch.ones(len(halves), dtype=torch.bool, device=dim.device)
             stays[again[fits]] = False
             halves = _Boxes.joined([halves[stays], quarters])
@@ -352,11 +347,11 @@ class Search:
         return cut, (cut > lower) & (cut < upper)
 
     @staticmethod
-    def _halved(boxes: _Boxes, dim: Tensor, cuts: Tensor, clipped: Tensor, tree: _Tree) -> _Boxes:
+    def _halved(boxes: _Boxes, dim: Tensor, cuts: Tensor, tree: _Tree) -> _Boxes:
         """Return the lower halves, then the upper ones."""
         each = torch.arange(len(dim), device=dim.device)
         cut = cuts[each, dim]
-        child = tree.split(boxes.node, dim, cut, clipped)
+        child = tree.split(boxes.node, dim, cut)
         below, above = boxes.upper.clone(), boxes.lower.clone()
         below[each, dim], above[each, dim] = cut, cut
         return _Boxes(
