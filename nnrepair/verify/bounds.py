@@ -14,6 +14,9 @@ the inequality with these coefficients can fail. With gamma = N 2^-53 / (1 - N 2
 Every line is at most |A| . rho_k with rho_k = gamma (|W| m + |b| + m_k), a vector that depends on the root box alone.
 So one product |A| . rho_k for each node, subtracted from c, covers all of it; N counts generously. The upper line is
 shifted up until it is above the ReLU at both ends in exact arithmetic too. Infinities and NaN never prove anything.
+
+Intervals are widened by the same rho_k, which is right for numbers up to m. So each is cut to [-m_k, m_k] once it is
+computed: no value of the root box is lost, and the centre and radius of the next step, and every `shift`, are within m.
 """
 
 from __future__ import annotations
@@ -127,7 +130,10 @@ class Bounder:
         for k in self.graph.relus:
             stays[k] = stays[nodes[k].sources[0]] = live[nodes[k].relu].nonzero()[:, 0]
         thin = copy.copy(self)
-        thin.rho = [rho[stays[k]] if k in stays else rho for k, rho in enumerate(self.rho)]
+        thin.rho, thin.magnitude = (
+            [part[stays[k]] if k in stays else part for k, part in enumerate(parts)]
+            for parts in (self.rho, self.magnitude)
+        )
         fewer, start = [nodes[0]], 0
         for k, node in enumerate(nodes[1:], 1):
             size = len(stays[k]) if k in stays else node.size
@@ -184,7 +190,8 @@ class Bounder:
             terms = node.size + 4 * len(self.graph.nodes) + 64 + sum(self.graph.nodes[s].size for s in node.sources)
             if node.affine is None:
                 folded = rho[node.sources[0]] if node.relu is not None and self.folded[node.sources[0]] else 0.0
-                rho.append(4 * terms * EPS * 1.01 * m[k] + folded + TINY)
+                through = torch.stack([m[s] for s in node.sources or (k,)]).sum(0)  # its own bound may be far smaller
+                rho.append(4 * terms * EPS * 1.01 * through + folded + TINY)
                 continue
             gamma = (terms + node.affine.terms) * EPS * 1.01
             through = node.affine.magnitude(m[node.sources[0]][None])[0]
@@ -228,10 +235,10 @@ class Bounder:
                 middle, radius = (first[0] + first[1]) / 2, (first[1] - first[0]) / 2
                 center = node.affine.apply(middle) + node.affine.bias
                 radius = node.affine.magnitude(radius) + self.rho[k]
-                values.append((center - radius, center + radius))
+                values.append(self._clipped(k, center - radius, center + radius))
             elif node.relu is None:
                 low, high = (sum((values[s][i] for s in node.sources[1:]), first[i]) for i in (0, 1))
-                values.append((low - self.rho[k], high + self.rho[k]))
+                values.append(self._clipped(k, low - self.rho[k], high + self.rho[k]))
             else:
                 low, high = first
                 if known is not None:
@@ -242,6 +249,10 @@ class Bounder:
                 self._append(relaxation, low, high)
                 values.append((low.clamp(min=0), high.clamp(min=0)))
         return relaxation, values
+
+    def _clipped(self, node: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an interval without what no input of the root box reaches: rho covers rounding within this only."""
+        return torch.fmax(low, -self.magnitude[node]), torch.fmin(high, self.magnitude[node])
 
     def _refined(
         self, relaxation: Relaxation, node: int, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor, steps: int
