@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from nnrepair.verify import Box, Case, Halfspace, Options, Property, check
 from nnrepair.verify.graph import Graph
+from nnrepair.verify.jobs import Found, Jobs
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.phases import PhaseSearch
-from nnrepair.verify.search import Found, Jobs
 
 
 def search(graph: Graph, what: Jobs, seconds: float = 20, confirm: Any = refuse, **options: Any) -> Found:

@@ -14,8 +14,9 @@ from networks import mlp, randn
 from torch import Tensor, nn
 
 from nnrepair.verify.graph import Graph
+from nnrepair.verify.jobs import Found, Jobs, Options
 from nnrepair.verify.lowering import lower
-from nnrepair.verify.search import Found, Jobs, Options, Search
+from nnrepair.verify.search import Search
 
 Rows = Sequence[tuple[Sequence[float], float]]
 

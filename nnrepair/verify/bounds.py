@@ -64,6 +64,12 @@ class Relaxation:
         """Return lower and upper bounds of all ReLUs side by side, (boxes, ReLUs); there may be none."""
         return torch.cat([boxes[:, :0], *self.lower], 1), torch.cat([boxes[:, :0], *self.upper], 1)
 
+    def lost(self, relu: int, A: Tensor) -> Tensor:
+        """Return (boxes, neurons): what the lines of a ReLU node lose at most, multiplied by coefficients A."""
+        below = torch.minimum(self.upper[relu], -self.lower[relu]).clamp(min=0)
+        lost = A.clamp(min=0) * below - A.clamp(max=0) * self.shift[relu]
+        return torch.where(self.unstable[relu], lost, 0.0)
+
     def __getitem__(self, index: Tensor) -> Relaxation:
         return Relaxation(*([t[index] for t in part] for part in vars(self).values()))
 
@@ -79,6 +85,11 @@ class Linear:
         """Return the least value over each row's box (rows, inputs); its rounding error is part of c already."""
         middle, radius = (lower + upper) / 2, (upper - lower) / 2
         return self.c + (self.A * middle).sum(1) - (self.A.abs() * radius).sum(1)
+
+    def corner(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Return the point of each row's box where it is least; the middle along inputs that it does not depend on."""
+        middle, radius = (lower + upper) / 2, (upper - lower) / 2
+        return torch.clamp(middle - self.A.sign() * radius, lower, upper)
 
     def __getitem__(self, index: Tensor) -> Linear:
         return Linear(self.A[index], self.c[index])
@@ -197,6 +208,14 @@ class Bounder:
             through = node.affine.magnitude(m[node.sources[0]][None])[0]
             rho.append(2 * gamma * (through + node.affine.bias.abs() + m[k]) + node.affine.inexact * through + TINY)
         return rho
+
+    def raised(self, rows: Tensor, offset: Tensor) -> Tensor:
+        """Return the offsets of rows (..., outputs) on the output, raised by what rounding may take from either.
+
+        That is what coefficients lose that are not exact, and the final subtraction of the offset.
+        """
+        reach = self.magnitude[-1]
+        return offset + 8 * EPS * (rows.abs() @ reach + offset.abs()) + 1e-290 * reach.sum()
 
     # Bounds ----------------------------------------------------------------------------------------------------------
 
@@ -395,7 +414,6 @@ class Bounder:
         force = None if phase is None else [torch.zeros_like(f) for f in floor]
         best = A.new_full((len(A),), -torch.inf)
         found = Linear(A.new_zeros(len(A), self.graph.inputs), best.clone())
-        middle, radius = (lower + upper) / 2, (upper - lower) / 2
         kept: list[Tensor | None] = []
         for step in range(steps):
             slopes = floor if len(live) == len(best) else [f[live] for f in floor]
@@ -412,7 +430,7 @@ class Bounder:
             going = ~(best[live] > 0)
             if step == steps - 1 or not bool(going.any()):
                 break
-            x = middle[live] - bound.A.sign() * radius[live]
+            x = bound.corner(lower[live], upper[live])
             gradient, pull = self._ascent(relaxation, node, live, x, kept, slopes, phase)
             square = sum(((g * g).sum(1) for g in (*gradient, *pull)), torch.full_like(value, TINY))
             length = ((ahead * value.abs() - value + 1e-9) / square)[:, None]

@@ -26,12 +26,13 @@ from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.falsify import attack
 from nnrepair.verify.graph import Graph
+from nnrepair.verify.jobs import Found, Jobs, Options
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.phases import PhaseSearch
 from nnrepair.verify.property import Case, Conjunction, Property
 from nnrepair.verify.replay import Replay
 from nnrepair.verify.result import CheckResult, Counterexample
-from nnrepair.verify.search import Found, Jobs, Options, Search
+from nnrepair.verify.search import Search
 
 #: Networks with more inputs are split at their ReLUs.
 WIDE = 24

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.verify.graph import Graph
-from nnrepair.verify.search import Confirm, Jobs
+from nnrepair.verify.jobs import Confirm, Jobs, any_confirmed
 
 
 def attack(
@@ -45,11 +45,8 @@ def attack(
             best = depth.topk(max(16, len(depth) // 4)).indices if len(depth) > 16 else slice(None)
             x, job, lower, upper, size = x[best], job[best], lower[best], upper[best], size[best]
             depth, slope = depth[best], slope[best]
-        inside = (depth >= 0).nonzero()[:, 0]
-        if len(inside):
-            order = inside[depth[inside].argsort(descending=True)][:16]
-            if confirm(x[order], job[order]):
-                return True
+        if any_confirmed(confirm, x, job, depth):
+            return True
         x = torch.clamp(x + size * slope.sign(), lower, upper)
         size = size * 0.8
     return False

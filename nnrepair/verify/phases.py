@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnrepair.verify.bounds import EPS, Bounder, OutOfTime, Relaxation
+from nnrepair.verify.bounds import Bounder, OutOfTime, Relaxation
 from nnrepair.verify.graph import Graph
-from nnrepair.verify.search import Confirm, Found, Jobs
+from nnrepair.verify.jobs import Columns, Confirm, Found, Jobs, any_confirmed
 
 #: Parts are bounded in batches of so many numbers (ReLUs and inputs).
 BATCH_NUMBERS = 200_000
@@ -28,19 +28,13 @@ LAST_STEPS = 500
 
 
 @dataclass
-class _Parts:
+class _Parts(Columns):
     low: Tensor  # (parts, ReLUs): bounds that hold under the part's conditions
     high: Tensor
     phase: Tensor  # (parts, ReLUs): 1 on, -1 off, 0 free
     job: Tensor
     share: Tensor
     bound: Tensor
-
-    def __getitem__(self, index: Tensor | slice) -> _Parts:
-        return _Parts(*(value[index] for value in vars(self).values()))
-
-    def __len__(self) -> int:
-        return len(self.job)
 
 
 class PhaseSearch:
@@ -58,8 +52,7 @@ class PhaseSearch:
         self.steps, self.root_steps = steps, root_steps
         self.boxes, self.box = torch.unique(torch.cat([jobs.lower, jobs.upper], 1), dim=0, return_inverse=True)
         self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False)
-        reach = self.bounder.magnitude[-1]
-        self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs()) + 1e-290 * reach.sum()
+        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
         self.batch = max(1, BATCH_NUMBERS // (graph.hidden + graph.inputs))
         self.refine = sum(graph.nodes[k].size for k in graph.relus) * graph.hidden < REFINE_WORK
 
@@ -127,8 +120,7 @@ class PhaseSearch:
                     relaxation, last, jobs.rows[mine].reshape(n * m, -1), torch.zeros(n * m, dtype=torch.long).to(mine)
                 )
                 value = bound.minimum(lower, upper).reshape(n, m) - self.offset[mine]
-                value = torch.where(jobs.real[mine], value, -torch.inf).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
-                best, row = value.max(1)
+                best, row = jobs.best(value, mine)
                 if bool((best > 0).all()):
                     break
             rows[mine] = row
@@ -137,8 +129,7 @@ class PhaseSearch:
             low, high = (ends.expand(count, -1) for ends in relaxation.joined(lower))
             share = torch.full_like(best[still], 1 / len(jobs.lower))
             parts.append(_Parts(low, high, torch.zeros_like(low), mine[still], share, best[still]))
-        joined = _Parts(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
-        return joined, rows
+        return _Parts.joined(parts), rows
 
     def _bound(self, parts: _Parts, row: Tensor, steps: int) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
         """Return the parts that stay open, with their coefficients, or None when a counterexample was confirmed."""
@@ -156,11 +147,8 @@ class PhaseSearch:
         best, bound = self.bounder.improve(relaxation, last, rows, offset, lower, upper, steps, phase=phase, keep=keep)
         index = (~(best > 0) & ~empty).nonzero()[:, 0]
         if len(index):
-            middle, radius = (lower + upper)[index] / 2, (upper - lower)[index] / 2
-            x = torch.clamp(middle - bound.A[index].sign() * radius, lower[index], upper[index])
-            depth = self.jobs.depth(self.graph(x), job[index])
-            inside = (depth >= 0).nonzero()[:, 0][:16]
-            if len(inside) and self.confirm(x[inside], job[index][inside]):
+            x = bound[index].corner(lower[index], upper[index])
+            if any_confirmed(self.confirm, x, job[index], self.jobs.depth(self.graph(x), job[index])):
                 return None, keep, relaxation
         opened = _Parts(low[index], high[index], parts.phase[index], job[index], parts.share[index], best[index])
         return opened, [None if a is None else a[index] for a in keep], relaxation[index]
@@ -168,14 +156,9 @@ class PhaseSearch:
     def _split(self, opened: _Parts, keep: Sequence[Tensor | None], relaxation: Relaxation) -> tuple[_Parts, _Parts]:
         """Return both phases of the ReLU that loses most in each part, and the parts without unstable ReLUs."""
         losses = [opened.low[:, :0]]
-        for i, A in enumerate(keep):
-            low, high = relaxation.lower[i], relaxation.upper[i]
-            if A is None:
-                losses.append(torch.zeros_like(low))
-                continue
-            below = torch.minimum(high, -low).clamp(min=0)
-            lost = A.clamp(min=0) * below - A.clamp(max=0) * relaxation.shift[i]
-            losses.append(torch.where(relaxation.unstable[i], lost + 1e-30, 0.0))
+        for i, (A, unstable) in enumerate(zip(keep, relaxation.unstable, strict=True)):
+            nothing = torch.zeros_like(relaxation.shift[i])
+            losses.append(nothing if A is None else relaxation.lost(i, A) + 1e-30 * unstable)
         scores = torch.cat(losses, 1).nan_to_num(0.0)
         can = (scores > 0).any(1)
         stays, opened = opened[~can], opened[can]
@@ -187,5 +170,4 @@ class PhaseSearch:
         off = _Parts(opened.low, opened.high.clone(), opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
         on.low[each, neuron], on.phase[each, neuron] = 0.0, 1.0
         off.high[each, neuron], off.phase[each, neuron] = 0.0, -1.0
-        both = zip(vars(on).values(), vars(off).values(), strict=True)
-        return _Parts(*(torch.cat(pair) for pair in both)), stays
+        return _Parts.joined([on, off]), stays

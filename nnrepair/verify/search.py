@@ -1,16 +1,14 @@
 """Branch and bound over boxes of inputs: bound, clip, split where the relaxation is loose, until nothing is open.
 
-A job is a box and one conjunction of halfspaces in which no output may lie: `rows . y <= offset` for every row. A box
-is closed when one row is positive on all of it, or when clipping by what the rows allow leaves nothing. All jobs are
-searched together, in batches, depth first, so that memory stays small.
+A box is closed when one row of its job is positive on all of it, or when clipping by what the rows allow leaves
+nothing. All jobs are searched together, in batches, depth first, so that memory stays small.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,77 +17,14 @@ from torch import Tensor
 
 from nnrepair.verify.bounds import EPS, Bounder, Linear, OutOfTime, Relaxation
 from nnrepair.verify.graph import Graph
-
-#: Tells whether one of the points (n, inputs), each with its job, is a counterexample that counts.
-Confirm = Callable[[Tensor, Tensor], bool]
+from nnrepair.verify.jobs import Columns, Confirm, Found, Jobs, Options, any_confirmed
 
 #: What a split wins back of the looseness of a box, as a share; measured on ACAS Xu networks.
 HOPELESS = 0.15
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to search; the defaults are what measurements on ACAS Xu networks chose.
-
-    Attributes:
-        split: what to split; "auto" is inputs where there are few of them, else ReLUs.
-        batch: boxes bounded at once; None is 256 on a CPU (its cache) and 16 384 on a GPU.
-        steps: improvement steps for the slopes of an open box; 0 for none.
-        clip, attribute: False for plain search: no clipping, longest edge (what benchmarks compare with).
-    """
-
-    split: Literal["auto", "inputs", "relus"] = "auto"
-    batch: int | None = None
-    steps: int = 4
-    clip: bool = True
-    attribute: bool = True
-
-
 @dataclass
-class Jobs:
-    """What is to be proved, T jobs of at most m rows; shorter conjunctions are filled up with rows that say nothing.
-
-    Attributes:
-        lower, upper: (T, inputs).
-        rows, offset: (T, m, outputs) and (T, m).
-        real: (T, m) bool, False for what fills up.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    rows: Tensor
-    offset: Tensor
-    real: Tensor
-
-    def depth(self, y: Tensor, job: Tensor) -> Tensor:
-        """Return how deep outputs (n, outputs) lie in their job's unsafe set; positive is inside."""
-        value = torch.einsum("nmo,no->nm", self.rows[job], y) - self.offset[job]
-        return -value.masked_fill(~self.real[job], -torch.inf).amax(1)
-
-
-@dataclass
-class Found:
-    """How a search ended.
-
-    Attributes:
-        closed: every box of every job was closed. violated: a counterexample was confirmed.
-        boxes: how many were bounded. share: how much of the volume is closed, 0 to 1.
-        worst: the lowest bound among open boxes, None when there are none.
-        stuck: parts that could not be split further.
-        tree: dim (n,) and cut (inner nodes,) in preorder, all jobs in order; None unless closed.
-    """
-
-    closed: bool
-    violated: bool
-    boxes: int
-    share: float
-    worst: float | None
-    stuck: int
-    tree: tuple[NDArray[np.int16], NDArray[np.float64]] | None
-
-
-@dataclass
-class _Boxes:
+class _Boxes(Columns):
     lower: Tensor
     upper: Tensor
     low: Tensor  # (boxes, ReLUs): bounds that hold already
@@ -98,17 +33,6 @@ class _Boxes:
     node: Tensor
     share: Tensor
     bound: Tensor
-
-    def __getitem__(self, index: Tensor | slice) -> _Boxes:
-        return _Boxes(*(value[index] for value in vars(self).values()))
-
-    def __len__(self) -> int:
-        return len(self.job)
-
-    @staticmethod
-    def joined(parts: Sequence[_Boxes]) -> _Boxes:
-        columns = zip(*(vars(part).values() for part in parts), strict=True)
-        return _Boxes(*(torch.cat(column) for column in columns))
 
 
 @dataclass
@@ -160,9 +84,7 @@ class Search:
     def __init__(self, graph: Graph, jobs: Jobs, confirm: Confirm, options: Options) -> None:
         self.graph, self.jobs, self.confirm, self.options = graph, jobs, confirm, options
         self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0))
-        reach = self.bounder.magnitude[-1]
-        # What row coefficients lose when they are not exact, and the final subtraction of the offset.
-        self.offset = jobs.offset + 8 * EPS * (jobs.rows.abs() @ reach + jobs.offset.abs()) + 1e-290 * reach.sum()
+        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
         self.batch = options.batch or (256 if graph.device.type == "cpu" else 16_384)
         self.reach = torch.maximum(jobs.lower.abs(), jobs.upper.abs()).amax(0)
 
@@ -244,8 +166,7 @@ class Search:
         bound = bounder.backward(relaxation, last, A, which, keep=keep)
         bound.c = bound.c - self.offset[boxes.job].reshape(-1)
         value = bound.minimum(boxes.lower[which], boxes.upper[which]).reshape(n, m)
-        value = torch.where(jobs.real[boxes.job], value, -torch.inf).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
-        best, row = value.max(1)
+        best, row = jobs.best(value, boxes.job)
         index = (~(best > 0)).nonzero()[:, 0]
         lower, upper = boxes.lower[index], boxes.upper[index]
         if self.options.clip:
@@ -256,7 +177,7 @@ class Search:
         chosen = index * m + row[index]
         coefficients = [None if a is None else a[chosen] for a in keep]
         opened = _Opened(
-            bounder, boxes[index], lower, upper, relaxation[index], best[index], bound[chosen], coefficients
+            boxes[index], bounder, lower, upper, relaxation[index], best[index], bound[chosen], coefficients
         )
         if self.options.steps and len(index):
             opened = self._improved(opened, row[index])
@@ -296,16 +217,10 @@ class Search:
 
     def _violated(self, opened: _Opened) -> bool:
         """Ask the network itself at the corners where the bounds are lowest."""
-        if not len(opened.boxes):
+        if not len(opened):
             return False
-        middle, radius = (opened.lower + opened.upper) / 2, (opened.upper - opened.lower) / 2
-        x = torch.clamp(middle - opened.bound.A.sign() * radius, opened.lower, opened.upper)
-        depth = self.jobs.depth(self.graph(x), opened.boxes.job)
-        inside = (depth >= 0).nonzero()[:, 0]
-        if not len(inside):
-            return False
-        order = inside[depth[inside].argsort(descending=True)][:16]
-        return self.confirm(x[order], opened.boxes.job[order])
+        x, job = opened.bound.corner(opened.lower, opened.upper), opened.boxes.job
+        return any_confirmed(self.confirm, x, job, self.jobs.depth(self.graph(x), job))
 
     def _split(self, opened: _Opened, tree: _Tree) -> tuple[_Boxes, _Boxes | None]:
         """Return the halves of the open boxes, and the boxes that cannot be halved."""
@@ -384,39 +299,23 @@ class Search:
             else:
                 A = opened.coefficients[i]
                 if A is not None:
-                    low, high = relaxation.lower[i], relaxation.upper[i]
-                    below = torch.minimum(high, -low).clamp(min=0)
-                    lost = A.clamp(min=0) * below - A.clamp(max=0) * relaxation.shift[i]
-                    lost = torch.where(relaxation.unstable[i], lost, 0.0)
                     share = first.abs() * width[:, :, None]
                     share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
-                    total = total + (share @ lost[:, :, None])[:, :, 0]
+                    total = total + (share @ relaxation.lost(i, A)[:, :, None])[:, :, 0]
                 moves.append(first * relaxation.slope[i][:, None, :])
                 i += 1
         return total.nan_to_num(0.0)
 
 
 @dataclass
-class _Opened:
+class _Opened(Columns):
     """Boxes that were bounded and stay open, with what is known about them."""
 
-    bounder: Bounder  # for these boxes
     boxes: _Boxes
+    bounder: Bounder  # for all of these boxes
     lower: Tensor  # clipped
     upper: Tensor
     relaxation: Relaxation
     value: Tensor  # the best row's bound
     bound: Linear  # of that row
     coefficients: list[Tensor | None]
-
-    def __getitem__(self, index: Tensor) -> _Opened:
-        return _Opened(
-            self.bounder,
-            self.boxes[index],
-            self.lower[index],
-            self.upper[index],
-            self.relaxation[index],
-            self.value[index],
-            self.bound[index],
-            [None if a is None else a[index] for a in self.coefficients],
-        )
