@@ -6,17 +6,13 @@ rounding; it imports nothing from this package. Until it has accepted a certific
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from nnrepair.errors import InvalidInput
-from nnrepair.files import write_atomically
+from nnrepair.files import read_arrays, write_arrays
 
 FORMAT = "nnrepair-minimality-1"
 
@@ -62,7 +58,6 @@ class Certificate:
     def save(self, path: str | Path) -> Path:
         """Write the certificate (.npz, no pickle), atomically."""
         meta = {
-            "format": FORMAT,
             "weight": self.weight,
             "bias": self.bias,
             "norm": self.norm,
@@ -72,10 +67,7 @@ class Certificate:
             "margin": self.margin,
             "lowest": self.lowest,
         }
-        buffer = io.BytesIO()
-        packed = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        np.savez_compressed(buffer, meta=packed, **self.arrays)  # type: ignore[arg-type]
-        return write_atomically(path, buffer.getvalue())
+        return write_arrays(path, FORMAT, meta, self.arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
@@ -84,14 +76,4 @@ class Certificate:
         Raises:
             InvalidInput: the file is truncated or no certificate.
         """
-        try:
-            with np.load(io.BytesIO(Path(path).read_bytes())) as file:
-                arrays = {name: file[name] for name in file.files}
-            meta = json.loads(arrays.pop("meta").tobytes())
-            if meta.pop("format") != FORMAT:
-                raise ValueError("another format")
-            return cls(arrays=arrays, **meta)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # np.load raises many kinds on a damaged file
-            raise InvalidInput(f"{path} is not a certificate of this version, or it is damaged: {error}") from error
+        return read_arrays(path, FORMAT, "minimality certificate", lambda meta, arrays: cls(arrays=arrays, **meta))

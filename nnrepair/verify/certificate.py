@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnrepair.errors import InvalidInput
-from nnrepair.files import write_atomically
+from nnrepair.files import read_arrays, write_arrays
 
 FORMAT = "nnrepair-property-1"
 
@@ -60,7 +58,6 @@ class PropertyCertificate:
                 "certificate.for_network(path)."
             )
         meta = {
-            "format": FORMAT,
             "network_sha256": self.network_sha256,
             "property_sha256": self.property_sha256,
             "arithmetic": "float64, every rounding error bounded; real-valued function of the stored weights",
@@ -68,10 +65,7 @@ class PropertyCertificate:
             "trees": self.trees,
             "nodes": len(self.dim),
         }
-        buffer = io.BytesIO()
-        packed = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        np.savez_compressed(buffer, meta=packed, dim=self.dim, cut=self.cut)
-        return write_atomically(path, buffer.getvalue())
+        return write_arrays(path, FORMAT, meta, {"dim": self.dim, "cut": self.cut})
 
     @classmethod
     def load(cls, path: str | Path) -> PropertyCertificate:
@@ -80,18 +74,12 @@ class PropertyCertificate:
         Raises:
             InvalidInput: the file is truncated or no certificate.
         """
-        try:
-            with np.load(io.BytesIO(Path(path).read_bytes())) as file:
-                arrays: dict[str, Any] = {name: file[name] for name in file.files}
-            meta = json.loads(arrays.pop("meta").tobytes())
-            if meta["format"] != FORMAT:
-                raise ValueError("another format")
+
+        def made(meta: dict[str, Any], arrays: dict[str, Any]) -> PropertyCertificate:
             names = ("trees", "network_sha256", "property_sha256", "versions")
-            return cls(**{name: meta[name] for name in names}, **arrays)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # np.load raises many kinds on a damaged file
-            raise InvalidInput(f"{path} is not a property certificate, or it is damaged: {error}") from error
+            return cls(dim=arrays["dim"], cut=arrays["cut"], **{name: meta[name] for name in names})
+
+        return read_arrays(path, FORMAT, "property certificate", made)
 
 
 def sha256(path: str | Path) -> str:
