@@ -18,7 +18,7 @@ from torch import nn
 pytest.importorskip("onnx")
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.verify import soundness
+from benchmarks.verify import cases, soundness
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 
 THIRD, TENTH = Fraction(1, 3), Fraction(1, 10)
@@ -26,7 +26,7 @@ THIRD, TENTH = Fraction(1, 3), Fraction(1, 10)
 
 def layer(weight: Any, bias: Any, dtype: torch.dtype = torch.float32) -> nn.Linear:
     w = torch.tensor(weight, dtype=dtype)
-    made: nn.Linear = soundness.filled(nn.Linear(w.shape[1], w.shape[0], dtype=dtype), w, bias)
+    made: nn.Linear = cases.filled(nn.Linear(w.shape[1], w.shape[0], dtype=dtype), w, bias)
     return made
 
 
@@ -49,7 +49,7 @@ def answer(model: nn.Module, prop: Property, split: Any) -> tuple[str, str]:
     network = Network(model, prop.cases[0].box.shape)
     exact = decide(network, prop)
     result = check(model, prop, timeout=0.5, options=Options(split=split))
-    trial = soundness.Trial("by hand", model, prop, network, exact)
+    trial = cases.Trial("by hand", model, prop, network, exact)
     assert not soundness.judged(trial, result)
     return result.verdict, exact.verdict
 
@@ -82,16 +82,16 @@ def by_patterns(model: nn.Sequential, low: float, high: float, row: np.ndarray) 
 @pytest.mark.parametrize("seed", range(2))
 def test_minima_equal_those_of_all_patterns(sizes: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    model = soundness.mlp(sizes, soundness.normal(rng), torch.float64)
+    model = cases.mlp(sizes, cases.normal(rng), torch.float64)
     regions = Regions(Network(model, sizes[:1]), Box([-2] * sizes[0], [2] * sizes[0]))
     row = rng.integers(-2, 3, size=sizes[-1]) + 0.5
     exact = regions.least([Fraction(v) for v in row.tolist()])
     assert float(exact) == pytest.approx(by_patterns(model, -2, 2, row), abs=1e-7)
 
 
-@pytest.mark.parametrize("kind", list(soundness.KINDS))
+@pytest.mark.parametrize("kind", list(cases.KINDS))
 def test_exact_outputs_are_those_of_torch(kind: str) -> None:
-    trial = soundness.trial(list(soundness.KINDS).index(kind) + len(soundness.KINDS))
+    trial = cases.trial(list(cases.KINDS).index(kind) + len(cases.KINDS))
     x = torch.rand(
         1, *trial.property.cases[0].box.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
@@ -102,7 +102,7 @@ def test_exact_outputs_are_those_of_torch(kind: str) -> None:
 
 @pytest.mark.parametrize("index", range(0, 40))
 def test_samples_never_contradict_a_property_that_holds(index: int) -> None:
-    trial = soundness.trial(index)
+    trial = cases.trial(index)
     if trial.answer.verdict == "violated":
         assert violates(trial.network, trial.property, trial.answer.witness)
         return
@@ -131,13 +131,13 @@ def test_reference_needs_one_point_for_all_strict_rows() -> None:
 
 
 @pytest.mark.parametrize("split", soundness.SPLITS)
-@pytest.mark.parametrize("kind", list(soundness.KINDS))
+@pytest.mark.parametrize("kind", list(cases.KINDS))
 def test_checker_agrees_with_exact_answers(
     kind: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soundness, "LIMIT", 0.3)
-    for index in range(list(soundness.KINDS).index(kind), 2 * len(soundness.KINDS), len(soundness.KINDS)):
-        row = soundness.run_case(index, soundness.SEED, split, tmp_path)
+    for index in range(list(cases.KINDS).index(kind), 2 * len(cases.KINDS), len(cases.KINDS)):
+        row = soundness.run_case(index, cases.SEED, split, tmp_path)
         assert row["verdict"] != "error", row
         assert not row["problem"], row
 
