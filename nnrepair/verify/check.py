@@ -6,11 +6,9 @@ import copy
 import hashlib
 import math
 import platform
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,7 +93,10 @@ def check(
     verdict = "violated" if found.violated else "holds" if found.closed else "unknown"
     kept, reason = problem.certificate(found) if certificate and found.closed else (None, "")
     if verdict == "unknown":
-        reason = problem.why_open(found, timeout if time.monotonic() >= deadline else None)
+        limits = [f"the time limit of {timeout:g} s was reached"] if time.monotonic() >= deadline else []
+        if options is not None and options.most is not None and found.boxes >= options.most:
+            limits.append(f"the limit of {options.most} boxes was reached")
+        reason = problem.why_open(found, limits)
     return CheckResult(
         verdict=verdict,  # type: ignore[arg-type]
         counterexample=problem.counterexample,
@@ -203,7 +204,7 @@ class _Problem:
     def solve(self, deadline: float, generator: torch.Generator, options: Options, report: Any) -> Found:
         if not self.work:
             return Found(True, False, 0, 1.0, None, 0, (np.zeros(0, np.int16), np.zeros(0)))
-        jobs = self._jobs()
+        jobs = Jobs.of(self.property, self.graph.device)
 
         def attacked(starts: int) -> bool:
             return attack(self.graph, jobs, self.confirm, generator, starts)
@@ -218,22 +219,6 @@ class _Problem:
         if split == "relus":
             return PhaseSearch(self.graph, jobs, self.confirm).run(deadline, report, attacked)
         return Search(self.graph, jobs, self.confirm, options).run(deadline, report, attacked)
-
-    def _jobs(self) -> Jobs:
-        """Return the property in float64, every box and every unsafe set rounded outward."""
-        most = max(1, max(len(conjunction) for _, conjunction in self.work))
-        count, device = len(self.work), self.graph.device
-        rows = torch.zeros(count, most, self.graph.outputs, dtype=torch.float64)
-        offset, real = torch.zeros(count, most, dtype=torch.float64), torch.zeros(count, most, dtype=torch.bool)
-        for t, (_, conjunction) in enumerate(self.work):
-            for r, row in enumerate(conjunction):
-                scale = _scale(row.coefficients)  # so that nothing underflows that matters
-                rows[t, r] = torch.tensor([float(c * scale) for c in row.coefficients], dtype=torch.float64)
-                offset[t, r] = _up(row.bound * scale)
-                real[t, r] = True
-        ends = [case.box.outer for case, _ in self.work]
-        low, high = (torch.from_numpy(np.stack([end[i] for end in ends])) for i in (0, 1))
-        return Jobs(*(part.to(device) for part in (low, high, rows, offset, real)))
 
     # Counterexamples -------------------------------------------------------------------------------------------------
 
@@ -253,9 +238,9 @@ class _Problem:
 
     # What to say -----------------------------------------------------------------------------------------------------
 
-    def why_open(self, found: Found, limit: float | None) -> str:
-        """Return why a search ended without a verdict; `limit` is the time limit if that was reached."""
-        said = [] if limit is None else [f"the time limit of {limit:g} s was reached"]
+    def why_open(self, found: Found, limits: list[str]) -> str:
+        """Return why a search ended without a verdict; `limits` are those that it reached."""
+        said = list(limits)
         if found.stuck:
             said.append(f"{found.stuck} parts that cannot be split further have bounds that touch the unsafe set")
         if self.refused:
@@ -304,22 +289,6 @@ def _refuse_hooks(model: nn.Module) -> None:
                 f"The module {name or 'itself'!r} has forward hooks or a forward of its own, so that the checker would "
                 "read another function than it computes. Remove them, or write the model to ONNX and check the file."
             )
-
-
-def _scale(coefficients: Sequence[Fraction]) -> Fraction:
-    """Return the power of two that brings the largest coefficient to between 1/2 and 2."""
-    largest = max(map(abs, coefficients), default=Fraction(0))
-    bits = largest.numerator.bit_length() - largest.denominator.bit_length() if largest else 0
-    return Fraction(1, 2**bits) if bits >= 0 else Fraction(2**-bits)
-
-
-def _up(value: Fraction) -> float:
-    """Return a float that is not below a fraction."""
-    try:
-        near = float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -sys.float_info.max
-    return near if Fraction(near) >= value else math.nextafter(near, math.inf)
 
 
 def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:

@@ -5,14 +5,19 @@ A job is a box and one conjunction of halfspaces in which no output may lie: `ro
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from nnrepair.verify.property import Property
 
 #: Tells whether one of the points (n, inputs), each with its job, is a counterexample that counts.
 Confirm = Callable[[Tensor, Tensor], bool]
@@ -29,6 +34,7 @@ class Options:
         batch: boxes bounded at once; None is 256 on a CPU (its cache) and 16 384 on a GPU.
         steps: improvement steps for the slopes of an open box; 0 for none.
         clip, attribute: False for plain search: no clipping, longest edge (what benchmarks compare with).
+        most: give up, with verdict "unknown", once so many boxes were bounded; None for no limit.
     """
 
     split: Literal["auto", "inputs", "relus"] = "auto"
@@ -36,6 +42,7 @@ class Options:
     steps: int = 4
     clip: bool = True
     attribute: bool = True
+    most: int | None = None
 
 
 @dataclass
@@ -53,6 +60,27 @@ class Jobs:
     rows: Tensor
     offset: Tensor
     real: Tensor
+
+    @classmethod
+    def of(cls, property: Property, device: torch.device | None = None) -> Jobs:
+        """Return a property in float64, every box and every unsafe set rounded outward; one job for each way to fail.
+
+        Jobs come in the order of the property's cases and of their unsafe sets.
+        """
+        work = [(case, conjunction) for case in property.cases for conjunction in case.unsafe]
+        most = max(1, max((len(conjunction) for _, conjunction in work), default=1))
+        rows = torch.zeros(len(work), most, property.outputs, dtype=torch.float64)
+        offset = torch.zeros(len(work), most, dtype=torch.float64)
+        real = torch.zeros(len(work), most, dtype=torch.bool)
+        for t, (_, conjunction) in enumerate(work):
+            for r, row in enumerate(conjunction):
+                scale = _scale(row.coefficients)  # so that nothing underflows that matters
+                rows[t, r] = torch.tensor([float(c * scale) for c in row.coefficients], dtype=torch.float64)
+                offset[t, r] = _up(row.bound * scale)
+                real[t, r] = True
+        ends = np.array([case.box.outer for case, _ in work]).reshape(len(work), 2, property.inputs)
+        low, high = torch.from_numpy(ends).unbind(1)
+        return cls(*(part.to(device or "cpu") for part in (low, high, rows, offset, real)))
 
     def depth(self, y: Tensor, job: Tensor) -> Tensor:
         """Return how deep outputs (n, outputs) lie in their job's unsafe set; positive is inside."""
@@ -107,6 +135,22 @@ def _chosen(value: Any, index: Tensor | slice) -> Any:
     if isinstance(value, list):
         return [_chosen(each, index) for each in value]
     return value[index] if hasattr(value, "__getitem__") else value
+
+
+def _scale(coefficients: Sequence[Fraction]) -> Fraction:
+    """Return the power of two that brings the largest coefficient to between 1/2 and 2."""
+    largest = max(map(abs, coefficients), default=Fraction(0))
+    bits = largest.numerator.bit_length() - largest.denominator.bit_length() if largest else 0
+    return Fraction(1, 2**bits) if bits >= 0 else Fraction(2**-bits)
+
+
+def _up(value: Fraction) -> float:
+    """Return a float that is not below a fraction."""
+    try:
+        near = float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -sys.float_info.max
+    return near if Fraction(near) >= value else math.nextafter(near, math.inf)
 
 
 def any_confirmed(confirm: Confirm, x: Tensor, job: Tensor, depth: Tensor) -> bool:

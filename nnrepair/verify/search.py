@@ -6,6 +6,7 @@ nothing. All jobs are searched together, in batches, depth first, so that memory
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class Search:
         doubled, so that it costs a fixed share of the search.
         """
         self.bounder.deadline = deadline
+        most = self.options.most or math.inf
         stack = [self._roots()]
         tree = _Tree(len(stack[0]))
         boxes, stuck, next_attack = 0, 0, 256
@@ -104,7 +106,7 @@ class Search:
         while stack:
             share = sum(float(part.share.sum()) for part in stack) + stuck_share
             report(1 - share, boxes)
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or boxes >= most:
                 worst = min(min(float(part.bound.min()) for part in stack), stuck_bound)
                 return Found(False, False, boxes, 1 - share, worst, stuck, None)
             current = self._pop(stack)
