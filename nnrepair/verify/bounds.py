@@ -465,9 +465,44 @@ class Bounder:
         phase: Sequence[Tensor] | None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return each row's derivatives by slopes and by multipliers, at the corner x where its bound is least."""
-        values: list[Tensor] = [x]
+        values = self.attained(relaxation, node, x, keep, box, floor)
         gradient: list[Tensor] = []
         pull: list[Tensor] = []
+        for current in self.graph.nodes[1 : node + 1]:
+            if current.relu is None:
+                continue
+            i, first = len(gradient), values[current.sources[0]]
+            A = keep[i]
+            slope = torch.zeros_like(first) if A is None else torch.where(A < 0, 0.0, A * first)
+            slope = torch.where(relaxation.unstable[i][box], slope, 0.0)
+            blocked = ((floor[i] <= 0) & (slope < 0)) | ((floor[i] >= 1) & (slope > 0))
+            gradient.append(slope.masked_fill(blocked, 0.0))
+            if phase is not None:
+                pull.append(-first * phase[i][box].abs())
+        later = [torch.zeros_like(f) for f in floor[len(gradient) :]]
+        return gradient + later, pull + (later if phase is not None else [])
+
+    def attained(
+        self,
+        relaxation: Relaxation,
+        node: int,
+        x: Tensor,
+        keep: Sequence[Tensor | None],
+        box: Tensor | slice = slice(None),
+        floor: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return the values of nodes 0..node at which the relaxation attains its bound, each (rows, size).
+
+        The lines that `backward` chose are followed forward from the corner x where each row is least: a row applied
+        to the last of these values is its bound.
+
+        Args:
+            relaxation, node, floor: as given to `backward`.
+            x: (rows, inputs), see `Linear.corner`.
+            keep: the coefficients that `backward` kept.
+            box: (rows,), the box of each row; all of them one by one if left out.
+        """
+        values, i = [x], 0
         for current in self.graph.nodes[1 : node + 1]:
             first = values[current.sources[0]]
             if current.affine is not None:
@@ -475,19 +510,39 @@ class Bounder:
             elif current.relu is None:
                 values.append(sum((values[s] for s in current.sources[1:]), first))
             else:
-                i = len(gradient)
+                A, below = keep[i], (relaxation.floor[i][box] if floor is None else floor[i]) * first
+                above = relaxation.slope[i][box] * first + relaxation.shift[i][box]
+                values.append(below if A is None else torch.where(A < 0, above, below))
+                i += 1
+        return values
+
+    def attribution(self, relaxation: Relaxation, keep: Sequence[Tensor | None], width: Tensor) -> Tensor:
+        """Return (boxes, inputs): how much of a bound's looseness a split of each input could take away.
+
+        Only what the relaxation of an unstable ReLU loses can be won back. The loss of each, for the row being proved,
+        is shared over the inputs by how far they move that ReLU.
+
+        Args:
+            relaxation: of the boxes.
+            keep: the coefficients that `backward` kept, of one row for each box.
+            width: (boxes, inputs), of the boxes.
+        """
+        n, d = width.shape
+        total = torch.zeros_like(width)
+        moves: list[Tensor] = [torch.eye(d, dtype=width.dtype, device=width.device).expand(n, d, d)]
+        i = 0
+        for node in self.graph.nodes[1:-1]:
+            first = moves[node.sources[0]]
+            if node.affine is not None:
+                moves.append(node.affine.apply(first))
+            elif node.relu is None:
+                moves.append(sum((moves[s] for s in node.sources[1:]), first))
+            else:
                 A = keep[i]
-                if A is None:
-                    A = torch.zeros_like(first)
-                above = A < 0
-                values.append(
-                    torch.where(above, relaxation.slope[i][box] * first + relaxation.shift[i][box], floor[i] * first)
-                )
-                free = relaxation.unstable[i][box] & ~above
-                slope = torch.where(free, A * first, 0.0)
-                blocked = ((floor[i] <= 0) & (slope < 0)) | ((floor[i] >= 1) & (slope > 0))
-                gradient.append(slope.masked_fill(blocked, 0.0))
-                if phase is not None:
-                    pull.append(-first * phase[i][box].abs())
-        later = [torch.zeros_like(f) for f in floor[len(gradient) :]]
-        return gradient + later, pull + (later if phase is not None else [])
+                if A is not None:
+                    share = first.abs() * width[:, :, None]
+                    share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
+                    total = total + (share @ relaxation.lost(i, A)[:, :, None])[:, :, 0]
+                moves.append(first * relaxation.slope[i][:, None, :])
+                i += 1
+        return total.nan_to_num(0.0)

@@ -228,7 +228,7 @@ class Search:
         """Return the halves of the open boxes, and the boxes that cannot be halved."""
         width = opened.upper - opened.lower
         if self.options.attribute:
-            score = self._attribution(opened, width)
+            score = opened.bounder.attribution(opened.relaxation, opened.coefficients, width)
         else:
             score = width / (self.jobs.upper - self.jobs.lower)[opened.boxes.job].clamp(min=1e-300)
         cut, can = self._cuts(opened.lower, opened.upper)
@@ -281,32 +281,6 @@ class Search:
             (boxes.share / 2).repeat(2),
             boxes.bound.repeat(2),
         )
-
-    def _attribution(self, opened: _Opened, width: Tensor) -> Tensor:
-        """Return (boxes, inputs): how much of the bound's looseness a split of each input could take away.
-
-        Only what the relaxation of an unstable ReLU loses can be won back. The loss of each, for the row being proved,
-        is shared over the inputs by how far they move that ReLU.
-        """
-        n, d = width.shape
-        relaxation, total = opened.relaxation, torch.zeros_like(width)
-        moves: list[Tensor] = [torch.eye(d, dtype=width.dtype, device=width.device).expand(n, d, d)]
-        i = 0
-        for node in opened.bounder.graph.nodes[1:-1]:
-            first = moves[node.sources[0]]
-            if node.affine is not None:
-                moves.append(node.affine.apply(first))
-            elif node.relu is None:
-                moves.append(sum((moves[s] for s in node.sources[1:]), first))
-            else:
-                A = opened.coefficients[i]
-                if A is not None:
-                    share = first.abs() * width[:, :, None]
-                    share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
-                    total = total + (share @ relaxation.lost(i, A)[:, :, None])[:, :, 0]
-                moves.append(first * relaxation.slope[i][:, None, :])
-                i += 1
-        return total.nan_to_num(0.0)
 
 
 @dataclass
