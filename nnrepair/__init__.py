@@ -18,6 +18,7 @@ from nnrepair.errors import (
 from nnrepair.fix import fix
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
+from nnrepair.properties import repair_property
 from nnrepair.result import RepairResult, Report
 from nnrepair.spec import Edits, EditScope, Inputs, LocalitySet
 
@@ -46,4 +47,5 @@ __all__ = [
     "UnsupportedModel",
     "fix",
     "methods",
+    "repair_property",
 ]

@@ -60,7 +60,7 @@ def fix(
         RepairFailed: not every edit holds, and `throw` is set.
     """
     chosen = named(method)
-    with _undisturbed(seed):
+    with undisturbed(seed):
         private = _copy(model)
         problem = build(private, edits, locality_set, edit_scope, seed=seed, progress=progress)
         held = problem.edits.criterion.holds(outputs(private, problem.edits.inputs).double())
@@ -78,7 +78,7 @@ def fix(
 
 
 @contextmanager
-def _undisturbed(seed: int | None) -> Iterator[None]:
+def undisturbed(seed: int | None) -> Iterator[None]:
     """Keep the global random state as it was, and make the work inside reproducible."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     before = np.random.get_state(), random.getstate()
@@ -121,7 +121,7 @@ def _judge(
         success_rate=float(holds.double().mean()),
         generalization_rate=_generalization(problem, repaired),
         **_locality(problem, before, repaired),
-        weight_change=_weight_change(model, repaired),
+        weight_change=weight_change(model, repaired),
         seconds=seconds,
         method=repr(method),
         notes=proposal.notes,
@@ -130,8 +130,8 @@ def _judge(
     patch = None
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
-        final = _like(model, repaired)
-        patch = Patch.between(model, final, _about(report))
+        final = like(model, repaired)
+        patch = Patch.between(model, final, about(report))
     asked = Asked(problem.edits, problem.locality, problem.keep, problem.kept)
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
@@ -194,7 +194,7 @@ def _locality(problem: Problem, before: torch.Tensor | None, repaired: nn.Module
     return found
 
 
-def _weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
+def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
     """Return the size of the change; a network of another architecture says itself what it changed."""
     if isinstance(after, Decoupled):
         parts = [t.double().flatten().cpu() for t in after.change.values()]
@@ -210,7 +210,7 @@ def _weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
     )
 
 
-def _like(model: nn.Module, repaired: nn.Module) -> nn.Module:
+def like(model: nn.Module, repaired: nn.Module) -> nn.Module:
     """Return the repaired network with the original's mode and grad flags, module by module."""
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in repaired.named_modules():
@@ -221,7 +221,8 @@ def _like(model: nn.Module, repaired: nn.Module) -> nn.Module:
     return repaired
 
 
-def _about(report: Report) -> dict[str, Any]:
+def about(report: Report) -> dict[str, Any]:
+    """Return what a patch tells a reviewer about its repair."""
     about = {k: v for k, v in report.as_dict().items() if k not in ("held_before", "held_after", "seconds")}
     try:
         about["versions"] = {"nnrepair": version("nnrepair"), "torch": torch.__version__}

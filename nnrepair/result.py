@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,24 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What is known about one property of a repaired network.
+
+    Attributes:
+        name: the property's file name without its ending, or "property 1", "property 2", ...
+        role: "repair" for a property that was to be repaired, "keep" for one that held and was to stay.
+        result: the checker's verdict on the network as returned, with its certificate.
+    """
+
+    name: str
+    role: Literal["repair", "keep"]
+    result: CheckResult
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.role}): {self.result.verdict}, {self.result.boxes} boxes"
+
+
+@dataclass(frozen=True)
 class RepairResult:
     """The result of a repair.
 
@@ -121,6 +139,7 @@ class RepairResult:
         certificate: a proof of minimality that `verification/minimality.py` can check, where there is one.
         stats: the method's own numbers (`objective`, `lower_bound`, `gap`, layers tried, steps).
         asked: the edits and the locality set, for `verify`.
+        proofs: of the properties that `repair_property` was asked to repair and to keep.
     """
 
     model: nn.Module
@@ -130,6 +149,7 @@ class RepairResult:
     certificate: Certificate | None
     stats: dict[str, Any]
     asked: Asked | None = field(default=None, repr=False, compare=False)
+    proofs: tuple[Proof, ...] = ()
 
     def verify(
         self,

@@ -14,10 +14,17 @@ import csv
 import functools
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from nnrepair import data
+from nnrepair.criteria import Argmin
 from nnrepair.errors import InvalidInput
+from nnrepair.spec import LocalitySet
 
 ADVISORIES = ("clear of conflict", "weak left", "weak right", "strong left", "strong right")
+#: What the networks were made for: distance 0 to 60 760 ft, all angles, speeds 100 to 1200 and 0 to 1200 ft/s.
+DOMAIN = ((-0.328422877, 0.679857769), (-0.5, 0.5), (-0.5, 0.5), (-0.5, 0.5), (-0.5, 0.5))
 INPUTS = ("distance", "angle to intruder", "heading of intruder", "own speed", "intruder speed")
 
 _SOURCE = (
@@ -49,6 +56,21 @@ def instances() -> list[tuple[tuple[int, int], int]]:
     with _file("acasxu_instances.csv").open(newline="") as file:
         rows = [(onnx.split("_"), text) for onnx, text, _ in csv.reader(file)]
     return [((int(name[2]), int(name[3])), int(text[5:].split(".")[0])) for name, text in rows]
+
+
+def states(count: int, seed: int = 0) -> Tensor:
+    """Return states (count, 5), float32, drawn uniformly from the networks' domain (normalised as they read it)."""
+    low, high = torch.tensor(DOMAIN, dtype=torch.float64).T
+    drawn = torch.rand(count, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x: Tensor = (low + drawn * (high - low)).float()
+    return x
+
+
+def locality_set(model: nn.Module, count: int = 20_000, seed: int = 0) -> LocalitySet:
+    """Return random states with what a network advises there, to be kept."""
+    x = states(count, seed)
+    with torch.no_grad():
+        return LocalitySet(x, Argmin(model(x.reshape(-1, 1, 1, 5)).argmin(1)))
 
 
 def _file(path: str) -> Path:

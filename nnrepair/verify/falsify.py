@@ -32,15 +32,11 @@ def attack(
     """
     count = len(jobs.lower)
     starts = max(16, starts // count)
-    job = torch.arange(count, device=jobs.lower.device).repeat_interleave(starts)
+    x, job = random_starts(jobs, generator, starts)
     lower, upper = jobs.lower[job], jobs.upper[job]
-    drawn = torch.rand(2, *lower.shape, generator=generator, dtype=torch.float64).to(lower.device)
-    x = lower + drawn[0] * (upper - lower)
-    x = torch.where(drawn[1] < 0.25, lower, torch.where(drawn[1] > 0.75, upper, x))
-    x[::starts] = ((jobs.lower + jobs.upper) / 2)[:count]
     size = (upper - lower) / 8
     for step in range(steps):
-        depth, slope = _depth(graph, jobs, x, job)
+        depth, slope = depth_and_slope(graph, jobs, x, job)
         if step in (4, 10):  # most starts lead nowhere: go on with the deepest quarter
             best = depth.topk(max(16, len(depth) // 4)).indices if len(depth) > 16 else slice(None)
             x, job, lower, upper, size = x[best], job[best], lower[best], upper[best], size[best]
@@ -52,7 +48,18 @@ def attack(
     return False
 
 
-def _depth(graph: Graph, jobs: Jobs, x: Tensor, job: Tensor) -> tuple[Tensor, Tensor]:
+def random_starts(jobs: Jobs, generator: torch.Generator, each: int) -> tuple[Tensor, Tensor]:
+    """Return random points (n, inputs), `each` in every box and many on its faces, and their jobs (n,)."""
+    job = torch.arange(len(jobs.lower), device=jobs.lower.device).repeat_interleave(each)
+    lower, upper = jobs.lower[job], jobs.upper[job]
+    drawn = torch.rand(2, *lower.shape, generator=generator, dtype=torch.float64).to(lower.device)
+    x = lower + drawn[0] * (upper - lower)
+    x = torch.where(drawn[1] < 0.25, lower, torch.where(drawn[1] > 0.75, upper, x))
+    x[::each] = (jobs.lower + jobs.upper) / 2
+    return x, job
+
+
+def depth_and_slope(graph: Graph, jobs: Jobs, x: Tensor, job: Tensor) -> tuple[Tensor, Tensor]:
     """Return how deep each point's output lies in its unsafe set, and the gradient of that."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()

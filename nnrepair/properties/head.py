@@ -1,0 +1,77 @@
+"""The last linear map of a network: outputs are affine in its weights, whatever the layers before it do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import UnsupportedModel
+from nnrepair.layers import candidates, layers, moved
+from nnrepair.verify.affine import Dense
+from nnrepair.verify.graph import Graph, Node
+
+
+@dataclass(frozen=True)
+class Head:
+    """A network seen as keys, which its hidden layers compute, times the weights of its last map.
+
+    Attributes:
+        model: the network.
+        graph: the same as the checker reads it.
+        names: the last map's parameters: its weight, and its bias if it has one.
+        weight: (outputs, width) both side by side, float64.
+    """
+
+    model: nn.Module
+    graph: Graph
+    names: tuple[str, ...]
+    weight: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, graph: Graph) -> Head:
+        """Return the head of a model.
+
+        Raises:
+            UnsupportedModel: its last operation is not a linear layer with weights of its own.
+        """
+        last, names = graph.nodes[-1], candidates(model)
+        for layer in reversed(names):
+            own = layers(model)[layer]
+            parameters = [p.detach().double().cpu() for n, p in model.named_parameters() if n in own]
+            weight, bias = parameters[0], parameters[1] if len(parameters) == 2 else None
+            if not isinstance(last.affine, Dense) or not torch.equal(last.affine.weight.cpu(), weight):
+                continue
+            if torch.equal(last.affine.bias.cpu(), torch.zeros_like(last.affine.bias) if bias is None else bias):
+                return cls(model, graph, tuple(own), torch.cat([p.reshape(len(weight), -1) for p in parameters], 1))
+        raise UnsupportedModel(
+            "Property repair changes the network's last operation, which must be a trainable linear layer. The layers "
+            f"are: {', '.join(names) or 'none'}. End the model with nn.Linear, or repair points with nnrepair.fix."
+        )
+
+    @property
+    def source(self) -> int:
+        """The node whose value the last map reads."""
+        return self.graph.nodes[-1].sources[0]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return (n, width), what the last weights are multiplied with, for inputs (n, inputs)."""
+        return self.extended(self.graph.values(x)[self.source])
+
+    def extended(self, hidden: Tensor) -> Tensor:
+        """Return hidden values with a one at the end for the bias, if there is a bias."""
+        return torch.cat([hidden, hidden.new_ones(len(hidden), len(self.names) - 1)], 1)
+
+    def changed(self, change: Tensor) -> Graph:
+        """Return the graph with `change` (outputs, width) added to the last weights."""
+        weight, last = self.weight + change, self.graph.nodes[-1]
+        hidden = self.graph.nodes[self.source].size
+        bias = weight[:, hidden] if len(self.names) == 2 else None
+        return Graph([*self.graph.nodes[:-1], Node(last.sources, last.size, Dense(weight[:, :hidden], bias))])
+
+    def moved(self, change: Tensor) -> nn.Module:
+        """Return a copy of the model, in its own precision, with `change` (outputs, width) added."""
+        hidden = self.graph.nodes[self.source].size
+        parts = (change[:, :hidden], change[:, hidden:].squeeze(1))
+        return moved(self.model, dict(zip(self.names, parts, strict=False)))

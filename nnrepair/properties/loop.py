@@ -1,0 +1,259 @@
+"""Attack, program, check: repair the last layer until every property is proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nnrepair.criteria import Criterion
+from nnrepair.properties.head import Head
+from nnrepair.properties.hunt import hunt, spread
+from nnrepair.properties.leaves import Leaves
+from nnrepair.properties.program import Contradiction, Program
+from nnrepair.properties.task import Task
+from nnrepair.verify.check import check
+from nnrepair.verify.jobs import Jobs, Options
+from nnrepair.verify.result import CheckResult
+
+#: Parts are proved with this share of the margin to spare: the network's own precision may round the weights.
+SPARE = 0.02
+#: What a point of the locality set is worth: missing it by one unit costs as much as so many units of change.
+PRICE = 1e4
+#: Rounds of attack, program and check; programs between two looks at the parts; how often parts may be halved.
+ROUNDS, CUTS, LEVELS = 40, 80, 10
+#: New rows at once, for the locality set and for parts.
+MOST_LOCAL, MOST_PARTS = 150, 500
+#: What the rows of a property's parts are called, after its name.
+PARTS = " on its parts"
+
+
+@dataclass
+class Kept:
+    """The locality set as the last layer sees it.
+
+    Attributes:
+        keys: (points, width).
+        outputs: (points, outputs) of the head as it is.
+        criterion: without alternatives.
+        need: (points, conditions), the slack to keep.
+    """
+
+    keys: Tensor
+    outputs: Tensor
+    criterion: Criterion
+    need: Tensor
+
+    def __post_init__(self) -> None:
+        self.used = torch.zeros_like(self.need, dtype=torch.bool)
+
+    def missed(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return points, conditions and rows on the outputs of the worst conditions not in use, or None."""
+        missed = self.need - self.criterion.slack(self.outputs + self.keys @ change.T)
+        worst, condition = missed.masked_fill(self.used, -torch.inf).max(1)
+        point = (worst > 1e-9).nonzero()[:, 0]
+        if not len(point):
+            return None
+        point = point[worst[point].argsort(descending=True)[:MOST_LOCAL]]
+        condition = condition[point]
+        self.used[point, condition] = True
+        return point, condition, self.criterion.rows(point, condition, self.outputs[:1]).flatten(1)
+
+
+@dataclass
+class HeadRepair:
+    """The smallest change of the last weights under which every property is proved.
+
+    Attributes:
+        head: the network.
+        tasks: properties to repair and to keep.
+        kept: the locality set, or None.
+        options, timeout: of each check.
+        generator: of random starts.
+        say: told how far it is.
+    """
+
+    head: Head
+    tasks: Sequence[Task]
+    kept: Kept | None
+    options: Options
+    timeout: float | None
+    generator: torch.Generator
+    say: Callable[[str], None]
+    change: Tensor = field(init=False)
+    thin: Tensor = field(init=False)  # what points alone asked for
+    proofs: dict[str, CheckResult] = field(init=False, default_factory=dict)
+    leaves: dict[str, Leaves] = field(init=False, default_factory=dict)
+    stats: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.change = torch.zeros_like(self.head.weight)
+        self.program = Program(self.change.numel(), max(min(task.margin for task in self.tasks), 1e-12))
+        self.stats = {"rounds": 0, "points": 0, "programs": 0, "parts": 0}
+
+    def run(self) -> bool:
+        """Change the last weights; return whether all properties are proved, see `proofs`.
+
+        Raises:
+            Contradiction: no change satisfies the properties at the points found.
+        """
+        for _ in range(ROUNDS):
+            self.stats["rounds"] += 1
+            if not (self._attacked() or self._broken()):
+                self._shrink()
+                return True
+        return False
+
+    # Rows ------------------------------------------------------------------------------------------------------------
+
+    def _attacked(self) -> bool:
+        """Look for points that violate properties to repair, or come near; make them rows, and solve."""
+        found = 0
+        graph = self.head.changed(self.change)
+        for task in self.tasks:
+            if task.role == "repair" and task.name not in self.leaves:
+                reach = task.margin / 2 if self.stats["programs"] else 0.0
+                x, job = hunt(graph, task.jobs, self.generator, reach)
+                found += self._add_points(task, x, job)
+        if found:
+            self.say(f"{found} counterexamples")
+            self._solve()
+        return found > 0
+
+    def _add_points(self, task: Task, x: Tensor, job: Tensor) -> int:
+        """Require a property at points (n, inputs), each about one job, through the halfspace nearest to holding."""
+        if not len(x):
+            return 0
+        keys = self.head.keys(x)
+        depth = task.jobs.depth(keys @ (self.head.weight + self.change).T, job)
+        chosen = spread(keys, depth, self.generator)
+        keys, job = keys[chosen], job[chosen]
+        value = torch.einsum("nmo,ow,nw->nm", task.jobs.rows[job], self.head.weight, keys) - task.jobs.offset[job]
+        slack, row = task.jobs.best(value, job)
+        margin = torch.full_like(slack, task.margin)
+        if task.role == "keep":  # no more than half of what it had
+            margin = torch.where(slack > 0, torch.minimum(margin, slack / 2), margin)
+        r = task.jobs.rows[job, row]
+        rows = (r[:, :, None] * keys[:, None, :]).flatten(1)
+        self.program.add(task.name, rows.numpy(), (margin - slack).numpy())
+        self.stats["points"] += len(job)
+        return len(job)
+
+    def _solve(self) -> None:
+        """Find the smallest change for the rows there are, and the rows of the locality set that it breaks."""
+        while True:
+            self.stats["programs"] += 1
+            self.change = torch.from_numpy(self.program.solve()).reshape(self.change.shape)
+            broken = None if self.kept is None else self.kept.missed(self.change)
+            if broken is None or self.kept is None:
+                return
+            point, condition, r = broken
+            keys = self.kept.keys[point]
+            before = self.kept.criterion.slack(self.kept.outputs)[point, condition]
+            need = self.kept.need[point, condition] - before
+            rows = (r[:, :, None] * keys[:, None, :]).flatten(1)
+            self.program.add("locality set", rows.numpy(), need.numpy(), PRICE / max(float(keys.abs().mean()), 1e-12))
+
+    # Proofs ----------------------------------------------------------------------------------------------------------
+
+    def _broken(self) -> bool:
+        """Check every property; where one is not proved, make rows of it and return True."""
+        self.proofs = {}
+        model = self.head.moved(self.change)
+        for task in self.tasks:
+            if task.name in self.leaves and self._cut(task):
+                return True
+            result = check(model, task.given, timeout=self.timeout, options=self.options)
+            self.say(f"{task.name}: {result.verdict}")
+            self.proofs[task.name] = result
+            if result.counterexample is not None:
+                self._add_points(task, *self._near(task, torch.from_numpy(result.counterexample.input)))
+                self._solve()
+                return True
+            if not result.holds:
+                self._divide(task)
+                return True
+        return False
+
+    def _near(self, task: Task, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a counterexample, and others in its neighbourhood."""
+        jobs, width = task.jobs, (task.jobs.upper - task.jobs.lower) / 20
+        inside = ((x >= jobs.lower) & (x <= jobs.upper)).all(1)
+        depth = jobs.depth(self.head.changed(self.change)(x.expand(len(inside), -1)), torch.arange(len(inside)))
+        job = depth.masked_fill(~inside, -torch.inf).argmax()
+        low, high = torch.maximum(jobs.lower, x - width)[job], torch.minimum(jobs.upper, x + width)[job]
+        local = Jobs(low[None], high[None], jobs.rows[job][None], jobs.offset[job][None], jobs.real[job][None])
+        points, _ = hunt(self.head.changed(self.change), local, self.generator)
+        points = torch.cat([x[None], points])
+        return points, job.expand(len(points))
+
+    def _divide(self, task: Task) -> None:
+        """Make the parts of a property's boxes rows, as many parts as its proof by linear bounds needs."""
+        if not self.leaves:
+            self.thin = self.change
+        if task.name not in self.leaves:
+            self.leaves[task.name] = Leaves(self.head, task.jobs, self.change)
+        else:
+            self._finer(task)
+        while not self._settled(task):
+            self._finer(task)
+
+    def _shrink(self) -> None:
+        """Go back towards the change that points alone asked for, by halves, as long as every proof is short enough."""
+        while self.leaves:
+            wide, proofs = self.change, self.proofs
+            self.change = (self.thin + wide) / 2
+            model = self.head.moved(self.change)
+            self.proofs = {}
+            for task in self.tasks:
+                result = check(model, task.given, timeout=self.timeout, options=self.options)
+                self.proofs[task.name] = result
+                if not result.holds:
+                    self.change, self.proofs = wide, proofs
+                    return
+            self.say("half the change is proved too")
+
+    def _finer(self, task: Task) -> None:
+        leaves = self.leaves[task.name]
+        if self.stats.setdefault(f"levels of {task.name}", 0) >= LEVELS:
+            raise Unproved(task.name)
+        self.stats[f"levels of {task.name}"] += 1
+        value, _ = leaves.bound(self.change)
+        worst = value.argsort()[: max(64, len(leaves) // 3)]
+        leaves.split(worst, self.change)
+        leaves.choose(self.change)
+        self.stats["parts"] = max(self.stats["parts"], len(leaves))
+
+    def _settled(self, task: Task) -> bool:
+        """Solve until every part is proved; False when that takes too many programs, or parts are too coarse for it."""
+        try:
+            for _ in range(CUTS):
+                if not self._cut(task):
+                    return True
+        except Contradiction as reason:
+            if not any(tag.endswith(PARTS) for tag in reason.tags):
+                raise
+            self.program = self.program.without(PARTS)
+            if self.kept is not None:
+                self.kept.used.zero_()
+            self._solve()
+        return False
+
+    def _cut(self, task: Task) -> bool:
+        """Make the parts that are not proved rows and solve; return whether there were any."""
+        leaves, spare = self.leaves[task.name], SPARE * task.margin
+        value, keys = leaves.bound(self.change)
+        open = (value < spare).nonzero()[:, 0]
+        if not len(open):
+            return False
+        open = open[value[open].argsort()[:MOST_PARTS]]
+        self.program.add(task.name + PARTS, *leaves.rows(open, keys[open], 2 * spare))
+        self.say(f"{task.name}: {len(open)} of {len(leaves)} parts open")
+        self._solve()
+        return True
+
+
+class Unproved(Exception):
+    """A property could not be proved, however finely its boxes were divided."""

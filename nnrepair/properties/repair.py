@@ -1,0 +1,315 @@
+"""repair_property(): a violated property in, a network out for which it is proved.
+
+Counterexamples become rows of a linear program over the last layer, whose smallest answer is attacked and checked
+again (Sotoudeh & Thakur 2021 for the program; counterexample-guided as in Dreossi et al. 2018). Where the proof then
+splits without end, the parts of the region become rows themselves, see `leaves`, and the smallest change between both
+answers that can be proved is kept. Where the last layer cannot do it, all layers are moved first, see `descent`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.criteria import Argmax, Criterion
+from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
+from nnrepair.fix import about, like, undisturbed, weight_change
+from nnrepair.outcome import Outcome
+from nnrepair.patch import Patch
+from nnrepair.progress import progress_bar
+from nnrepair.properties.descent import Wanted, descend
+from nnrepair.properties.head import Head
+from nnrepair.properties.hunt import hunt
+from nnrepair.properties.loop import HeadRepair, Kept, Unproved
+from nnrepair.properties.program import Contradiction
+from nnrepair.properties.task import Task, median_distance, read_model, read_tasks, refuse_misfits, shape_of
+from nnrepair.result import Proof, RepairResult, Report
+from nnrepair.spec import LocalitySet
+from nnrepair.verify.check import check
+from nnrepair.verify.falsify import random_starts
+from nnrepair.verify.graph import Graph
+from nnrepair.verify.jobs import Options
+from nnrepair.verify.lowering import lower
+from nnrepair.verify.result import CheckResult
+
+#: The margin, as a share of the median distance to the unsafe set over the region.
+MARGIN = 0.125
+#: Kept points keep this share of the locality set's typical slack, or what they had if that is less.
+KEPT_MARGIN = 0.05
+#: With layer="auto", the last layer is good enough when it keeps this share of the locality set.
+ENOUGH = 0.998
+
+
+def repair_property(
+    model: nn.Module | str | Path,
+    property: Any,
+    *,
+    keep: Sequence[Any] = (),
+    locality_set: Any = None,
+    layer: Literal["auto", "last", "all"] = "auto",
+    margin: float | None = None,
+    most_boxes: int = 50_000,
+    timeout: float | None = None,
+    throw: bool = True,
+    progress: bool = False,
+    seed: int = 0,
+) -> RepairResult:
+    """Return a network of the same architecture in which a property is proved, with a small change.
+
+    The model's last operation must be a linear layer. Among the changes of that layer under which the counterexamples
+    found are safe, the one with the smallest l1 norm is taken, with as few decisions of the locality set lost as
+    possible; then the property is checked over its whole region, and so on until it is proved.
+
+    Args:
+        model: a module that maps (n, *shape) to (n, outputs), left untouched, or an ONNX file.
+        property: what is to hold: a `nnrepair.verify.Property`, a VNN-LIB file, or a list of these, repaired jointly.
+        keep: properties that hold before and must still hold; proved again, and conditions where they break.
+        locality_set: points whose decisions are to stay (soft: each may fail at a price): a `LocalitySet`; plain
+            inputs stand for their largest output's class. Where a network's smallest output decides, give
+            `LocalitySet(inputs, Argmin(decisions))`. Points that violate a property are left out.
+        layer: "last"; "all" moves every layer by gradient descent first (needs a locality set); "auto" is "last", and
+            "all" where that cannot be proved or keeps less than 99.8 % of the locality set.
+        margin: the slack that counterexamples must reach, in output units; None takes 1/8 of the median distance
+            between outputs and unsafe set over the region. A smaller one makes a smaller change, and a longer proof.
+        most_boxes: how long a proof may be before the parts of the region become conditions themselves.
+        timeout: of each check, in seconds.
+        throw: raise `RepairFailed` (with the full result) when not every property is proved.
+        progress: show a line on stderr.
+        seed: of every random choice.
+
+    Returns:
+        The result; `proofs` holds one checked property each, with its certificate. In `report`, "edits" are the
+        properties to repair, and they hold when proved. Its outcome is "nothing to do" if all of them held before.
+
+    Raises:
+        InvalidInput: model and properties do not fit; properties that no network can satisfy together; a property to
+            keep that is violated already.
+        UnsupportedModel: the model is not piecewise linear, or does not end in a linear layer.
+        RepairFailed: not every property was proved, and `throw` is set.
+
+    >>> import nnrepair
+    >>> from nnrepair.verify import Box, Property
+    >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2))
+    >>> with torch.no_grad():
+    ...     for p, value in zip(model.parameters(), [[[1.0], [-1]], [0.0, 0], [[1.0, 1], [0, 0]], [0.0, 0.5]]):
+    ...         _ = p.copy_(torch.tensor(value))
+    >>> result = nnrepair.repair_property(model, Property.on(Box([-1], [1]), nnrepair.Argmax([1]), outputs=2))
+    >>> result.outcome.status, result.proofs[0].result.verdict  # |x| < 0.5 did not hold on all of [-1, 1]
+    ('repaired', 'holds')
+    """
+    if layer not in ("auto", "last", "all"):
+        raise InvalidInput(f"Unknown layer {layer!r}; choose one of auto, last, all.")
+    if margin is not None and not 0 < margin < float("inf"):
+        raise InvalidInput(f"margin must be a finite number > 0, got {margin}.")
+    if most_boxes < 1:
+        raise InvalidInput(f"most_boxes must be at least 1, got {most_boxes}.")
+    started = time.perf_counter()
+    with undisturbed(seed), progress_bar("repair", progress) as say:
+        private, path = read_model(model)
+        tasks = read_tasks(property, keep)
+        options = Options(most=most_boxes)
+        first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
+        graph = _graph(private, tasks)
+        refuse_misfits(tasks, graph.inputs, graph.outputs)
+        _refuse_broken(tasks, first)
+        held = [result.holds for task, result in zip(tasks, first, strict=True) if task.role == "repair"]
+        call = f"repair_property(layer={layer!r}, margin={margin}, most_boxes={most_boxes}, seed={seed})"
+        work = _Work(private, graph, tasks, _locality(locality_set, private, graph, tasks), options, timeout, seed, say)
+        if all(held):
+            notes = ["every property held before; nothing was changed."]
+            answer = _Answer(private, {t.name: r for t, r in zip(tasks, first, strict=True)}, True, 1.0, notes, {})
+        else:
+            for task in tasks:
+                task.margin = margin or MARGIN * median_distance(task, graph)
+            answer = work.repaired(layer)
+    result = work.judged(
+        answer, held, call, time.perf_counter() - started, private if isinstance(model, str | Path) else model
+    )
+    if throw and not result.outcome.ok:
+        raise RepairFailed(result)
+    return result
+
+
+def _graph(model: nn.Module, tasks: Sequence[Task]) -> Graph:
+    try:
+        return lower(model, shape_of(model, tasks))
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f"{error}\nWithout linear bounds nothing can be proved over a region, so there is no property repair; "
+            "nnrepair.fix repairs points of such a model, and measures."
+        ) from error
+
+
+def _refuse_broken(tasks: Sequence[Task], first: Sequence[CheckResult]) -> None:
+    broken = [t.name for t, r in zip(tasks, first, strict=True) if t.role == "keep" and r.verdict == "violated"]
+    if broken:
+        raise InvalidInput(
+            f"{', '.join(broken)}: to be kept, but violated already. Give it as a property to repair, or drop it."
+        )
+
+
+@dataclass(frozen=True)
+class _Locality:
+    """Points (n, inputs) whose criterion holds before and should hold after."""
+
+    inputs: Tensor
+    criterion: Criterion
+
+
+def _locality(given: Any, model: nn.Module, graph: Graph, tasks: Sequence[Task]) -> _Locality | None:
+    """Return the points to keep: those that hold, and do not violate a property that is to be repaired."""
+    if given is None:
+        return None
+    points = LocalitySet.coerce(given)
+    if not isinstance(points.inputs, Tensor) or points.inputs[:1].numel() != graph.inputs:
+        shape = tuple(points.inputs.shape) if isinstance(points.inputs, Tensor) else type(points.inputs).__name__
+        raise InvalidInput(f"The locality set must be a tensor with {graph.inputs} numbers per point, got {shape}.")
+    x = points.inputs.double().flatten(1)
+    y = graph(x)
+    criterion = points.criterion or Argmax(y.argmax(1))
+    criterion.check(y)
+    kept = criterion.holds(y)
+    for task in tasks:
+        for job, ends in enumerate(zip(task.jobs.lower, task.jobs.upper, strict=True)):
+            inside = ((x >= ends[0]) & (x <= ends[1])).all(1)
+            kept &= ~(inside & (task.jobs.depth(y, torch.full((len(y),), job)) >= 0))
+    index = kept.nonzero()[:, 0]
+    if not len(index):
+        raise InvalidInput("No point of the locality set holds before the repair; leave it out, or give other points.")
+    return _Locality(x[index], criterion[index].resolve(y[index]))
+
+
+@dataclass
+class _Answer:
+    """A network, what was proved of it, and what share of the locality set it keeps."""
+
+    model: nn.Module
+    proofs: dict[str, CheckResult]
+    proved: bool
+    kept: float
+    notes: list[str]
+    stats: dict[str, Any]
+    conflict: list[str] | None = None
+
+
+@dataclass
+class _Work:
+    """Everything that a repair needs, read and checked."""
+
+    model: nn.Module
+    graph: Graph
+    tasks: list[Task]
+    locality: _Locality | None
+    options: Options
+    timeout: float | None
+    seed: int
+    say: Callable[[str], None]
+
+    def repaired(self, layer: str) -> _Answer:
+        """Try the last layer, and all layers where that is not good enough."""
+        if layer == "all" and self.locality is None:
+            raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
+        answers = []
+        if layer in ("auto", "last"):
+            answers.append(self._last(self.model, []))
+        good = answers and answers[0].proved and answers[0].kept >= ENOUGH
+        if layer == "all" or (layer == "auto" and not good and self.locality is not None):
+            moved = self._descended()
+            answers.append(self._last(moved, ["all layers were moved by gradient descent before."]))
+        return max(answers, key=lambda answer: (answer.proved, answer.kept))
+
+    def _descended(self) -> nn.Module:
+        """Return the model with all layers moved towards the properties."""
+        assert self.locality is not None
+        generator = torch.Generator().manual_seed(self.seed)
+        wanted = []
+        for task in self.tasks:
+            drawn = random_starts(task.jobs, generator, 256)
+            x, job = (torch.cat(p) for p in zip(drawn, *self._some(task, generator), strict=True))
+            wanted.append(Wanted(task.jobs, x, job, task.margin * (2 if task.role == "repair" else 0.1)))
+        self.say("gradient descent on all layers")
+        shape = shape_of(self.model, self.tasks)
+        return descend(self.model, shape, wanted, self.locality.inputs, self.locality.criterion, generator)
+
+    def _some(self, task: Task, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+        x, job = hunt(self.graph, task.jobs, generator)
+        return [(x[:512], job[:512])]
+
+    def _last(self, model: nn.Module, notes: list[str]) -> _Answer:
+        """Repair the last layer of `model`."""
+        graph = self.graph if model is self.model else lower(model, shape_of(model, self.tasks))
+        head, kept = Head.of(model, graph), None
+        if self.locality is not None:
+            keys, criterion = head.keys(self.locality.inputs), self.locality.criterion
+            before = self.graph(self.locality.inputs)
+            typical = criterion.typical_slack(before)
+            need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
+            kept = Kept(keys, keys @ head.weight.T, criterion, need)
+        generator = torch.Generator().manual_seed(self.seed)
+        work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say)
+        try:
+            proved = work.run()
+        except Contradiction as reason:
+            return _Answer(self.model, {}, False, 0.0, notes, dict(work.stats), reason.tags)
+        except Unproved:
+            proved = False
+        repaired = head.moved(work.change)
+        share = 1.0
+        if self.locality is not None:
+            y = repaired(self.locality.inputs.to(next(model.parameters())).reshape(-1, *shape_of(model, self.tasks)))
+            share = float(self.locality.criterion.holds(y.detach().double()).double().mean())
+        if work.leaves:
+            notes = [*notes, f"proved by construction on parts of the region: {', '.join(work.leaves)}."]
+        return _Answer(repaired, work.proofs, proved, share, notes, {**work.stats, "layer": list(head.names)})
+
+    def judged(self, answer: _Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
+        """Say what was proved, and measure the rest."""
+        repaired = answer.model
+        proofs = tuple(Proof(t.name, t.role, answer.proofs[t.name]) for t in self.tasks if t.name in answer.proofs)
+        holds = [t.name in answer.proofs and answer.proofs[t.name].holds for t in self.tasks if t.role == "repair"]
+        lost = [p.name for p in proofs if p.role == "keep" and not p.result.holds]
+        margins = ", ".join(f"{t.name} {t.margin:.3g}" for t in self.tasks if t.role == "repair")
+        notes = [*answer.notes, f"margins: {margins}."] if not all(held) else answer.notes
+        report = Report(
+            edits=len(holds),
+            held_before=held,
+            held_after=holds,
+            success_rate=sum(holds) / len(holds),
+            generalization_rate=None,
+            drawdown=None,
+            drawdown_points=None,
+            locality=None if self.locality is None else answer.kept,
+            locality_points=0 if self.locality is None else len(self.locality.inputs),
+            weight_change=weight_change(self.model, repaired),
+            seconds=seconds,
+            method=call,
+            notes=notes,
+        )
+        final = like(original, repaired) if repaired is not self.model else self.model
+        patch = Patch.between(self.model, final, about(report))
+        outcome = self._outcome(answer, held, holds, lost)
+        stats = answer.stats | {"margins": {t.name: t.margin for t in self.tasks}}
+        return RepairResult(final, outcome, report, patch, None, stats, None, proofs)
+
+    def _outcome(self, answer: _Answer, held: list[bool], holds: list[bool], lost: list[str]) -> Outcome:
+        names = [task.name for task in self.tasks if task.role == "repair"]
+        if all(held) and not lost:
+            return Outcome("nothing to do", "every property already holds; the network is returned unchanged.")
+        if answer.conflict is not None:
+            who = ", ".join(answer.conflict)
+            advice = f"no change of the last layer satisfies {who} at the counterexamples found, with their margins. "
+            advice += 'Give a locality set and layer="all", a smaller margin, or drop one of them.'
+            clash = [k for k, name in enumerate(names) if name in answer.conflict]
+            return Outcome("infeasible", advice, list(range(len(names))), clash)
+        failing = [k for k, fine in enumerate(holds) if not fine]
+        if failing or lost:
+            open = [names[k] for k in failing] + lost
+            advice = f'not proved: {", ".join(open)}. Try a larger margin or most_boxes, or layer="all".'
+            return Outcome("partly repaired", advice, failing)
+        return Outcome("repaired", f"all {len(self.tasks)} properties are proved over their whole regions.")
