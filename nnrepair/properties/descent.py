@@ -84,7 +84,7 @@ def descend(
             depth = part.jobs.depth(run(part.x).double(), part.job)
             loss = loss + 0.3 * ((part.margin + depth) / typical).clamp(min=0).mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
     return twin

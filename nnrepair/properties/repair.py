@@ -26,7 +26,7 @@ from nnrepair.progress import progress_bar
 from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
-from nnrepair.properties.loop import HeadRepair, Kept, Unproved
+from nnrepair.properties.loop import HeadRepair, Kept, Lossy, Unproved
 from nnrepair.properties.program import Contradiction
 from nnrepair.properties.task import Task, median_distance, read_model, read_tasks, refuse_misfits, shape_of
 from nnrepair.result import Proof, RepairResult, Report
@@ -215,14 +215,17 @@ class _Work:
         """Try the last layer, and all layers where that is not good enough."""
         if layer == "all" and self.locality is None:
             raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
-        answers = []
-        if layer in ("auto", "last"):
-            answers.append(self._last(self.model, []))
-        good = answers and answers[0].proved and answers[0].kept >= ENOUGH
-        if layer == "all" or (layer == "auto" and not good and self.locality is not None):
-            moved = self._descended()
-            answers.append(self._last(moved, ["all layers were moved by gradient descent before."]))
-        return max(answers, key=lambda answer: (answer.proved, answer.kept))
+        if layer == "last" or self.locality is None:
+            return self._last(self.model)
+        if layer == "auto":
+            answer = self._last(self.model, ENOUGH)
+            if answer.proved and answer.kept >= ENOUGH:
+                return answer
+        moved = self._last(self._descended())
+        moved.notes.insert(0, "all layers were moved by gradient descent before the last one was repaired.")
+        if moved.proved or layer == "all":
+            return moved
+        return max(moved, self._last(self.model), key=lambda answer: answer.proved)
 
     def _descended(self) -> nn.Module:
         """Return the model with all layers moved towards the properties."""
@@ -241,8 +244,8 @@ class _Work:
         x, job = hunt(self.graph, task.jobs, generator)
         return [(x[:512], job[:512])]
 
-    def _last(self, model: nn.Module, notes: list[str]) -> _Answer:
-        """Repair the last layer of `model`."""
+    def _last(self, model: nn.Module, enough: float = 0.0) -> _Answer:
+        """Repair the last layer of `model`; give up when that keeps less than `enough` of the locality set."""
         graph = self.graph if model is self.model else lower(model, shape_of(model, self.tasks))
         head, kept = Head.of(model, graph), None
         if self.locality is not None:
@@ -252,20 +255,21 @@ class _Work:
             need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
             kept = Kept(keys, keys @ head.weight.T, criterion, need)
         generator = torch.Generator().manual_seed(self.seed)
-        work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say)
+        work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say, enough)
         try:
             proved = work.run()
         except Contradiction as reason:
-            return _Answer(self.model, {}, False, 0.0, notes, dict(work.stats), reason.tags)
-        except Unproved:
+            return _Answer(self.model, {}, False, 0.0, [], dict(work.stats), reason.tags)
+        except (Unproved, Lossy):
             proved = False
         repaired = head.moved(work.change)
         share = 1.0
         if self.locality is not None:
             y = repaired(self.locality.inputs.to(next(model.parameters())).reshape(-1, *shape_of(model, self.tasks)))
             share = float(self.locality.criterion.holds(y.detach().double()).double().mean())
+        notes = []
         if work.leaves:
-            notes = [*notes, f"proved by construction on parts of the region: {', '.join(work.leaves)}."]
+            notes.append(f"proved by construction on parts of the region: {', '.join(work.leaves)}.")
         return _Answer(repaired, work.proofs, proved, share, notes, {**work.stats, "layer": list(head.names)})
 
     def judged(self, answer: _Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
