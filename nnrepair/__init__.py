@@ -19,6 +19,7 @@ from nnrepair.fix import fix
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.result import RepairResult, Report
+from nnrepair.shapes import Polygons, Segments
 from nnrepair.spec import Edits, EditScope, Inputs, LocalitySet
 
 __all__ = [
@@ -40,9 +41,11 @@ __all__ = [
     "Outcome",
     "Patch",
     "PatchError",
+    "Polygons",
     "RepairFailed",
     "RepairResult",
     "Report",
+    "Segments",
     "UnsupportedModel",
     "fix",
     "methods",

@@ -47,8 +47,8 @@ def fix(
 
     Args:
         model: any module; it is left untouched, bit for bit, with its mode, dtype, device and gradients.
-        edits: `Edits(inputs, labels)`, `Edits(inputs, criterion)`, a pair (inputs, labels), or a `TensorDataset`. Inputs
-            may be `Segments` or `Polygons`: each label or condition is then about every point of its region.
+        edits: `Edits(inputs, labels)`, `Edits(inputs, criterion)`, a pair (inputs, labels), or a `TensorDataset`.
+            Inputs may be `Segments` or `Polygons`: each label or condition is then about every point of its region.
         locality_set: points that must stay: inputs, a pair (inputs, labels), or a `LocalitySet`. With labels, points
             that the model gets wrong are free and drawdown is measured.
         method: "auto", another name from `nnrepair methods`, or a `Method` such as `MinimalNorm(layer="fc2")`.
@@ -65,12 +65,12 @@ def fix(
     chosen = named(method)
     with _undisturbed(seed):
         private = _copy(model)
-        edits, settings = Edits.coerce(edits), {"seed": seed, "progress": progress}
+        edits = Edits.coerce(edits)
         if isinstance(edits.inputs, Regions):
             inside = not chosen.capabilities.keeps_architecture
-            problem = regions.build(private, edits, locality_set, edit_scope, inside=inside, **settings)
+            problem = regions.build(private, edits, locality_set, edit_scope, inside, seed=seed, progress=progress)
         else:
-            problem = build(private, edits, locality_set, edit_scope, **settings)
+            problem = build(private, edits, locality_set, edit_scope, seed=seed, progress=progress)
         held = _held(problem, private)
         before = None if problem.locality is None else outputs(private, problem.locality.inputs)
         started = time.perf_counter()

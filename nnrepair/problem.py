@@ -53,7 +53,7 @@ def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
 
 
 def has_choice(criterion: Criterion) -> bool:
-    """Whether the criterion holds a disjunction, of which a linear program has, or had, to choose a branch per point."""
+    """Whether the criterion holds a disjunction, of which a linear program takes one branch per point."""
     return isinstance(criterion, (AnyOf, Chosen)) or any(has_choice(p) for p in getattr(criterion, "parts", ()))
 
 

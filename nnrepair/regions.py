@@ -37,12 +37,19 @@ EQUAL = 1e-12
 
 
 def build(
-    model: nn.Module, edits: Edits, locality_set: Any, edit_scope: Any, *, inside: bool, **settings: Any
+    model: nn.Module,
+    edits: Edits,
+    locality_set: Any,
+    edit_scope: Any,
+    inside: bool,
+    *,
+    seed: int | None = None,
+    progress: bool = False,
 ) -> Problem:
     """Return the problem whose edits are the corners of all linear regions; see `problem.build`.
 
     Args:
-        model, locality_set, edit_scope, settings: as for points.
+        model, locality_set, edit_scope, seed, progress: as for points.
         edits: their inputs are `Regions`.
         inside: whether the method keeps the original's activations (a decoupled network), so that corners must be seen
             from inside their pieces.
@@ -51,7 +58,7 @@ def build(
     _refuse_contradictions(edits)
     regions = RegionEdits(model, edits, inside, like)
     points = Edits(regions.corners.inputs(inside, like), regions.corners.criterion(edits.criterion))
-    problem = build_points(model, points, locality_set, edit_scope, **settings)
+    problem = build_points(model, points, locality_set, edit_scope, seed=seed, progress=progress)
     return replace(problem, regions=regions)
 
 
@@ -177,10 +184,9 @@ class RegionEdits:
         some = torch.stack([corners[0] for corners in self.regions.corners])
         asked.criterion.check(first_look(model, Points(some).to(like), "the edits"))
         self._pieces = self._split(model)
-        self._last: tuple[nn.Module, Judged] | None = None
-        self.corners = self._corners(self._pieces)
-        if not inside:
-            self.corners = self.corners.distinct(asked.criterion)
+        every = self._corners(self._pieces)
+        self._last = (model, self._judged(self._pieces, every))
+        self.corners = every if inside else every.distinct(asked.criterion)
 
     def _split(self, model: nn.Module) -> Pieces:
         criterion = self.asked.criterion
@@ -196,7 +202,7 @@ class RegionEdits:
 
     def judge(self, model: nn.Module) -> Judged:
         """Return where a network satisfies the criterion, over whole regions."""
-        if self._last is not None and self._last[0] is model:
+        if self._last[0] is model:
             return self._last[1]
         if isinstance(model, Decoupled):  # affine on the pieces of the network that it came from
             pieces, corners = self._pieces, self._corners(self._pieces)
@@ -207,13 +213,15 @@ class RegionEdits:
         else:
             pieces = self._split(model)
             corners = self._corners(pieces)
+        self._last = (model, self._judged(pieces, corners))
+        return self._last[1]
+
+    def _judged(self, pieces: Pieces, corners: Corners) -> Judged:
         criterion = corners.criterion(self.asked.criterion)
         holds = criterion.holds(corners.y)
         bad = torch.bincount(corners.region[~holds], minlength=len(self.regions))
         slack = criterion.margin(corners.y)
-        judged = Judged(bad == 0, corners[~holds], len(pieces), len(pieces.points), float(slack.min()))
-        self._last = (model, judged)
-        return judged
+        return Judged(bad == 0, corners[~holds], len(pieces), len(pieces.points), float(slack.min()))
 
     def repair(self, problem: Problem, method: Method) -> Proposal:
         """Let a method repair the corners; where that moved linear regions, again with the corners where it failed."""
@@ -287,8 +295,8 @@ def _cut_between_alternatives(mesh: Mesh, criterion: Criterion) -> None:
         mesh[name + "'s worst"] = mesh[name].min(1, keepdims=True)
         for other in names[:k]:
             cut(name + "'s worst", 0, other + "'s worst", 0)
-    for name in [name for name in mesh.values if name not in ("home", "outputs", 0)]:
-        del mesh.values[name]
+    for done in [done for done in mesh.values if done not in ("home", "outputs", 0)]:
+        del mesh.values[done]
 
 
 def _refuse_contradictions(edits: Edits) -> None:

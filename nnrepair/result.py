@@ -148,6 +148,7 @@ class RepairResult:
         weights: in float64 with all rounding bounded, and in exact arithmetic where that leaves it open. Nothing is
         taken from the report. The verdict is "holds" when all of this is confirmed; "violated" when a point is
         certainly wrong (also a point of the locality set that the repair gave up) or a property is; else "unknown".
+        Edits over regions are checked over their whole regions, as properties are (`nnrepair.verify.over`).
 
         Args:
             property: a `nnrepair.verify.Property`, a .vnnlib file, or a list of these.

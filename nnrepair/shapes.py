@@ -130,9 +130,11 @@ def plane(corners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return U * sizes, axes, sizes
 
 
-def _doubles(values: Any, what: str) -> Tensor:
+def _doubles(given: Any, what: str) -> Tensor:
     try:
-        values = torch.as_tensor(values).detach().cpu().double()
+        values: Tensor = (
+            torch.as_tensor(given).detach().cpu().double() + 0.0
+        )  # no -0.0, so that equal regions look equal
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"Regions: {what} must be a tensor of inputs ({error}).") from None
     bad = torch.nonzero(~torch.isfinite(values.reshape(len(values), -1)).all(1)) if values.ndim else values
