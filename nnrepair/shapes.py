@@ -131,17 +131,17 @@ def plane(corners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _doubles(given: Any, what: str) -> Tensor:
+    """Return inputs (n, ...) in float64."""
     try:
-        values: Tensor = (
-            torch.as_tensor(given).detach().cpu().double() + 0.0
-        )  # no -0.0, so that equal regions look equal
+        values: Tensor = torch.as_tensor(given).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"Regions: {what} must be a tensor of inputs ({error}).") from None
-    bad = torch.nonzero(~torch.isfinite(values.reshape(len(values), -1)).all(1)) if values.ndim else values
-    if values.ndim == 0 or len(bad):
-        where = bad.flatten().tolist()[:10] if values.ndim else "a single number"
-        raise InvalidInput(f"Regions: {what} must be finite inputs, but {where} are not.")
-    return values
+    if values.ndim == 0:
+        raise InvalidInput(f"Regions: {what} must be a tensor of inputs, got a single number.")
+    bad = [k for k, value in enumerate(values) if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise InvalidInput(f"Regions: {what} must be finite, but inputs {bad[:10]} contain NaN or infinity.")
+    return values + 0.0  # -0.0 becomes 0.0, so that equal regions look equal
 
 
 def _fault(corners: Tensor) -> str:
