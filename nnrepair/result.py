@@ -66,7 +66,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, lists and strings (JSON)."""
-        return asdict(self)
+        plain = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        return plain | {"weight_change": asdict(self.weight_change)}
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("success rate", f"{self.success_rate:.2%} ({sum(self.held_after)} of {self.edits} edits hold)")]

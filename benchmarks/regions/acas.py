@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import nnrepair
 from benchmarks.baselines import prdnn
 from benchmarks.measure import measured
+from benchmarks.mnist.one import warm_up
 from nnrepair import Edits, Linear, Polygons, onnx
 from nnrepair.criteria import Criterion
 from nnrepair.domains import acas
@@ -234,5 +235,6 @@ def quality(model: nn.Module, repaired: nn.Module) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warm_up()
     arguments = json.loads(sys.argv[1])
     print(json.dumps({"baseline": baseline, "ours": ours}[arguments.pop("solver")](**arguments)))
