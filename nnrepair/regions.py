@@ -234,7 +234,11 @@ class RegionEdits:
             corners = corners.joined(failing.distinct(self.asked.criterion))
             edits = Edits(corners.inputs(self.inside, self._like), corners.criterion(self.asked.criterion))
             proposal = method.repair(replace(problem, edits=edits))
-            proposal.stats["rounds_of_splitting"] = again + 2
+            proposal.notes.append(
+                f"the linear regions moved: repaired {again + 2} times, each with what failed before."
+            )
+        if not proposal.infeasible and len(self.judge(proposal.model).failing):
+            proposal.notes.append('the last layer, or architecture="decoupled", does not move linear regions.')
         proposal.conflict = sorted(set(corners.region[torch.tensor(proposal.conflict, dtype=torch.long)].tolist()))
         return proposal
 

@@ -16,6 +16,7 @@ from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
+from nnrepair.shapes import Regions
 from nnrepair.spec import Edits, LocalitySet
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ class WeightChange:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured by running both networks in their own dtype.
+    """What was measured by running both networks in their own dtype (edits over whole regions: in float64).
 
     Attributes:
-        edits: number of edits; `held_before` and `held_after` say for each whether it held.
+        edits: number of edits, points or regions; `held_before` and `held_after` say for each whether it held.
         success_rate: share of edits that hold afterwards.
         generalization_rate: share of the edit scope that holds afterwards (None without an edit scope).
         drawdown: relative loss of accuracy on the locality set, and `drawdown_points`, the loss in percentage points
@@ -191,6 +192,8 @@ class RepairResult:
         if self.report.locality_points:
             lines[-1] += f" and {self.report.locality_points} locality points"
         lines[-1] += ", in the model's own arithmetic"
+        if self.asked is not None and isinstance(self.asked.edits.inputs, Regions):
+            lines[-1] += " (edits over whole regions: in float64)"
         if self.certificate is not None:
             lines.append(f"certificate (not yet checked): {self.certificate.claim}")
         return "\n".join(lines)

@@ -80,7 +80,7 @@ def split(model: nn.Module, regions: Regions, then: Callable[[Mesh], None] | Non
     [-1.0, 1.0, 0.0]
 
     Args:
-        model: a module that maps (n, ...) to (n, outputs), in eval mode.
+        model: a module that maps (n, ...) to (n, outputs), taken in eval mode and left untouched.
         regions: where.
         then: cuts further, given the mesh with the outputs as its values.
 
@@ -88,6 +88,7 @@ def split(model: nn.Module, regions: Regions, then: Callable[[Mesh], None] | Non
         UnsupportedModel: the model is not piecewise linear; the message names the operations.
         InvalidInput: the regions' inputs do not fit the model.
     """
+    model = copy.deepcopy(model).cpu().eval()
     graph = _lowered(model, regions.shape)
     widest = sum(node.size for node in graph.nodes)
     step = max(1, TOGETHER // (16 * widest))
@@ -268,11 +269,9 @@ def _lowered(model: nn.Module, shape: tuple[int, ...]) -> Graph:
 def _compare(model: nn.Module, pieces: Pieces) -> None:
     """Compare what was read with the model itself: hooks, for example, are not seen when a model is read."""
     some = torch.linspace(0, len(pieces.points) - 1, min(PROBES, len(pieces.points))).long()
-    double = copy.deepcopy(model).double().eval()
-    like = next(iter(double.parameters()), pieces.points)
     try:
         with torch.no_grad():
-            y = double(pieces.points[some].to(like.device)).cpu().double()
+            y = copy.deepcopy(model).double()(pieces.points[some]).double()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         given = tuple(pieces.points.shape[1:])

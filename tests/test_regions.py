@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import mistakes, mlp, randn, seeded
 from torch import Tensor, nn
 
@@ -174,8 +176,29 @@ def test_what_fails_after_the_regions_moved_joins_the_edits():
     method = Creeping()
     with pytest.raises(RepairFailed) as failed:
         nnrepair.fix(net(), Edits(A, labels(A)), method=method)
+    assert "does not move linear regions" in failed.value.result.report.notes[-2]
     assert len(method.points) > 2 and method.points == sorted(set(method.points))
     assert failed.value.result.report.edits == 3
+
+
+@given(seed=st.integers(0, 10_000), wanted=st.integers(0, 2), other=st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_the_judge_is_right(seed, wanted, other):
+    model = mlp(2, 6, 6, 3, seed=seed)
+    regions = Polygons([2 * randn(3, 2, seed=seed)])
+    asked = Argmax([wanted]) if wanted == other else Near(torch.zeros(1, 3), 0.4) | halves(wanted, other)
+    judged = RegionEdits(model, Edits(regions, asked), False, randn(1)).judge(model)
+    assert bool(judged.holds[0]) == (len(judged.failing) == 0)
+    if judged.holds[0]:
+        assert holds_everywhere(model, regions, asked)
+    elif isinstance(asked, Argmax):  # without alternatives, what fails is a counterexample
+        assert not asked[judged.failing.region].holds(model.double()(judged.failing.point)).any()
+
+
+def halves(a: int, b: int) -> Criterion:
+    A = torch.zeros(1, 3)
+    A[0, a], A[0, b] = 1.0, -1.0
+    return Linear(A, [0.1], points=1)
 
 
 def test_convolutions():
