@@ -28,8 +28,8 @@ Index = NDArray[np.int64]
 
 #: Values below this share of a layer's largest count as zero: a cut there would only follow rounding errors.
 ZERO = 1e-12
-#: Numbers held for one corner while it passes through a network, times this many regions, go together.
-TOGETHER = 2_000_000
+#: So many regions go together, divided by the numbers that the network computes for one corner.
+TOGETHER = 125_000
 #: Corners at which the network that was read is compared with the model.
 PROBES = 64
 
@@ -91,7 +91,7 @@ def split(model: nn.Module, regions: Regions, then: Callable[[Mesh], None] | Non
     model = copy.deepcopy(model).cpu().eval()
     graph = _lowered(model, regions.shape)
     widest = sum(node.size for node in graph.nodes)
-    step = max(1, TOGETHER // (16 * widest))
+    step = max(1, TOGETHER // widest)
     each = torch.split(torch.arange(len(regions)), step)
     parts = [_split(graph, [regions.corners[k] for k in some.tolist()], int(some[0]), then) for some in each]
     pieces = _joined(parts, regions.shape)

@@ -18,7 +18,8 @@ class Over(nn.Module):
     """A network along a segment, or on the plane of a polygon, in float64.
 
     A segment is t -> start + t (end - start), 0 <= t <= 1. A polygon is a box of its plane; more outputs, one for each
-    edge, are at most 0 inside. Directions and edges are rounded to float64, the network's own weights are not.
+    edge, are at most 0 inside. Directions and edges are rounded to float64, the network's own weights are not; its
+    constants (the slope of a leaky ReLU) are those of a float64 network.
 
     Args:
         model: the network.
