@@ -140,6 +140,27 @@ def test_agrees_with_exact_arithmetic(seed):
         assert least == pytest.approx(float(exact.least(row)), abs=1e-12)
 
 
+@given(data=st.data(), layers=st.lists(st.integers(1, 6), min_size=1, max_size=2))
+@settings(max_examples=60, deadline=None)
+def test_lines_that_meet_or_coincide(data, layers):
+    """Small half-integer weights: units switch together, at corners and along edges, or nowhere."""
+    model = mlp(2, *layers, 2)
+    halves = st.sampled_from([-1.0, -0.5, 0.0, 0.0, 0.5, 1.0])
+    with torch.no_grad():
+        for p in model.parameters():
+            drawn = data.draw(st.lists(halves, min_size=p.numel(), max_size=p.numel()))
+            p.copy_(torch.tensor(drawn).reshape(p.shape))
+    square, line = Polygons(SQUARE[None]), Segments([[-1.0, 0.5]], [[1.0, 0.5]])
+    for regions, box, most in ((square, Box([-1, -1], [1, 1]), 3), (line, Box([-1, 0.5], [1, 0.5]), 2)):
+        pieces, exact = split(model, regions), ExactRegions(Network(model, (2,)), box)
+        assert len(pieces) == sum(len(cell.rays) >= most for cell in exact.cells)
+        total = sum(extent(corners_of(pieces, p)) for p in range(len(pieces)))
+        assert total == pytest.approx(extent(regions.corners[0]), rel=1e-12)
+        for row in ([1, 0], [0, -1], [2, 1]):
+            least = float((pieces.outputs @ torch.tensor(row, dtype=torch.float64)).min())
+            assert least == pytest.approx(float(exact.least(row)), abs=1e-12)
+
+
 @given(seed=st.integers(0, 10_000), layers=st.lists(st.integers(1, 12), min_size=1, max_size=3))
 @settings(max_examples=40, deadline=None)
 def test_corners_are_shared(seed, layers):
