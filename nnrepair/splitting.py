@@ -28,6 +28,8 @@ Index = NDArray[np.int64]
 
 #: Values below this share of a layer's largest count as zero: a cut there would only follow rounding errors.
 ZERO = 1e-12
+#: On which side of a cut a corner lies; 0 is on it.
+ABOVE, BELOW = np.int8(1), np.int8(2)
 #: So many regions go together, divided by the numbers that the network computes for one corner.
 TOGETHER = 125_000
 #: Corners at which the network that was read is compared with the model.
@@ -136,15 +138,15 @@ class Mesh:
             zero: heights up to this count as zero.
             only: (pieces,) which pieces may be cut.
         """
-        side = np.where(np.abs(heights) <= zero, 0, np.sign(heights)).astype(np.int8)
-        sides = side[self.corners]
-        mixed = (sides.min(1) < 0) & (sides.max(1) > 0)
+        side = (heights > zero) * ABOVE + (heights < -zero) * BELOW  # bits: a piece has the bits of its corners
+        mixed = np.bitwise_or.reduce(side[self.corners], axis=1) == ABOVE + BELOW
         which = np.flatnonzero(mixed if only is None else mixed & only)
         if len(which) == 0:
             return 0
-        faces, count, sides = self.corners[which], self.count[which], sides[which]
+        faces, count = self.corners[which], self.count[which]
+        sides = side[faces]
         after = np.roll(faces, -1, 1)  # a short piece repeats its first corner, so its last edge closes it as well
-        crossed = sides * np.roll(sides, -1, 1) < 0
+        crossed = sides | np.roll(sides, -1, 1) == ABOVE + BELOW
         crossed[count == 2, 1:] = False  # a segment has one edge, not two
         old, ends, new = len(side), np.sort(np.stack([faces[crossed], after[crossed]], 1), 1), np.full(faces.shape, -1)
         edges, number = np.unique(ends[:, 0] * old + ends[:, 1], return_inverse=True)
@@ -159,8 +161,8 @@ class Mesh:
         is_new = np.stack([np.zeros_like(crossed), crossed], 2).reshape(around.shape)
         real = np.arange(faces.shape[1]) < count[:, None]
         halves = []
-        for sign in (1, -1):
-            own = np.stack([real & (sides * sign >= 0), np.zeros_like(real)], 2).reshape(around.shape)
+        for other in (BELOW, ABOVE):
+            own = np.stack([real & (sides != other), np.zeros_like(real)], 2).reshape(around.shape)
             halves.append(_gathered(around, own | is_new))
         (above, above_count), (below, below_count) = halves
         most = max(self.corners.shape[1], above.shape[1], below.shape[1])
