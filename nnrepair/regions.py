@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Chosen, Criterion
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Chosen, Criterion
 from nnrepair.decoupled import Decoupled
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
@@ -34,6 +36,8 @@ from nnrepair.splitting import Mesh, Pieces, split
 ROUNDS = 8
 #: Alternatives whose margins differ by less than this share of the outputs are equally near.
 EQUAL = 1e-12
+#: Stands for conditions that always hold (a label's against itself), in place of infinity: corners are interpolated.
+HUGE = 1e300
 
 
 def build(
@@ -258,9 +262,17 @@ def _choices(criterion: Criterion) -> list[Tensor]:
     return own + [choice for part in getattr(criterion, "parts", ()) for choice in _choices(part)]
 
 
+def _alternatives(criterion: Criterion) -> list[Criterion]:
+    """Return the parts of a disjunction, those of disjunctions in it included; a criterion itself where it is none."""
+    if not isinstance(criterion, AnyOf):
+        return [criterion]
+    return [alternative for part in criterion.parts for alternative in _alternatives(part)]
+
+
 def _of_labels(criterion: Criterion) -> bool:
     """Whether a criterion is a choice between labels, which exclude each other."""
-    return isinstance(criterion, AnyOf) and all(isinstance(part, Argmax) for part in criterion.parts)
+    kinds = {type(part) for part in _alternatives(criterion)}
+    return isinstance(criterion, AnyOf) and kinds in ({Argmax}, {Argmin})
 
 
 def _cut_between_alternatives(mesh: Mesh, criterion: Criterion) -> None:
@@ -268,38 +280,30 @@ def _cut_between_alternatives(mesh: Mesh, criterion: Criterion) -> None:
     if isinstance(criterion, AllOf):
         for part in criterion.parts:
             _cut_between_alternatives(mesh, part)
-    if not isinstance(criterion, AnyOf) or _of_labels(criterion) or any(map(has_choice, criterion.parts)):
+    alternatives = _alternatives(criterion)
+    if len(alternatives) == 1 or _of_labels(criterion) or any(map(has_choice, alternatives)):
         return
     home, y = torch.from_numpy(mesh["home"][:, 0]).long(), torch.from_numpy(mesh["outputs"])
-    each = criterion[home]
-    assert isinstance(each, AnyOf)
-    names = [f"alternative {k}" for k in range(len(each.parts))]
-    for name, part in zip(names, each.parts, strict=True):
-        mesh[name] = part.slack(y).numpy()
+    names = [f"alternative {k}" for k in range(len(alternatives))]
+    for name, part in zip(names, alternatives, strict=True):
+        mesh[name] = part[home].slack(y).clamp(max=HUGE).numpy()
     zero = EQUAL * float(y.abs().max())
 
-    def undecided() -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def undecided() -> NDArray[np.bool_]:
         margins = np.stack([mesh[name].min(1) for name in names])
         nearest = margins >= margins.max(0) - zero
-        decided: np.ndarray[Any, np.dtype[np.bool_]] = ~nearest[:, mesh.corners].all(2).any(0)
-        return decided
-
-    def cut(a: str, a_column: int, b: str, b_column: int) -> None:
-        with np.errstate(invalid="ignore"):
-            difference = np.nan_to_num(mesh[a][:, a_column] - mesh[b][:, b_column], nan=0.0)
-        mesh.cut(difference, zero, undecided())
+        decided: NDArray[np.bool_] = nearest[:, mesh.corners].all(2).any(0)
+        return ~decided
 
     # Cut until one condition is the worst of each alternative, and then until one alternative is the nearest.
     for name in names:
         mesh["worst"] = mesh[name][:, :1].copy()
         for column in range(1, mesh[name].shape[1]):
-            cut("worst", 0, name, column)
+            mesh.cut(mesh["worst"][:, 0] - mesh[name][:, column], zero, undecided())
             mesh["worst"] = np.minimum(mesh["worst"], mesh[name][:, column : column + 1])
-    for k, name in enumerate(names):
-        mesh[name + "'s worst"] = mesh[name].min(1, keepdims=True)
-        for other in names[:k]:
-            cut(name + "'s worst", 0, other + "'s worst", 0)
-    for done in [done for done in mesh.values if done not in ("home", "outputs", 0)]:
+    for one, other in combinations(names, 2):
+        mesh.cut(mesh[one].min(1) - mesh[other].min(1), zero, undecided())
+    for done in [*names, "worst"]:
         del mesh.values[done]
 
 

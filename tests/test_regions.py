@@ -79,6 +79,10 @@ def halfspaces(n: int, seed: int) -> Linear:
     return Linear(randn(n, 2, 4, seed=seed), torch.full((n, 2), 0.3))
 
 
+def half_free(n: int) -> Near:
+    return Near(torch.zeros(n, 4), torch.tensor([0.2, 0.2, torch.inf, torch.inf]))
+
+
 CRITERIA: dict[str, Any] = {
     "argmax": lambda r: Argmax(labels(r)),
     "argmax with margin": lambda r: Argmax(labels(r), margin=0.2),
@@ -88,6 +92,9 @@ CRITERIA: dict[str, Any] = {
     "all of": lambda r: AllOf(Argmax(labels(r)), Near(torch.zeros(len(r), 4), tol=1.0)),
     "any of": lambda r: halfspaces(len(r), 3) | halfspaces(len(r), 4),
     "any label": lambda r: Argmax(labels(r)) | Argmax(labels(r, Lowest())),
+    "any of three labels": lambda r: Argmax(labels(r)) | Argmax(labels(r, Lowest())) | Argmax(labels(r)),
+    "any of three": lambda r: halfspaces(len(r), 3) | halfspaces(len(r), 4) | Near(torch.zeros(len(r), 4), tol=0.2),
+    "any of all with labels": lambda r: (Argmax(labels(r)) & halfspaces(len(r), 5)) | half_free(len(r)),
     "any of all": lambda r: (halfspaces(len(r), 3) & halfspaces(len(r), 5)) | Near(torch.zeros(len(r), 4), tol=0.2),
 }
 
