@@ -1,6 +1,6 @@
 """Draw docs/linear-regions.png: a slice of an ACAS Xu network before and after a region edit. Needs ACAS Xu data.
 
-python docs/linear_regions.py [slice]
+python -m docs.linear_regions [slice]
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def baseline(margin: float, time_limit: float) -> dict[str, Any]:
         return {"objective": objective, "status": status, "rows": G.shape[0], "all_rows": G.shape[0]}
 
     answer = measured(work) | {f"{name}_seconds": value for name, value in seconds.items()}
-    answer["margin"] = margin
+    answer |= {"margin": margin, "seed": SEED}
     if changes[0] is None:
         return answer
     matrix = torch.from_numpy(changes[0]).reshape(5, -1)
@@ -205,7 +205,7 @@ def ours(kind: str, margin: float | None, verify: bool = False) -> dict[str, Any
     pieces = split(model, regions)
     answer |= {"solve_seconds": sum(method.seconds), "all_rows": 4 * int(pieces.count.sum()), "pieces": len(pieces)}
     answer |= {"points": len(pieces.points), "corners": int(pieces.count.sum())} | quality(model, result.model)
-    answer["weights_changed"] = result.report.weight_change.nonzeros
+    answer["seed"], answer["weights_changed"] = SEED, result.report.weight_change.nonzeros
     if verify:
         checked = result.verify()
         answer |= {"verified": checked.verdict, "verify_cpu_seconds": checked.cpu_seconds}

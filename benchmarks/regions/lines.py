@@ -104,7 +104,13 @@ def one(edits: int, layer: str, solver: str, time_limit: float = 600) -> dict[st
         repaired = nnrepair.Decoupled(model, names)
     pieces = split(model, regions)
     corners = int(pieces.count.sum())
-    answer |= {"pieces": len(pieces), "points": len(pieces.points), "all_rows": 9 * corners, "weights": weight.numel()}
+    answer |= {
+        "seed": FOG_SEED,
+        "pieces": len(pieces),
+        "points": len(pieces.points),
+        "all_rows": 9 * corners,
+        "weights": weight.numel(),
+    }
     answer["weights"] += len(weight)
     if repaired is None:
         return answer

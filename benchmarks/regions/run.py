@@ -20,7 +20,7 @@ def _run(name: str, module: str, cases: list[dict[str, Any]], about: str) -> Non
     rows = measure.load(path)
     for case in tqdm(cases, desc=module):
         if not any(case.items() <= row.items() for row in rows):
-            rows.append(case | {"seed": 0} | _named(case, measure.in_fresh_process(module, case, LIMIT + 120)))
+            rows.append(case | _named(case, measure.in_fresh_process(module, case, LIMIT + 120)))
             measure.save(path, rows, about)
 
 
