@@ -24,8 +24,9 @@ SPARE = 0.1
 PRICE = 1e4
 #: Rounds of attack, program and check; programs between two looks at the parts; how often parts may be halved.
 ROUNDS, CUTS, LEVELS = 40, 80, 10
-#: Proofs of changes smaller than the first that was proved may be so many times shorter than others at most.
-SHORTER = 5
+#: A smaller change than the first that was proved is kept if its proofs are so many times shorter than they may be
+#: otherwise; so often it is halved.
+SHORTER, HALVINGS = 5, 6
 #: New rows at once, for the locality set and for parts.
 MOST_LOCAL, MOST_PARTS = 150, 500
 #: What the rows of a property's parts are called, after its name.
@@ -214,7 +215,7 @@ class HeadRepair:
     def _shrink(self) -> None:
         """Go back towards the change that points alone asked for, by halves, as long as every proof is short enough."""
         short = replace(self.options, most=max(1, (self.options.most or 10**6) // SHORTER))
-        while self.leaves:
+        for _ in range(HALVINGS if self.leaves else 0):
             wide, proofs = self.change, self.proofs
             self.change = (self.thin + wide) / 2
             model = self.head.moved(self.change)

@@ -26,9 +26,9 @@ from nnrepair.progress import progress_bar
 from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
-from nnrepair.properties.loop import HeadRepair, Kept, Lossy, Unproved
+from nnrepair.properties.loop import PARTS, HeadRepair, Kept, Lossy, Unproved
 from nnrepair.properties.program import Contradiction
-from nnrepair.properties.task import Task, median_distance, read_model, read_tasks, refuse_misfits, shape_of
+from nnrepair.properties.task import Task, median_distance, read_model, read_tasks, refuse_contradictions, shape_of
 from nnrepair.result import Proof, RepairResult, Report
 from nnrepair.spec import LocalitySet
 from nnrepair.verify.check import check
@@ -114,9 +114,15 @@ def repair_property(
         private, path = read_model(model)
         tasks = read_tasks(property, keep)
         options = Options(most=most_boxes)
-        first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
-        graph = _graph(private, tasks)
-        refuse_misfits(tasks, graph.inputs, graph.outputs)
+        refuse_contradictions(tasks)
+        try:
+            first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
+            graph = lower(private, shape_of(private, tasks))
+        except UnsupportedModel as error:
+            raise UnsupportedModel(
+                f"{error}\nWithout linear bounds nothing can be proved over a region, so there is no property repair; "
+                "nnrepair.fix repairs points of such a model, and measures."
+            ) from error
         _refuse_broken(tasks, first)
         held = [result.holds for task, result in zip(tasks, first, strict=True) if task.role == "repair"]
         call = f"repair_property(layer={layer!r}, margin={margin}, most_boxes={most_boxes}, seed={seed})"
@@ -134,16 +140,6 @@ def repair_property(
     if throw and not result.outcome.ok:
         raise RepairFailed(result)
     return result
-
-
-def _graph(model: nn.Module, tasks: Sequence[Task]) -> Graph:
-    try:
-        return lower(model, shape_of(model, tasks))
-    except UnsupportedModel as error:
-        raise UnsupportedModel(
-            f"{error}\nWithout linear bounds nothing can be proved over a region, so there is no property repair; "
-            "nnrepair.fix repairs points of such a model, and measures."
-        ) from error
 
 
 def _refuse_broken(tasks: Sequence[Task], first: Sequence[CheckResult]) -> None:
@@ -259,7 +255,8 @@ class _Work:
         try:
             proved = work.run()
         except Contradiction as reason:
-            return _Answer(self.model, {}, False, 0.0, [], dict(work.stats), reason.tags)
+            clash = None if any(tag.endswith(PARTS) for tag in reason.tags) else reason.tags
+            return _Answer(self.model, {}, False, 0.0, [], dict(work.stats), clash)
         except (Unproved, Lossy):
             proved = False
         repaired = head.moved(work.change)
@@ -307,7 +304,10 @@ class _Work:
             return Outcome("nothing to do", "every property already holds; the network is returned unchanged.")
         if answer.conflict is not None:
             who = ", ".join(answer.conflict)
-            advice = f"no change of the last layer satisfies {who} at the counterexamples found, with their margins. "
+            advice = (
+                f"no change of the last layer satisfies {who} at the counterexamples found, with their margins (and, "
+            )
+            advice += "where a property may hold in several ways, in the way that was nearest). "
             advice += 'Give a locality set and layer="all", a smaller margin, or drop one of them.'
             clash = [k for k, name in enumerate(names) if name in answer.conflict]
             return Outcome("infeasible", advice, list(range(len(names))), clash)
