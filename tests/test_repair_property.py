@@ -33,7 +33,7 @@ def violated(radius: float = 0.1) -> tuple[nn.Sequential, Property]:
     return model, label_on((x - radius).tolist(), (x + radius).tolist(), second)
 
 
-def scattered(count: int = 2000) -> Tensor:
+def scattered(count: int = 400) -> Tensor:
     return randn(count, 2, seed=9)
 
 
@@ -150,8 +150,8 @@ def test_kept_property_becomes_a_condition_where_the_repair_would_break_it() -> 
 
 
 def test_proof_by_construction_on_parts() -> None:
-    model, wanted = violated(0.8)
-    result = repair_property(model, wanted, most_boxes=4)
+    model, wanted = violated(2.0)
+    result = repair_property(model, wanted, most_boxes=2)
     assert result.outcome.status == "repaired"
     assert any("parts of the region" in note for note in result.report.notes)
     assert check(result.model, wanted).holds

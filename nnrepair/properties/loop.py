@@ -26,7 +26,7 @@ PRICE = 1e4
 ROUNDS, CUTS, LEVELS = 40, 80, 10
 #: A smaller change than the first that was proved is kept if its proofs are so many times shorter than they may be
 #: otherwise; so often it is halved.
-SHORTER, HALVINGS = 5, 6
+SHORTER, HALVINGS = 2, 6
 #: New rows at once, for the locality set and for parts.
 MOST_LOCAL, MOST_PARTS = 150, 500
 #: What the rows of a property's parts are called, after its name.

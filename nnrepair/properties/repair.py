@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nnrepair.criteria import Argmax, Criterion
 from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
 from nnrepair.fix import about, like, undisturbed, weight_change
+from nnrepair.minnorm import NotSolvedError
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.progress import progress_bar
@@ -257,7 +258,7 @@ class _Work:
         except Contradiction as reason:
             clash = None if any(tag.endswith(PARTS) for tag in reason.tags) else reason.tags
             return _Answer(self.model, {}, False, 0.0, [], dict(work.stats), clash)
-        except (Unproved, Lossy):
+        except (Unproved, Lossy, NotSolvedError):
             proved = False
         repaired = head.moved(work.change)
         share = 1.0
