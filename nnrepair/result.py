@@ -190,7 +190,10 @@ class RepairResult:
         from nnrepair.verify.points import confirm
 
         if self.asked is None:
-            raise InvalidInput("This result does not know its edits; verify() works on what nnrepair.fix returned.")
+            raise InvalidInput(
+                "This result does not know its edits; verify() works on what nnrepair.fix returned. What "
+                "repair_property returned has its proofs; nnrepair.verify.check(result.model, property) makes another."
+            )
         asked, points = self.asked, list[Any]()
         points.append(("edits", asked.edits.inputs, asked.edits.criterion, None))
         if asked.locality is not None and asked.keep is not None:
@@ -208,10 +211,15 @@ class RepairResult:
         )
 
     def __str__(self) -> str:
-        lines = [str(self.outcome), str(self.report), f"measured on {self.report.edits} edits"]
+        lines = [str(self.outcome), str(self.report)]
+        measured = [] if self.proofs else [f"{self.report.edits} edits"]
         if self.report.locality_points:
-            lines[-1] += f" and {self.report.locality_points} locality points"
-        lines[-1] += ", in the model's own arithmetic"
+            measured.append(f"{self.report.locality_points} locality points")
+        if measured:
+            lines.append(f"measured on {' and '.join(measured)}, in the model's own arithmetic")
+        if self.proofs:
+            lines.append("checked over whole regions (certificates not yet re-checked):")
+            lines += [f"  {proof}" for proof in self.proofs]
         if self.asked is not None and isinstance(self.asked.edits.inputs, Regions):
             lines[-1] += " (edits over whole regions: in float64)"
         if self.certificate is not None:

@@ -56,7 +56,9 @@ def test_violated_property_is_proved_afterwards() -> None:
     assert (proof.role, proof.result.verdict) == ("repair", "holds")
     assert proof.result.certificate is not None
     assert result.report.success_rate == 1.0 and result.report.held_before == [False]
-    assert "proved" in str(result)
+    assert "property 1 (repair): holds" in str(result)
+    with pytest.raises(InvalidInput, match="has its proofs"):
+        result.verify()
 
 
 def test_random_points_of_the_region_hold_in_the_networks_own_arithmetic() -> None:

@@ -135,9 +135,8 @@ def repair_property(
             for task in tasks:
                 task.margin = margin or MARGIN * median_distance(task, graph)
             answer = work.repaired(layer)
-    result = work.judged(
-        answer, held, call, time.perf_counter() - started, private if isinstance(model, str | Path) else model
-    )
+    original = model if isinstance(model, nn.Module) else private
+    result = work.judged(answer, held, call, time.perf_counter() - started, original)
     if throw and not result.outcome.ok:
         raise RepairFailed(result)
     return result
@@ -230,16 +229,14 @@ class _Work:
         generator = torch.Generator().manual_seed(self.seed)
         wanted = []
         for task in self.tasks:
+            violated = hunt(self.graph, task.jobs, generator)
+            some = torch.randperm(len(violated[0]), generator=generator)[:512]
             drawn = random_starts(task.jobs, generator, 256)
-            x, job = (torch.cat(p) for p in zip(drawn, *self._some(task, generator), strict=True))
+            x, job = (torch.cat([a, b[some]]) for a, b in zip(drawn, violated, strict=True))
             wanted.append(Wanted(task.jobs, x, job, task.margin * (2 if task.role == "repair" else 0.1)))
         self.say("gradient descent on all layers")
         shape = shape_of(self.model, self.tasks)
         return descend(self.model, shape, wanted, self.locality.inputs, self.locality.criterion, generator)
-
-    def _some(self, task: Task, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-        x, job = hunt(self.graph, task.jobs, generator)
-        return [(x[:512], job[:512])]
 
     def _last(self, model: nn.Module, enough: float = 0.0) -> _Answer:
         """Repair the last layer of `model`; give up when that keeps less than `enough` of the locality set."""
@@ -258,9 +255,13 @@ class _Work:
         except Contradiction as reason:
             clash = None if any(tag.endswith(PARTS) for tag in reason.tags) else reason.tags
             return _Answer(self.model, {}, False, 0.0, [], dict(work.stats), clash)
-        except (Unproved, Lossy, NotSolvedError):
+        except Lossy:
+            return _Answer(self.model, {}, False, 0.0, [], dict(work.stats))
+        except (Unproved, NotSolvedError):
             proved = False
-        repaired = head.moved(work.change)
+        repaired, proofs = head.moved(work.change), work.proofs
+        if not proved:  # what was checked last may have been another change
+            proofs = {t.name: check(repaired, t.given, timeout=self.timeout, options=self.options) for t in self.tasks}
         share = 1.0
         if self.locality is not None:
             y = repaired(self.locality.inputs.to(next(model.parameters())).reshape(-1, *shape_of(model, self.tasks)))
@@ -268,7 +269,7 @@ class _Work:
         notes = []
         if work.leaves:
             notes.append(f"proved by construction on parts of the region: {', '.join(work.leaves)}.")
-        return _Answer(repaired, work.proofs, proved, share, notes, {**work.stats, "layer": list(head.names)})
+        return _Answer(repaired, proofs, proved, share, notes, {**work.stats, "layer": list(head.names)})
 
     def judged(self, answer: _Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
         """Say what was proved, and measure the rest."""
@@ -293,7 +294,7 @@ class _Work:
             method=call,
             notes=notes,
         )
-        final = like(original, repaired) if repaired is not self.model else self.model
+        final = like(original, repaired).to(next(original.parameters()).device)
         patch = Patch.between(self.model, final, about(report))
         outcome = self._outcome(answer, held, holds, lost)
         stats = answer.stats | {"margins": {t.name: t.margin for t in self.tasks}}
@@ -305,10 +306,8 @@ class _Work:
             return Outcome("nothing to do", "every property already holds; the network is returned unchanged.")
         if answer.conflict is not None:
             who = ", ".join(answer.conflict)
-            advice = (
-                f"no change of the last layer satisfies {who} at the counterexamples found, with their margins (and, "
-            )
-            advice += "where a property may hold in several ways, in the way that was nearest). "
+            advice = f"no change of the last layer satisfies {who} at the counterexamples found, with their margins "
+            advice += "(and, where a property may hold in several ways, in the way that was nearest). "
             advice += 'Give a locality set and layer="all", a smaller margin, or drop one of them.'
             clash = [k for k, name in enumerate(names) if name in answer.conflict]
             return Outcome("infeasible", advice, list(range(len(names))), clash)
@@ -317,4 +316,4 @@ class _Work:
             open = [names[k] for k in failing] + lost
             advice = f'not proved: {", ".join(open)}. Try a larger margin or most_boxes, or layer="all".'
             return Outcome("partly repaired", advice, failing)
-        return Outcome("repaired", f"all {len(self.tasks)} properties are proved over their whole regions.")
+        return Outcome("repaired", f"all {len(self.tasks)} properties hold on their whole regions.")

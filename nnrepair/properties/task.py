@@ -85,6 +85,8 @@ def read_tasks(property: Any, keep: Sequence[Any]) -> list[Task]:
         if not any(case.unsafe for case in read.cases):
             raise InvalidInput(f"{given!r} has no unsafe outputs, so that there is nothing to repair.")
         name = place.name.split(".")[0] if isinstance(place, Path) else f"property {len(tasks) + 1}"
+        if any(name == task.name for task in tasks):
+            name = f"{name} ({len(tasks) + 1})"
         tasks.append(Task(name, role, place, read))  # type: ignore[arg-type]
     return tasks
 
