@@ -1,4 +1,4 @@
-"""verification/acas: a sweep that survives kills, networks that can be rebuilt, and an audit that sees what is wrong."""
+"""verification/acas: a sweep that survives kills, networks that can be rebuilt, an audit that sees what is wrong."""
 
 from __future__ import annotations
 
@@ -151,7 +151,8 @@ def test_a_sweep_that_was_killed_ends_with_the_same_files(swept: Path, tmp_path:
     out = tmp_path / "results"
     shutil.copytree(swept / "N_5_3", out / "N_5_3")
     words = [str(FOLDER / "repair.py"), *SMALL, "--states", "20000", "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FOLDER.parents[1]), *filter(None, sys.path)])}
+    paths = [str(FOLDER.parents[1]), *filter(None, sys.path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
     while not (out / ".part-N_2_3" / units.PATCH).exists() and time.monotonic() < deadline:

@@ -50,7 +50,7 @@ def runner(path: Path) -> Run:
     name = session.get_inputs()[0].name
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        parts = [session.run(None, {name: part.reshape(-1, 1, 1, 5).numpy()})[0] for part in x.split(2**16)]
+        parts = [session.run(None, {name: part.reshape(-1, 1, 1, 5).numpy()})[0] for part in torch.split(x, 2**16)]
         return torch.from_numpy(np.concatenate(parts).astype(np.float64))
 
     return run

@@ -75,7 +75,7 @@ def runner(model: torch.nn.Module) -> Run:
 
     def run(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return torch.cat([model(part.reshape(-1, 1, 1, 5)).double() for part in x.split(2**16)])
+            return torch.cat([model(part.reshape(-1, 1, 1, 5)).double() for part in torch.split(x, 2**16)])
 
     return run
 

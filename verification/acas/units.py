@@ -83,15 +83,15 @@ def units(networks: str | None = None) -> list[Unit]:
 
 def is_specified(row: Row) -> bool:
     """Tell whether a row belongs to the specified set."""
-    number = row["property"]
+    number: int = row["property"]
     if row["network"] == "1_9":
-        return number == 7 and row["unit"] == "N_1_9_phi_7"
-    return is_full(row) and (number == 8 or (number == 2 and row["network"] >= "2"))
+        return bool(row["unit"] == "N_1_9_phi_7") and number == 7
+    return is_full(row) and (number == 8 or (number == 2 and not row["network"].startswith("1")))
 
 
 def is_full(row: Row) -> bool:
     """Tell whether a row belongs to the full set: one network for each pair, everything violated repaired."""
-    return row["unit"] == f"N_{row['network']}"
+    return bool(row["unit"] == f"N_{row['network']}")
 
 
 def read_rows(folder: Path) -> list[Row]:
