@@ -279,3 +279,13 @@ def test_measures_count_what_changed(acas_data: Path) -> None:
     local = measures.nearby(lambda x: old.expand(len(x), 5), lambda x: old.expand(len(x), 5), region, [region])
     assert local["region"]["same"] == local["region"]["compared"] == measures.LOCAL
     assert 0 < local["neighbourhood"]["same"] == local["neighbourhood"]["compared"] < measures.LOCAL
+    around = region.drawn(1000, 3, torch.Generator().manual_seed(0)).double()
+    low, high = torch.tensor(acas.DOMAIN, dtype=torch.float64).T
+    assert bool(((around >= low) & (around <= high)).all()) and bool(region.within(around).any())
+    whole = measures.Region(7)
+    assert (
+        measures.nearby(lambda x: new.expand(len(x), 5), lambda x: old.expand(len(x), 5), whole, [whole])[
+            "neighbourhood"
+        ]
+        is None
+    )

@@ -70,15 +70,17 @@ class Region:
         return found
 
     def drawn(self, count: int, scale: float, generator: torch.Generator) -> Tensor:
-        """Return uniform states, float32, of its boxes inflated by `scale`, inside the domain."""
+        """Return uniform states, float32, of its boxes; of what lies in the domain, if they are inflated."""
         boxes = torch.unique(torch.stack([self.jobs.lower, self.jobs.upper], 1), dim=0)
         low, high = torch.tensor(acas.DOMAIN, dtype=torch.float64).T
         parts = []
         for lower, upper in boxes:
-            u = torch.rand(count // len(boxes), len(lower), generator=generator, dtype=torch.float64) - 0.5
-            near = (lower + upper) / 2 + scale * (upper - lower) * u
-            ends = (lower, upper) if scale == 1 else (low, high)
-            parts.append(inward(near, *(end.expand_as(near) for end in ends)))
+            if scale != 1:
+                middle, half = (lower + upper) / 2, scale * (upper - lower) / 2
+                lower, upper = torch.maximum(middle - half, low), torch.minimum(middle + half, high)
+            u = torch.rand(count // len(boxes), len(lower), generator=generator, dtype=torch.float64)
+            x = lower + (upper - lower) * u
+            parts.append(inward(x, lower.expand_as(x), upper.expand_as(x)))
         return torch.cat(parts)
 
 
