@@ -342,6 +342,9 @@ def main(given: list[str] | None = None) -> int:
     except (NNRepairError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     rows = [row for each in todo if is_done(each, args.out, args.states) for row in read_rows(args.out / each.name)]
     full = [row for row in rows if is_full(row)]
     repairs = [row for row in full if row["role"] == "repair"]
