@@ -35,6 +35,16 @@ def _bytes(tensor: Tensor) -> bytes:
     return raw
 
 
+def _ordered(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in alphabetical order; the library's order is another each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
 @dataclass(frozen=True)
 class Patch:
     """The changed tensors of one repair: new values, and the old ones so that it can be undone.
@@ -68,12 +78,12 @@ class Patch:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the patch as one safetensors file, atomically."""
+        """Write the patch as one safetensors file, atomically; the same patch is the same bytes."""
         tensors = {f"new.{n}": t.cpu().contiguous() for n, t in self.new.items()}
         tensors |= {f"old.{n}": t.cpu().contiguous() for n, t in self.old.items()}
         about = json.dumps(self.about, allow_nan=False, default=str)
         metadata = {"format": FORMAT, "base": self.base, "repaired": self.repaired, "about": about}
-        return write_atomically(path, safetensors.torch.save(tensors, metadata))
+        return write_atomically(path, _ordered(safetensors.torch.save(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:

@@ -45,6 +45,13 @@ def test_save_load_apply_revert_is_identity(tmp_path: Path, dtype: torch.dtype) 
     assert fingerprint(patch.apply(base)) == patch.repaired != patch.base == fingerprint(base)
 
 
+def test_the_same_patch_is_the_same_bytes(tmp_path: Path) -> None:
+    base = mlp(3, 4, 2)
+    patch = Patch.between(base, changed(base, "0.weight", "2.bias"), {"é": "ü"})
+    assert len({patch.save(tmp_path / f"{k}.safetensors").read_bytes() for k in range(8)}) == 1
+    assert Patch.load(tmp_path / "0.safetensors").about == {"é": "ü"}
+
+
 def test_only_what_changed_is_stored(tmp_path: Path) -> None:
     base = mlp(200, 200, 3)
     path = Patch.between(base, changed(base, "2.bias")).save(tmp_path / "small")

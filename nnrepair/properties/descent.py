@@ -18,7 +18,7 @@ from nnrepair.criteria import Argmax, Argmin, Criterion
 from nnrepair.verify.jobs import Jobs
 
 #: A guess of what a point around the boxes, and a unit of drift, are worth beside a point of the locality set.
-AROUND, DRIFT = 0.01, 0.01
+AROUND, DRIFT = 0.2, 0.01
 #: How far around: multiples of the box's widths.
 SCALES = (3, 10, 30, 100)
 

@@ -55,7 +55,7 @@ def repair_property(
     locality_set: Any = None,
     layer: Literal["auto", "last", "all"] = "auto",
     margin: float | None = None,
-    most_boxes: int = 50_000,
+    most_boxes: int = 100_000,
     timeout: float | None = None,
     throw: bool = True,
     progress: bool = False,
