@@ -1,10 +1,9 @@
-"""The command `nnrepair`: repair a model file, check properties, apply patches, list the methods, run the demo."""
+"""The command `nnrepair`: repair a model file, check and repair properties, apply patches, list methods, run the demo."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -16,12 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nnrepair.cli import check
-from nnrepair.cli.options import own_version, require_device, require_places
+from nnrepair.cli import check, repair
+from nnrepair.cli.options import own_version, read_points, require_device, require_places
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.files import write_atomically
 from nnrepair.fix import fix
@@ -40,7 +38,7 @@ exit codes:
   2  the command line is wrong
   3  an input cannot be used; one line on stderr says which and why
 
-nnrepair check has exit codes of its own: see nnrepair check --help.
+nnrepair check and repair have exit codes of their own: see nnrepair check --help.
 """
 
 _FILES = """\
@@ -98,26 +96,32 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of the split and the training; default: %(default)s")
     demo.set_defaults(run=_demo)
 
-    repair = command("fix", "repair a model file", _FILES + _EXIT_CODES)
-    repair.add_argument("model", type=Path, metavar="MODEL")
-    repair.add_argument("--edits", type=Path, required=True, metavar="NPZ", help="the mistakes, with the right labels")
-    repair.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions must stay")
-    repair.add_argument("--scope", type=Path, metavar="NPZ", help="points that should follow; only measured")
-    repair.add_argument("--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx or .pt2")
-    repair.add_argument("--method", default="auto", help="see `nnrepair methods`; default: %(default)s")
-    repair.add_argument("--layer", nargs="+", action="extend", help="the layers or parameters to change")
-    repair.add_argument("--norm", help="what small means: l1, linf, l2, mean+max, nuclear, drift")
-    repair.add_argument("--margin", type=float, help="by how much every edit must hold, in output units")
-    repair.add_argument("--architecture", help="same (a decoupled network cannot be written to a file)")
-    repair.add_argument("--locality-mode", dest="locality_mode", help="hard, soft or none")
-    repair.add_argument("--gap", type=float, help="relative distance from the minimum at which to stop")
-    repair.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
-    repair.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
-    repair.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
-    repair.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
-    repair.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")
-    repair.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    repair.set_defaults(run=_fix)
+    repair_points = command("fix", "repair a model file", _FILES + _EXIT_CODES)
+    repair_points.add_argument("model", type=Path, metavar="MODEL")
+    repair_points.add_argument(
+        "--edits", type=Path, required=True, metavar="NPZ", help="the mistakes, with the right labels"
+    )
+    repair_points.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions must stay")
+    repair_points.add_argument("--scope", type=Path, metavar="NPZ", help="points that should follow; only measured")
+    repair_points.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx or .pt2"
+    )
+    repair_points.add_argument("--method", default="auto", help="see `nnrepair methods`; default: %(default)s")
+    repair_points.add_argument("--layer", nargs="+", action="extend", help="the layers or parameters to change")
+    repair_points.add_argument("--norm", help="what small means: l1, linf, l2, mean+max, nuclear, drift")
+    repair_points.add_argument("--margin", type=float, help="by how much every edit must hold, in output units")
+    repair_points.add_argument("--architecture", help="same (a decoupled network cannot be written to a file)")
+    repair_points.add_argument("--locality-mode", dest="locality_mode", help="hard, soft or none")
+    repair_points.add_argument("--gap", type=float, help="relative distance from the minimum at which to stop")
+    repair_points.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
+    repair_points.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
+    repair_points.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
+    repair_points.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
+    repair_points.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")
+    repair_points.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    repair_points.set_defaults(run=_fix)
+
+    repair.add_arguments(command("repair", repair.SUMMARY, repair.EPILOG))
 
     check.add_arguments(command("check", check.SUMMARY, check.EPILOG))
 
@@ -201,12 +205,12 @@ def _fix(arguments: argparse.Namespace) -> int:
     file = ModelFile.load(arguments.model)
     file.refuse_fixed_batch()
     file.model.to(arguments.device)
-    edits = _points(arguments.edits, "--edits", labelled=True)
+    edits = read_points(arguments.edits, "--edits", labelled=True)
     result = fix(
         file.model,
         edits,
-        None if arguments.locality is None else _points(arguments.locality, "--locality", labelled=False),
-        edit_scope=None if arguments.scope is None else _points(arguments.scope, "--scope", labelled=True),
+        None if arguments.locality is None else read_points(arguments.locality, "--locality", labelled=False),
+        edit_scope=None if arguments.scope is None else read_points(arguments.scope, "--scope", labelled=True),
         method=method,
         throw=False,
         progress=not arguments.quiet and sys.stderr.isatty(),
@@ -314,33 +318,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)
-
-
-# Files ---------------------------------------------------------------------------------------------------------------
-
-
-def _points(path: Path, option: str, *, labelled: bool) -> Any:
-    """Read inputs and labels from an .npz file; inputs alone where labels may be left out and are."""
-    wanted = "an .npz file with the arrays inputs and labels: numpy.savez(FILE, inputs=..., labels=...)"
-    if not path.is_file():
-        raise InvalidInput(f"{option}: there is no file {str(path)!r}. Expected {wanted}.")
-    try:
-        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise InvalidInput(f"{option}: {path} holds a single array. Expected {wanted}.")
-        missing = [name for name in ("inputs", "labels")[: 1 + labelled] if name not in file.files]
-        if missing:
-            found = ", ".join(file.files) or "no arrays"
-            raise InvalidInput(f"{option}: {path} lacks {' and '.join(missing)}; it has {found}. Expected {wanted}.")
-        inputs = torch.from_numpy(np.ascontiguousarray(file["inputs"]))
-        if "labels" not in file.files:
-            return inputs
-        labels = np.ascontiguousarray(file["labels"])
-        # torch has no arithmetic for numpy's unsigned types
-        return inputs, torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind == "u" else labels)
-    except InvalidInput:
-        raise
-    except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
-        raise InvalidInput(
-            f"{option}: {path} is no .npz file of plain numbers, or it is damaged. Expected {wanted}."
-        ) from error

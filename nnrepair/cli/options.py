@@ -1,11 +1,14 @@
-"""What every command checks of its options before a long computation."""
+"""What every command reads and checks of its options before a long computation."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from nnrepair.errors import InvalidInput
@@ -40,3 +43,30 @@ def require_places(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
     if len(set(places)) < len(places):
         twice = next(path for path in places if places.count(path) > 1)
         raise InvalidInput(f"{twice.name!r} is named twice; each input and each output needs a file of its own.")
+
+
+def read_points(path: Path, option: str, *, labelled: bool) -> Any:
+    """Read inputs and labels from an .npz file; inputs alone where labels may be left out and are."""
+    wanted = "an .npz file with the arrays inputs and labels: numpy.savez(FILE, inputs=..., labels=...)"
+    if not path.is_file():
+        raise InvalidInput(f"{option}: there is no file {str(path)!r}. Expected {wanted}.")
+    try:
+        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise InvalidInput(f"{option}: {path} holds a single array. Expected {wanted}.")
+        missing = [name for name in ("inputs", "labels")[: 1 + labelled] if name not in file.files]
+        if missing:
+            found = ", ".join(file.files) or "no arrays"
+            raise InvalidInput(f"{option}: {path} lacks {' and '.join(missing)}; it has {found}. Expected {wanted}.")
+        inputs = torch.from_numpy(np.ascontiguousarray(file["inputs"]))
+        if "labels" not in file.files:
+            return inputs
+        labels = np.ascontiguousarray(file["labels"])
+        # torch has no arithmetic for numpy's unsigned types
+        return inputs, torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind == "u" else labels)
+    except InvalidInput:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
+        raise InvalidInput(
+            f"{option}: {path} is no .npz file of plain numbers, or it is damaged. Expected {wanted}."
+        ) from error

@@ -1,0 +1,104 @@
+"""The command `nnrepair repair`: files in, files out, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import mlp, randn
+from torch import nn
+
+from nnrepair import Argmax, onnx
+from nnrepair.cli import main
+from nnrepair.verify import Box, Property, check, vnnlib
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Write a model, a property that it violates, one that it satisfies, and points to keep."""
+    model = mlp(2, 12, 12, 3, seed=3)
+    x = randn(1, 2, seed=1)[0] / 2
+    with torch.no_grad():
+        first, second = (int(k) for k in model(x[None])[0].argsort(descending=True)[:2])
+    onnx.save(model, torch.zeros(1, 2), tmp_path / "model.onnx")
+    near = Box((x - 0.1).tolist(), (x + 0.1).tolist())
+    wrong = Property.on(near, Argmax([second]), outputs=3)
+    (tmp_path / "wrong.vnnlib").write_text(vnnlib.dumps(wrong))
+    far = Box((x + 0.5).tolist(), (x + 0.51).tolist())
+    with torch.no_grad():
+        label = int(model(x[None] + 0.505)[0].argmax())
+    (tmp_path / "fine.vnnlib").write_text(vnnlib.dumps(Property.on(far, Argmax([label]), outputs=3)))
+    np.savez(tmp_path / "states.npz", inputs=randn(300, 2, seed=9).numpy())
+    assert first != second
+    return tmp_path
+
+
+def test_repaired_model_patch_and_certificates_are_written_and_accepted(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, proofs = files / "repaired.onnx", files / "proofs"
+    given = ["repair", str(files / "model.onnx"), str(files / "wrong.vnnlib"), "--keep", str(files / "fine.vnnlib")]
+    given += ["--locality", str(files / "states.npz"), "--out", str(out), "--patch", str(files / "change.safetensors")]
+    code = main([*given, "--certificates", str(proofs), "--layer", "last"])
+    said = capsys.readouterr().out
+    assert code == 0 and "wrong (repair): holds" in said and "fine (keep): holds" in said
+    assert check(files / "model.onnx", files / "wrong.vnnlib").verdict == "violated"
+    program = Path(__file__).parents[1] / "verification" / "check.py"
+    for name in ("wrong", "fine"):
+        assert check(out, files / f"{name}.vnnlib").holds
+        command = [sys.executable, program, proofs / f"{name}.npz", out, files / f"{name}.vnnlib"]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert main(["patch", "show", str(files / "change.safetensors")]) == 0
+
+
+def test_model_that_needs_nothing_is_copied(files: Path) -> None:
+    out = files / "same.onnx"
+    assert main(["repair", str(files / "model.onnx"), str(files / "fine.vnnlib"), "--out", str(out), "--quiet"]) == 0
+    assert out.read_bytes() == (files / "model.onnx").read_bytes()
+
+
+def test_nothing_is_written_when_it_cannot_be_repaired(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight.zero_()
+    onnx.save(model, torch.zeros(1, 1), files / "blind.onnx")
+    for name, low, high, label in (("a", 0.0, 0.4, 0), ("b", 0.6, 1.0, 1)):
+        text = vnnlib.dumps(Property.on(Box([low], [high]), Argmax([label]), outputs=2))
+        (files / f"{name}.vnnlib").write_text(text)
+    given = [str(files / name) for name in ("blind.onnx", "a.vnnlib", "b.vnnlib")]
+    assert main(["repair", *given, "--out", str(files / "out.onnx")]) == 1
+    assert not (files / "out.onnx").exists()
+    assert "infeasible" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["model.onnx", "missing.vnnlib", "--out", "out.onnx"], "missing.vnnlib"),
+        (["model.onnx", "wrong.vnnlib", "--out", "model.onnx"], "named twice"),
+        (["model.onnx", "wrong.vnnlib", "--out", "out.pt2"], "must end in .onnx"),
+        (["model.onnx", "wrong.vnnlib", "--out", "out.onnx", "--layer", "first"], "Unknown layer"),
+        (["model.onnx", "fine.vnnlib", "--keep", "wrong.vnnlib", "--out", "out.onnx"], "violated already"),
+        (["model.onnx", "wrong.vnnlib", "--locality", "wrong.vnnlib", "--out", "out.onnx"], "named twice"),
+        (["model.onnx", "wrong.vnnlib", "--locality", "none.npz", "--out", "out.onnx"], "there is no file"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(
+    files: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [str(files / word) if "." in word else word for word in given]
+    assert main(["repair", *places]) == 3
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+    assert not (files / "out.onnx").exists()
+
+
+def test_points_of_another_size_are_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(files / "wide.npz", inputs=np.zeros((5, 7), np.float32))
+    given = [str(files / name) for name in ("model.onnx", "wrong.vnnlib")]
+    assert main(["repair", *given, "--locality", str(files / "wide.npz"), "--out", str(files / "out.onnx")]) == 3
+    assert "do not fit" in capsys.readouterr().err
