@@ -1,4 +1,4 @@
-"""The command `nnrepair`: repair a model file, check and repair properties, apply patches, list methods, run the demo."""
+"""The command `nnrepair`: repair model files and properties, check these, apply patches, list methods, run the demo."""
 
 from __future__ import annotations
 
