@@ -49,7 +49,7 @@ from reading import Layer, read_network, read_property
 Array = np.ndarray
 U, TINY, LIMIT = 2.0**-53, 1e-150, 1e100
 BATCH, STEPS, AHEAD = 256, 4, 0.5  # boxes at once; steps of ascent, and how far above 0 they aim
-SPARE, SHARE = 1000, 0.2  # so many halvings are allowed, and so many more for each node of the certificate
+SPARE, SHARE = 5000, 0.2  # so many halvings are allowed, and so many more for each node of the certificate
 
 
 class Rejected(Exception):
