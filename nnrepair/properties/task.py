@@ -34,7 +34,7 @@ class Task:
         name, role: see `nnrepair.result.Proof`.
         given: what the user gave: a property, or its file.
         property, jobs: what it says.
-        margin: the slack that its counterexamples must reach.
+        margin: the slack that its counterexamples must reach; wider in the end where that made a proof shorter.
     """
 
     name: str
