@@ -15,6 +15,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +89,7 @@ def normalised(rho: Any, theta: Any, psi: Any, v_own: Any, v_int: Any) -> Tensor
     """
     try:
         values = [torch.as_tensor(value, dtype=torch.float64) for value in (rho, theta, psi, v_own, v_int)]
-        shape = torch.broadcast_shapes(*(value.shape for value in values))
+        shape = np.broadcast_shapes(*(value.shape for value in values))
         x = torch.stack([value.expand(shape) for value in values], -1)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"rho, theta, psi, v_own and v_int must be numbers of shapes that fit: {error}") from error

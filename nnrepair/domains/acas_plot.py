@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Window = tuple[float, float, float, float]
 Mask = NDArray[np.bool_]
-#: As in the literature clear of conflict is white, left blue and right green, and strong is dark. The pairs are those of
+#: As in the literature clear of conflict is white, left blue and right green, and strong is dark: the pairs of
 #: ColorBrewer's "Paired", which colour-blind readers tell apart too.
 COLOURS = ("#FFFFFF", "#A6CEE3", "#B2DF8A", "#1F78B4", "#33A02C")
 UNCHANGED, BROKEN, OUTSIDE = "#E4E4E4", "#D7191C", "#FFFFFF"
 #: How far the second row looks around the marked state: at least, at most, in feet.
-NEAREST, FARTHEST = 150.0, 8000.0
+NEAREST, FARTHEST = 500.0, 8000.0
 #: States drawn to find a slice that shows violations, slices compared, and positions on each: distances and angles.
-DRAWN, SLICES, RINGS, RAYS = 100_000, 48, 12, 96
+DRAWN, SLICES, RINGS, RAYS = 200_000, 64, 24, 96
 FOOT = 1000.0  # the axes are in thousands of feet
 
 
@@ -80,7 +80,7 @@ def encounter(
         psi: the intruder's heading in radians, counter-clockwise from the own heading; replaces that of `through`.
         v_own, v_int: own speed and the intruder's, in ft/s, likewise.
         around: half the width of what the second row shows, in ft; None: as far as the property's region goes around
-            the state, 150 to 8000 ft.
+            the state and at least 0.6 of its distance, between 500 and 8000 ft.
         name: of the network, for the title; known for files.
         pixels: on each side of a panel.
 
@@ -112,7 +112,7 @@ def encounter(
     width, height = 11.0, 3.55 * len(windows) + 1.55
     figure = Figure(figsize=(width, height))
     room = {"left": 0.65 / width, "right": 1 - 0.15 / width, "top": 1 - 0.95 / height, "bottom": 0.85 / height}
-    axes = figure.subplots(len(windows), 3, squeeze=False, gridspec_kw=room | {"wspace": 0.14, "hspace": 0.2})
+    axes = figure.subplots(len(windows), 3, squeeze=False, gridspec_kw=room | {"wspace": 0.17, "hspace": 0.2})
     maps = [_Maps.of(networks, at, claims, window, pixels) for window in windows]
     for row, here in zip(axes, maps, strict=True):
         _draw_row(row, here, claims, at)
@@ -253,7 +253,7 @@ def _telling(model: Any, network: _Network, claim: Property) -> Array:
     found = (depth >= 0).nonzero()[:, 0]
     if not len(found):
         return _checked(model, claim)
-    best, most = x[found[0]], -1
+    best, most = x[found[depth[found].argmax()]], 0.0
     for k in found[depth[found].argsort(descending=True)[:SLICES]].tolist():
         low, high = jobs.lower[job[k]], jobs.upper[job[k]]
         rings, rays = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (RINGS, RAYS))
@@ -261,10 +261,10 @@ def _telling(model: Any, network: _Network, claim: Property) -> Array:
         grid[..., 0] = (low[0] + (high[0] - low[0]) * rings)[:, None]
         grid[..., 1] = low[1] + (high[1] - low[1]) * rays
         flat = grid.reshape(-1, 5)
-        deep = jobs.depth(torch.from_numpy(network(flat)), job[k].expand(len(flat)))
-        wrong = flat[deep >= 0]
-        if len(wrong) > most:
-            best, most = _middle(wrong) if len(wrong) else x[k], len(wrong)
+        wrong = flat[jobs.depth(torch.from_numpy(network(flat)), job[k].expand(len(flat))) >= 0]
+        area = float(acas.physical(wrong)[:, 0].sum())  # of a part of a ring: as its radius
+        if area > most:
+            best, most = _middle(wrong), area
     return best.numpy()
 
 
@@ -301,7 +301,7 @@ def _near(state: Array, at: _Slice, claims: Sequence[_Claim], around: float | No
                 low, high = np.min(corners, 0), np.max(corners, 0)
                 if at.crosses(case) and (low - 1 <= (x, y)).all() and ((x, y) <= high + 1).all():
                     around = min(around, 1.2 * float(np.max([high - (x, y), (x, y) - low])))
-        around = max(around, NEAREST)
+        around = min(max(around, 0.6 * math.hypot(x, y), NEAREST), FARTHEST)
     return x - around, x + around, y - around, y + around
 
 
@@ -325,7 +325,10 @@ def _outline(case: Case) -> list[list[tuple[float, float]]]:
 
 @dataclass(frozen=True)
 class _Maps:
-    """Pixels (rows, columns) of a window, from below: advisories of both networks, and what they break."""
+    """Pixels (rows, columns) of a window, from below: advisories of both networks, and where they break a property.
+
+    `region` is that of the properties that one of them breaks here, or of all if none is broken.
+    """
 
     window: Window
     inside: Mask
@@ -348,20 +351,21 @@ class _Maps:
         rho, theta = np.hypot(x, y), np.arctan2(y, x + 0 * y)
         inside = rho <= acas.MOST[0]
         states = at.states(rho[inside], theta[inside])
-        region, advice, broken = np.zeros_like(inside), [], []
-        covered, rows = np.zeros(len(states), bool), states.numpy()
+        rows, advice, broken = states.numpy(), [], []
+        cases = [[(case, _in(case, rows)) for case in claim.property.cases if at.crosses(case)] for claim in claims]
+        covered, told = np.zeros(len(states), bool), np.zeros(len(states), bool)
         for network in networks:
             scores = network(states)
             wrong = np.zeros(len(states), bool)
-            for claim in claims:
-                for case in claim.property.cases:
-                    if at.crosses(case):
-                        here = _in(case, rows)
-                        covered |= here
-                        wrong |= here & _unsafe(case, scores)
+            for claim in cases:
+                unsafe = [here & _unsafe(case, scores) for case, here in claim]
+                for (_, here), bad in zip(claim, unsafe, strict=True):
+                    wrong |= bad
+                    covered |= here
+                    told |= here & any(each.any() for each in unsafe)
             advice.append(_spread(scores.argmin(1), inside, -1))
             broken.append(_spread(wrong, inside, False))
-        region[inside] = covered
+        region = _spread(told if told.any() else covered, inside, False)
         return cls(window, inside, (advice[0], advice[1]), (broken[0], broken[1]), region)
 
     @property
@@ -377,7 +381,7 @@ class _Maps:
         count, broken = int(self.region.sum()), int(self.broken[who].sum())
         if not count:
             return ""
-        return f"{_percent(broken / count)} of the region here violates" if broken else "no violation here"
+        return f"{_percent(broken / count)} of the region violates" if broken else "no violating pixel"
 
 
 def _spread(values: NDArray[Any], inside: Mask, rest: Any) -> NDArray[Any]:
@@ -488,15 +492,16 @@ def _draw_window(ax: Axes, window: Window) -> None:
     from matplotlib.patches import Rectangle
 
     x, y, side = window[0] / FOOT, window[2] / FOOT, (window[1] - window[0]) / FOOT
-    ax.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=BROKEN, linewidth=1.0, zorder=5))
+    ax.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=BROKEN, linewidth=1.0, zorder=7))
 
 
 def _draw_words(
     figure: Figure, axes: Any, maps: Sequence[_Maps], at: _Slice, claims: Sequence[_Claim], name: str
 ) -> None:
     for row, here in zip(axes, maps, strict=True):
-        _title(row[0], "before", here.words(0))
-        _title(row[1], "after", here.words(1))
+        hidden = not here.broken[0].any() and any(other.broken[0].any() for other in maps)  # smaller than a pixel
+        _title(row[0], "before", "" if hidden else here.words(0))
+        _title(row[1], "after", "" if hidden else here.words(1))
         changed = int(here.changed.sum())
         _title(row[2], "what changed", f"{_percent(changed / max(int(here.inside.sum()), 1))} of the pixels")
         row[0].set_ylabel("crossrange (kft)", fontsize="small")
