@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.tutorial import ROOT, run_as_written
+from tutorial import ROOT, run_as_written
 
 PAGE = ROOT / "docs" / "acas-xu.md"
 
