@@ -1,4 +1,4 @@
-"""`python -m benchmarks run [--domain mnist | acas] [--part ...]` and `python -m benchmarks table`."""
+"""`python -m benchmarks run [--domain mnist | regions | acas] [--part ...]` and `python -m benchmarks table`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 
 from benchmarks import run, table
 from benchmarks.acas import tradeoff
+from benchmarks.regions import run as regions
 
 PARTS = {
     "mnist": {
@@ -13,6 +14,7 @@ PARTS = {
         "locality": run.run_locality,
         "growth": run.run_growth,
     },
+    "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
     "acas": {"tradeoff": tradeoff.run},
 }
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.acas import table as acas
+from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
 from nnrepair.files import write_atomically
 
@@ -241,10 +243,12 @@ and "mean+max", the restricted linear programs; with *weights*, one product with
     write_atomically(ROOT / "docs" / "results-mnist.md", text.encode())
     figure()
     properties.write()
+    regions.write()
+    acas.write()
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"
-    lines = "\n".join([headline(), *properties.readme()])
+    lines = "\n".join([headline(), *properties.readme(), *regions.readme()])
     before, rest = content.split(start)
     after = rest.split(end)[1]
     write_atomically(readme, f"{before}{start}\n{lines}\n{end}{after}".encode())

@@ -20,6 +20,7 @@ from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.properties import repair_property
 from nnrepair.result import RepairResult, Report
+from nnrepair.shapes import Polygons, Segments
 from nnrepair.spec import Edits, EditScope, Inputs, LocalitySet
 
 __all__ = [
@@ -41,9 +42,11 @@ __all__ = [
     "Outcome",
     "Patch",
     "PatchError",
+    "Polygons",
     "RepairFailed",
     "RepairResult",
     "Report",
+    "Segments",
     "UnsupportedModel",
     "fix",
     "methods",

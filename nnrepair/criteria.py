@@ -49,8 +49,13 @@ class Criterion(ABC):
     def check(self, y: Tensor) -> None:
         """Raise InvalidInput unless outputs of y's shape can be judged by this criterion."""
 
-    def resolve(self, y: Tensor) -> Criterion:
-        """Return a criterion without *or* that implies this one, choosing the branch that is nearest at `y`."""
+    def resolve(self, y: Tensor, group: Tensor | None = None) -> Criterion:
+        """Return a criterion without *or* that implies this one, choosing the branch that is nearest at `y`.
+
+        Args:
+            y: (n, ...) outputs.
+            group: (n,) integers; points of one group take the same branch, whose worst point is the nearest to holding.
+        """
         return self
 
     def margin(self, y: Tensor) -> Tensor:
@@ -307,8 +312,8 @@ class AllOf(_Joined):
             start += width
         return row
 
-    def resolve(self, y: Tensor) -> Criterion:
-        return AllOf(*(p.resolve(y) for p in self.parts))
+    def resolve(self, y: Tensor, group: Tensor | None = None) -> Criterion:
+        return AllOf(*(p.resolve(y, group) for p in self.parts))
 
 
 class AnyOf(_Joined):
@@ -327,9 +332,15 @@ class AnyOf(_Joined):
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         raise InvalidInput("A disjunction has no single gradient: call resolve(y) first.")
 
-    def resolve(self, y: Tensor) -> Criterion:
-        parts = [p.resolve(y) for p in self.parts]
-        return Chosen(parts, torch.stack([p.margin(y) for p in parts]).argmax(0))
+    def resolve(self, y: Tensor, group: Tensor | None = None) -> Criterion:
+        parts = [p.resolve(y, group) for p in self.parts]
+        margin = torch.stack([p.margin(y) for p in parts])
+        if group is None:
+            return Chosen(parts, margin.argmax(0))
+        group = group.to(y.device)
+        worst = margin.new_full((len(parts), int(group.max()) + 1), torch.inf)
+        worst.scatter_reduce_(1, group.expand_as(margin), margin, "amin")
+        return Chosen(parts, worst.argmax(0)[group])
 
 
 class Chosen(Criterion):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnrepair import metrics
+from nnrepair import metrics, regions
 from nnrepair.decoupled import Decoupled
 from nnrepair.errors import RepairFailed
 from nnrepair.methods.base import Method, Proposal, named
@@ -22,6 +22,8 @@ from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.problem import Problem, build, outputs
 from nnrepair.result import Asked, RepairResult, Report, WeightChange
+from nnrepair.shapes import Regions
+from nnrepair.spec import Edits
 
 
 def fix(
@@ -46,6 +48,7 @@ def fix(
     Args:
         model: any module; it is left untouched, bit for bit, with its mode, dtype, device and gradients.
         edits: `Edits(inputs, labels)`, `Edits(inputs, criterion)`, a pair (inputs, labels), or a `TensorDataset`.
+            Inputs may be `Segments` or `Polygons`: each label or condition is then about every point of its region.
         locality_set: points that must stay: inputs, a pair (inputs, labels), or a `LocalitySet`. With labels, points
             that the model gets wrong are free and drawdown is measured.
         method: "auto", another name from `nnrepair methods`, or a `Method` such as `MinimalNorm(layer="fc2")`.
@@ -62,12 +65,19 @@ def fix(
     chosen = named(method)
     with undisturbed(seed):
         private = _copy(model)
-        problem = build(private, edits, locality_set, edit_scope, seed=seed, progress=progress)
-        held = problem.edits.criterion.holds(outputs(private, problem.edits.inputs).double())
+        edits = Edits.coerce(edits)
+        if isinstance(edits.inputs, Regions):
+            inside = not chosen.capabilities.keeps_architecture
+            problem = regions.build(private, edits, locality_set, edit_scope, inside, seed=seed, progress=progress)
+        else:
+            problem = build(private, edits, locality_set, edit_scope, seed=seed, progress=progress)
+        held = _held(problem, private)
         before = None if problem.locality is None else outputs(private, problem.locality.inputs)
         started = time.perf_counter()
         if bool(held.all()):
             proposal = Proposal(private, notes=["every edit held before; nothing was changed."])
+        elif problem.regions is not None:
+            proposal = problem.regions.repair(problem, chosen)
         else:
             proposal = chosen.repair(problem)
         seconds = time.perf_counter() - started
@@ -111,11 +121,10 @@ def _judge(
 ) -> RepairResult:
     """Measure a proposal in the model's own dtype, from scratch."""
     repaired = proposal.model
-    with torch.no_grad():
-        holds = problem.edits.criterion.holds(outputs(repaired, problem.edits.inputs).double())
+    holds = _held(problem, repaired)
     failing = torch.nonzero(~holds).flatten().tolist()
     report = Report(
-        edits=len(problem.edits),
+        edits=len(holds),
         held_before=held_before,
         held_after=holds.tolist(),
         success_rate=float(holds.double().mean()),
@@ -124,16 +133,25 @@ def _judge(
         weight_change=weight_change(model, repaired),
         seconds=seconds,
         method=repr(method),
-        notes=proposal.notes,
+        notes=proposal.notes if problem.regions is None else [*proposal.notes, *problem.regions.notes(repaired)],
     )
-    outcome = _outcome(proposal, held_before, failing, len(problem.edits), _lost(problem, repaired))
+    outcome = _outcome(proposal, held_before, failing, len(holds), _lost(problem, repaired))
     patch = None
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = like(model, repaired)
         patch = Patch.between(model, final, about(report))
-    asked = Asked(problem.edits, problem.locality, problem.keep, problem.kept)
+    edits = problem.edits if problem.regions is None else problem.regions.asked
+    asked = Asked(edits, problem.locality, problem.keep, problem.kept)
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
+
+
+def _held(problem: Problem, model: nn.Module) -> torch.Tensor:
+    """Return (edits,) bool: which edits hold, over their whole regions where they are about regions."""
+    if problem.regions is not None:
+        return problem.regions.judge(model).holds
+    with torch.no_grad():
+        return problem.edits.criterion.holds(outputs(model, problem.edits.inputs).double())
 
 
 def _outcome(proposal: Proposal, before: list[bool], failing: list[int], count: int, lost: int) -> Outcome:

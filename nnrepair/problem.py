@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Near
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Chosen, Criterion, Near
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.spec import AnyInputs, Edits, EditScope, LocalitySet
+
+if TYPE_CHECKING:
+    from nnrepair.regions import RegionEdits
 
 #: Points per forward pass when nothing but the outputs is needed.
 BATCH = 4096
@@ -50,13 +53,13 @@ def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
 
 
 def has_choice(criterion: Criterion) -> bool:
-    """Whether the criterion holds a disjunction, so that a linear program must choose a branch per point."""
-    return isinstance(criterion, AnyOf) or any(has_choice(p) for p in getattr(criterion, "parts", ()))
+    """Whether the criterion holds a disjunction, of which a linear program takes one branch per point."""
+    return isinstance(criterion, (AnyOf, Chosen)) or any(has_choice(p) for p in getattr(criterion, "parts", ()))
 
 
 def is_classifier(criterion: Criterion) -> bool:
     """Whether the criterion speaks of decisions among classes (so that accuracy and drawdown mean something)."""
-    if isinstance(criterion, (AllOf, AnyOf)):
+    if isinstance(criterion, (AllOf, AnyOf, Chosen)):
         return all(is_classifier(part) for part in criterion.parts)
     return isinstance(criterion, Argmax)
 
@@ -74,6 +77,7 @@ class Problem:
         scope: the edit scope, or None.
         seed: for every random choice.
         progress: whether to show a progress bar.
+        regions: the whole regions that the edits stand for, or None for plain points; only `fix` looks at them.
     """
 
     model: nn.Module
@@ -85,6 +89,7 @@ class Problem:
     lowest: bool
     seed: int
     progress: bool = False
+    regions: RegionEdits | None = None
 
     def decide(self, y: Tensor) -> Tensor:
         """Return (n,) the decisions that outputs (n, classes) stand for."""
@@ -111,21 +116,10 @@ def build(
         InvalidInput: edits, labels, locality set or model that cannot be used; the message says which and why.
         UnsupportedModel: a model that is random in eval mode, or whose points influence each other.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    like = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
-    if like is None:
-        raise InvalidInput("The model has no floating-point parameters, so there is nothing that could be changed.")
-    if any(p.is_meta for p in model.parameters()):
-        raise InvalidInput(
-            'The model is on the "meta" device and has no weights; load them first (model.to_empty, ...).'
-        )
-    bad = [name for name, p in model.named_parameters() if p.dtype.is_floating_point and not torch.isfinite(p).all()]
-    if bad:
-        raise InvalidInput(f"The model's parameters {bad[:5]} contain NaN or infinity.")
+    like = check_model(model)
     edits = Edits.coerce(edits)
     edits = Edits(to_like(edits.inputs, like), edits.criterion)
-    y = _first_look(model, edits, "the edits")
+    y = first_look(model, edits.inputs, "the edits")
     edits.criterion.check(y)
     _refuse_contradictions(edits)
     lowest = _lowest(edits.criterion)
@@ -142,8 +136,25 @@ def build(
         if len(scope) == 0:
             raise InvalidInput("The edit scope is empty; leave it out, or give points that the edits should reach.")
         scope = EditScope(to_like(scope.inputs, like), _same_sense(scope.criterion, lowest))
-        scope.criterion.check(_first_look(model, scope, "the edit scope"))
+        scope.criterion.check(first_look(model, scope.inputs, "the edit scope"))
     return Problem(model, edits, locality, keep, kept, scope, lowest, 0 if seed is None else seed, progress)
+
+
+def check_model(model: Any) -> Tensor:
+    """Refuse what is no network with finite weights; return one of its parameters."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    like = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
+    if like is None:
+        raise InvalidInput("The model has no floating-point parameters, so there is nothing that could be changed.")
+    if any(p.is_meta for p in model.parameters()):
+        raise InvalidInput(
+            'The model is on the "meta" device and has no weights; load them first (model.to_empty, ...).'
+        )
+    bad = [name for name, p in model.named_parameters() if p.dtype.is_floating_point and not torch.isfinite(p).all()]
+    if bad:
+        raise InvalidInput(f"The model's parameters {bad[:5]} contain NaN or infinity.")
+    return like
 
 
 def _lowest(criterion: Criterion) -> bool:
@@ -157,9 +168,8 @@ def _same_sense(criterion: Criterion | None, lowest: bool) -> Criterion | None:
     return Argmin(criterion.labels) if lowest and plain and isinstance(criterion, Argmax) else criterion
 
 
-def _first_look(model: nn.Module, points: Any, what: str) -> Tensor:
+def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
     """Return the outputs of all points, after checks that need a look at a few of them."""
-    inputs = points.inputs
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -217,7 +227,7 @@ def _refuse_contradictions(edits: Edits) -> None:
 
 
 def _keep(model: nn.Module, locality: LocalitySet, edits: Edits, lowest: bool) -> tuple[LocalitySet, Criterion, Tensor]:
-    y = _first_look(model, locality, "the locality set")
+    y = first_look(model, locality.inputs, "the locality set")
     if locality.criterion is not None:
         locality.criterion.check(y)
         return locality, locality.criterion, locality.criterion.holds(y.double())

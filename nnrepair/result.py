@@ -16,6 +16,7 @@ from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
+from nnrepair.shapes import Regions
 from nnrepair.spec import Edits, LocalitySet
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ class WeightChange:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured by running both networks in their own dtype.
+    """What was measured by running both networks in their own dtype (edits over whole regions: in float64).
 
     Attributes:
-        edits: number of edits; `held_before` and `held_after` say for each whether it held.
+        edits: number of edits, points or regions; `held_before` and `held_after` say for each whether it held.
         success_rate: share of edits that hold afterwards.
         generalization_rate: share of the edit scope that holds afterwards (None without an edit scope).
         drawdown: relative loss of accuracy on the locality set, and `drawdown_points`, the loss in percentage points
@@ -66,7 +67,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, lists and strings (JSON)."""
-        return asdict(self)
+        plain = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        return plain | {"weight_change": asdict(self.weight_change)}
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("success rate", f"{self.success_rate:.2%} ({sum(self.held_after)} of {self.edits} edits hold)")]
@@ -168,6 +170,7 @@ class RepairResult:
         weights: in float64 with all rounding bounded, and in exact arithmetic where that leaves it open. Nothing is
         taken from the report. The verdict is "holds" when all of this is confirmed; "violated" when a point is
         certainly wrong (also a point of the locality set that the repair gave up) or a property is; else "unknown".
+        Edits over regions are checked over their whole regions, as properties are (`nnrepair.verify.over`).
 
         Args:
             property: a `nnrepair.verify.Property`, a .vnnlib file, or a list of these.
@@ -187,7 +190,10 @@ class RepairResult:
         from nnrepair.verify.points import confirm
 
         if self.asked is None:
-            raise InvalidInput("This result does not know its edits; verify() works on what nnrepair.fix returned.")
+            raise InvalidInput(
+                "This result does not know its edits; verify() works on what nnrepair.fix returned. What "
+                "repair_property returned has its proofs; nnrepair.verify.check(result.model, property) makes another."
+            )
         asked, points = self.asked, list[Any]()
         points.append(("edits", asked.edits.inputs, asked.edits.criterion, None))
         if asked.locality is not None and asked.keep is not None:
@@ -205,10 +211,17 @@ class RepairResult:
         )
 
     def __str__(self) -> str:
-        lines = [str(self.outcome), str(self.report), f"measured on {self.report.edits} edits"]
+        lines = [str(self.outcome), str(self.report)]
+        measured = [] if self.proofs else [f"{self.report.edits} edits"]
         if self.report.locality_points:
-            lines[-1] += f" and {self.report.locality_points} locality points"
-        lines[-1] += ", in the model's own arithmetic"
+            measured.append(f"{self.report.locality_points} locality points")
+        if measured:
+            lines.append(f"measured on {' and '.join(measured)}, in the model's own arithmetic")
+        if self.proofs:
+            lines.append("checked over whole regions (certificates not yet re-checked):")
+            lines += [f"  {proof}" for proof in self.proofs]
+        if self.asked is not None and isinstance(self.asked.edits.inputs, Regions):
+            lines[-1] += " (edits over whole regions: in float64)"
         if self.certificate is not None:
             lines.append(f"certificate (not yet checked): {self.certificate.claim}")
         return "\n".join(lines)

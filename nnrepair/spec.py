@@ -2,6 +2,7 @@
 
 Inputs are a tensor with one point per row, or any `Inputs` object: something with a length, indexing by an index
 tensor, and `call(model)`, the only place that knows how this domain runs its model (a graph, a mask, a context set).
+Edits may also be about `Segments` or `Polygons`: then each criterion must hold at every point of its region.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 from nnrepair.criteria import Argmax, Criterion
 from nnrepair.errors import InvalidInput
+from nnrepair.shapes import Regions
 
 
 @runtime_checkable
@@ -39,6 +41,12 @@ AnyInputs = Tensor | Inputs
 
 
 def _as_inputs(inputs: Any, what: str) -> AnyInputs:
+    if isinstance(inputs, Regions):
+        if what != "Edits":
+            raise InvalidInput(
+                f"{what}: {inputs!r} cannot be used here; only edits can be about whole regions. Give points."
+            )
+        return inputs
     if isinstance(inputs, Tensor):
         if inputs.ndim == 0:
             raise InvalidInput(f"{what}: inputs must have one point per row, got a single number.")
@@ -108,7 +116,7 @@ class Edits(_Points):
     Argmax(2 labels, margin=0)
 
     Args:
-        inputs: (n, ...) tensor or an `Inputs` object.
+        inputs: (n, ...) tensor, an `Inputs` object, or regions: `Segments` or `Polygons`.
         target: (n,) integer labels (the same as `Argmax(labels)`) or a `Criterion`.
 
     Raises:

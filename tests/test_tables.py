@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from benchmarks.acas import table as acas
+from benchmarks.regions import table as regions
 from benchmarks.verify import table
 
 ROOT = Path(__file__).parent.parent
@@ -11,6 +13,14 @@ def test_the_page_about_properties_is_what_the_results_say():
     assert (ROOT / "docs" / "results-properties.md").read_text() == table.page()
 
 
+def test_the_page_about_regions_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-regions.md").read_text() == regions.page()
+
+
+def test_the_page_about_acas_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-acas.md").read_text() == acas.page()
+
+
 def test_the_readme_says_what_the_results_say():
     readme = (ROOT / "README.md").read_text()
-    assert all(line in readme for line in table.readme())
+    assert all(line in readme for line in [*table.readme(), *regions.readme()])

@@ -124,7 +124,7 @@ def states(count: int, seed: int = 0) -> Tensor:
     return x
 
 
-def locality_set(model: nn.Module, count: int = 20_000, seed: int = 0) -> LocalitySet:
+def locality_set(model: nn.Module, count: int = 50_000, seed: int = 0) -> LocalitySet:
     """Return random states with what a network advises there, to be kept."""
     x = states(count, seed)
     with torch.no_grad():

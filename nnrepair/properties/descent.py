@@ -52,7 +52,7 @@ def descend(
         wanted: the properties.
         inputs: (points, inputs), the locality set, and `criterion`, which it satisfies.
         generator: where random numbers come from.
-        steps, rate, batch: of Adam; points of the locality set per step.
+        steps, rate, batch: of Adam; points of the locality set per step, at most.
     """
     twin = copy.deepcopy(model).eval()
     like = next(twin.parameters())
@@ -68,6 +68,7 @@ def descend(
         answers = run(near)
         decided: Criterion = Argmin(answers.argmin(1)) if isinstance(criterion, Argmin) else Argmax(answers.argmax(1))
         goal = (criterion.slack(before.double()) / typical).clamp(max=1.0) / 2
+    batch = min(batch, len(inputs))
     optimizer = torch.optim.Adam([p for p in twin.parameters() if p.requires_grad], lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
 
@@ -76,7 +77,7 @@ def descend(
 
     for _ in range(steps):
         i = torch.randint(len(inputs), (batch,), generator=generator)
-        j = torch.randint(len(near), (batch // 4,), generator=generator)
+        j = torch.randint(len(near), (max(1, batch // 4),), generator=generator)
         y = run(inputs[i])
         loss = missed(criterion, i, y, goal[i]) + DRIFT * ((y - before[i]).abs().mean() / typical)
         loss = loss + AROUND * missed(decided, j, run(near[j]), 0.1)
@@ -84,7 +85,7 @@ def descend(
             depth = part.jobs.depth(run(part.x).double(), part.job)
             loss = loss + 0.3 * ((part.margin + depth) / typical).clamp(min=0).mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
     return twin

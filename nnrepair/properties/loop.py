@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,11 +19,14 @@ from nnrepair.verify.jobs import Jobs, Options
 from nnrepair.verify.result import CheckResult
 
 #: Parts are proved with this share of the margin to spare: the network's own precision may round the weights.
-SPARE = 0.02
+SPARE = 0.1
 #: What a point of the locality set is worth: missing it by one unit costs as much as so many units of change.
 PRICE = 1e4
 #: Rounds of attack, program and check; programs between two looks at the parts; how often parts may be halved.
 ROUNDS, CUTS, LEVELS = 40, 80, 10
+#: A smaller change than the first that was proved is kept if its proofs are so many times shorter than they may be
+#: otherwise; so often it is halved.
+SHORTER, HALVINGS = 2, 6
 #: New rows at once, for the locality set and for parts.
 MOST_LOCAL, MOST_PARTS = 150, 500
 #: What the rows of a property's parts are called, after its name.
@@ -49,6 +52,10 @@ class Kept:
     def __post_init__(self) -> None:
         self.used = torch.zeros_like(self.need, dtype=torch.bool)
 
+    def share(self, change: Tensor) -> float:
+        """Return the share of the points that hold after a change."""
+        return float(self.criterion.holds(self.outputs + self.keys @ change.T).double().mean())
+
     def missed(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return points, conditions and rows on the outputs of the worst conditions not in use, or None."""
         missed = self.need - self.criterion.slack(self.outputs + self.keys @ change.T)
@@ -73,6 +80,7 @@ class HeadRepair:
         options, timeout: of each check.
         generator: of random starts.
         say: told how far it is.
+        enough: give up when points alone cost more of the locality set than leaves this share.
     """
 
     head: Head
@@ -82,6 +90,7 @@ class HeadRepair:
     timeout: float | None
     generator: torch.Generator
     say: Callable[[str], None]
+    enough: float = 0.0
     change: Tensor = field(init=False)
     thin: Tensor = field(init=False)  # what points alone asked for
     proofs: dict[str, CheckResult] = field(init=False, default_factory=dict)
@@ -98,6 +107,7 @@ class HeadRepair:
 
         Raises:
             Contradiction: no change satisfies the properties at the points found.
+            Lossy: that costs too much of the locality set. Unproved: however finely the boxes were divided.
         """
         for _ in range(ROUNDS):
             self.stats["rounds"] += 1
@@ -148,13 +158,15 @@ class HeadRepair:
             self.change = torch.from_numpy(self.program.solve()).reshape(self.change.shape)
             broken = None if self.kept is None else self.kept.missed(self.change)
             if broken is None or self.kept is None:
-                return
+                break
             point, condition, r = broken
             keys = self.kept.keys[point]
             before = self.kept.criterion.slack(self.kept.outputs)[point, condition]
             need = self.kept.need[point, condition] - before
             rows = (r[:, :, None] * keys[:, None, :]).flatten(1)
             self.program.add("locality set", rows.numpy(), need.numpy(), PRICE / max(float(keys.abs().mean()), 1e-12))
+        if self.kept is not None and not self.leaves and self.kept.share(self.change) < self.enough:
+            raise Lossy
 
     # Proofs ----------------------------------------------------------------------------------------------------------
 
@@ -202,13 +214,14 @@ class HeadRepair:
 
     def _shrink(self) -> None:
         """Go back towards the change that points alone asked for, by halves, as long as every proof is short enough."""
-        while self.leaves:
+        short = replace(self.options, most=max(1, (self.options.most or 10**6) // SHORTER))
+        for _ in range(HALVINGS if self.leaves else 0):
             wide, proofs = self.change, self.proofs
             self.change = (self.thin + wide) / 2
             model = self.head.moved(self.change)
             self.proofs = {}
             for task in self.tasks:
-                result = check(model, task.given, timeout=self.timeout, options=self.options)
+                result = check(model, task.given, timeout=self.timeout, options=short)
                 self.proofs[task.name] = result
                 if not result.holds:
                     self.change, self.proofs = wide, proofs
@@ -257,3 +270,7 @@ class HeadRepair:
 
 class Unproved(Exception):
     """A property could not be proved, however finely its boxes were divided."""
+
+
+class Lossy(Exception):
+    """The last layer cannot repair the points without losing more of the locality set than is allowed."""

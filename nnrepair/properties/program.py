@@ -6,6 +6,8 @@ import highspy
 import numpy as np
 from numpy.typing import NDArray
 
+from nnrepair.minnorm import NotSolvedError
+
 Array = NDArray[np.float64]
 
 
@@ -63,7 +65,7 @@ class Program:
         """Return the smallest change (size,).
 
         Raises:
-            Contradiction: there is none.
+            Contradiction: there is none. NotSolvedError: the numbers gave out.
         """
         d = self._solved()
         if d is None:
@@ -71,9 +73,17 @@ class Program:
         return d
 
     def _solved(self) -> Array | None:
-        self._solver.run()
-        if self._solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-            return None
+        """Return the smallest change, or None where the solver says that there is none."""
+        for _ in range(2):
+            self._solver.run()
+            status = self._solver.getModelStatus()
+            if status == highspy.HighsModelStatus.kInfeasible:
+                return None
+            if status == highspy.HighsModelStatus.kOptimal:
+                break
+            self._solver.clearSolver()  # numbers went astray on the way: once more from the start
+        else:
+            raise NotSolvedError(f"HiGHS could not solve a program: {status}")
         x: Array = np.asarray(self._solver.getSolution().col_value)
         d: Array = x[: self.size] - x[self.size : 2 * self.size]
         return d

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from nnrepair.criteria import Argmax, Criterion
 from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
 from nnrepair.fix import about, like, undisturbed, weight_change
+from nnrepair.minnorm import NotSolvedError
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.progress import progress_bar
 from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
-from nnrepair.properties.loop import HeadRepair, Kept, Unproved
+from nnrepair.properties.loop import PARTS, HeadRepair, Kept, Lossy, Unproved
 from nnrepair.properties.program import Contradiction
-from nnrepair.properties.task import Task, median_distance, read_model, read_tasks, refuse_misfits, shape_of
+from nnrepair.properties.task import Task, median_distance, read_model, read_tasks, refuse_contradictions, shape_of
 from nnrepair.result import Proof, RepairResult, Report
 from nnrepair.spec import LocalitySet
 from nnrepair.verify.check import check
@@ -114,9 +115,15 @@ def repair_property(
         private, path = read_model(model)
         tasks = read_tasks(property, keep)
         options = Options(most=most_boxes)
-        first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
-        graph = _graph(private, tasks)
-        refuse_misfits(tasks, graph.inputs, graph.outputs)
+        refuse_contradictions(tasks)
+        try:
+            first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
+            graph = lower(private, shape_of(private, tasks))
+        except UnsupportedModel as error:
+            raise UnsupportedModel(
+                f"{error}\nWithout linear bounds nothing can be proved over a region, so there is no property repair; "
+                "nnrepair.fix repairs points of such a model, and measures."
+            ) from error
         _refuse_broken(tasks, first)
         held = [result.holds for task, result in zip(tasks, first, strict=True) if task.role == "repair"]
         call = f"repair_property(layer={layer!r}, margin={margin}, most_boxes={most_boxes}, seed={seed})"
@@ -128,22 +135,11 @@ def repair_property(
             for task in tasks:
                 task.margin = margin or MARGIN * median_distance(task, graph)
             answer = work.repaired(layer)
-    result = work.judged(
-        answer, held, call, time.perf_counter() - started, private if isinstance(model, str | Path) else model
-    )
+    original = model if isinstance(model, nn.Module) else private
+    result = work.judged(answer, held, call, time.perf_counter() - started, original)
     if throw and not result.outcome.ok:
         raise RepairFailed(result)
     return result
-
-
-def _graph(model: nn.Module, tasks: Sequence[Task]) -> Graph:
-    try:
-        return lower(model, shape_of(model, tasks))
-    except UnsupportedModel as error:
-        raise UnsupportedModel(
-            f"{error}\nWithout linear bounds nothing can be proved over a region, so there is no property repair; "
-            "nnrepair.fix repairs points of such a model, and measures."
-        ) from error
 
 
 def _refuse_broken(tasks: Sequence[Task], first: Sequence[CheckResult]) -> None:
@@ -215,14 +211,17 @@ class _Work:
         """Try the last layer, and all layers where that is not good enough."""
         if layer == "all" and self.locality is None:
             raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
-        answers = []
-        if layer in ("auto", "last"):
-            answers.append(self._last(self.model, []))
-        good = answers and answers[0].proved and answers[0].kept >= ENOUGH
-        if layer == "all" or (layer == "auto" and not good and self.locality is not None):
-            moved = self._descended()
-            answers.append(self._last(moved, ["all layers were moved by gradient descent before."]))
-        return max(answers, key=lambda answer: (answer.proved, answer.kept))
+        if layer == "last" or self.locality is None:
+            return self._last(self.model)
+        if layer == "auto":
+            answer = self._last(self.model, ENOUGH)
+            if answer.proved and answer.kept >= ENOUGH:
+                return answer
+        moved = self._last(self._descended())
+        moved.notes.insert(0, "all layers were moved by gradient descent before the last one was repaired.")
+        if moved.proved or layer == "all":
+            return moved
+        return max(moved, self._last(self.model), key=lambda answer: answer.proved)
 
     def _descended(self) -> nn.Module:
         """Return the model with all layers moved towards the properties."""
@@ -230,19 +229,17 @@ class _Work:
         generator = torch.Generator().manual_seed(self.seed)
         wanted = []
         for task in self.tasks:
+            violated = hunt(self.graph, task.jobs, generator)
+            some = torch.randperm(len(violated[0]), generator=generator)[:512]
             drawn = random_starts(task.jobs, generator, 256)
-            x, job = (torch.cat(p) for p in zip(drawn, *self._some(task, generator), strict=True))
+            x, job = (torch.cat([a, b[some]]) for a, b in zip(drawn, violated, strict=True))
             wanted.append(Wanted(task.jobs, x, job, task.margin * (2 if task.role == "repair" else 0.1)))
         self.say("gradient descent on all layers")
         shape = shape_of(self.model, self.tasks)
         return descend(self.model, shape, wanted, self.locality.inputs, self.locality.criterion, generator)
 
-    def _some(self, task: Task, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-        x, job = hunt(self.graph, task.jobs, generator)
-        return [(x[:512], job[:512])]
-
-    def _last(self, model: nn.Module, notes: list[str]) -> _Answer:
-        """Repair the last layer of `model`."""
+    def _last(self, model: nn.Module, enough: float = 0.0) -> _Answer:
+        """Repair the last layer of `model`; give up when that keeps less than `enough` of the locality set."""
         graph = self.graph if model is self.model else lower(model, shape_of(model, self.tasks))
         head, kept = Head.of(model, graph), None
         if self.locality is not None:
@@ -252,21 +249,27 @@ class _Work:
             need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
             kept = Kept(keys, keys @ head.weight.T, criterion, need)
         generator = torch.Generator().manual_seed(self.seed)
-        work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say)
+        work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say, enough)
         try:
             proved = work.run()
         except Contradiction as reason:
-            return _Answer(self.model, {}, False, 0.0, notes, dict(work.stats), reason.tags)
-        except Unproved:
+            clash = None if any(tag.endswith(PARTS) for tag in reason.tags) else reason.tags
+            return _Answer(self.model, {}, False, 0.0, [], dict(work.stats), clash)
+        except Lossy:
+            return _Answer(self.model, {}, False, 0.0, [], dict(work.stats))
+        except (Unproved, NotSolvedError):
             proved = False
-        repaired = head.moved(work.change)
+        repaired, proofs = head.moved(work.change), work.proofs
+        if not proved:  # what was checked last may have been another change
+            proofs = {t.name: check(repaired, t.given, timeout=self.timeout, options=self.options) for t in self.tasks}
         share = 1.0
         if self.locality is not None:
             y = repaired(self.locality.inputs.to(next(model.parameters())).reshape(-1, *shape_of(model, self.tasks)))
             share = float(self.locality.criterion.holds(y.detach().double()).double().mean())
+        notes = []
         if work.leaves:
-            notes = [*notes, f"proved by construction on parts of the region: {', '.join(work.leaves)}."]
-        return _Answer(repaired, work.proofs, proved, share, notes, {**work.stats, "layer": list(head.names)})
+            notes.append(f"proved by construction on parts of the region: {', '.join(work.leaves)}.")
+        return _Answer(repaired, proofs, proved, share, notes, {**work.stats, "layer": list(head.names)})
 
     def judged(self, answer: _Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
         """Say what was proved, and measure the rest."""
@@ -291,7 +294,7 @@ class _Work:
             method=call,
             notes=notes,
         )
-        final = like(original, repaired) if repaired is not self.model else self.model
+        final = like(original, repaired).to(next(original.parameters()).device)
         patch = Patch.between(self.model, final, about(report))
         outcome = self._outcome(answer, held, holds, lost)
         stats = answer.stats | {"margins": {t.name: t.margin for t in self.tasks}}
@@ -303,7 +306,8 @@ class _Work:
             return Outcome("nothing to do", "every property already holds; the network is returned unchanged.")
         if answer.conflict is not None:
             who = ", ".join(answer.conflict)
-            advice = f"no change of the last layer satisfies {who} at the counterexamples found, with their margins. "
+            advice = f"no change of the last layer satisfies {who} at the counterexamples found, with their margins "
+            advice += "(and, where a property may hold in several ways, in the way that was nearest). "
             advice += 'Give a locality set and layer="all", a smaller margin, or drop one of them.'
             clash = [k for k, name in enumerate(names) if name in answer.conflict]
             return Outcome("infeasible", advice, list(range(len(names))), clash)
@@ -312,4 +316,4 @@ class _Work:
             open = [names[k] for k in failing] + lost
             advice = f'not proved: {", ".join(open)}. Try a larger margin or most_boxes, or layer="all".'
             return Outcome("partly repaired", advice, failing)
-        return Outcome("repaired", f"all {len(self.tasks)} properties are proved over their whole regions.")
+        return Outcome("repaired", f"all {len(self.tasks)} properties hold on their whole regions.")

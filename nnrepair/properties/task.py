@@ -85,22 +85,18 @@ def read_tasks(property: Any, keep: Sequence[Any]) -> list[Task]:
         if not any(case.unsafe for case in read.cases):
             raise InvalidInput(f"{given!r} has no unsafe outputs, so that there is nothing to repair.")
         name = place.name.split(".")[0] if isinstance(place, Path) else f"property {len(tasks) + 1}"
+        if any(name == task.name for task in tasks):
+            name = f"{name} ({len(tasks) + 1})"
         tasks.append(Task(name, role, place, read))  # type: ignore[arg-type]
     return tasks
 
 
-def refuse_misfits(tasks: Sequence[Task], inputs: int, outputs: int) -> None:
-    """Refuse properties of another size than the network, and those that no network satisfies together.
+def refuse_contradictions(tasks: Sequence[Task]) -> None:
+    """Refuse properties that no network satisfies together.
 
     Raises:
-        InvalidInput: which, and what is wrong.
+        InvalidInput: which, and where.
     """
-    for task in tasks:
-        if (task.property.inputs, task.property.outputs) != (inputs, outputs):
-            raise InvalidInput(
-                f"{task.name} is about {task.property.inputs} inputs and {task.property.outputs} outputs, but the "
-                f"network has {inputs} and {outputs}."
-            )
     cases = [(task, case) for task in tasks for case in task.property.cases][:MOST_CASES]
     for (one, a), (other, b) in itertools.combinations_with_replacement(cases, 2):
         low, high = (np.array(pair).T for pair in zip(_ends(a), _ends(b), strict=True))
@@ -126,11 +122,12 @@ def _possible(unsafe: Sequence[Any]) -> bool:
         return True
     for chosen in itertools.product(*unsafe):
         A = np.array([[float(c) for c in row.coefficients] for row in chosen])
-        b = np.array([float(row.bound) for row in chosen])
-        size = np.abs(A).max(1, initial=0.0).clip(min=1e-300)  # a hair more than the border: it belongs to the set
-        room = 1e-9 * np.maximum(np.abs(b), size)
-        answer = linprog(np.zeros(A.shape[1]), -A / size[:, None], -(b + room) / size, bounds=(None, None))
-        if answer.status != 2:
+        size = np.abs(A).max(1, initial=0.0).clip(min=1e-300)
+        b = np.array([float(row.bound) for row in chosen]) / size
+        beyond = np.array([not row.strict for row in chosen])  # must leave the halfspace's border too
+        rows = np.hstack([A / size[:, None], -1.0 * beyond[:, None]])
+        answer = linprog([*[0.0] * A.shape[1], -1.0], -rows, -b, bounds=[(None, None)] * A.shape[1] + [(0, 1)])
+        if answer.status == 0 and (answer.x[-1] > 1e-7 or not beyond.any()):
             return True
     return False
 

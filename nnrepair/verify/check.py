@@ -217,7 +217,7 @@ class _Problem:
         if split == "inputs" and self.graph.inputs > np.iinfo(np.int16).max:
             raise InvalidInput(f"{self.graph.inputs} inputs are too many to split: leave Options.split at 'auto'.")
         if split == "relus":
-            return PhaseSearch(self.graph, jobs, self.confirm).run(deadline, report, attacked)
+            return PhaseSearch(self.graph, jobs, self.confirm, most=options.most).run(deadline, report, attacked)
         return Search(self.graph, jobs, self.confirm, options).run(deadline, report, attacked)
 
     # Counterexamples -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ open is split at the ReLU whose relaxation loses most. Rounding is covered as in
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,9 +48,11 @@ class PhaseSearch:
         steps: improvement steps for the bound of a part.
     """
 
-    def __init__(self, graph: Graph, jobs: Jobs, confirm: Confirm, steps: int = 20, root_steps: int = 12) -> None:
+    def __init__(
+        self, graph: Graph, jobs: Jobs, confirm: Confirm, steps: int = 20, root_steps: int = 12, most: int | None = None
+    ) -> None:
         self.graph, self.jobs, self.confirm = graph, jobs, confirm
-        self.steps, self.root_steps = steps, root_steps
+        self.steps, self.root_steps, self.most = steps, root_steps, most or math.inf
         self.boxes, self.box = torch.unique(torch.cat([jobs.lower, jobs.upper], 1), dim=0, return_inverse=True)
         self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False)
         self.offset = self.bounder.raised(jobs.rows, jobs.offset)
@@ -70,7 +73,7 @@ class PhaseSearch:
             stack = [roots] if len(roots) else []
             while stack:
                 report(done, boxes)
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or boxes >= self.most:
                     raise OutOfTime
                 part = stack[-1][-self.batch :]
                 boxes += len(part)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, flat
 from nnrepair.errors import InvalidInput
 from nnrepair.problem import outputs
+from nnrepair.shapes import Regions
 from nnrepair.spec import AnyInputs
 from nnrepair.verify import vnnlib
 from nnrepair.verify.bounds import EPS, TINY, Bounder
@@ -29,6 +30,7 @@ from nnrepair.verify.check import check
 from nnrepair.verify.exact import enclosure, inside
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.lowering import lower
+from nnrepair.verify.over import Over
 from nnrepair.verify.property import Box, Property
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 
@@ -126,9 +128,12 @@ class _Points:
 
     def named(self, which: Tensor) -> str:
         """Return the indices of some of the points, as their set numbers them."""
-        indices = self.index[which].tolist()
-        more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
-        return f"{', '.join(map(str, indices[:NAMED]))}{more}"
+        return _listed(self.index[which].tolist())
+
+
+def _listed(indices: list[int]) -> str:
+    more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
+    return f"{', '.join(map(str, indices[:NAMED]))}{more}"
 
 
 def item_shape(model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
@@ -254,18 +259,21 @@ def confirm(
 ) -> CheckResult:
     """Check sets of points, each (name, inputs, criterion, which are meant), and properties; see `RepairResult.verify`.
 
-    A point counts as confirmed, or as wrong, when exact bounds and a run of the network agree about it.
+    A point counts as confirmed, or as wrong, when exact bounds and a run of the network agree about it. Inputs may be
+    `Regions`; each is then checked as a property is.
     """
     started, cpu = time.monotonic(), time.process_time()
     if timeout is not None and not timeout > 0:
         raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
     deadline = math.inf if timeout is None else started + timeout
-    sets = [_Points(*each) for each in points]
+    over = [(name, inputs, criterion) for name, inputs, criterion, _ in points if isinstance(inputs, Regions)]
+    sets = [_Points(*each) for each in points if not isinstance(each[1], Regions)]
     model = _eval_copy(model)
-    shape = item_shape(model, sets[0].inputs)
+    shape = item_shape(model, sets[0].inputs if sets else over[0][1].corners[0])
     vars(model)["item_shape"] = shape  # for properties, whose boxes may be flat
     properties = _properties(property)
-    _require_sizes(properties, lower(model, shape))
+    graph = lower(model, shape)
+    _require_sizes(properties, graph)
     verdicts: list[Verdict] = []
     shares, reasons, found = list[float](), list[str](), None
     for each in sets:
@@ -283,13 +291,32 @@ def confirm(
             when = " before the time limit" if time.monotonic() > deadline else ""
             reasons[-1] += f"; {int(unsure.sum())} too close to tell{when}: {each.named(unsure)}"
         shares.append(float(right.double().mean()) if len(right) else 1.0)
-    results = []
-    for name, each_property in properties:
+
+    def checked(network: nn.Module, claim: Property | str | Path) -> CheckResult:
         left = None if timeout is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            result = CheckResult("unknown", reason=f"the time limit of {timeout:g} s was reached")
-        else:
-            result = check(model, each_property, timeout=left, **settings)
+            return CheckResult("unknown", reason=f"the time limit of {timeout:g} s was reached")
+        return check(network, claim, timeout=left, **settings)
+
+    results = []
+    for name, regions, criterion in over:
+        for k, corners in enumerate(regions.corners):
+            along = Over(model, corners)
+            result = checked(along, along.property(criterion[torch.tensor([k])], graph.outputs))
+            results.append(result)
+        found_here = [result.verdict for result in results]
+        verdicts += found_here
+        reasons.append(f"{name}: {found_here.count('holds')} of {len(regions)} regions confirmed")
+        for verdict, said in (("violated", "certainly wrong"), ("unknown", "open")):
+            which = torch.tensor([each == verdict for each in found_here])
+            if bool(which.any()):
+                reasons[-1] += f"; {int(which.sum())} {said}: {_listed(which.nonzero()[:, 0].tolist())}"
+        shares.append(found_here.count("holds") / len(regions))
+        wrong_region = next((k for k, verdict in enumerate(found_here) if verdict == "violated"), None)
+        if found is None and wrong_region is not None:
+            found = _placed(model, regions.corners[wrong_region], results[wrong_region].counterexample)
+    for name, each_property in properties:
+        result = checked(model, each_property)
         results.append(result)
         verdicts.append(result.verdict)
         shares.append(1.0 if result.holds else result.proved)
@@ -301,11 +328,22 @@ def confirm(
         boxes=sum(result.boxes for result in results),
         cpu_seconds=time.process_time() - cpu,
         wall_seconds=time.monotonic() - started,
-        certificate=results[0].certificate if len(results) == 1 else None,
+        certificate=results[0].certificate if len(results) == 1 and not over else None,
         proved=min(shares),
         worst_bound=min((r.worst_bound for r in results if r.worst_bound is not None), default=None),
         reason="\n".join(reasons),
     )
+
+
+def _placed(model: nn.Module, corners: Tensor, along: Counterexample | None) -> Counterexample | None:
+    """Return a counterexample on a region as one of the network: its place becomes an input."""
+    if along is None:
+        return None
+    over = Over(model, corners)
+    with torch.no_grad():
+        x = over.place(torch.from_numpy(along.input)[None])[0].numpy()
+        size = len(along.output) - (0 if over.edges is None else over.edges.out_features)
+    return Counterexample(x, along.output[:size], along.margin, along.replayed)
 
 
 def _properties(given: Any) -> list[tuple[str, Property | str | Path]]:

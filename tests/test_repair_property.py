@@ -1,0 +1,242 @@
+"""Property repair as a whole: what it returns, what it refuses, what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import mlp, randn
+from torch import Tensor, nn
+
+import nnrepair
+from nnrepair import Argmax, InvalidInput, LocalitySet, RepairFailed, UnsupportedModel, repair_property
+from nnrepair.criteria import Linear
+from nnrepair.verify import Box, Property, check
+
+
+def label_on(low: list[float], high: list[float], label: int, outputs: int = 3) -> Property:
+    return Property.on(Box(low, high), Argmax([label]), outputs=outputs)
+
+
+def violated(radius: float = 0.1) -> tuple[nn.Sequential, Property]:
+    """Return a network and a box on part of which it prefers another class."""
+    model = mlp(2, 12, 12, 3, seed=3)
+    x = randn(1, 2, seed=1)[0] / 2
+    with torch.no_grad():
+        second = int(model(x[None])[0].argsort(descending=True)[1])
+    return model, label_on((x - radius).tolist(), (x + radius).tolist(), second)
+
+
+def scattered(count: int = 400) -> Tensor:
+    return randn(count, 2, seed=9)
+
+
+def constant() -> nn.Sequential:
+    """A network that does not look at its input."""
+    model = mlp(1, 4, 2)
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(1.0)
+    return model
+
+
+def test_violated_property_is_proved_afterwards() -> None:
+    model, wanted = violated()
+    assert check(model, wanted).verdict == "violated"
+    result = repair_property(model, wanted, locality_set=scattered())
+    assert result.outcome.status == "repaired"
+    assert check(result.model, wanted).holds
+    (proof,) = result.proofs
+    assert (proof.role, proof.result.verdict) == ("repair", "holds")
+    assert proof.result.certificate is not None
+    assert result.report.success_rate == 1.0 and result.report.held_before == [False]
+    assert "property 1 (repair): holds" in str(result)
+    with pytest.raises(InvalidInput, match="has its proofs"):
+        result.verify()
+
+
+def test_random_points_of_the_region_hold_in_the_networks_own_arithmetic() -> None:
+    model, wanted = violated()
+    result = repair_property(model, wanted)
+    lower, upper = (torch.from_numpy(end) for end in wanted.cases[0].box.inner)
+    x = (lower + torch.rand(5000, 2, dtype=torch.float64) * (upper - lower)).float()
+    label = next(k for k, c in enumerate(wanted.cases[0].unsafe[0][0].coefficients) if c > 0)
+    with torch.no_grad():
+        assert bool((result.model(x).argmax(1) == label).all())
+
+
+def test_model_and_random_state_are_left_alone() -> None:
+    model, wanted = violated()
+    model.train()
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    result = repair_property(model, wanted, locality_set=scattered(), layer="all")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training and result.model.training
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_same_seed_gives_the_same_network() -> None:
+    model, wanted = violated()
+    one, other = (repair_property(model, wanted, locality_set=scattered(), seed=5).model for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_only_the_last_layer_changes_and_the_patch_says_so() -> None:
+    model, wanted = violated()
+    result = repair_property(model, wanted, layer="last")
+    assert result.patch is not None and set(result.patch.new) <= {"4.weight", "4.bias"}
+    applied = result.patch.apply(model)
+    assert all(torch.equal(a, b) for a, b in zip(applied.parameters(), result.model.parameters(), strict=True))
+
+
+def test_all_layers_change_when_asked() -> None:
+    model, wanted = violated()
+    result = repair_property(model, wanted, locality_set=scattered(), layer="all")
+    assert result.outcome.status == "repaired" and check(result.model, wanted).holds
+    assert result.patch is not None and "0.weight" in result.patch.new
+
+
+def test_decisions_of_the_locality_set_are_kept() -> None:
+    model, wanted = violated()
+    x = scattered()
+    careless = repair_property(model, wanted).model
+    careful = repair_property(model, wanted, locality_set=x, layer="last")
+    with torch.no_grad():
+        was = model(x).argmax(1)
+        kept = [float((m(x).argmax(1) == was).double().mean()) for m in (careless, careful.model)]
+    assert kept[0] < kept[1]
+    assert careful.report.locality is not None and careful.report.locality > 0.97
+
+
+def test_property_that_holds_is_proved_and_nothing_changes() -> None:
+    model, _ = violated()
+    easy = Property.on(Box([0, 0], [0.1, 0.1]), Linear([[[1.0, 0, 0]]], [[-100.0]]))
+    result = repair_property(model, easy)
+    assert result.outcome.status == "nothing to do"
+    assert result.proofs[0].result.holds and result.report.weight_change.nonzeros == 0
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), result.model.parameters(), strict=True))
+
+
+def test_several_properties_hold_jointly_and_kept_ones_are_proved_again() -> None:
+    model, wanted = violated()
+    low = [float(v) for v in wanted.cases[0].box.lower]
+    other = label_on([low[0] + 1.0, low[1]], [low[0] + 1.05, low[1] + 0.05], 0)
+    bound = Property.on(Box([-1, -1], [1, 1]), Linear([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]], [[-9.0, -9, -9]]))
+    result = repair_property(model, [wanted, other], keep=[bound], throw=False)
+    assert [proof.role for proof in result.proofs] == ["repair", "repair", "keep"]
+    assert all(check(result.model, prop).holds for prop in (wanted, other, bound))
+
+
+def test_kept_property_becomes_a_condition_where_the_repair_would_break_it() -> None:
+    model, wanted = violated()
+    low, high = ([float(v) for v in end] for end in (wanted.cases[0].box.lower, wanted.cases[0].box.upper))
+    alone = repair_property(model, wanted).model
+    box = Box([high[0] + 0.3, low[1]], [high[0] + 0.32, low[1] + 0.02])
+    with torch.no_grad():
+        middle = torch.tensor([[high[0] + 0.31, low[1] + 0.01]])
+        was, now = model(middle)[0], alone(middle)[0]
+    k = int((now - was).abs().argmax())  # what the repair alone moves most may not move by half of that
+    sign = float((now - was)[k].sign())
+    row = torch.zeros(1, 1, 3)
+    row[0, 0, k] = -sign
+    fence = Property.on(box, Linear(row, (-sign * was[k] - (now - was)[k].abs() / 2).reshape(1, 1)))
+    if not check(model, fence).holds or check(alone, fence).holds:
+        pytest.fail("the test's own network no longer shows what it is for")
+    assert check(repair_property(model, wanted, keep=[fence]).model, fence).holds
+
+
+def test_proof_by_construction_on_parts() -> None:
+    model, wanted = violated(2.0)
+    result = repair_property(model, wanted, most_boxes=2)
+    assert result.outcome.status == "repaired"
+    assert any("parts of the region" in note for note in result.report.notes)
+    assert check(result.model, wanted).holds
+
+
+def test_no_change_of_the_last_layer_can_do_it() -> None:
+    one, other = label_on([0.0], [0.4], 0, 2), label_on([0.6], [1.0], 1, 2)
+    result = repair_property(constant(), [one, other], throw=False)
+    assert result.outcome.status == "infeasible"
+    assert "property 1" in result.outcome.message and "property 2" in result.outcome.message
+    assert result.outcome.conflict == [0, 1]
+    with pytest.raises(RepairFailed):
+        repair_property(constant(), [one, other])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"property": [label_on([0.0, 0], [1, 1], 0), label_on([0.5, 0.5], [2, 2], 1)]}, "No output at all"),
+        ({"property": label_on([0.0], [1.0], 0)}, "cannot be called with one input of shape"),
+        ({"property": label_on([0.0, 0], [1, 1], 0, outputs=4)}, "2 inputs and 4 outputs"),
+        ({"property": []}, "no property to repair"),
+        ({"property": 3}, "must be a Property"),
+        ({"layer": "fc3"}, "Unknown layer"),
+        ({"margin": -1.0}, "margin must be"),
+        ({"margin": float("nan")}, "margin must be"),
+        ({"most_boxes": 0}, "most_boxes"),
+        ({"locality_set": torch.zeros(5, 3)}, "2 numbers per point"),
+        ({"locality_set": torch.full((5, 2), float("nan"))}, "NaN"),
+        ({"layer": "all"}, "locality set"),
+    ],
+)
+def test_bad_input_is_told_at_the_door(change: dict[str, Any], said: str) -> None:
+    model, wanted = violated()
+    options: dict[str, Any] = {"property": wanted} | change
+    with pytest.raises(InvalidInput, match=said):
+        repair_property(model, options.pop("property"), **options)
+
+
+def test_property_to_keep_that_is_violated_is_refused() -> None:
+    model, wanted = violated()
+    easy = Property.on(Box([0, 0], [0.1, 0.1]), Linear([[[1.0, 0, 0]]], [[-100.0]]))
+    with pytest.raises(InvalidInput, match="to be kept, but violated"):
+        repair_property(model, easy, keep=[wanted])
+
+
+def test_networks_without_linear_bounds_or_last_linear_layer_are_refused() -> None:
+    _, wanted = violated()
+    with pytest.raises(UnsupportedModel, match=r"nnrepair\.fix repairs points"):
+        repair_property(nn.Sequential(nn.Linear(2, 4), nn.Sigmoid(), nn.Linear(4, 3)), wanted)
+    with pytest.raises(UnsupportedModel, match="last operation"):
+        repair_property(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), label_on([0.0, 0], [1, 1], 1))
+
+
+def test_acas_xu_from_file_to_accepted_certificate(tmp_path: Path) -> None:
+    from nnrepair import onnx
+    from nnrepair.domains import acas
+    from nnrepair.errors import DataUnavailable
+    from nnrepair.model_file import ModelFile
+
+    try:
+        path, wanted = acas.network(5, 3), acas.property_file(2)
+    except DataUnavailable as error:
+        pytest.skip(f"ACAS Xu networks: {error}")
+    states = acas.locality_set(onnx.load(path), 5000)
+    result = repair_property(path, wanted, keep=[acas.property_file(3)], locality_set=states)
+    assert result.outcome.status == "repaired" and result.report.locality == 1.0
+    out = tmp_path / "repaired.onnx"
+    assert ModelFile.load(path).write(result.model, out)
+    assert [proof.name for proof in result.proofs] == ["prop_2", "prop_3"]
+    for proof, source in zip(result.proofs, (wanted, acas.property_file(3)), strict=True):
+        assert proof.result.certificate is not None
+        saved = proof.result.certificate.for_network(out).save(tmp_path / f"{proof.name}.npz")
+        program = Path(__file__).parents[1] / "verification" / "check.py"
+        said = subprocess.run(
+            [sys.executable, program, saved, out, source], capture_output=True, text=True, check=False
+        )
+        assert said.returncode == 0 and said.stdout.startswith("Accepted"), said.stdout + said.stderr
+    x = np.asarray(states.inputs)[:100]
+    with torch.no_grad():
+        assert result.model(torch.from_numpy(x).reshape(-1, 1, 1, 5)).shape == (100, 5)
+
+
+def test_repair_property_is_public() -> None:
+    assert "repair_property" in nnrepair.__all__
+    assert isinstance(LocalitySet(scattered(3)), LocalitySet)
