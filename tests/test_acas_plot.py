@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair.domains import acas, acas_plot
+from nnrepair.domains import acas, acas_plot, acas_slice
 from nnrepair.errors import InvalidInput
 from nnrepair.verify import Box, CheckResult, Counterexample, Property
 
@@ -146,6 +146,37 @@ def test_networks_random_state_and_pyplot_stay_as_they_were(tmp_path: Path) -> N
     assert network[0].training and torch.equal(state, torch.get_rng_state()) and pyplot.get_fignums() == []
     figure.savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_region_is_a_piece_of_a_ring() -> None:
+    low, high = (acas.normalised(rho, theta, 0, 600, 600).tolist() for rho, theta in ((2000, 0.25), (3000, 1.0)))
+    (line,) = acas_slice.outline(never_clear(low, high).cases[0])
+    distances, angles = np.hypot(*np.array(line).T), np.arctan2(*np.array(line).T[::-1])
+    assert line[0] == line[-1]
+    assert distances == pytest.approx(np.where(distances > 2500, 3000, 2000), abs=1e-6)
+    assert (angles.min(), angles.max()) == pytest.approx((0.25, 1.0))
+    rings = acas_slice.outline(never_clear([0.6, *LOW[1:]]).cases[0])
+    assert [round(float(np.hypot(*ring[0]))) for ring in rings] == [55948, 60760]
+
+
+def test_shares_speak_of_the_properties_that_are_broken() -> None:
+    half = LOW.copy()
+    half[1] = 0.0
+    holds = Property.on(Box(LOW, HIGH), nnrepair.Linear([[1.0, 0, 0, 0, 0]], [-9.0], points=1))
+    clear = linear(np.zeros((5, 5)), [-1, 0, 0, 0, 0])
+    networks = acas_slice.Network.of(clear), acas_slice.Network.of(clear)
+    claims = acas_slice.read_claims([never_clear(half), holds])
+    at = acas_slice.Slice(0.0, 500.0, 500.0)
+    maps = acas_slice.Maps.of(networks, at, claims, (-9000.0, 9000.0, -9000.0, 9000.0), 20)
+    assert maps.words(0) == maps.words(1) == "100 % of the region violates"
+    assert maps.region[10:].all() and not maps.region[:10].any() and not maps.changed.any()
+    assert acas_slice.Maps.of(networks, at, claims[1:], maps.window, 20).words(0) == "no violating pixel"
+    assert acas_slice.Maps.of(networks, at, [], maps.window, 20).words(0) == ""
+
+
+@pytest.mark.parametrize(("share", "text"), [(0, "0 %"), (1e-6, "under 0.01 %"), (0.01234, "1.23 %"), (1, "100 %")])
+def test_percent(share: float, text: str) -> None:
+    assert acas_slice.percent(share) == text
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,12 @@ def figure() -> None:
                 axis.plot(row["margin"], row[key], mark, color=colour, markerfacecolor=face, markersize=6)
     for axis, (key, title) in zip(axes, panels, strict=True):
         axis.set(xscale="log", xlabel="margin (network units)", title=title)
-        axis.set_yscale("symlog" if key == "changed" else "log", **({"linthresh": 2e-5} if key == "changed" else {}))
         if key == "changed":
+            axis.set_yscale("symlog", linthresh=2e-5)  # some changes change no advice at all
+            axis.set_ylim(-2e-6, None)
             axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        else:
+            axis.set_yscale("log")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     plain = {"color": "#555555", "linestyle": "none", "markersize": 6}
