@@ -80,9 +80,10 @@ Python {file["python"]}, {about}, one thread, one fresh process per repair, {sum
 CPU s in all.
 
 The margin is the slack that counterexamples must reach, in units of the network's outputs (1 is 373.95 in the units of
-the paper's scores). In {done} of {count} repairs all properties hold, by the checker. Each changes the last layer alone, keeps phi_1, phi_3 and
-phi_4 where they held, and has 20 000 random states to keep. *Proof* is the check of the repaired properties on the
-repaired network. *Agreement* is the share of 200 000 other random states with the same advice as before.
+the paper's scores). In {done} of {count} repairs all properties hold, by the checker. Each changes the last layer
+alone, keeps phi_1, phi_3 and phi_4 where they held, and has 20 000 random states to keep. *Proof* is the check of the
+repaired properties on the repaired network. *Agreement* is the share of 200 000 other random states with the same
+advice as before.
 *From parts*: counterexamples alone led to a proof of more than 50 000 boxes or 100 s, so that parts of the region
 became conditions, see `repair_property`; the change is then what the parts ask for, halved as often as the proof
 stays within these limits, and hardly depends on the margin. N_{{4,6}} shows that a thicker margin can make a smaller
