@@ -219,9 +219,10 @@ class _Work:
                 return answer
         moved = self._last(self._descended())
         moved.notes.insert(0, "all layers were moved by gradient descent before the last one was repaired.")
-        if moved.proved or layer == "all":
+        if layer == "all" or (moved.proved and moved.kept >= ENOUGH):
             return moved
-        return max(moved, self._last(self.model), key=lambda answer: answer.proved)
+        last = self._last(self.model, moved.kept if moved.proved else 0.0)
+        return max(moved, last, key=lambda answer: (answer.proved, answer.kept))
 
     def _descended(self) -> nn.Module:
         """Return the model with all layers moved towards the properties."""
