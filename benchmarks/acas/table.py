@@ -85,9 +85,9 @@ alone, keeps phi_1, phi_3 and phi_4 where they held, and has 20 000 random state
 repaired properties on the repaired network. *Agreement* is the share of 200 000 other random states with the same
 advice as before.
 *From parts*: counterexamples alone led to a proof of more than 50 000 boxes or 100 s, so that parts of the region
-became conditions, see `repair_property`; the change is then what the parts ask for, halved as often as the proof
-stays within these limits, and hardly depends on the margin. N_{{4,6}} shows that a thicker margin can make a smaller
-change than parts do. The outputs of N_{{1,8}} differ by some 1e-4 around the region, so that all its margins are thick.
+became conditions, see `repair_property`. Such a change has a short proof and hardly depends on the margin, but it can
+be far larger than what a thicker margin asks of points alone: compare N_{{2,7}} and N_{{4,6}} on both sides of the
+step. The outputs of N_{{1,8}} differ by some 1e-4 around the region, so that all its margins are thick.
 
 ![Size of the change, boxes and time of the proof, and agreement, against the margin](acas-tradeoff.png)
 
