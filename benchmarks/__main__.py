@@ -1,10 +1,11 @@
-"""`python -m benchmarks run [--domain mnist | regions] [--part ...]` and `python -m benchmarks table`."""
+"""`python -m benchmarks run [--domain mnist | regions | acas] [--part ...]` and `python -m benchmarks table`."""
 
 from __future__ import annotations
 
 import argparse
 
 from benchmarks import run, table
+from benchmarks.acas import tradeoff
 from benchmarks.regions import run as regions
 
 PARTS = {
@@ -14,6 +15,7 @@ PARTS = {
         "growth": run.run_growth,
     },
     "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
+    "acas": {"tradeoff": tradeoff.run},
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.acas import table as acas
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
 from nnrepair.files import write_atomically
@@ -243,6 +244,7 @@ and "mean+max", the restricted linear programs; with *weights*, one product with
     figure()
     properties.write()
     regions.write()
+    acas.write()
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"

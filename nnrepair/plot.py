@@ -88,7 +88,7 @@ def region(
     classes = _names(classes, scores.shape[2], "classes", "outputs", "class")
     if claim is not None and claim.outputs != scores.shape[2]:
         raise InvalidInput(f"The property is about {claim.outputs} outputs; the network has {scores.shape[2]}.")
-    _require_matplotlib()
+    require_matplotlib()
     if ax is None:
         from matplotlib import pyplot
 
@@ -332,7 +332,8 @@ def _leaves(certificate: PropertyCertificate, roots: Sequence[tuple[Array, Array
 # Drawing -------------------------------------------------------------------------------------------------------------
 
 
-def _require_matplotlib() -> None:
+def require_matplotlib() -> None:
+    """Say how to install matplotlib where it is missing."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:

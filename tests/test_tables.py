@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmarks.acas import table as acas
 from benchmarks.regions import table as regions
 from benchmarks.verify import table
 
@@ -14,6 +15,10 @@ def test_the_page_about_properties_is_what_the_results_say():
 
 def test_the_page_about_regions_is_what_the_results_say():
     assert (ROOT / "docs" / "results-regions.md").read_text() == regions.page()
+
+
+def test_the_page_about_acas_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-acas.md").read_text() == acas.page()
 
 
 def test_the_readme_says_what_the_results_say():

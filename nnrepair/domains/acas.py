@@ -13,7 +13,9 @@ from __future__ import annotations
 import csv
 import functools
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,16 @@ ADVISORIES = ("clear of conflict", "weak left", "weak right", "strong left", "st
 #: What the networks were made for: distance 0 to 60 760 ft, all angles, speeds 100 to 1200 and 0 to 1200 ft/s.
 DOMAIN = ((-0.328422877, 0.679857769), (-0.5, 0.5), (-0.5, 0.5), (-0.5, 0.5), (-0.5, 0.5))
 INPUTS = ("distance", "angle to intruder", "heading of intruder", "own speed", "intruder speed")
+#: Of the inputs as people measure them. Angles are counter-clockwise from the own heading: positive is left.
+UNITS = ("ft", "rad", "rad", "ft/s", "ft/s")
+#: What the networks read is (value - MEAN) / RANGE, for values from LEAST to MOST. These numbers stand in the headers
+#: of the 45 .nnet files that came with Katz et al. 2017, the same in all of them.
+LEAST = (0.0, -3.141593, -3.141593, 100.0, 0.0)
+MOST = (60760.0, 3.141593, 3.141593, 1200.0, 1200.0)
+MEAN = (19791.091, 0.0, 0.0, 650.0, 600.0)
+RANGE = (60261.0, 6.28318530718, 6.28318530718, 1100.0, 1200.0)
+#: A score in the paper's units is a network's output times this, and a constant more.
+SCORE = 373.94992
 
 _SOURCE = (
     "https://raw.githubusercontent.com/stanleybak/vnncomp2021/90419aadcf06cf543ce5c1706cae1059dc9fa6cf/"
@@ -56,6 +68,52 @@ def instances() -> list[tuple[tuple[int, int], int]]:
     with _file("acasxu_instances.csv").open(newline="") as file:
         rows = [(onnx.split("_"), text) for onnx, text, _ in csv.reader(file)]
     return [((int(name[2]), int(name[3])), int(text[5:].split(".")[0])) for name, text in rows]
+
+
+def normalised(rho: Any, theta: Any, psi: Any, v_own: Any, v_int: Any) -> Tensor:
+    """Return what the networks read (..., 5), float64, for numbers or tensors that people measure.
+
+    Args:
+        rho: distance to the intruder, 0 to 60 760 ft.
+        theta: angle to the intruder from the own heading, -pi to pi, counter-clockwise: positive is left.
+        psi: the intruder's heading from the own heading, likewise.
+        v_own: own speed, 100 to 1200 ft/s.
+        v_int: the intruder's speed, 0 to 1200 ft/s.
+
+    Raises:
+        InvalidInput: shapes do not fit, or a number is out of its range, where the networks were not trained.
+
+    >>> normalised(60760, 0, 0, 1200, [0, 600])[:, [0, 3, 4]]
+    tensor([[ 0.6799,  0.5000, -0.5000],
+            [ 0.6799,  0.5000,  0.0000]], dtype=torch.float64)
+    """
+    try:
+        values = [torch.as_tensor(value, dtype=torch.float64) for value in (rho, theta, psi, v_own, v_int)]
+        shape = np.broadcast_shapes(*(value.shape for value in values))
+        x = torch.stack([value.expand(shape) for value in values], -1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"rho, theta, psi, v_own and v_int must be numbers of shapes that fit: {error}") from error
+    for name, value, least, most in zip(("rho", "theta", "psi", "v_own", "v_int"), values, LEAST, MOST, strict=True):
+        if not bool(((value >= least) & (value <= most)).all()):
+            raise InvalidInput(f"{name} must be from {least:g} to {most:g}, got {value.min():g} to {value.max():g}.")
+    y: Tensor = (x - x.new_tensor(MEAN)) / x.new_tensor(RANGE)
+    return y
+
+
+def physical(x: Any) -> Tensor:
+    """Return (..., 5), float64, in feet, radians and feet per second, for what the networks read (..., 5).
+
+    >>> physical([-0.328422877, 0.5, 0, 0.5, -0.5]).round(decimals=2).tolist()
+    [0.0, 3.14, 0.0, 1200.0, 0.0]
+    """
+    try:
+        values = torch.as_tensor(x, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"States must be numbers (..., 5): {error}") from error
+    if values.ndim < 1 or values.shape[-1] != 5:
+        raise InvalidInput(f"A state has 5 numbers; got the shape {tuple(values.shape)}.")
+    y: Tensor = values * values.new_tensor(RANGE) + values.new_tensor(MEAN)
+    return y
 
 
 def states(count: int, seed: int = 0) -> Tensor:

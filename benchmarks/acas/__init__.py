@@ -1,0 +1,1 @@
+"""ACAS Xu: what a property repair costs and changes."""

@@ -1,0 +1,80 @@
+"""Tutorials in docs/ as tests: Python and shell, in order, in one empty folder, as a reader would."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+FENCE = re.compile(r"^```(pycon|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> list[tuple[str, str]]:
+    """Return each command with the output that is shown; a here-document belongs to its command."""
+    found: list[list[str]] = []
+    end = ""
+    for line in block.splitlines():
+        if line.startswith("$ ") and not end:
+            found.append([line[2:], ""])
+            here = re.search(r"<< '(\w+)'$", line)
+            end = here[1] if here else ""
+        elif end:
+            found[-1][0] += "\n" + line
+            end = "" if line == end else end
+        else:
+            found[-1][1] += line + "\n"
+    return [(command, shown) for command, shown in found]
+
+
+def run(command: str, shown: str, folder: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{folder / '.bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    said = done.stdout + (f"exit code {done.returncode}\n" if done.returncode else "")
+    assert doctest.OutputChecker().check_output(shown, said, FLAGS), f"$ {command}\n{said}{done.stderr}"
+
+
+def run_as_written(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every block of a page in an empty folder that has `verification` in it."""
+    for package in ("onnx", "onnxscript", "onnxruntime", "sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(folder)
+    (folder / "verification").symlink_to(ROOT / "verification")
+    (folder / ".bin").mkdir()
+    for name, program in (("python", ""), ("nnrepair", "-m nnrepair ")):
+        script = folder / ".bin" / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {program}"$@"\n')
+        script.chmod(0o755)
+    names: dict[str, Any] = {}
+    runner = doctest.DocTestRunner(optionflags=FLAGS | doctest.FAIL_FAST)
+    try:
+        for kind, block in FENCE.findall(page.read_text()):
+            if kind == "console":
+                for command, shown in commands(block):
+                    run(command, shown, folder)
+                continue
+            told: list[str] = []
+            part = doctest.DocTestParser().get_doctest(block, names, page.name, None, 0)
+            runner.run(part, out=told.append, clear_globs=False)
+            assert not told, "".join(told)
+            names = part.globs
+    finally:
+        from matplotlib import pyplot
+
+        pyplot.close("all")
