@@ -83,6 +83,7 @@ class HeadRepair:
         generator: of random starts.
         say: told how far it is.
         enough: give up when points alone cost more of the locality set than leaves this share.
+        thicker: how often a margin may be doubled where that makes a proof shorter.
     """
 
     head: Head
@@ -93,6 +94,7 @@ class HeadRepair:
     generator: torch.Generator
     say: Callable[[str], None]
     enough: float = 0.0
+    thicker: int = THICKER
     change: Tensor = field(init=False)
     thin: Tensor = field(init=False)  # what points alone asked for
     proofs: dict[str, CheckResult] = field(init=False, default_factory=dict)
@@ -193,7 +195,7 @@ class HeadRepair:
                 return True
             if not result.holds:
                 nearly = result.proved >= NEARLY and task.role == "repair" and task.name not in self.leaves
-                if nearly and self.stats.setdefault(f"margins of {task.name}", 0) < THICKER:
+                if nearly and self.stats.setdefault(f"margins of {task.name}", 0) < self.thicker:
                     self._thicken(task)
                 else:
                     self._divide(task)

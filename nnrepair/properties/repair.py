@@ -27,7 +27,7 @@ from nnrepair.progress import progress_bar
 from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
-from nnrepair.properties.loop import PARTS, HeadRepair, Kept, Lossy, Unproved
+from nnrepair.properties.loop import PARTS, THICKER, HeadRepair, Kept, Lossy, Unproved
 from nnrepair.properties.program import Contradiction
 from nnrepair.properties.task import Task, median_distance, read_model, read_tasks, refuse_contradictions, shape_of
 from nnrepair.result import Proof, RepairResult, Report
@@ -61,11 +61,11 @@ def repair_property(
     progress: bool = False,
     seed: int = 0,
 ) -> RepairResult:
-    """Return a network of the same architecture in which a property is proved, with a small change.
+    """Return a network of the same architecture in which a property holds on its whole region, with a small change.
 
     The model's last operation must be a linear layer. Among the changes of that layer under which the counterexamples
     found are safe, the one with the smallest l1 norm is taken, with as few decisions of the locality set lost as
-    possible; then the property is checked over its whole region, and so on until it is proved.
+    possible; then the property is checked over its whole region, and so on until the checker says that it holds.
 
     Args:
         model: a module that maps (n, *shape) to (n, outputs), left untouched, or an ONNX file.
@@ -76,8 +76,10 @@ def repair_property(
             `LocalitySet(inputs, Argmin(decisions))`. Points that violate a property are left out.
         layer: "last"; "all" moves every layer by gradient descent first (needs a locality set); "auto" is "last", and
             "all" where that cannot be proved or keeps less than 99.8 % of the locality set.
-        margin: the slack that counterexamples must reach, in output units; None takes 1/8 of the median distance
-            between outputs and unsafe set over the region. A smaller one makes a smaller change, and a longer proof.
+        margin: the slack that counterexamples must reach, in output units. A smaller one makes a smaller change with a
+            longer proof, until parts of the region must become conditions (see `most_boxes`), which costs more again.
+            None takes 1/8 of the median distance between outputs and unsafe set over the region, and doubles it (twice
+            at most) where a proof was too long but nearly done.
         most_boxes: how long a proof may be before the parts of the region become conditions themselves.
         timeout: of each check, in seconds.
         throw: raise `RepairFailed` (with the full result) when not every property is proved.
@@ -127,7 +129,8 @@ def repair_property(
         _refuse_broken(tasks, first)
         held = [result.holds for task, result in zip(tasks, first, strict=True) if task.role == "repair"]
         call = f"repair_property(layer={layer!r}, margin={margin}, most_boxes={most_boxes}, seed={seed})"
-        work = _Work(private, graph, tasks, _locality(locality_set, private, graph, tasks), options, timeout, seed, say)
+        kept, thicker = _locality(locality_set, private, graph, tasks), THICKER if margin is None else 0
+        work = _Work(private, graph, tasks, kept, options, timeout, thicker, seed, say)
         if all(held):
             notes = ["every property held before; nothing was changed."]
             answer = _Answer(private, {t.name: r for t, r in zip(tasks, first, strict=True)}, True, 1.0, notes, {})
@@ -204,6 +207,7 @@ class _Work:
     locality: _Locality | None
     options: Options
     timeout: float | None
+    thicker: int
     seed: int
     say: Callable[[str], None]
 
@@ -250,7 +254,7 @@ class _Work:
             need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
             kept = Kept(keys, keys @ head.weight.T, criterion, need)
         generator = torch.Generator().manual_seed(self.seed)
-        work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say, enough)
+        work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say, enough, self.thicker)
         try:
             proved = work.run()
         except Contradiction as reason:
