@@ -23,4 +23,4 @@ def test_the_page_about_acas_is_what_the_results_say():
 
 def test_the_readme_says_what_the_results_say():
     readme = (ROOT / "README.md").read_text()
-    assert all(line in readme for line in [*table.readme(), *regions.readme()])
+    assert all(line in readme for line in [*table.readme(), *regions.readme(), *acas.readme()])

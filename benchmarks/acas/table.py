@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,26 @@ Row = dict[str, Any]
 def _file() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((RESULTS / "tradeoff.json").read_text())
     return loaded
+
+
+def readme() -> list[str]:
+    """Return the line about all networks, from the rows that verification/acas/repair.py wrote; none if there are none."""
+    files = sorted((ROOT / "verification" / "acas" / "results").glob("N_*/rows.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    rows = [row for row in rows if row["unit"] == f"N_{row['network']}"]  # everything that is violated, jointly
+    repaired = [row for row in rows if row["role"] == "repair"]
+    if not repaired:
+        return []
+    kept = [row["agreement"]["same"] / row["agreement"]["compared"] for row in repaired]
+    cpu = [row["cost"]["repair_cpu_seconds"] for row in {row["unit"]: row for row in repaired}.values()]
+    return [
+        f"- {sum(row['proved'] for row in repaired)} of the {len(repaired)} violated ACAS Xu instances repaired with "
+        f"proof, all that is violated on a network jointly: {sum(row['proved'] for row in rows)} of {len(rows)} "
+        f"instances hold on the repaired networks, with certificates that the independent checker accepted. Of a "
+        f"million states outside the repaired regions, a median of {statistics.median(kept):.3%} keep their advice, "
+        f"{min(kept):.2%} at worst; {sum(cpu):.0f} CPU s in all, median {statistics.median(cpu):.1f} s a network "
+        "([table](verification/acas/README.md))."
+    ]
 
 
 def repairs() -> dict[str, list[Row]]:
