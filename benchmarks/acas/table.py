@@ -21,7 +21,7 @@ def _file() -> dict[str, Any]:
 
 
 def readme() -> list[str]:
-    """Return the line about all networks, from the rows that verification/acas/repair.py wrote; none if there are none."""
+    """Return the line about all networks, from the rows that verification/acas/repair.py wrote, if there are any."""
     files = sorted((ROOT / "verification" / "acas" / "results").glob("N_*/rows.jsonl"))
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     rows = [row for row in rows if row["unit"] == f"N_{row['network']}"]  # everything that is violated, jointly
