@@ -294,11 +294,11 @@ def attempt(unit: Unit, out: Path, states: int) -> tuple[list[Row], str]:
         return [], f"{unit.name}: {traceback.format_exc()}"
 
 
-def sweep(todo: Sequence[Unit], out: Path, jobs: int | None, states: int = STATES) -> list[str]:
+def sweep(wanted_units: Sequence[Unit], out: Path, jobs: int | None, states: int = STATES) -> list[str]:
     """Solve all units that are not there yet; return what went wrong."""
-    rest = [unit for unit in todo if not is_done(unit, out, states)]
-    if len(rest) < len(todo):
-        print(f"{len(todo) - len(rest)} of {len(todo)} are there already")
+    rest = [unit for unit in wanted_units if not is_done(unit, out, states)]
+    if len(rest) < len(wanted_units):
+        print(f"{len(wanted_units) - len(rest)} of {len(wanted_units)} are there already")
     parallel = Sweep(n_jobs=jobs, batch_size=1)
     with tqdm(desc="repair", total=len(rest), unit=" networks") as parallel.bar:
         answers = parallel(joblib.delayed(attempt)(unit, out, states) for unit in rest)
@@ -337,15 +337,17 @@ def main(given: list[str] | None = None) -> int:
         if args.network is not None:
             print(summary(solve(unit(args.network, args.property), args.out, args.states)))
             return 0
-        todo = units(args.networks)
-        problems = sweep(todo, args.out, args.jobs, args.states)
+        wanted_units = units(args.networks)
+        problems = sweep(wanted_units, args.out, args.jobs, args.states)
     except (NNRepairError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    rows = [row for each in todo if is_done(each, args.out, args.states) for row in read_rows(args.out / each.name)]
+    rows = [
+        row for each in wanted_units if is_done(each, args.out, args.states) for row in read_rows(args.out / each.name)
+    ]
     full = [row for row in rows if is_full(row)]
     repairs = [row for row in full if row["role"] == "repair"]
     print(
