@@ -119,11 +119,13 @@ class Proof:
         name: the property's file name without its ending, or "property 1", "property 2", ...
         role: "repair" for a property that was to be repaired, "keep" for one that held and was to stay.
         result: the checker's verdict on the network as returned, with its certificate.
+        source: the property's file, if it came from one.
     """
 
     name: str
     role: Literal["repair", "keep"]
     result: CheckResult
+    source: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.role}): {self.result.verdict}, {self.result.boxes} boxes"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import shlex
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -60,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     require_places(inputs, [p for p in (arguments.out, arguments.patch) if p is not None])
     if arguments.model.suffix != ".onnx" or arguments.out.suffix != ".onnx":
         raise InvalidInput("Proofs are about ONNX files: MODEL and --out must end in .onnx (see nnrepair.onnx.save).")
+    if arguments.certificates is not None and arguments.certificates.is_file():
+        raise InvalidInput(f"--certificates {arguments.certificates} is a file; give the name of a folder.")
     file = ModelFile.load(arguments.model)
     result = repair_property(
         arguments.model,
@@ -89,42 +96,45 @@ def _locality(arguments: argparse.Namespace, file: ModelFile) -> LocalitySet | N
         return None
     given = read_points(arguments.locality, "--locality", labelled=False)
     inputs, labels = given if isinstance(given, tuple) else (given, None)
-    shape = getattr(file.model, "item_shape", None) or inputs.shape[1:]
+    shape: Sequence[int | None] = getattr(file.model, "item_shape", None) or tuple(inputs.shape[1:])
+    size = math.prod(size or 0 for size in shape)
+    if None in shape:
+        raise InvalidInput(f"{arguments.model} leaves the size of its input open ({shape}); fix it when exporting.")
+    if inputs.ndim == 0 or inputs[:1].numel() != size:
+        raise InvalidInput(
+            f"--locality: inputs of shape {tuple(inputs.shape)} do not fit a model that reads {tuple(shape)} at a time."
+        )
     if labels is None:
-        try:
-            y = outputs(file.model, inputs.float().reshape(-1, *shape))
-        except RuntimeError as error:
-            raise InvalidInput(
-                f"--locality: inputs of shape {tuple(inputs.shape)} do not fit a model that reads {tuple(shape)}."
-            ) from error
+        y = outputs(file.model, inputs.float().reshape(-1, *shape))
         labels = y.argmin(1) if arguments.lowest else y.argmax(1)
     return LocalitySet(inputs.to(torch.float32), Argmin(labels) if arguments.lowest else Argmax(labels))
 
 
 def _write_all(arguments: argparse.Namespace, file: ModelFile, result: RepairResult) -> list[str]:
-    """Write model, patch and certificates; return what to tell about it."""
-    if result.outcome.status == "nothing to do":
-        write_atomically(arguments.out, arguments.model.read_bytes())
-    elif not file.write(result.model, arguments.out):
-        arguments.out.unlink()
-        raise InvalidInput(f"{arguments.model}: its weights cannot be replaced in place; nothing was written.")
-    lines = [f"wrote {arguments.out} (repaired model)"]
-    if arguments.patch is not None and result.patch is not None:
-        result.patch.save(arguments.patch)
-        lines.append(f"wrote {arguments.patch} (patch)")
-    if arguments.certificates is not None:
-        for proof, source in zip(result.proofs, _sources(arguments, result), strict=True):
+    """Write certificates, patch and model, this last; return what to tell about it."""
+    out, lines = arguments.out, [f"wrote {arguments.out} (repaired model)"]
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".nnrepair-") as folder:
+        part = Path(folder) / out.name
+        if result.outcome.status == "nothing to do":
+            write_atomically(part, arguments.model.read_bytes())
+        elif not file.write(result.model, part):
+            raise InvalidInput(
+                f"{arguments.model}: its weights cannot be replaced in place, so the proofs would not be about the "
+                "file; nothing was written. Export the model again, each weight as a tensor of its own."
+            )
+        for proof in result.proofs if arguments.certificates is not None else ():
             if proof.result.certificate is None:
-                lines.append(f"no certificate for {proof.name}: {proof.result.reason}")
+                lines.append(f"not written: {proof.name}.npz, because {proof.result.reason}")
+                if arguments.quiet:  # asked for and not delivered: that is never silent
+                    print(lines[-1], file=sys.stderr)
                 continue
             path = arguments.certificates / f"{proof.name}.npz"
-            proof.result.certificate.for_network(arguments.out).save(path)
+            proof.result.certificate.for_network(part).save(path)
             lines.append(f"wrote {path} (certificate, not yet checked)")
-            lines.append(f"check it: python verification/check.py {path} {arguments.out} {source}")
+            command = ("python", "verification/check.py", str(path), str(out), str(proof.source))
+            lines.append(f"check it: {shlex.join(command)}")
+        if arguments.patch is not None and result.patch is not None:
+            result.patch.save(arguments.patch)
+            lines.append(f"wrote {arguments.patch} (patch)")
+        os.replace(part, out)
     return lines
-
-
-def _sources(arguments: argparse.Namespace, result: RepairResult) -> list[Path]:
-    """Return the file of each proved property; files that say the same were read once."""
-    files = {path.name.split(".")[0]: path for path in [*arguments.keep, *arguments.properties][::-1]}
-    return [files[proof.name.split(" (")[0]] for proof in result.proofs]

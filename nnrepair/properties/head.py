@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import UnsupportedModel
-from nnrepair.layers import candidates, layers, moved
+from nnrepair.layers import candidates, layers, moved, trainable
 from nnrepair.verify.affine import Dense
 from nnrepair.verify.graph import Graph, Node
+from nnrepair.verify.lowering import lower
 
 
 @dataclass(frozen=True)
@@ -20,35 +21,60 @@ class Head:
     Attributes:
         model: the network.
         graph: the same as the checker reads it.
+        shape: of one input.
         names: the last map's parameters: its weight, and its bias if it has one.
         weight: (outputs, width) both side by side, float64.
     """
 
     model: nn.Module
     graph: Graph
+    shape: tuple[int, ...]
     names: tuple[str, ...]
     weight: Tensor
 
     @classmethod
-    def of(cls, model: nn.Module, graph: Graph) -> Head:
+    def of(cls, model: nn.Module, shape: tuple[int, ...]) -> Head:
         """Return the head of a model.
 
         Raises:
             UnsupportedModel: its last operation is not a linear layer with weights of its own.
         """
+        graph = lower(model, shape)
         last, names = graph.nodes[-1], candidates(model)
         for layer in reversed(names):
             own = layers(model)[layer]
+            if own != trainable(model, layer):
+                continue
             parameters = [p.detach().double().cpu() for n, p in model.named_parameters() if n in own]
             weight, bias = parameters[0], parameters[1] if len(parameters) == 2 else None
             if not isinstance(last.affine, Dense) or not torch.equal(last.affine.weight.cpu(), weight):
                 continue
             if torch.equal(last.affine.bias.cpu(), torch.zeros_like(last.affine.bias) if bias is None else bias):
-                return cls(model, graph, tuple(own), torch.cat([p.reshape(len(weight), -1) for p in parameters], 1))
+                head = cls(
+                    model, graph, shape, tuple(own), torch.cat([p.reshape(len(weight), -1) for p in parameters], 1)
+                )
+                if head._is_alone():
+                    return head
         raise UnsupportedModel(
-            "Property repair changes the network's last operation, which must be a trainable linear layer. The layers "
+            "Property repair changes the network's last operation, which must be a linear layer that is trainable as a "
+            "whole and shares its weights with no other. The layers "
             f"are: {', '.join(names) or 'none'}. End the model with nn.Linear, or repair points with nnrepair.fix."
         )
+
+    def _is_alone(self) -> bool:
+        """Tell whether these parameters act as the last map and nowhere else: not so where weights are shared."""
+        generator = torch.Generator().manual_seed(0)
+        change = self.weight.abs().mean().clamp(min=1e-3) * torch.randn(
+            self.weight.shape, generator=generator, dtype=torch.float64
+        )
+        own, hidden = dict(self.moved(change).named_parameters()), self.graph.nodes[self.source].size
+        now = torch.cat([own[name].detach().double().cpu().reshape(len(change), -1) for name in self.names], 1)
+        again = lower(self.moved(change), self.shape)
+        last = again.nodes[-1].affine
+        if not isinstance(last, Dense) or not torch.equal(last.weight, now[:, :hidden]):
+            return False
+        x = torch.randn(4, self.graph.inputs, generator=generator, dtype=torch.float64)
+        return torch.equal(again.values(x)[again.nodes[-1].sources[0]], self.graph.values(x)[self.source])
 
     @property
     def source(self) -> int:

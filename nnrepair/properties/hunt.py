@@ -25,13 +25,13 @@ def hunt(
         jobs: where to look, and for what.
         generator: where random numbers come from.
         reach: how near to an unsafe set counts, in units of its rows.
-        starts: how many altogether, at least 256 for each job.
+        starts: how many altogether, at least 256 for each of a few jobs, 16 for each of many.
         steps: of size width / 8 at first, smaller by a constant factor each time.
 
     Returns:
         The points (n, inputs) and their jobs (n,).
     """
-    x, job = random_starts(jobs, generator, max(256, starts // len(jobs.lower)))
+    x, job = random_starts(jobs, generator, max(256 if len(jobs.lower) <= 64 else 16, starts // len(jobs.lower)))
     lower, upper = jobs.lower[job], jobs.upper[job]
     size, found = (upper - lower) / 8, []
     for _ in range(steps):

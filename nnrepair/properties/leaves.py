@@ -2,9 +2,10 @@
 
 With the hidden layers fixed, the relaxation of a part does not depend on the last weights w: the bound on it is the
 least value of w . h over a fixed convex set of keys h, and so concave in w. At any w the bound is attained at one key
-of that set, a *virtual point*: requiring the property there is a linear row that cuts w off if the part is not proved,
-and cuts off no w for which it is. A few such rows make parts proved by construction, where points alone leave a proof
-that splits without end.
+of that set, a *virtual point*: requiring the property there is a linear row that cuts w off where the part is not
+proved. (It cuts off hardly any w for which it is: bounds that a part inherits may be tighter than its own lines, and
+then the virtual point lies a little outside the set. Nothing but the size of the change depends on that.) A few such
+rows make parts proved by construction, where points alone leave a proof that splits without end.
 """
 
 from __future__ import annotations

@@ -103,7 +103,11 @@ class HeadRepair:
 
     def __post_init__(self) -> None:
         self.change = torch.zeros_like(self.head.weight)
-        self.program = Program(self.change.numel(), max(min(task.margin for task in self.tasks), 1e-12))
+        thinnest = min(task.margin for task in self.tasks)
+        self.program = Program(
+            self.change.numel(), min(max(thinnest, 1e-12), float(self.head.weight.abs().max()) or 1.0)
+        )
+        self.levels: dict[str, int] = {}
         self.stats = {"rounds": 0, "points": 0, "programs": 0, "parts": 0}
         self.points = {task.name: list[tuple[Tensor, Tensor]]() for task in self.tasks}
 
@@ -116,9 +120,12 @@ class HeadRepair:
         """
         for _ in range(ROUNDS):
             self.stats["rounds"] += 1
-            if not (self._attacked() or self._broken()):
-                self._shrink()
-                return True
+            try:
+                if not (self._attacked() or self._broken()):
+                    self._shrink()
+                    return True
+            except Contradiction as reason:
+                self._without_parts(reason)
         return False
 
     # Rows ------------------------------------------------------------------------------------------------------------
@@ -240,7 +247,7 @@ class HeadRepair:
 
     def _shrink(self) -> None:
         """Go back towards the change that points alone asked for, by halves, as long as every proof is short enough."""
-        short = replace(self.options, most=max(1, (self.options.most or 10**6) // SHORTER))
+        short = replace(self.options, most=max(1, (self.options.most or 0) // SHORTER))
         for _ in range(HALVINGS if self.leaves else 0):
             wide, proofs = self.change, self.proofs
             self.change = (self.thin + wide) / 2
@@ -256,9 +263,9 @@ class HeadRepair:
 
     def _finer(self, task: Task) -> None:
         leaves = self.leaves[task.name]
-        if self.stats.setdefault(f"levels of {task.name}", 0) >= LEVELS:
+        self.levels[task.name] = self.levels.get(task.name, 0) + 1
+        if self.levels[task.name] > LEVELS:
             raise Unproved(task.name)
-        self.stats[f"levels of {task.name}"] += 1
         value, _ = leaves.bound(self.change)
         worst = value.argsort()[: max(64, len(leaves) // 3)]
         leaves.split(worst, self.change)
@@ -272,13 +279,17 @@ class HeadRepair:
                 if not self._cut(task):
                     return True
         except Contradiction as reason:
-            if not any(tag.endswith(PARTS) for tag in reason.tags):
-                raise
-            self.program = self.program.without(PARTS)
-            if self.kept is not None:
-                self.kept.used.zero_()
-            self._solve()
+            self._without_parts(reason)
         return False
+
+    def _without_parts(self, reason: Contradiction) -> None:
+        """Forget the rows of parts, and solve; what contradicts itself without them is a contradiction."""
+        if not any(tag.endswith(PARTS) for tag in reason.tags):
+            raise reason
+        self.program = self.program.without(PARTS)
+        if self.kept is not None:
+            self.kept.used.zero_()
+        self._solve()
 
     def _cut(self, task: Task) -> bool:
         """Make the parts that are not proved rows and solve; return whether there were any."""

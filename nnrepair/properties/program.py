@@ -51,7 +51,7 @@ class Program:
         filled = [(c[v != 0], v[v != 0]) for c, v in zip(columns, values, strict=True)]
         start = np.cumsum([0, *(len(c) for c, _ in filled)])
         index, value = (np.concatenate([pair[k] for pair in filled]) for k in (0, 1))
-        self._solver.addRows(
+        status = self._solver.addRows(
             len(need),
             need / self.unit,
             np.full(len(need), np.inf),
@@ -60,6 +60,8 @@ class Program:
             index.astype(np.int32),
             value,
         )
+        if status != highspy.HighsStatus.kOk or np.abs(need / self.unit).max(initial=0.0) >= 1e15:
+            raise NotSolvedError("rows of this program are out of the solver's range")
 
     def solve(self) -> Array:
         """Return the smallest change (size,).

@@ -29,14 +29,21 @@ from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
 from nnrepair.properties.loop import PARTS, THICKER, HeadRepair, Kept, Lossy, Unproved
 from nnrepair.properties.program import Contradiction
-from nnrepair.properties.task import Task, median_distance, read_model, read_tasks, refuse_contradictions, shape_of
+from nnrepair.properties.task import (
+    Task,
+    median_distance,
+    read_model,
+    read_tasks,
+    refuse_contradictions,
+    refuse_misfit,
+    shape_of,
+)
 from nnrepair.result import Proof, RepairResult, Report
 from nnrepair.spec import LocalitySet
 from nnrepair.verify.check import check
 from nnrepair.verify.falsify import random_starts
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import Options
-from nnrepair.verify.lowering import lower
 from nnrepair.verify.result import CheckResult
 
 #: The margin, as a share of the median distance to the unsafe set over the region.
@@ -108,35 +115,38 @@ def repair_property(
     """
     if layer not in ("auto", "last", "all"):
         raise InvalidInput(f"Unknown layer {layer!r}; choose one of auto, last, all.")
-    if margin is not None and not 0 < margin < float("inf"):
-        raise InvalidInput(f"margin must be a finite number > 0, got {margin}.")
-    if most_boxes < 1:
-        raise InvalidInput(f"most_boxes must be at least 1, got {most_boxes}.")
+    if margin is not None and not (isinstance(margin, int | float) and 0 < margin < float("inf")):
+        raise InvalidInput(f"margin must be a finite number > 0, got {margin!r}.")
+    if not isinstance(most_boxes, int) or most_boxes < 1:
+        raise InvalidInput(f"most_boxes must be at least 1, got {most_boxes!r}.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidInput(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}.")
+    if layer == "all" and locality_set is None:
+        raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
     started = time.perf_counter()
     with undisturbed(seed), progress_bar("repair", progress) as say:
         private, path = read_model(model)
         tasks = read_tasks(property, keep)
         options = Options(most=most_boxes)
         refuse_contradictions(tasks)
+        refuse_misfit(private, tasks)
         try:
-            first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
-            graph = lower(private, shape_of(private, tasks))
+            head = Head.of(private, shape_of(private, tasks))
         except UnsupportedModel as error:
-            raise UnsupportedModel(
-                f"{error}\nWithout linear bounds nothing can be proved over a region, so there is no property repair; "
-                "nnrepair.fix repairs points of such a model, and measures."
-            ) from error
+            raise UnsupportedModel(f"{error}\nnnrepair.fix repairs points of such a model, and measures.") from error
+        kept = _locality(locality_set, head.graph, tasks)
+        first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
         _refuse_broken(tasks, first)
         held = [result.holds for task, result in zip(tasks, first, strict=True) if task.role == "repair"]
         call = f"repair_property(layer={layer!r}, margin={margin}, most_boxes={most_boxes}, seed={seed})"
-        kept, thicker = _locality(locality_set, private, graph, tasks), THICKER if margin is None else 0
-        work = _Work(private, graph, tasks, kept, options, timeout, thicker, seed, say)
+        thicker = THICKER if margin is None else 0
+        work = _Work(head, tasks, kept, options, timeout, thicker, seed, say)
         if all(held):
             notes = ["every property held before; nothing was changed."]
             answer = _Answer(private, {t.name: r for t, r in zip(tasks, first, strict=True)}, True, 1.0, notes, {})
         else:
             for task in tasks:
-                task.margin = margin or MARGIN * median_distance(task, graph)
+                task.margin = margin or MARGIN * median_distance(task, head.graph)
             answer = work.repaired(layer)
     original = model if isinstance(model, nn.Module) else private
     result = work.judged(answer, held, call, time.perf_counter() - started, original)
@@ -161,15 +171,17 @@ class _Locality:
     criterion: Criterion
 
 
-def _locality(given: Any, model: nn.Module, graph: Graph, tasks: Sequence[Task]) -> _Locality | None:
+def _locality(given: Any, graph: Graph, tasks: Sequence[Task]) -> _Locality | None:
     """Return the points to keep: those that hold, and do not violate a property that is to be repaired."""
     if given is None:
         return None
     points = LocalitySet.coerce(given)
+    if len(points) == 0:
+        raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
     if not isinstance(points.inputs, Tensor) or points.inputs[:1].numel() != graph.inputs:
         shape = tuple(points.inputs.shape) if isinstance(points.inputs, Tensor) else type(points.inputs).__name__
         raise InvalidInput(f"The locality set must be a tensor with {graph.inputs} numbers per point, got {shape}.")
-    x = points.inputs.double().flatten(1)
+    x = points.inputs.detach().double().cpu().reshape(len(points), -1)
     y = graph(x)
     criterion = points.criterion or Argmax(y.argmax(1))
     criterion.check(y)
@@ -180,7 +192,10 @@ def _locality(given: Any, model: nn.Module, graph: Graph, tasks: Sequence[Task])
             kept &= ~(inside & (task.jobs.depth(y, torch.full((len(y),), job)) >= 0))
     index = kept.nonzero()[:, 0]
     if not len(index):
-        raise InvalidInput("No point of the locality set holds before the repair; leave it out, or give other points.")
+        raise InvalidInput(
+            "No point of the locality set holds before the repair without violating a property that is to be repaired; "
+            "leave the locality set out, or give other points."
+        )
     return _Locality(x[index], criterion[index].resolve(y[index]))
 
 
@@ -201,8 +216,7 @@ class _Answer:
 class _Work:
     """Everything that a repair needs, read and checked."""
 
-    model: nn.Module
-    graph: Graph
+    head: Head
     tasks: list[Task]
     locality: _Locality | None
     options: Options
@@ -211,21 +225,24 @@ class _Work:
     seed: int
     say: Callable[[str], None]
 
+    @property
+    def model(self) -> nn.Module:
+        """The network as it was."""
+        return self.head.model
+
     def repaired(self, layer: str) -> _Answer:
         """Try the last layer, and all layers where that is not good enough."""
-        if layer == "all" and self.locality is None:
-            raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
         if layer == "last" or self.locality is None:
-            return self._last(self.model)
+            return self._last(self.head)
         if layer == "auto":
-            answer = self._last(self.model, ENOUGH)
+            answer = self._last(self.head, ENOUGH)
             if answer.proved and answer.kept >= ENOUGH:
                 return answer
-        moved = self._last(self._descended())
+        moved = self._last(Head.of(self._descended(), self.head.shape))
         moved.notes.insert(0, "all layers were moved by gradient descent before the last one was repaired.")
         if layer == "all" or (moved.proved and moved.kept >= ENOUGH):
             return moved
-        last = self._last(self.model, moved.kept if moved.proved else 0.0)
+        last = self._last(self.head, moved.kept if moved.proved else 0.0)
         return max(moved, last, key=lambda answer: (answer.proved, answer.kept))
 
     def _descended(self) -> nn.Module:
@@ -234,22 +251,20 @@ class _Work:
         generator = torch.Generator().manual_seed(self.seed)
         wanted = []
         for task in self.tasks:
-            violated = hunt(self.graph, task.jobs, generator)
+            violated = hunt(self.head.graph, task.jobs, generator)
             some = torch.randperm(len(violated[0]), generator=generator)[:512]
             drawn = random_starts(task.jobs, generator, 256)
             x, job = (torch.cat([a, b[some]]) for a, b in zip(drawn, violated, strict=True))
             wanted.append(Wanted(task.jobs, x, job, task.margin * (2 if task.role == "repair" else 0.1)))
         self.say("gradient descent on all layers")
-        shape = shape_of(self.model, self.tasks)
-        return descend(self.model, shape, wanted, self.locality.inputs, self.locality.criterion, generator)
+        return descend(self.model, self.head.shape, wanted, self.locality.inputs, self.locality.criterion, generator)
 
-    def _last(self, model: nn.Module, enough: float = 0.0) -> _Answer:
-        """Repair the last layer of `model`; give up when that keeps less than `enough` of the locality set."""
-        graph = self.graph if model is self.model else lower(model, shape_of(model, self.tasks))
-        head, kept = Head.of(model, graph), None
+    def _last(self, head: Head, enough: float = 0.0) -> _Answer:
+        """Repair the last layer of a network; give up when that keeps less than `enough` of the locality set."""
+        kept = None
         if self.locality is not None:
             keys, criterion = head.keys(self.locality.inputs), self.locality.criterion
-            before = self.graph(self.locality.inputs)
+            before = self.head.graph(self.locality.inputs)
             typical = criterion.typical_slack(before)
             need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
             kept = Kept(keys, keys @ head.weight.T, criterion, need)
@@ -269,7 +284,7 @@ class _Work:
             proofs = {t.name: check(repaired, t.given, timeout=self.timeout, options=self.options) for t in self.tasks}
         share = 1.0
         if self.locality is not None:
-            y = repaired(self.locality.inputs.to(next(model.parameters())).reshape(-1, *shape_of(model, self.tasks)))
+            y = repaired(self.locality.inputs.to(next(repaired.parameters())).reshape(-1, *head.shape))
             share = float(self.locality.criterion.holds(y.detach().double()).double().mean())
         notes = []
         if work.leaves:
@@ -279,7 +294,11 @@ class _Work:
     def judged(self, answer: _Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
         """Say what was proved, and measure the rest."""
         repaired = answer.model
-        proofs = tuple(Proof(t.name, t.role, answer.proofs[t.name]) for t in self.tasks if t.name in answer.proofs)
+        proofs = tuple(
+            Proof(t.name, t.role, answer.proofs[t.name], t.given if isinstance(t.given, Path) else None)
+            for t in self.tasks
+            if t.name in answer.proofs
+        )
         holds = [t.name in answer.proofs and answer.proofs[t.name].holds for t in self.tasks if t.role == "repair"]
         lost = [p.name for p in proofs if p.role == "keep" and not p.result.holds]
         margins = ", ".join(f"{t.name} {t.margin:.3g}" for t in self.tasks if t.role == "repair")
@@ -311,14 +330,16 @@ class _Work:
             return Outcome("nothing to do", "every property already holds; the network is returned unchanged.")
         if answer.conflict is not None:
             who = ", ".join(answer.conflict)
-            advice = f"no change of the last layer satisfies {who} at the counterexamples found, with their margins "
-            advice += "(and, where a property may hold in several ways, in the way that was nearest). "
-            advice += 'Give a locality set and layer="all", a smaller margin, or drop one of them.'
+            advice = (
+                f"no change of the last layer was found to satisfy {who} at the counterexamples, with their margins: "
+            )
+            advice += "none exists where a property may hold in one way only; where in several, each was tried in the "
+            advice += 'nearest. Give a locality set and layer="all", another margin, or drop one of them.'
             clash = [k for k, name in enumerate(names) if name in answer.conflict]
             return Outcome("infeasible", advice, list(range(len(names))), clash)
         failing = [k for k, fine in enumerate(holds) if not fine]
-        if failing or lost:
-            open = [names[k] for k in failing] + lost
-            advice = f'not proved: {", ".join(open)}. Try a larger margin or most_boxes, or layer="all".'
+        if failing or lost or not answer.proved:
+            open_still = [names[k] for k in failing] + lost
+            advice = f'not proved: {", ".join(open_still)}. Try a larger margin or most_boxes, or layer="all".'
             return Outcome("partly repaired", advice, failing)
         return Outcome("repaired", f"all {len(self.tasks)} properties hold on their whole regions.")

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,9 @@ from torch import nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.verify import vnnlib
+from nnrepair.verify.falsify import random_starts
 from nnrepair.verify.jobs import Jobs
-from nnrepair.verify.property import Case, Property
+from nnrepair.verify.property import Conjunction, Halfspace, Property
 
 #: Ways to satisfy two cases at once that are tried before they are taken to be compatible.
 MOST_WAYS = 2000
@@ -50,6 +52,8 @@ class Task:
 
 def read_model(model: nn.Module | str | Path) -> tuple[nn.Module, Path | None]:
     """Return a private copy of the model in eval mode, and its file if it came from one."""
+    if not isinstance(model, nn.Module | str | Path):
+        raise InvalidInput(f"model must be a torch.nn.Module or an ONNX file, got {type(model).__name__}.")
     if isinstance(model, nn.Module):
         return copy.deepcopy(model).cpu().eval(), None
     from nnrepair import onnx
@@ -74,6 +78,8 @@ def read_tasks(property: Any, keep: Sequence[Any]) -> list[Task]:
         raise InvalidInput("There is no property to repair: give a Property, a VNN-LIB file, or a list of these.")
     if isinstance(keep, Property | str | Path):
         keep = [keep]
+    if not isinstance(keep, list | tuple):
+        raise InvalidInput(f"keep must be a list of properties, got {keep!r}.")
     tasks: list[Task] = []
     for role, given in (*(("repair", p) for p in wanted), *(("keep", p) for p in keep)):
         if not isinstance(given, Property | str | Path):
@@ -84,58 +90,101 @@ def read_tasks(property: Any, keep: Sequence[Any]) -> list[Task]:
             continue
         if not any(case.unsafe for case in read.cases):
             raise InvalidInput(f"{given!r} has no unsafe outputs, so that there is nothing to repair.")
-        name = place.name.split(".")[0] if isinstance(place, Path) else f"property {len(tasks) + 1}"
-        if any(name == task.name for task in tasks):
-            name = f"{name} ({len(tasks) + 1})"
+        first = tasks[0].property if tasks else read
+        if (read.inputs, read.outputs) != (first.inputs, first.outputs):
+            raise InvalidInput(
+                f"All properties need one size: {tasks[0].name} is about {first.inputs} inputs and {first.outputs} "
+                f"outputs, {given!r} about {read.inputs} and {read.outputs}."
+            )
+        stem = place.name.split(".")[0] if isinstance(place, Path) else f"property {len(tasks) + 1}"
+        taken = {task.name for task in tasks}
+        others = (f"{stem} ({k})" for k in itertools.count(2))
+        name = next(each for each in itertools.chain([stem], others) if each not in taken)
         tasks.append(Task(name, role, place, read))  # type: ignore[arg-type]
     return tasks
 
 
+def refuse_misfit(model: nn.Module, tasks: Sequence[Task]) -> None:
+    """Refuse properties about another number of inputs or outputs than the network has.
+
+    Raises:
+        InvalidInput: what does not fit.
+    """
+    shape, like = shape_of(model, tasks), next(model.parameters(), torch.zeros(0))
+    about = tasks[0].property
+    try:
+        with torch.no_grad():
+            found = model(torch.zeros(1, *shape, dtype=like.dtype)).reshape(1, -1).shape[1]
+    except Exception as error:  # whatever the user's forward raises
+        raise InvalidInput(
+            f"The model cannot be called with one input of shape {(1, *shape)}: {error}\nThe properties are about "
+            f"{about.inputs} inputs; one made in Python says their shape: Box(lower, upper) keeps that of its bounds."
+        ) from error
+    if (math.prod(shape), found) != (about.inputs, about.outputs):
+        raise InvalidInput(
+            f"The properties are about {about.inputs} inputs and {about.outputs} outputs, but the network has "
+            f"{math.prod(shape)} and {found}."
+        )
+
+
 def refuse_contradictions(tasks: Sequence[Task]) -> None:
-    """Refuse properties that no network satisfies together.
+    """Refuse properties that no network satisfies together, as far as their first MOST_CASES boxes show it.
 
     Raises:
         InvalidInput: which, and where.
     """
     cases = [(task, case) for task in tasks for case in task.property.cases][:MOST_CASES]
-    for (one, a), (other, b) in itertools.combinations_with_replacement(cases, 2):
-        low, high = (np.array(pair).T for pair in zip(_ends(a), _ends(b), strict=True))
-        x = low.max(1)
-        if (x <= high.min(1)).all() and not _possible([*a.unsafe, *b.unsafe]):
-            both = one.name if one is other else f"{one.name} and {other.name}"
-            raise InvalidInput(
-                f"No output at all satisfies {both} at the input {[float(f'{v:.6g}') for v in x]}: no network can be "
-                "repaired so that they hold. Correct or drop one of them."
-            )
+    low, high = (np.array([case.box.outer[end] for _, case in cases]) for end in (0, 1))
+    for i, (one, a) in enumerate(cases):
+        near = (np.maximum(low[i], low[i:]) <= np.minimum(high[i], high[i:])).all(1)
+        for j in (i + np.flatnonzero(near)).tolist():
+            other, b = cases[j]
+            x = [max(pair) for pair in zip(a.box.lower, b.box.lower, strict=True)]
+            if a.box.contains(x) and b.box.contains(x) and _impossible([*a.unsafe, *b.unsafe]):
+                both = one.name if one is other else f"{one.name} and {other.name}"
+                raise InvalidInput(
+                    f"No output at all satisfies {both} at the input {[float(f'{float(v):.6g}') for v in x]}: no "
+                    "network can be repaired so that they hold. Correct or drop one of them."
+                )
 
 
-def _ends(case: Case) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    return case.box.outer
-
-
-def _possible(unsafe: Sequence[Any]) -> bool:
-    """Whether some output lies in none of the conjunctions: it must leave each through one of its halfspaces."""
+def _impossible(unsafe: Sequence[Conjunction]) -> bool:
+    """Tell whether certainly every output lies in one of the conjunctions: it can leave none through a halfspace."""
     unsafe = list(dict.fromkeys(unsafe))
-    if any(len(conjunction) == 0 for conjunction in unsafe):
-        return False
     if math.prod(len(conjunction) for conjunction in unsafe) > MOST_WAYS:
-        return True
-    for chosen in itertools.product(*unsafe):
-        A = np.array([[float(c) for c in row.coefficients] for row in chosen])
-        size = np.abs(A).max(1, initial=0.0).clip(min=1e-300)
-        b = np.array([float(row.bound) for row in chosen]) / size
-        beyond = np.array([not row.strict for row in chosen])  # must leave the halfspace's border too
-        rows = np.hstack([A / size[:, None], -1.0 * beyond[:, None]])
-        answer = linprog([*[0.0] * A.shape[1], -1.0], -rows, -b, bounds=[(None, None)] * A.shape[1] + [(0, 1)])
-        if answer.status == 0 and (answer.x[-1] > 1e-7 or not beyond.any()):
-            return True
-    return False
+        return False
+    return all(_contradictory(chosen) for chosen in itertools.product(*unsafe))
+
+
+def _contradictory(rows: Sequence[Halfspace]) -> bool:
+    """Tell whether certainly no output is outside all halfspaces: multipliers show it, in exact arithmetic.
+
+    Outside is `c . y > b` (`>= b` for a strict halfspace). With multipliers m >= 0 and sum m c = 0, sum m b > 0 is a
+    contradiction; so is sum m b = 0 if one row that m uses has to be exceeded.
+    """
+    exact = [(row.coefficients, row.bound) for row in rows]
+    size = [max(map(abs, (*c, Fraction(0)))) or Fraction(1) for c, _ in exact]
+    exact = [(tuple(v / s for v in c), b / s) for (c, b), s in zip(exact, size, strict=True)]
+    try:
+        A, b = np.array([[float(v) for v in c] for c, _ in exact]), np.array([float(v) for _, v in exact])
+        scale = np.abs(b).max() or 1.0
+        equal = np.vstack([A.T, np.ones(len(A))])
+        answer = linprog(-b / scale, A_eq=equal, b_eq=[*[0.0] * A.shape[1], 1.0])
+    except (OverflowError, ValueError):
+        return False
+    if answer.status != 0:
+        return False
+    m = [Fraction(float(v)).limit_denominator(1000) for v in answer.x]
+    zero = all(sum(k * c[i] for k, (c, _) in zip(m, exact, strict=True)) == 0 for i in range(A.shape[1]))
+    worth = sum((k * bound for k, (_, bound) in zip(m, exact, strict=True)), Fraction(0))
+    exceeded = any(k > 0 and not row.strict for k, row in zip(m, rows, strict=True))
+    return zero and min(m) >= 0 and (worth > 0 or (worth == 0 and exceeded))
 
 
 def median_distance(task: Task, outputs: Any) -> float:
-    """Return the median distance between a network's outputs and a task's unsafe sets, over its boxes."""
-    from nnrepair.verify.falsify import random_starts
-
-    x, job = random_starts(task.jobs, torch.Generator().manual_seed(0), 1000)
-    distance = task.jobs.depth(outputs(x), job).abs()
-    return float(distance.median())
+    """Return the median distance between a network's outputs and a task's unsafe sets, over its boxes; never 0."""
+    each = max(16, min(1000, 20_000 // len(task.jobs.lower)))
+    x, job = random_starts(task.jobs, torch.Generator().manual_seed(0), each)
+    y = outputs(x)
+    distance = task.jobs.depth(y, job).abs()
+    return float(distance.median()) or float(distance.mean()) or 1e-3 * float(y.abs().max()) or 1e-3
