@@ -55,6 +55,20 @@ def test_repaired_model_patch_and_certificates_are_written_and_accepted(
     assert main(["patch", "show", str(files / "change.safetensors")]) == 0
 
 
+def test_files_of_one_name_and_a_file_in_the_way(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "b").mkdir()
+    (files / "b" / "wrong.vnnlib").write_bytes((files / "fine.vnnlib").read_bytes())
+    given = [str(files / "model.onnx"), str(files / "wrong.vnnlib"), "--keep", str(files / "b" / "wrong.vnnlib")]
+    out = str(files / "out.onnx")
+    assert main(["repair", *given, "--out", out, "--certificates", str(files / "model.onnx")]) == 3
+    assert "is a file" in capsys.readouterr().err and not (files / "out.onnx").exists()
+    assert main(["repair", *given, "--out", out, "--certificates", str(files / "proofs")]) == 0
+    checks = [line for line in capsys.readouterr().out.splitlines() if line.startswith("check it")]
+    assert len(checks) == 2 and str(files / "b" / "wrong.vnnlib") in checks[1]
+    assert {path.name for path in (files / "proofs").iterdir()} == {"wrong.npz", "wrong (2).npz"}
+    assert not list(files.glob(".nnrepair-*"))
+
+
 def test_model_that_needs_nothing_is_copied(files: Path) -> None:
     out = files / "same.onnx"
     assert main(["repair", str(files / "model.onnx"), str(files / "fine.vnnlib"), "--out", str(out), "--quiet"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import Argmax, InvalidInput, LocalitySet, RepairFailed, UnsupportedModel, repair_property
 from nnrepair.criteria import Linear
-from nnrepair.verify import Box, Property, check
+from nnrepair.properties.task import read_tasks, refuse_contradictions
+from nnrepair.verify import Box, Case, Halfspace, Property, check, vnnlib
 
 
 def label_on(low: list[float], high: list[float], label: int, outputs: int = 3) -> Property:
@@ -184,6 +186,11 @@ def test_no_change_of_the_last_layer_can_do_it() -> None:
         ({"locality_set": torch.zeros(5, 3)}, "2 numbers per point"),
         ({"locality_set": torch.full((5, 2), float("nan"))}, "NaN"),
         ({"layer": "all"}, "locality set"),
+        ({"property": [label_on([0.0, 0], [1, 1], 0), label_on([0.0], [1.0], 0)]}, "need one size"),
+        ({"keep": 3}, "keep must be a list"),
+        ({"seed": None}, "seed must be"),
+        ({"margin": "a"}, "margin must be"),
+        ({"locality_set": torch.zeros(0, 2)}, "empty"),
     ],
 )
 def test_bad_input_is_told_at_the_door(change: dict[str, Any], said: str) -> None:
@@ -240,3 +247,72 @@ def test_acas_xu_from_file_to_accepted_certificate(tmp_path: Path) -> None:
 def test_repair_property_is_public() -> None:
     assert "repair_property" in nnrepair.__all__
     assert isinstance(LocalitySet(scattered(3)), LocalitySet)
+
+
+def test_properties_of_one_name_stay_apart(tmp_path: Path) -> None:
+    model, wanted = violated()
+    easy = [Property.on(Box([0, 0], [k, 0.1]), Linear([[[1.0, 0, 0]]], [[-100.0]])) for k in (0.1, 0.2)]
+    places = [tmp_path / "prop (2).vnnlib", tmp_path / "prop.vnnlib", tmp_path / "b" / "prop.vnnlib"]
+    places[2].parent.mkdir()
+    for place, prop in zip(places, [wanted, *easy], strict=True):
+        place.write_text(vnnlib.dumps(prop))
+    result = repair_property(model, places)
+    assert [proof.source for proof in result.proofs] == places
+    assert len({proof.name for proof in result.proofs}) == 3
+    assert all(check(result.model, place).holds for place in places)
+
+
+def test_head_that_starts_at_zero_is_repaired() -> None:
+    model, _ = violated()
+    with torch.no_grad():
+        model[4].weight.zero_()
+        model[4].bias.zero_()
+    wanted = label_on([0.0, 0.0], [1.0, 1.0], 0)
+    assert check(repair_property(model, wanted).model, wanted).holds
+
+
+def test_shared_and_partly_frozen_last_layers_are_refused() -> None:
+    _, wanted = violated()
+    tied = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(2)))
+    tied[1].weight = tied[0].weight
+    box = label_on([0.0, 0, 0], [1, 1, 1], 1)
+    with pytest.raises(UnsupportedModel, match="shares its weights with no other"):
+        repair_property(nn.Sequential(tied[0], nn.ReLU(), tied[1]), box)
+    frozen = mlp(2, 6, 3)
+    frozen[2].bias.requires_grad_(False)
+    with pytest.raises(UnsupportedModel, match="trainable as a whole"):
+        repair_property(frozen, wanted)
+
+
+def test_the_last_of_two_equal_layers_is_the_one_that_changes() -> None:
+    class Swapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.out = mlp(2, 3), mlp(3, 3)
+            self.mid = copy.deepcopy(self.out)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.mid(torch.relu(self.first(x)))))
+
+    model, wanted = Swapped(), label_on([0.0, 0.0], [0.3, 0.3], 2)
+    result = repair_property(model, wanted, throw=False)
+    assert result.patch is not None and all(name.startswith("out.") for name in result.patch.new)
+
+
+def test_properties_that_only_touch_are_not_taken_for_contradictory() -> None:
+    tasks = read_tasks(
+        [
+            Property([Case(Box([0, 0], [1, 1]), ((Halfspace((1, 0, 0), bound, strict),),))], 3)
+            for bound, strict in ((1, True), (0, False))
+        ],
+        [],
+    )
+    refuse_contradictions(tasks)
+    thirds = [Box([0], [Fraction(1, 3)]), Box([Fraction(1, 3) + Fraction(1, 10**25)], [1])]
+    apart = [Property.on(box, Argmax([label]), outputs=2) for label, box in enumerate(thirds)]
+    refuse_contradictions(read_tasks(apart, []))
+    equal = [Case(Box([0], [1]), ((Halfspace((s,), s, True),),)) for s in (1, -1)]  # y >= 1 and y <= 1
+    refuse_contradictions(read_tasks([Property([case], 1) for case in equal], []))
+    crossed = [Case(Box([0], [1]), ((Halfspace((s,), s, s > 0),),)) for s in (1, -1)]  # y >= 1 and y < 1
+    with pytest.raises(InvalidInput, match="No output at all satisfies property 1 and property 2"):
+        refuse_contradictions(read_tasks([Property([case], 1) for case in crossed], []))
