@@ -1,8 +1,9 @@
-"""Draw docs/acas-*.png: what ACAS Xu networks advise before and after a repair. Needs $NNREPAIR_DATA/acasxu.
+"""Draw what ACAS Xu networks advise before and after their repair. Needs $NNREPAIR_DATA/acasxu.
 
-python docs/encounters.py            repairs five networks (some CPU minutes) and draws them
-python docs/encounters.py IN OUT     draws every repaired network in the folder IN, whose files are called as the
-                                     originals, into the folder OUT
+python docs/encounters.py IN       docs/acas-*.png, five of the networks in the folder IN
+python docs/encounters.py IN OUT   every network in IN that was repaired, into the folder OUT
+
+IN is what `python verification/acas/materialise.py --out IN` writes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -20,33 +20,12 @@ matplotlib.use("Agg")
 
 from PIL import Image
 
-import nnrepair
-from nnrepair import onnx
 from nnrepair.domains import acas, acas_plot
-from nnrepair.model_file import ModelFile
 from nnrepair.verify import check
 
 HERE = Path(__file__).parent
-#: Network, properties that it violates, properties to keep.
-REPAIRS = (
-    ((2, 9), (8, 2), (1, 3, 4)),
-    ((1, 9), (3, 4, 7), (1,)),
-    ((1, 7), (3, 4), (1,)),
-    ((2, 1), (2,), (1, 3, 4)),
-    ((4, 6), (2,), (1, 3, 4)),
-)
-
-
-def repair(pair: tuple[int, int], broken: tuple[int, ...], keep: tuple[int, ...], out: Path) -> None:
-    """Write the repaired network."""
-    base = acas.network(*pair)
-    result = nnrepair.repair_property(
-        base,
-        [acas.property_file(number) for number in broken],
-        keep=[acas.property_file(number) for number in keep],
-        locality_set=acas.locality_set(onnx.load(base)),
-    )
-    ModelFile.load(base).write(result.model, out / base.name)
+#: The networks of the tutorial.
+SHOWN = ((2, 9), (1, 9), (1, 7), (2, 1), (4, 6))
 
 
 def draw(after: Path, pair: tuple[int, int], broken: tuple[int, ...], out: Path) -> None:
@@ -70,24 +49,23 @@ def _few_colours(picture: Image.Image) -> Image.Image:
 
 
 def violated(pair: tuple[int, int]) -> tuple[int, ...]:
-    """Return the properties that an original network violates, of those it is checked for."""
+    """Return the properties that an original network violates, of those it is checked for; rare ones first."""
     mine = [number for network, number in acas.instances() if network == pair]
-    return tuple(n for n in mine if check(acas.network(*pair), acas.property_file(n)).verdict == "violated")
+    found = [n for n in mine if check(acas.network(*pair), acas.property_file(n)).verdict == "violated"]
+    return tuple(sorted(found, key=lambda number: number != 8))
 
 
 def main(arguments: list[str]) -> None:
-    if len(arguments) == 2:
-        for file in sorted(Path(arguments[0]).glob("ACASXU_run2a_*.onnx")):
-            found = re.search(r"run2a_(\d)_(\d)_", file.name)
-            pair = (int(found[1]), int(found[2])) if found else (0, 0)
-            draw(file, pair, violated(pair), Path(arguments[1]))
-        return
-    if arguments:
+    if len(arguments) not in (1, 2):
         raise SystemExit(__doc__)
-    with tempfile.TemporaryDirectory() as folder:
-        for pair, broken, keep in REPAIRS:
-            repair(pair, broken, keep, Path(folder))
-            draw(Path(folder) / acas.network(*pair).name, pair, broken, HERE)
+    out = Path(arguments[1]) if len(arguments) == 2 else HERE
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(Path(arguments[0]).glob("ACASXU_run2a_*.onnx")):
+        found = re.search(r"run2a_(\d)_(\d)_", file.name)
+        pair = (int(found[1]), int(found[2])) if found else (0, 0)
+        broken = violated(pair) if out != HERE or pair in SHOWN else ()
+        if broken:
+            draw(file, pair, broken, out)
 
 
 if __name__ == "__main__":
