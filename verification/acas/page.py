@@ -62,7 +62,8 @@ def instance(row: Row) -> list[object]:
     """Return the cells of one violated instance."""
     change, points, regret = row["change"], row["violations"], row["regret"]
     size = f"{row['certificate_bytes'] / 1024:.1f} KiB" if row["proved"] else row["recheck"] or row["after"]
-    name = f"N_{{{row['network'].replace('_', ',')}}} phi_{row['property']}"
+    picture = f"pictures/acas-{row['network']}.png"
+    name = f"[N_{{{row['network'].replace('_', ',')}}}]({picture}) phi_{row['property']}"
     sets = [text for text, member in (("full", is_full(row)), ("specified", is_specified(row))) if member]
     return [
         name,
@@ -191,7 +192,7 @@ recheck and all measures it was {whole:.0f} CPU s.
 * *layers*: the linear layers that change, by number (7 is the last); *weights*: how many numbers change; *l1 / largest
   change*: by how much.
 * *margin*: the slack that counterexamples had to reach, in units of the network's scores.
-* *agreement*: unchanged advisories among {states} uniform states of the domain, those in the boxes of the repaired
+* *agreement*: unchanged advisories among {states:,} uniform states of the domain, those in the boxes of the repaired
   properties left out. Where such a box is almost the whole domain, states are left out where the original violates the
   property: {over_whole(repairs)}.
 * *in the region*: unchanged advisories among 100 000 uniform states of the property's box, unsafe ones left out.
@@ -215,10 +216,11 @@ regret and held-out violations are measured, in float32, and prove nothing.
     python verification/acas/repair.py --all --jobs 2 --out again
     python verification/acas/materialise.py --results again --out networks
     python verification/acas/audit.py --results again
+    python docs/encounters.py networks verification/acas/pictures
 
 The first can be killed, and goes on where it was. The second writes 45 networks; the third checks hashes, certificates
 and measures, and exits with 1 if anything differs. Without `--results` both take what is committed, and the third
-writes this page. Networks and properties come from `NNREPAIR_DATA` or are downloaded once, with pinned hashes.
+writes this page; the fourth draws the pictures behind the names of networks. Networks and properties come from `NNREPAIR_DATA` or are downloaded once, with pinned hashes.
 
 On a cluster, the workers need `verification/acas` on their `PYTHONPATH` and the folder of `--out`; then two lines take
 the sweep to dask (`import joblib, repair; from dask.distributed import Client`):
