@@ -220,7 +220,8 @@ regret and held-out violations are measured, in float32, and prove nothing.
 
 The first can be killed, and goes on where it was. The second writes 45 networks; the third checks hashes, certificates
 and measures, and exits with 1 if anything differs. Without `--results` both take what is committed, and the third
-writes this page; the fourth draws the pictures behind the names of networks. Networks and properties come from `NNREPAIR_DATA` or are downloaded once, with pinned hashes.
+writes this page; the fourth draws the pictures behind the names of networks. Networks and properties come from
+`NNREPAIR_DATA` or are downloaded once, with pinned hashes.
 
 On a cluster, the workers need `verification/acas` on their `PYTHONPATH` and the folder of `--out`; then two lines take
 the sweep to dask (`import joblib, repair; from dask.distributed import Client`):
