@@ -101,3 +101,8 @@ class Head:
         hidden = self.graph.nodes[self.source].size
         parts = (change[:, :hidden], change[:, hidden:].squeeze(1))
         return moved(self.model, dict(zip(self.names, parts, strict=False)))
+
+
+def rows_of(outputs: Tensor, keys: Tensor) -> Tensor:
+    """Return rows (m, size) on the last weights: what `outputs` (m, outputs) make of them at keys (m, width)."""
+    return (outputs[:, :, None] * keys[:, None, :]).flatten(1)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nnrepair.properties.head import Head
+from nnrepair.properties.head import Head, rows_of
 from nnrepair.properties.program import Array
 from nnrepair.verify.bounds import Bounder, Linear, Relaxation
 from nnrepair.verify.jobs import Jobs
@@ -62,7 +62,7 @@ class Leaves:
         """Return what the change of the last weights must satisfy for chosen parts: rows (m, size) and need (m,)."""
         r, job = self.jobs.rows[self.job[which], self.row[which]], self.job[which]
         now = torch.einsum("mo,ow,mw->m", r, self.head.weight, keys) - self.offset[job, self.row[which]]
-        return (r[:, :, None] * keys[:, None, :]).flatten(1).numpy(), (need - now).numpy()
+        return rows_of(r, keys).numpy(), (need - now).numpy()
 
     def choose(self, change: Tensor) -> None:
         """Choose for every part the row of its job whose bound is highest."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.criteria import Criterion
-from nnrepair.properties.head import Head
+from nnrepair.properties.head import Head, rows_of
 from nnrepair.properties.hunt import hunt, spread
 from nnrepair.properties.leaves import Leaves
 from nnrepair.properties.program import Contradiction, Program
@@ -108,6 +108,7 @@ class HeadRepair:
             self.change.numel(), min(max(thinnest, 1e-12), float(self.head.weight.abs().max()) or 1.0)
         )
         self.levels: dict[str, int] = {}
+        self.doubled: dict[str, int] = {}
         self.stats = {"rounds": 0, "points": 0, "programs": 0, "parts": 0}
         self.points = {task.name: list[tuple[Tensor, Tensor]]() for task in self.tasks}
 
@@ -163,8 +164,7 @@ class HeadRepair:
         if task.role == "keep":  # no more than half of what it had
             margin = torch.where(slack > 0, torch.minimum(margin, slack / 2), margin)
         r = task.jobs.rows[job, row]
-        rows = (r[:, :, None] * keys[:, None, :]).flatten(1)
-        self.program.add(task.name, rows.numpy(), (margin - slack).numpy())
+        self.program.add(task.name, rows_of(r, keys).numpy(), (margin - slack).numpy())
         self.stats["points"] += len(job)
 
     def _solve(self) -> None:
@@ -179,8 +179,8 @@ class HeadRepair:
             keys = self.kept.keys[point]
             before = self.kept.criterion.slack(self.kept.outputs)[point, condition]
             need = self.kept.need[point, condition] - before
-            rows = (r[:, :, None] * keys[:, None, :]).flatten(1)
-            self.program.add("locality set", rows.numpy(), need.numpy(), PRICE / max(float(keys.abs().mean()), 1e-12))
+            price = PRICE / max(float(keys.abs().mean()), 1e-12)
+            self.program.add("locality set", rows_of(r, keys).numpy(), need.numpy(), price)
         if self.kept is not None and not self.leaves and self.kept.share(self.change) < self.enough:
             raise Lossy
 
@@ -202,7 +202,7 @@ class HeadRepair:
                 return True
             if not result.holds:
                 nearly = result.proved >= NEARLY and task.role == "repair" and task.name not in self.leaves
-                if nearly and self.stats.setdefault(f"margins of {task.name}", 0) < self.thicker:
+                if nearly and self.doubled.get(task.name, 0) < self.thicker:
                     self._thicken(task)
                 else:
                     self._divide(task)
@@ -223,7 +223,7 @@ class HeadRepair:
 
     def _thicken(self, task: Task) -> None:
         """Ask points for twice the margin: a somewhat larger change, with a proof that needs fewer boxes."""
-        self.stats[f"margins of {task.name}"] += 1
+        self.doubled[task.name] = self.doubled.get(task.name, 0) + 1
         task.margin *= 2
         self.say(f"{task.name}: margin {task.margin:.3g}")
         self.program = self.program.without("")
@@ -295,12 +295,12 @@ class HeadRepair:
         """Make the parts that are not proved rows and solve; return whether there were any."""
         leaves, spare = self.leaves[task.name], SPARE * task.margin
         value, keys = leaves.bound(self.change)
-        open = (value < spare).nonzero()[:, 0]
-        if not len(open):
+        unproved = (value < spare).nonzero()[:, 0]
+        if not len(unproved):
             return False
-        open = open[value[open].argsort()[:MOST_PARTS]]
-        self.program.add(task.name + PARTS, *leaves.rows(open, keys[open], 2 * spare))
-        self.say(f"{task.name}: {len(open)} of {len(leaves)} parts open")
+        unproved = unproved[value[unproved].argsort()[:MOST_PARTS]]
+        self.program.add(task.name + PARTS, *leaves.rows(unproved, keys[unproved], 2 * spare))
+        self.say(f"{task.name}: {len(unproved)} of {len(leaves)} parts open")
         self._solve()
         return True
 
