@@ -136,7 +136,7 @@ def test_rows_say_what_was_proved_and_measured(swept: Path, capsys: Any) -> None
     assert row["agreement"]["states"] == 20000 > row["agreement"]["compared"] > 19900
     assert row["change"]["weights"] > 0 and row["drawdown"] == {"held": 3, "lost": []}
     text = page.page(swept)
-    assert "| N_{2,3} phi_2 | full, specified |" in text and "| specified | 2 of 36 |" in text
+    assert "| [N_{2,3}](pictures/acas-2_3.png) phi_2 | full, specified |" in text and "| specified | 2 of 36 |" in text
 
     before = {path: path.stat().st_mtime_ns for path in swept.rglob("*")}
     assert repair.main([*SMALL, "--states", "20000", "--out", str(swept)]) == 0  # nothing is left to do
