@@ -104,9 +104,8 @@ class HeadRepair:
     def __post_init__(self) -> None:
         self.change = torch.zeros_like(self.head.weight)
         thinnest = min(task.margin for task in self.tasks)
-        self.program = Program(
-            self.change.numel(), min(max(thinnest, 1e-12), float(self.head.weight.abs().max()) or 1.0)
-        )
+        self.unit = min(max(thinnest, 1e-12), float(self.head.weight.abs().max()) or 1.0)
+        self.program = Program(self.change.numel(), self.unit)
         self.levels: dict[str, int] = {}
         self.doubled: dict[str, int] = {}
         self.stats = {"rounds": 0, "points": 0, "programs": 0, "parts": 0}
@@ -154,6 +153,7 @@ class HeadRepair:
         chosen = spread(keys, depth, self.generator)
         self.points[task.name].append((keys[chosen], job[chosen]))
         self._require(task, keys[chosen], job[chosen])
+        self.stats["points"] += len(chosen)
         return len(chosen)
 
     def _require(self, task: Task, keys: Tensor, job: Tensor) -> None:
@@ -165,7 +165,6 @@ class HeadRepair:
             margin = torch.where(slack > 0, torch.minimum(margin, slack / 2), margin)
         r = task.jobs.rows[job, row]
         self.program.add(task.name, rows_of(r, keys).numpy(), (margin - slack).numpy())
-        self.stats["points"] += len(job)
 
     def _solve(self) -> None:
         """Find the smallest change for the rows there are, and the rows of the locality set that it breaks."""
@@ -226,7 +225,7 @@ class HeadRepair:
         self.doubled[task.name] = self.doubled.get(task.name, 0) + 1
         task.margin *= 2
         self.say(f"{task.name}: margin {task.margin:.3g}")
-        self.program = self.program.without("")
+        self.program = Program(self.change.numel(), self.unit)  # rows of parts come back where they are missed
         for each in self.tasks:
             for keys, job in self.points[each.name]:
                 self._require(each, keys, job)

@@ -288,7 +288,7 @@ class _Work:
             share = float(self.locality.criterion.holds(y.detach().double()).double().mean())
         notes = []
         if work.leaves:
-            notes.append(f"proved by construction on parts of the region: {', '.join(work.leaves)}.")
+            notes.append(f"parts of the region became conditions: {', '.join(work.leaves)}.")
         return _Answer(repaired, proofs, proved, share, notes, {**work.stats, "layer": list(head.names)})
 
     def judged(self, answer: _Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
