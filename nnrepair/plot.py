@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.network import private_copy
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.property import Box, Property
@@ -225,14 +225,7 @@ def _property(given: Property | str | Path, inputs: int) -> Property:
 
 def _scores(model: nn.Module | str | Path, view: _View, box: Box) -> Array:
     """Return the outputs (rows, columns, outputs) at the middles of the cells."""
-    if isinstance(model, nn.Module):
-        network = copy.deepcopy(model).eval()
-    elif isinstance(model, str | Path):
-        from nnrepair import onnx
-
-        network = onnx.load(model).eval()
-    else:
-        raise InvalidInput(f"model must be a torch.nn.Module or an ONNX file, got {type(model).__name__}.")
+    network = private_copy(model)
     like = next((p for p in network.parameters() if p.dtype.is_floating_point), torch.zeros(()))
     known = getattr(network, "item_shape", None)
     shape = tuple(known) if known is not None and None not in known else box.shape

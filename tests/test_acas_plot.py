@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import math
 import re
 from pathlib import Path
@@ -217,15 +216,8 @@ def test_a_property_that_holds_chooses_no_slice() -> None:
         acas_plot.encounter(weak, weak, property=never_clear(), pixels=10)
 
 
-def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return found(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+@pytest.mark.usefixtures("no_matplotlib")
+def test_missing_matplotlib_is_named() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'nnrepair\[plot\]'"):
         acas_plot.encounter(Advises(1, 2), Advises(1, 2), psi=0.0, v_own=500, v_int=500, pixels=10)
 

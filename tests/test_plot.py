@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import copy
 from collections.abc import Iterator
 from pathlib import Path
@@ -283,15 +282,8 @@ def test_bad_input_is_refused(model: nn.Module, axes: Any, options: dict[str, An
     assert not axes.has_data()
 
 
-def test_missing_matplotlib_is_named(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return found(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+@pytest.mark.usefixtures("no_matplotlib")
+def test_missing_matplotlib_is_named(model: nn.Module) -> None:
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'nnrepair\[plot\]'"):
         plot.region(model, UNIT, resolution=10)
 

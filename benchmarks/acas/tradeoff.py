@@ -72,7 +72,7 @@ def one(network: str, properties: list[int], margin: float) -> dict[str, Any]:
         "verdicts": {proof.name: proof.result.verdict for proof in result.proofs},
         "proof_boxes": sum(proof.result.boxes for proof in mine),
         "proof_cpu_seconds": sum(proof.result.cpu_seconds for proof in mine),
-        "from_parts": sorted(name for name in (p.name for p in mine) if f"levels of {name}" in result.stats),
+        "from_parts": sorted(result.stats.get("from_parts", ())),
         "kept": result.report.locality,
         "agreement": agreement(model, result.model),
         "stats": {key: value for key, value in result.stats.items() if isinstance(value, int)},

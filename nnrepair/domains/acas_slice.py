@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from nnrepair.domains import acas
 from nnrepair.errors import InvalidInput
+from nnrepair.network import private_copy
 from nnrepair.verify import CheckResult, Counterexample, check, vnnlib
 from nnrepair.verify.falsify import random_starts
 from nnrepair.verify.jobs import Jobs
@@ -49,14 +49,7 @@ class Network:
 
     @classmethod
     def of(cls, given: nn.Module | str | Path) -> Network:
-        if isinstance(given, nn.Module):
-            model = copy.deepcopy(given).eval()
-        elif isinstance(given, str | Path):
-            from nnrepair import onnx
-
-            model = onnx.load(given).eval()
-        else:
-            raise InvalidInput(f"A network is a torch.nn.Module or an ONNX file, got {type(given).__name__}.")
+        model = private_copy(given)
         known = getattr(model, "item_shape", None)
         network = cls(model, tuple(known) if known is not None and None not in known else (5,))
         if math.prod(network.shape) != 5:

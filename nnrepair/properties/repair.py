@@ -21,6 +21,7 @@ from nnrepair.criteria import Argmax, Criterion
 from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
 from nnrepair.fix import about, like, undisturbed, weight_change
 from nnrepair.minnorm import NotSolvedError
+from nnrepair.network import private_copy
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.progress import progress_bar
@@ -32,7 +33,6 @@ from nnrepair.properties.program import Contradiction
 from nnrepair.properties.task import (
     Task,
     median_distance,
-    read_model,
     read_tasks,
     refuse_contradictions,
     refuse_misfit,
@@ -125,7 +125,8 @@ def repair_property(
         raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
     started = time.perf_counter()
     with undisturbed(seed), progress_bar("repair", progress) as say:
-        private, path = read_model(model)
+        private = private_copy(model).cpu()
+        path = None if isinstance(model, nn.Module) else Path(model)
         tasks = read_tasks(property, keep)
         options = Options(most=most_boxes)
         refuse_contradictions(tasks)
@@ -289,7 +290,14 @@ class _Work:
         notes = []
         if work.leaves:
             notes.append(f"parts of the region became conditions: {', '.join(work.leaves)}.")
-        return _Answer(repaired, proofs, proved, share, notes, {**work.stats, "layer": list(head.names)})
+        return _Answer(
+            repaired,
+            proofs,
+            proved,
+            share,
+            notes,
+            {**work.stats, "layer": list(head.names), "from_parts": list(work.leaves)},
+        )
 
     def judged(self, answer: _Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
         """Say what was proved, and measure the rest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -48,17 +47,6 @@ class Task:
 
     def __post_init__(self) -> None:
         self.jobs = Jobs.of(self.property)
-
-
-def read_model(model: nn.Module | str | Path) -> tuple[nn.Module, Path | None]:
-    """Return a private copy of the model in eval mode, and its file if it came from one."""
-    if not isinstance(model, nn.Module | str | Path):
-        raise InvalidInput(f"model must be a torch.nn.Module or an ONNX file, got {type(model).__name__}.")
-    if isinstance(model, nn.Module):
-        return copy.deepcopy(model).cpu().eval(), None
-    from nnrepair import onnx
-
-    return onnx.load(model).eval(), Path(model)
 
 
 def shape_of(model: nn.Module, tasks: Sequence[Task]) -> tuple[int, ...]:
