@@ -35,23 +35,14 @@ class Watched:
 
     def compare(self, model: nn.Module) -> Kept:
         """Measure a network on the points."""
-        after = outputs(model, self.points.inputs)
-        held = self._keep.holds(after.double())
-        accuracy = accuracy_before = None
-        if self.points.criterion is not None:
-            accuracy_before = metrics.success_rate(self._keep, self.before.double())
-            accuracy = float(held.double().mean())
-        share = float(held.double().mean())
-        return Kept(
-            points=len(self.points),
-            accuracy_before=accuracy_before,
-            accuracy_after=accuracy,
-            drawdown=None if accuracy_before is None else metrics.drawdown(accuracy_before, share),
-            drawdown_points=None if accuracy_before is None else metrics.drawdown_points(accuracy_before, share),
-            locality=share
-            if self._decide is None
-            else metrics.locality(self._decide(self.before), self._decide(after)),
-        )
+        y = outputs(model, self.points.inputs)
+        after = metrics.success_rate(self._keep, y.double())
+        unchanged = after if self._decide is None else metrics.locality(self._decide(self.before), self._decide(y))
+        if self.points.criterion is None:
+            return Kept(len(self.points), None, None, None, None, unchanged)
+        before = metrics.success_rate(self._keep, self.before.double())
+        lost = metrics.drawdown(before, after), metrics.drawdown_points(before, after)
+        return Kept(len(self.points), before, after, *lost, unchanged)
 
 
 def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:

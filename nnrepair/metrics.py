@@ -4,7 +4,7 @@ Definitions follow the survey by Mazzia et al. (2023). Where sources disagree, b
 
 * drawdown is relative in the survey (`drawdown`) and in points in the papers on graphs (`drawdown_points`);
 * locality is accuracy kept in the survey (drawdown), and decisions unchanged elsewhere (`locality`), even wrong ones;
-* the edit score is an average in the survey's text (`edit_score`, between 0 and 1) and a sum in its equation (twice it);
+* the edit score is an average in the survey's text (`edit_score`, between 0 and 1), and a sum in its equation;
 * rates "right after" an edit's own step (success rate SR, generalization rate GR, edit score ES) become *retain rates*
   (SRR, GRR, ESR) when the same functions are given the outputs of the last network of a sequence.
 """

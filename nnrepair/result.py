@@ -40,7 +40,7 @@ class Kept:
     Attributes:
         points: how many there are.
         accuracy_before, accuracy_after: share of them whose labels hold (None without labels).
-        drawdown: relative loss of accuracy, and `drawdown_points`, the loss in percentage points; negative when it rose.
+        drawdown: relative loss of accuracy, negative when it rose; `drawdown_points`: the same in percentage points.
         locality: share of decisions that are unchanged, right or wrong.
     """
 

@@ -100,12 +100,9 @@ class Sequence:
     def run(self) -> History:
         """Repair step by step and return the history."""
         network = self._resumed()
-        steps = list(torch.arange(len(self.edits)).split(self.batch_size))
+        steps = torch.split(torch.arange(len(self.edits)), self.batch_size)
         done, saved = len(self._steps), time.monotonic()
-        bar = tqdm(
-            total=len(steps), initial=done, desc=self.mode, unit=" steps", leave=False, disable=not self.progress
-        )
-        with bar:
+        with tqdm(total=len(steps), initial=done, desc=self.mode, leave=False, disable=not self.progress) as bar:
             for number in range(done, len(steps)):
                 with self.seeded():
                     repaired = self._step(network, steps[number], number)
@@ -231,9 +228,7 @@ class Sequence:
             return self.private
         stored = Patch.load(self.resume)
         if "sequence" not in stored.about:
-            raise InvalidInput(
-                f"{self.resume} is a patch, but not one that a sequence of repairs wrote to resume from."
-            )
+            raise InvalidInput(f"{self.resume} is a patch, but not one that a sequence of repairs can resume from.")
         mine, theirs = self._key(), stored.about["sequence"]
         other = [name for name, value in mine.items() if theirs.get(name) != value]
         if other:
