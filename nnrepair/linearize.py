@@ -3,7 +3,8 @@
 Every use of a chosen weight in a linear map, a convolution or their exported forms is intercepted while the model
 runs; its input and the gradient at its output are the factors of the row. Whatever cannot be factored (normalisation
 weights, embeddings, weights used in other ways) gets plain rows by automatic differentiation. The factors are checked
-against automatic differentiation before they are trusted.
+against automatic differentiation before they are trusted. Where the outputs are affine in the chosen parameters without
+these being a plain linear map at the network's end (the last layer of a graph network), `keys` finds the linear map.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nnrepair import keys
 from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.forward import moved_outputs
@@ -95,15 +97,16 @@ def _numpy(x: Tensor) -> Array:
 
 @dataclass(frozen=True)
 class _Group:
-    """Parameters that share a block: a linear map's weight, bias or both, or one plain parameter."""
+    """Parameters that share a block: a linear map's weight, bias or both; one plain parameter; or all, with keys."""
 
     weight: str | None
     bias: str | None
     plain: str | None = None
+    keyed: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        return [n for n in (self.weight, self.bias, self.plain) if n is not None]
+        return [n for n in (self.weight, self.bias, self.plain, *self.keyed) if n is not None]
 
     @property
     def tapped(self) -> str:
@@ -117,7 +120,8 @@ class Linearization:
     Attributes:
         model: a float64 copy; `move` changes its chosen parameters.
         names: the chosen parameters.
-        ends_affine: whether the chosen weight's map is the model's last operation, so that outputs are affine in it.
+        ends_affine: whether outputs are affine in the chosen parameters: these are the linear map that is the model's
+            last operation, or they pass the tests in `keys`.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], example: AnyInputs) -> None:
@@ -132,8 +136,9 @@ class Linearization:
         self._start = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.like = next(iter(self.parameters.values())).detach()
         self.independent = isinstance(example, Tensor) or example.independent
+        self._known_keys: dict[int, tuple[AnyInputs, Tensor]] = {}
         spread = torch.arange(0, len(example), max(1, len(example) // PROBES))[:PROBES]
-        few = self.prepare(example[spread])
+        few = self.prepare(example[spread] if self.independent else example)
         try:
             y, tap = self._run(few)
         except RuntimeError as error:
@@ -143,10 +148,12 @@ class Linearization:
                 "Remove casts such as x.float() from its forward."
             ) from error
         self.groups = self._plan(y, tap)
-        self.channels = self._channels_agree(y, few)
+        self.channels = isinstance(few, Tensor) and self._channels_agree(y, few)
         uses = [] if len(self.groups) > 1 else tap.uses.get(self.groups[0].tapped, [])
         # A version above 0: the output was changed in place after the map.
         self.ends_affine = len(uses) == 1 and uses[0].returned is y and y._version == 0
+        if not self.ends_affine and self._are_keyed(y, few, example):
+            self.groups, self.ends_affine = [_Group(None, None, keyed=tuple(self.names))], True
 
     def prepare(self, inputs: AnyInputs) -> AnyInputs:
         """Return the inputs in float64 on the model's device."""
@@ -157,6 +164,30 @@ class Linearization:
         with torch.enable_grad(), _Tap(weights) as tap:
             y = call(self.model, inputs)
         return y, tap
+
+    def _are_keyed(self, y: Tensor, few: AnyInputs, example: AnyInputs) -> bool:
+        """Whether the chosen parameters are one linear map, applied to one key per point."""
+        parameters = list(self.parameters.values())
+        found = keys.keys(y, parameters) if keys.fits(y, parameters) else None
+        if found is None or not keys.foretell(found, y, parameters, lambda: call(self.model, few)):
+            return False
+        if not self.independent:
+            self._known_keys[id(example)] = (example, found.cpu())
+        return True
+
+    def _keys(self, inputs: AnyInputs) -> Tensor:
+        """Return (points, inp), on the CPU. A whole graph runs for them, so a graph's are kept."""
+        if id(inputs) in self._known_keys:
+            return self._known_keys[id(inputs)][1]
+        found = []
+        for step in batches(len(inputs)) if self.independent else [None]:
+            y, _ = self._run(self.prepare(inputs if step is None else inputs[step]))
+            part = keys.keys(y, list(self.parameters.values()))
+            assert part is not None  # it could be differentiated twice before
+            found.append(part.cpu())
+        if not self.independent:
+            self._known_keys[id(inputs)] = (inputs, torch.cat(found))
+        return torch.cat(found)
 
     def _channels_agree(self, y: Tensor, few: AnyInputs) -> bool:
         """Whether plain operations give the same first-order change as reverse mode, on a few points."""
@@ -241,15 +272,10 @@ class Linearization:
 
     def _flat(self, tensors: dict[str, Tensor], group: _Group) -> Array:
         """Return one group's parameters as the flat vector that its block multiplies."""
+        parts = [_numpy(tensors[name]) for name in group.names]
         if group.plain is not None:
-            return _numpy(tensors[group.plain]).ravel()
-        parts = []
-        if group.weight is not None:
-            matrix = _numpy(tensors[group.weight])
-            parts.append(matrix.reshape(len(matrix), -1))
-        if group.bias is not None:
-            parts.append(_numpy(tensors[group.bias])[:, None])
-        return np.concatenate(parts, 1).ravel()
+            return parts[0].ravel()
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], 1).ravel()
 
     def flatten(self, tensors: dict[str, Tensor]) -> Array:
         """Return a change given by parameter name as a flat vector (n,)."""
@@ -260,20 +286,15 @@ class Linearization:
         out: dict[str, Tensor] = {}
         start = 0
         for group in self.groups:
-            if group.plain is not None:
-                shape = self._start[group.plain].shape
-                size = shape.numel()
-                out[group.plain] = torch.from_numpy(d[start : start + size].reshape(shape))
-            else:
-                shape = self._start[group.tapped].shape
-                width = (shape[1:].numel() if group.weight else 0) + (group.bias is not None)
-                size = shape[0] * width
-                matrix = d[start : start + size].reshape(shape[0], width)
-                if group.bias is not None:
-                    out[group.bias] = torch.from_numpy(matrix[:, -1].copy())
-                    matrix = matrix[:, :-1]
-                if group.weight is not None:
-                    out[group.weight] = torch.from_numpy(np.ascontiguousarray(matrix).reshape(shape))
+            shapes = {name: self._start[name].shape for name in group.names}
+            size = sum(shape.numel() for shape in shapes.values())
+            rows = 1 if group.plain is not None else shapes[group.names[0]][0]
+            matrix = d[start : start + size].reshape(rows, -1)
+            column = 0
+            for name, shape in shapes.items():
+                width = shape.numel() // rows
+                part = np.ascontiguousarray(matrix[:, column : column + width]).reshape(shape)
+                out[name], column = torch.from_numpy(part), column + width
             start += size
         return {n: out[n].to(self.like.device) for n in self.names}
 
@@ -300,6 +321,8 @@ class Linearization:
     def features(self, inputs: AnyInputs) -> Tensor | None:
         """Return (points, inp), the last map's inputs, when `ends_affine` and it is applied once per point."""
         group = self.groups[0]
+        if group.keyed:
+            return self._keys(inputs)
         found = []
         for step in batches(len(inputs)):
             y, tap = self._run(self.prepare(inputs[step]))
@@ -312,7 +335,7 @@ class Linearization:
 
     def matrix(self, d: Array) -> Tensor:
         """Return a flat change of a single linear map as (out, inp)."""
-        return torch.from_numpy(d.reshape(self._start[self.groups[0].tapped].shape[0], -1))
+        return torch.from_numpy(d.reshape(self._start[self.groups[0].names[0]].shape[0], -1))
 
     def rows(self, inputs: AnyInputs, criterion: Criterion, point: Tensor, condition: Tensor) -> Rows:
         """Return the gradients of chosen conditions' slacks with respect to the chosen parameters.
@@ -341,6 +364,11 @@ class Linearization:
         self, inputs: AnyInputs, criterion: Criterion, chunk: Tensor, local: Tensor, point: Tensor, condition: Tensor
     ) -> Rows:
         """Rows of the points `chunk`; `local` says where in the chunk each row's point is."""
+        if self.groups[0].keyed:
+            found = self._keys(inputs[chunk]) if self.independent else self._keys(inputs)[chunk]
+            out = self._start[self.names[0]].shape[0]
+            cotangents = criterion.rows(point, condition, found.new_zeros(1, out)).to(found)
+            return Rows((Factored(_numpy(cotangents)[:, None], local.numpy(), _numpy(found)[:, None]),))
         sub = self.prepare(inputs[chunk] if self.independent else inputs)
         where = local if self.independent else point
         y, tap = self._run(sub)
@@ -385,6 +413,9 @@ class Linearization:
 
     def metric(self, inputs: AnyInputs) -> Metric:
         """Return the drift metric over `inputs`: second moments of each map's inputs, Fisher diagonal elsewhere."""
+        if self.groups[0].keyed:
+            k = _numpy(self._keys(inputs))
+            return Metric([_root(k.T @ k / len(k))])
         moments: dict[str, Array] = {}
         fisher: dict[str, Array] = {}
         for start in range(0, len(inputs), POINTS * 4):
@@ -410,9 +441,7 @@ class Linearization:
         factors: list[Array] = []
         for group in self.groups:
             if group.plain is None:
-                C = moments[group.tapped] / len(inputs)
-                C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
-                factors.append(np.asarray(np.linalg.cholesky(C), np.float64))
+                factors.append(_root(moments[group.tapped] / len(inputs)))
             else:
                 diagonal = fisher[group.plain or ""] / len(inputs)
                 factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), 1e-12)))
@@ -436,6 +465,12 @@ class Linearization:
                         t += weight * _numpy(g).ravel() ** 2
             squares.append(dict(zip(names, total, strict=True)))
         return squares
+
+
+def _root(C: Array) -> Array:
+    """Return the Cholesky factor of a second moment and its ridge."""
+    C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
+    return np.asarray(np.linalg.cholesky(C), np.float64)
 
 
 def _rank(local: Tensor) -> Tensor:
