@@ -11,7 +11,7 @@ from networks import Residual, Tied, clusters, mistakes, mlp, randn, seeded
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmax, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed, UnsupportedModel
+from nnrepair import Argmax, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed, Segments, UnsupportedModel
 from nnrepair.methods import FineTune, fine_tune, named
 from nnrepair.penalties import EWC, KL, L2, L2Ball, LInf, Penalty, Pull
 from nnrepair.problem import build
@@ -348,6 +348,17 @@ def test_inputs_of_other_shapes_run_apart() -> None:
     x, kept = randn(4, 1, 8, seed=5), randn(10, 1, 12, seed=6)
     method = FineTune(lr=0.01, penalties=[KL(1.0)])
     assert nnrepair.fix(model, (x, mistakes(model, x)), kept, method=method).outcome.ok
+
+
+def test_edits_over_regions() -> None:
+    model = mlp(2, 16, 3, seed=1).eval()
+    segments = Segments(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.3, 0.2], [1.2, 1.5]]))
+    result = nnrepair.fix(model, (segments, [2, 0]), randn(20, 2), method=FineTune(lr=0.01, penalties=[KL(0.1)]))
+    along = torch.linspace(0, 1, 50)[:, None]
+    with torch.no_grad():
+        for k, label in enumerate([2, 0]):
+            points = segments.start[k] * (1 - along) + segments.end[k] * along
+            assert (result.model(points).argmax(1) == label).all()
 
 
 # Batches, rehearsal, randomness --------------------------------------------------------------------------------------
