@@ -156,6 +156,14 @@ class History:
                     found.setdefault(f"drawdown_points {name}", []).append(kept.drawdown_points)
         return found
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return every measure, and every step, as plain numbers, lists and strings (JSON)."""
+        names = ("mode", "method", "success_rate", "generalization_rate", "edit_score", "success_retain_rate")
+        rates = {name: getattr(self, name) for name in (*names, "generalization_retain_rate", "edit_retain_score")}
+        kept = {name: asdict(kept) for name, kept in self.kept.items()}
+        held = {"held_after": self.held_after, "held_finally": self.held_finally}
+        return rates | {"kept": kept, **held, "seconds": self.seconds, "steps": [s.as_dict() for s in self.steps]}
+
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("mode", f"{self.mode}, {len(self.held_after)} edits in {len(self.steps)} steps")]
         rows.append(("success rate", f"{self.success_rate:.2%} right after their step"))
