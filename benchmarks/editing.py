@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from benchmarks.measure import measured
-from nnrepair import Edits, EditScope, LocalitySet
+from nnrepair import Edits, EditScope, LocalitySet, penalties
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.history import History
 from nnrepair.methods.base import Method, named
@@ -99,13 +99,7 @@ def method_of(name: str, options: Mapping[str, Any]) -> Method:
 
 
 def _penalty(table: Mapping[str, Any]) -> Any:
-    from nnrepair import penalties
-
-    known = {
-        name: kind
-        for name, kind in vars(penalties).items()
-        if is_dataclass(kind) and kind.__module__ == penalties.__name__
-    }
+    known = {kind.__name__: kind for kind in vars(penalties).values() if _is_penalty(kind)}
     table = dict(table)
     kind = str(table.pop("kind", ""))
     if kind not in known:
@@ -113,6 +107,10 @@ def _penalty(table: Mapping[str, Any]) -> Any:
         raise InvalidInput(f"A penalty needs its kind, given {kind!r}.{hint} Kinds: {', '.join(known)}.")
     _refuse_unknown(table, {field.name for field in fields(known[kind])}, f"argument of {kind}")
     return known[kind](**table)
+
+
+def _is_penalty(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, penalties.Penalty) and is_dataclass(kind)
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> None:
