@@ -128,7 +128,8 @@ class LInf(Penalty):
 
     Args:
         radius: in weight units, or with `relative` as a share of each parameter's root mean square.
-        relative: the size of weights differs between layers and models; 0.01 to 0.1 of it is the usual range.
+        relative: the size of weights differs between layers and models; 0.01 to 0.1 of it is the usual range. A
+            parameter that is zero throughout cannot move then.
     """
 
     radius: float
@@ -175,7 +176,7 @@ def _beyond(old: Tensor, end: Tensor, radius: float) -> Tensor:
 
 @dataclass(frozen=True)
 class L2Ball(Penalty):
-    """`||theta - theta0||_2 <= radius` over all chosen parameters together: after every step, a longer change is scaled.
+    """`||theta - theta0||_2 <= radius` over all chosen parameters together: a longer change is scaled after every step.
 
     The L2 form of `LInf`'s paper. The bound holds for the weights as they are rounded to the model's dtype.
 
@@ -439,7 +440,7 @@ def _vectorised(
 ) -> Iterator[dict[str, Tensor]]:
     def squares(one: Tensor, slopes: Tensor, shares: Tensor) -> Any:
         """Return the share-weighted squares of one point (...): slopes (k, classes), shares (k,)."""
-        _, pull = torch.func.vjp(lambda weights: call_with(model, weights, one[None])[0], dict(start))
+        pull: Any = torch.func.vjp(lambda weights: call_with(model, weights, one[None])[0], dict(start))[1]
         (gradients,) = torch.func.vmap(pull)(slopes)
         return {n: torch.einsum("k,k...->...", shares, at_least_float(g).square()) for n, g in gradients.items()}
 

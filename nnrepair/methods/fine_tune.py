@@ -104,8 +104,8 @@ class FineTune:
                     f"penalties must be Penalty objects such as L2(0.1) or KL(1.0) from nnrepair.penalties, "
                     f"got {penalty!r}."
                 )
-        names = self.layers if isinstance(self.layers, str) else tuple(self.layers)
-        if not all(isinstance(name, str) for name in names):
+        names = tuple(self.layers) if isinstance(self.layers, (list, tuple)) else self.layers
+        if not isinstance(names, str) and not all(isinstance(name, str) for name in _listed(names)):
             raise InvalidInput(f"layers must be a name or several names, got {self.layers!r}.")
         object.__setattr__(self, "penalties", tuple(listed))  # so that equal methods are equal, and have a hash
         object.__setattr__(self, "layers", names)
@@ -183,7 +183,8 @@ class _Run:
     def _descend(self) -> bool:
         """Step until every edit holds with its margin; return whether that was reached."""
         with progress_bar("fine-tune", self.problem.progress) as report:
-            for self.steps in range(self.method.steps + 1):
+            for step in range(self.method.steps + 1):
+                self.steps = step
                 drawn = self.points.run(self.network)
                 y = drawn.edits if self.points.whole else outputs(self.network, self.problem.edits.inputs)
                 if self._enough(y) and self._enough(outputs(self.network, self.problem.edits.inputs)):
@@ -336,8 +337,8 @@ def _call_both(network: nn.Module, a: AnyInputs, b: AnyInputs) -> tuple[Tensor, 
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape[1:] == b.shape[1:] and a.dtype == b.dtype:
             joined = torch.cat([a, b])
-    elif hasattr(a, "joined"):
-        joined = a.joined(b)
+    elif (join := getattr(a, "joined", None)) is not None:
+        joined = join(b)
     if joined is None:
         return call(network, a), call(network, b)
     y = call(network, joined)
@@ -348,12 +349,17 @@ def _independent(inputs: AnyInputs) -> bool:
     return isinstance(inputs, Tensor) or inputs.independent
 
 
+def _listed(names: object) -> Sequence[object]:
+    return names if isinstance(names, tuple) else [names]
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# The weights were chosen on an MNIST network with 50 foggy digits, where they keep all edits and lose little.
 register("ft", FineTune)
-register("ft+l2", lambda: FineTune(penalties=(L2(0.1),)))
-register("ft+linf", lambda: FineTune(penalties=(LInf(0.05, relative=True),)))
+register("ft+l2", lambda: FineTune(penalties=(L2(0.2),)))
+register("ft+linf", lambda: FineTune(penalties=(LInf(0.1, relative=True),)))
 register("ft+kl", lambda: FineTune(penalties=(KL(10.0),)))
-register("ewc", lambda: FineTune(penalties=(EWC(100.0),)))
+register("ewc", lambda: FineTune(penalties=(EWC(1000.0),)))
