@@ -124,6 +124,7 @@ def one(domain: Domain, model: str, method: str, options: Mapping[str, Any], mod
     """Return the figures of one method on one task; called in a process of its own."""
     task = domain.task(model, seed, edits)
     chosen = method_of(method, options)
+    _warm_up()
 
     def work() -> Row:
         result = nnrepair.fix(
@@ -140,6 +141,17 @@ def one(domain: Domain, model: str, method: str, options: Mapping[str, Any], mod
         return figures(result, list(task.test_set), len(task.edits))
 
     return measured(work)
+
+
+def _warm_up() -> None:
+    """First-call costs are paid once per process and not counted, the same for every method."""
+    small = nn.Linear(2, 2)
+    with torch.no_grad():
+        small.weight.copy_(torch.eye(2))
+        small.bias.zero_()
+    x = torch.tensor([[1.0, 0.5], [2.0, 1.0], [0.0, 1.0]])
+    for name in ("ft", "minimal-norm"):
+        nnrepair.fix(small, (x[:1], [1]), (x[1:], [0, 1]), method=name, throw=False)
 
 
 def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row:

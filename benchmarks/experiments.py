@@ -27,6 +27,8 @@ from nnrepair.files import write_atomically
 LIMIT = 900.0
 #: Where trial runs are stored; git ignores it.
 TRIALS = measure.ROOT / "build" / "trials"
+#: Modules that torch and nnrepair import when they are first needed (the first, by every optimizer, takes seconds).
+LAZY = ("torch._dynamo", "scipy.sparse.linalg", "highspy")
 _KINDS: dict[str, Any] = {"method": str, "options": dict, "models": list, "modes": list, "seeds": list, "edits": int}
 
 
@@ -162,7 +164,7 @@ def _run(experiment: Experiment, path: Path, modes: Sequence[str], again: bool, 
 def _measured(experiment: Experiment, case: Row) -> Row:
     arguments = {key: experiment.asked[key] for key in ("method", "options", "edits")} | case
     arguments["domain"] = experiment.domain
-    preload = ["benchmarks.editing", experiment.domain.module]
+    preload = ["benchmarks.editing", experiment.domain.module, *LAZY]
     return measure.in_forked_process(one, arguments, LIMIT, preload)
 
 

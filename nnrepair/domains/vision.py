@@ -193,7 +193,7 @@ def relu_mlp(name_or_path: str | Path) -> nn.Sequential:
             f"{str(name_or_path)!r} is neither a known network nor a file.{near_matches(path.name, _RELU_MLPS)} "
             f"Known networks: {', '.join(_RELU_MLPS)}."
         )
-    with open_npz(path) as file:
+    with _open_npz(path) as file:
         arrays = {key: file[key] for key in file.files if key[0] in "Wb"}
     depth = sum(key.startswith("W") for key in arrays)
     missing = [key for k in range(max(depth, 1)) for key in (f"W{k}", f"b{k}") if key not in arrays]
@@ -347,11 +347,10 @@ def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _npz(resource: Resource) -> np.lib.npyio.NpzFile:
-    return open_npz(data.locate(resource))
+    return _open_npz(data.locate(resource))
 
 
-def open_npz(path: Path) -> np.lib.npyio.NpzFile:
-    """Open an npz file of plain arrays, or say why it cannot be read."""
+def _open_npz(path: Path) -> np.lib.npyio.NpzFile:
     try:
         file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
