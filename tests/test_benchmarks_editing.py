@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,10 +222,10 @@ def test_tables_and_figures_say_what_the_rows_say(
 
 def check(task: editing.Task, edits: int) -> None:
     """What every task promises."""
+    inputs = task.edits.inputs
     with torch.no_grad():
-        y = task.edits.inputs if isinstance(task.edits.inputs, torch.Tensor) else None
-        out = task.model(y) if y is not None else task.edits.inputs.call(task.model)  # type: ignore[union-attr]
-    assert len(task.edits) == edits and not task.edits.criterion.holds(out.double()).any()
+        y = task.model(inputs) if isinstance(inputs, torch.Tensor) else inputs.call(task.model)
+    assert len(task.edits) == edits and not task.edits.criterion.holds(y.double()).any()
     assert task.edit_scope.of is not None and set(task.edit_scope.of.tolist()) <= set(range(edits))
     assert task.locality_set.criterion is not None and len(task.locality_set) >= 100
     assert all(len(inputs) == len(labels) for inputs, labels in task.test_set.values())
@@ -270,3 +271,23 @@ def test_the_task_of_cifar(data_dir: Callable[..., Path]) -> None:
     assert len(task.test_set["jpeg"][1]) == 9995
     with pytest.raises(InvalidInput, match="one model"):
         DOMAINS["cifar"].task("resnet18", 0, 5)
+
+
+@pytest.mark.data
+def test_the_task_of_cora(data_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.cora import task as cora
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("torch_geometric", reason="graph networks come with the extra [graph]")
+    data_dir("graphs/cora_safe.npz")
+    monkeypatch.setattr(cora, "ROOT", tmp_path)
+    first = DOMAINS["cora"].task("gcn", 0, 5)
+    check(first, 5)
+    stored = DOMAINS["cora"].task("gcn", 0, 5)  # from the file that the first call wrote
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), stored.model.parameters(), strict=True))
+    edited, scope = first.edits.inputs, first.edit_scope
+    assert not torch.isin(scope.inputs.index, edited.index).any()
+    assert torch.equal(first.edits.criterion.labels[scope.of], scope.criterion.labels)
+    with pytest.raises(InvalidInput, match="Unknown network 'gnc'. Did you mean 'gcn'"):
+        DOMAINS["cora"].task("gnc", 0, 5)

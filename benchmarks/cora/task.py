@@ -25,7 +25,7 @@ KINDS: dict[str, Any] = {"gcn": "GCN", "sage": "GraphSAGE"}
 
 
 def task(model: str, seed: int, edits: int) -> Task:
-    """Edits: wrong validation nodes; kept: training nodes; test set: test nodes; scope: neighbours of the same class."""
+    """Edits: wrong validation nodes; kept: training nodes; test set: test nodes; scope: neighbours in their class."""
     if model not in KINDS:
         raise InvalidInput(f"Unknown network {model!r}.{near_matches(model, KINDS)} Networks: {', '.join(KINDS)}.")
     data = graph.inductive_split(graph.planetoid("Cora"), seed)
