@@ -93,30 +93,25 @@ def test_conditions_that_are_no_classes(margin: float, batch_size: int) -> None:
 
 
 def test_the_best_weights_come_back() -> None:
-    """Two edits contradict each other; a step size this large makes the rest come and go."""
+    """Two edits contradict each other; with a step size this large, edits come and go."""
     model, (x, labels), _ = task(12)
-    labels[0] = 2
-    clash = x[:1] + 1e-5
-    edits = torch.cat([x, clash]), torch.cat([labels, labels.new_tensor([0])])
+    edits = torch.cat([x, x[:1] + 1e-5]), torch.cat([labels, (labels[:1] + 1) % 3])
     counts: list[int] = []
 
     class Spy(Pull):
-        def loss(self, now: Any, y: Any, index: Any) -> None:
-            with torch.no_grad():
-                out = torch.func.functional_call(model, dict(now), (edits[0],))
-            counts.append(int(Argmax(edits[1]).holds(out.double()).sum()))
+        def project(self, now: Any) -> None:
+            y = torch.func.functional_call(model, dict(now), (edits[0],))
+            counts.append(int(Argmax(edits[1]).holds(y.double()).sum()))
 
     @dataclass(frozen=True)
     class Watch(Penalty):
         def start(self, *given: Any) -> Pull:
             return Spy()
 
-    method = FineTune(lr=0.3, steps=60, penalties=[Watch()])
-    result = nnrepair.fix(model, edits, method=method, throw=False)
+    result = nnrepair.fix(model, edits, method=FineTune(lr=1.0, steps=23, penalties=[Watch()]), throw=False)
     assert not result.outcome.ok
-    assert counts[-1] < max(counts)
-    assert sum(result.report.held_after) >= max(counts)
-    assert f"most edits held: {sum(result.report.held_after)}" in " ".join(result.report.notes)
+    assert counts[-1] < max(counts) == sum(result.report.held_after)
+    assert f"most edits held: {max(counts)}" in " ".join(result.report.notes)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
@@ -419,7 +414,7 @@ def test_repair_leaves_the_random_state_and_the_model() -> None:
 def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     model, edits, _ = task()
     nnrepair.fix(model, edits, method=quick, progress=True)
-    assert "edits hold" in capsys.readouterr().err
+    assert "fine-tune" in capsys.readouterr().err
     nnrepair.fix(model, edits, method=quick)
     assert capsys.readouterr().err == ""
 

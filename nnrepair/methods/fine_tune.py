@@ -39,6 +39,8 @@ GRID = 50
 HALVINGS = 10
 #: The loss aims this far beyond the margin asked for, relative to the typical one, so that rounding cannot stall it.
 BEYOND = 1e-5
+#: Stands for every larger step size: weights explode all the same, but optimizers refuse what float32 cannot hold.
+LARGEST_LR = 1e30
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class _Run:
         self.old = self._snapshot()
         self.stepped = {n: at_least_float(p.detach()) for n, p in self.weights.items()}
         optimizer = _OPTIMIZERS[method.optimizer]
-        self.optimizer = optimizer(list(self.stepped.values()), lr=method.lr)
+        self.optimizer = optimizer(list(self.stepped.values()), lr=min(method.lr, LARGEST_LR))
         self.pulls = [penalty.start(problem, self.old, self.generator) for penalty in method.penalties]
         self.points = _Points(method, problem, self.generator, any(pull.watches for pull in self.pulls))
         y = outputs(problem.model, problem.edits.inputs).double()
@@ -337,7 +339,7 @@ def _call_both(network: nn.Module, a: AnyInputs, b: AnyInputs) -> tuple[Tensor, 
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape[1:] == b.shape[1:] and a.dtype == b.dtype:
             joined = torch.cat([a, b])
-    elif (join := getattr(a, "joined", None)) is not None:
+    elif isinstance(b, type(a)) and (join := getattr(a, "joined", None)) is not None:
         joined = join(b)
     if joined is None:
         return call(network, a), call(network, b)
