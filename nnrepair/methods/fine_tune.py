@@ -190,12 +190,7 @@ class _Run:
                 self.steps = step
                 drawn = self.points.run(self.network)
                 y = drawn.edits if self.points.whole else outputs(self.network, self.problem.edits.inputs)
-                # Joined batches may round differently, so success is confirmed on the edits alone, as it will be judged.
-                if (
-                    self._enough(y)
-                    and self._enough(outputs(self.network, self.problem.edits.inputs))
-                    and self._finite()
-                ):
+                if self._reached(y):
                     self.best = self._snapshot()
                     return True
                 self._remember(y)
@@ -242,6 +237,10 @@ class _Run:
         for pull in self.pulls:
             pull.project(self.stepped)
         self._set(self.stepped)
+
+    def _reached(self, y: Tensor) -> bool:
+        """Whether all edits hold at outputs y, and again when they run alone, as they will be judged (it may round)."""
+        return self._enough(y) and self._finite() and self._enough(outputs(self.network, self.problem.edits.inputs))
 
     def _enough(self, y: Tensor) -> bool:
         return bool(self._held(y)[1].all())
