@@ -57,15 +57,14 @@ def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen: list[str] = []
     for name in [wanted] if isinstance(wanted, str) else list(wanted):
-        if name in known:
-            chosen += known[name]
+        if name in known or (name and name in dict(model.named_modules())):
+            # A graph convolution owns its bias, and its weight is in a module below: both are the layer.
+            below = [p for layer, ps in known.items() if layer.startswith(name + ".") for p in ps]
+            if name not in known and not below:
+                raise InvalidInput(f"Layer {name!r} has no floating-point parameters. Layers: {', '.join(known)}.")
+            chosen += known.get(name, []) + below
         elif name in parameters:
             chosen.append(name)
-        elif name in dict(model.named_modules()) and name:
-            below = [p for layer, ps in known.items() if layer.startswith(name + ".") for p in ps]
-            if not below:
-                raise InvalidInput(f"Layer {name!r} has no floating-point parameters. Layers: {', '.join(known)}.")
-            chosen += below
         else:
             hint = near_matches(name, [*known, *parameters])
             raise InvalidInput(f"Layer {name!r} not found.{hint} Layers: {', '.join(known)}.")

@@ -3,13 +3,15 @@
 Every use of a chosen weight in a linear map, a convolution or their exported forms is intercepted while the model
 runs; its input and the gradient at its output are the factors of the row. Whatever cannot be factored (normalisation
 weights, embeddings, weights used in other ways) gets plain rows by automatic differentiation. The factors are checked
-against automatic differentiation before they are trusted.
+against automatic differentiation before they are trusted. Where the outputs are affine in the chosen parameters without
+these being a plain linear map at the network's end (the last layer of a graph network), `keys` finds the linear map.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nnrepair import keys
 from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.forward import moved_outputs
@@ -34,6 +37,8 @@ PROBES = 4
 POINTS = 256
 #: Entries of plain (unfactored) rows that may be held at once.
 DENSE_LIMIT = 200_000_000
+#: Random signs and classes over which the Fisher diagonal is averaged where points influence each other.
+SKETCHES = 64
 #: Relative ridge on feature covariances: dead features would be free to move otherwise.
 RIDGE = 1e-3
 
@@ -95,15 +100,16 @@ def _numpy(x: Tensor) -> Array:
 
 @dataclass(frozen=True)
 class _Group:
-    """Parameters that share a block: a linear map's weight, bias or both, or one plain parameter."""
+    """Parameters that share a block: a linear map's weight, bias or both; one plain parameter; or all, with keys."""
 
     weight: str | None
     bias: str | None
     plain: str | None = None
+    keyed: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        return [n for n in (self.weight, self.bias, self.plain) if n is not None]
+        return [n for n in (self.weight, self.bias, self.plain, *self.keyed) if n is not None]
 
     @property
     def tapped(self) -> str:
@@ -117,7 +123,8 @@ class Linearization:
     Attributes:
         model: a float64 copy; `move` changes its chosen parameters.
         names: the chosen parameters.
-        ends_affine: whether the chosen weight's map is the model's last operation, so that outputs are affine in it.
+        ends_affine: whether outputs are affine in the chosen parameters: these are the linear map that is the model's
+            last operation, or they pass the tests in `keys`.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], example: AnyInputs) -> None:
@@ -132,8 +139,9 @@ class Linearization:
         self._start = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.like = next(iter(self.parameters.values())).detach()
         self.independent = isinstance(example, Tensor) or example.independent
+        self._known_keys: dict[int, tuple[AnyInputs, Tensor]] = {}
         spread = torch.arange(0, len(example), max(1, len(example) // PROBES))[:PROBES]
-        few = self.prepare(example[spread])
+        few = self.prepare(example[spread] if self.independent else example)
         try:
             y, tap = self._run(few)
         except RuntimeError as error:
@@ -143,10 +151,12 @@ class Linearization:
                 "Remove casts such as x.float() from its forward."
             ) from error
         self.groups = self._plan(y, tap)
-        self.channels = self._channels_agree(y, few)
+        self.channels = isinstance(few, Tensor) and self._channels_agree(y, few)
         uses = [] if len(self.groups) > 1 else tap.uses.get(self.groups[0].tapped, [])
         # A version above 0: the output was changed in place after the map.
         self.ends_affine = len(uses) == 1 and uses[0].returned is y and y._version == 0
+        if not self.ends_affine and self._are_keyed(y, few, example):
+            self.groups, self.ends_affine = [_Group(None, None, keyed=tuple(self.names))], True
 
     def prepare(self, inputs: AnyInputs) -> AnyInputs:
         """Return the inputs in float64 on the model's device."""
@@ -157,6 +167,30 @@ class Linearization:
         with torch.enable_grad(), _Tap(weights) as tap:
             y = call(self.model, inputs)
         return y, tap
+
+    def _are_keyed(self, y: Tensor, few: AnyInputs, example: AnyInputs) -> bool:
+        """Whether the chosen parameters are one linear map, applied to one key per point."""
+        parameters = list(self.parameters.values())
+        found = keys.keys(y, parameters) if keys.fits(y, parameters) else None
+        if found is None or not keys.foretell(found, y, parameters, lambda: call(self.model, few)):
+            return False
+        if not self.independent:
+            self._known_keys[id(example)] = (example, found.cpu())
+        return True
+
+    def _keys(self, inputs: AnyInputs) -> Tensor:
+        """Return (points, inp), on the CPU. A whole graph runs for them, so a graph's are kept."""
+        if id(inputs) in self._known_keys:
+            return self._known_keys[id(inputs)][1]
+        found = []
+        for step in batches(len(inputs)) if self.independent else [None]:
+            y, _ = self._run(self.prepare(inputs if step is None else inputs[step]))
+            part = keys.keys(y, list(self.parameters.values()))
+            assert part is not None  # it could be differentiated twice before
+            found.append(part.cpu())
+        if not self.independent:
+            self._known_keys[id(inputs)] = (inputs, torch.cat(found))
+        return torch.cat(found)
 
     def _channels_agree(self, y: Tensor, few: AnyInputs) -> bool:
         """Whether plain operations give the same first-order change as reverse mode, on a few points."""
@@ -189,6 +223,7 @@ class Linearization:
             return dict(zip(self.names, filled, strict=True))
 
         true(0)
+        self._shared = set() if self.independent else self._shared_maps(y, tap, weights, true)
         groups: list[_Group] = []
         done: set[str] = set()
         for name in self.names:
@@ -213,6 +248,43 @@ class Linearization:
                 groups.append(group)
                 done.update(group.names)
         return groups + [_Group(None, None, n) for n in self.names if n not in done]
+
+    def _shared_maps(self, y: Tensor, tap: _Tap, weights: Tensor, true: Callable[[int], dict[str, Tensor]]) -> set[str]:
+        """Return the weights of maps which all of a graph's nodes share, and whose uses account for their gradients.
+
+        Gradients reach few of these nodes, which makes rows much cheaper than automatic differentiation of the weight.
+        """
+        found = {n for n, uses in tap.uses.items() if uses and self.parameters[n].ndim == 2}
+        found = {n for n in found if all(u.output.ndim == 2 for u in tap.uses[n])}
+        for point in range(min(len(y), PROBES)):
+            if not found:
+                break
+            names = sorted(found)
+            want, got = true(point), self._gradients((y[point] * weights).sum(), names, tap, found)
+            for name, g in zip(names, got, strict=True):
+                if (g - want[name]).abs().max() > 1e-8 * max(float(want[name].abs().max()), 1e-12):
+                    found.discard(name)
+        return found
+
+    def _gradients(self, scalar: Tensor, names: list[str], tap: _Tap, shared: set[str]) -> list[Tensor]:
+        """Return the gradient of a scalar with respect to each named parameter, zero where it has no effect."""
+        uses = [u for n in names if n in shared for u in tap.uses[n]]
+        rest = [self.parameters[n] for n in names if n not in shared]
+        grads = torch.autograd.grad(scalar, [*(u.output for u in uses), *rest], retain_graph=True, allow_unused=True)
+        at_use, plain = iter(zip(uses, grads, strict=False)), iter(grads[len(uses) :])
+        found = []
+        for name in names:
+            total = torch.zeros_like(self.parameters[name])
+            if name not in shared:
+                g = next(plain)
+                total = total if g is None else g
+            else:
+                for use, delta in itertools.islice(at_use, len(tap.uses[name])):
+                    if delta is not None:
+                        reached = torch.nonzero(delta.abs().amax(1)).flatten()
+                        total += delta[reached].T @ use.inputs()[reached]
+            found.append(total.detach())
+        return found
 
     def _factored(
         self,
@@ -241,15 +313,10 @@ class Linearization:
 
     def _flat(self, tensors: dict[str, Tensor], group: _Group) -> Array:
         """Return one group's parameters as the flat vector that its block multiplies."""
+        parts = [_numpy(tensors[name]) for name in group.names]
         if group.plain is not None:
-            return _numpy(tensors[group.plain]).ravel()
-        parts = []
-        if group.weight is not None:
-            matrix = _numpy(tensors[group.weight])
-            parts.append(matrix.reshape(len(matrix), -1))
-        if group.bias is not None:
-            parts.append(_numpy(tensors[group.bias])[:, None])
-        return np.concatenate(parts, 1).ravel()
+            return parts[0].ravel()
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], 1).ravel()
 
     def flatten(self, tensors: dict[str, Tensor]) -> Array:
         """Return a change given by parameter name as a flat vector (n,)."""
@@ -260,20 +327,15 @@ class Linearization:
         out: dict[str, Tensor] = {}
         start = 0
         for group in self.groups:
-            if group.plain is not None:
-                shape = self._start[group.plain].shape
-                size = shape.numel()
-                out[group.plain] = torch.from_numpy(d[start : start + size].reshape(shape))
-            else:
-                shape = self._start[group.tapped].shape
-                width = (shape[1:].numel() if group.weight else 0) + (group.bias is not None)
-                size = shape[0] * width
-                matrix = d[start : start + size].reshape(shape[0], width)
-                if group.bias is not None:
-                    out[group.bias] = torch.from_numpy(matrix[:, -1].copy())
-                    matrix = matrix[:, :-1]
-                if group.weight is not None:
-                    out[group.weight] = torch.from_numpy(np.ascontiguousarray(matrix).reshape(shape))
+            shapes = {name: self._start[name].shape for name in group.names}
+            size = sum(shape.numel() for shape in shapes.values())
+            rows = 1 if group.plain is not None else shapes[group.names[0]][0]
+            matrix = d[start : start + size].reshape(rows, -1)
+            column = 0
+            for name, shape in shapes.items():
+                width = shape.numel() // rows
+                part = np.ascontiguousarray(matrix[:, column : column + width]).reshape(shape)
+                out[name], column = torch.from_numpy(part), column + width
             start += size
         return {n: out[n].to(self.like.device) for n in self.names}
 
@@ -300,6 +362,8 @@ class Linearization:
     def features(self, inputs: AnyInputs) -> Tensor | None:
         """Return (points, inp), the last map's inputs, when `ends_affine` and it is applied once per point."""
         group = self.groups[0]
+        if group.keyed:
+            return self._keys(inputs)
         found = []
         for step in batches(len(inputs)):
             y, tap = self._run(self.prepare(inputs[step]))
@@ -312,7 +376,7 @@ class Linearization:
 
     def matrix(self, d: Array) -> Tensor:
         """Return a flat change of a single linear map as (out, inp)."""
-        return torch.from_numpy(d.reshape(self._start[self.groups[0].tapped].shape[0], -1))
+        return torch.from_numpy(d.reshape(self._start[self.groups[0].names[0]].shape[0], -1))
 
     def rows(self, inputs: AnyInputs, criterion: Criterion, point: Tensor, condition: Tensor) -> Rows:
         """Return the gradients of chosen conditions' slacks with respect to the chosen parameters.
@@ -341,6 +405,11 @@ class Linearization:
         self, inputs: AnyInputs, criterion: Criterion, chunk: Tensor, local: Tensor, point: Tensor, condition: Tensor
     ) -> Rows:
         """Rows of the points `chunk`; `local` says where in the chunk each row's point is."""
+        if self.groups[0].keyed:
+            found = self._keys(inputs[chunk]) if self.independent else self._keys(inputs)[chunk]
+            out = self._start[self.names[0]].shape[0]
+            cotangents = criterion.rows(point, condition, found.new_zeros(1, out)).to(found)
+            return Rows((Factored(_numpy(cotangents)[:, None], local.numpy(), _numpy(found)[:, None]),))
         sub = self.prepare(inputs[chunk] if self.independent else inputs)
         where = local if self.independent else point
         y, tap = self._run(sub)
@@ -365,10 +434,10 @@ class Linearization:
                 blocks.append(self._factored(group, mine, part, local.numpy(), np.arange(len(chunk))))
         plain = [g.plain for g in self.groups if g.plain is not None]
         if plain:
-            blocks += self._plain(y, where, cotangents.to(y), plain)
+            blocks += self._plain(y, tap, where, cotangents.to(y), plain)
         return Rows(tuple(blocks))
 
-    def _plain(self, y: Tensor, where: Tensor, cotangents: Tensor, names: list[str]) -> list[Block]:
+    def _plain(self, y: Tensor, tap: _Tap, where: Tensor, cotangents: Tensor, names: list[str]) -> list[Block]:
         parameters = [self.parameters[n] for n in names]
         size = sum(p.numel() for p in parameters)
         if size * len(where) > DENSE_LIMIT:
@@ -378,13 +447,15 @@ class Linearization:
             )
         rows: list[list[Array]] = [[] for _ in names]
         for w, cotangent in zip(where.tolist(), cotangents, strict=True):
-            grads = torch.autograd.grad((y[w] * cotangent).sum(), parameters, retain_graph=True, allow_unused=True)
-            for k, g in enumerate(grads):
-                rows[k].append(_numpy(g).ravel() if g is not None else np.zeros(parameters[k].numel()))
+            for k, g in enumerate(self._gradients((y[w] * cotangent).sum(), names, tap, self._shared)):
+                rows[k].append(_numpy(g).ravel())
         return [Dense(np.stack(r)) for r in rows]
 
     def metric(self, inputs: AnyInputs) -> Metric:
         """Return the drift metric over `inputs`: second moments of each map's inputs, Fisher diagonal elsewhere."""
+        if self.groups[0].keyed:
+            k = _numpy(self._keys(inputs))
+            return Metric([_root(k.T @ k / len(k))])
         moments: dict[str, Array] = {}
         fisher: dict[str, Array] = {}
         for start in range(0, len(inputs), POINTS * 4):
@@ -402,7 +473,7 @@ class Linearization:
                         moments[group.tapped] = moments.get(group.tapped, np.zeros(())) + _numpy(a.T @ a)
             plain = [g.plain for g in self.groups if g.plain is not None]
             if plain:
-                for row in self._plain_squares(y, plain):
+                for row in self._plain_squares(y, plain) if self.independent else self._sketches(y, plain):
                     for name, square in row.items():
                         fisher[name] = fisher.get(name, np.zeros(())) + square
             if not self.independent:
@@ -410,9 +481,7 @@ class Linearization:
         factors: list[Array] = []
         for group in self.groups:
             if group.plain is None:
-                C = moments[group.tapped] / len(inputs)
-                C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
-                factors.append(np.asarray(np.linalg.cholesky(C), np.float64))
+                factors.append(_root(moments[group.tapped] / len(inputs)))
             else:
                 diagonal = fisher[group.plain or ""] / len(inputs)
                 factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), 1e-12)))
@@ -436,6 +505,33 @@ class Linearization:
                         t += weight * _numpy(g).ravel() ** 2
             squares.append(dict(zip(names, total, strict=True)))
         return squares
+
+    def _sketches(self, y: Tensor, names: list[str]) -> Iterator[dict[str, Array]]:
+        """Yield squares whose sum is, on average, the Fisher diagonal summed over the points.
+
+        One pass serves all points of a graph: each draws a class from its probabilities and a sign, and since signs
+        are independent, the products of different points vanish on average.
+        """
+        generator = torch.Generator().manual_seed(0)
+        log_p = torch.log_softmax(y.flatten(1), 1)
+        p = log_p.detach().exp().cpu()
+        parameters = [self.parameters[n] for n in names]
+        for _ in range(SKETCHES):
+            drawn = torch.multinomial(p, 1, generator=generator).to(y.device)
+            sign = 2.0 * torch.randint(2, (len(y), 1), generator=generator) - 1
+            scalar = (sign.to(y) * log_p.gather(1, drawn)).sum()
+            grads = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
+            squares = [
+                np.zeros(q.numel()) if g is None else _numpy(g).ravel() ** 2
+                for g, q in zip(grads, parameters, strict=True)
+            ]
+            yield {n: square / SKETCHES for n, square in zip(names, squares, strict=True)}
+
+
+def _root(C: Array) -> Array:
+    """Return the Cholesky factor of a second moment and its ridge."""
+    C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
+    return np.asarray(np.linalg.cholesky(C), np.float64)
 
 
 def _rank(local: Tensor) -> Tensor:
