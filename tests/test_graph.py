@@ -298,6 +298,16 @@ def test_the_smallest_change_is_the_smallest() -> None:
     assert result.report.weight_change.l2 == pytest.approx(least, rel=1e-4)
 
 
+@pytest.mark.parametrize("layer", ["first", "last"])
+def test_decoupled_graph_networks(layer: str) -> None:
+    model = net(hidden=16)
+    graph, edits, locality = task(model, ring())
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer=layer, architecture="decoupled"))
+    assert result.report.success_rate == 1.0 and result.report.drawdown_points == 0.0
+    assert any("exact" in note for note in result.report.notes) and result.certificate is None
+    assert torch.equal(decisions(result.model, graph)[1:], graph.y[1:])
+
+
 def test_infeasible_edits_say_so() -> None:
     model = net()
     _, edits, locality = task(model, ring(), edits=5)
