@@ -350,8 +350,9 @@ def fisher_diagonal(
         names: parameters or layers, as `layers.choose` takes them.
         inputs: n points. Where they depend on each other (a graph), all of them run together.
         labels: "exact" takes the expectation over y under the model itself, one gradient per point and class (with more
-            than 100 classes the 100 most probable ones of each point, and F is a lower bound); "sampled" draws one y per point from the model; "empirical" takes `targets`, which is another quantity and
-            nearly zero where the model is sure of them.
+            than 100 classes the 100 most probable ones of each point, and F is a lower bound); "sampled" draws one y
+            per point from the model; "empirical" takes `targets`, which is another quantity, and nearly zero where the
+            model is sure of them.
         targets: (n,) labels, for "empirical".
         lowest: whether the lowest score wins: p is then the softmax of the negated outputs.
         points: use at most this many points, drawn at random.
