@@ -280,6 +280,14 @@ def _panels(rows: int, columns: int) -> tuple[Any, Any]:
     return fig, axes
 
 
+def _points(axis: Any) -> None:
+    """Show drawdown in plain numbers: linear between -1 and 1 points, logarithmic beyond."""
+    from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
+
+    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def _finish(fig: Any, styles: dict[str, dict[str, Any]], path: Path, line: bool) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
@@ -308,6 +316,7 @@ def pareto(domain: str, path: Path) -> None:
     for k, model in enumerate(models):
         for axis, mode in zip(axes[k], MODES, strict=True):
             axis.set_xscale("symlog", linthresh=1)
+            _points(axis.xaxis)
             axis.axvline(0, color="0.6", linewidth=0.8)
             axis.set_ylim(-4, 104)
             axis.set(title=f"{model}, {mode}", xlabel="drawdown (points)")
@@ -330,7 +339,8 @@ def curves(domain: str, path: Path) -> None:
             axis = axes[models.index(group.model), panels.index((group.mode, key))]
             means = [scale * fmean(values) for values in zip(*(row[key] for row in rows), strict=False)]
             style = styles[group.experiment] | {"markevery": (len(means) - 1, 1)}
-            axis.plot(range(1, len(means) + 1), means, **style, linewidth=1.5, markersize=6)
+            bold = group.experiment in BASELINES  # and above the others
+            axis.plot(range(1, len(means) + 1), means, **style, linewidth=2.2 if bold else 1.2, zorder=3 if bold else 2)
     for k, model in enumerate(models):
         for axis, (mode, key) in zip(axes[k], panels, strict=True):
             axis.set_xlabel("edits so far")
@@ -339,6 +349,7 @@ def curves(domain: str, path: Path) -> None:
                 axis.set(ylim=(-4, 104), ylabel="of them hold now (%)")
             else:
                 axis.set_yscale("symlog", linthresh=1)
+                _points(axis.yaxis)
                 axis.axhline(0, color="0.6", linewidth=0.8)
                 axis.set_ylabel("drawdown (points)")
     _finish(fig, styles, path, line=True)
