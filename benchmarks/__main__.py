@@ -40,6 +40,7 @@ def main() -> None:
     editing = runner.add_argument_group("the editing benchmark (implies --part editing)")
     editing.add_argument("--method", action="append", help="only experiments of this method, or of this name")
     editing.add_argument("--mode", action="append", choices=list(MODES))
+    editing.add_argument("--model", action="append")
     editing.add_argument("--again", action="store_true", help="measure rows once more that failed")
     editing.add_argument("--trial", action="store_true", help="5 edits and 2 seeds, stored in build/trials")
     editing.add_argument("--jobs", type=int, default=1, help="processes at a time")
@@ -55,12 +56,13 @@ def main() -> None:
             DOMAINS[arguments.domain],
             arguments.method or (),
             arguments.mode or (),
+            arguments.model or (),
             again=arguments.again,
             trial=arguments.trial,
             jobs=arguments.jobs,
         )
     asked = arguments.part
-    if arguments.method or arguments.mode or arguments.again or arguments.trial:
+    if arguments.method or arguments.mode or arguments.model or arguments.again or arguments.trial:
         asked = asked or ["editing"]
     wrong = [part for part in asked or () if part not in parts]
     if wrong:

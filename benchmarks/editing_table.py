@@ -242,20 +242,12 @@ def _left(group: Group) -> str:
 
 # Figures -------------------------------------------------------------------------------------------------------------
 
-#: Paul Tol's "muted" colours, told apart by people who see colours differently, and markers beside them.
+#: Paul Tol's "muted" colours and three more, told apart by those who see colours differently; with markers beside them.
 _COLOURS = (
-    "#CC6677",
-    "#332288",
-    "#DDCC77",
-    "#117733",
-    "#88CCEE",
-    "#882255",
-    "#44AA99",
-    "#999933",
-    "#AA4499",
-    "#777777",
+    *("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499", "#777777"),
+    *("#000000", "#EE7733", "#0077BB"),
 )
-_MARKERS = "osD^vPX*<>"
+_MARKERS = "osD^vPX*<>hdp"
 
 
 def _style(names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -103,6 +103,7 @@ def run(
     domain: Domain,
     methods: Sequence[str] = (),
     modes: Sequence[str] = (),
+    models: Sequence[str] = (),
     *,
     again: bool = False,
     trial: bool = False,
@@ -113,7 +114,7 @@ def run(
     Args:
         domain: whose experiments.
         methods: only those of these methods or names; none: all.
-        modes: only these; none: all.
+        modes: only these; none: all. `models`: likewise.
         again: measure rows once more that failed.
         trial: 5 edits and 2 seeds, stored in build/trials.
         jobs: processes at a time.
@@ -130,10 +131,12 @@ def run(
         folder = TRIALS / domain.name
     for experiment in experiments:
         if not methods or experiment.method in methods or experiment.name in methods:
-            _run(experiment, folder / f"{experiment.name}.json", modes, again, jobs)
+            _run(experiment, folder / f"{experiment.name}.json", modes, models, again, jobs)
 
 
-def _run(experiment: Experiment, path: Path, modes: Sequence[str], again: bool, jobs: int) -> None:
+def _run(
+    experiment: Experiment, path: Path, modes: Sequence[str], models: Sequence[str], again: bool, jobs: int
+) -> None:
     rows = measure.load(path)
     for row in rows:
         if any(row[key] != value for key, value in experiment.asked.items()):
@@ -143,6 +146,7 @@ def _run(experiment: Experiment, path: Path, modes: Sequence[str], again: bool, 
             )
     stored = {_key(row): row for row in rows}
     todo = [case for case in experiment.cases() if not modes or case["mode"] in modes]
+    todo = [case for case in todo if not models or case["model"] in models]
     todo = [case for case in todo if _key(case) not in stored or (again and failed(stored[_key(case)]))]
     if not todo:
         return

@@ -175,6 +175,8 @@ def test_methods_and_experiments_are_chosen_by_name(domain: Domain, here: list[A
     write(domain, 'method = "minimal-norm"\n[options]\nnorm = "l1"', "other")
     experiments.run(domain, ["other"], ["batch"])
     assert len(rows(domain, "other")) == 2 and rows(domain) == []
+    experiments.run(domain, models=["another"])
+    assert rows(domain) == []
     with pytest.raises(InvalidInput, match="no experiment 'othr'. Did you mean 'other'"):
         experiments.run(domain, ["othr"])
 

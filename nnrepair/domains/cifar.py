@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nnrepair import data
 from nnrepair.data import Resource
-from nnrepair.domains.vision import Images, Split, _open_npz
+from nnrepair.domains.vision import Images, Split
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
 
 #: What the labels 0 to 9 mean.
@@ -213,7 +213,7 @@ def _known(split: str) -> str:
 
 
 def _arrays(path: Path, *names: str) -> dict[str, npt.NDArray[Any]]:
-    with _open_npz(path) as file:
+    with data.open_npz(path) as file:
         missing = [name for name in names if name not in file.files]
         if missing:
             raise InvalidInput(f"{path} lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}.")
