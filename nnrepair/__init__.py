@@ -16,10 +16,11 @@ from nnrepair.errors import (
     UnsupportedModel,
 )
 from nnrepair.fix import fix
+from nnrepair.history import History, Step
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.properties import repair_property
-from nnrepair.result import RepairResult, Report
+from nnrepair.result import Kept, RepairResult, Report
 from nnrepair.shapes import Polygons, Segments
 from nnrepair.spec import Edits, EditScope, Inputs, LocalitySet
 
@@ -33,8 +34,10 @@ __all__ = [
     "Decoupled",
     "EditScope",
     "Edits",
+    "History",
     "Inputs",
     "InvalidInput",
+    "Kept",
     "Linear",
     "LocalitySet",
     "NNRepairError",
@@ -47,6 +50,7 @@ __all__ = [
     "RepairResult",
     "Report",
     "Segments",
+    "Step",
     "UnsupportedModel",
     "fix",
     "methods",

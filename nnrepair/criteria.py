@@ -4,6 +4,7 @@ A criterion belongs to a batch of points. It answers three questions about the b
 (`holds`), by how much (`slack`), and with which gradient (`rows`). The last two are all that a linear program needs:
 condition r of point i is `A[i, r] . y[i] >= b[i, r]`, its slack is `A[i, r] . y[i] - b[i, r]`, and `rows` returns
 chosen A[i, r] without ever building the whole array, so a thousand classes cost no more than the rows in use.
+Gradient descent asks a fourth: one number per point to lower (`loss`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
@@ -48,6 +50,15 @@ class Criterion(ABC):
     @abstractmethod
     def check(self, y: Tensor) -> None:
         """Raise InvalidInput unless outputs of y's shape can be judged by this criterion."""
+
+    def loss(self, y: Tensor, margin: float = 0.0) -> Tensor:
+        """Return (n,): what gradient descent lowers until the conditions hold, here the sum of what each one misses.
+
+        Args:
+            y: (n, ...) outputs, through which gradients flow.
+            margin: aim for slacks of at least this, in output units.
+        """
+        return F.relu(margin - flat(self.slack(y))).sum(1)
 
     def resolve(self, y: Tensor, group: Tensor | None = None) -> Criterion:
         """Return a criterion without *or* that implies this one, choosing the branch that is nearest at `y`.
@@ -137,6 +148,15 @@ class Argmax(Criterion):
         slack: Tensor = self.sign * (y.gather(1, labels) - y) - self.margin_
         slack.scatter_(1, labels, torch.inf)
         return slack
+
+    def loss(self, y: Tensor, margin: float = 0.0) -> Tensor:
+        """Return (n,): the cross-entropy, of -y for `Argmin`; margins are taken off the label's score.
+
+        >>> bool(torch.isclose(Argmax([1]).loss(torch.zeros(1, 4)), torch.tensor(4.0).log()))
+        True
+        """
+        behind = margin - self.slack(y)  # -inf for the label itself
+        return torch.cat([torch.zeros_like(behind[:, :1]), behind], 1).logsumexp(1)
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         row = torch.zeros(len(point), y.shape[1], dtype=y.dtype, device=y.device)
@@ -301,6 +321,10 @@ class AllOf(_Joined):
     def slack(self, y: Tensor) -> Tensor:
         return torch.cat([p.slack(y) for p in self.parts], 1)
 
+    def loss(self, y: Tensor, margin: float = 0.0) -> Tensor:
+        """Return (n,): the sum over the parts."""
+        return torch.stack([p.loss(y, margin) for p in self.parts]).sum(0)
+
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         row = torch.zeros(len(point), *y.shape[1:], dtype=y.dtype, device=y.device)
         start = 0
@@ -328,6 +352,10 @@ class AnyOf(_Joined):
     def slack(self, y: Tensor) -> Tensor:
         """Return (n, 1): the margin of the nearest part; `resolve` first to see its single conditions."""
         return self.margin(y)[:, None]
+
+    def loss(self, y: Tensor, margin: float = 0.0) -> Tensor:
+        """Return (n,): the smallest among the parts, so that each point follows one of them."""
+        return torch.stack([p.loss(y, margin) for p in self.parts]).amin(0)
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         raise InvalidInput("A disjunction has no single gradient: call resolve(y) first.")
@@ -381,4 +409,9 @@ class Chosen(Criterion):
 
     def holds(self, y: Tensor) -> Tensor:
         each = torch.stack([p.holds(y) for p in self.parts])
+        return each.gather(0, self.choice.to(y.device)[None])[0]
+
+    def loss(self, y: Tensor, margin: float = 0.0) -> Tensor:
+        """Return (n,): the chosen part's loss."""
+        each = torch.stack([p.loss(y, margin) for p in self.parts])
         return each.gather(0, self.choice.to(y.device)[None])[0]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nnrepair.history import History
     from nnrepair.result import RepairResult
 
 
@@ -33,7 +34,7 @@ class PatchError(NNRepairError, ValueError):
 class RepairFailed(NNRepairError):
     """Not every edit holds after the repair. The full result is in `.result`; `throw=False` returns it instead."""
 
-    def __init__(self, result: RepairResult) -> None:
+    def __init__(self, result: RepairResult | History) -> None:
         super().__init__(
             f"{result.outcome}\nThe full result is in this exception's .result; throw=False returns it instead."
         )

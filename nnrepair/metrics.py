@@ -1,8 +1,12 @@
 """The field's measures as pure functions of outputs, decisions and criteria.
 
-Definitions follow the survey by Mazzia et al. (2023). Two of them differ between papers, so both are here:
-drawdown is relative in the survey (`drawdown`) and in points in the papers on graphs (`drawdown_points`); locality
-means accuracy kept (drawdown) or decisions unchanged (`locality`).
+Definitions follow the survey by Mazzia et al. (2023). Where sources disagree, both readings are here:
+
+* drawdown is relative in the survey (`drawdown`) and in points in the papers on graphs (`drawdown_points`);
+* locality is accuracy kept in the survey (drawdown), and decisions unchanged elsewhere (`locality`), even wrong ones;
+* the edit score is an average in the survey's text (`edit_score`, between 0 and 1), and a sum in its equation;
+* rates "right after" an edit's own step (success rate SR, generalization rate GR, edit score ES) become *retain rates*
+  (SRR, GRR, ESR) when the same functions are given the outputs of the last network of a sequence.
 """
 
 from __future__ import annotations
@@ -21,6 +25,37 @@ def success_rate(criterion: Criterion, y: Tensor) -> float:
     0.5
     """
     return float(criterion.holds(y).double().mean())
+
+
+def edit_score(success: float, generalization: float | None) -> float:
+    """Return the mean of success rate and generalization rate; success alone where there is no edit scope.
+
+    The survey's text says average, its equation 12 prints the sum: that is twice this value.
+
+    >>> edit_score(1.0, 0.5)
+    0.75
+    """
+    return success if generalization is None else (success + generalization) / 2
+
+
+def retainability(success: float, retained: float) -> float:
+    """Return which share of what a sequence of edits achieved is still there at its end: SRR / SR (0 without success).
+
+    >>> retainability(0.5, 0.25)
+    0.5
+    """
+    return retained / success if success > 0 else 0.0
+
+
+def scalability(one_by_one: float, together: float) -> float:
+    """Return which share of the success of edits repaired one by one is left when they are repaired together.
+
+    The survey asks for this property and gives no formula; this is the ratio of two success rates (0 without success).
+
+    >>> scalability(1.0, 0.75)
+    0.75
+    """
+    return together / one_by_one if one_by_one > 0 else 0.0
 
 
 def drawdown(before: float, after: float) -> float:

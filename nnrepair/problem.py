@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,29 @@ def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
     if len(inputs) <= BATCH:
         return call(model, inputs)
     return torch.cat([call(model, inputs[step]) for step in batches(len(inputs))])
+
+
+def outputs_of(model: nn.Module, several: Sequence[AnyInputs]) -> list[Tensor]:
+    """Return the outputs of several sets of points; those that can be joined (nodes of one graph) run together."""
+    joined: list[tuple[AnyInputs, list[int]]] = []
+    for k, inputs in enumerate(several):
+        for place, (some, members) in enumerate(joined):
+            if (both := join(some, inputs)) is not None:
+                joined[place] = (both, [*members, k])
+                break
+        else:
+            joined.append((inputs, [k]))
+    found: dict[int, Tensor] = {}
+    for inputs, members in joined:
+        sizes = [len(several[k]) for k in members]
+        found |= dict(zip(members, torch.split(outputs(model, inputs), sizes), strict=True))
+    return [found[k] for k in range(len(several))]
+
+
+def join(first: AnyInputs, second: AnyInputs) -> AnyInputs | None:
+    """Return points that run in one pass of a whole domain (`Inputs.joined`), or None where that saves nothing."""
+    joined: Callable[[AnyInputs], AnyInputs | None] | None = getattr(first, "joined", None)
+    return None if joined is None else joined(second)
 
 
 def has_choice(criterion: Criterion) -> bool:
@@ -135,9 +159,32 @@ def build(
         scope = EditScope.coerce(edit_scope)
         if len(scope) == 0:
             raise InvalidInput("The edit scope is empty; leave it out, or give points that the edits should reach.")
-        scope = EditScope(to_like(scope.inputs, like), _same_sense(scope.criterion, lowest))
+        scope = EditScope(to_like(scope.inputs, like), _same_sense(scope.criterion, lowest), scope.of)
         scope.criterion.check(first_look(model, scope.inputs, "the edit scope"))
+        _refuse_strangers(scope, len(edits))
     return Problem(model, edits, locality, keep, kept, scope, lowest, 0 if seed is None else seed, progress)
+
+
+def held_out(problem: Problem, points: Any, name: str) -> tuple[LocalitySet, Criterion]:
+    """Return points that no method sees, where the model is, and the criterion that keeps them.
+
+    Raises:
+        InvalidInput: there are none, or the model does not accept them.
+    """
+    points = LocalitySet.coerce(points)
+    if len(points) == 0:
+        raise InvalidInput(f"{name} is empty; leave it out, or give points to measure on.")
+    inputs = to_like(points.inputs, check_model(problem.model))
+    points = LocalitySet(inputs, _same_sense(points.criterion, problem.lowest))
+    points, keep, _ = _keep(problem.model, points, problem.edits, problem.lowest, name)
+    return points, keep
+
+
+def _refuse_strangers(scope: EditScope, edits: int) -> None:
+    if scope.of is not None and (int(scope.of.min()) < 0 or int(scope.of.max()) >= edits):
+        raise InvalidInput(
+            f"EditScope: `of` must name edits 0..{edits - 1}, got {int(scope.of.min())}..{int(scope.of.max())}."
+        )
 
 
 def check_model(model: Any) -> Tensor:
@@ -226,8 +273,10 @@ def _refuse_contradictions(edits: Edits) -> None:
         raise InvalidInput(f"Equal inputs are given different labels: edits {shown}{more}. Remove one of each pair.")
 
 
-def _keep(model: nn.Module, locality: LocalitySet, edits: Edits, lowest: bool) -> tuple[LocalitySet, Criterion, Tensor]:
-    y = first_look(model, locality.inputs, "the locality set")
+def _keep(
+    model: nn.Module, locality: LocalitySet, edits: Edits, lowest: bool, what: str = "the locality set"
+) -> tuple[LocalitySet, Criterion, Tensor]:
+    y = first_look(model, locality.inputs, what)
     if locality.criterion is not None:
         locality.criterion.check(y)
         return locality, locality.criterion, locality.criterion.holds(y.double())

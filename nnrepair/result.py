@@ -34,6 +34,29 @@ class WeightChange:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What became of points that were no edits.
+
+    Attributes:
+        points: how many there are.
+        accuracy_before, accuracy_after: share of them whose labels hold (None without labels).
+        drawdown: relative loss of accuracy, negative when it rose; `drawdown_points`: the same in percentage points.
+        locality: share of decisions that are unchanged, right or wrong.
+    """
+
+    points: int
+    accuracy_before: float | None
+    accuracy_after: float | None
+    drawdown: float | None
+    drawdown_points: float | None
+    locality: float
+
+    def __str__(self) -> str:
+        lost = "" if self.drawdown_points is None else f"drawdown {self.drawdown_points:.2f} points, "
+        return f"{lost}{self.locality:.2%} of {self.points} decisions unchanged"
+
+
+@dataclass(frozen=True)
 class Report:
     """What was measured by running both networks in their own dtype (edits over whole regions: in float64).
 
@@ -49,6 +72,7 @@ class Report:
         seconds: wall time of the method.
         method: the method, with its hyper-parameters.
         notes: sentences from the method: which layer, which claim.
+        tests: by name, what became of points that the method never saw.
     """
 
     edits: int
@@ -64,11 +88,13 @@ class Report:
     seconds: float
     method: str
     notes: list[str] = field(default_factory=list)
+    tests: dict[str, Kept] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, lists and strings (JSON)."""
         plain = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        return plain | {"weight_change": asdict(self.weight_change)}
+        tests = {name: asdict(kept) for name, kept in self.tests.items()}
+        return plain | {"weight_change": asdict(self.weight_change), "tests": tests}
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("success rate", f"{self.success_rate:.2%} ({sum(self.held_after)} of {self.edits} edits hold)")]
@@ -79,6 +105,7 @@ class Report:
             rows.append(("drawdown", f"{self.drawdown_points:.2f} points ({self.drawdown:.2%} relative)"))
         if self.locality is not None:
             rows.append(("locality", f"{self.locality:.2%} of {self.locality_points} decisions unchanged"))
+        rows += [(name, str(kept)) for name, kept in self.tests.items()]
         change = self.weight_change
         rows.append(("weights changed", f"{change.nonzeros}"))
         rows.append(("size of change", f"l1 {change.l1:.4g}, l2 {change.l2:.4g}, max {change.linf:.4g}"))

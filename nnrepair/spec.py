@@ -141,11 +141,34 @@ class LocalitySet(_Points):
 
 
 class EditScope(_Points):
-    """Points that the edits should generalise to (neighbours, corrupted copies); only ever measured."""
+    """Points that the edits should generalise to (neighbours, corrupted copies); only ever measured.
+
+    >>> EditScope(torch.zeros(3, 4), [1, 1, 0], of=[0, 0, 1]).of  # two neighbours of edit 0, one of edit 1
+    tensor([0, 0, 1])
+
+    Args:
+        inputs: (n, ...) tensor or an `Inputs` object; leave the edits themselves out.
+        target: (n,) labels or a `Criterion`.
+        of: (n,) the index of the edit that each point belongs to. Edits that are repaired one after another are then
+            each measured on their own points; without it every step is measured on all of them.
+    """
 
     criterion: Criterion
+    of: Tensor | None
 
-    def __init__(self, inputs: Any, target: Any = None) -> None:
+    def __init__(self, inputs: Any, target: Any = None, of: Any = None) -> None:
         super().__init__(inputs, target)
         if self.criterion is None:
             raise InvalidInput("An edit scope needs labels or a criterion beside its inputs.")
+        if of is not None:
+            of = torch.as_tensor(of)
+            if of.shape != (len(self),) or of.dtype.is_floating_point or of.dtype == torch.bool:
+                raise InvalidInput(
+                    f"EditScope: `of` must name one edit, an integer, for each of the {len(self)} points; got shape "
+                    f"{tuple(of.shape)}, {of.dtype}."
+                )
+        object.__setattr__(self, "of", of)
+
+    def __getitem__(self, index: Any) -> EditScope:
+        index = torch.as_tensor(index)
+        return EditScope(self.inputs[index], self.criterion[index], None if self.of is None else self.of[index])

@@ -287,11 +287,35 @@ class TestRefusals:
             assert stopped.value.code == 2
 
 
+def test_edits_one_after_another(base: Path, tmp_path: Path, capsys) -> None:
+    out, report, progress = tmp_path / "out.onnx", tmp_path / "report.json", tmp_path / "progress.safetensors"
+    options = ["--edits", base / "edits.npz", "--locality", base / "keep.npz", "--test", base / "scope.npz"]
+    options += ["--layer", "fc2", "--mode", "successive", "--resume", progress, "--report", report, "--out", out]
+    assert run("fix", base / "base.onnx", *options) == 0
+    assert "success retain rate   100.00%" in capsys.readouterr().out
+    with np.load(base / "edits.npz") as edits:
+        assert (labels_of(out, edits["inputs"]) == edits["labels"]).all()
+    written = json.loads(report.read_text())
+    assert written["history"]["success_retain_rate"] == 1.0
+    assert len(written["history"]["steps"]) == 2
+    assert written["history"]["kept"]["test set"]["points"] == 2
+    assert progress.exists()
+    options += ["--patch", tmp_path / "fix.safetensors", "--no-rehearsal"]
+    assert "belongs to another sequence" in refused(capsys, "fix", base / "base.onnx", *options)
+
+
+def test_options_of_sequences_alone_are_refused(base: Path, tmp_path: Path, capsys) -> None:
+    told = refused(
+        capsys, "fix", base / "base.onnx", "--edits", base / "edits.npz", "--out", tmp_path / "x.onnx", "--no-rehearsal"
+    )
+    assert "--mode successive" in told
+
+
 def test_methods_come_from_their_own_declarations(capsys) -> None:
     assert run("methods") == 0
     said = capsys.readouterr().out
     for name in nnrepair.methods.REGISTRY:
-        row = next(line for line in said.splitlines() if line.startswith(f"{name} "))
+        row = next(line for line in said.splitlines() if name in line.split("  ")[0].split(", "))
         assert nnrepair.methods.named(name).capabilities.family in row
     assert "keeps architecture" in said.splitlines()[0]
 

@@ -20,3 +20,14 @@ def test_drawdown_is_relative_and_drawdown_points_are_not() -> None:
 
 def test_locality_counts_unchanged_decisions() -> None:
     assert metrics.locality(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2])) == 0.75
+
+
+def test_edit_score_is_the_average_and_needs_no_scope() -> None:
+    assert metrics.edit_score(1.0, 0.5) == 0.75
+    assert metrics.edit_score(0.5, None) == 0.5
+
+
+def test_retainability_and_scalability_are_shares_of_what_was_reached() -> None:
+    assert metrics.retainability(0.8, 0.4) == 0.5
+    assert metrics.scalability(0.5, 0.25) == 0.5
+    assert metrics.retainability(0.0, 0.0) == metrics.scalability(0.0, 0.0) == 0.0

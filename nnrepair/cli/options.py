@@ -70,3 +70,10 @@ def read_points(path: Path, option: str, *, labelled: bool) -> Any:
         raise InvalidInput(
             f"{option}: {path} is no .npz file of plain numbers, or it is damaged. Expected {wanted}."
         ) from error
+
+
+def as_columns(table: list[list[str]]) -> list[str]:
+    """Return the lines of a table of words, header first, with a rule under it."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rows = [table[0], ["-" * width for width in widths], *table[1:]]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

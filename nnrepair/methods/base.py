@@ -29,6 +29,17 @@ class Capabilities:
     batch: bool
     successive: bool
 
+    @property
+    def modes(self) -> dict[str, bool]:
+        """The survey's four settings, see `LEGEND`."""
+        return {"SNS": True, "BNS": self.batch, "SSE": self.successive, "BSE": self.batch and self.successive}
+
+
+#: What the columns of `table` mean.
+LEGEND = """\
+SNS  one edit, from the original network           BNS  several edits at once
+SSE  one edit after another, each from the last    BSE  several at once, after others"""
+
 
 @dataclass
 class Proposal:
@@ -92,3 +103,22 @@ def named(method: str | Method) -> Method:
             f"method must be a name or a Method, got {method if isinstance(method, type) else type(method).__name__}."
         )
     return method
+
+
+def distinct() -> dict[str, Method]:
+    """Return every registered method once, by its name; several names of one method are joined by commas."""
+    names: dict[Method, list[str]] = {}
+    for name in REGISTRY:
+        names.setdefault(named(name), []).append(name)
+    return {", ".join(listed): method for method, listed in names.items()}
+
+
+def table() -> list[list[str]]:
+    """Return a table of all methods, header first: the columns of the survey's Table 3, from their own declarations."""
+    header = ["method", "family", "extra training", "keeps architecture", "needs the edits only"]
+    rows = []
+    for name, method in distinct().items():
+        able = method.capabilities
+        flags = [able.extra_training, able.keeps_architecture, able.only_edit_pair, *able.modes.values()]
+        rows.append([name, able.family, *("yes" if flag else "no" for flag in flags)])
+    return [[*header, *Capabilities("", False, False, False, False, False).modes], *rows]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from nnrepair.criteria import Argmax, Criterion
 from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
-from nnrepair.fix import about, like, undisturbed, weight_change
+from nnrepair.fix import undisturbed
+from nnrepair.judge import about, like, weight_change
 from nnrepair.minnorm import NotSolvedError
 from nnrepair.network import private_copy
 from nnrepair.outcome import Outcome

@@ -1,0 +1,196 @@
+"""What a sequence of repairs returns: every step, and the measures over all of them."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any, Literal
+
+from torch import nn
+
+from nnrepair import metrics
+from nnrepair.errors import InvalidInput
+from nnrepair.outcome import Outcome
+from nnrepair.patch import Patch
+from nnrepair.result import Kept
+
+Mode = Literal["independent", "successive"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One repair of a sequence, measured right after it.
+
+    Attributes:
+        edits: which edits were new in it.
+        held: for each of them, whether it holds.
+        status: what `fix` says of such a repair alone, see `Outcome`.
+        generalization_rate: share of their edit scope that holds (None without one).
+        retained: share of all edits so far, these included, that hold in this step's network.
+        kept: what became of the locality set and of the test sets, against the original network.
+        seconds: wall time of the method.
+        notes: sentences from the method.
+    """
+
+    edits: list[int]
+    held: list[bool]
+    status: str
+    generalization_rate: float | None
+    retained: float
+    kept: dict[str, Kept]
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain numbers, lists and strings (JSON)."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Step:
+        """Return the step that `as_dict` wrote."""
+        return cls(**plain | {"kept": {name: Kept(**kept) for name, kept in plain["kept"].items()}})
+
+
+@dataclass(frozen=True)
+class History:
+    """The result of `fix` with mode="independent" or "successive".
+
+    Rates "right after" are taken after each edit's own step, *retain* rates with the last network; see `metrics`.
+
+    Attributes:
+        mode: "independent" (every step starts from the original network) or "successive" (from the last one).
+        steps: in order.
+        outcome: "repaired" when every edit holds: right after its step (independent) or in the last network.
+        held_after: (edits,) whether each edit holds right after its step.
+        held_finally: (edits,) whether it holds in the last network (None for independent edits).
+        generalization_retain_rate: share of the whole edit scope that holds in the last network (None without).
+        patch: from the original to the last network (None for independent edits, or for another architecture).
+        method: the method, with its hyper-parameters.
+    """
+
+    mode: Mode
+    steps: list[Step] = field(repr=False)
+    outcome: Outcome
+    held_after: list[bool] = field(repr=False)
+    held_finally: list[bool] | None = field(repr=False)
+    generalization_retain_rate: float | None
+    patch: Patch | None
+    method: str
+    last: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> nn.Module:
+        """The last network of a sequence.
+
+        Raises:
+            InvalidInput: independent edits have one network each.
+        """
+        if self.last is None:
+            raise InvalidInput(
+                "Independent edits give one network each, and none of them is kept. Repair the edit that you want "
+                "alone (fix(model, edits[k:k + 1], ...) returns the same network), or use mode='batch'."
+            )
+        return self.last
+
+    @property
+    def success_rate(self) -> float:
+        """Share of edits that hold right after their step (SR)."""
+        return fmean(self.held_after)
+
+    @property
+    def generalization_rate(self) -> float | None:
+        """Mean over the steps of the share of their edit scope that holds right after (GR)."""
+        rates = [step.generalization_rate for step in self.steps if step.generalization_rate is not None]
+        return fmean(rates) if rates else None
+
+    @property
+    def edit_score(self) -> float:
+        """Mean of success and generalization rate (ES)."""
+        return metrics.edit_score(self.success_rate, self.generalization_rate)
+
+    @property
+    def success_retain_rate(self) -> float | None:
+        """Share of edits that hold in the last network (SRR); None for independent edits."""
+        return None if self.held_finally is None else fmean(self.held_finally)
+
+    @property
+    def edit_retain_score(self) -> float | None:
+        """Mean of the two retain rates (ESR); None for independent edits."""
+        retained = self.success_retain_rate
+        return None if retained is None else metrics.edit_score(retained, self.generalization_retain_rate)
+
+    @property
+    def kept(self) -> dict[str, Kept]:
+        """What became of each set of points: in the last network, or the mean over independent edits."""
+        if self.mode == "successive":
+            return self.steps[-1].kept
+        return {name: _mean([step.kept[name] for step in self.steps]) for name in self.steps[0].kept}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the method over all steps."""
+        return sum(step.seconds for step in self.steps)
+
+    def worst_drawdown_points(self, name: str) -> float | None:
+        """Return the largest drawdown, in points, after any step, on the locality set or the test set `name`."""
+        found = [p for step in self.steps if (p := step.kept[name].drawdown_points) is not None]
+        return max(found) if found else None
+
+    def curves(self) -> dict[str, list[float]]:
+        """Return what to plot, one number per step.
+
+        "edits" so far; "success_rate" of them, each right after its step; "retained", the share of them that holds now;
+        and per set of points "drawdown_points NAME" and "locality NAME".
+        """
+        found: dict[str, list[float]] = {"edits": [], "success_rate": [], "retained": []}
+        held = count = 0
+        for step in self.steps:
+            held, count = held + sum(step.held), count + len(step.edits)
+            found["edits"].append(count)
+            found["success_rate"].append(held / count)
+            found["retained"].append(step.retained)
+            for name, kept in step.kept.items():
+                found.setdefault(f"locality {name}", []).append(kept.locality)
+                if kept.drawdown_points is not None:
+                    found.setdefault(f"drawdown_points {name}", []).append(kept.drawdown_points)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every measure, and every step, as plain numbers, lists and strings (JSON)."""
+        names = ("mode", "method", "success_rate", "generalization_rate", "edit_score", "success_retain_rate")
+        rates = {name: getattr(self, name) for name in (*names, "generalization_retain_rate", "edit_retain_score")}
+        kept = {name: asdict(kept) for name, kept in self.kept.items()}
+        held = {"held_after": self.held_after, "held_finally": self.held_finally}
+        return rates | {"kept": kept, **held, "seconds": self.seconds, "steps": [s.as_dict() for s in self.steps]}
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("mode", f"{self.mode}, {len(self.held_after)} edits in {len(self.steps)} steps")]
+        rows.append(("success rate", f"{self.success_rate:.2%} right after their step"))
+        if self.generalization_rate is not None:
+            rows.append(("generalization rate", f"{self.generalization_rate:.2%} right after"))
+        if self.success_retain_rate is not None:
+            rows.append(("success retain rate", f"{self.success_retain_rate:.2%} in the last network"))
+        if self.generalization_retain_rate is not None:
+            rows.append(("generalization retain", f"{self.generalization_retain_rate:.2%} in the last network"))
+        for name, kept in self.kept.items():
+            worst = self.worst_drawdown_points(name)
+            at_worst = "" if worst is None else f"; at worst {worst:.2f} points"
+            rows.append((name, f"{'mean ' if self.mode == 'independent' else ''}{kept}{at_worst}"))
+        rows.append(("seconds", f"{self.seconds:.2f}"))
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.outcome), *(f"{name:<21} {value}" for name, value in self._rows())])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self._rows())
+        return f"<p><b>{html.escape(str(self.outcome))}</b></p><table>{rows}</table>"
+
+
+def _mean(kept: list[Kept]) -> Kept:
+    def mean(name: str) -> Any:
+        values = [getattr(k, name) for k in kept]
+        return None if values[0] is None else fmean(values)
+
+    return Kept(kept[0].points, *map(mean, list(Kept.__dataclass_fields__)[1:]))

@@ -1,0 +1,240 @@
+"""Edits one after another: each from the original network (independent), or each from the last one (successive).
+
+One implementation for every method. Without rehearsal successive editors forget: each step only knows its own edit.
+With it, every later step is asked for the past edits too, which is what SEED-GNN (Zhong et al., ICML 2024) does for
+node classification.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nnrepair.errors import InvalidInput, PatchError
+from nnrepair.history import History, Mode, Step
+from nnrepair.judge import Watched, held, like, measure, outcome_of, propose
+from nnrepair.methods.base import Method
+from nnrepair.outcome import Outcome
+from nnrepair.patch import Patch
+from nnrepair.problem import Problem, outputs
+from nnrepair.spec import Edits, EditScope
+
+#: Seconds of work that a kill may cost, at most (and one step).
+SAVE_EVERY = 5.0
+
+
+def check(method: Method, mode: str, edits: int, batch_size: int, rehearsal: bool | int, resume: object) -> None:
+    """Refuse what the method declares that it cannot do, before the long computation.
+
+    Raises:
+        InvalidInput: an unknown mode, sizes that make no sense, or a mode that the method's capabilities exclude.
+    """
+    if mode not in ("batch", "independent", "successive"):
+        raise InvalidInput(f"Unknown mode {mode!r}; choose batch, independent or successive.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidInput(f"batch_size must be a whole number >= 1 of edits per step, got {batch_size!r}.")
+    if not isinstance(rehearsal, int) or rehearsal < 0:
+        raise InvalidInput(
+            f"rehearsal must be True (all past edits), False (none) or how many of them at most, got {rehearsal!r}."
+        )
+    if mode == "batch" and (batch_size != 1 or resume is not None):
+        what = "batch_size" if batch_size != 1 else "resume"
+        raise InvalidInput(f'{what} is for mode="independent" or "successive"; mode="batch" repairs all edits at once.')
+    able, name = method.capabilities, type(method).__name__
+    if mode == "successive" and not able.successive:
+        raise InvalidInput(
+            f'{name} cannot repair a network that it repaired before (successive=False): use mode="independent"'
+            + (' or "batch".' if able.batch else ".")
+        )
+    together = edits if mode == "batch" else batch_size
+    if mode == "successive" and rehearsal:
+        together = max(together, min(2, edits))
+    if together > 1 and not able.batch:
+        raise InvalidInput(
+            f'{name} repairs one edit at a time (batch=False): use mode="independent"'
+            + (' or mode="successive" with rehearsal=False,' if able.successive else ",")
+            + " and batch_size=1."
+        )
+    if resume is not None and not able.keeps_architecture:
+        raise InvalidInput(f"resume stores a patch, but {name} changes the architecture; leave resume out.")
+
+
+@dataclass
+class Sequence:
+    """A sequence of repairs in progress.
+
+    Attributes:
+        original: the user's model, and `private`: a copy in eval mode.
+        pose: makes the problem of some edits, by their numbers, for a network.
+        whole: the problem of all edits at once, already checked.
+        watched: the points to compare after every step.
+        seeded: keeps the random state as it was and seeds it, for one step.
+        method, mode, batch_size, rehearsal, resume, seed, progress: see `fix`.
+    """
+
+    original: nn.Module
+    private: nn.Module
+    pose: Callable[[nn.Module, Tensor], Problem]
+    whole: Problem
+    watched: dict[str, Watched]
+    seeded: Callable[[], Any]
+    method: Method
+    mode: Mode
+    batch_size: int
+    rehearsal: bool | int
+    resume: Path | None
+    seed: int
+    progress: bool
+    _steps: list[Step] = field(default_factory=list)
+    _holds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+
+    def run(self) -> History:
+        """Repair step by step and return the history."""
+        network = self._resumed()
+        self._holds = held(self.whole, network)
+        steps = torch.split(torch.arange(len(self._holds)), self.batch_size)
+        done, saved = len(self._steps), time.monotonic()
+        with tqdm(total=len(steps), initial=done, desc=self.mode, leave=False, disable=not self.progress) as bar:
+            for number in range(done, len(steps)):
+                with self.seeded():
+                    repaired = self._step(network, steps[number], number)
+                if self.mode == "successive":
+                    network = repaired
+                bar.update()
+                if self.resume is not None and time.monotonic() - saved > SAVE_EVERY:
+                    self._save(network)
+                    saved = time.monotonic()
+        if self.resume is not None and done < len(steps):
+            self._save(network)
+        return self._history(network)
+
+    def _step(self, network: nn.Module, new: Tensor, number: int) -> nn.Module:
+        asked = torch.cat([self._rehearsed(new, number), new])
+        before = self._holds[asked]
+        proposal, seconds = propose(self.pose(network, asked), self.method, before)
+        repaired = like(self.private, proposal.model)
+        found = measure(repaired, self.whole, self._scope(new), self.watched)
+        now, so_far = found.holds, int(new[-1]) + 1
+        failing = torch.nonzero(~now[asked]).flatten().tolist()
+        if self.mode == "successive":
+            self._holds = now
+        self._steps.append(
+            Step(
+                edits=new.tolist(),
+                held=now[new].tolist(),
+                status=outcome_of(proposal, before, failing, 0).status,
+                generalization_rate=found.generalization_rate,
+                retained=float(now[:so_far].double().mean()),
+                kept=found.kept,
+                seconds=seconds,
+                notes=proposal.notes,
+            )
+        )
+        return repaired
+
+    def _rehearsed(self, new: Tensor, number: int) -> Tensor:
+        """Return the past edits that this step is asked for too."""
+        past = torch.arange(int(new[0]) if self.mode == "successive" and self.rehearsal else 0)
+        if self.rehearsal is True or len(past) <= self.rehearsal:
+            return past
+        generator = torch.Generator().manual_seed(self.seed + number)
+        return past[torch.randperm(len(past), generator=generator)[: int(self.rehearsal)]].sort().values
+
+    def _scope(self, new: Tensor) -> EditScope | None:
+        """Return the edit scope of the edits `new`; all of it where it does not say whose it is."""
+        scope = self.whole.scope
+        if scope is None or scope.of is None:
+            return scope
+        mine = torch.nonzero(torch.isin(scope.of.cpu(), new)).flatten()
+        return scope[mine] if len(mine) else None
+
+    def _history(self, network: nn.Module) -> History:
+        after = [held for step in self._steps for held in step.held]
+        finally_: list[bool] | None = None
+        patch = last = retained = None
+        if self.mode == "successive":
+            found = measure(network, self.whole, self.whole.scope, {})
+            finally_, retained = found.holds.tolist(), found.generalization_rate
+            last = like(self.original, network)
+            if last.state_dict().keys() == self.original.state_dict().keys():
+                patch = Patch.between(self.original, last, {"method": repr(self.method), "mode": self.mode})
+        return History(
+            mode=self.mode,
+            steps=self._steps,
+            outcome=self._outcome(after if finally_ is None else finally_),
+            held_after=after,
+            held_finally=finally_,
+            generalization_retain_rate=retained,
+            patch=patch,
+            method=repr(self.method),
+            last=last,
+        )
+
+    def _outcome(self, holds: list[bool]) -> Outcome:
+        failing = [index for index, held in enumerate(holds) if not held]
+        where = "in the last network" if self.mode == "successive" else "right after their own step"
+        if all(step.status == "nothing to do" for step in self._steps):
+            return Outcome("nothing to do", "every edit already held when its turn came; nothing was changed.")
+        if not failing:
+            return Outcome("repaired", f"all {len(holds)} edits hold {where}.")
+        advice = f"{len(failing)} of {len(holds)} edits do not hold {where}: {failing[:20]}. "
+        advice += "Try another layer, more steps, "
+        advice += 'mode="batch"' + (", or rehearsal=True." if self.mode == "successive" and not self.rehearsal else ".")
+        return Outcome("partly repaired", advice, failing)
+
+    # Resuming --------------------------------------------------------------------------------------------------------
+
+    def _key(self) -> dict[str, Any]:
+        """Return what must be equal for a stored sequence to be this one."""
+        digest = hashlib.sha256()
+        edits = self.whole.edits
+        for tensor in self._seen(edits):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+        options = {"method": repr(self.method), "mode": self.mode, "batch_size": self.batch_size}
+        return options | {"rehearsal": int(self.rehearsal), "seed": self.seed, "points": digest.hexdigest()}
+
+    def _seen(self, edits: Edits) -> Iterator[Tensor]:
+        """Outputs and slacks of the original network stand for points of any domain."""
+        points = [edits, *(w.points for w in self.watched.values())]
+        for part in [*points, self.whole.scope]:
+            if part is None:
+                continue
+            y = outputs(self.private, part.inputs).double()
+            yield y
+            if part.criterion is not None:
+                yield part.criterion.slack(y)
+
+    def _save(self, network: nn.Module) -> None:
+        assert self.resume is not None
+        patch = Patch.between(self.private, network)
+        about = {"sequence": self._key(), "steps": [step.as_dict() for step in self._steps]}
+        Patch(patch.new, patch.old, patch.base, patch.repaired, about).save(self.resume)
+
+    def _resumed(self) -> nn.Module:
+        """Return the network of the last stored step; the private copy when there is none."""
+        if self.resume is None or not self.resume.exists():
+            return self.private
+        stored = Patch.load(self.resume)
+        if "sequence" not in stored.about:
+            raise InvalidInput(f"{self.resume} is a patch, but not one that a sequence of repairs can resume from.")
+        mine, theirs = self._key(), stored.about["sequence"]
+        other = [name for name, value in mine.items() if theirs.get(name) != value]
+        if other:
+            told = "; ".join(f"{name}: {theirs.get(name)!r} there, {mine[name]!r} now" for name in other)
+            raise InvalidInput(
+                f"{self.resume} belongs to another sequence ({told}). Name another file, or delete it to start anew."
+            )
+        try:
+            network = stored.apply(self.private)
+        except PatchError as error:
+            raise InvalidInput(f"{self.resume} belongs to another sequence: {error}") from error
+        self._steps = [Step.from_dict(step) for step in stored.about["steps"]]
+        return network
