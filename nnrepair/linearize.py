@@ -38,7 +38,7 @@ POINTS = 256
 #: Entries of plain (unfactored) rows that may be held at once.
 DENSE_LIMIT = 200_000_000
 #: Random signs and classes over which the Fisher diagonal is averaged where points influence each other.
-SKETCHES = 64
+SKETCHES = 32
 #: Relative ridge on feature covariances: dead features would be free to move otherwise.
 RIDGE = 1e-3
 
