@@ -13,6 +13,7 @@ from functools import partial
 from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
 from benchmarks.editing import DOMAINS, MODES
+from benchmarks.mnist import long
 from benchmarks.regions import run as regions
 from nnrepair.errors import NNRepairError
 
@@ -21,6 +22,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
         "like-for-like": run.run_like_for_like,
         "locality": run.run_locality,
         "growth": run.run_growth,
+        "long": long.run_long,
     },
     "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
     "acas": {"tradeoff": tradeoff.run},

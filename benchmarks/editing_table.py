@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import nnrepair
 from benchmarks.editing import DOMAINS, MODES, Row
 from nnrepair.files import write_atomically
 
@@ -173,6 +174,71 @@ def section(domain: str) -> str:
     return "\n".join(parts)
 
 
+def long_sequences() -> str:
+    """Return the section on sequences of growing length, empty where nothing was measured."""
+    path = DOMAINS["mnist"].folder / "results" / "long.json"
+    if not path.exists():
+        return ""
+    head = ["edits", "method", "success %", "retained %", "drawdown, points", "CPU s", "peak MiB", "history KiB"]
+    rows = [
+        [
+            str(row["edits"]),
+            f"`{row['method']}`",
+            *(f"{100 * row[key]:.1f}" for key in ("success_rate", "success_retain_rate")),
+            f"{row['drawdown_points']:.2f}",
+            *(f"{row[key]:.0f}" for key in ("cpu_seconds", "peak_mib", "history_kib")),
+        ]
+        for row in json.loads(path.read_text())["rows"]
+        if "success_rate" in row
+    ]
+    return f"""## Long sequences
+
+Foggy digits repaired one after another in the 3x100 network, every step asked for all edits so far; 2000 kept digits.
+Peak memory is above the process's base; the history is what the result stores, as JSON.
+
+{_lines(head, rows)}
+"""
+
+
+def choice() -> str:
+    """Return the table of docs/how-to-choose.md: each domain's first network, the experiments that all domains have."""
+    parts = []
+    columns = ("alone: success %, drawdown", "one after another: retained %, drawdown", "at once: success %, drawdown")
+    keys = (("independent", "success_rate"), ("successive", "success_retain_rate"), ("batch", "success_rate"))
+    for domain in DOMAINS:
+        found = groups(domain)
+        if not any(group.finished for group in found):
+            continue
+        model = found[0].model
+        rows = []
+        for name in sorted({group.experiment for group in found}, key=_rank):
+            cells = []
+            for mode, key in keys:
+                group = _one(domain, model, name, mode)
+                cells.append(
+                    "–" if group is None else f"{100 * group.mean(key):.0f}, {group.mean('drawdown_points'):.2f}"
+                )
+            if set(cells) != {"–"}:
+                rows.append([f"`{name}`", *cells])
+        parts.append(f"{TITLES[domain]} ({model}):\n\n{_lines(['experiment', *columns], rows)}\n")
+    return "\n".join(parts)
+
+
+def methods() -> str:
+    """Return the survey's table of methods, from their own declarations."""
+    head, *rows = nnrepair.methods.table()
+    return _lines(head, rows)
+
+
+def filled(text: str) -> str:
+    """Return docs/how-to-choose.md with its generated parts."""
+    for name, content in (("choice", choice()), ("methods", methods())):
+        start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
+    return text
+
+
 def page() -> str:
     """Return docs/results-editing.md."""
     files = [file for domain in DOMAINS for file in _files(domain) if any("experiment" in row for row in file["rows"])]
@@ -198,7 +264,7 @@ method sees the test sets. Figures are mean ± standard deviation over seeds, wh
 * *Unchanged*: share of the test set with the same decision as before, right or wrong.
 * *s per edit*: wall time of the method itself, without the measuring.
 
-{chr(10).join(part for domain in DOMAINS if (part := section(domain)))}"""
+{chr(10).join(part for part in [*map(section, DOMAINS), long_sequences()] if part)}"""
 
 
 def _one(domain: str, model: str, experiment: str, mode: str) -> Group | None:
@@ -350,6 +416,8 @@ def curves(domain: str, path: Path) -> None:
 def write(folder: Path = DOCS) -> None:
     """Write docs/results-editing.md and its figures."""
     write_atomically(folder / "results-editing.md", page().encode())
+    choose = DOCS / "how-to-choose.md"
+    write_atomically(folder / choose.name, filled(choose.read_text()).encode())
     for domain in DOMAINS:
         found = groups(domain)
         if any(group.finished for group in found):

@@ -169,6 +169,7 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
         advice = "no change of the chosen layer satisfies all edits with their margin; "
         also = "the locality set (hard)" if proposal.with_locality else "each other"
         advice += f"edits {proposal.conflict} contradict {also} there. "
+        advice += 'locality="soft" gives up single kept points instead. ' if proposal.with_locality else ""
         advice += (
             f"To first order, these layers could satisfy all edits: {', '.join(proposal.layers)}."
             if proposal.layers
@@ -176,10 +177,7 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
             "repair several layers at once."
         )
         return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
-    advice = (
-        f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try another layer, several layers, "
-        'another margin (larger in half precision), locality="soft", or more steps.'
-    )
+    advice = f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try {proposal.advice}."
     return Outcome("partly repaired", advice, failing)
 
 

@@ -26,6 +26,11 @@ def test_the_page_about_editing_is_what_the_results_say():
     assert (ROOT / "docs" / "results-editing.md").read_text() == editing.page()
 
 
+def test_the_page_about_choosing_is_what_the_results_say():
+    text = (ROOT / "docs" / "how-to-choose.md").read_text()
+    assert text == editing.filled(text)
+
+
 def test_the_readme_says_what_the_results_say():
     readme = (ROOT / "README.md").read_text()
     lines = [*table.readme(), *regions.readme(), *acas.readme(), *editing.readme()]

@@ -40,6 +40,7 @@ GRID = 50
 HALVINGS = 10
 #: The loss aims this far beyond the margin asked for, relative to the typical one, so that rounding cannot stall it.
 BEYOND = 1e-5
+ADVICE = "more steps, another lr, more layers, or weaker penalties and less rehearsal"
 #: Stands for every larger step size: weights explode all the same, but optimizers refuse what float32 cannot hold.
 LARGEST_LR = 1e30
 
@@ -181,7 +182,7 @@ class _Run:
             stats["alpha"] = self._interpolate()
         elif self.method.interpolate == "auto" and not done:
             self.notes.append("no interpolation: not all edits hold under the tuned weights.")
-        return Proposal(self.network, stats, self.notes)
+        return Proposal(self.network, stats, self.notes, advice=ADVICE)
 
     def _descend(self) -> bool:
         """Step until every edit holds with its margin; return whether that was reached."""
