@@ -2,7 +2,7 @@
 
 One layer of all nodes is held at a time: (n, width) before and after, and once more where a layer's map comes before
 its messages (whichever order sums fewer numbers is taken). For PyTorch Geometric's `GCN` and `GraphSAGE`, and what else
-has the forward of its `BasicGNN` and is made of `GCNConv` and `SAGEConv`. The outputs equal the network's own to rounding.
+has the forward of its `BasicGNN` and is made of `GCNConv` and `SAGEConv`. Outputs equal the network's to rounding.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def reddit(name: Literal["Reddit", "Reddit2"] = "Reddit") -> LargeGraph:
         found = getattr(datasets, name)(str(folder))[0]
     except Exception as error:  # whatever its downloader and readers raise
         raise DataUnavailable(
-            f"PyTorch Geometric could not load {name} into {folder} ({str(error).strip() or type(error).__name__}). Run "
-            "this once where the network works and copy that folder here; delete it if it holds a broken download. "
+            f"PyTorch Geometric could not load {name} into {folder} ({str(error).strip() or type(error).__name__}). "
+            "Run this where the network works and copy that folder here; delete it if it holds a broken download. "
             "Without it, reddit_like() makes a graph of the same size."
         ) from error
     return LargeGraph.of(found)
@@ -64,7 +64,7 @@ def reddit_like(
     spread: float = 2.0,
     partner: float = 0.5,
     degree_sigma: float = 1.25,
-    signal: float = 2.0,
+    signal: float = 3.0,
     seed: int = 0,
 ) -> LargeGraph:
     """Make a graph with communities, heavy-tailed degrees and exactly so many edges, without loops or parallel edges.
@@ -211,8 +211,8 @@ class _Communities:
             found = _unique(np.concatenate([found, self._draw(missing + missing // 50 + 16, sums, other)]))
         if len(found) < wanted:
             raise InvalidInput(
-                f"Nodes and classes have no room for {wanted} distinct edges of this kind ({len(found)} were found): take "
-                "fewer edges, more nodes, fewer classes, or a smaller degree_sigma."
+                f"Nodes and classes have no room for {wanted} distinct edges of this kind ({len(found)} were found): "
+                "take fewer edges, more nodes, fewer classes, or a smaller degree_sigma."
             )
         extra = self.random.choice(len(found), len(found) - wanted, replace=False, shuffle=False)
         return np.delete(found, extra)
