@@ -14,6 +14,7 @@ effect on all nodes is one matrix product.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -121,6 +122,25 @@ class CachedNetwork(nn.Module):
     def forward(self, *given: Tensor) -> Tensor:
         """Return the outputs (k, classes) of nodes (k,), the last argument."""
         return self._frozen.some(self._last, self._nodes(given[-1] if given else None))
+
+    def keys_of(self, inputs: Any, names: Sequence[str]) -> Tensor | None:
+        """Return (k, inp) what parameters, side by side, are applied to; None where one of them is not a map of keys.
+
+        `MinimalNorm` would find the same by differentiating twice, which takes most of an edit's time.
+        """
+        nodes = self._nodes(inputs.index if isinstance(inputs, CachedNodes) else inputs)
+        known = dict(self.named_parameters())
+        columns = []
+        for name in names:
+            parameter, last = known[name], self._last
+            if parameter is last.bias:
+                columns.append(parameter.new_ones(len(nodes), 1))
+                continue
+            mine = [key for key, weight in zip(self.keys, last.weights, strict=True) if weight is parameter]
+            if not mine:
+                return None
+            columns.append(mine[0][nodes].to(parameter.dtype))
+        return torch.cat(columns, 1).detach()
 
     def restore(self, repaired: nn.Module | None = None) -> nn.Module:
         """Return the whole graph network with the last layer of a repaired copy, in eval mode.

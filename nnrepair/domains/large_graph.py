@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -305,7 +305,8 @@ class LargeGraph:
         return f"{type(self).__name__}({self.num_nodes} nodes, {len(self.edges)} edges, {self.num_features} features)"
 
 
-class Neighbourhood(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Neighbourhood:
     """A subgraph around some nodes, for `Nodes(part.x, part.edge_index, part.index)`.
 
     Attributes:

@@ -111,15 +111,15 @@ def reddit_like(
             f"edges must be even (each is listed in both directions), and there must be two nodes per class, at most "
             f"{2**31 - 1}; got edges={edges}, nodes={nodes}, classes={classes}."
         )
-    for value, fits, what, needed in (
+    for number, fits, name, needed in (
         (homophily, 0 < homophily < 1, "homophily", "between 0 and 1"),
         (spread, spread > 0, "spread", "positive"),
         (partner, 0 <= partner <= 1, "partner", "from 0 to 1"),
         (degree_sigma, degree_sigma >= 0, "degree_sigma", "at least 0"),
         (signal, signal >= 0, "signal", "at least 0"),
     ):
-        if not fits or not np.isfinite(value):
-            raise InvalidInput(f"{what} must be {needed}, got {value}.")
+        if not fits or not np.isfinite(number):
+            raise InvalidInput(f"{name} must be {needed}, got {number}.")
     random, means, noise = (np.random.default_rng([seed, stream]) for stream in range(3))
     labels = _labels(nodes, classes, random)
     weight = random.lognormal(0.0, degree_sigma, nodes)
@@ -258,7 +258,7 @@ class _Communities:
     def _in_class(self, sums: Array, classes: Array) -> Array:
         low, high = sums[self.bounds[classes]], sums[self.bounds[classes + 1]]
         found = np.searchsorted(sums, low + self.random.random(len(classes)) * (high - low), side="right") - 1
-        return np.clip(found, self.bounds[classes], self.bounds[classes + 1] - 1)
+        return np.asarray(np.clip(found, self.bounds[classes], self.bounds[classes + 1] - 1))
 
 
 def _unique(keys: Array) -> Array:
