@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,13 @@ LIMIT = 3600.0
 
 
 def case(
-    edges: int, kind: str, hidden: int = 256, trained_on: int = 4000, kept: int = 3000, edits: int = 12, seed: int = 0
+    edges: int,
+    kind: Literal["GCN", "GraphSAGE"],
+    hidden: int = 256,
+    trained_on: int = 4000,
+    kept: int = 3000,
+    edits: int = 12,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measure one size of graph."""
     from nnrepair.domains.cached_graph import cached

@@ -321,6 +321,10 @@ class Neighbourhood:
     nodes: Tensor
     index: Tensor
 
+    def __repr__(self) -> str:
+        size = f"{len(self.nodes)} nodes, {self.edge_index.shape[1]} edges"
+        return f"{type(self).__name__}({size}, around {len(self.index)})"
+
 
 def _not_finite(x: Tensor, start: int) -> list[int]:
     finite = torch.isfinite(x).all(1)
