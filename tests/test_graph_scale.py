@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,19 @@ def test_features_that_cannot_be_used() -> None:
         LargeGraph(x[:-1], csr, graph.y)
     with pytest.raises(InvalidInput, match=r"LargeGraph.of\(data\)"):
         LargeGraph(graph.x, graph.edge_index, graph.y)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"Labels y must be int64, one per node \(40,\)"):
+        LargeGraph(graph.x, csr, graph.y.float())
+    with pytest.raises(InvalidInput, match="Tensor lacks x, edge_index, y"):
+        LargeGraph.of(graph.x)
+
+
+def test_data_of_pytorch_geometric_is_taken() -> None:
+    from torch_geometric.data import Data
+
+    graph = messy()
+    data = Data(x=graph.x, edge_index=graph.edge_index, y=graph.y[:, None])
+    large = LargeGraph.of(data)
+    assert torch.equal(large.y, graph.y) and large.train_mask is None and LargeGraph.of(large) is large
 
 
 def test_no_edges_at_all() -> None:
@@ -161,6 +175,22 @@ def test_a_neighbourhood_is_all_that_outputs_depend_on(kind: str) -> None:
     with torch.no_grad():
         y = Nodes(part.x, part.edge_index, part.index).call(model)
     close(y, own_forward(model, graph)[nodes])
+
+
+def test_all_layers_are_tuned_on_a_neighbourhood() -> None:
+    graph = messy(nodes=80, edges=90)
+    large = LargeGraph.of(graph)
+    model = net("GraphSAGE", graph)
+    nodes, labels = edits_of(model, graph, 2)
+    kept = torch.tensor([n for n in range(60, 80) if n not in nodes.tolist()])
+    part = large.neighbourhood(torch.cat([nodes, kept]), hops=2)
+    assert len(part.nodes) < 80
+    edits, locality = (Nodes(part.x, part.edge_index, index) for index in part.index.split([2, len(kept)]))
+    result = nnrepair.fix(model, (edits, labels), locality, method=FineTune(lr=0.01))
+    y = evaluate(result.model, large)
+    assert torch.equal(y[nodes].argmax(1), labels)
+    with torch.no_grad():
+        close(y[kept], locality.call(result.model))
 
 
 def test_a_neighbourhood_that_is_too_large() -> None:
@@ -386,6 +416,14 @@ def test_the_last_layer_is_one_linear_map_of_keys_that_are_known(kind: str) -> N
         assert some is not None and some.shape[1] == network.get_parameter(name).reshape(4, -1).shape[1]
 
 
+def test_node_numbers_are_no_points_of_a_certificate() -> None:
+    graph = messy()
+    model = net("GCN", graph)
+    network = cached(model, graph)
+    result = nnrepair.fix(network, edits_of(model, graph), method=MinimalNorm(layer="convs.1.lin", norm="l2"))
+    assert result.report.success_rate == 1.0 and result.certificate is None
+
+
 @BOTH
 def test_fine_tuning_the_last_layer(kind: str) -> None:
     graph = messy()
@@ -591,3 +629,14 @@ def test_reddit_comes_through_pytorch_geometric(monkeypatch: pytest.MonkeyPatch,
         reddit("Reddit2")
     with pytest.raises(InvalidInput, match="Did you mean 'Reddit'"):
         reddit("Redit")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux")
+def test_the_benchmark_measures_a_small_graph() -> None:
+    scale = pytest.importorskip("benchmarks.graph.scale")
+    row = scale.case(4000, "GCN", hidden=8, trained_on=300, kept=100, edits=2)
+    assert row["status"] == "measured" and row["edits"] == 2 and len(row["each"]) == 2
+    assert row["graph"]["edges"] == 4000 and row["success_rate"] == 1.0
+    assert row["cached_differs_by"] <= 1e-4 * row["logits_max"]
+    assert row["restored_differs_by"] <= 1e-4 * row["logits_max"]
+    assert row["inference_differs_by"] <= 1e-4 * row["logits_max"]

@@ -224,6 +224,10 @@ class LargeGraph:
             raise InvalidInput(f"edges must be a Csr, got {type(self.edges).__name__}: LargeGraph.of(data) makes it.")
         if len(x) != self.edges.nodes:
             raise InvalidInput(f"{len(x)} rows of features for a graph of {self.edges.nodes} nodes.")
+        y = self.y
+        if not isinstance(y, Tensor) or tuple(y.shape) != (len(x),) or y.dtype != torch.int64:
+            given = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise InvalidInput(f"Labels y must be int64, one per node ({len(x)},), got {given}.")
         bad = [n for part in chunks(len(x), NODES) for n in _not_finite(x[part], part.start)]
         if bad:
             raise InvalidInput(f"Node features contain NaN or infinity, at nodes {_few(bad)}.")
@@ -233,8 +237,12 @@ class LargeGraph:
         """Return a `Graph` or a `torch_geometric.data.Data` in this form; a `LargeGraph` is returned as it is."""
         if isinstance(data, cls):
             return data
+        missing = [name for name in ("x", "edge_index", "y") if getattr(data, name, None) is None]
+        if missing:
+            raise InvalidInput(f"A graph has x, edge_index and y; {type(data).__name__} lacks {', '.join(missing)}.")
+        y = data.y[:, 0] if data.y.ndim == 2 and data.y.shape[1] == 1 else data.y  # Open Graph Benchmark
         masks = {name: getattr(data, name, None) for name in ("train_mask", "val_mask", "test_mask")}
-        return cls(data.x, Csr.of(data.edge_index, len(data.x)), data.y, **masks)
+        return cls(data.x, Csr.of(data.edge_index, len(data.x)), y, **masks)
 
     @property
     def edge_index(self) -> Tensor:
@@ -267,6 +275,12 @@ class LargeGraph:
 
         A node's messages are complete up to `hops` steps away from the nodes given. A GCN also weighs each message by
         the degree of the node that sends it, so take one hop more than it has layers.
+
+        All layers can then be tuned on the edits and some nodes to keep:
+
+            part = graph.neighbourhood(torch.cat([edits, kept]), hops=2)
+            edits, kept = (Nodes(part.x, part.edge_index, i) for i in part.index.split([len(edits), len(kept)]))
+            result = nnrepair.fix(model, (edits, labels), kept, method="ft+kl")
 
         Args:
             nodes: (k,) node numbers, or a mask (n,).
