@@ -150,7 +150,7 @@ class Csr:
         target = torch.repeat_interleave(torch.arange(self.nodes), self.degrees)
         return torch.stack([self.source.long(), target])
 
-    def to(self, nodes: Tensor) -> Tensor:
+    def into(self, nodes: Tensor) -> Tensor:
         """Return (2, edges) int64 the edges to some nodes, from wherever they come."""
         count = self.degrees[nodes]
         ends = count.cumsum(0)
@@ -166,7 +166,7 @@ class Csr:
             raise InvalidInput("The nodes of a subgraph must be different from each other.")
         found = [torch.zeros(2, 0, dtype=torch.int64)]
         for some in _split(nodes, self.degrees[nodes]):
-            edges = number[self.to(some)]
+            edges = number[self.into(some)]
             found.append(edges[:, edges[0] >= 0])
         return torch.cat(found, 1)
 
@@ -305,7 +305,7 @@ class LargeGraph:
                     f"most={most}. Give fewer nodes or hops, raise `most` (each edge takes 16 bytes, and 4 more per "
                     "hidden unit while a network runs), or edit the last layer alone, with cached(model, data)."
                 )
-            found += [self.edges.to(some) for some in _split(ring, self.edges.degrees[ring])]
+            found += [self.edges.into(some) for some in _split(ring, self.edges.degrees[ring])]
             new = torch.zeros(len(self.x), dtype=torch.bool)
             for part in found[1:]:
                 new[part[0]] = True
