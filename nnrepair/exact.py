@@ -134,7 +134,8 @@ class ExactRepair:
             return None
         if not isinstance(problem.edits.criterion, Argmax) or problem.edits.criterion.margin_:
             return None
-        if not all(isinstance(d.inputs, Tensor) for d in self.demands):
+        # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
+        if not all(isinstance(d.inputs, Tensor) and d.inputs.is_floating_point() for d in self.demands):
             return None
         busy = np.flatnonzero(solution.y > 0)
         tag = solution.conditions.tag[busy]

@@ -1,0 +1,1 @@
+"""Repairs of graph networks at the size of Reddit."""
