@@ -1,0 +1,160 @@
+"""Editing beside the network: a small MLP, stitched to it, that sees each point's own features and nothing else.
+
+After Liu et al., "Editable graph neural network for node classifications" (EGNN, 2023, arXiv 2305.15529), with the
+rehearsal of training nodes of Zhong et al., "GNNs also deserve editing, and they need it more than once" (SEED-GNN,
+ICML 2024); their rehearsal of past edits is `fix(mode="successive", rehearsal=True)`. An edit of a graph network
+reaches all neighbours through the weights that they share. Here the network is frozen, and what is edited knows of no
+neighbours. Nothing of this is about graphs, so it works wherever points have features of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput
+from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.methods.fine_tune import FineTune
+from nnrepair.penalties import Penalty
+from nnrepair.problem import Problem, outputs, own
+from nnrepair.spec import AnyInputs, Edits, LocalitySet
+from nnrepair.stitched import OwnMLP, Stitched
+
+
+@dataclass(frozen=True)
+class EGNN:
+    """Return base(x, ...) + mlp(x's own features), with the base frozen and the MLP tuned until the edits hold.
+
+    The base runs once on the edits and once on the locality set; what follows costs the same for every base and for
+    every number of edges. A network that was stitched before keeps its one MLP, which is edited further.
+
+    Example:
+        >>> EGNN(rehearsal=0).capabilities.keeps_architecture
+        False
+
+    Args:
+        hidden: units per hidden layer of the MLP.
+        depth: linear layers of the MLP; 1 is an affine map of the features.
+        steps: at most this many; none are taken once all edits hold.
+        lr: Adam's step size.
+        rehearsal: this many kept points of the locality set join every step's loss, drawn anew each time. Without a
+            locality set there is nothing to rehearse, and nothing but `penalties` holds the MLP back elsewhere.
+        penalties: what else holds the MLP's change back, see `nnrepair.penalties`.
+        margin: by how much every edit must hold, in output units; at least a few roundings.
+        batch_size: edits per step, and locality points per step for penalties that watch them.
+    """
+
+    hidden: int = 32
+    depth: int = 2
+    steps: int = 1000
+    lr: float = 1e-3
+    rehearsal: int = 100
+    penalties: Sequence[Penalty] = ()
+    margin: float = 0.0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for count, what in ((self.hidden, "hidden"), (self.depth, "depth")):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise InvalidInput(f"{what} must be an integer >= 1, got {count!r}.")
+        object.__setattr__(self, "penalties", self._tuning.penalties)
+
+    @property
+    def _tuning(self) -> FineTune:
+        return FineTune(
+            steps=self.steps,
+            lr=self.lr,
+            rehearsal=self.rehearsal,
+            penalties=self.penalties,
+            margin=self.margin,
+            batch_size=self.batch_size,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities("architectural", False, False, self._tuning.capabilities.only_edit_pair, True, True)
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose a stitched network, see the class."""
+        if problem.regions is not None:
+            raise InvalidInput(
+                "EGNN repairs points, but these edits are about regions: the MLP that it adds bends the network inside "
+                "of them. Give points, or use MinimalNorm."
+            )
+        model, tuning, notes = problem.model, self._tuning, list[str]()
+        if problem.locality is None and tuning.rehearsal:
+            tuning = replace(tuning, rehearsal=0)
+            notes.append("no locality set: no points were rehearsed, so little keeps other decisions as they are.")
+        base = model.base if isinstance(model, Stitched) else model
+        like = next(p for p in base.parameters() if p.dtype.is_floating_point)
+        edits = _Cached(base, problem.edits.inputs, like)
+        kept = None
+        if problem.locality is not None and not tuning.capabilities.only_edit_pair:
+            kept = _Cached(base, problem.locality.inputs, like)
+        if isinstance(model, Stitched):
+            mlp = copy.deepcopy(model.mlp).requires_grad_(True)
+        else:
+            mlp = self._new(edits, kept, problem.seed).to(like)
+        surrogate = replace(
+            problem,
+            model=_Tuned(mlp, edits.y.shape[1:]),
+            edits=Edits(edits.rows, problem.edits.criterion),
+            locality=None
+            if kept is None or problem.locality is None
+            else LocalitySet(kept.rows, problem.locality.criterion),
+            scope=None,
+        )
+        # The MLP may round otherwise among other points, and an edit that holds here is to hold there too.
+        rounding = 16 * torch.finfo(like.dtype).eps * float(edits.y.abs().amax())
+        proposal = replace(tuning, margin=max(self.margin, rounding)).repair(surrogate)
+        assert isinstance(proposal.model, _Tuned)
+        stitched = Stitched(copy.deepcopy(base), proposal.model.mlp.requires_grad_(True)).eval()
+        return Proposal(stitched, proposal.stats, notes + proposal.notes)
+
+    def _new(self, edits: _Cached, kept: _Cached | None, seed: int) -> OwnMLP:
+        size = float((edits if kept is None else kept).own.double().square().mean().sqrt())
+        return OwnMLP(
+            edits.own.shape[1],
+            edits.y[0].numel(),
+            hidden=self.hidden,
+            depth=self.depth,
+            scale=1 / size if size > 0 else 1.0,
+            seed=seed,
+        )
+
+
+class _Cached:
+    """Points as tuning sees them: their own features and what the base says of them, from one run of the base.
+
+    Attributes:
+        own: (n, features).
+        y: (n, ...) the base's outputs.
+    """
+
+    def __init__(self, base: nn.Module, inputs: AnyInputs, like: Tensor) -> None:
+        self.own = own(inputs).to(like)
+        self.y = outputs(base, inputs)
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, features + outputs): both in one tensor, whose points no longer depend on each other."""
+        return torch.cat([self.own, self.y.flatten(1)], 1)
+
+
+class _Tuned(nn.Module):
+    """The stitched network on cached rows."""
+
+    def __init__(self, mlp: OwnMLP, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.mlp, self.shape = mlp, tuple(shape)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        x, y = rows.tensor_split([self.mlp.features], dim=1)
+        return self.mlp.added(x, y.reshape(len(rows), *self.shape))
+
+
+register("egnn", EGNN)
