@@ -16,7 +16,7 @@ from nnrepair.penalties import EWC, KL, L2, LInf
 from nnrepair.problem import build, own
 from nnrepair.stitched import OwnMLP, Stitched
 
-quick = EGNN(hidden=16, lr=0.01, rehearsal=20)
+quick = EGNN(hidden=16, lr=0.01, rehearsal=20, kl=0.1)
 
 
 class Spread(nn.Module):
@@ -30,12 +30,6 @@ class Spread(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         self.runs += 1
         return self.net(x.index_add(0, edge_index[1], x[edge_index[0]]))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Spread:
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__ = {k: v if k == "spy" else copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
-        return twin
 
 
 def graph(nodes: int = 60, edges: int = 150) -> Graph:
@@ -52,6 +46,13 @@ def wrong(model: nn.Module, data: Graph, count: int = 8) -> Tensor:
         return torch.nonzero(model(data.x, data.edge_index).argmax(1) != data.y).flatten()[:count]
 
 
+def right(data: Graph, edited: Tensor) -> LocalitySet:
+    """Keep the decisions at other nodes."""
+    others = torch.ones(data.num_nodes, dtype=torch.bool)
+    others[edited] = False
+    return NodeLocality(data, others, labels=None)
+
+
 def points(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Edits, Tensor]:
     model = mlp(4, 16, 3, seed=1).to(dtype).eval()
     x = randn(6, 4, seed=5, dtype=dtype)
@@ -59,7 +60,7 @@ def points(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Edits, Tensor
 
 
 def state(model: nn.Module) -> dict[str, bytes]:
-    return {n: t.detach().contiguous().view(torch.uint8).numpy().tobytes() for n, t in model.state_dict().items()}
+    return {n: t.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() for n, t in model.state_dict().items()}
 
 
 # The stitched network ------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_points_that_do_not_say_what_is_their_own() -> None:
 def test_an_edit_does_not_reach_neighbours_through_the_base() -> None:
     data, model = graph(), Spread().eval()
     nodes = wrong(model, data)
-    locality = NodeLocality(data, torch.arange(30), labels=None)
+    locality = right(data, nodes)
     result = nnrepair.fix(model, NodeEdits(data, nodes), locality, method=quick)
     assert result.report.success_rate == 1.0
     with torch.no_grad():
@@ -177,7 +178,7 @@ def test_an_edit_does_not_reach_neighbours_through_the_base() -> None:
 def runs_of_the_base(edges: int, method: EGNN) -> int:
     data, model = graph(edges=edges), Spread().eval()
     nodes = wrong(model, data)
-    problem = build(model, NodeEdits(data, nodes), NodeLocality(data, torch.arange(30), labels=None))
+    problem = build(model, NodeEdits(data, nodes), right(data, nodes))
     before = model.runs
     proposal = method.repair(problem)
     assert proposal.model.base.runs - before == model.runs - before  # none after it was stitched
@@ -188,13 +189,13 @@ def runs_of_the_base(edges: int, method: EGNN) -> int:
 def test_the_base_runs_once_per_set_of_points_whatever_the_steps(edges: int) -> None:
     for steps in (0, 1, 50):
         assert runs_of_the_base(edges, EGNN(steps=steps, lr=1e-5, rehearsal=20)) == 2
-        assert runs_of_the_base(edges, EGNN(steps=steps, lr=1e-5, rehearsal=0)) == 1
+        assert runs_of_the_base(edges, EGNN(steps=steps, lr=1e-5, rehearsal=0, kl=0)) == 1
 
 
 def test_successive_edits_keep_one_mlp() -> None:
     data, model = graph(), Spread().eval()
     nodes = wrong(model, data)
-    locality = NodeLocality(data, torch.arange(30), labels=None)
+    locality = right(data, nodes)
     history = nnrepair.fix(model, NodeEdits(data, nodes), locality, method=quick, mode="successive")
     assert history.success_rate == history.success_retain_rate == 1.0
     assert isinstance(history.model, Stitched)
@@ -206,7 +207,7 @@ def test_successive_edits_keep_one_mlp() -> None:
 def test_independent_edits_begin_anew() -> None:
     data, model = graph(), Spread().eval()
     nodes = wrong(model, data, 3)
-    locality = NodeLocality(data, torch.arange(30), labels=None)
+    locality = right(data, nodes)
     history = nnrepair.fix(model, NodeEdits(data, nodes), locality, method=quick, mode="independent", seed=4)
     for step, node in zip(history.steps, nodes.tolist(), strict=True):
         alone = nnrepair.fix(model, NodeEdits(data, [node]), locality, method=quick, seed=4)
@@ -215,7 +216,7 @@ def test_independent_edits_begin_anew() -> None:
 
 def test_a_stitched_network_is_edited_further() -> None:
     model, edits, kept = points()
-    first = nnrepair.fix(model, edits[:3], kept, method=quick).model
+    first = nnrepair.fix(model, edits[torch.arange(3)], kept, method=quick).model
     again = nnrepair.fix(first, edits, kept, method=quick)
     assert state(again.model.base) == state(model)
     assert again.model.state_dict().keys() == first.state_dict().keys()
@@ -245,7 +246,7 @@ def test_regression() -> None:
     model, edits, kept = points()
     with torch.no_grad():
         wanted = Near(model(edits.inputs) + 0.5, 0.1)
-    result = nnrepair.fix(model, Edits(edits.inputs, wanted), kept, method=EGNN(lr=0.01, penalties=[KL(1.0)]))
+    result = nnrepair.fix(model, Edits(edits.inputs, wanted), kept, method=EGNN(lr=0.01, kl=1e-3))
     assert result.report.success_rate == 1.0
 
 
@@ -292,21 +293,11 @@ def test_without_a_locality_set_it_says_what_is_missing() -> None:
         nnrepair.fix(model, edits, method=EGNN(penalties=[KL(1.0)]))
 
 
-@pytest.mark.parametrize("penalty", [L2(0.1), LInf(0.5), KL(1.0), EWC(1.0)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("penalty", [L2(1e-3), LInf(2.0), KL(0.1), EWC(0.1)], ids=lambda p: type(p).__name__)
 def test_penalties(penalty: Any) -> None:
     model, edits, kept = points()
-    result = nnrepair.fix(model, edits, kept, method=EGNN(lr=0.01, rehearsal=0, penalties=[penalty]))
+    result = nnrepair.fix(model, edits, kept, method=EGNN(lr=0.01, rehearsal=0, kl=0, penalties=[penalty]))
     assert result.outcome.ok
-
-
-def test_rehearsal_is_of_what_the_base_gets_right() -> None:
-    """Also of points that an earlier edit lost."""
-    model, edits, kept = points()
-    with torch.no_grad():
-        labels = model(kept).argmax(1)
-    careless = nnrepair.fix(model, edits, method=EGNN(lr=0.1, rehearsal=0)).model
-    again = nnrepair.fix(careless, edits, LocalitySet(kept, labels), method=EGNN(lr=0.01, steps=0), throw=False)
-    assert again.report.success_rate == 1.0
 
 
 def test_regions_are_refused() -> None:
@@ -330,6 +321,7 @@ def test_resuming_is_refused(tmp_path: Any) -> None:
         ({"depth": True}, r"depth must be an integer >= 1, got True"),
         ({"steps": -1}, r"steps must be an integer >= 0"),
         ({"lr": 0}, r"lr must be a finite number > 0"),
+        ({"kl": -1.0}, r"KL: weight must be a finite number >= 0"),
         ({"rehearsal": -1}, r"rehearsal must be an integer >= 0"),
         ({"penalties": "kl"}, r"penalties must be a list of Penalty objects"),
         ({"margin": -1.0}, r"margin must be a finite number >= 0"),
@@ -345,4 +337,6 @@ def test_named() -> None:
     assert named("egnn") == EGNN()
     able = EGNN().capabilities
     assert (able.family, able.keeps_architecture, able.only_edit_pair) == ("architectural", False, False)
-    assert EGNN(rehearsal=0).capabilities.only_edit_pair
+    assert not EGNN(rehearsal=0).capabilities.only_edit_pair
+    assert not EGNN(kl=0).capabilities.only_edit_pair
+    assert EGNN(rehearsal=0, kl=0).capabilities.only_edit_pair

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, RepairFailed
-from nnrepair.methods import REGISTRY, Capabilities, Method, MinimalNorm, named
+from nnrepair.methods import EGNN, REGISTRY, Capabilities, Method, MinimalNorm, named
 
 METHODS: dict[str, Callable[[], Method]] = {
     "minimal-norm": MinimalNorm,
+    "egnn": EGNN,
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 
@@ -37,15 +38,28 @@ class Net(nn.Module):
         return self.head(self.drop(torch.relu(self.body(self.norm(x)))))
 
 
-class Blind(nn.Module):
-    """Does not see its first input: points that differ there alone cannot be told apart by any weights."""
+class Twins:
+    """Independent points; unlike with a tensor, nobody looks whether two of them are the same."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = mlp(3, 6, 3)
+    independent = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x[:, 1:])
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Tensor) -> Twins:
+        return Twins(self.x[index])
+
+    def to(self, like: Tensor) -> Twins:
+        return Twins(self.x.to(like))
+
+    def call(self, model: nn.Module) -> Tensor:
+        return model(self.x)
+
+    def own(self) -> Tensor:
+        return self.x
 
 
 def task(dtype: torch.dtype = torch.float32) -> tuple[Net, Edits, LocalitySet]:
@@ -57,9 +71,9 @@ def task(dtype: torch.dtype = torch.float32) -> tuple[Net, Edits, LocalitySet]:
     return model, edits, LocalitySet(clusters(60, 4, seed=6).to(dtype))
 
 
-def impossible() -> tuple[Blind, Edits]:
-    x = randn(2, 3).repeat_interleave(2, dim=0)
-    return Blind(), Edits(torch.cat([torch.arange(4.0)[:, None], x], 1), [0, 1, 2, 2])
+def impossible() -> tuple[nn.Module, Edits]:
+    """Return two pairs of equal points, the first with two labels."""
+    return mlp(3, 6, 3), Edits(Twins(randn(2, 3).repeat_interleave(2, dim=0)), [0, 1, 2, 2])
 
 
 def everything_about(model: nn.Module) -> dict[str, Any]:

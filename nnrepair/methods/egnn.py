@@ -45,8 +45,7 @@ class EGNN:
         depth: linear layers of the MLP; 1 is an affine map of the features.
         steps: at most this many; none are taken once all edits hold.
         lr: Adam's step size.
-        rehearsal: this many points of the locality set, of those that the base gets right, join every step's loss,
-            drawn anew each time.
+        rehearsal: this many kept points of the locality set join every step's loss, drawn anew each time.
         kl: the weight of `penalties.KL`, which holds outputs on the locality set where they are. Without a locality set
             there is nothing to rehearse or to compare with, and little but `penalties` keeps other decisions.
         penalties: what else holds the MLP's change back, see `nnrepair.penalties`.
@@ -102,10 +101,10 @@ class EGNN:
             notes.append("no locality set: little keeps other decisions as they are.")
         base = model.base if isinstance(model, Stitched) else model
         like = next(p for p in base.parameters() if p.dtype.is_floating_point)
-        edits = _Cached(base, problem.edits.inputs, like)
-        kept = None
+        edits, kept, locality = _Cached(base, problem.edits.inputs, like), None, None
         if problem.locality is not None and not tuning.capabilities.only_edit_pair:
             kept = _Cached(base, problem.locality.inputs, like)
+            locality = LocalitySet(kept.rows, problem.locality.criterion)
         if isinstance(model, Stitched):
             mlp = copy.deepcopy(model.mlp).requires_grad_(True)
         else:
@@ -114,11 +113,8 @@ class EGNN:
             problem,
             model=_Tuned(mlp, edits.y.shape[1:]),
             edits=Edits(edits.rows, problem.edits.criterion),
-            locality=None
-            if kept is None or problem.locality is None
-            else LocalitySet(kept.rows, problem.locality.criterion),
+            locality=locality,
             scope=None,
-            **({} if kept is None else _of_base(problem, kept.y)),
         )
         # The MLP may round otherwise among other points, and an edit that holds here is to hold there too.
         rounding = 16 * torch.finfo(like.dtype).eps * float(edits.y.abs().amax())
@@ -137,17 +133,6 @@ class EGNN:
             scale=SIZE / size if size > 0 else 1.0,
             seed=seed,
         )
-
-
-def _of_base(problem, y):
-    import os
-    from nnrepair.criteria import Argmax, Argmin
-    from nnrepair.problem import is_classifier
-    if os.environ.get("CUR"): return {}
-    c = problem.locality.criterion
-    if c is None:
-        return {}
-    return {"keep": c, "kept": c.holds(y.double())}
 
 
 class _Cached:
