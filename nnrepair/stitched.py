@@ -105,5 +105,5 @@ class OwnMLP(nn.Module):
                 f"The stitched MLP sees {self.features} features of each point and one point per output, got a first "
                 f"argument of shape {tuple(x.shape)} and outputs of shape {tuple(y.shape)}."
             )
-        more: Tensor = self(own.to(self.layers[-1].weight.dtype))
+        more: Tensor = self(own.to(self.scale.dtype))
         return y + more.reshape(y.shape)

@@ -60,7 +60,9 @@ def points(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Edits, Tensor
 
 
 def state(model: nn.Module) -> dict[str, bytes]:
-    return {n: t.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() for n, t in model.state_dict().items()}
+    return {
+        n: t.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() for n, t in model.state_dict().items()
+    }
 
 
 # The stitched network ------------------------------------------------------------------------------------------------
@@ -223,10 +225,9 @@ def test_a_stitched_network_is_edited_further() -> None:
     assert again.patch is not None  # the same architecture by now
     assert state(again.patch.apply(first)) == state(again.model)
     assert all(name.startswith("mlp.layers.") for name in again.patch.new)
-    change = torch.cat([
-        (b - a).detach().double().flatten()
-        for a, b in zip(first.parameters(), again.model.parameters(), strict=True)
-    ])
+    change = torch.cat(
+        [(b - a).detach().double().flatten() for a, b in zip(first.parameters(), again.model.parameters(), strict=True)]
+    )
     assert again.report.weight_change.l2 == pytest.approx(float(change.norm()))
 
 
