@@ -188,10 +188,10 @@ def runs_of_the_base(edges: int, method: EGNN) -> int:
 
 
 @pytest.mark.parametrize("edges", [20, 400])
-def test_the_base_runs_once_per_set_of_points_whatever_the_steps(edges: int) -> None:
+def test_the_base_runs_once_whatever_the_steps(edges: int) -> None:
     for steps in (0, 1, 50):
-        assert runs_of_the_base(edges, EGNN(steps=steps, lr=1e-5, rehearsal=20)) == 2
-        assert runs_of_the_base(edges, EGNN(steps=steps, lr=1e-5, rehearsal=0, kl=0)) == 1
+        for method in (EGNN(steps=steps, lr=1e-5, rehearsal=20), EGNN(steps=steps, lr=1e-5, rehearsal=0, kl=0)):
+            assert runs_of_the_base(edges, method) == 1
 
 
 def test_successive_edits_keep_one_mlp() -> None:

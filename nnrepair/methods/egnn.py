@@ -20,8 +20,8 @@ from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune import FineTune
 from nnrepair.penalties import KL, Penalty
-from nnrepair.problem import Problem, outputs, own
-from nnrepair.spec import AnyInputs, Edits, LocalitySet
+from nnrepair.problem import Problem, outputs_of, own
+from nnrepair.spec import Edits, LocalitySet
 from nnrepair.stitched import OwnMLP, Stitched
 
 #: Features are scaled to this root mean square before the MLP sees them: edits lose more elsewhere with larger ones,
@@ -33,8 +33,8 @@ SIZE = 0.2
 class EGNN:
     """Return base(x, ...) + mlp(x's own features), with the base frozen and the MLP tuned until the edits hold.
 
-    The base runs once on the edits and once on the locality set; what follows costs the same for every base and for
-    every number of edges. A network that was stitched before keeps its one MLP, which is edited further.
+    The base runs once on the edits and the locality set; what follows costs the same for every base and for every
+    number of edges. A network that was stitched before keeps its one MLP, which is edited further.
 
     Example:
         >>> EGNN(rehearsal=0).capabilities.keeps_architecture
@@ -101,19 +101,19 @@ class EGNN:
             notes.append("no locality set: little keeps other decisions as they are.")
         base = model.base if isinstance(model, Stitched) else model
         like = next(p for p in base.parameters() if p.dtype.is_floating_point)
-        edits, kept, locality = _Cached(base, problem.edits.inputs, like), None, None
-        if problem.locality is not None and not tuning.capabilities.only_edit_pair:
-            kept = _Cached(base, problem.locality.inputs, like)
-            locality = LocalitySet(kept.rows, problem.locality.criterion)
+        locality = None if tuning.capabilities.only_edit_pair else problem.locality
+        several = [problem.edits.inputs, *([] if locality is None else [locality.inputs])]
+        seen = [_Seen(own(inputs).to(like), y) for inputs, y in zip(several, outputs_of(base, several), strict=True)]
+        edits, known = seen[0], seen[-1]
         if isinstance(model, Stitched):
             mlp = copy.deepcopy(model.mlp).requires_grad_(True)
         else:
-            mlp = self._new(edits, kept, problem.seed).to(like)
+            mlp = self._new(known, problem.seed).to(like)
         surrogate = replace(
             problem,
             model=_Tuned(mlp, edits.y.shape[1:]),
             edits=Edits(edits.rows, problem.edits.criterion),
-            locality=locality,
+            locality=None if locality is None else LocalitySet(known.rows, locality.criterion),
             scope=None,
         )
         # The MLP may round otherwise among other points, and an edit that holds here is to hold there too.
@@ -123,11 +123,11 @@ class EGNN:
         stitched = Stitched(copy.deepcopy(base), proposal.model.mlp.requires_grad_(True)).eval()
         return Proposal(stitched, proposal.stats, notes + proposal.notes)
 
-    def _new(self, edits: _Cached, kept: _Cached | None, seed: int) -> OwnMLP:
-        size = float((edits if kept is None else kept).own.double().square().mean().sqrt())
+    def _new(self, known: _Seen, seed: int) -> OwnMLP:
+        size = float(known.own.double().square().mean().sqrt())
         return OwnMLP(
-            edits.own.shape[1],
-            edits.y[0].numel(),
+            known.own.shape[1],
+            known.y[0].numel(),
             hidden=self.hidden,
             depth=self.depth,
             scale=SIZE / size if size > 0 else 1.0,
@@ -135,17 +135,17 @@ class EGNN:
         )
 
 
-class _Cached:
-    """Points as tuning sees them: their own features and what the base says of them, from one run of the base.
+@dataclass(frozen=True)
+class _Seen:
+    """Points as tuning sees them.
 
     Attributes:
-        own: (n, features).
+        own: (n, features) their own features.
         y: (n, ...) the base's outputs.
     """
 
-    def __init__(self, base: nn.Module, inputs: AnyInputs, like: Tensor) -> None:
-        self.own = own(inputs).to(like)
-        self.y = outputs(base, inputs)
+    own: Tensor
+    y: Tensor
 
     @property
     def rows(self) -> Tensor:
