@@ -17,6 +17,7 @@ from benchmarks.measure import ROOT
 from nnrepair import EditScope
 from nnrepair.domains import graph
 from nnrepair.domains.graph import Graph, NodeEdits, NodeLocality, Nodes
+from nnrepair.domains.graph_data import load
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.files import read_arrays, write_arrays
 
@@ -28,7 +29,7 @@ def task(model: str, seed: int, edits: int) -> Task:
     """Edits: wrong validation nodes; kept: training nodes; test set: test nodes; scope: neighbours in their class."""
     if model not in KINDS:
         raise InvalidInput(f"Unknown network {model!r}.{near_matches(model, KINDS)} Networks: {', '.join(KINDS)}.")
-    data = graph.inductive_split(graph.planetoid("Cora"), seed)
+    data = graph.inductive_split(load("Cora"), seed)
     network = trained(model, seed, data)
     generator = torch.Generator().manual_seed(seed)
     wrong = graph.mistakes(network, data, data.val_mask)
