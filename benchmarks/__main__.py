@@ -1,41 +1,79 @@
-"""`python -m benchmarks run [--domain mnist | regions | acas] [--part ...]` and `python -m benchmarks table`."""
+"""`python -m benchmarks run [--domain ...] [--part ... | --method ... --mode ...]` and `python -m benchmarks table`.
+
+The editing benchmark (`--part editing`) runs `benchmarks/<domain>/experiments/*.toml`: every method on real mistakes of
+mnist, cifar and cora, independent, one after another, and all at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 
-from benchmarks import run, table
+from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
+from benchmarks.editing import DOMAINS, MODES
+from benchmarks.mnist import long
 from benchmarks.regions import run as regions
+from nnrepair.errors import NNRepairError
 
-PARTS = {
+PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "mnist": {
         "like-for-like": run.run_like_for_like,
         "locality": run.run_locality,
         "growth": run.run_growth,
+        "long": long.run_long,
     },
     "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
     "acas": {"tradeoff": tradeoff.run},
+    "cifar": {},
+    "cora": {},
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     sub = parser.add_subparsers(dest="verb", required=True)
     runner = sub.add_parser("run", help="measure; resumes where it was stopped")
     runner.add_argument("--domain", choices=list(PARTS), default="mnist")
-    runner.add_argument("--part", choices=[part for parts in PARTS.values() for part in parts], action="append")
+    runner.add_argument("--part", action="append", help="of the domain; several may be given, default: all")
+    editing = runner.add_argument_group("the editing benchmark (implies --part editing)")
+    editing.add_argument("--method", action="append", help="only experiments of this method, or of this name")
+    editing.add_argument("--mode", action="append", choices=list(MODES))
+    editing.add_argument("--model", action="append")
+    editing.add_argument("--again", action="store_true", help="measure rows once more that failed")
+    editing.add_argument("--trial", action="store_true", help="5 edits and 2 seeds, stored in build/trials")
+    editing.add_argument("--jobs", type=int, default=1, help="processes at a time")
     sub.add_parser("table", help="write the tables and figures in docs/ from the committed results")
     arguments = parser.parse_args()
     if arguments.verb == "table":
         table.write()
         return
-    parts = PARTS[arguments.domain]
-    wrong = [part for part in arguments.part or () if part not in parts]
+    parts = dict(PARTS[arguments.domain])
+    if arguments.domain in DOMAINS:
+        parts["editing"] = partial(
+            experiments.run,
+            DOMAINS[arguments.domain],
+            arguments.method or (),
+            arguments.mode or (),
+            arguments.model or (),
+            again=arguments.again,
+            trial=arguments.trial,
+            jobs=arguments.jobs,
+        )
+    asked = arguments.part
+    if arguments.method or arguments.mode or arguments.model or arguments.again or arguments.trial:
+        asked = asked or ["editing"]
+    wrong = [part for part in asked or () if part not in parts]
     if wrong:
         parser.error(f"domain {arguments.domain} has no part {wrong[0]!r}; its parts are {', '.join(parts)}")
-    for part in arguments.part or parts:
-        parts[part]()
+    for part in asked or parts:
+        try:
+            parts[part]()
+        except NNRepairError as error:
+            parser.exit(3, f"{error}\n")
 
 
 if __name__ == "__main__":

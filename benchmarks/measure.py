@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +73,41 @@ def save(path: Path, rows: list[dict[str, Any]], about: str) -> None:
 def load(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a result file, none when it does not exist."""
     return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def in_forked_process(
+    work: Callable[..., dict[str, Any]], arguments: dict[str, Any], timeout: float, preload: list[str]
+) -> dict[str, Any]:
+    """Run `work(**arguments)` with one thread in a process of its own and return its answer.
+
+    The process is forked from one that has imported the modules `preload` and done nothing else. For rows that take
+    less time than the imports (several seconds); `in_fresh_process` repeats them.
+    """
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preload)  # type: ignore[attr-defined]
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, work, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not mine.poll(timeout):
+            return {"status": f"not finished in {timeout:.0f} s"}
+        answer: dict[str, Any] = mine.recv()
+        return answer
+    except EOFError:
+        process.join()
+        return {"status": f"failed: the process ended with exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+        mine.close()
+
+
+def _answer(pipe: Connection, work: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> None:
+    warnings.simplefilter("ignore")
+    try:
+        answer = work(**arguments)
+    except Exception as error:  # the row says what happened, and the next one is measured
+        answer = {"status": f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+    pipe.send(answer)

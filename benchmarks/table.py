@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
@@ -245,10 +246,11 @@ and "mean+max", the restricted linear programs; with *weights*, one product with
     properties.write()
     regions.write()
     acas.write()
+    editing.write()
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"
-    lines = "\n".join([headline(), *properties.readme(), *regions.readme(), *acas.readme()])
+    lines = "\n".join([headline(), *properties.readme(), *regions.readme(), *acas.readme(), *editing.readme()])
     before, rest = content.split(start)
     after = rest.split(end)[1]
     write_atomically(readme, f"{before}{start}\n{lines}\n{end}{after}".encode())

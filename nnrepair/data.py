@@ -8,14 +8,18 @@ user's own and are used as they are; files in the cache must have the pinned has
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from nnrepair.errors import DataUnavailable, InvalidInput
 
@@ -80,6 +84,21 @@ def locate(resource: Resource) -> Path:
         if wrong is not None:
             raise InvalidInput(f"{found} is damaged or is another file: {wrong} Delete it and run again.")
     return found
+
+
+def open_npz(path: Path) -> np.lib.npyio.NpzFile:
+    """Open an npz file without unpickling anything.
+
+    Raises:
+        InvalidInput: it is damaged, or no npz file.
+    """
+    try:
+        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{path} cannot be read as an npz file ({error}).") from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise InvalidInput(f"{path} holds a single array, expected an npz file.")
+    return file
 
 
 def _local_folders() -> Iterator[Path]:

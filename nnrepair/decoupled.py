@@ -8,6 +8,7 @@ plus the first-order effect of the change, f(x) + J(x) Delta: exactly linear in 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -52,5 +53,30 @@ class Decoupled(nn.Module):
         self.base.eval()
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        return moved_outputs(self.base, self.change, x, self.channels)
+    def forward(self, x: Tensor, second: Any = None) -> Tensor:
+        """Return f + J Delta; `second` is what graph networks take beside their features, the edges."""
+        # Not *inputs: exporters match the names of arguments.
+        inputs = x if second is None else _Arguments((x, second))
+        return moved_outputs(self.base, self.change, inputs, self.channels)
+
+
+class _Arguments:
+    """What a model is called with, as inputs (of a graph network: features and edges)."""
+
+    independent = False
+
+    def __init__(self, given: tuple[Any, ...]) -> None:
+        self.given = given
+
+    def __len__(self) -> int:
+        return len(self.given[0])
+
+    def __getitem__(self, index: Tensor) -> _Arguments:
+        raise NotImplementedError("the arguments of one call cannot be divided")
+
+    def to(self, like: Tensor) -> _Arguments:
+        return self
+
+    def call(self, model: nn.Module) -> Tensor:
+        y: Tensor = model(*self.given)
+        return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnrepair import regions, sequence
 from nnrepair.errors import RepairFailed
@@ -95,7 +96,7 @@ def fix(
         method: "auto", another name from `nnrepair methods`, or a `Method` such as `MinimalNorm(layer="fc2")`.
         mode: "batch" repairs all edits at once and returns a `RepairResult`. "independent" repairs each from the
             original network, to measure a method; "successive" repairs each from the last network, as mistakes come in;
-            both return a `History`.
+            both return a `History`. What is to stay is what the original network says, at every step.
         batch_size: edits per step, for the latter two.
         rehearsal: for mode="successive", whether every step is also asked for the past edits; a number takes at most
             that many of them, drawn anew for each step. Without rehearsal earlier edits are soon forgotten.
@@ -117,12 +118,19 @@ def fix(
     edits = Edits.coerce(edits)
     sequence.check(chosen, mode, len(edits), batch_size, rehearsal, resume)
 
+    show = progress and mode == "batch"
+
     def pose(network: nn.Module, some: Edits, scope: Any = None) -> Problem:
-        show = progress and mode == "batch"
         if isinstance(some.inputs, Regions):
             inside = not chosen.capabilities.keeps_architecture
             return regions.build(network, some, locality_set, scope, inside, seed=seed, progress=show)
         return build(network, some, locality_set, scope, seed=seed, progress=show)
+
+    def pose_again(network: nn.Module, which: Tensor) -> Problem:
+        """Ask for some of the edits, all of which were checked before, in another network."""
+        if problem.regions is not None:  # what linear regions there are depends on the network
+            return pose(network, edits[which])
+        return dataclasses.replace(problem, model=network, edits=problem.edits[which], scope=None)
 
     result: RepairResult | History
     with undisturbed(seed):
@@ -137,9 +145,8 @@ def fix(
             result = sequence.Sequence(
                 original=model,
                 private=private,
-                pose=pose,
+                pose=pose_again,
                 whole=problem,
-                edits=edits,
                 watched=watched,
                 seeded=lambda: undisturbed(seed),
                 method=chosen,

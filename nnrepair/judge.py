@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,9 +18,9 @@ from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
-from nnrepair.problem import Problem, held_out, outputs
+from nnrepair.problem import Problem, held_out, outputs, outputs_of
 from nnrepair.result import Asked, Kept, RepairResult, Report, WeightChange
-from nnrepair.spec import LocalitySet
+from nnrepair.spec import EditScope, LocalitySet
 
 #: How the report calls the locality set and a test set without a name.
 LOCALITY, TEST = "locality set", "test set"
@@ -33,9 +34,8 @@ class Watched:
         self._decide: Callable[[Tensor], Tensor] | None = problem.decide if problem.classifies else None
         self.before = outputs(problem.model, points.inputs)
 
-    def compare(self, model: nn.Module) -> Kept:
-        """Measure a network on the points."""
-        y = outputs(model, self.points.inputs)
+    def compare(self, y: Tensor) -> Kept:
+        """Measure what became of the points, from a network's outputs (n, ...) there."""
         after = metrics.success_rate(self._keep, y.double())
         unchanged = after if self._decide is None else metrics.locality(self._decide(self.before), self._decide(y))
         if self.points.criterion is None:
@@ -70,6 +70,27 @@ def held(problem: Problem, model: nn.Module) -> Tensor:
         return problem.edits.criterion.holds(outputs(model, problem.edits.inputs).double())
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a network does: which edits hold, the share of the edit scope that does, and what became of other points."""
+
+    holds: Tensor
+    generalization_rate: float | None
+    kept: dict[str, Kept]
+
+
+def measure(model: nn.Module, problem: Problem, scope: EditScope | None, watched: dict[str, Watched]) -> Measured:
+    """Measure a network; whatever can run in one pass does."""
+    names = list(watched)
+    several = [watched[name].points.inputs for name in names]
+    several += [] if scope is None else [scope.inputs]
+    several += [] if problem.regions is not None else [problem.edits.inputs]
+    y = outputs_of(model, several)
+    holds = held(problem, model) if problem.regions is not None else problem.edits.criterion.holds(y.pop().double())
+    rate = None if scope is None else metrics.success_rate(scope.criterion, y.pop().double())
+    return Measured(holds, rate, {name: watched[name].compare(one) for name, one in zip(names, y, strict=True)})
+
+
 def propose(problem: Problem, method: Method, before: Tensor) -> tuple[Proposal, float]:
     """Return the method's proposal and the seconds that it took; none is asked for where every edit held `before`."""
     started = time.perf_counter()
@@ -102,16 +123,16 @@ def judge(
         watched: the points to compare, from `watch`.
     """
     repaired = proposal.model
-    holds = held(problem, repaired)
+    found = measure(repaired, problem, problem.scope, watched)
+    holds, tests = found.holds, dict(found.kept)
     failing = torch.nonzero(~holds).flatten().tolist()
-    tests = {name: points.compare(repaired) for name, points in watched.items()}
     kept = tests.pop(LOCALITY, None)
     report = Report(
         edits=len(holds),
         held_before=before.tolist(),
         held_after=holds.tolist(),
         success_rate=float(holds.double().mean()),
-        generalization_rate=_generalization(problem, repaired),
+        generalization_rate=found.generalization_rate,
         drawdown=None if kept is None else kept.drawdown,
         drawdown_points=None if kept is None else kept.drawdown_points,
         locality=None if kept is None else kept.locality,
@@ -148,6 +169,7 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
         advice = "no change of the chosen layer satisfies all edits with their margin; "
         also = "the locality set (hard)" if proposal.with_locality else "each other"
         advice += f"edits {proposal.conflict} contradict {also} there. "
+        advice += 'locality="soft" gives up single kept points instead. ' if proposal.with_locality else ""
         advice += (
             f"To first order, these layers could satisfy all edits: {', '.join(proposal.layers)}."
             if proposal.layers
@@ -155,17 +177,8 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
             "repair several layers at once."
         )
         return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
-    advice = (
-        f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try another layer, several layers, "
-        'another margin (larger in half precision), locality="soft", or more steps.'
-    )
+    advice = f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try {proposal.advice}."
     return Outcome("partly repaired", advice, failing)
-
-
-def _generalization(problem: Problem, repaired: nn.Module) -> float | None:
-    if problem.scope is None:
-        return None
-    return metrics.success_rate(problem.scope.criterion, outputs(repaired, problem.scope.inputs).double())
 
 
 def _lost(problem: Problem, repaired: nn.Module) -> int:

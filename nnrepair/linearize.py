@@ -10,7 +10,8 @@ these being a plain linear map at the network's end (the last layer of a graph n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ PROBES = 4
 POINTS = 256
 #: Entries of plain (unfactored) rows that may be held at once.
 DENSE_LIMIT = 200_000_000
+#: Random signs and classes over which the Fisher diagonal is averaged where points influence each other.
+SKETCHES = 32
 #: Relative ridge on feature covariances: dead features would be free to move otherwise.
 RIDGE = 1e-3
 
@@ -231,6 +234,7 @@ class Linearization:
             return dict(zip(self.names, filled, strict=True))
 
         true(0)
+        self._shared = set() if self.independent else self._shared_maps(y, tap, weights, true)
         groups: list[_Group] = []
         done: set[str] = set()
         for name in self.names:
@@ -255,6 +259,43 @@ class Linearization:
                 groups.append(group)
                 done.update(group.names)
         return groups + [_Group(None, None, n) for n in self.names if n not in done]
+
+    def _shared_maps(self, y: Tensor, tap: _Tap, weights: Tensor, true: Callable[[int], dict[str, Tensor]]) -> set[str]:
+        """Return the weights of maps which all of a graph's nodes share, and whose uses account for their gradients.
+
+        Gradients reach few of these nodes, which makes rows much cheaper than automatic differentiation of the weight.
+        """
+        found = {n for n, uses in tap.uses.items() if uses and self.parameters[n].ndim == 2}
+        found = {n for n in found if all(u.output.ndim == 2 for u in tap.uses[n])}
+        for point in range(min(len(y), PROBES)):
+            if not found:
+                break
+            names = sorted(found)
+            want, got = true(point), self._gradients((y[point] * weights).sum(), names, tap, found)
+            for name, g in zip(names, got, strict=True):
+                if (g - want[name]).abs().max() > 1e-8 * max(float(want[name].abs().max()), 1e-12):
+                    found.discard(name)
+        return found
+
+    def _gradients(self, scalar: Tensor, names: list[str], tap: _Tap, shared: set[str]) -> list[Tensor]:
+        """Return the gradient of a scalar with respect to each named parameter, zero where it has no effect."""
+        uses = [u for n in names if n in shared for u in tap.uses[n]]
+        rest = [self.parameters[n] for n in names if n not in shared]
+        grads = torch.autograd.grad(scalar, [*(u.output for u in uses), *rest], retain_graph=True, allow_unused=True)
+        at_use, plain = iter(zip(uses, grads, strict=False)), iter(grads[len(uses) :])
+        found = []
+        for name in names:
+            total = torch.zeros_like(self.parameters[name])
+            if name not in shared:
+                g = next(plain)
+                total = total if g is None else g
+            else:
+                for use, delta in itertools.islice(at_use, len(tap.uses[name])):
+                    if delta is not None:
+                        reached = torch.nonzero(delta.abs().amax(1)).flatten()
+                        total += delta[reached].T @ use.inputs()[reached]
+            found.append(total.detach())
+        return found
 
     def _factored(
         self,
@@ -404,10 +445,10 @@ class Linearization:
                 blocks.append(self._factored(group, mine, part, local.numpy(), np.arange(len(chunk))))
         plain = [g.plain for g in self.groups if g.plain is not None]
         if plain:
-            blocks += self._plain(y, where, cotangents.to(y), plain)
+            blocks += self._plain(y, tap, where, cotangents.to(y), plain)
         return Rows(tuple(blocks))
 
-    def _plain(self, y: Tensor, where: Tensor, cotangents: Tensor, names: list[str]) -> list[Block]:
+    def _plain(self, y: Tensor, tap: _Tap, where: Tensor, cotangents: Tensor, names: list[str]) -> list[Block]:
         parameters = [self.parameters[n] for n in names]
         size = sum(p.numel() for p in parameters)
         if size * len(where) > DENSE_LIMIT:
@@ -417,9 +458,8 @@ class Linearization:
             )
         rows: list[list[Array]] = [[] for _ in names]
         for w, cotangent in zip(where.tolist(), cotangents, strict=True):
-            grads = torch.autograd.grad((y[w] * cotangent).sum(), parameters, retain_graph=True, allow_unused=True)
-            for k, g in enumerate(grads):
-                rows[k].append(_numpy(g).ravel() if g is not None else np.zeros(parameters[k].numel()))
+            for k, g in enumerate(self._gradients((y[w] * cotangent).sum(), names, tap, self._shared)):
+                rows[k].append(_numpy(g).ravel())
         return [Dense(np.stack(r)) for r in rows]
 
     def metric(self, inputs: AnyInputs) -> Metric:
@@ -444,7 +484,7 @@ class Linearization:
                         moments[group.tapped] = moments.get(group.tapped, np.zeros(())) + _numpy(a.T @ a)
             plain = [g.plain for g in self.groups if g.plain is not None]
             if plain:
-                for row in self._plain_squares(y, plain):
+                for row in self._plain_squares(y, plain) if self.independent else self._sketches(y, plain):
                     for name, square in row.items():
                         fisher[name] = fisher.get(name, np.zeros(())) + square
             if not self.independent:
@@ -476,6 +516,27 @@ class Linearization:
                         t += weight * _numpy(g).ravel() ** 2
             squares.append(dict(zip(names, total, strict=True)))
         return squares
+
+    def _sketches(self, y: Tensor, names: list[str]) -> Iterator[dict[str, Array]]:
+        """Yield squares whose sum is, on average, the Fisher diagonal summed over the points.
+
+        One pass serves all points of a graph: each draws a class from its probabilities and a sign, and since signs
+        are independent, the products of different points vanish on average.
+        """
+        generator = torch.Generator().manual_seed(0)
+        log_p = torch.log_softmax(y.flatten(1), 1)
+        p = log_p.detach().exp().cpu()
+        parameters = [self.parameters[n] for n in names]
+        for _ in range(SKETCHES):
+            drawn = torch.multinomial(p, 1, generator=generator).to(y.device)
+            sign = 2.0 * torch.randint(2, (len(y), 1), generator=generator) - 1
+            scalar = (sign.to(y) * log_p.gather(1, drawn)).sum()
+            grads = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
+            squares = [
+                np.zeros(q.numel()) if g is None else _numpy(g).ravel() ** 2
+                for g, q in zip(grads, parameters, strict=True)
+            ]
+            yield {n: square / SKETCHES for n, square in zip(names, squares, strict=True)}
 
 
 def _root(C: Array) -> Array:

@@ -276,14 +276,15 @@ class EWC(Penalty):
         weight: loss per nat: up to what F leaves out beside its diagonal, this is to second order `KL` with the same
             weight.
         labels: how the expectation over labels in F is taken: "exact", "sampled" or "empirical".
-        points: at most this many points of the locality set, drawn at random.
+        points: at most this many points of the locality set, drawn at random; None takes 1000, and 100 where points
+            depend on each other (a graph), where each of them costs as much as all.
         floor: added to F, as a share of F's mean: a weight that matters on no point (behind a dead ReLU) would be free
             to go anywhere.
     """
 
     weight: float
     labels: Labels = "exact"
-    points: int = 1000
+    points: int | None = None
     floor: float = 1e-3
     needs_locality: ClassVar[bool] = True
 
@@ -291,8 +292,8 @@ class EWC(Penalty):
         _positive(self.weight, "EWC: weight", zero=True)
         _positive(self.floor, "EWC: floor", zero=True)
         _known_labels(self.labels)
-        if not isinstance(self.points, int) or self.points < 1:
-            raise InvalidInput(f"EWC: points must be an integer >= 1, got {self.points!r}.")
+        if self.points is not None and (not isinstance(self.points, int) or self.points < 1):
+            raise InvalidInput(f"EWC: points must be an integer >= 1 or None, got {self.points!r}.")
 
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
         locality = problem.locality
@@ -308,6 +309,7 @@ class EWC(Penalty):
                 'EWC(labels="empirical") needs labels beside the locality set\'s inputs; give them, or choose '
                 'labels="exact".'
             )
+        alone = isinstance(locality.inputs, Tensor) or locality.inputs.independent
         fisher = fisher_diagonal(
             problem.model,
             list(old),
@@ -315,7 +317,7 @@ class EWC(Penalty):
             labels=self.labels,
             targets=targets if self.labels == "empirical" else None,
             lowest=problem.lowest,
-            points=self.points,
+            points=self.points or (1000 if alone else 100),
             generator=generator,
         )
         mean = sum(float(f.double().sum()) for f in fisher.values()) / sum(f.numel() for f in fisher.values())
@@ -347,10 +349,10 @@ def fisher_diagonal(
         model: (n, ...) inputs to (n, classes) outputs, in eval mode.
         names: parameters or layers, as `layers.choose` takes them.
         inputs: n points. Where they depend on each other (a graph), all of them run together.
-        labels: "exact" takes the expectation over y under the model itself, one gradient per point and class (the 100
-            most probable classes of each point, where there are more; what is left out is a lower bound's slack);
-            "sampled" draws one y per point from the model; "empirical" takes `targets`, which is another quantity and
-            nearly zero where the model is sure of them.
+        labels: "exact" takes the expectation over y under the model itself, one gradient per point and class (with more
+            than 100 classes the 100 most probable ones of each point, and F is a lower bound); "sampled" draws one y
+            per point from the model; "empirical" takes `targets`, which is another quantity, and nearly zero where the
+            model is sure of them.
         targets: (n,) labels, for "empirical".
         lowest: whether the lowest score wins: p is then the softmax of the negated outputs.
         points: use at most this many points, drawn at random.
@@ -385,9 +387,11 @@ def fisher_diagonal(
         assert targets is not None
         label = targets.cpu()[which][:, None]
         share = torch.ones_like(label, dtype=p.dtype)
-    terms = _Terms(sign, p, label, share / len(which), y)
+    terms = _Terms(sign, p, label, share, y)
+    start = {name: dict(model.named_parameters(remove_duplicate=False))[name].detach() for name in names}
     with torch.enable_grad():
-        return _mean_squares(model, names, inputs, which, terms)
+        total = _sum_of_squares(model, start, inputs, which, terms)
+    return {name: (f / len(which)).to(at_least_float(start[name]).dtype) for name, f in total.items()}
 
 
 @dataclass(frozen=True)
@@ -406,19 +410,17 @@ class _Terms:
     share: Tensor
     like: Tensor
 
-    def of(self, points: slice) -> tuple[Tensor, Tensor]:
-        """Return gradients (points, k, classes) with respect to the outputs, and shares (points, k)."""
+    def slopes(self, points: slice) -> Tensor:
+        """Return (points, k, classes): gradients at the outputs whose squares need no more weights."""
         hot = F.one_hot(self.label[points], self.p.shape[1])
-        slope = self.sign * (hot - self.p[points, None])
-        return slope.to(self.like), self.share[points].to(at_least_float(self.like))
+        slopes = self.sign * self.share[points, :, None].sqrt() * (hot - self.p[points, None])
+        return slopes.to(self.like)
 
 
-def _mean_squares(
-    model: nn.Module, names: list[str], inputs: AnyInputs, which: Tensor, terms: _Terms
+def _sum_of_squares(
+    model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
 ) -> dict[str, Tensor]:
-    """Return the sum over points and labels of share * gradient^2, by name."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    start = {n: parameters[n].detach() for n in names}
+    """Return the sum of squared gradients over points and labels, by parameter name, float64."""
     if isinstance(inputs, Tensor):
         try:
             return _summed(start, _vectorised(model, start, inputs, which, terms))
@@ -432,42 +434,41 @@ def _summed(start: Weights, parts: Iterator[dict[str, Tensor]]) -> dict[str, Ten
     for part in parts:
         for name, value in part.items():
             total[name] += value
-    return {name: value.to(at_least_float(start[name]).dtype) for name, value in total.items()}
+    return total
 
 
 def _vectorised(
-    model: nn.Module, start: Weights, x: Tensor, which: Tensor, terms: _Terms
+    model: nn.Module, start: dict[str, Tensor], x: Tensor, which: Tensor, terms: _Terms
 ) -> Iterator[dict[str, Tensor]]:
-    def squares(one: Tensor, slopes: Tensor, shares: Tensor) -> Any:
-        """Return the share-weighted squares of one point (...): slopes (k, classes), shares (k,)."""
-        pull: Any = torch.func.vjp(lambda weights: call_with(model, weights, one[None])[0], dict(start))[1]
-        (gradients,) = torch.func.vmap(pull)(slopes)
-        return {n: torch.einsum("k,k...->...", shares, at_least_float(g).square()) for n, g in gradients.items()}
+    def gradients(one: Tensor, slopes: Tensor) -> Any:
+        """Return the gradients (k, ...) at one point (...), by name."""
+        pull: Any = torch.func.vjp(lambda weights: call_with(model, weights, one[None])[0], start)[1]
+        return torch.func.vmap(pull)(slopes)[0]
 
     size = terms.label.shape[1] * sum(weight.numel() for weight in start.values())
     step = max(1, MOST_NUMBERS // size)
     for first in range(0, len(which), step):
-        slopes, shares = terms.of(slice(first, first + step))
+        some = slice(first, first + step)
         with warnings.catch_warnings():  # about operations whose vectorised form is slow
             warnings.simplefilter("ignore")
-            each = torch.func.vmap(squares)(x[which[first : first + step]], slopes, shares)
-        yield {n: s.double().sum(0) for n, s in each.items()}
+            each = torch.func.vmap(gradients)(x[which[some]], terms.slopes(some))
+        norms = {n: torch.linalg.vector_norm(at_least_float(g).flatten(0, 1), dim=0) for n, g in each.items()}
+        yield {n: norm.double().square() for n, norm in norms.items()}  # one pass, and no copy of the gradients
 
 
 def _one_by_one(
-    model: nn.Module, start: Weights, inputs: AnyInputs, which: Tensor, terms: _Terms
+    model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
 ) -> Iterator[dict[str, Tensor]]:
     leaves = {n: weight.clone().requires_grad_(True) for n, weight in start.items()}
     together = not isinstance(inputs, Tensor) and not inputs.independent
     y = call_with(model, leaves, inputs) if together else None
     for k, point in enumerate(which.tolist()):
         row = y[point] if y is not None else call_with(model, leaves, inputs[torch.tensor([point])])[0]
-        slopes, shares = terms.of(slice(k, k + 1))
-        for slope, share in zip(slopes[0], shares[0], strict=True):
+        for slope in terms.slopes(slice(k, k + 1))[0]:
             gradients = torch.autograd.grad(
                 row, list(leaves.values()), slope, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            yield {n: share * g.double().square() for n, g in zip(leaves, gradients, strict=True)}
+            yield {n: g.double().square() for n, g in zip(leaves, gradients, strict=True)}
 
 
 def at_least_float(x: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""Pictures of what a network decides in a two-dimensional slice of its inputs. Needs the extra `nnrepair[plot]`."""
+"""Pictures: what a network decides in a slice of its inputs, and what becomes of a sequence of edits.
+
+Needs the extra `nnrepair[plot]`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.history import History
+from nnrepair.judge import LOCALITY
 from nnrepair.network import private_copy
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
@@ -21,12 +26,15 @@ from nnrepair.verify.result import CheckResult, Counterexample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 Rectangle = tuple[float, float, float, float]
 
 # Paul Tol's scheme for light fills, which colour-blind readers tell apart too; lines and marks stay legible on them.
 PALETTE = ("#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FFAABB", "#99DDFF", "#AAAA00", "#BBCC33", "#C2A5CF")
+# And his "muted" scheme for lines.
+STRONG = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 OTHER, INK = "#DDDDDD", "#222222"
 MOST_CELLS = 4000
 #: The title lists the values of at most this many fixed inputs.
@@ -109,6 +117,68 @@ def region(
 
 
 # What to show --------------------------------------------------------------------------------------------------------
+
+
+def sequence(histories: History | Mapping[str, History], points: str | None = None) -> Figure:
+    """Draw what becomes of edits, and of everything else, while they are repaired one after another.
+
+    Left: the share of all edits so far that hold in each step's network. Right: drawdown in points, or, where there are
+    no labels, the share of decisions that changed.
+
+    Example:
+        >>> from nnrepair import plot
+        >>> figure = plot.sequence({"with rehearsal": history, "without": other})  # doctest: +SKIP
+        >>> figure.savefig("sequence.png")  # doctest: +SKIP
+
+    Args:
+        histories: of `nnrepair.fix(..., mode="successive")`; several are drawn together, by name.
+        points: the set of points on the right, a name in `history.kept`; by default the first test set, else the
+            locality set; without either there is no right picture.
+
+    Raises:
+        InvalidInput: independent edits, which are no sequence, or points that a history does not have.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    given = {"": histories} if isinstance(histories, History) else dict(histories)
+    if not given:
+        raise InvalidInput("There is no history to draw.")
+    for name, history in given.items():
+        if history.mode != "successive":
+            raise InvalidInput(f"History {name!r} is of independent edits, which have no order; draw successive ones.")
+    known = list(next(iter(given.values())).kept)
+    points = next(iter(sorted(known, key=lambda name: name == LOCALITY)), None) if points is None else points
+    for name, history in given.items():
+        if points is not None and points not in history.kept:
+            hint = near_matches(points, history.kept)
+            raise InvalidInput(f"History {name!r} did not watch {points!r}.{hint} It has: {', '.join(history.kept)}.")
+    require_matplotlib()
+    from matplotlib import pyplot
+
+    columns = 1 if points is None else 2
+    figure, axes = pyplot.subplots(1, columns, figsize=(4.2 * columns, 3.2), layout="constrained", squeeze=False)
+    for k, (name, history) in enumerate(given.items()):
+        curves, style = history.curves(), {"color": STRONG[k % len(STRONG)], "label": name}
+        axes[0, 0].plot(curves["edits"], [100 * share for share in curves["retained"]], **style)
+        if points is not None:
+            axes[0, 1].plot(curves["edits"], _lost(curves, points), **style)
+    axes[0, 0].set(ylabel="edits so far that hold now (%)", ylim=(-4, 104))
+    if points is not None:
+        labelled = f"drawdown_points {points}" in curves
+        axes[0, 1].set(ylabel=f"drawdown on the {points} (points)" if labelled else f"{points}: decisions changed (%)")
+        axes[0, 1].axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    for axis in axes.flat:
+        axis.set_xlabel("edits, one after another")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    if len(given) > 1:
+        axes[0, 0].legend(frameon=False)
+    return figure
+
+
+def _lost(curves: dict[str, list[float]], points: str) -> list[float]:
+    """Return drawdown in points, or changed decisions in percent."""
+    drawdown = curves.get(f"drawdown_points {points}")
+    return [100 * (1 - share) for share in curves[f"locality {points}"]] if drawdown is None else drawdown
 
 
 class _View:

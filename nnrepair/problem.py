@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,29 @@ def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
     if len(inputs) <= BATCH:
         return call(model, inputs)
     return torch.cat([call(model, inputs[step]) for step in batches(len(inputs))])
+
+
+def outputs_of(model: nn.Module, several: Sequence[AnyInputs]) -> list[Tensor]:
+    """Return the outputs of several sets of points; those that can be joined (nodes of one graph) run together."""
+    joined: list[tuple[AnyInputs, list[int]]] = []
+    for k, inputs in enumerate(several):
+        for place, (some, members) in enumerate(joined):
+            if (both := join(some, inputs)) is not None:
+                joined[place] = (both, [*members, k])
+                break
+        else:
+            joined.append((inputs, [k]))
+    found: dict[int, Tensor] = {}
+    for inputs, members in joined:
+        sizes = [len(several[k]) for k in members]
+        found |= dict(zip(members, torch.split(outputs(model, inputs), sizes), strict=True))
+    return [found[k] for k in range(len(several))]
+
+
+def join(first: AnyInputs, second: AnyInputs) -> AnyInputs | None:
+    """Return points that run in one pass of a whole domain (`Inputs.joined`), or None where that saves nothing."""
+    joined: Callable[[AnyInputs], AnyInputs | None] | None = getattr(first, "joined", None)
+    return None if joined is None else joined(second)
 
 
 def has_choice(criterion: Criterion) -> bool:

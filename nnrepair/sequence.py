@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nnrepair import metrics
 from nnrepair.errors import InvalidInput, PatchError
 from nnrepair.history import History, Mode, Step
-from nnrepair.judge import Watched, held, like, outcome_of, propose
+from nnrepair.judge import Watched, held, like, measure, outcome_of, propose
 from nnrepair.methods.base import Method
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.problem import Problem, outputs
-from nnrepair.spec import Edits
+from nnrepair.spec import Edits, EditScope
 
 #: Seconds of work that a kill may cost, at most (and one step).
 SAVE_EVERY = 5.0
@@ -74,7 +73,7 @@ class Sequence:
 
     Attributes:
         original: the user's model, and `private`: a copy in eval mode.
-        pose: makes the problem of some edits for a network.
+        pose: makes the problem of some edits, by their numbers, for a network.
         whole: the problem of all edits at once, already checked.
         watched: the points to compare after every step.
         seeded: keeps the random state as it was and seeds it, for one step.
@@ -83,9 +82,8 @@ class Sequence:
 
     original: nn.Module
     private: nn.Module
-    pose: Callable[[nn.Module, Edits], Problem]
+    pose: Callable[[nn.Module, Tensor], Problem]
     whole: Problem
-    edits: Edits
     watched: dict[str, Watched]
     seeded: Callable[[], Any]
     method: Method
@@ -96,11 +94,13 @@ class Sequence:
     seed: int
     progress: bool
     _steps: list[Step] = field(default_factory=list)
+    _holds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def run(self) -> History:
         """Repair step by step and return the history."""
         network = self._resumed()
-        steps = torch.split(torch.arange(len(self.edits)), self.batch_size)
+        self._holds = held(self.whole, network)
+        steps = torch.split(torch.arange(len(self._holds)), self.batch_size)
         done, saved = len(self._steps), time.monotonic()
         with tqdm(total=len(steps), initial=done, desc=self.mode, leave=False, disable=not self.progress) as bar:
             for number in range(done, len(steps)):
@@ -118,22 +118,22 @@ class Sequence:
 
     def _step(self, network: nn.Module, new: Tensor, number: int) -> nn.Module:
         asked = torch.cat([self._rehearsed(new, number), new])
-        problem = self.pose(network, self.edits[asked])
-        before = held(problem, network)
-        proposal, seconds = propose(problem, self.method, before)
-        after = held(problem, proposal.model)
-        failing = torch.nonzero(~after).flatten().tolist()
+        before = self._holds[asked]
+        proposal, seconds = propose(self.pose(network, asked), self.method, before)
         repaired = like(self.private, proposal.model)
-        now = held(self.whole, repaired)
-        so_far = int(new[-1]) + 1
+        found = measure(repaired, self.whole, self._scope(new), self.watched)
+        now, so_far = found.holds, int(new[-1]) + 1
+        failing = torch.nonzero(~now[asked]).flatten().tolist()
+        if self.mode == "successive":
+            self._holds = now
         self._steps.append(
             Step(
                 edits=new.tolist(),
                 held=now[new].tolist(),
                 status=outcome_of(proposal, before, failing, 0).status,
-                generalization_rate=self._generalization(repaired, new),
+                generalization_rate=found.generalization_rate,
                 retained=float(now[:so_far].double().mean()),
-                kept={name: points.compare(repaired) for name, points in self.watched.items()},
+                kept=found.kept,
                 seconds=seconds,
                 notes=proposal.notes,
             )
@@ -148,26 +148,22 @@ class Sequence:
         generator = torch.Generator().manual_seed(self.seed + number)
         return past[torch.randperm(len(past), generator=generator)[: int(self.rehearsal)]].sort().values
 
-    def _generalization(self, model: nn.Module, new: Tensor | None) -> float | None:
-        """Return the share of the edit scope that holds: that of the edits `new`, or all of it."""
+    def _scope(self, new: Tensor) -> EditScope | None:
+        """Return the edit scope of the edits `new`; all of it where it does not say whose it is."""
         scope = self.whole.scope
-        if scope is None:
-            return None
-        if new is not None and scope.of is not None:
-            mine = torch.nonzero(torch.isin(scope.of, new)).flatten()
-            if len(mine) == 0:
-                return None
-            scope = scope[mine]
-        return metrics.success_rate(scope.criterion, outputs(model, scope.inputs).double())
+        if scope is None or scope.of is None:
+            return scope
+        mine = torch.nonzero(torch.isin(scope.of.cpu(), new)).flatten()
+        return scope[mine] if len(mine) else None
 
     def _history(self, network: nn.Module) -> History:
         after = [held for step in self._steps for held in step.held]
         finally_: list[bool] | None = None
         patch = last = retained = None
         if self.mode == "successive":
-            finally_ = held(self.whole, network).tolist()
+            found = measure(network, self.whole, self.whole.scope, {})
+            finally_, retained = found.holds.tolist(), found.generalization_rate
             last = like(self.original, network)
-            retained = self._generalization(last, None)
             if last.state_dict().keys() == self.original.state_dict().keys():
                 patch = Patch.between(self.original, last, {"method": repr(self.method), "mode": self.mode})
         return History(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import randn
@@ -78,6 +79,56 @@ def test_rows_are_the_gradient_of_slack(a: Criterion, y: Tensor) -> None:
         (expected,) = torch.autograd.grad(slack[p, c], y, retain_graph=True)
         torch.testing.assert_close(row, expected[p])
         assert not expected[torch.arange(POINTS) != p].any()
+
+
+@given(criteria(), outputs, st.sampled_from([0.0, 0.3]))
+@quick
+def test_loss_is_a_number_per_point_with_a_gradient_where_a_point_fails(a: Criterion, y: Tensor, margin: float) -> None:
+    y = y.requires_grad_(True)
+    for b in (a, a.resolve(y.detach())):
+        loss = b.loss(y, margin)
+        assert loss.shape == (POINTS,)
+        assert torch.isfinite(loss).all() and (loss >= 0).all()
+        (slope,) = torch.autograd.grad(loss.sum(), y)
+        assert torch.isfinite(slope).all()
+        failing = b.margin(y) < margin
+        assert (loss[failing] > 0).all()
+        assert (slope.abs().sum(1)[failing] > 0).all()
+        index = torch.tensor([2, 0])
+        torch.testing.assert_close(b[index].loss(y[index], margin), loss[index])
+        for i in range(POINTS):  # no point's loss depends on another's output
+            (own,) = torch.autograd.grad(b.loss(y, margin)[i], y)
+            assert not own[torch.arange(POINTS) != i].any()
+
+
+@pytest.mark.parametrize(("kind", "sign"), [(Argmax, 1), (Argmin, -1)])
+def test_loss_of_classes_is_the_cross_entropy(kind: type[Argmax], sign: int) -> None:
+    y, labels = randn(POINTS, OUTPUTS, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
+    torch.testing.assert_close(kind(labels).loss(y), F.cross_entropy(sign * y, labels, reduction="none"))
+    wider = y.scatter_add(1, labels[:, None], torch.full((POINTS, 1), -sign * 0.75, dtype=torch.float64))
+    expected = F.cross_entropy(sign * wider, labels, reduction="none")
+    torch.testing.assert_close(kind(labels, margin=0.5).loss(y, 0.25), expected)
+    assert torch.isfinite(Argmax([0]).loss(torch.tensor([[-1e4, 1e4, 0.0]]))).all()
+
+
+def test_loss_of_conditions_is_what_they_miss() -> None:
+    y = torch.tensor([[0.0, 2.0]])
+    assert Linear([[1.0, 0.0], [0.0, 1.0]], [0.5, 1.0], points=1).loss(y).tolist() == [0.5]
+    assert Linear([[1.0, 0.0], [0.0, 1.0]], [0.5, 1.0], points=1).loss(y, margin=1.25).tolist() == [2.0]
+    near = Near(torch.zeros(1, 2), torch.tensor([0.5, torch.inf]))
+    assert near.loss(y).tolist() == [0.0]
+    assert Near(torch.zeros(1, 2), 0.5).loss(y).tolist() == [1.5]
+    assert not torch.isfinite(near.loss(torch.tensor([[torch.nan, 0.0]]))).any()
+
+
+def test_loss_of_joined_criteria() -> None:
+    y = randn(POINTS, OUTPUTS, dtype=torch.float64)
+    a, b = Argmax([0, 1, 2, 0]), Near(torch.zeros(POINTS, OUTPUTS), 0.3)
+    torch.testing.assert_close((a & b).loss(y), a.loss(y) + b.loss(y))
+    torch.testing.assert_close((a | b).loss(y), torch.minimum(a.loss(y), b.loss(y)))
+    resolved = (a | b).resolve(y)
+    expected = torch.where(a.margin(y) >= b.margin(y), a.loss(y), b.loss(y))
+    torch.testing.assert_close(resolved.loss(y), expected)
 
 
 @given(criteria(), outputs, st.permutations(range(POINTS)))

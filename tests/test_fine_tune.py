@@ -11,7 +11,8 @@ from networks import Residual, Tied, clusters, mistakes, mlp, randn, seeded
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmax, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed, UnsupportedModel
+from nnrepair import Argmax, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed, Segments, UnsupportedModel
+from nnrepair.domains import vision
 from nnrepair.methods import FineTune, fine_tune, named
 from nnrepair.penalties import EWC, KL, L2, L2Ball, LInf, Penalty, Pull
 from nnrepair.problem import build
@@ -93,30 +94,25 @@ def test_conditions_that_are_no_classes(margin: float, batch_size: int) -> None:
 
 
 def test_the_best_weights_come_back() -> None:
-    """Two edits contradict each other; a step size this large makes the rest come and go."""
+    """Two edits contradict each other; with a step size this large, edits come and go."""
     model, (x, labels), _ = task(12)
-    labels[0] = 2
-    clash = x[:1] + 1e-5
-    edits = torch.cat([x, clash]), torch.cat([labels, labels.new_tensor([0])])
+    edits = torch.cat([x, x[:1] + 1e-5]), torch.cat([labels, (labels[:1] + 1) % 3])
     counts: list[int] = []
 
     class Spy(Pull):
-        def loss(self, now: Any, y: Any, index: Any) -> None:
-            with torch.no_grad():
-                out = torch.func.functional_call(model, dict(now), (edits[0],))
-            counts.append(int(Argmax(edits[1]).holds(out.double()).sum()))
+        def project(self, now: Any) -> None:
+            y = torch.func.functional_call(model, dict(now), (edits[0],))
+            counts.append(int(Argmax(edits[1]).holds(y.double()).sum()))
 
     @dataclass(frozen=True)
     class Watch(Penalty):
         def start(self, *given: Any) -> Pull:
             return Spy()
 
-    method = FineTune(lr=0.3, steps=60, penalties=[Watch()])
-    result = nnrepair.fix(model, edits, method=method, throw=False)
+    result = nnrepair.fix(model, edits, method=FineTune(lr=1.0, steps=23, penalties=[Watch()]), throw=False)
     assert not result.outcome.ok
-    assert counts[-1] < max(counts)
-    assert sum(result.report.held_after) >= max(counts)
-    assert f"most edits held: {sum(result.report.held_after)}" in " ".join(result.report.notes)
+    assert counts[-1] < max(counts) == sum(result.report.held_after)
+    assert f"most edits held: {max(counts)}" in " ".join(result.report.notes)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
@@ -355,6 +351,19 @@ def test_inputs_of_other_shapes_run_apart() -> None:
     assert nnrepair.fix(model, (x, mistakes(model, x)), kept, method=method).outcome.ok
 
 
+def test_edits_over_regions() -> None:
+    model = mlp(2, 16, 3, seed=1).eval()
+    start, end = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.3, 0.2], [1.2, 1.5]])
+    result = nnrepair.fix(
+        model, (Segments(start, end), [2, 0]), randn(20, 2), method=FineTune(lr=0.01, penalties=[KL(0.1)])
+    )
+    along = torch.linspace(0, 1, 50)[:, None]
+    with torch.no_grad():
+        for k, label in enumerate([2, 0]):
+            points = start[k] * (1 - along) + end[k] * along
+            assert (result.model(points).argmax(1) == label).all()
+
+
 # Batches, rehearsal, randomness --------------------------------------------------------------------------------------
 
 
@@ -419,9 +428,26 @@ def test_repair_leaves_the_random_state_and_the_model() -> None:
 def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     model, edits, _ = task()
     nnrepair.fix(model, edits, method=quick, progress=True)
-    assert "edits hold" in capsys.readouterr().err
+    assert "fine-tune" in capsys.readouterr().err
     nnrepair.fix(model, edits, method=quick)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.data
+def test_foggy_digits(data_dir: Any) -> None:
+    """All fifty hold under every registered method, and each penalty loses less than plain fine-tuning."""
+    data_dir("mnist/mnist.npz", "mnist/mnist_fog_test.npz", "mnist/mnist_relu_3x100.npz")
+    model = vision.relu_mlp("3x100")
+    fog, train = vision.mnist_fog(), vision.mnist("train")
+    with torch.no_grad():
+        wrong = torch.nonzero(model(fog.inputs).argmax(1) != fog.labels).flatten()[:50]
+    edits, kept = (fog.inputs[wrong], fog.labels[wrong]), (train.inputs[:2000], train.labels[:2000])
+    lost = {}
+    for name in ("ft", "ft+l2", "ft+linf", "ft+kl", "ewc"):
+        result = nnrepair.fix(model, edits, kept, method=name)
+        lost[name] = result.report.drawdown_points
+    assert max(lost, key=lambda name: lost[name] or 0.0) == "ft"
+    assert (lost["ft+kl"] or 0.0) < 1.0
 
 
 # The dataclass -------------------------------------------------------------------------------------------------------

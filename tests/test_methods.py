@@ -14,12 +14,20 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, RepairFailed
-from nnrepair.methods import REGISTRY, Capabilities, Method, MinimalNorm, named
+from nnrepair.methods import REGISTRY, Capabilities, FineTune, Method, MinimalNorm, named
+from nnrepair.penalties import EWC, KL, L2, LInf
 
+#: Under every registered name but "auto": hyper-parameters that suit the tiny tasks below.
 METHODS: dict[str, Callable[[], Method]] = {
     "minimal-norm": MinimalNorm,
+    "ft": lambda: FineTune(lr=0.01, steps=200),
+    "ft+l2": lambda: FineTune(lr=0.01, steps=200, penalties=(L2(0.1),)),
+    "ft+linf": lambda: FineTune(lr=0.01, steps=200, penalties=(LInf(0.5),)),
+    "ft+kl": lambda: FineTune(lr=0.01, steps=200, penalties=(KL(0.1),), interpolate="auto"),
+    "ewc": lambda: FineTune(lr=0.01, steps=200, penalties=(EWC(0.1),), rehearsal=8),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+PARTS = {kind.__name__: kind for kind in (EWC, KL, L2, LInf)}
 
 
 class Net(nn.Module):
@@ -57,9 +65,15 @@ def task(dtype: torch.dtype = torch.float32) -> tuple[Net, Edits, LocalitySet]:
     return model, edits, LocalitySet(clusters(60, 4, seed=6).to(dtype))
 
 
-def impossible() -> tuple[Blind, Edits]:
+def impossible() -> tuple[Blind, Edits, LocalitySet]:
     x = randn(2, 3).repeat_interleave(2, dim=0)
-    return Blind(), Edits(torch.cat([torch.arange(4.0)[:, None], x], 1), [0, 1, 2, 2])
+    edits = Edits(torch.cat([torch.arange(4.0)[:, None], x], 1), [0, 1, 2, 2])
+    return Blind(), edits, LocalitySet(clusters(20, 4, seed=6))
+
+
+def needed(method: Method, locality: LocalitySet) -> LocalitySet | None:
+    """Return the locality set for methods that do not work without one."""
+    return None if method.capabilities.only_edit_pair else locality
 
 
 def everything_about(model: nn.Module) -> dict[str, Any]:
@@ -79,7 +93,7 @@ def everything_about(model: nn.Module) -> dict[str, Any]:
 @pytest.mark.parametrize("with_locality", [True, False])
 def test_repairs_its_edits(make: Callable[[], Method], with_locality: bool) -> None:
     model, edits, locality = task()
-    result = nnrepair.fix(model, edits, locality if with_locality else None, method=make())
+    result = nnrepair.fix(model, edits, locality if with_locality else needed(make(), locality), method=make())
     assert result.outcome.status == "repaired"
     assert result.report.success_rate == 1.0
     assert result.report.held_before == [False] * 4
@@ -108,9 +122,9 @@ def test_leaves_everything_else_as_it_was(make: Callable[[], Method]) -> None:
 
 @every_method
 def test_the_model_comes_back_in_its_own_mode_with_its_own_flags(make: Callable[[], Method]) -> None:
-    model, edits, _ = task()
+    model, edits, locality = task()
     model.drop.eval()
-    result = nnrepair.fix(model, edits, method=make())
+    result = nnrepair.fix(model, edits, needed(make(), locality), method=make())
     if make().capabilities.keeps_architecture:
         assert type(result.model) is type(model)
         before, after = everything_about(model), everything_about(result.model)
@@ -131,9 +145,9 @@ def test_works_in_float64(make: Callable[[], Method]) -> None:
 
 @every_method
 def test_works_under_no_grad(make: Callable[[], Method]) -> None:
-    model, edits, _ = task()
+    model, edits, locality = task()
     with torch.no_grad():
-        assert nnrepair.fix(model, edits, method=make()).outcome.ok
+        assert nnrepair.fix(model, edits, needed(make(), locality), method=make()).outcome.ok
 
 
 @every_method
@@ -153,10 +167,11 @@ def test_the_same_seed_gives_the_same_result(make: Callable[[], Method]) -> None
 
 @every_method
 def test_says_so_when_it_fails(make: Callable[[], Method]) -> None:
-    model, edits = impossible()
+    model, edits, locality = impossible()
+    kept = needed(make(), locality)
     with pytest.raises(RepairFailed, match=r"throw=False") as caught:
-        nnrepair.fix(model, edits, method=make())
-    for result in (caught.value.result, nnrepair.fix(model, edits, method=make(), throw=False)):
+        nnrepair.fix(model, edits, kept, method=make())
+    for result in (caught.value.result, nnrepair.fix(model, edits, kept, method=make(), throw=False)):
         assert not result.outcome.ok
         assert result.outcome.status in ("infeasible", "partly repaired")
         assert result.outcome.failing
@@ -183,8 +198,8 @@ def test_nothing_to_do(make: Callable[[], Method]) -> None:
 def test_the_patch_applies_and_reverts_bit_for_bit(make: Callable[[], Method]) -> None:
     if not make().capabilities.keeps_architecture:
         pytest.skip("another architecture has no patch")
-    model, edits, _ = task()
-    result = nnrepair.fix(model, edits, method=make())
+    model, edits, locality = task()
+    result = nnrepair.fix(model, edits, needed(make(), locality), method=make())
     assert result.patch is not None
     applied = result.patch.apply(model)
     assert everything_about(applied)["state"] == everything_about(result.model)["state"]
@@ -193,8 +208,8 @@ def test_the_patch_applies_and_reverts_bit_for_bit(make: Callable[[], Method]) -
 
 @every_method
 def test_a_repaired_model_can_be_repaired_again(make: Callable[[], Method]) -> None:
-    model, edits, _ = task()
-    first = nnrepair.fix(model, edits, method=make())
+    model, edits, locality = task()
+    first = nnrepair.fix(model, edits, needed(make(), locality), method=make())
     x = randn(2, 4, seed=9)
     more = Edits(x, mistakes(copy.deepcopy(first.model).eval(), x))
     again = nnrepair.fix(first.model, more, LocalitySet(edits.inputs, edits.criterion.labels), method=make())
@@ -207,11 +222,13 @@ def test_is_a_method(make: Callable[[], Method]) -> None:
     assert isinstance(method, Method)
     assert isinstance(method.capabilities, Capabilities)
     assert make() == method
-    assert eval(repr(method), {type(method).__name__: type(method)}) == method
+    assert eval(repr(method), PARTS | {type(method).__name__: type(method)}) == method
 
 
 def test_every_registered_method_has_a_row() -> None:
-    assert {type(make()) for make in REGISTRY.values()} == {type(make()) for make in METHODS.values()}
+    assert set(REGISTRY) == {"auto", *METHODS}
+    for name, make in METHODS.items():
+        assert type(named(name)) is type(make())
 
 
 def test_named() -> None:

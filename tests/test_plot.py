@@ -312,3 +312,54 @@ def test_acas_xu(axes: Any, data_dir: Any) -> None:
     low, high = box.outer
     area = sum((x1 - x0) * (y1 - y0) for x0, x1, y0, y1 in rectangles(axes))
     assert area == pytest.approx((high[0] - low[0]) * (high[1] - low[1]))
+
+
+# Sequences -----------------------------------------------------------------------------------------------------------
+
+
+def histories(test_set: Any = None) -> dict[str, nnrepair.History]:
+    model, x = mlp(6, 16, 3, seed=3), torch.randn(4, 6, generator=torch.Generator().manual_seed(8))
+    labels = (model(x).argmax(1) + 1 + torch.arange(4) % 2) % 3
+
+    def run(rehearsal: bool) -> nnrepair.History:
+        method = nnrepair.methods.MinimalNorm("2", norm="l2")
+        return nnrepair.fix(
+            model, (x, labels), method=method, mode="successive", rehearsal=rehearsal, test_set=test_set, throw=False
+        )
+
+    return {"with": run(True), "without": run(False)}
+
+
+def test_sequence_draws_what_the_histories_say() -> None:
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(2))
+    given = histories((x, mlp(6, 16, 3, seed=3)(x).argmax(1)))
+    figure = plot.sequence(given)
+    left, right = figure.axes
+    for line, history in zip(left.lines, given.values(), strict=True):
+        assert list(line.get_ydata()) == [100 * step.retained for step in history.steps]
+    drawn = right.lines[0].get_ydata()
+    assert list(drawn) == [step.kept["test set"].drawdown_points for step in given["with"].steps]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["with", "without"]
+
+
+def test_sequence_draws_changed_decisions_where_there_are_no_labels() -> None:
+    given = histories({"others": torch.randn(50, 6, generator=torch.Generator().manual_seed(2))})["with"]
+    right = plot.sequence(given).axes[1]
+    assert list(right.lines[0].get_ydata()) == [100 * (1 - step.kept["others"].locality) for step in given.steps]
+    assert "changed" in right.get_ylabel()
+
+
+def test_sequence_without_points_is_one_picture() -> None:
+    assert len(plot.sequence(histories()["with"]).axes) == 1
+
+
+def test_sequence_refuses() -> None:
+    given = histories()["with"]
+    with pytest.raises(InvalidInput, match="did not watch 'far'"):
+        plot.sequence(given, "far")
+    with pytest.raises(InvalidInput, match="no history"):
+        plot.sequence({})
+    model, x = mlp(6, 16, 3, seed=3), torch.zeros(1, 6)
+    alone = nnrepair.fix(model, (x, model(x).argmin(1)), mode="independent")
+    with pytest.raises(InvalidInput, match="independent"):
+        plot.sequence(alone)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
 from benchmarks.regions import table as regions
 from benchmarks.verify import table
@@ -21,6 +22,16 @@ def test_the_page_about_acas_is_what_the_results_say():
     assert (ROOT / "docs" / "results-acas.md").read_text() == acas.page()
 
 
+def test_the_page_about_editing_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-editing.md").read_text() == editing.page()
+
+
+def test_the_page_about_choosing_is_what_the_results_say():
+    text = (ROOT / "docs" / "how-to-choose.md").read_text()
+    assert text == editing.filled(text)
+
+
 def test_the_readme_says_what_the_results_say():
     readme = (ROOT / "README.md").read_text()
-    assert all(line in readme for line in [*table.readme(), *regions.readme(), *acas.readme()])
+    lines = [*table.readme(), *regions.readme(), *acas.readme(), *editing.readme()]
+    assert all(line in readme for line in lines)

@@ -23,7 +23,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from nnrepair import data as data_folder
 from nnrepair.data import cache_folder
-from nnrepair.domains.vision import _open_npz
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
 from nnrepair.spec import Edits, LocalitySet
 
@@ -323,7 +322,7 @@ def planetoid(name: str) -> Graph:
     path = data_folder.find(resource)
     if path is None:
         return _from_pyg(name, resource)
-    with _open_npz(path) as file:
+    with data_folder.open_npz(path) as file:
         needed = ("edge_index", "x_row", "x_col", "x_shape", "y", "train_mask", "val_mask", "test_mask")
         missing = [key for key in needed if key not in file]
         if missing:

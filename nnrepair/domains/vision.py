@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import gzip
-import io
 import math
 import struct
-import zipfile
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -193,7 +191,7 @@ def relu_mlp(name_or_path: str | Path) -> nn.Sequential:
             f"{str(name_or_path)!r} is neither a known network nor a file.{near_matches(path.name, _RELU_MLPS)} "
             f"Known networks: {', '.join(_RELU_MLPS)}."
         )
-    with _open_npz(path) as file:
+    with data.open_npz(path) as file:
         arrays = {key: file[key] for key in file.files if key[0] in "Wb"}
     depth = sum(key.startswith("W") for key in arrays)
     missing = [key for k in range(max(depth, 1)) for key in (f"W{k}", f"b{k}") if key not in arrays]
@@ -347,17 +345,7 @@ def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _npz(resource: Resource) -> np.lib.npyio.NpzFile:
-    return _open_npz(data.locate(resource))
-
-
-def _open_npz(path: Path) -> np.lib.npyio.NpzFile:
-    try:
-        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path} cannot be read as an npz file ({error}).") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise InvalidInput(f"{path} holds a single array, expected an npz file.")
-    return file
+    return data.open_npz(data.locate(resource))
 
 
 def _as_images(pixels: npt.NDArray[np.number], labels: npt.NDArray[np.integer], flat: bool) -> Images:

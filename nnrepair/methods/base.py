@@ -51,6 +51,7 @@ class Proposal:
         notes: sentences for the report (which claim holds, what was tried).
         certificate: a proof that the change is minimal, where there is one.
         keeps_locality: whether every kept point of the locality set was a constraint, so that a lost one is a failure.
+        advice: what to try when some edits do not hold, after the word "Try".
         conflict, layers: when no change of the chosen parameters can satisfy the edits, see `Outcome`;
             `with_locality` when it is the locality set that forbids them.
     """
@@ -64,6 +65,7 @@ class Proposal:
     conflict: list[int] = field(default_factory=list)
     with_locality: bool = False
     layers: list[str] = field(default_factory=list)
+    advice: str = "another layer, several layers, or another method"
 
 
 @runtime_checkable

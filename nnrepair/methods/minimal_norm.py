@@ -28,6 +28,7 @@ from nnrepair.successive import SuccessiveRepair
 SMALLEST_MARGIN = 1e-5
 #: With layer="auto", at most this many layers are tried, evenly spread from input to output.
 MOST_LAYERS = 8
+ADVICE = 'another layer, several layers, another margin (larger in half precision), locality="soft", or more max_steps'
 
 
 @dataclass(frozen=True)
@@ -250,13 +251,15 @@ class MinimalNorm:
             notes = [where + "."]
             if chose:
                 notes.append("minimal for the alternatives that were nearest to holding, not over all of them.")
-            return Proposal(attempt.model, stats, [size, *notes], certificate, keeps_locality=self.locality == "hard")
+            return Proposal(
+                attempt.model, stats, [size, *notes], certificate, keeps_locality=self.locality == "hard", advice=ADVICE
+            )
         stats["steps"] = attempt.steps
         note = (
             "same architecture by successive linearisation, re-checked on the true network at every step; the size of "
             "this change is not proved minimal."
         )
-        return Proposal(attempt.model, stats, [size, note], keeps_locality=self.locality == "hard")
+        return Proposal(attempt.model, stats, [size, note], keeps_locality=self.locality == "hard", advice=ADVICE)
 
     def _feasible_elsewhere(self, problem: Problem, names: list[str]) -> list[str]:
         """Return other layers whose linearisation satisfies all demands."""

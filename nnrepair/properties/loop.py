@@ -36,7 +36,7 @@ PARTS = " on its parts"
 
 
 @dataclass
-class Kept:
+class KeptStates:
     """The locality set as the last layer sees it.
 
     Attributes:
@@ -88,7 +88,7 @@ class HeadRepair:
 
     head: Head
     tasks: Sequence[Task]
-    kept: Kept | None
+    kept: KeptStates | None
     options: Options
     timeout: float | None
     generator: torch.Generator

@@ -29,7 +29,7 @@ from nnrepair.progress import progress_bar
 from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
-from nnrepair.properties.loop import PARTS, THICKER, HeadRepair, Kept, Lossy, Unproved
+from nnrepair.properties.loop import PARTS, THICKER, HeadRepair, KeptStates, Lossy, Unproved
 from nnrepair.properties.program import Contradiction
 from nnrepair.properties.task import (
     Task,
@@ -269,7 +269,7 @@ class _Work:
             before = self.head.graph(self.locality.inputs)
             typical = criterion.typical_slack(before)
             need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
-            kept = Kept(keys, keys @ head.weight.T, criterion, need)
+            kept = KeptStates(keys, keys @ head.weight.T, criterion, need)
         generator = torch.Generator().manual_seed(self.seed)
         work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say, enough, self.thicker)
         try:

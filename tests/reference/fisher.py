@@ -31,7 +31,7 @@ def fisher_by_loops(
     for i in range(len(x)):
         log_p = (sign * model(x[i : i + 1]))[0].log_softmax(0)
         for label in range(len(log_p)):
-            share = float(log_p[label].exp()) if targets is None else float(label == targets[i])
+            share = float(log_p[label].detach().exp()) if targets is None else float(label == targets[i])
             gradients = torch.autograd.grad(log_p[label], chosen, retain_graph=True)
             for name, gradient in zip(names, gradients, strict=True):
                 total[name] += share * gradient**2 / len(x)

@@ -1,0 +1,1 @@
+"""The editing benchmark on CIFAR-10."""

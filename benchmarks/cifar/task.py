@@ -1,0 +1,125 @@
+"""JPEG copies of CIFAR-10 test images that ResNet-20 gets wrong, repaired in its last layer.
+
+The last layer sees 64 features that no repair of it can change, so that the task's model is that layer, and its points
+are features: the same network, without running 19 layers again for every method. The features are computed once (about
+a minute) and stored in build/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.editing import Task, drawn
+from benchmarks.measure import ROOT
+from nnrepair import Edits, EditScope, LocalitySet
+from nnrepair.data import find
+from nnrepair.domains.cifar import ResNet, cifar10_jpeg, cifar10_lossless, lossless_rows, resnet20
+from nnrepair.errors import InvalidInput
+from nnrepair.files import read_arrays, write_arrays
+
+CACHE = ROOT / "build" / "cifar10-features.npz"
+FORMAT = "nnrepair benchmark features 1"
+#: Size of the locality set; it is drawn from every fifth training image.
+LOCALITY, EVERY = 2500, 5
+
+
+def head(network: ResNet) -> nn.Sequential:
+    """Return the last layer as a network of its own, with the same name: features (n, 64) to logits (n, 10)."""
+    return nn.Sequential(OrderedDict(linear=network.linear))
+
+
+def task(model: str, seed: int, edits: int) -> Task:
+    """Edits: JPEG test images; kept: JPEG training images; test sets: the other JPEG test images, and originals."""
+    if model != "resnet20":
+        raise InvalidInput(f"The task has one model, resnet20; given {model!r}.")
+    network, at = head(resnet20()), features()
+    generator = torch.Generator().manual_seed(seed)
+    place = drawn(torch.arange(len(at["wrong"])), edits, generator, "JPEG images that ResNet-20 gets wrong")
+    mine = at["wrong"][place]
+    labels = at["test labels"][mine]
+    kept = torch.randperm(len(at["train"]), generator=generator)[:LOCALITY]
+    rest = torch.ones(len(at["test"]), dtype=torch.bool)
+    rest[mine] = False
+    apart = ~torch.isin(at["lossless rows"], mine)  # an edited image's own original is no test of what was kept
+    neighbours = at["neighbours"][place]
+    each = neighbours.shape[1]
+    return Task(
+        model=network,
+        edits=Edits(at["test"][mine], labels),
+        locality_set=LocalitySet(at["train"][kept], at["train labels"][kept]),
+        test_set={
+            "jpeg": (at["test"][rest], at["test labels"][rest]),
+            "lossless": (at["lossless"][apart], at["lossless labels"][apart]),
+        },
+        edit_scope=EditScope(
+            neighbours.flatten(0, 1), labels.repeat_interleave(each), of=torch.arange(edits).repeat_interleave(each)
+        ),
+    )
+
+
+def shifted(images: Tensor) -> Tensor:
+    """Return (n, 5, ...) for images (n, 3, h, w): mirrored, and moved by one pixel up, down, left and right.
+
+    The row or column that becomes free repeats its neighbour.
+    """
+    wide = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    h, w = images.shape[2:]
+    moved = [wide[:, :, a : a + h, b : b + w] for a, b in ((0, 1), (2, 1), (1, 0), (1, 2))]
+    return torch.stack([images.flip(3), *moved], 1)
+
+
+def features() -> dict[str, Tensor]:
+    """Return what the last layer sees of all images that tasks need, from the cache or computed anew."""
+    made_from = _made_from()
+    try:
+        return read_arrays(CACHE, FORMAT, "file of features", lambda meta, arrays: _checked(meta, arrays, made_from))
+    except (FileNotFoundError, InvalidInput):
+        arrays = _computed()
+        write_arrays(CACHE, FORMAT, {"made_from": made_from}, {name: t.numpy() for name, t in arrays.items()})
+        return arrays
+
+
+def _checked(meta: dict[str, Any], arrays: dict[str, Any], made_from: str) -> dict[str, Tensor]:
+    if meta["made_from"] != made_from:
+        raise ValueError("made from other images or weights")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _made_from() -> str:
+    files = ("cifar10_jpeg_test.npz", "cifar10_jpeg_train.npz", "cifar10_lossless.npz", "resnet20-12fca82f.th")
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for file in files:
+        path = find(f"cifar10/{file}")
+        digest.update(path.read_bytes() if path is not None else b"missing")
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _computed() -> dict[str, Tensor]:
+    network = resnet20()
+
+    def seen(images: Tensor) -> Tensor:
+        return torch.cat([network.features(part) for part in images.split(250)])
+
+    test, lossless = cifar10_jpeg("test"), cifar10_lossless("test")
+    train = cifar10_jpeg("train")[::EVERY]
+    at = seen(test.inputs)
+    wrong = (network.linear(at).argmax(1) != test.labels).nonzero()[:, 0]
+    neighbours = seen(shifted(test[wrong].inputs).flatten(0, 1)).unflatten(0, (len(wrong), -1))
+    return {
+        "test": at,
+        "test labels": test.labels,
+        "wrong": wrong,
+        "neighbours": neighbours,
+        "train": seen(train.inputs),
+        "train labels": train.labels,
+        "lossless": seen(lossless.inputs),
+        "lossless labels": lossless.labels,
+        "lossless rows": lossless_rows("test"),
+    }

@@ -1,0 +1,1 @@
+"""The editing benchmark on Cora, a citation graph."""

@@ -1,0 +1,211 @@
+"""The editing benchmark, where every method, domain and mode meets: one task, one method, one row of figures.
+
+A domain gives a `Task`: a network, real mistakes to repair, points to keep, neighbours of the mistakes, and test sets
+that no method sees. `benchmarks.experiments` says which methods meet which tasks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import nnrepair
+from benchmarks.measure import measured
+from nnrepair import Edits, EditScope, LocalitySet, penalties
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.history import History
+from nnrepair.methods.base import Method, named
+from nnrepair.result import Kept, RepairResult
+
+Row = dict[str, Any]
+
+#: The ways to ask for edits -> what `nnrepair.fix` is told.
+MODES: dict[str, dict[str, Any]] = {
+    "independent": {"mode": "independent"},
+    "successive": {"mode": "successive"},
+    "successive-no-rehearsal": {"mode": "successive", "rehearsal": False},
+    "batch": {"mode": "batch"},
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is asked for in one domain.
+
+    Attributes:
+        model: the network.
+        edits: mistakes that it really makes, with their true labels.
+        locality_set: labelled points that every method may use.
+        test_set: name -> (inputs, labels), labelled points that no method sees; the first is the one in the tables.
+        edit_scope: neighbours of each edit, with `of`; measured only.
+    """
+
+    model: nn.Module
+    edits: Edits
+    locality_set: LocalitySet
+    test_set: Mapping[str, tuple[Any, Any]]
+    edit_scope: EditScope
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where a domain's tasks come from: a module with `task(model_name, seed, edits) -> Task`, beside its files.
+
+    Attributes:
+        name: as on the command line.
+        module: the module's name.
+        folder: holds `defaults.toml`, `experiments/*.toml` and `results/*.json`.
+    """
+
+    name: str
+    module: str
+    folder: Path
+
+    def task(self, model: str, seed: int, edits: int) -> Task:
+        """Return one task; the same arguments give the same task."""
+        make: Callable[[str, int, int], Task] = importlib.import_module(self.module).task
+        return make(model, seed, edits)
+
+
+DOMAINS = {
+    name: Domain(name, f"benchmarks.{name}.task", Path(__file__).parent / name) for name in ("mnist", "cifar", "cora")
+}
+
+
+def method_of(name: str, options: Mapping[str, Any]) -> Method:
+    """Return the registered method `name` with some of its hyper-parameters replaced.
+
+    >>> method_of("minimal-norm", {"layer": "fc3", "norm": "drift"}).layer
+    'fc3'
+
+    Args:
+        name: as `nnrepair methods` lists it.
+        options: its arguments; `penalties` is a list of tables, each with the penalty's class name as `kind`.
+
+    Raises:
+        InvalidInput: an unknown method, option or penalty (near matches are listed).
+    """
+    chosen = named(name)
+    known = {field.name for field in fields(chosen)} if is_dataclass(chosen) else set()
+    _refuse_unknown(options, known, f"option of {name}")
+    made = {key: tuple(map(_penalty, value)) if key == "penalties" else value for key, value in options.items()}
+    return replace(chosen, **made)  # type: ignore[type-var]
+
+
+def _penalty(table: Mapping[str, Any]) -> Any:
+    known = {kind.__name__: kind for kind in vars(penalties).values() if _is_penalty(kind)}
+    table = dict(table)
+    kind = str(table.pop("kind", ""))
+    if kind not in known:
+        hint = near_matches(kind, known)
+        raise InvalidInput(f"A penalty needs its kind, given {kind!r}.{hint} Kinds: {', '.join(known)}.")
+    _refuse_unknown(table, {field.name for field in fields(known[kind])}, f"argument of {kind}")
+    return known[kind](**table)
+
+
+def _is_penalty(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, penalties.Penalty) and is_dataclass(kind)
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            hint = near_matches(name, known)
+            raise InvalidInput(f"{name!r} is no {what}.{hint} Known: {', '.join(sorted(known)) or 'none'}.")
+
+
+def one(domain: Domain, model: str, method: str, options: Mapping[str, Any], mode: str, seed: int, edits: int) -> Row:
+    """Return the figures of one method on one task; called in a process of its own."""
+    task = domain.task(model, seed, edits)
+    chosen = method_of(method, options)
+    _warm_up()
+
+    def work() -> Row:
+        result = nnrepair.fix(
+            task.model,
+            task.edits,
+            task.locality_set,
+            method=chosen,
+            edit_scope=task.edit_scope,
+            test_set=dict(task.test_set),
+            throw=False,
+            seed=seed,
+            **MODES[mode],
+        )
+        return figures(result, list(task.test_set), len(task.edits))
+
+    return measured(work)
+
+
+def _warm_up() -> None:
+    """First-call costs are paid once per process and not counted, the same for every method."""
+    small = nn.Linear(2, 2)
+    with torch.no_grad():
+        small.weight.copy_(torch.eye(2))
+        small.bias.zero_()
+    x = torch.tensor([[1.0, 0.5], [2.0, 1.0], [0.0, 1.0]])
+    for name in ("ft", "minimal-norm"):
+        nnrepair.fix(small, (x[:1], [1]), (x[1:], [0, 1]), method=name, throw=False)
+
+
+def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row:
+    """Return the measures of a repair as a flat row; those on test sets are about the first of `tests`.
+
+    `drawdown_points` is the mean over independent edits, and that of the last network of a sequence or a batch.
+    """
+    if isinstance(result, RepairResult):
+        report = result.report
+        kept, curve = report.tests, None
+        worst = kept[tests[0]].drawdown_points
+        row: Row = {"success_rate": report.success_rate, "generalization_rate": report.generalization_rate}
+        seconds = report.seconds
+    else:
+        kept, worst = result.kept, result.worst_drawdown_points(tests[0])
+        row = {
+            "success_rate": result.success_rate,
+            "generalization_rate": result.generalization_rate,
+            "success_retain_rate": result.success_retain_rate,
+            "generalization_retain_rate": result.generalization_retain_rate,
+        }
+        seconds = result.seconds
+        curve = None if result.mode == "independent" else _curve(result, tests[0])  # those edits have no order
+    first = kept[tests[0]]
+    row |= {
+        "drawdown_points": first.drawdown_points,
+        "drawdown_points_max": worst,
+        "drawdown": first.drawdown,
+        "locality": first.locality,
+        "accuracy_before": first.accuracy_before,
+        "tests": {name: _short(kept[name]) for name in tests[1:]},
+        "edit_seconds": seconds / edits,
+        "status": result.outcome.status,
+    }
+    return row | ({} if curve is None else {"curve": curve})
+
+
+def _short(kept: Kept) -> Row:
+    return {"points": kept.points, "drawdown_points": kept.drawdown_points, "locality": kept.locality}
+
+
+def _curve(history: History, test: str) -> dict[str, list[float]]:
+    """Return what the figures draw, one number per step, rounded."""
+    curves = history.curves()
+    names = {"success_rate": "success_rate", "retained": "retained", "drawdown_points": f"drawdown_points {test}"}
+    return {name: [round(value, 3) for value in curves[key]] for name, key in names.items() if key in curves}
+
+
+def drawn(candidates: Tensor, count: int, generator: torch.Generator, what: str) -> Tensor:
+    """Return `count` of the candidates (n,), drawn at random.
+
+    Raises:
+        InvalidInput: there are not that many.
+    """
+    if len(candidates) < count:
+        raise InvalidInput(f"{count} edits were asked for, but there are only {len(candidates)} {what}.")
+    return candidates[torch.randperm(len(candidates), generator=generator)[:count]]

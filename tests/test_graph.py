@@ -1,0 +1,479 @@
+"""Nodes of graphs as edits and locality sets, the data, and repairs of graph networks."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import gc
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from graphs import Attention, Convolution, Sage, adjacency, net, ring
+from torch import Tensor, nn
+
+import nnrepair
+from nnrepair import DataUnavailable, Edits, Inputs, InvalidInput, LocalitySet
+from nnrepair.domains import graph as module
+from nnrepair.domains.graph import (
+    Graph,
+    NodeEdits,
+    NodeLocality,
+    Nodes,
+    induced,
+    inductive_split,
+    mistakes,
+    network,
+    planetoid,
+    train,
+)
+from nnrepair.forward import call_with
+from nnrepair.methods import MinimalNorm
+from nnrepair.problem import first_look
+
+DOUBLE = torch.zeros((), dtype=torch.float64)
+
+
+def decisions(model: nn.Module, graph: Graph) -> Tensor:
+    with torch.no_grad():
+        return model(graph.x, graph.edge_index).argmax(1)
+
+
+def task(model: nn.Module, graph: Graph, edits: int = 1) -> tuple[Graph, Edits, LocalitySet]:
+    """Return the graph with the model's own decisions as labels, edits of the first nodes, and the rest to keep."""
+    y = decisions(model, graph)
+    graph = replace(graph, y=y)
+    with torch.no_grad():
+        second = model(graph.x, graph.edge_index).topk(2, 1).indices[:, 1]
+    nodes = torch.arange(edits)
+    return graph, NodeEdits(graph, nodes, second[:edits]), NodeLocality(graph, torch.arange(edits, len(y)))
+
+
+@pytest.fixture
+def geometric() -> Any:
+    """Give PyTorch Geometric, which warns when it is imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = pytest.importorskip("torch_geometric")
+    return found
+
+
+# ---------------------------------------------------------------- Nodes
+
+
+def test_nodes_are_inputs() -> None:
+    graph, model = ring(), net()
+    nodes = Nodes(graph.x, graph.edge_index, [4, 0, 11])
+    assert isinstance(nodes, Inputs) and not nodes.independent and len(nodes) == 3
+    assert torch.equal(nodes.call(model), model(graph.x, graph.edge_index)[torch.tensor([4, 0, 11])])
+    assert repr(nodes) == "Nodes(3 of 12 nodes)"
+    y = first_look(model, nodes, "the edits")
+    assert y.shape == (3, 3)
+
+
+@pytest.mark.parametrize("index", [torch.tensor([2, 0]), torch.tensor([True, False, True]), torch.tensor(1), [0, 2]])
+def test_indexing_shares_the_graph(index: Any) -> None:
+    graph = ring()
+    nodes = Nodes(graph.x, graph.edge_index, [4, 0, 11])
+    part = nodes[index]
+    assert part.x is graph.x and part.edge_index is graph.edge_index
+    assert part.index.tolist() == torch.tensor([4, 0, 11])[index].reshape(-1).tolist()
+
+
+def test_a_mask_is_the_same_as_its_nodes() -> None:
+    graph = ring()
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[[7, 2]] = True
+    assert Nodes(graph.x, graph.edge_index, mask).index.tolist() == [2, 7]
+
+
+def test_moving_keeps_what_is_shared() -> None:
+    graph = ring()
+    a, b = Nodes(graph.x, graph.edge_index, [4]), Nodes(graph.x, graph.edge_index, [0, 1])
+    assert a.to(graph.x) is a
+    wide, other = a.to(DOUBLE), b.to(DOUBLE)
+    assert wide.x.dtype == torch.float64 and wide.edge_index is graph.edge_index
+    assert wide.x is other.x and wide.joined(other) is not None
+    graph.x[0, 0] = 7.0  # changed in place: an old copy must not be used
+    assert float(a.to(DOUBLE).x[0, 0]) == 7.0
+
+
+def test_an_adjacency_moves_with_the_features() -> None:
+    graph = ring()
+    nodes = Nodes(graph.x, adjacency(graph, torch.sparse_coo), [4])
+    wide = nodes.to(DOUBLE)
+    assert wide.edge_index.dtype == torch.float64
+    torch.testing.assert_close(wide.call(net().double()), nodes.call(net()).double(), atol=1e-6, rtol=0)
+
+
+def test_converted_copies_are_forgotten_with_their_graph() -> None:
+    graph = ring()
+    Nodes(graph.x, graph.edge_index, [4]).to(DOUBLE)
+    before = len(module._KNOWN)
+    del graph
+    gc.collect()
+    assert len(module._KNOWN) < before
+
+
+def test_joined() -> None:
+    graph, model = ring(), net()
+    a, b = Nodes(graph.x, graph.edge_index, [4, 1]), Nodes(graph.x, graph.edge_index, [0, 4])
+    both = a.joined(b)
+    assert both is not None and both.index.tolist() == [4, 1, 0, 4] and both.x is graph.x
+    assert torch.equal(both.call(model), torch.cat([a.call(model), b.call(model)]))
+    assert a.joined(Nodes(graph.x.clone(), graph.edge_index, [0])) is None
+    assert a.joined(Nodes(graph.x, graph.edge_index.clone(), [0])) is None
+    assert a.joined(graph.x) is None
+
+
+def test_other_weights_reach_the_model() -> None:
+    graph, model = ring(), net()
+    nodes = Nodes(graph.x, graph.edge_index, [4, 1])
+    zero = {"last.lin.weight": torch.zeros(3, 6)}
+    torch.testing.assert_close(call_with(model, zero, nodes), model.last.bias.expand(2, 3))
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edge_index": torch.tensor([[0, 12], [1, 2]])}, r"points to node 12, .* nodes 0\.\.11"),
+        ({"edge_index": torch.tensor([[0, -1], [1, 2]])}, "points to node -1"),
+        (
+            {"edge_index": torch.zeros(5, 2, dtype=torch.int64)},
+            r"\(2, edges\) of int64, got \(5, 2\).*edge_index.t\(\)",
+        ),
+        ({"edge_index": torch.zeros(2, 5, dtype=torch.bool)}, "got .* of torch.bool"),
+        ({"edge_index": torch.zeros(2, 5)}, r"adjacency must be \(12, 12\)"),
+        ({"edge_index": [[0], [1]]}, "edge_index must be a tensor, got list"),
+        ({"x": torch.zeros(12)}, r"\(n, \.\.\.\), got \(12,\)"),
+        ({"x": torch.zeros(12, 5, dtype=torch.int64)}, "must be floating"),
+        ({"x": torch.full((12, 5), torch.nan)}, r"NaN or infinity, at nodes \[0, 1, .*, \.\.\.\]"),
+    ],
+)
+def test_broken_graphs_are_refused(change: dict[str, Any], message: str) -> None:
+    graph = ring()
+    parts = {"x": graph.x, "edge_index": graph.edge_index} | change
+    with pytest.raises(InvalidInput, match=message):
+        Nodes(parts["x"], parts["edge_index"], [0])
+    with pytest.raises(InvalidInput, match=message):
+        Graph(parts["x"], parts["edge_index"], graph.y)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([0, 12, 99], r"Nodes \[12, 99\] are outside the graph, which has nodes 0\.\.11"),
+        ([-1], r"Nodes \[-1\] are outside"),
+        ([0.5], "must be integers"),
+        ([[0, 1]], r"integers \(k,\), got \(1, 2\)"),
+        (torch.ones(11, dtype=torch.bool), r"A mask of nodes must be \(12,\), got \(11,\)"),
+        (["a"], "as numbers or as a mask"),
+    ],
+)
+def test_broken_nodes_are_refused(index: Any, message: str) -> None:
+    graph = ring()
+    for use in (NodeEdits, NodeLocality):
+        with pytest.raises(InvalidInput, match=message):
+            use(graph, index)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0], "Got 1 labels for 2 nodes"),
+        ([0, -1], r"Nodes \[5\] are given negative labels"),
+        ([0.0, 1.0], "Labels must be integers"),
+        ([[0], [1]], r"got \(2, 1\)"),
+    ],
+)
+def test_broken_labels_are_refused(labels: Any, message: str) -> None:
+    for use in (NodeEdits, NodeLocality):
+        with pytest.raises(InvalidInput, match=message):
+            use(ring(), [3, 5], labels)
+
+
+def test_labels_outside_the_models_classes_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"must lie in 0\.\.2 .* label 3"):
+        nnrepair.fix(net(), NodeEdits(ring(), [3], [3]))
+
+
+def test_a_node_has_one_label() -> None:
+    with pytest.raises(InvalidInput, match=r"Nodes \[5\] are given two different labels each"):
+        NodeEdits(ring(), [5, 3, 5], [0, 1, 1])
+    assert len(NodeEdits(ring(), [5, 3, 5], [0, 1, 0])) == 3
+
+
+def test_unlabelled_data() -> None:
+    graph = ring()
+    with pytest.raises(InvalidInput, match=r"Nodes \[4\] have no label in the data set"):
+        NodeEdits(replace(graph, y=torch.where(torch.arange(12) == 4, -1, graph.y)), [4])
+    with pytest.raises(InvalidInput, match="The graph has no labels y"):
+        NodeEdits(replace(graph, y=None), [4])  # type: ignore[arg-type]
+    assert NodeEdits(replace(graph, y=None), [4], [0]).criterion.labels.tolist() == [0]  # type: ignore[arg-type]
+    assert NodeEdits(replace(graph, y=graph.y[:, None]), [4]).criterion.labels.tolist() == [1]
+    with pytest.raises(InvalidInput, match="one per node"):
+        NodeEdits(replace(graph, y=graph.y[:5]), [4])
+
+
+def test_labels_of_a_locality_set() -> None:
+    graph = ring()
+    assert NodeLocality(graph, [4, 2]).criterion.labels.tolist() == [1, 2]
+    assert NodeLocality(graph, [4, 2], None).criterion is None
+    assert NodeLocality(graph, [4, 2], [0, 0]).criterion.labels.tolist() == [0, 0]
+
+
+def test_models_that_return_no_row_per_node() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return self.fc(x.sum(0, keepdim=True))
+
+    with pytest.raises(InvalidInput, match=r"shape \(1, 3\) for a graph of 12 nodes"):
+        nnrepair.fix(Summed(), NodeEdits(ring(), [4]))
+
+
+# ---------------------------------------------------------------- repairs
+
+
+@pytest.mark.parametrize("norm", ["drift", "l2", "l1", "linf", "nuclear"])
+@pytest.mark.parametrize("kind", [Convolution, Sage])
+def test_the_last_layer_is_repaired_exactly(kind: type[nn.Module], norm: Any) -> None:
+    model = net(kind, hidden=16)
+    graph, edits, locality = task(model, ring())
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    state = torch.get_rng_state()
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer="last", norm=norm))
+    assert result.report.success_rate == 1.0 and result.report.drawdown_points == 0.0
+    assert any("exact: outputs are affine" in note for note in result.report.notes)
+    assert result.certificate is None  # its file holds plain inputs of a plain linear map
+    assert decisions(result.model, graph)[0] != graph.y[0]
+    assert torch.equal(decisions(result.model, graph)[1:], graph.y[1:])
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    changed = [n for n, p in result.model.state_dict().items() if not torch.equal(p, before[n])]
+    assert changed and all(n.startswith("last.") for n in changed)
+    assert torch.equal(result.patch.apply(model)(graph.x, graph.edge_index), result.model(graph.x, graph.edge_index))
+
+
+@pytest.mark.parametrize("layer", ["first", "first.lin.weight", "auto", ["first", "last"]])
+def test_other_layers_are_repaired(layer: Any) -> None:
+    model = net(hidden=16)
+    _, edits, locality = task(model, ring())
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer=layer))
+    assert result.report.success_rate == 1.0 and result.report.drawdown_points == 0.0
+
+
+@pytest.mark.parametrize(("kind", "end"), [(Attention, "none"), (Convolution, "softmax")])
+def test_models_that_are_not_affine_are_repaired(kind: type[nn.Module], end: str) -> None:
+    model = net(kind, end, hidden=16)
+    _, edits, locality = task(model, ring())
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer="last"))
+    assert result.report.success_rate == 1.0
+    assert not any("exact" in note for note in result.report.notes)
+
+
+def test_the_smallest_change_is_the_smallest() -> None:
+    """One edit, no locality: the distance of a point from a half-space, in the space of keys."""
+    model = net()
+    graph, edits, _ = task(model, ring())
+    result = nnrepair.fix(model, edits, method=MinimalNorm(layer="last", norm="l2", margin=0.1))
+    old, new = int(graph.y[0]), int(edits.criterion.labels[0])
+    with torch.no_grad():
+        h = torch.relu(model.first(graph.x, graph.edge_index))
+        near = torch.cat([graph.edge_index[0][graph.edge_index[1] == 0], torch.tensor([0])])
+        key = torch.cat([h[near].mean(0), torch.ones(1)])
+        y = model(graph.x, graph.edge_index)[0]
+    least = float((y[old] - y[new] + 0.1) / (2**0.5 * key.norm()))
+    assert result.report.weight_change.l2 == pytest.approx(least, rel=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["first", "last"])
+def test_decoupled_graph_networks(layer: str) -> None:
+    model = net(hidden=16)
+    graph, edits, locality = task(model, ring())
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer=layer, architecture="decoupled"))
+    assert result.report.success_rate == 1.0 and result.report.drawdown_points == 0.0
+    assert any("exact" in note for note in result.report.notes) and result.certificate is None
+    assert torch.equal(decisions(result.model, graph)[1:], graph.y[1:])
+
+
+def test_infeasible_edits_say_so() -> None:
+    model = net()
+    _, edits, locality = task(model, ring(), edits=5)
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer="last.bias"), throw=False)
+    assert result.outcome.status == "infeasible" and result.outcome.conflict
+
+
+def test_float64_models() -> None:
+    model = net(hidden=16).double()
+    graph = ring()
+    graph = Graph(graph.x.double(), graph.edge_index, graph.y)
+    _, edits, locality = task(model, graph)
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer="last"))
+    assert result.report.success_rate == 1.0 and result.model.last.bias.dtype == torch.float64
+
+
+# ---------------------------------------------------------------- data and training
+
+
+def test_inductive_split() -> None:
+    graph = ring()
+    state = torch.get_rng_state()
+    split = inductive_split(graph, 3, validation=4, test=3)
+    masks = torch.stack([split.train_mask, split.val_mask, split.test_mask])
+    assert masks.sum(1).tolist() == [5, 4, 3] and bool((masks.sum(0) == 1).all())
+    assert split.x is graph.x and graph.train_mask is None
+    assert torch.equal(split.val_mask, inductive_split(graph, 3, 4, 3).val_mask)
+    assert any(not torch.equal(split.val_mask, inductive_split(graph, s, 4, 3).val_mask) for s in range(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(InvalidInput, match="leave none of 12"):
+        inductive_split(graph, 0)
+
+
+def test_induced_edges() -> None:
+    edges = torch.tensor([[0, 1, 2, 3, 3], [1, 2, 3, 0, 1]])
+    assert induced(edges, torch.tensor([3, 1, 2]), 4).tolist() == [[1, 2, 0], [2, 0, 1]]
+
+
+def test_training_sees_training_nodes_only() -> None:
+    graph, model = inductive_split(ring(), 0, 4, 3), net()
+    weights = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    trained = train(model, graph, epochs=3, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, weights[n]) for n, p in model.state_dict().items())
+    assert not trained.training and all(p.grad is None for p in trained.parameters())
+    x, y = graph.x.clone(), graph.y.clone()
+    x[~graph.train_mask], y[~graph.train_mask] = 99.0, 0
+    again = train(model, replace(graph, x=x, y=y), epochs=3, seed=1)
+    for a, b in zip(trained.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_options_are_checked() -> None:
+    with pytest.raises(InvalidInput, match="no train_mask: make one"):
+        train(net(), ring())
+    with pytest.raises(InvalidInput, match="epochs and lr"):
+        train(net(), inductive_split(ring(), 0, 4, 3), epochs=0)
+
+
+def test_mistakes() -> None:
+    graph, model = ring(), net()
+    wrong = decisions(model, graph) != graph.y
+    mask = torch.arange(12) < 8
+    assert mistakes(model, graph, mask).tolist() == torch.nonzero(wrong & mask).flatten().tolist()
+
+
+def test_planetoid_reads_plain_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNREPAIR_DATA", str(tmp_path))
+    (tmp_path / "graphs").mkdir()
+    arrays: dict[str, Any] = {
+        "edge_index": np.array([[0, 1], [1, 0]], np.int32),
+        "x_row": np.array([0, 0, 1], np.int32),
+        "x_col": np.array([0, 3, 2], np.int32),
+        "x_shape": np.array([3, 4]),
+        "y": np.array([0, 1, 1]),
+        **{f"{part}_mask": np.array([True, False, False]) for part in ("train", "val", "test")},
+    }
+    np.savez(tmp_path / "graphs" / "cora_safe.npz", **arrays)
+    graph = planetoid("Cora")
+    assert graph.x.tolist() == [[0.5, 0, 0, 0.5], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert graph.edge_index.dtype == torch.int64 and graph.y.tolist() == [0, 1, 1]
+    np.savez(tmp_path / "graphs" / "citeseer_safe.npz", y=arrays["y"])
+    with pytest.raises(InvalidInput, match="lacks edge_index, x_row"):
+        planetoid("CiteSeer")
+
+
+def test_planetoid_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, geometric: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"Did you mean 'Cora'\? Known: Cora, CiteSeer, PubMed"):
+        planetoid("cora")
+    monkeypatch.delenv("NNREPAIR_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def offline(*_: Any) -> Any:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(geometric.datasets, "Planetoid", offline)
+    with pytest.raises(DataUnavailable, match=r"(?s)no route.*NNREPAIR_DATA=.*graphs/cora_safe.npz"):
+        planetoid("Cora")
+
+
+def test_without_torch_geometric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.startswith("torch_geometric"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return found(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delenv("NNREPAIR_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(DataUnavailable, match=r"only PyTorch Geometric can download Cora: pip install"):
+        planetoid("Cora")
+    with pytest.raises(DataUnavailable, match=r"GCN is PyTorch Geometric's: pip install"):
+        network("GCN", ring())
+
+
+# ---------------------------------------------------------------- PyTorch Geometric's networks
+
+
+@pytest.mark.parametrize("kind", ["GCN", "GraphSAGE"])
+def test_geometric_networks(kind: Any, geometric: Any) -> None:
+    state = torch.get_rng_state()
+    graph = ring(classes=3)
+    model = network(kind, graph, hidden=8, seed=3).eval()
+    assert torch.equal(torch.get_rng_state(), state)
+    same = network(kind, graph, hidden=8, seed=3).eval()
+    assert torch.equal(decisions(model, graph), decisions(same, graph))
+    graph, edits, _ = task(model, graph)
+    data = geometric.data.Data(x=graph.x, edge_index=graph.edge_index, y=graph.y)
+    edits = NodeEdits(data, [0], edits.criterion.labels)
+    result = nnrepair.fix(model, edits, NodeLocality(data, torch.arange(12) > 0), method=MinimalNorm(layer="convs.1"))
+    assert result.report.success_rate == 1.0 and result.report.drawdown_points == 0.0
+    assert any("exact: outputs are affine" in note for note in result.report.notes)
+    changed = {n for n, p in result.model.named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert changed == {n for n, _ in model.named_parameters() if n.startswith("convs.1.")}  # the whole layer
+
+
+def test_unknown_networks_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="choose GCN or GraphSAGE"):
+        network("GIN", ring())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "nodes", "edges"), [("Cora", 2708, 10556), ("CiteSeer", 3327, 9104)])
+def test_citation_networks(name: str, nodes: int, edges: int, data_dir: Callable[..., Path]) -> None:
+    data_dir(f"graphs/{name.lower()}_safe.npz")
+    graph = planetoid(name)
+    assert (graph.num_nodes, graph.edge_index.shape[1]) == (nodes, edges)
+    total = graph.x.sum(1)
+    torch.testing.assert_close(total[total > 0], torch.ones(int((total > 0).sum())))
+    assert graph.train_mask is not None and int(graph.train_mask.sum()) == 20 * graph.num_classes
+
+
+@pytest.mark.slow
+def test_edits_of_cora(data_dir: Callable[..., Path], geometric: Any) -> None:
+    data_dir("graphs/cora_safe.npz")
+    graph = inductive_split(planetoid("Cora"), 0)
+    model = train(network("GCN", graph), graph, epochs=60)
+    wrong = mistakes(model, graph, graph.val_mask)[:3]
+    right = decisions(model, graph) == graph.y
+    assert float(right[graph.test_mask].double().mean()) > 0.8
+    locality = NodeLocality(graph, graph.train_mask)
+    for k in range(len(wrong)):
+        edits = NodeEdits(graph, wrong[k : k + 1])
+        result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer="convs.1", locality="soft"))
+        after = decisions(result.model, graph) == graph.y
+        lost = (right[graph.test_mask].double().mean() - after[graph.test_mask].double().mean()) * 100
+        assert result.report.success_rate == 1.0 and float(lost) < 3.0
