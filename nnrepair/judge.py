@@ -21,6 +21,7 @@ from nnrepair.patch import Patch
 from nnrepair.problem import Problem, held_out, outputs, outputs_of
 from nnrepair.result import Asked, Kept, RepairResult, Report, WeightChange
 from nnrepair.spec import EditScope, LocalitySet
+from nnrepair.stitched import Stitched
 
 #: How the report calls the locality set and a test set without a name.
 LOCALITY, TEST = "locality set", "test set"
@@ -191,10 +192,10 @@ def _lost(problem: Problem, repaired: nn.Module) -> int:
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
     """Return the size of the change; a network of another architecture says itself what it changed."""
-    if isinstance(after, Decoupled):
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    if old.keys() != new.keys() and isinstance(after, (Decoupled, Stitched)):
         parts = [t.double().flatten().cpu() for t in after.change.values()]
     else:
-        old, new = dict(before.named_parameters()), dict(after.named_parameters())
         parts = [(new[n].detach().double() - p.detach().double()).flatten().cpu() for n, p in old.items() if n in new]
     change = torch.cat(parts)
     return WeightChange(

@@ -31,6 +31,28 @@ def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
     return y
 
 
+def own(inputs: AnyInputs) -> Tensor:
+    """Return (n, features): each point's own features, flat; what it is apart from all other points.
+
+    A tensor's are its rows. An `Inputs` object has a method `own()`, which returns (n, ...).
+
+    Raises:
+        InvalidInput: the inputs do not say what is a point's own.
+    """
+    if isinstance(inputs, Tensor):
+        x = inputs
+    elif callable(given := getattr(inputs, "own", None)):
+        x = given()
+    else:
+        raise InvalidInput(
+            f"This method needs every point's own features, and {type(inputs).__name__} does not say which these are. "
+            "Give it a method own() that returns them, one row per point: those rows of the model's first argument."
+        )
+    if len(x) != len(inputs):
+        raise InvalidInput(f"own() must return one row for each of {len(inputs)} points, got {tuple(x.shape)}.")
+    return x.reshape(len(x), -1)
+
+
 def to_like(inputs: AnyInputs, like: Tensor) -> AnyInputs:
     """Move inputs to the device and floating dtype of `like`."""
     if isinstance(inputs, Tensor):

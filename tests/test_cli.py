@@ -266,7 +266,8 @@ class TestRefusals:
         before = model.read_bytes()
         assert "named twice" in refused(self.capsys, "fix", model, "--edits", edits, "--out", model)
         assert model.read_bytes() == before
-        assert "architecture" in self.fix("--architecture", "decoupled")
+        assert "leave out --architecture" in self.fix("--architecture", "decoupled")
+        assert "choose another --method" in self.fix("--method", "egnn")
 
     def test_a_patch_for_another_model(self) -> None:
         other, patch = self.folder / "other.onnx", self.folder / "p.safetensors"

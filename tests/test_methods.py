@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, RepairFailed
-from nnrepair.methods import REGISTRY, Capabilities, FineTune, Method, MinimalNorm, named
+from nnrepair.methods import EGNN, REGISTRY, Capabilities, FineTune, Method, MinimalNorm, named
 from nnrepair.penalties import EWC, KL, L2, LInf
 
 #: Under every registered name but "auto": hyper-parameters that suit the tiny tasks below.
@@ -25,6 +25,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "ft+linf": lambda: FineTune(lr=0.01, steps=200, penalties=(LInf(0.5),)),
     "ft+kl": lambda: FineTune(lr=0.01, steps=200, penalties=(KL(0.1),), interpolate="auto"),
     "ewc": lambda: FineTune(lr=0.01, steps=200, penalties=(EWC(0.1),), rehearsal=8),
+    "egnn": EGNN,
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 PARTS = {kind.__name__: kind for kind in (EWC, KL, L2, LInf)}
@@ -45,15 +46,28 @@ class Net(nn.Module):
         return self.head(self.drop(torch.relu(self.body(self.norm(x)))))
 
 
-class Blind(nn.Module):
-    """Does not see its first input: points that differ there alone cannot be told apart by any weights."""
+class Twins:
+    """Independent points; unlike with a tensor, nobody looks whether two of them are the same."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = mlp(3, 6, 3)
+    independent = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x[:, 1:])
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Tensor) -> Twins:
+        return Twins(self.x[index])
+
+    def to(self, like: Tensor) -> Twins:
+        return Twins(self.x.to(like))
+
+    def call(self, model: nn.Module) -> Tensor:
+        return model(self.x)
+
+    def own(self) -> Tensor:
+        return self.x
 
 
 def task(dtype: torch.dtype = torch.float32) -> tuple[Net, Edits, LocalitySet]:
@@ -65,10 +79,10 @@ def task(dtype: torch.dtype = torch.float32) -> tuple[Net, Edits, LocalitySet]:
     return model, edits, LocalitySet(clusters(60, 4, seed=6).to(dtype))
 
 
-def impossible() -> tuple[Blind, Edits, LocalitySet]:
-    x = randn(2, 3).repeat_interleave(2, dim=0)
-    edits = Edits(torch.cat([torch.arange(4.0)[:, None], x], 1), [0, 1, 2, 2])
-    return Blind(), edits, LocalitySet(clusters(20, 4, seed=6))
+def impossible() -> tuple[nn.Module, Edits, LocalitySet]:
+    """Return two pairs of equal points, the first with two labels."""
+    edits = Edits(Twins(randn(2, 3).repeat_interleave(2, dim=0)), [0, 1, 2, 2])
+    return mlp(3, 6, 3), edits, LocalitySet(clusters(20, 3, seed=6))
 
 
 def needed(method: Method, locality: LocalitySet) -> LocalitySet | None:

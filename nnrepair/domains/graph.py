@@ -113,6 +113,10 @@ class Nodes:
             )
         return y[self.index] if isinstance(y, Tensor) else y
 
+    def own(self) -> Tensor:
+        """Return (k, ...) the features of these nodes, without their neighbours'."""
+        return self.x[self.index]
+
     def joined(self, other: Any) -> Nodes | None:
         """Return these nodes followed by the other's, to run in one pass; None when they are of different graphs."""
         if not isinstance(other, Nodes) or other.x is not self.x or other.edge_index is not self.edge_index:

@@ -1,10 +1,12 @@
 """Repair methods: one file each, one row each in the table of tests."""
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
+from nnrepair.methods.egnn import EGNN
 from nnrepair.methods.fine_tune import FineTune
 from nnrepair.methods.minimal_norm import MinimalNorm
 
 __all__ = [
+    "EGNN",
     "LEGEND",
     "REGISTRY",
     "Capabilities",

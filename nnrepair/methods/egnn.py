@@ -1,0 +1,168 @@
+"""Editing beside the network: a small MLP, stitched to it, that sees each point's own features and nothing else.
+
+After Liu et al., "Editable graph neural network for node classifications" (EGNN, 2023, arXiv 2305.15529), with the
+rehearsal of training nodes of Zhong et al., "GNNs also deserve editing, and they need it more than once" (SEED-GNN,
+ICML 2024); their rehearsal of past edits is `fix(mode="successive", rehearsal=True)`. An edit of a graph network
+reaches all neighbours through the weights that they share. Here the network is frozen, and what is edited knows of no
+neighbours. Nothing of this is about graphs, so it works wherever points have features of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput
+from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.methods.fine_tune import FineTune
+from nnrepair.penalties import KL, Penalty
+from nnrepair.problem import Problem, outputs_of, own
+from nnrepair.spec import Edits, LocalitySet
+from nnrepair.stitched import OwnMLP, Stitched
+
+#: Features are scaled to this root mean square before the MLP sees them: edits lose more elsewhere with larger ones,
+#: and take more steps with smaller ones (measured on Cora).
+SIZE = 0.2
+
+
+@dataclass(frozen=True)
+class EGNN:
+    """Return base(x, ...) + mlp(x's own features), with the base frozen and the MLP tuned until the edits hold.
+
+    The base runs once on the edits and the locality set; what follows costs the same for every base and for every
+    number of edges. A network that was stitched before keeps its one MLP, which is edited further.
+
+    Example:
+        >>> EGNN(rehearsal=0).capabilities.keeps_architecture
+        False
+
+    Args:
+        hidden: units per hidden layer of the MLP.
+        depth: linear layers of the MLP; 1 is an affine map of the features.
+        steps: at most this many; none are taken once all edits hold.
+        lr: Adam's step size.
+        rehearsal: this many kept points of the locality set join every step's loss, drawn anew each time.
+        kl: the weight of `penalties.KL`, which holds outputs on the locality set where they are. Without a locality set
+            there is nothing to rehearse or to compare with, and little but `penalties` keeps other decisions.
+        penalties: what else holds the MLP's change back, see `nnrepair.penalties`.
+        margin: by how much every edit must hold, in output units; at least a few roundings.
+        batch_size: edits per step, and locality points per step for penalties that watch them.
+    """
+
+    hidden: int = 32
+    depth: int = 2
+    steps: int = 1000
+    lr: float = 1e-3
+    rehearsal: int = 100
+    kl: float = 10.0
+    penalties: Sequence[Penalty] = ()
+    margin: float = 0.0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for count, what in ((self.hidden, "hidden"), (self.depth, "depth")):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise InvalidInput(f"{what} must be an integer >= 1, got {count!r}.")
+        KL(self.kl)
+        object.__setattr__(self, "penalties", self._tuning(False).penalties)  # a tuple, so that methods have a hash
+
+    def _tuning(self, locality: bool) -> FineTune:
+        """Return what tunes the MLP, with a locality set or without."""
+        plain = FineTune(
+            steps=self.steps,
+            lr=self.lr,
+            rehearsal=self.rehearsal,
+            penalties=self.penalties,
+            margin=self.margin,
+            batch_size=self.batch_size,
+        )
+        if not locality:
+            return replace(plain, rehearsal=0)
+        return replace(plain, penalties=(KL(self.kl), *plain.penalties)) if self.kl else plain
+
+    @property
+    def capabilities(self) -> Capabilities:
+        only_edits = self._tuning(True).capabilities.only_edit_pair
+        return Capabilities("architectural", False, False, only_edits, True, True)
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose a stitched network, see the class."""
+        if problem.regions is not None:
+            raise InvalidInput(
+                "EGNN repairs points, but these edits are about regions: the MLP that it adds bends the network inside "
+                "of them. Give points, or use MinimalNorm."
+            )
+        model, tuning, notes = problem.model, self._tuning(problem.locality is not None), list[str]()
+        if problem.locality is None and (self.rehearsal or self.kl):
+            notes.append("no locality set: little keeps other decisions as they are.")
+        base = model.base if isinstance(model, Stitched) else model
+        like = next(p for p in base.parameters() if p.dtype.is_floating_point)
+        locality = None if tuning.capabilities.only_edit_pair else problem.locality
+        several = [problem.edits.inputs, *([] if locality is None else [locality.inputs])]
+        seen = [_Seen(own(inputs).to(like), y) for inputs, y in zip(several, outputs_of(base, several), strict=True)]
+        edits, known = seen[0], seen[-1]
+        if isinstance(model, Stitched):
+            mlp = copy.deepcopy(model.mlp).requires_grad_(True)
+        else:
+            mlp = self._new(known, problem.seed).to(like)
+        surrogate = replace(
+            problem,
+            model=_Tuned(mlp, edits.y.shape[1:]),
+            edits=Edits(edits.rows, problem.edits.criterion),
+            locality=None if locality is None else LocalitySet(known.rows, locality.criterion),
+            scope=None,
+        )
+        # The MLP may round otherwise among other points, and an edit that holds here is to hold there too.
+        rounding = 16 * torch.finfo(like.dtype).eps * float(edits.y.abs().amax())
+        proposal = replace(tuning, margin=max(self.margin, rounding)).repair(surrogate)
+        assert isinstance(proposal.model, _Tuned)
+        stitched = Stitched(copy.deepcopy(base), proposal.model.mlp.requires_grad_(True)).eval()
+        return Proposal(stitched, proposal.stats, notes + proposal.notes)
+
+    def _new(self, known: _Seen, seed: int) -> OwnMLP:
+        size = float(known.own.double().square().mean().sqrt())
+        return OwnMLP(
+            known.own.shape[1],
+            known.y[0].numel(),
+            hidden=self.hidden,
+            depth=self.depth,
+            scale=SIZE / size if size > 0 else 1.0,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Points as tuning sees them.
+
+    Attributes:
+        own: (n, features) their own features.
+        y: (n, ...) the base's outputs.
+    """
+
+    own: Tensor
+    y: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, features + outputs): both in one tensor, whose points no longer depend on each other."""
+        return torch.cat([self.own, self.y.flatten(1)], 1)
+
+
+class _Tuned(nn.Module):
+    """The stitched network on cached rows."""
+
+    def __init__(self, mlp: OwnMLP, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.mlp, self.shape = mlp, tuple(shape)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        x, y = rows.tensor_split([self.mlp.features], dim=1)
+        return self.mlp.added(x, y.reshape(len(rows), *self.shape))
+
+
+register("egnn", EGNN)
