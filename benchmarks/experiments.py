@@ -1,8 +1,8 @@
 """Experiments of the editing benchmark: `benchmarks/<domain>/experiments/*.toml`, run and stored row by row.
 
 A file holds only what differs from the domain's `defaults.toml`: `method`, `options` (its arguments), `models`,
-`modes`, `seeds`, `edits`, `task` (arguments of the domain's task). Its name names the experiment. A file that has been measured is not edited any more: give the
-changed experiment a new name.
+`modes`, `seeds`, `edits`, `task` (further arguments of the domain's task). Its name names the experiment. A file that
+has been measured is not edited any more: give the changed experiment a new name.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ LIMIT = 900.0
 TRIALS = measure.ROOT / "build" / "trials"
 #: Modules that torch and nnrepair import when they are first needed (the first, by every optimizer, takes seconds).
 LAZY = ("torch._dynamo", "scipy.sparse.linalg", "highspy")
-_KINDS: dict[str, Any] = {"method": str, "options": dict, "models": list, "modes": list, "seeds": list, "edits": int}
-_KINDS |= {"task": dict}
+_KINDS: dict[str, Any] = {
+    "method": str,
+    "options": dict,
+    "models": list,
+    "modes": list,
+    "seeds": list,
+    "edits": int,
+    "task": dict,
+}
 
 
 @dataclass(frozen=True)
