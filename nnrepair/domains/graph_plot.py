@@ -77,7 +77,8 @@ def neighbourhood(
     inside = torch.nonzero(hop >= 0).flatten()
     changed = old != new
     order = np.lexsort((inside.numpy(), ~changed[inside].numpy(), hop[inside].numpy()))
-    shown = inside[torch.from_numpy(order.copy())][:most]
+    shown = inside[torch.from_numpy(order.copy())][:most].sort().values
+    shown = shown[torch.argsort(hop[shown], stable=True)]  # where they lie does not depend on what changed
     number = torch.full((count,), -1)
     number[shown] = torch.arange(len(shown))
     edges = torch.stack([number[start], number[end]])
