@@ -149,7 +149,7 @@ def _run(
 ) -> None:
     rows = measure.load(path)
     for row in rows:
-        if any(row.get(key) != value for key, value in experiment.asked.items()):
+        if any(row.get(key) != experiment.asked.get(key) for key in {*experiment.asked, "task"}):
             raise InvalidInput(
                 f"{experiment.name}.toml was changed after its rows were measured. Give the changed experiment a new "
                 f"name, or delete {path}."
