@@ -75,6 +75,10 @@ def _as_criterion(target: Any, what: str) -> Criterion:
         raise InvalidInput(f"{what}: {error}") from None
 
 
+def _as_index(index: Any, count: int) -> Tensor:
+    return torch.arange(count)[index] if isinstance(index, slice) else torch.as_tensor(index)
+
+
 @dataclass(frozen=True, init=False)
 class _Points:
     inputs: AnyInputs
@@ -91,7 +95,7 @@ class _Points:
         return len(self.inputs)
 
     def __getitem__(self, index: Any) -> Any:
-        index = torch.as_tensor(index)
+        index = _as_index(index, len(self))
         return type(self)(self.inputs[index], None if self.criterion is None else self.criterion[index])
 
     @classmethod
@@ -170,5 +174,5 @@ class EditScope(_Points):
         object.__setattr__(self, "of", of)
 
     def __getitem__(self, index: Any) -> EditScope:
-        index = torch.as_tensor(index)
+        index = _as_index(index, len(self))
         return EditScope(self.inputs[index], self.criterion[index], None if self.of is None else self.of[index])

@@ -88,7 +88,8 @@ class MinimalNorm:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("optimisation", False, self.architecture == "same", True, True, True)
+        same = self.architecture == "same"
+        return Capabilities("optimisation", False, same, True, True, successive=same)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the smallest repair, see the class."""
