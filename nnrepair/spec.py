@@ -21,7 +21,13 @@ from nnrepair.shapes import Regions
 
 @runtime_checkable
 class Inputs(Protocol):
-    """How a domain presents points to a model; a plain tensor needs none of this."""
+    """How a domain presents points to a model; a plain tensor needs none of this.
+
+    An object may offer more, and is used better where it does: `own()`, (n, ...) each point's own features;
+    `same()`, (n,) or (n, ...), equal for two points exactly where they are one, so that a point with two labels is
+    refused; `joined(other)`, both in one where one pass serves both, else None; and `whole()`, all points of the
+    domain, where they influence each other and one pass computes all of them anyway.
+    """
 
     #: Whether one point's output depends on that point alone (not so for the nodes of a graph).
     independent: bool
