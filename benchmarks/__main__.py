@@ -1,7 +1,7 @@
 """`python -m benchmarks run [--domain ...] [--part ... | --method ... --mode ...]` and `python -m benchmarks table`.
 
 The editing benchmark (`--part editing`) runs `benchmarks/<domain>/experiments/*.toml`: every method on real mistakes of
-mnist, cifar and cora, independent, one after another, and all at once.
+mnist, cifar, cora and other graphs, independent, one after another, and all at once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
 from benchmarks.editing import DOMAINS, MODES
+from benchmarks.graph import scale
 from benchmarks.mnist import long
 from benchmarks.regions import run as regions
 from nnrepair.errors import NNRepairError
@@ -28,6 +29,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "acas": {"tradeoff": tradeoff.run},
     "cifar": {},
     "cora": {},
+    "graph": {"scale": scale.run_scale},
 }
 
 

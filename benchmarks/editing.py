@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Domain:
-    """Where a domain's tasks come from: a module with `task(model_name, seed, edits) -> Task`, beside its files.
+    """Where a domain's tasks come from: a module with `task(model_name, seed, edits, **options) -> Task`.
 
     Attributes:
         name: as on the command line.
@@ -67,14 +67,15 @@ class Domain:
     module: str
     folder: Path
 
-    def task(self, model: str, seed: int, edits: int) -> Task:
+    def task(self, model: str, seed: int, edits: int, **options: Any) -> Task:
         """Return one task; the same arguments give the same task."""
-        make: Callable[[str, int, int], Task] = importlib.import_module(self.module).task
-        return make(model, seed, edits)
+        make: Callable[..., Task] = importlib.import_module(self.module).task
+        return make(model, seed, edits, **options)
 
 
 DOMAINS = {
-    name: Domain(name, f"benchmarks.{name}.task", Path(__file__).parent / name) for name in ("mnist", "cifar", "cora")
+    name: Domain(name, f"benchmarks.{name}.task", Path(__file__).parent / name)
+    for name in ("mnist", "cifar", "cora", "graph")
 }
 
 
@@ -120,25 +121,34 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> Non
             raise InvalidInput(f"{name!r} is no {what}.{hint} Known: {', '.join(sorted(known)) or 'none'}.")
 
 
-def one(domain: Domain, model: str, method: str, options: Mapping[str, Any], mode: str, seed: int, edits: int) -> Row:
+def one(
+    domain: Domain,
+    model: str,
+    method: str,
+    options: Mapping[str, Any],
+    mode: str,
+    seed: int,
+    edits: int,
+    task: Mapping[str, Any] | None = None,
+) -> Row:
     """Return the figures of one method on one task; called in a process of its own."""
-    task = domain.task(model, seed, edits)
+    posed = domain.task(model, seed, edits, **task or {})
     chosen = method_of(method, options)
     _warm_up()
 
     def work() -> Row:
         result = nnrepair.fix(
-            task.model,
-            task.edits,
-            task.locality_set,
+            posed.model,
+            posed.edits,
+            posed.locality_set,
             method=chosen,
-            edit_scope=task.edit_scope,
-            test_set=dict(task.test_set),
+            edit_scope=posed.edit_scope,
+            test_set=dict(posed.test_set),
             throw=False,
             seed=seed,
             **MODES[mode],
         )
-        return figures(result, list(task.test_set), len(task.edits))
+        return figures(result, list(posed.test_set), len(posed.edits))
 
     return measured(work)
 

@@ -17,6 +17,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: The two that every other experiment is compared with, in this order; the rest follows by name.
 BASELINES = ("minimal-norm", "ft")
 
+#: Domains on this page; other graphs, with their many networks, have one of their own (graph/table.py).
 TITLES = {"mnist": "MNIST", "cifar": "CIFAR-10", "cora": "Cora"}
 TASKS = {
     "mnist": """Handwritten digits in fog, which a fully connected network trained on clean digits gets wrong. Kept:
@@ -60,6 +61,10 @@ class Group:
 
     def mean(self, key: str) -> float:
         return fmean(self.values(key))
+
+
+def _shown() -> list[str]:
+    return [domain for domain in DOMAINS if domain in TITLES]
 
 
 def _files(domain: str) -> list[dict[str, Any]]:
@@ -205,7 +210,7 @@ def choice() -> str:
     parts = []
     columns = ("alone: success %, drawdown", "one after another: retained %, drawdown", "at once: success %, drawdown")
     keys = (("independent", "success_rate"), ("successive", "success_retain_rate"), ("batch", "success_rate"))
-    for domain in DOMAINS:
+    for domain in _shown():
         found = groups(domain)
         if not any(group.finished for group in found):
             continue
@@ -241,7 +246,7 @@ def filled(text: str) -> str:
 
 def page() -> str:
     """Return docs/results-editing.md."""
-    files = [file for domain in DOMAINS for file in _files(domain) if any("experiment" in row for row in file["rows"])]
+    files = [file for domain in _shown() for file in _files(domain) if any("experiment" in row for row in file["rows"])]
     about = "Nothing was measured yet."
     if files:
         latest = max(files, key=lambda file: file["date"])
@@ -264,7 +269,7 @@ method sees the test sets. Figures are mean ± standard deviation over seeds, wh
 * *Unchanged*: share of the test set with the same decision as before, right or wrong.
 * *s per edit*: wall time of the method itself, without the measuring.
 
-{chr(10).join(part for part in [*map(section, DOMAINS), long_sequences()] if part)}"""
+{chr(10).join(part for part in [*map(section, _shown()), long_sequences()] if part)}"""
 
 
 def _one(domain: str, model: str, experiment: str, mode: str) -> Group | None:
@@ -418,7 +423,7 @@ def write(folder: Path = DOCS) -> None:
     write_atomically(folder / "results-editing.md", page().encode())
     choose = DOCS / "how-to-choose.md"
     write_atomically(folder / choose.name, filled(choose.read_text()).encode())
-    for domain in DOMAINS:
+    for domain in _shown():
         found = groups(domain)
         if any(group.finished for group in found):
             pareto(domain, folder / f"editing-{domain}.png")

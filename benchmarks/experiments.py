@@ -1,8 +1,8 @@
 """Experiments of the editing benchmark: `benchmarks/<domain>/experiments/*.toml`, run and stored row by row.
 
 A file holds only what differs from the domain's `defaults.toml`: `method`, `options` (its arguments), `models`,
-`modes`, `seeds`, `edits`. Its name names the experiment. A file that has been measured is not edited any more: give the
-changed experiment a new name.
+`modes`, `seeds`, `edits`, `task` (further arguments of the domain's task). Its name names the experiment. A file that
+has been measured is not edited any more: give the changed experiment a new name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ LIMIT = 900.0
 TRIALS = measure.ROOT / "build" / "trials"
 #: Modules that torch and nnrepair import when they are first needed (the first, by every optimizer, takes seconds).
 LAZY = ("torch._dynamo", "scipy.sparse.linalg", "highspy")
-_KINDS: dict[str, Any] = {"method": str, "options": dict, "models": list, "modes": list, "seeds": list, "edits": int}
+_KINDS: dict[str, Any] = {
+    "method": str,
+    "options": dict,
+    "models": list,
+    "modes": list,
+    "seeds": list,
+    "edits": int,
+    "task": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Experiment:
     modes: Sequence[str] = tuple(MODES)
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     edits: int = 50
+    task: dict[str, Any] = field(default_factory=dict)
 
     def cases(self) -> Iterator[Row]:
         """Yield what tells one row from another."""
@@ -54,7 +63,8 @@ class Experiment:
     def asked(self) -> Row:
         """What all rows share."""
         told = {"domain": self.domain.name, "experiment": self.name, "method": self.method}
-        return told | {"options": self.options, "edits": self.edits}
+        told |= {"options": self.options, "edits": self.edits}
+        return told | ({"task": self.task} if self.task else {})
 
 
 def read(path: Path, domain: Domain) -> Experiment:
@@ -139,7 +149,7 @@ def _run(
 ) -> None:
     rows = measure.load(path)
     for row in rows:
-        if any(row[key] != value for key, value in experiment.asked.items()):
+        if any(row.get(key) != experiment.asked.get(key) for key in {*experiment.asked, "task"}):
             raise InvalidInput(
                 f"{experiment.name}.toml was changed after its rows were measured. Give the changed experiment a new "
                 f"name, or delete {path}."
@@ -166,7 +176,7 @@ def _run(
 
 
 def _measured(experiment: Experiment, case: Row) -> Row:
-    arguments = {key: experiment.asked[key] for key in ("method", "options", "edits")} | case
+    arguments = {key: getattr(experiment, key) for key in ("method", "options", "edits", "task")} | case
     arguments["domain"] = experiment.domain
     preload = ["benchmarks.editing", experiment.domain.module, *LAZY]
     return measure.in_forked_process(one, arguments, LIMIT, preload)

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
+from benchmarks.graph import table as graphs
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
 from nnrepair.files import write_atomically
@@ -247,6 +248,7 @@ and "mean+max", the restricted linear programs; with *weights*, one product with
     regions.write()
     acas.write()
     editing.write()
+    graphs.write()
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"

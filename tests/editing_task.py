@@ -11,7 +11,7 @@ from benchmarks.editing import Task, drawn
 from nnrepair import Edits, EditScope, LocalitySet
 
 
-def task(model: str, seed: int, edits: int) -> Task:
+def task(model: str, seed: int, edits: int, kept: int = 20) -> Task:
     generator = torch.Generator().manual_seed(seed)
     network = nn.Sequential(OrderedDict(hidden=nn.Linear(2, 16), relu=nn.ReLU(), last=nn.Linear(16, 2)))
     with torch.no_grad():
@@ -23,7 +23,7 @@ def task(model: str, seed: int, edits: int) -> Task:
     return Task(
         model=network,
         edits=Edits(x[mine], 1 - right[mine]),
-        locality_set=LocalitySet(x[:20], right[:20]),
+        locality_set=LocalitySet(x[:kept], right[:kept]),
         test_set={"first": (x[20:40], right[20:40]), "other": (x[40:50], right[40:50])},
         edit_scope=EditScope(x[mine] + 0.01, 1 - right[mine], of=torch.arange(edits)),
     )

@@ -293,3 +293,40 @@ def test_the_task_of_cora(data_dir: Callable[..., Path], tmp_path: Path, monkeyp
     assert torch.equal(first.edits.criterion.labels[scope.of], scope.criterion.labels)
     with pytest.raises(InvalidInput, match="Unknown network 'gnc'. Did you mean 'gcn'"):
         DOMAINS["cora"].task("gnc", 0, 5)
+
+
+@pytest.mark.data
+def test_the_task_of_other_graphs(
+    data_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.graph import task as graphs
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("torch_geometric", reason="graph networks come with the extra [graph]")
+    data_dir("graphs/citeseer_safe.npz")
+    monkeypatch.setattr(graphs, "STORE", tmp_path)
+    frozen = DOMAINS["graph"].task("citeseer-gcn", 0, 5)
+    check(frozen, 5)
+    whole = DOMAINS["graph"].task("citeseer-gcn", 0, 5, whole=True)  # the same task, with all layers to change
+    check(whole, 5)
+    for a, b in ((frozen.edits, whole.edits), (frozen.locality_set, whole.locality_set)):
+        assert torch.equal(a.inputs.index, b.inputs.index)
+        with torch.no_grad():
+            torch.testing.assert_close(a.inputs.call(frozen.model), b.inputs.call(whole.model))
+    assert len(frozen.locality_set) == graphs.KEPT and len(frozen.test_set["test"][1]) == 500
+    with pytest.raises(InvalidInput, match="Unknown network 'citeser-gcn'. Did you mean 'citeseer-gcn'"):
+        DOMAINS["graph"].task("citeser-gcn", 0, 5)
+
+
+def test_an_experiment_says_how_its_task_is_posed(domain: Domain, here: list[Any], tmp_path: Path) -> None:
+    write(domain, 'method = "minimal-norm"\nmodes = ["batch"]\nseeds = [0]\n[task]\nkept = 7')
+    experiments.run(domain)
+    (row,) = rows(domain)
+    assert row["task"] == {"kept": 7}
+    write(domain, 'method = "minimal-norm"\nmodes = ["batch"]\nseeds = [0]\n[task]\nkept = 8')
+    with pytest.raises(InvalidInput, match="was changed after"):
+        experiments.run(domain)
+    write(domain, 'method = "minimal-norm"\nmodes = ["batch"]\nseeds = [0]')
+    with pytest.raises(InvalidInput, match="was changed after"):
+        experiments.run(domain)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from graphs import Attention, Convolution, Sage, adjacency, net, ring
@@ -29,9 +28,10 @@ from nnrepair.domains.graph import (
     inductive_split,
     mistakes,
     network,
-    planetoid,
     train,
+    undirected,
 )
+from nnrepair.domains.graph_data import load
 from nnrepair.forward import call_with
 from nnrepair.methods import MinimalNorm
 from nnrepair.problem import differ_by_rounding, first_look
@@ -443,6 +443,24 @@ def test_training_sees_training_nodes_only() -> None:
         assert torch.equal(a, b)
 
 
+def test_edges_of_one_direction_are_refused_where_both_are_meant() -> None:
+    x, y = torch.eye(4), torch.tensor([0, 1, 1, 0])
+    edges = torch.tensor([[0, 1, 2, 3, 1], [1, 0, 3, 3, 2]])
+    assert Graph(x, edges, y).undirected is False
+    with pytest.raises(
+        InvalidInput, match="2 of 5 edges lack their reverse, such as 2 -> 3 without 3 -> 2.*undirected"
+    ):
+        Graph(x, edges, y, undirected=True)
+    both = undirected(edges, 4)
+    assert both.tolist() == [[0, 1, 1, 2, 2, 3, 3], [1, 0, 2, 1, 3, 2, 3]]
+    graph = Graph(x, both, y, undirected=True)
+    both[1, 0] = 2  # changed in place: looked at again
+    with pytest.raises(InvalidInput, match="2 of 7 edges lack their reverse, such as 0 -> 2"):
+        replace(graph, y=y)
+    with pytest.raises(InvalidInput, match="not an adjacency"):
+        Graph(x, torch.eye(4), y, undirected=True)
+
+
 def test_training_options_are_checked() -> None:
     with pytest.raises(InvalidInput, match="no train_mask: make one"):
         train(net(), ring())
@@ -457,40 +475,6 @@ def test_mistakes() -> None:
     assert mistakes(model, graph, mask).tolist() == torch.nonzero(wrong & mask).flatten().tolist()
 
 
-def test_planetoid_reads_plain_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NNREPAIR_DATA", str(tmp_path))
-    (tmp_path / "graphs").mkdir()
-    arrays: dict[str, Any] = {
-        "edge_index": np.array([[0, 1], [1, 0]], np.int32),
-        "x_row": np.array([0, 0, 1], np.int32),
-        "x_col": np.array([0, 3, 2], np.int32),
-        "x_shape": np.array([3, 4]),
-        "y": np.array([0, 1, 1]),
-        **{f"{part}_mask": np.array([True, False, False]) for part in ("train", "val", "test")},
-    }
-    np.savez(tmp_path / "graphs" / "cora_safe.npz", **arrays)
-    graph = planetoid("Cora")
-    assert graph.x.tolist() == [[0.5, 0, 0, 0.5], [0, 0, 1, 0], [0, 0, 0, 0]]
-    assert graph.edge_index.dtype == torch.int64 and graph.y.tolist() == [0, 1, 1]
-    np.savez(tmp_path / "graphs" / "citeseer_safe.npz", y=arrays["y"])
-    with pytest.raises(InvalidInput, match="lacks edge_index, x_row"):
-        planetoid("CiteSeer")
-
-
-def test_planetoid_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, geometric: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"Did you mean 'Cora'\? Known: Cora, CiteSeer, PubMed"):
-        planetoid("cora")
-    monkeypatch.delenv("NNREPAIR_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    def offline(*_: Any) -> Any:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(geometric.datasets, "Planetoid", offline)
-    with pytest.raises(DataUnavailable, match=r"(?s)no route.*NNREPAIR_DATA=.*graphs/cora_safe.npz"):
-        planetoid("Cora")
-
-
 def test_without_torch_geometric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = builtins.__import__
 
@@ -503,7 +487,7 @@ def test_without_torch_geometric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("NNREPAIR_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(DataUnavailable, match=r"only PyTorch Geometric can download Cora: pip install"):
-        planetoid("Cora")
+        load("Cora")
     with pytest.raises(DataUnavailable, match=r"GCN is PyTorch Geometric's: pip install"):
         network("GCN", ring())
 
@@ -534,20 +518,10 @@ def test_unknown_networks_are_refused() -> None:
         network("GIN", ring())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "nodes", "edges"), [("Cora", 2708, 10556), ("CiteSeer", 3327, 9104)])
-def test_citation_networks(name: str, nodes: int, edges: int, data_dir: Callable[..., Path]) -> None:
-    data_dir(f"graphs/{name.lower()}_safe.npz")
-    graph = planetoid(name)
-    assert (graph.num_nodes, graph.edge_index.shape[1]) == (nodes, edges)
-    total = graph.x.sum(1)
-    torch.testing.assert_close(total[total > 0], torch.ones(int((total > 0).sum())))
-    assert graph.train_mask is not None and int(graph.train_mask.sum()) == 20 * graph.num_classes
-
-
 @pytest.mark.slow
 def test_edits_of_cora(data_dir: Callable[..., Path], geometric: Any) -> None:
     data_dir("graphs/cora_safe.npz")
-    graph = inductive_split(planetoid("Cora"), 0)
+    graph = inductive_split(load("Cora"), 0)
     model = train(network("GCN", graph), graph, epochs=60)
     wrong = mistakes(model, graph, graph.val_mask)[:3]
     right = decisions(model, graph) == graph.y

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
+from benchmarks.graph import table as graphs
 from benchmarks.regions import table as regions
 from benchmarks.verify import table
 
@@ -24,6 +25,10 @@ def test_the_page_about_acas_is_what_the_results_say():
 
 def test_the_page_about_editing_is_what_the_results_say():
     assert (ROOT / "docs" / "results-editing.md").read_text() == editing.page()
+
+
+def test_the_page_about_graphs_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-graphs.md").read_text() == graphs.page()
 
 
 def test_the_page_about_choosing_is_what_the_results_say():

@@ -1,9 +1,9 @@
-"""Graphs: nodes to repair and nodes to keep, citation networks, and the papers' protocol of training and splitting.
+"""Graphs: nodes to repair and nodes to keep, and the papers' protocol of training and splitting.
 
 A node's output depends on its neighbours, so a model always runs on the whole graph: `Nodes` says which nodes are
 meant, and all `Nodes` of one graph share its features and edges without copies. Any model called as
 `model(x, edge_index)` that returns one row per node works; PyTorch Geometric is needed only for its own networks and
-downloads.
+downloads. Real graphs are in `graph_data`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from nnrepair import data as data_folder
-from nnrepair.data import cache_folder
-from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
+from nnrepair.errors import DataUnavailable, InvalidInput
 from nnrepair.spec import Edits, LocalitySet
-
-_PLANETOID = ("Cora", "CiteSeer", "PubMed")
 
 
 @dataclass
 class _Known:
-    """What is known of one shared tensor: that it was checked, and its copies in other dtypes and on other devices."""
+    """What is known of one shared tensor: for what it was checked, and its copies in other dtypes and on devices."""
 
     version: tuple[float, ...]
     checked: set[int] = field(default_factory=set)
@@ -312,6 +307,12 @@ class Graph:
         edge_index: (2, edges) int64; an undirected edge is listed in both directions.
         y: (n,) int64 classes.
         train_mask, val_mask, test_mask: (n,) bool, or None.
+        undirected: that edge_index has both directions of every edge, which is then checked. A list with one direction
+            runs as well, and every node then hears only half of its neighbours.
+
+    Raises:
+        InvalidInput: features, edges or masks that make no graph, or edges without their reverse where these are said
+            to be there.
 
     >>> Graph(torch.eye(3), torch.tensor([[0], [1]]), torch.tensor([0, 1, 1])).num_classes
     2
@@ -323,9 +324,12 @@ class Graph:
     train_mask: Tensor | None = None
     val_mask: Tensor | None = None
     test_mask: Tensor | None = None
+    undirected: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_graph(self.x, self.edge_index)
+        if self.undirected:
+            _refuse_one_way(self.edge_index, len(self.x))
 
     @property
     def num_nodes(self) -> int:
@@ -346,59 +350,42 @@ class Graph:
         return f"{type(self).__name__}({self.num_nodes} nodes, {self.num_features} features)"
 
 
-def planetoid(name: str) -> Graph:
-    """Load a citation network, "Cora", "CiteSeer" or "PubMed", with features that sum to one at every node.
+def undirected(edge_index: Tensor, nodes: int) -> Tensor:
+    """Return (2, m) the edges in both directions, each once, in ascending order.
 
-    Reads `graphs/<name>_safe.npz` where it exists (`edge_index`, `x_row`, `x_col`, `x_shape`, `y` and the public
-    split's masks), which needs nothing else. Otherwise PyTorch Geometric downloads the original files into the user's
-    cache. Those are pickles, and it checks no hash of them: what they hold is trusted as far as their server is.
+    >>> undirected(torch.tensor([[0, 1, 2], [1, 0, 2]]), nodes=3)
+    tensor([[0, 1, 2],
+            [1, 0, 2]])
 
-    >>> planetoid("Cora").x.shape  # doctest: +SKIP
-    torch.Size([2708, 1433])
-
-    Raises:
-        InvalidInput: another name, or a file that cannot be read.
-        DataUnavailable: the files are neither here nor to be had.
+    Args:
+        edge_index: (2, edges) integers.
+        nodes: how many there are.
     """
-    if name not in _PLANETOID:
-        hint = near_matches(name, _PLANETOID)
-        raise InvalidInput(f"Unknown citation network {name!r}.{hint} Known: {', '.join(_PLANETOID)}.")
-    resource = f"graphs/{name.lower()}_safe.npz"
-    path = data_folder.find(resource)
-    if path is None:
-        return _from_pyg(name, resource)
-    with data_folder.open_npz(path) as file:
-        needed = ("edge_index", "x_row", "x_col", "x_shape", "y", "train_mask", "val_mask", "test_mask")
-        missing = [key for key in needed if key not in file]
-        if missing:
-            raise InvalidInput(f"{path} lacks {', '.join(missing)}; it has {', '.join(file.files)}.")
-        arrays = {key: file[key] for key in needed}
-    x = torch.zeros(tuple(arrays["x_shape"].tolist()))
-    x[torch.from_numpy(arrays["x_row"].astype(np.int64)), torch.from_numpy(arrays["x_col"].astype(np.int64))] = 1.0
-    masks = {key: torch.from_numpy(arrays[key]) for key in needed[-3:]}
-    edges = torch.from_numpy(arrays["edge_index"].astype(np.int64))
-    return Graph(_normalised(x), edges, torch.from_numpy(arrays["y"].astype(np.int64)), **masks)
+    keys = torch.unique(torch.cat([_keys(edge_index, nodes), _keys(edge_index.flip(0), nodes)]))
+    return torch.stack([keys // nodes, keys % nodes])
 
 
-def _normalised(x: Tensor) -> Tensor:
-    return x / x.sum(1, keepdim=True).clamp(min=1.0)
+def _keys(edge_index: Tensor, nodes: int) -> Tensor:
+    """Return (edges,) one number per edge."""
+    return edge_index[0].long() * nodes + edge_index[1]
 
 
-def _from_pyg(name: str, resource: str) -> Graph:
-    with _pyg(f"{resource!r} is not on this machine, and only PyTorch Geometric can download {name}"):
-        from torch_geometric.datasets import Planetoid
-    folder = cache_folder() / "planetoid"
-    try:
-        found = Planetoid(str(folder), name)[0]
-    except Exception as error:  # whatever its downloader and readers raise
-        raise DataUnavailable(
-            f"{name} was not found on this machine, and PyTorch Geometric could not load it into {folder} "
-            f"({str(error).strip() or type(error).__name__}). Either name a folder that holds it:\n"
-            f"  export NNREPAIR_DATA=/path/to/data   # then the file is $NNREPAIR_DATA/{resource}\n"
-            "or run this once where the network works; delete that folder if it holds a broken download."
-        ) from error
-    masks = {key: found[key] for key in ("train_mask", "val_mask", "test_mask")}
-    return Graph(_normalised(found.x), found.edge_index, found.y, **masks)
+def _refuse_one_way(edge_index: Tensor, nodes: int) -> None:
+    if tuple(edge_index.shape) == (nodes, nodes) and edge_index.dtype.is_floating_point:
+        raise InvalidInput("Graph(undirected=True) checks a list of edges (2, edges), not an adjacency: leave it out.")
+    known = _known(edge_index)
+    if -nodes in known.checked:  # the same edges with other masks
+        return
+    forth, back = _keys(edge_index, nodes), _keys(edge_index.flip(0), nodes)
+    single = ~torch.isin(back, forth)
+    if single.any():
+        count = int(single.sum())
+        start, end = edge_index[:, single][:, 0].tolist()
+        raise InvalidInput(
+            f"{count} of {len(forth)} edges lack their reverse, such as {start} -> {end} without {end} -> {start}. Add "
+            "them with edge_index = undirected(edge_index, nodes), or give undirected=False if directions are meant."
+        )
+    known.checked.add(-nodes)
 
 
 @contextmanager

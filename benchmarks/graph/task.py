@@ -1,0 +1,128 @@
+"""Nodes of real graphs that a small graph network labels wrong.
+
+The protocol of Liu et al., "Editable graph neural network for node classification" (EGNN, 2023): inductive training,
+mistakes on validation nodes, drawdown on test nodes, evaluation on the whole graph; a seed is another random split.
+Graphs of more than 5000 nodes have 2000 validation and 1000 test nodes, smaller ones 500 each. Networks are trained on
+at most 2000 nodes and the edges among them, and stored in build/.
+
+A task is posed in one of two ways. Through `cached` networks, what comes before the last layer's weights is computed
+once and frozen; that is exact for methods that change the last layer or add something to the outputs, and no edit
+passes over the graph. Otherwise the network runs on the whole graph, for methods that tune all of its layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.editing import Task, drawn
+from benchmarks.measure import ROOT
+from nnrepair import Edits, EditScope, LocalitySet
+from nnrepair.domains import graph
+from nnrepair.domains.cached_graph import cached
+from nnrepair.domains.graph import Graph, Nodes
+from nnrepair.domains.graph_data import load
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.files import read_arrays, write_arrays
+
+FORMAT = "nnrepair benchmark network 1"
+KINDS: dict[str, Any] = {"gcn": "GCN", "sage": "GraphSAGE"}
+GRAPHS = {name.lower(): name for name in ("CiteSeer", "Photo", "Computers", "CS", "Physics", "facebook", "tolokers")}
+#: Above so many nodes, more are held out: on some of these graphs few are wrong.
+LARGE = 5000
+#: At most so many training nodes train a network, and at most so many (others among them) are kept by methods.
+TRAINED, KEPT = 2000, 2000
+STORE = ROOT / "build" / "graph"
+
+
+def task(model: str, seed: int, edits: int, *, whole: bool = False) -> Task:
+    """Return a task of `<graph>-<network>`.
+
+    Args:
+        model: such as "citeseer-gcn".
+        seed: of the split, the training and the drawing.
+        edits: how many wrong validation nodes.
+        whole: run the network on the whole graph instead of on what comes before its last layer's weights.
+    """
+    models = [f"{name}-{kind}" for name in GRAPHS for kind in KINDS]
+    if model not in models:
+        raise InvalidInput(f"Unknown network {model!r}.{near_matches(model, models)} Networks: {', '.join(models)}.")
+    name, kind = model.split("-")
+    data = load(GRAPHS[name])
+    validation, test = (2000, 1000) if len(data.x) > LARGE else (500, 500)
+    data = graph.inductive_split(data, seed, validation, test)
+    network = trained(kind, seed, _fewer(data, seed), STORE / f"{model}-{seed}.npz", epochs=100, lr=0.05)
+    return posed(network, seed, data, edits, model, whole=whole, kept=KEPT)
+
+
+def posed(
+    network: nn.Module, seed: int, data: Graph, edits: int, name: str, *, whole: bool, kept: int | None = None
+) -> Task:
+    """Edits: wrong validation nodes; kept: training nodes; test set: test nodes; scope: neighbours in their class."""
+    generator = torch.Generator().manual_seed(seed)
+    assert data.train_mask is not None and data.val_mask is not None and data.test_mask is not None
+    if whole:
+        model, nodes = network, lambda index: Nodes(data.x, data.edge_index, index)
+        wrong = graph.mistakes(network, data, data.val_mask)
+    else:
+        model = cached(network, data)
+        nodes = model.nodes
+        wrong = (data.val_mask & (model.logits.argmax(1) != data.y)).nonzero().flatten()
+    mine = drawn(wrong, edits, generator, f"validation nodes that {name} gets wrong with seed {seed}")
+    near, of = neighbours(data, mine)
+    keep, test = data.train_mask.nonzero().flatten(), data.test_mask.nonzero().flatten()
+    if kept is not None:
+        keep = keep[torch.randperm(len(keep), generator=generator)[:kept]]
+    return Task(
+        model=model,
+        edits=Edits(nodes(mine), data.y[mine]),
+        locality_set=LocalitySet(nodes(keep), data.y[keep]),
+        test_set={"test": (nodes(test), data.y[test])},
+        edit_scope=EditScope(nodes(near), data.y[near], of=of),
+    )
+
+
+def neighbours(data: Graph, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the neighbours of `nodes` (k,) in the same class, none of `nodes` themselves, and whose they are."""
+    near, whose = [], []
+    for k, node in enumerate(nodes.tolist()):
+        end = data.edge_index[1, data.edge_index[0] == node]
+        end = end[(data.y[end] == data.y[node]) & ~torch.isin(end, nodes)]
+        near.append(end)
+        whose.append(torch.full_like(end, k))
+    return torch.cat(near), torch.cat(whose)
+
+
+def trained(kind: str, seed: int, data: Graph, path: Path, *, epochs: int = 200, lr: float = 0.01) -> nn.Module:
+    """Return the network of one split, from a file or trained anew (seconds)."""
+    network = graph.network(KINDS[kind], data, seed=seed)
+    try:
+        weights = read_arrays(path, FORMAT, "trained network", lambda _, arrays: _fitting(arrays, network))
+        network.load_state_dict(weights)
+    except (FileNotFoundError, InvalidInput):
+        network = graph.train(network, data, epochs=epochs, lr=lr, seed=seed)
+        write_arrays(path, FORMAT, {}, {name: t.numpy() for name, t in network.state_dict().items()})
+    return network.eval()
+
+
+def _fewer(data: Graph, seed: int) -> Graph:
+    """Return the graph with at most TRAINED training nodes."""
+    assert data.train_mask is not None
+    nodes = data.train_mask.nonzero().flatten()
+    if len(nodes) <= TRAINED:
+        return data
+    nodes = nodes[torch.randperm(len(nodes), generator=torch.Generator().manual_seed(seed))[:TRAINED]]
+    mask = torch.zeros_like(data.train_mask)
+    mask[nodes] = True
+    return replace(data, train_mask=mask)
+
+
+def _fitting(arrays: dict[str, Any], network: nn.Module) -> dict[str, Tensor]:
+    own = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    if own != {name: array.shape for name, array in arrays.items()}:
+        raise ValueError("the weights of another network")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
