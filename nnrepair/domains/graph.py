@@ -71,7 +71,7 @@ def _version(tensor: Tensor) -> tuple[float, ...] | None:
     else:
         rows = values.reshape(-1).double()
     place = torch.arange(len(rows), dtype=torch.float64, device=rows.device)
-    sums = torch.stack([rows.sum(), rows @ place, values.abs().sum(dtype=torch.float64)])
+    sums = torch.stack([rows.sum(), (rows * place).sum(), values.abs().sum(dtype=torch.float64)])
     return (float(tensor._version), *sums.tolist())
 
 
