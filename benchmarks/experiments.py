@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import measure
-from benchmarks.editing import MODES, Domain, Row, method_of, one
+from benchmarks.editing import MODES, Domain, Row, method_of, one, unedited
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.files import write_atomically
 
