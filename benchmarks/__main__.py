@@ -65,6 +65,7 @@ def main() -> None:
             trial=arguments.trial,
             jobs=arguments.jobs,
         )
+        parts["tasks"] = partial(experiments.measure_tasks, DOMAINS[arguments.domain])
     asked = arguments.part
     if arguments.method or arguments.mode or arguments.model or arguments.again or arguments.trial:
         asked = asked or ["editing"]

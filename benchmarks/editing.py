@@ -21,6 +21,8 @@ from nnrepair import Edits, EditScope, LocalitySet, penalties
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.history import History
 from nnrepair.methods.base import Method, named
+from nnrepair.metrics import generalization_rates, mean_rate
+from nnrepair.problem import outputs_of
 from nnrepair.result import Kept, RepairResult
 
 Row = dict[str, Any]
@@ -162,6 +164,22 @@ def _warm_up() -> None:
     x = torch.tensor([[1.0, 0.5], [2.0, 1.0], [0.0, 1.0]])
     for name in ("ft", "minimal-norm"):
         nnrepair.fix(small, (x[:1], [1]), (x[1:], [0, 1]), method=name, throw=False)
+
+
+def unedited(domain: Domain, model: str, seed: int, edits: int, task: Mapping[str, Any] | None = None) -> Row:
+    """Return what the network of a task does before any edit: what its edits' neighbours and its test sets get."""
+    posed = domain.task(model, seed, edits, **task or {})
+    scope = posed.edit_scope
+    y = outputs_of(posed.model, [scope.inputs, *(inputs for inputs, _ in posed.test_set.values())])
+    rates = generalization_rates(scope.criterion.holds(y[0]), scope.of, len(posed.edits))
+    return {
+        "generalization_before": mean_rate(rates),
+        "edits_with_scope": sum(rate is not None for rate in rates),
+        "accuracy": {
+            name: float((one.argmax(1) == labels).double().mean())
+            for one, (name, (_, labels)) in zip(y[1:], posed.test_set.items(), strict=True)
+        },
+    }
 
 
 def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row:

@@ -167,6 +167,7 @@ def section(domain: str) -> str:
     parts = [f"## {TITLES[domain]}\n\n{TASKS[domain]}\n"]
     parts.append(
         f"{' or '.join(map(str, counts))} edits per row; {_seconds(found):.0f} CPU s in all for these rows.\n\n"
+        f"{unedited(domain)}"
         f"![Share of edits that hold against drawdown, by mode](editing-{domain}.png)\n\n"
         f"![What is left of the edits, and drawdown, along a sequence](editing-{domain}-curves.png)\n"
     )
@@ -177,6 +178,23 @@ def section(domain: str) -> str:
             if some:
                 parts.append(f"### {model}, {mode}: {MODE_TITLES[mode]}\n\n{table(some)}\n")
     return "\n".join(parts)
+
+
+def unedited(domain: str) -> str:
+    """Return what the networks do before any edit, empty where it was not measured."""
+    path = DOMAINS[domain].folder / "results" / "tasks.json"
+    if not path.exists():
+        return ""
+    some = json.loads(path.read_text())["rows"]
+    rows = []
+    for model in dict.fromkeys(row["model"] for row in some):
+        mine = [row for row in some if row["model"] == model and "accuracy" in row]
+        told = "; ".join(f"{name} {100 * fmean(r['accuracy'][name] for r in mine):.2f}" for name in mine[0]["accuracy"])
+        known = [100 * row["generalization_before"] for row in mine if row["generalization_before"] is not None]
+        with_scope = fmean(row["edits_with_scope"] for row in mine)
+        rows.append([model, told, _spread(known, ".1f"), f"{with_scope:.0f}"])
+    head = ["before any edit", "accuracy %", "of the edit scope right %", "edits with a scope"]
+    return f"{_lines(head, rows)}\n\n"
 
 
 def long_sequences() -> str:

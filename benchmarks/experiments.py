@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import measure
-from benchmarks.editing import MODES, Domain, Row, method_of, one
+from benchmarks.editing import MODES, Domain, Row, method_of, one, unedited
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.files import write_atomically
 
@@ -142,6 +142,22 @@ def run(
     for experiment in experiments:
         if not methods or experiment.method in methods or experiment.name in methods:
             _run(experiment, folder / f"{experiment.name}.json", modes, models, again, jobs)
+
+
+def measure_tasks(domain: Domain) -> None:
+    """Measure every task of a domain before any edit, once for each network, seed and number of edits."""
+    path = domain.folder / "results" / "tasks.json"
+    rows = measure.load(path)
+    done = {(row["model"], row["seed"], row["edits"]) for row in rows}
+    for experiment in read_all(domain):
+        for model, seed in product(experiment.models, experiment.seeds):
+            if (model, seed, experiment.edits) not in done:
+                done.add((model, seed, experiment.edits))
+                asked = {"model": model, "seed": seed, "edits": experiment.edits}
+                arguments = asked | {"domain": domain, "task": experiment.task}
+                found = measure.in_forked_process(unedited, arguments, LIMIT, ["benchmarks.editing", domain.module])
+                rows.append(asked | found)
+                save(path, rows)
 
 
 def _run(

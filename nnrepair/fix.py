@@ -126,11 +126,21 @@ def fix(
             return regions.build(network, some, locality_set, scope, inside, seed=seed, progress=show)
         return build(network, some, locality_set, scope, seed=seed, progress=show)
 
-    def pose_again(network: nn.Module, which: Tensor) -> Problem:
-        """Ask for some of the edits, all of which were checked before, in another network."""
-        if problem.regions is not None:  # what linear regions there are depends on the network
-            return pose(network, edits[which])
-        return dataclasses.replace(problem, model=network, edits=problem.edits[which], scope=None)
+    def pose_again(network: nn.Module, which: Tensor, seed: int) -> Problem:
+        """Ask for some of the edits, all of which were checked before, in another network; what is to stay stays."""
+        if problem.regions is None:
+            again = dataclasses.replace(problem, edits=problem.edits[which])
+        else:  # what linear regions there are depends on the network
+            again = pose(network, edits[which])
+        return dataclasses.replace(
+            again,
+            model=network,
+            locality=problem.locality,
+            keep=problem.keep,
+            kept=problem.kept,
+            scope=None,
+            seed=seed,
+        )
 
     result: RepairResult | History
     with undisturbed(seed):

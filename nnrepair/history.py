@@ -26,7 +26,7 @@ class Step:
         edits: which edits were new in it.
         held: for each of them, whether it holds.
         status: what `fix` says of such a repair alone, see `Outcome`.
-        generalization_rate: share of their edit scope that holds (None without one).
+        generalization: for each of them, the share of its edit scope that holds (None where it has none).
         retained: share of all edits so far, these included, that hold in this step's network.
         kept: what became of the locality set and of the test sets, against the original network.
         seconds: wall time of the method.
@@ -36,11 +36,16 @@ class Step:
     edits: list[int]
     held: list[bool]
     status: str
-    generalization_rate: float | None
+    generalization: list[float | None]
     retained: float
     kept: dict[str, Kept]
     seconds: float
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def generalization_rate(self) -> float | None:
+        """Mean of the shares of the edit scope that hold (None without one)."""
+        return metrics.mean_rate(self.generalization)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, lists and strings (JSON)."""
@@ -64,7 +69,7 @@ class History:
         outcome: "repaired" when every edit holds: right after its step (independent) or in the last network.
         held_after: (edits,) whether each edit holds right after its step.
         held_finally: (edits,) whether it holds in the last network (None for independent edits).
-        generalization_retain_rate: share of the whole edit scope that holds in the last network (None without).
+        generalization_retain_rate: the same mean as `generalization_rate`, in the last network (None without).
         patch: from the original to the last network (None for independent edits, or for another architecture).
         method: the method, with its hyper-parameters.
     """
@@ -100,9 +105,8 @@ class History:
 
     @property
     def generalization_rate(self) -> float | None:
-        """Mean over the steps of the share of their edit scope that holds right after (GR)."""
-        rates = [step.generalization_rate for step in self.steps if step.generalization_rate is not None]
-        return fmean(rates) if rates else None
+        """Mean over the edits of the share of their edit scope that holds right after (GR)."""
+        return metrics.mean_rate([rate for step in self.steps for rate in step.generalization])
 
     @property
     def edit_score(self) -> float:

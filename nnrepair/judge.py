@@ -18,7 +18,7 @@ from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
-from nnrepair.problem import Problem, held_out, outputs, outputs_of
+from nnrepair.problem import Problem, held_out, is_classifier, outputs, outputs_of
 from nnrepair.result import Asked, Kept, RepairResult, Report, WeightChange
 from nnrepair.spec import EditScope, LocalitySet
 from nnrepair.stitched import Stitched
@@ -32,16 +32,18 @@ class Watched:
 
     def __init__(self, problem: Problem, points: LocalitySet, keep: Criterion) -> None:
         self.points, self._keep = points, keep
-        self._decide: Callable[[Tensor], Tensor] | None = problem.decide if problem.classifies else None
+        classes = problem.classifies or is_classifier(keep)
+        self._decide: Callable[[Tensor], Tensor] | None = problem.decide if classes else None
         self.before = outputs(problem.model, points.inputs)
 
     def compare(self, y: Tensor) -> Kept:
         """Measure what became of the points, from a network's outputs (n, ...) there."""
-        after = metrics.success_rate(self._keep, y.double())
-        unchanged = after if self._decide is None else metrics.locality(self._decide(self.before), self._decide(y))
+        held = self._keep.holds(self.before.double()), self._keep.holds(y.double())
+        decided = held if self._decide is None else (self._decide(self.before), self._decide(y))
+        unchanged = metrics.locality(*decided)
         if self.points.criterion is None:
             return Kept(len(self.points), None, None, None, None, unchanged)
-        before = metrics.success_rate(self._keep, self.before.double())
+        before, after = (float(h.double().mean()) for h in held)
         lost = metrics.drawdown(before, after), metrics.drawdown_points(before, after)
         return Kept(len(self.points), before, after, *lost, unchanged)
 
@@ -73,23 +75,47 @@ def held(problem: Problem, model: nn.Module) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a network does: which edits hold, the share of the edit scope that does, and what became of other points."""
+    """What a network does.
+
+    Attributes:
+        holds: (edits,) bool, which edits hold.
+        generalization: for each edit, the share of its edit scope that holds (None where it has none).
+        kept: what became of other points, by name.
+    """
 
     holds: Tensor
-    generalization_rate: float | None
+    generalization: list[float | None]
     kept: dict[str, Kept]
 
 
-def measure(model: nn.Module, problem: Problem, scope: EditScope | None, watched: dict[str, Watched]) -> Measured:
-    """Measure a network; whatever can run in one pass does."""
-    names = list(watched)
+def measure(model: nn.Module, problem: Problem, watched: dict[str, Watched], only: Tensor | None = None) -> Measured:
+    """Measure a network; whatever can run in one pass does.
+
+    Args:
+        model: the network.
+        problem: its edits and edit scope.
+        watched: the other points.
+        only: the edits whose scope is run; all of them by default.
+    """
+    scope, names = _scope(problem, only), list(watched)
     several = [watched[name].points.inputs for name in names]
     several += [] if scope is None else [scope.inputs]
     several += [] if problem.regions is not None else [problem.edits.inputs]
     y = outputs_of(model, several)
     holds = held(problem, model) if problem.regions is not None else problem.edits.criterion.holds(y.pop().double())
-    rate = None if scope is None else metrics.success_rate(scope.criterion, y.pop().double())
-    return Measured(holds, rate, {name: watched[name].compare(one) for name, one in zip(names, y, strict=True)})
+    rates: list[float | None] = [None] * len(holds)
+    if scope is not None:
+        rates = metrics.generalization_rates(scope.criterion.holds(y.pop().double()), scope.of, len(holds))
+    return Measured(holds, rates, {name: watched[name].compare(one) for name, one in zip(names, y, strict=True)})
+
+
+def _scope(problem: Problem, only: Tensor | None) -> EditScope | None:
+    """Return the edit scope of some edits; all of it where it does not say whose it is."""
+    scope = problem.scope
+    if scope is None or scope.of is None or only is None:
+        return scope
+    mine = torch.nonzero(torch.isin(scope.of.cpu(), only)).flatten()
+    return scope[mine] if len(mine) else None
 
 
 def propose(problem: Problem, method: Method, before: Tensor) -> tuple[Proposal, float]:
@@ -124,7 +150,7 @@ def judge(
         watched: the points to compare, from `watch`.
     """
     repaired = proposal.model
-    found = measure(repaired, problem, problem.scope, watched)
+    found = measure(repaired, problem, watched)
     holds, tests = found.holds, dict(found.kept)
     failing = torch.nonzero(~holds).flatten().tolist()
     kept = tests.pop(LOCALITY, None)
@@ -133,7 +159,7 @@ def judge(
         held_before=before.tolist(),
         held_after=holds.tolist(),
         success_rate=float(holds.double().mean()),
-        generalization_rate=found.generalization_rate,
+        generalization_rate=metrics.mean_rate(found.generalization),
         drawdown=None if kept is None else kept.drawdown,
         drawdown_points=None if kept is None else kept.drawdown_points,
         locality=None if kept is None else kept.locality,

@@ -6,12 +6,15 @@ with one matrix for a node and another for its neighbours, before or after pooli
 all there is to know, and what holds for a network's last linear map holds for W: rows are outer products, drift is the
 keys' second moment, and no repair needs the network again.
 
-That a model is of this kind is tested, not proved: at random W, near and far, its outputs must be those that the keys
-foretell, to within rounding in float64.
+That a model is of this kind is tested, not proved: at random W, near and far and on both sides of the present one, its
+outputs must be those that the keys foretell, to within rounding in float64. The test is as good as its points: it is
+made on those that a repair will use, and on all nodes of a graph, since one node may be affine where its neighbours
+are not (attention of a node to itself alone).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +22,10 @@ from torch import Tensor
 
 #: Sizes of the random changes of W, relative to W, at which outputs must be as foretold.
 REACHES = (1.0, 1000.0)
+#: And where some keys are zero: an output that nothing moves may be asleep behind a ReLU, and wake further off.
+FAR = 1e9
+#: Random directions at every reach, each taken forwards and backwards: what bends at zero does so on one side.
+DIRECTIONS = 2
 #: What rounding may add, relative to the largest change of an output.
 ROUNDING = 1e-9
 
@@ -66,16 +73,18 @@ def foretell(k: Tensor, y: Tensor, parameters: Sequence[Tensor], run: Callable[[
     start = [p.clone() for p in parameters]
     size = max(float(torch.cat([p.flatten() for p in start]).square().mean().sqrt()), 1e-3)
     try:
-        for reach in REACHES:
-            change = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in start]
-            change = [reach * size * c.to(p) for c, p in zip(change, start, strict=True)]
-            for p, before, c in zip(parameters, start, change, strict=True):
-                p.copy_(before + c)
-            predicted = k @ torch.cat([c.reshape(y.shape[1], -1) for c in change], 1).T
-            missed = (run() - y - predicted).abs().max()
-            # Not `missed > ...`: NaN must not pass.
-            if not missed <= ROUNDING * max(float(predicted.abs().max()), float(y.abs().max())):
-                return False
+        reaches = REACHES if k.any(1).all() else (*REACHES, FAR)
+        for reach, _ in itertools.product(reaches, range(DIRECTIONS)):
+            random = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in start]
+            for length in (reach * size, -reach * size):
+                change = [length * r for r in random]
+                for p, before, c in zip(parameters, start, change, strict=True):
+                    p.copy_(before + c)
+                predicted = k @ torch.cat([c.reshape(y.shape[1], -1) for c in change], 1).T
+                missed = (run() - y - predicted).abs().max()
+                # Not `missed > ...`: NaN must not pass.
+                if not missed <= ROUNDING * max(float(predicted.abs().max()), float(y.abs().max())):
+                    return False
     finally:
         for p, before in zip(parameters, start, strict=True):
             p.copy_(before)

@@ -25,7 +25,7 @@ from nnrepair import keys
 from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.forward import moved_outputs
-from nnrepair.problem import batches, call, to_like
+from nnrepair.problem import batches, call, to_like, together
 from nnrepair.rows import Array, Block, Dense, Factored, Metric, Rows
 from nnrepair.spec import AnyInputs
 
@@ -33,6 +33,8 @@ _LINEAR = {F.linear, torch.ops.aten.linear.default}
 _CONV2D = {F.conv2d, torch.ops.aten.conv2d.default}
 #: Points on which the factors are checked.
 PROBES = 4
+#: Points of each further set on which keys are tested, where points are independent; all of them where they are not.
+MORE_PROBES = 32
 #: Points whose rows are computed together.
 POINTS = 256
 #: Entries of plain (unfactored) rows that may be held at once.
@@ -120,6 +122,12 @@ class _Group:
 class Linearization:
     """The chosen parameters' first-order effect on a model's outputs, in float64.
 
+    Args:
+        model, names: left alone; and parameters of it.
+        example: the points whose rows will be asked for first (the edits).
+        probes: further points that will be asked for (the locality set). Whether outputs are affine in the parameters
+            is tested on some of them, too, and where the points influence each other on all.
+
     Attributes:
         model: a float64 copy; `move` changes its chosen parameters.
         names: the chosen parameters.
@@ -127,7 +135,9 @@ class Linearization:
             last operation, or they pass the tests in `keys`.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], example: AnyInputs) -> None:
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], example: AnyInputs, probes: Sequence[AnyInputs] = ()
+    ) -> None:
         self.names = list(names)
         self.model = copy.deepcopy(model).double()
         known = dict(self.model.named_parameters(remove_duplicate=False))
@@ -138,11 +148,10 @@ class Linearization:
             parameter.requires_grad_(True)
         self._start = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.like = next(iter(self.parameters.values())).detach()
-        self.independent = isinstance(example, Tensor) or example.independent
+        self.independent = _independent(example)
         self._known_keys: dict[int, tuple[AnyInputs, Tensor]] = {}
         self._said = False
-        spread = torch.arange(0, len(example), max(1, len(example) // PROBES))[:PROBES]
-        few = self.prepare(example[spread] if self.independent else example)
+        few = self.prepare(_spread(example, PROBES) if self.independent else example)
         try:
             y, tap = self._run(few)
         except RuntimeError as error:
@@ -156,7 +165,7 @@ class Linearization:
         uses = [] if len(self.groups) > 1 else tap.uses.get(self.groups[0].tapped, [])
         # A version above 0: the output was changed in place after the map.
         self.ends_affine = len(uses) == 1 and uses[0].returned is y and y._version == 0
-        if not self.ends_affine and self._are_keyed(y, few, example):
+        if not self.ends_affine and self._are_keyed(y, few, [example, *probes]):
             self.groups, self.ends_affine = [_Group(None, None, keyed=tuple(self.names))], True
 
     def prepare(self, inputs: AnyInputs) -> AnyInputs:
@@ -169,17 +178,46 @@ class Linearization:
             y = call(self.model, inputs)
         return y, tap
 
-    def _are_keyed(self, y: Tensor, few: AnyInputs, example: AnyInputs) -> bool:
-        """Whether the chosen parameters are one linear map, applied to one key per point."""
+    def _are_keyed(self, y: Tensor, few: AnyInputs, given: Sequence[AnyInputs]) -> bool:
+        """Whether the chosen parameters are one linear map, applied to one key per point.
+
+        Args:
+            y, few: outputs, with their history, of points of the example.
+            given: the example and the probes.
+        """
         parameters = list(self.parameters.values())
         if not keys.fits(y, parameters):
             return False
         self._said = self._say(few) is not None
-        found = self._say(few) if self._said else keys.keys(y, parameters)
-        if found is None or not keys.foretell(found, y, parameters, lambda: call(self.model, few)):
+        given = [g for g in given if len(g) and _independent(g) == self.independent]
+        if self.independent:
+            points = [few, *(self.prepare(_spread(g, MORE_PROBES)) for g in given[1:])]
+        else:
+            points = [self.prepare(g) for g in given]
+            if callable(whole := getattr(few, "whole", None)):
+                points.append(whole())
+        parts = together(points)
+        ys, found = [], []
+        mine: dict[int, Tensor] = {}
+        for inputs, members in parts:
+            y = y if inputs is few else self._run(inputs)[0]
+            k = self._say(inputs) if self._said else None
+            k = keys.keys(y, parameters) if k is None else k
+            if k is None:
+                return False
+            ys.append(y.detach())
+            found.append(k)
+            mine |= dict(zip(members, torch.split(k, [len(points[m]) for m in members]), strict=True))
+        if not mine[0].any():  # nothing would be tested where the repair is to be
+            return False
+
+        def run() -> Tensor:
+            return torch.cat([call(self.model, inputs) for inputs, _ in parts])
+
+        if not keys.foretell(torch.cat(found), torch.cat(ys), parameters, run):
             return False
         if not self.independent:
-            self._known_keys[id(example)] = (example, found.cpu())
+            self._known_keys |= {id(g): (g, mine[m].cpu()) for m, g in enumerate(given)}
         return True
 
     def _say(self, inputs: AnyInputs) -> Tensor | None:
@@ -396,6 +434,9 @@ class Linearization:
             inputs, criterion: all points and their conditions.
             point, condition: (m,) which condition of which point each row is.
         """
+        if len(point) == 0:  # of one row, to know the shapes, none
+            first = torch.zeros(1, dtype=torch.int64)
+            return self.rows(inputs, criterion, first, first).take(np.zeros(0, np.int64))
         order = torch.argsort(point, stable=True)
         point, condition = point[order], condition[order]
         unique, local = torch.unique_consecutive(point, return_inverse=True)
@@ -537,6 +578,15 @@ class Linearization:
                 for g, q in zip(grads, parameters, strict=True)
             ]
             yield {n: square / SKETCHES for n, square in zip(names, squares, strict=True)}
+
+
+def _independent(inputs: AnyInputs) -> bool:
+    return isinstance(inputs, Tensor) or inputs.independent
+
+
+def _spread(inputs: AnyInputs, count: int) -> AnyInputs:
+    """Return at most `count` points, evenly spread."""
+    return inputs[torch.arange(0, len(inputs), max(1, len(inputs) // count))[:count]]
 
 
 def _root(C: Array) -> Array:

@@ -11,13 +11,17 @@ Definitions follow the survey by Mazzia et al. (2023). Where sources disagree, b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
 from torch import Tensor
 
 from nnrepair.criteria import Criterion
 
 
 def success_rate(criterion: Criterion, y: Tensor) -> float:
-    """Return the share of points whose criterion holds; generalization rate is the same over the edit scope.
+    """Return the share of points whose criterion holds.
 
     >>> import torch
     >>> from nnrepair import Argmax
@@ -25,6 +29,32 @@ def success_rate(criterion: Criterion, y: Tensor) -> float:
     0.5
     """
     return float(criterion.holds(y).double().mean())
+
+
+def generalization_rates(holds: Tensor, of: Tensor | None, edits: int) -> list[float | None]:
+    """Return for each edit the share of its own points of the edit scope that hold; the rate GR is their mean.
+
+    >>> import torch
+    >>> generalization_rates(torch.tensor([True, True, False]), torch.tensor([0, 2, 2]), 3)
+    [1.0, None, 0.5]
+
+    Args:
+        holds: (points,) bool.
+        of: (points,) the edit that each point belongs to; None: all points belong to every edit.
+        edits: their number.
+    """
+    if of is None:
+        return [float(holds.double().mean())] * edits
+    of = of.to(holds.device)
+    count = torch.bincount(of, minlength=edits).tolist()
+    held = torch.bincount(of, holds.double(), minlength=edits).tolist()
+    return [h / c if c else None for h, c in zip(held, count, strict=True)]
+
+
+def mean_rate(rates: Sequence[float | None]) -> float | None:
+    """Return the mean of the rates that exist, or None where none does."""
+    known = [rate for rate in rates if rate is not None]
+    return fmean(known) if known else None
 
 
 def edit_score(success: float, generalization: float | None) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nnrepair import metrics
 from nnrepair.errors import InvalidInput, PatchError
 from nnrepair.history import History, Mode, Step
 from nnrepair.judge import Watched, held, like, measure, outcome_of, propose
-from nnrepair.methods.base import Method
+from nnrepair.methods.base import Method, Proposal
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.problem import Problem, outputs
-from nnrepair.spec import Edits, EditScope
+from nnrepair.spec import Edits, EditScope, LocalitySet
 
 #: Seconds of work that a kill may cost, at most (and one step).
 SAVE_EVERY = 5.0
@@ -73,7 +74,7 @@ class Sequence:
 
     Attributes:
         original: the user's model, and `private`: a copy in eval mode.
-        pose: makes the problem of some edits, by their numbers, for a network.
+        pose: makes the problem of some edits, by their numbers, for a network and a seed.
         whole: the problem of all edits at once, already checked.
         watched: the points to compare after every step.
         seeded: keeps the random state as it was and seeds it, for one step.
@@ -82,7 +83,7 @@ class Sequence:
 
     original: nn.Module
     private: nn.Module
-    pose: Callable[[nn.Module, Tensor], Problem]
+    pose: Callable[[nn.Module, Tensor, int], Problem]
     whole: Problem
     watched: dict[str, Watched]
     seeded: Callable[[], Any]
@@ -94,6 +95,7 @@ class Sequence:
     seed: int
     progress: bool
     _steps: list[Step] = field(default_factory=list)
+    _advice: str = Proposal.advice
     _holds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def run(self) -> History:
@@ -119,11 +121,14 @@ class Sequence:
     def _step(self, network: nn.Module, new: Tensor, number: int) -> nn.Module:
         asked = torch.cat([self._rehearsed(new, number), new])
         before = self._holds[asked]
-        proposal, seconds = propose(self.pose(network, asked), self.method, before)
+        # Another seed each time: what a method draws would be the same points at every step of a sequence.
+        seed = self.seed + (number if self.mode == "successive" else 0)
+        proposal, seconds = propose(self.pose(network, asked, seed), self.method, before)
         repaired = like(self.private, proposal.model)
-        found = measure(repaired, self.whole, self._scope(new), self.watched)
+        found = measure(repaired, self.whole, self.watched, new)
         now, so_far = found.holds, int(new[-1]) + 1
         failing = torch.nonzero(~now[asked]).flatten().tolist()
+        self._advice = proposal.advice if failing else self._advice
         if self.mode == "successive":
             self._holds = now
         self._steps.append(
@@ -131,7 +136,7 @@ class Sequence:
                 edits=new.tolist(),
                 held=now[new].tolist(),
                 status=outcome_of(proposal, before, failing, 0).status,
-                generalization_rate=found.generalization_rate,
+                generalization=[found.generalization[k] for k in new.tolist()],
                 retained=float(now[:so_far].double().mean()),
                 kept=found.kept,
                 seconds=seconds,
@@ -148,21 +153,13 @@ class Sequence:
         generator = torch.Generator().manual_seed(self.seed + number)
         return past[torch.randperm(len(past), generator=generator)[: int(self.rehearsal)]].sort().values
 
-    def _scope(self, new: Tensor) -> EditScope | None:
-        """Return the edit scope of the edits `new`; all of it where it does not say whose it is."""
-        scope = self.whole.scope
-        if scope is None or scope.of is None:
-            return scope
-        mine = torch.nonzero(torch.isin(scope.of.cpu(), new)).flatten()
-        return scope[mine] if len(mine) else None
-
     def _history(self, network: nn.Module) -> History:
         after = [held for step in self._steps for held in step.held]
         finally_: list[bool] | None = None
         patch = last = retained = None
         if self.mode == "successive":
-            found = measure(network, self.whole, self.whole.scope, {})
-            finally_, retained = found.holds.tolist(), found.generalization_rate
+            found = measure(network, self.whole, {})
+            finally_, retained = found.holds.tolist(), metrics.mean_rate(found.generalization)
             last = like(self.original, network)
             if last.state_dict().keys() == self.original.state_dict().keys():
                 patch = Patch.between(self.original, last, {"method": repr(self.method), "mode": self.mode})
@@ -186,31 +183,33 @@ class Sequence:
         if not failing:
             return Outcome("repaired", f"all {len(holds)} edits hold {where}.")
         advice = f"{len(failing)} of {len(holds)} edits do not hold {where}: {failing[:20]}. "
-        advice += "Try another layer, more steps, "
-        advice += 'mode="batch"' + (", or rehearsal=True." if self.mode == "successive" and not self.rehearsal else ".")
+        forgets = self.mode == "successive" and not self.rehearsal
+        advice += f"Try {'rehearsal=True' if forgets else 'mode=' + repr('batch')}, {self._advice}."
         return Outcome("partly repaired", advice, failing)
 
     # Resuming --------------------------------------------------------------------------------------------------------
 
     def _key(self) -> dict[str, Any]:
         """Return what must be equal for a stored sequence to be this one."""
-        digest = hashlib.sha256()
-        edits = self.whole.edits
-        for tensor in self._seen(edits):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
         options = {"method": repr(self.method), "mode": self.mode, "batch_size": self.batch_size}
-        return options | {"rehearsal": int(self.rehearsal), "seed": self.seed, "points": digest.hexdigest()}
+        points: dict[str, Edits | EditScope | LocalitySet] = {"edits": self.whole.edits}
+        points |= {name: watched.points for name, watched in self.watched.items()}
+        if self.whole.scope is not None:
+            points["edit scope"] = self.whole.scope
+        digests = {f"points: {name}": self._digest(some) for name, some in points.items()}
+        return options | {"rehearsal": repr(self.rehearsal), "seed": self.seed} | digests
 
-    def _seen(self, edits: Edits) -> Iterator[Tensor]:
-        """Outputs and slacks of the original network stand for points of any domain."""
-        points = [edits, *(w.points for w in self.watched.values())]
-        for part in [*points, self.whole.scope]:
-            if part is None:
-                continue
-            y = outputs(self.private, part.inputs).double()
-            yield y
-            if part.criterion is not None:
-                yield part.criterion.slack(y)
+    def _digest(self, points: Edits | EditScope | LocalitySet) -> str:
+        """Return a hash of points of any domain: of what the original network says of them, and plain inputs too."""
+        y = outputs(self.private, points.inputs).double()
+        seen = [y] if points.criterion is None else [y, points.criterion.slack(y)]
+        seen += [points.inputs] if isinstance(points.inputs, Tensor) else []
+        seen += [points.of] if isinstance(points, EditScope) and points.of is not None else []
+        digest = hashlib.sha256()
+        for tensor in seen:
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + raw.numpy().tobytes())
+        return digest.hexdigest()
 
     def _save(self, network: nn.Module) -> None:
         assert self.resume is not None
@@ -226,9 +225,9 @@ class Sequence:
         if "sequence" not in stored.about:
             raise InvalidInput(f"{self.resume} is a patch, but not one that a sequence of repairs can resume from.")
         mine, theirs = self._key(), stored.about["sequence"]
-        other = [name for name, value in mine.items() if theirs.get(name) != value]
+        other = [name for name in mine | theirs if theirs.get(name) != mine.get(name)]
         if other:
-            told = "; ".join(f"{name}: {theirs.get(name)!r} there, {mine[name]!r} now" for name in other)
+            told = "; ".join(f"{name}: {theirs.get(name)!r} there, {mine.get(name)!r} now" for name in other)
             raise InvalidInput(
                 f"{self.resume} belongs to another sequence ({told}). Name another file, or delete it to start anew."
             )

@@ -21,7 +21,13 @@ from nnrepair.shapes import Regions
 
 @runtime_checkable
 class Inputs(Protocol):
-    """How a domain presents points to a model; a plain tensor needs none of this."""
+    """How a domain presents points to a model; a plain tensor needs none of this.
+
+    An object may offer more, and is used better where it does: `own()`, (n, ...) each point's own features;
+    `same()`, (n,) or (n, ...), equal for two points exactly where they are one, so that a point with two labels is
+    refused; `joined(other)`, both in one where one pass serves both, else None; and `whole()`, all points of the
+    domain, where they influence each other and one pass computes all of them anyway.
+    """
 
     #: Whether one point's output depends on that point alone (not so for the nodes of a graph).
     independent: bool
@@ -75,6 +81,10 @@ def _as_criterion(target: Any, what: str) -> Criterion:
         raise InvalidInput(f"{what}: {error}") from None
 
 
+def _as_index(index: Any, count: int) -> Tensor:
+    return torch.arange(count)[index] if isinstance(index, slice) else torch.as_tensor(index)
+
+
 @dataclass(frozen=True, init=False)
 class _Points:
     inputs: AnyInputs
@@ -91,7 +101,7 @@ class _Points:
         return len(self.inputs)
 
     def __getitem__(self, index: Any) -> Any:
-        index = torch.as_tensor(index)
+        index = _as_index(index, len(self))
         return type(self)(self.inputs[index], None if self.criterion is None else self.criterion[index])
 
     @classmethod
@@ -170,5 +180,5 @@ class EditScope(_Points):
         object.__setattr__(self, "of", of)
 
     def __getitem__(self, index: Any) -> EditScope:
-        index = torch.as_tensor(index)
+        index = _as_index(index, len(self))
         return EditScope(self.inputs[index], self.criterion[index], None if self.of is None else self.of[index])

@@ -401,3 +401,15 @@ def test_a_repair_warns_about_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_decisions_are_counted_as_unchanged_whether_right_or_wrong() -> None:
+    """Also where the edits speak of no classes, but the points to keep have labels."""
+    model = net()
+    y = model(X).detach()
+    wrong = torch.where(torch.arange(4) < 2, y.argmax(1), (y.argmax(1) + 1) % 3)
+    result = nnrepair.fix(model, Edits(X, Near(y, 1.0)), LocalitySet(X, wrong), test_set=(X, Near(y + 5, 1.0)))
+    assert result.outcome.status == "nothing to do"
+    assert result.report.locality == 1.0
+    assert result.report.tests["test set"].locality == 1.0
+    assert result.report.tests["test set"].accuracy_after == 0.0

@@ -17,7 +17,7 @@ from graphs import Attention, Convolution, Sage, adjacency, net, ring
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import DataUnavailable, Edits, Inputs, InvalidInput, LocalitySet
+from nnrepair import DataUnavailable, Edits, Inputs, InvalidInput, LocalitySet, UnsupportedModel
 from nnrepair.domains import graph as module
 from nnrepair.domains.graph import (
     Graph,
@@ -34,7 +34,7 @@ from nnrepair.domains.graph import (
 from nnrepair.domains.graph_data import load
 from nnrepair.forward import call_with
 from nnrepair.methods import MinimalNorm
-from nnrepair.problem import first_look
+from nnrepair.problem import differ_by_rounding, first_look
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 
@@ -118,6 +118,59 @@ def test_converted_copies_are_forgotten_with_their_graph() -> None:
     del graph
     gc.collect()
     assert len(module._KNOWN) < before
+
+
+def through_data(x: Tensor) -> None:
+    x.data[0, 0] = 7.0
+
+
+def through_numpy(x: Tensor) -> None:
+    x.numpy()[0, 0] = 7.0
+
+
+def exchanged(x: Tensor) -> None:
+    x.data[:2] = x.data[:2].flip(0)
+
+
+@pytest.mark.parametrize("change", [through_data, through_numpy, exchanged])
+def test_copies_are_not_stale(change: Callable[[Tensor], None]) -> None:
+    graph = ring()
+    for _ in range(2):
+        nodes = Nodes(graph.x, graph.edge_index, [4])
+        assert nodes.to(DOUBLE).x is nodes.to(DOUBLE).x
+        torch.testing.assert_close(nodes.to(DOUBLE).x, graph.x.double(), rtol=0, atol=0)
+        change(graph.x)
+    graph.x.data[3, 2] = torch.nan
+    with pytest.raises(InvalidInput, match=r"NaN or infinity, at nodes \[3\]"):
+        Nodes(graph.x, graph.edge_index, [4])
+
+
+def test_copies_of_an_adjacency_are_not_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = ring()
+    for layout in (torch.strided, torch.sparse_coo):
+        nodes = Nodes(graph.x, adjacency(graph, layout), [4])
+        nodes.to(DOUBLE)
+        values = nodes.edge_index if layout == torch.strided else nodes.edge_index._values()
+        values.data[0] = 7.0
+        assert float(nodes.to(DOUBLE).edge_index.to_dense()[0, 0]) == 7.0
+    monkeypatch.setattr(module, "_LOOKED_AT", 20)  # of 60
+    nodes = Nodes(graph.x, graph.edge_index, [4])
+    nodes.to(DOUBLE)
+    graph.x.data.mul_(2)
+    assert torch.equal(nodes.to(DOUBLE).x, graph.x.double())
+
+
+def test_inference_mode() -> None:
+    graph = ring()
+    with torch.inference_mode():
+        x = graph.x.clone()
+        nodes = Nodes(x, graph.edge_index, [4])
+        nodes.to(DOUBLE)
+        x[0, 0] = 7.0
+        assert float(nodes.to(DOUBLE).x[0, 0]) == 7.0
+        Nodes(graph.x, graph.edge_index, [4]).to(DOUBLE)
+    wide = Nodes(graph.x, graph.edge_index, [4]).to(DOUBLE)
+    wide.call(net().double()).sum().backward()  # of what was converted there, here
 
 
 def test_joined() -> None:
@@ -209,6 +262,35 @@ def test_a_node_has_one_label() -> None:
     with pytest.raises(InvalidInput, match=r"Nodes \[5\] are given two different labels each"):
         NodeEdits(ring(), [5, 3, 5], [0, 1, 1])
     assert len(NodeEdits(ring(), [5, 3, 5], [0, 1, 0])) == 3
+
+
+def test_one_node_with_two_labels_is_refused_however_it_is_given() -> None:
+    graph = ring()
+    with pytest.raises(InvalidInput, match=r"different labels: edits 0 and 2 \(labels 0 and 1\)"):
+        nnrepair.fix(net(), Edits(Nodes(graph.x, graph.edge_index, [5, 3, 5]), [0, 1, 1]))
+    twice = Edits(Nodes(graph.x, graph.edge_index, [5, 5]), [1, 1])
+    assert nnrepair.fix(net(), twice, method=MinimalNorm(layer="last")).report.success_rate == 1.0
+
+
+def test_two_passes_on_a_gpu_may_differ_by_rounding() -> None:
+    y = torch.tensor([[100.0, 1.0], [-3.0, 0.5]])
+    for dtype, enough, much in ((torch.float32, 5e-4, 5e-3), (torch.float64, 1e-12, 1e-9)):
+        a = y.to(dtype)
+        assert differ_by_rounding(a, a) and differ_by_rounding(a, a + enough) and not differ_by_rounding(a, a + much)
+
+    class Restless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.passes = nn.Linear(5, 3), 0
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            self.passes += 1
+            y: Tensor = self.fc(x) * (1 + 1e-6 * (self.passes % 2))
+            return y
+
+    graph = ring()
+    with pytest.raises(UnsupportedModel, match="Two forward passes"):  # on a CPU, bit for bit
+        first_look(Restless(), Nodes(graph.x, graph.edge_index, [4, 1]), "the edits")
 
 
 def test_unlabelled_data() -> None:

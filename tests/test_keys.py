@@ -10,10 +10,12 @@ from graphs import Attention, Convolution, Net, Sage, adjacency, net, ring
 from networks import mlp, randn, seeded
 from torch import Tensor, nn
 
+import nnrepair
 from nnrepair import Argmax, Inputs, linearize
-from nnrepair.domains.graph import Nodes
+from nnrepair.domains.graph import NodeEdits, NodeLocality, Nodes
 from nnrepair.layers import choose
 from nnrepair.linearize import Linearization
+from nnrepair.methods import MinimalNorm
 from nnrepair.rows import Factored
 
 EVERY = torch.arange(12)
@@ -126,6 +128,93 @@ def test_what_is_not_affine_falls_back(model: Net, layer: str | list[str]) -> No
     assert rows.n == sum(p.numel() for p in line.parameters.values())
     if J is not None and len(names) == 1:
         np.testing.assert_allclose(rows.columns(np.arange(rows.n))[0], J[4, 0] - J[4, 2], atol=1e-12)
+
+
+@pytest.mark.parametrize("node", [11, 0])
+def test_attention_is_not_affine_though_a_node_without_neighbours_is(node: int) -> None:
+    """Node 11 of the ring attends to itself alone, with a weight of one whatever the parameters are."""
+    model, graph = net(Attention), ring()
+    line = Linearization(model, ["last.lin.weight"], nodes(index=torch.tensor([node])))
+    assert not line.ends_affine
+    with torch.no_grad():
+        second = model(graph.x, graph.edge_index).topk(2, 1).indices[node, 1:]
+    kept = NodeLocality(graph, [v for v in range(12) if v != node], None)
+    method = MinimalNorm(layer="last.lin.weight")
+    result = nnrepair.fix(model, NodeEdits(graph, [node], second), kept, method=method, throw=False)
+    assert not any("exact" in note for note in result.report.notes)
+
+
+def test_points_without_a_whole_are_tested_as_they_are_given() -> None:
+    class Some(Nodes):
+        whole = None  # type: ignore[assignment]
+
+    graph, model = ring(), net(Attention)
+    alone, rest = Some(graph.x, graph.edge_index, [11]), Some(graph.x, graph.edge_index, [0, 1])
+    assert Linearization(model, ["last.lin.weight"], alone).ends_affine
+    assert not Linearization(model, ["last.lin.weight"], alone, [rest]).ends_affine
+
+
+def test_keys_of_probes_are_kept() -> None:
+    model, edits, kept = net(), nodes(index=torch.tensor([3])), nodes(index=torch.tensor([0, 11]))
+    line = Linearization(model, choose(model, "last"), edits, [kept])
+    found = [line.features(inputs) for inputs in (edits, kept)]
+    calls: list[int] = []
+    line.model.register_forward_hook(lambda *_: calls.append(1))
+    line.features(kept)
+    assert not calls
+    every = line.features(nodes())
+    assert calls and every is not None
+    torch.testing.assert_close(torch.cat(found), every[[3, 0, 11]])
+
+
+@pytest.mark.parametrize("end", [nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh])
+def test_an_activation_at_the_end_is_seen_from_one_point(end: type[nn.Module]) -> None:
+    for seed in range(20):
+        body, x = mlp(4, 8, 2, seed=seed), randn(1, 4, seed=seed)
+        assert not Linearization(nn.Sequential(*body, end()), ["2.weight", "2.bias"], x).ends_affine
+
+
+class Gated(nn.Module):
+    """Affine in the last map where the first input is positive; elsewhere outputs bend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return torch.where(x[:, :1] > 0, y, torch.tanh(y))
+
+
+def test_points_to_keep_are_looked_at_too() -> None:
+    model, x = seeded(Gated), randn(80, 4)
+    above, below = x[x[:, 0] > 0], x[x[:, 0] < 0]
+    names = ["fc.weight", "fc.bias"]
+    assert Linearization(model, names, above[:2], [above[2:]]).ends_affine
+    assert not Linearization(model, names, above[:2], [above[2:], below]).ends_affine
+    edits = (above[:1], [(int(model(above[:1]).argmax()) + 1) % 3])
+    result = nnrepair.fix(model, edits, below, method=MinimalNorm(layer="fc"), throw=False)
+    assert not any("exact" in note for note in result.report.notes)
+
+
+def test_what_nothing_moves_may_be_asleep() -> None:
+    class Asleep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) * (x[:, :1] > 0) + F.relu(self.fc(x) - 1e7) * (x[:, :1] < 0)
+
+    class Shifted(Asleep):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x) * (x[:, :1] > 0)
+            return y
+
+    x = torch.tensor([[-1.0, 1.0, 0.0, 0.5], [1.0, 0.2, 0.3, 0.1]])
+    for make, dead in ((Asleep, False), (Shifted, True)):
+        assert Linearization(seeded(make), ["fc.weight"], x).ends_affine is dead
+        assert not Linearization(seeded(make), ["fc.weight"], x[:1]).ends_affine
 
 
 class Pooled(nn.Module):

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import AnyOf, Argmax, Argmin, Decoupled, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed
+from nnrepair.demands import Demand
+from nnrepair.exact import ExactRepair
 from nnrepair.linearize import Linearization
 from nnrepair.methods import MinimalNorm
 from nnrepair.norms import NAMES
@@ -439,6 +441,27 @@ def test_decoupled_exports_to_onnx(tmp_path: Path) -> None:
     x = randn(9, 4, seed=2)
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(got, outputs(result.model, x).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [None, 0.0, 0.5])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_last_layer_of_zeros(norm: Any, margin: float | None) -> None:
+    """All outputs tie, so nothing says how far apart classes usually are."""
+    model, x = mlp(4, 8, 3), randn(5, 4)
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    method = MinimalNorm(layer="2", norm=norm, margin=margin)
+    result = nnrepair.fix(model, (x, [0, 1, 2, 0, 1]), method=method)
+    assert result.report.success_rate == 1.0 and outputs(result.model, x).argmax(1).tolist() == [0, 1, 2, 0, 1]
+
+
+def test_nothing_missed_is_no_change() -> None:
+    model, x = mlp(4, 5, 3), randn(6, 4)
+    line = Linearization(model, ["2.weight", "2.bias"], x)
+    criterion = Argmax(outputs(model, x).argmax(1))
+    demand = Demand(x, criterion, torch.full((6, 3), -torch.inf, dtype=torch.float64), False, "edits")
+    solution = ExactRepair(line, [demand], "l2", None, 1e-6, "same", False).run()
+    assert solution.objective == 0.0 and not solution.d.any() and len(solution.d) == 18
 
 
 def test_repaired_at_the_price_of_kept_points_is_not_called_repaired() -> None:

@@ -240,7 +240,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("Says repairs one edit at a time", {"mode": "independent", "batch_size": 2, "method": Says(batch=False)}),
     (
         "changes the architecture; leave resume out",
-        {"mode": "successive", "resume": "x.st", "method": MinimalNorm("0", architecture="decoupled")},
+        {"mode": "independent", "resume": "x.st", "method": MinimalNorm("0", architecture="decoupled")},
     ),
     ("A test set cannot be called 'locality set'", {"test_set": {"locality set": torch.zeros(1, 6)}}),
     ("test_set 'far' is empty", {"test_set": {"far": torch.zeros(0, 6)}}),
@@ -261,6 +261,67 @@ def test_refuses_a_scope_that_names_no_edits() -> None:
     for of in ([0], [0.5, 0.5], [[0, 1]], [True, False]):
         with pytest.raises(InvalidInput, match="`of` must name one edit"):
             EditScope(torch.zeros(2, 4), [0, 1], of=of)
+
+
+def test_a_decoupled_network_is_not_repaired_again() -> None:
+    model, edits, _ = task()
+    with pytest.raises(InvalidInput, match="MinimalNorm cannot repair a network that it repaired before"):
+        nnrepair.fix(model, edits, method=MinimalNorm("2", architecture="decoupled"), mode="successive")
+
+
+def test_every_edit_counts_once_in_generalization() -> None:
+    """However many points its scope has, and however edits are put into steps."""
+    model, edits, _ = task(3)
+    of = torch.tensor([0] * 20 + [1, 2])
+    near = edits.inputs[of] * torch.cat([torch.ones(20), -torch.ones(2)])[:, None]  # only those of edit 0 will follow
+    scope = EditScope(near, edits.criterion.labels[of], of)
+    found = [
+        nnrepair.fix(model, edits, method=LAST, mode="successive", batch_size=k, edit_scope=scope) for k in (1, 2, 3)
+    ]
+    together = nnrepair.fix(model, edits, method=LAST, edit_scope=scope)
+    holds = scope.criterion.holds(together.model(scope.inputs)).double()
+    assert together.report.generalization_rate == pytest.approx(float(holds[:20].mean() + holds[20] + holds[21]) / 3)
+    assert found[2].generalization_rate == pytest.approx(together.report.generalization_rate)
+    for history in found:
+        holds = scope.criterion.holds(history.model(scope.inputs)).double()
+        retained = float(holds[:20].mean() + holds[20] + holds[21]) / 3
+        assert history.generalization_retain_rate == pytest.approx(retained)
+
+
+def test_what_stays_is_what_the_original_says_for_regions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    real = Says.repair
+
+    def watched(self: Says, problem: Problem) -> Proposal:
+        assert problem.keep is not None
+        seen.append(problem.keep.labels)  # type: ignore[attr-defined]
+        return real(self, problem)
+
+    monkeypatch.setattr(Says, "repair", watched)
+    model, x = net(), randn(3, 6, seed=8)
+    edits = Edits(Segments(x, x + 0.05 * randn(3, 6, seed=9)), (model(x).argmax(1) + 1) % 3)
+    kept = randn(50, 6, seed=4)
+    nnrepair.fix(model, edits, kept, method=Says(), mode="successive", throw=False)
+    assert len(seen) >= 2
+    assert all(torch.equal(labels, model(kept).argmax(1)) for labels in seen)
+
+
+def test_every_step_of_a_sequence_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    real = Says.repair
+    monkeypatch.setattr(Says, "repair", lambda self, problem: (seeds.append(problem.seed), real(self, problem))[1])
+    model, edits, _ = task()
+    nnrepair.fix(model, edits, method=Says(), mode="successive", seed=5, throw=False)
+    assert len(set(seeds)) == len(seeds) > 1
+    seeds.clear()
+    nnrepair.fix(model, edits, method=Says(), mode="independent", seed=5)
+    assert set(seeds) == {5}
+
+
+def test_edits_can_be_sliced() -> None:
+    model, edits, _ = task()
+    assert torch.equal(edits[1:3].inputs, edits.inputs[1:3])
+    assert nnrepair.fix(model, edits[1:2], method=LAST).outcome.ok
 
 
 def test_one_edit_at_a_time_is_enough_for_some_methods() -> None:
@@ -322,8 +383,11 @@ def test_refuses_to_resume_another_sequence(tmp_path: Path) -> None:
         ("mode", {"mode": "independent"}),
         ("seed", {"seed": 3}),
         ("method", {"method": MinimalNorm("2", norm="l1")}),
-        ("points", {"edits": edits[[0, 1]]}),
-        ("points", {"test_set": torch.zeros(1, 6)}),
+        ("points: edits", {"edits": edits[[0, 1]]}),
+        ("points: test set", {"test_set": torch.zeros(1, 6)}),
+        ("points: other", {"test_set": {"other": locality}}),
+        ("rehearsal", {"rehearsal": 1}),
+        ("points: edit scope", {"edit_scope": EditScope(edits.inputs, edits.criterion, of=torch.arange(5))}),
     ):
         given: dict[str, Any] = {"edits": edits, "method": LAST, "mode": "successive"} | arguments
         with pytest.raises(InvalidInput, match=re.escape("belongs to another sequence") + f".*{told}"):

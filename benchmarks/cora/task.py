@@ -1,4 +1,4 @@
-"""Papers of the citation network Cora that a small graph network labels wrong; all on the whole graph.
+"""Papers of the citation network Cora that a small graph network labels wrong.
 
 The protocol is that of `benchmarks.graph.task`. Trained networks are stored in build/.
 """
@@ -13,10 +13,13 @@ from nnrepair.domains.graph_data import load
 from nnrepair.errors import InvalidInput, near_matches
 
 
-def task(model: str, seed: int, edits: int) -> Task:
-    """Edits: wrong validation nodes; kept: training nodes; test set: test nodes; scope: neighbours in their class."""
+def task(model: str, seed: int, edits: int, *, whole: bool = True) -> Task:
+    """Edits: wrong validation nodes; kept: training nodes; test set: test nodes; scope: neighbours in their class.
+
+    With `whole=False` what comes before the last layer's weights is computed once, see `benchmarks.graph.task`.
+    """
     if model not in KINDS:
         raise InvalidInput(f"Unknown network {model!r}.{near_matches(model, KINDS)} Networks: {', '.join(KINDS)}.")
     data = graph.inductive_split(load("Cora"), seed)
     network = trained(model, seed, data, ROOT / "build" / "cora" / f"{model}-{seed}.npz")
-    return posed(network, seed, data, edits, model, whole=True)
+    return posed(network, seed, data, edits, model, whole=whole)

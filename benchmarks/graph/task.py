@@ -87,25 +87,38 @@ def posed(
 
 
 def neighbours(data: Graph, nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the neighbours of `nodes` (k,) in the same class, none of `nodes` themselves, and whose they are."""
+    """Return the neighbours of `nodes` (k,) in the same class, and whose they are.
+
+    None of `nodes` themselves, and no training nodes: methods may see those.
+    """
+    assert data.train_mask is not None
     near, whose = [], []
     for k, node in enumerate(nodes.tolist()):
         end = data.edge_index[1, data.edge_index[0] == node]
-        end = end[(data.y[end] == data.y[node]) & ~torch.isin(end, nodes)]
+        end = end[(data.y[end] == data.y[node]) & ~torch.isin(end, nodes) & ~data.train_mask[end]]
         near.append(end)
         whose.append(torch.full_like(end, k))
     return torch.cat(near), torch.cat(whose)
 
 
 def trained(kind: str, seed: int, data: Graph, path: Path, *, epochs: int = 200, lr: float = 0.01) -> nn.Module:
-    """Return the network of one split, from a file or trained anew (seconds)."""
+    """Return the network of one split, from a file that says it was made alike, or trained anew (seconds)."""
     network = graph.network(KINDS[kind], data, seed=seed)
+    assert data.train_mask is not None
+    marks = [float(data.x.double().sum()), float((data.edge_index[0] * data.train_mask[data.edge_index[1]]).sum())]
+    origin = {"seed": seed, "epochs": epochs, "lr": lr, "graph": marks, "torch": torch.__version__}
+
+    def fitting(meta: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Tensor]:
+        if meta != origin:
+            raise ValueError("made in another way")
+        return _fitting(arrays, network)
+
     try:
-        weights = read_arrays(path, FORMAT, "trained network", lambda _, arrays: _fitting(arrays, network))
+        weights = read_arrays(path, FORMAT, "trained network", fitting)
         network.load_state_dict(weights)
     except (FileNotFoundError, InvalidInput):
         network = graph.train(network, data, epochs=epochs, lr=lr, seed=seed)
-        write_arrays(path, FORMAT, {}, {name: t.numpy() for name, t in network.state_dict().items()})
+        write_arrays(path, FORMAT, origin, {name: t.numpy() for name, t in network.state_dict().items()})
     return network.eval()
 
 

@@ -72,7 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Repair the model, write what was asked for, and return the exit code."""
-    others = [path for path in (arguments.patch, arguments.certificate, arguments.report) if path is not None]
+    others = [
+        path
+        for path in (arguments.patch, arguments.certificate, arguments.report, arguments.resume)
+        if path is not None
+    ]
     require_outputs(arguments.model, arguments.out, *others)
     method = _method(arguments)
     require_device(arguments.device)

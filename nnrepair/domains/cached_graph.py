@@ -246,6 +246,10 @@ class CachedNodes:
         """Return (k, features) the features of these nodes, without their neighbours'."""
         return self.x[self.index]
 
+    def same(self) -> Tensor:
+        """Return (k,) what is equal for two points where they are the same node."""
+        return self.index
+
     def frozen(self) -> Tensor:
         """Return (k, classes) the outputs of these nodes before any edit."""
         return self.logits[self.index]

@@ -28,21 +28,51 @@ from nnrepair.spec import Edits, LocalitySet
 class _Known:
     """What is known of one shared tensor: for what it was checked, and its copies in other dtypes and on devices."""
 
-    version: int
+    version: tuple[float, ...]
     checked: set[int] = field(default_factory=set)
     copies: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
 
 
 # Graphs are large and shared by many Nodes: each is checked once and converted once, and forgotten with its tensor.
 _KNOWN: Any = WeakTensorKeyDictionary()
+#: Entries of a tensor that are looked at to see whether it was changed behind PyTorch's back.
+_LOOKED_AT = 4_000_000
 
 
 def _known(tensor: Tensor) -> _Known:
-    version = 0 if tensor.is_inference() else tensor._version
+    version = _version(tensor)
+    if version is None:
+        return _Known(())
     found: _Known | None = _KNOWN.get(tensor)
     if found is None or found.version != version:
         found = _KNOWN[tensor] = _Known(version)
     return found
+
+
+@torch.no_grad()
+def _version(tensor: Tensor) -> tuple[float, ...] | None:
+    """Return what changes with the tensor's contents, or None where nothing does (tensors made in inference mode).
+
+    PyTorch counts changes in place, but not those through `.data` or a numpy array that shares the memory. These show
+    in sums, except where they cancel in all of them: two entries exchanged within a node's features, or a change of
+    some 1e-16 of the sum of all. Of larger tensors than _LOOKED_AT only every so-manieth entry is summed.
+    """
+    if tensor.is_inference():
+        return None
+    if tensor.layout == torch.strided:
+        values = tensor.detach()
+    else:
+        values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+    if values.numel() > _LOOKED_AT:
+        values = values.reshape(-1)[:: -(-values.numel() // _LOOKED_AT)]
+    if values.ndim > 1 and values.numel():
+        flat = values.flatten(1)
+        rows = flat.sum(int(len(flat) >= flat.shape[1]), dtype=torch.float64)  # one sum per node, or per edge
+    else:
+        rows = values.reshape(-1).double()
+    place = torch.arange(len(rows), dtype=torch.float64, device=rows.device)
+    sums = torch.stack([rows.sum(), (rows * place).sum(), values.abs().sum(dtype=torch.float64)])
+    return (float(tensor._version), *sums.tolist())
 
 
 def _to(tensor: Tensor, like: Tensor) -> Tensor:
@@ -52,7 +82,8 @@ def _to(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     copies = _known(tensor).copies
     if (dtype, like.device) not in copies:
-        copies[dtype, like.device] = tensor.to(like.device, dtype)
+        with torch.inference_mode(False):  # whoever asks next may differentiate
+            copies[dtype, like.device] = tensor.to(like.device, dtype)
     return copies[dtype, like.device]
 
 
@@ -65,7 +96,9 @@ class Nodes:
     (2, tensor([3]))
 
     Args:
-        x: (n, ...) node features, shared, never copied.
+        x: (n, ...) node features, shared. Copies in other dtypes or on other devices are made once, and again after x
+            has changed, as far as sums over its entries show it where it is changed through `.data` or a numpy array.
+            Give tensors of more than four million entries anew after such a change: only some entries are looked at.
         edge_index: (2, edges) int64, from the first row's nodes to the second's; or whatever tensor of shape (n, n) the
             model takes as adjacency, sparse or dense. Shared like x.
         index: the nodes meant: (k,) integers, or a mask (n,) of booleans.
@@ -111,6 +144,14 @@ class Nodes:
     def own(self) -> Tensor:
         """Return (k, ...) the features of these nodes, without their neighbours'."""
         return self.x[self.index]
+
+    def same(self) -> Tensor:
+        """Return (k,) what is equal for two points where they are the same node."""
+        return self.index
+
+    def whole(self) -> Nodes:
+        """Return all nodes of the graph."""
+        return self._with(self.x, self.edge_index, torch.arange(len(self.x), device=self.x.device))
 
     def joined(self, other: Any) -> Nodes | None:
         """Return these nodes followed by the other's, to run in one pass; None when they are of different graphs."""

@@ -181,7 +181,7 @@ class _Run:
         if self.method.interpolate == "auto" and self.steps and done:
             stats["alpha"] = self._interpolate()
         elif self.method.interpolate == "auto" and not done:
-            self.notes.append("no interpolation: not all edits hold under the tuned weights.")
+            self.notes.append("no interpolation: not all edits hold with their margin under the tuned weights.")
         return Proposal(self.network, stats, self.notes, advice=ADVICE)
 
     def _descend(self) -> bool:
@@ -207,8 +207,11 @@ class _Run:
                     )
                     break
                 self._step(loss)
-        if self.score[0] < len(self.problem.edits):
-            self.notes.append(f"returned the weights under which most edits held: {self.score[0]}.")
+        holds, enough = self.score
+        if holds < len(self.problem.edits):
+            self.notes.append(f"returned the weights under which most edits held: {holds}.")
+        elif enough < len(self.problem.edits):
+            self.notes.append(f"only {enough} of {holds} edits hold with the margin asked for, {self.method.margin:g}.")
         return False
 
     def _loss(self, drawn: _Drawn) -> Tensor:

@@ -46,7 +46,8 @@ class MinimalNorm:
             "l2", "mean+max" (PRDNN's mean|d| + max|d|), "nuclear" (low rank; one layer), "drift" (the expected squared
             change of the layer's output over the locality set); "auto" is "drift" with a locality set and "l2" without.
         margin: by how much every edit must hold, in output units; None takes 5 % of the model's typical distance
-            between the two best classes. It is raised to a few roundings of the model's own dtype where it is less.
+            between the two best classes. It is raised to a few roundings of the model's own dtype where it is less, and
+            to 1e-5 where the model tells no classes apart (a last layer of zeros).
             Locality points keep this margin, or the one they had if it was smaller; in a hidden layer of the same
             architecture they keep at least a tenth of that.
         architecture: "same" returns a network of the same class; for any layer but the last by successive
@@ -88,7 +89,8 @@ class MinimalNorm:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("optimisation", False, self.architecture == "same", True, True, True)
+        same = self.architecture == "same"
+        return Capabilities("optimisation", False, same, True, True, successive=same)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the smallest repair, see the class."""
@@ -112,13 +114,18 @@ class MinimalNorm:
         y = outputs(problem.model, inputs)
         typical = criterion.typical_slack(y.double())
         rounding = 8 * torch.finfo(y.dtype).eps * float(y.abs().amax()) if is_classifier(criterion) else 0.0
-        return max(self.margin if self.margin is not None else 0.05 * typical, SMALLEST_MARGIN * typical, rounding)
+        # Where classes tie there is no typical distance, and without a margin nothing would ask for a winner.
+        unit = typical if typical > 0 or not is_classifier(criterion) else 1.0
+        return max(self.margin if self.margin is not None else 0.05 * typical, SMALLEST_MARGIN * unit, rounding)
 
     def _attempt(
         self, problem: Problem, names: list[str], demands: list[Demand], start: Attempt | None = None
     ) -> Attempt:
         """Repair with the parameters `names` alone."""
-        line = Linearization(problem.model, names, problem.edits.inputs)
+        probes = [d.inputs for d in demands[1:]]
+        if self.norm == "drift" and problem.locality is not None:
+            probes.append(problem.locality.inputs)
+        line = Linearization(problem.model, names, problem.edits.inputs, probes)
         metric = None
         if self.norm == "drift":
             assert problem.locality is not None
@@ -271,7 +278,7 @@ class MinimalNorm:
             if set(other) & set(names):
                 continue
             try:
-                line = Linearization(problem.model, other, problem.edits.inputs)
+                line = Linearization(problem.model, other, problem.edits.inputs, [d.inputs for d in demands[1:]])
                 ExactRepair(line, demands, "l2", None, self.gap, "decoupled", False).run()
             except (minnorm.Infeasible, minnorm.NotSolvedError, InvalidInput, UnsupportedModel):
                 continue
