@@ -5,7 +5,8 @@ the method runs. A pull may add to the loss, look at outputs on the locality set
 new penalty is one class of each. Penalties compose: losses add up, and every bound here moves weights straight towards
 the old ones, so that none of them breaks another's.
 
-With theta the chosen parameters and theta0 their old values:
+With theta the chosen parameters and theta0 their values before this repair (in a sequence: in the last network, so
+that bounds and references are those of each step):
 
 * `L2`, `LInf`, `L2Ball`: the size of theta - theta0; they need nothing else.
 * `KL`, `EWC`: what the change does on the locality set; they need one.
