@@ -141,8 +141,9 @@ their seconds do not grow with the number of edges (EGNN's do with that of featu
 layers, with a pass over the whole graph in every step, and are measured where that is affordable.
 
 SR: edits that hold after their own step; SRR: that hold in the last network of a sequence; GR: neighbours of an edited
-node, in its class and no training nodes, that are right; DD: drawdown on the test nodes, in points, mean ± standard deviation over
-seeds (negative: accuracy rose), and the worst after any edit of any seed. Peak memory is above what was held before.
+node, in its class and no training nodes, that are right; DD: drawdown on the test nodes, in points, mean ± standard
+deviation over seeds (negative: accuracy rose), and the worst after any edit of any seed. Peak memory is above what was
+held before.
 {about_rows}
 {_tables(found)}
 {growth()}
