@@ -42,6 +42,11 @@ def own(inputs: AnyInputs) -> Tensor:
         InvalidInput: the inputs do not say what is a point's own.
     """
     if isinstance(inputs, Tensor):
+        if not inputs.dtype.is_floating_point:
+            raise InvalidInput(
+                f"This method needs every point's own features, got {inputs.dtype}: numbers of points or tokens are no "
+                "features. Give an Inputs object with a method own() that returns them."
+            )
         x = inputs
     elif callable(given := getattr(inputs, "own", None)):
         x = given()
@@ -249,6 +254,7 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _refuse_writing(model, inputs)
             y = outputs(model, inputs)
     except UnsupportedModel:
         raise
@@ -282,6 +288,20 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
                 "with independent=False and a call() that runs the whole batch."
             )
     return y
+
+
+@torch.no_grad()
+def _refuse_writing(model: nn.Module, inputs: AnyInputs) -> None:
+    """Refuse a model that would change its user's tensors."""
+    if not isinstance(inputs, Tensor) or len(inputs) == 0:
+        return
+    few = inputs[:4].clone()
+    call(model, few)
+    if not torch.equal(few, inputs[:4]):
+        raise UnsupportedModel(
+            "The model writes into its inputs, so running it would change your data. Its first operation works in "
+            "place (such as nn.ReLU(inplace=True)): let it make a new tensor."
+        )
 
 
 def differ_by_rounding(a: Tensor, b: Tensor) -> bool:

@@ -341,3 +341,8 @@ def test_named() -> None:
     assert not EGNN(rehearsal=0).capabilities.only_edit_pair
     assert not EGNN(kl=0).capabilities.only_edit_pair
     assert EGNN(rehearsal=0, kl=0).capabilities.only_edit_pair
+
+
+def test_numbers_of_points_are_no_features() -> None:
+    with pytest.raises(InvalidInput, match="no features"):
+        own(torch.arange(4))

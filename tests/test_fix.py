@@ -413,3 +413,11 @@ def test_decisions_are_counted_as_unchanged_whether_right_or_wrong() -> None:
     assert result.report.locality == 1.0
     assert result.report.tests["test set"].locality == 1.0
     assert result.report.tests["test set"].accuracy_after == 0.0
+
+
+def test_a_model_that_writes_into_its_inputs_is_refused_before_it_does() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), *net())
+    x = X.clone()
+    with pytest.raises(UnsupportedModel, match="writes into its inputs"):
+        nnrepair.fix(model, (x, labels()))
+    assert torch.equal(x, X)
