@@ -373,9 +373,11 @@ def test_many_edits_go_in_batches() -> None:
     labels = mistakes(model, x)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])) if given[0].ndim > 1 else None)
-    proposal = FineTune(lr=0.01, batch_size=16).repair(build(model, (x, labels)))
+    problem = build(model, (x, labels))
+    seen.clear()  # the door has looked at a few
+    proposal = FineTune(lr=0.01, batch_size=16).repair(problem)
     assert proposal.stats["steps"] > 0
-    assert set(seen[3:]) == {16, 60}
+    assert set(seen) == {16, 60}
     assert not torch.isnan(torch.tensor(proposal.stats["loss"]))
     with torch.no_grad():
         assert (proposal.model(x).argmax(1) == labels).all()
