@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from benchmarks.editing import Task, drawn
 from benchmarks.measure import ROOT
-from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.domains import graph
 from nnrepair.domains.cached_graph import cached
-from nnrepair.domains.graph import Graph, Nodes
+from nnrepair.domains.graph import Graph, NodeEdits, NodeLocality, NodeScope
 from nnrepair.domains.graph_data import load
+from nnrepair.domains.nodes import inputs_of
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.files import read_arrays, write_arrays
 
 FORMAT = "nnrepair benchmark network 1"
-KINDS: dict[str, Any] = {"gcn": "GCN", "sage": "GraphSAGE"}
+KINDS: dict[str, Any] = {"gcn": "GCN", "sage": "GraphSAGE", "gat": "GAT"}
 GRAPHS = {name.lower(): name for name in ("CiteSeer", "Photo", "Computers", "CS", "Physics", "facebook", "tolokers")}
 #: Above so many nodes, more are held out: on some of these graphs few are wrong.
 LARGE = 5000
@@ -62,43 +62,30 @@ def task(model: str, seed: int, edits: int, *, whole: bool = False) -> Task:
 def posed(
     network: nn.Module, seed: int, data: Graph, edits: int, name: str, *, whole: bool, kept: int | None = None
 ) -> Task:
-    """Edits: wrong validation nodes; kept: training nodes; test set: test nodes; scope: neighbours in their class."""
+    """Edits: wrong validation nodes; kept: training nodes; test set: test nodes.
+
+    Edit scope: neighbours in the edits' classes, without training nodes, which methods may see.
+    """
     generator = torch.Generator().manual_seed(seed)
     assert data.train_mask is not None and data.val_mask is not None and data.test_mask is not None
+    model: nn.Module
+    source: Any
     if whole:
-        model, nodes = network, lambda index: Nodes(data.x, data.edge_index, index)
-        wrong = graph.mistakes(network, data, data.val_mask)
+        model, source = network, data
     else:
-        model = cached(network, data)
-        nodes = model.nodes
-        wrong = (data.val_mask & (model.logits.argmax(1) != data.y)).nonzero().flatten()
+        model = source = cached(network, data)
+    wrong = graph.mistakes(model, source, data.val_mask)
     mine = drawn(wrong, edits, generator, f"validation nodes that {name} gets wrong with seed {seed}")
-    near, of = neighbours(data, mine)
-    keep, test = data.train_mask.nonzero().flatten(), data.test_mask.nonzero().flatten()
+    keep = data.train_mask.nonzero().flatten()
     if kept is not None:
         keep = keep[torch.randperm(len(keep), generator=generator)[:kept]]
     return Task(
         model=model,
-        edits=Edits(nodes(mine), data.y[mine]),
-        locality_set=LocalitySet(nodes(keep), data.y[keep]),
-        test_set={"test": (nodes(test), data.y[test])},
-        edit_scope=EditScope(nodes(near), data.y[near], of=of),
+        edits=NodeEdits(source, mine),
+        locality_set=NodeLocality(source, keep),
+        test_set={"test": (inputs_of(source, data.test_mask), data.y[data.test_mask])},
+        edit_scope=NodeScope(source, mine, same_class=True, without=data.train_mask),
     )
-
-
-def neighbours(data: Graph, nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the neighbours of `nodes` (k,) in the same class, and whose they are.
-
-    None of `nodes` themselves, and no training nodes: methods may see those.
-    """
-    assert data.train_mask is not None
-    near, whose = [], []
-    for k, node in enumerate(nodes.tolist()):
-        end = data.edge_index[1, data.edge_index[0] == node]
-        end = end[(data.y[end] == data.y[node]) & ~torch.isin(end, nodes) & ~data.train_mask[end]]
-        near.append(end)
-        whose.append(torch.full_like(end, k))
-    return torch.cat(near), torch.cat(whose)
 
 
 def trained(kind: str, seed: int, data: Graph, path: Path, *, epochs: int = 200, lr: float = 0.01) -> nn.Module:

@@ -5,9 +5,8 @@ then one key, computed once, and the network is one linear map of it: an edit ne
 effect on all nodes is one matrix product.
 
     network = cached(model, graph)
-    edits = nodes, graph.y[nodes]
-    result = nnrepair.fix(network, edits, (train, graph.y[train]), test_set=(test, graph.y[test]),
-                          method=MinimalNorm(layer=network.layer, norm="drift"))
+    edits, keep = NodeEdits(network, mistakes(network, network, val)), NodeLocality(network, train)
+    result = nnrepair.fix(network, edits, keep, method=MinimalNorm(layer=network.layer, norm="drift"))
     repaired = network.restore(result.model)       # a graph network as before, with another last layer
 """
 
@@ -22,9 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnrepair.domains.graph import _as_index
 from nnrepair.domains.large_graph import LargeGraph, chunks
 from nnrepair.domains.layerwise import BLOCK, Convolution, Layer, _checked, take_apart
+from nnrepair.domains.nodes import as_index
 from nnrepair.errors import InvalidInput
 
 
@@ -164,7 +163,7 @@ class CachedNetwork(nn.Module):
 
     def nodes(self, index: Any) -> CachedNodes:
         """Return some nodes, (k,) numbers or a mask (n,), as inputs that know their own features."""
-        return CachedNodes(self.graph.x, self.logits, _as_index(index, len(self)))
+        return CachedNodes(self.graph.x, self.logits, as_index(index, len(self)))
 
     @property
     def logits(self) -> Tensor:

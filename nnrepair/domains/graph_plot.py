@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.domains.cached_graph import CachedNetwork
-from nnrepair.domains.graph import _as_index, _labels
+from nnrepair.domains.nodes import as_index, labels_of
 from nnrepair.errors import InvalidInput
 from nnrepair.plot import INK, OTHER, PALETTE, require_matplotlib
 
@@ -62,13 +62,13 @@ def neighbourhood(
         ModuleNotFoundError: matplotlib is not installed.
     """
     count = len(data.x)
-    (node,) = _as_index([node], count).tolist()
+    (node,) = as_index([node], count).tolist()
     if hops < 1 or most < 2:
         raise InvalidInput(f"hops must be at least 1 and most at least 2, given {hops} and {most}.")
     if ax is not None and len(ax) != 2:
         raise InvalidInput(f"ax must be two axes, for before and after; given {len(ax)}.")
     old, new = (_decisions(given, data, name) for given, name in ((before, "before"), (after, "after")))
-    y = _labels(data, torch.arange(count), None).cpu()
+    y = labels_of(data, torch.arange(count), None).cpu()
     total = int(max(old.max(), new.max())) + 1
     if classes is not None and len(classes) < total:
         raise InvalidInput(f"classes must name all {total} classes, given {len(classes)} names.")

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnrepair.domains.graph import Graph, _as_index, _few
+from nnrepair.domains.graph import Graph
+from nnrepair.domains.nodes import as_index, few
 from nnrepair.errors import InvalidInput
 
 #: Edges that are looked at together, where each of them needs more than its four bytes.
@@ -116,9 +117,8 @@ class Csr:
     def loops(self) -> Tensor:
         """(n,) int64, how many of these come from the node itself."""
         loops = torch.zeros(self.nodes, dtype=torch.int64)
-        for part, edges in self.groups():
-            target = torch.repeat_interleave(torch.arange(part.start, part.stop), self.degrees[part])
-            found = target[self.source[edges] == target]
+        for source, target in self.parts():
+            found = target[source == target]
             loops.index_add_(0, found, torch.ones_like(found))
         return loops
 
@@ -144,6 +144,12 @@ class Csr:
         offsets = (offsets - first).to(torch.int32)
         mode = "mean" if mean else "sum"
         return F.embedding_bag(self.source[first:last], h, offsets, mode=mode, include_last_offset=True)
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield where edges start and where they end, some at a time."""
+        for part, edges in self.groups():
+            target = torch.repeat_interleave(torch.arange(part.start, part.stop), self.degrees[part])
+            yield self.source[edges], target
 
     def edge_index(self) -> Tensor:
         """Return the list of edges (2, edges) int64: sixteen bytes per edge."""
@@ -230,7 +236,7 @@ class LargeGraph:
             raise InvalidInput(f"Labels y must be int64, one per node ({len(x)},), got {given}.")
         bad = [n for part in chunks(len(x), NODES) for n in _not_finite(x[part], part.start)]
         if bad:
-            raise InvalidInput(f"Node features contain NaN or infinity, at nodes {_few(bad)}.")
+            raise InvalidInput(f"Node features contain NaN or infinity, at nodes {few(bad)}.")
 
     @classmethod
     def of(cls, data: Any) -> LargeGraph:
@@ -266,7 +272,7 @@ class LargeGraph:
 
     def induced(self, nodes: Any) -> Graph:
         """Return some nodes, (k,) numbers or a mask (n,), with the edges among them, as a plain `Graph`."""
-        nodes = _as_index(nodes, len(self.x))
+        nodes = as_index(nodes, len(self.x))
         masks = [None if m is None else m[nodes] for m in (self.train_mask, self.val_mask, self.test_mask)]
         return Graph(self.x[nodes], self.edges.induced(nodes), self.y[nodes], *masks)
 
@@ -291,7 +297,7 @@ class LargeGraph:
             InvalidInput: more edges than that. Within two hops of a node of Reddit lies most of the graph: `cached`
                 makes edits of the last layer independent of it.
         """
-        chosen = _as_index(nodes, len(self.x))
+        chosen = as_index(nodes, len(self.x))
         number = torch.full((len(self.x),), -1, dtype=torch.int64)
         number[chosen] = torch.arange(len(chosen))
         if len(chosen) != int((number >= 0).sum()):
