@@ -92,7 +92,10 @@ def trained(kind: str, seed: int, data: Graph, path: Path, *, epochs: int = 200,
     """Return the network of one split, from a file that says it was made alike, or trained anew (seconds)."""
     network = graph.network(KINDS[kind], data, seed=seed)
     assert data.train_mask is not None
-    marks = [float(data.x.double().sum()), float((data.edge_index[0] * data.train_mask[data.edge_index[1]]).sum())]
+    marks = [
+        float(data.x.sum(dtype=torch.float64)),
+        float((data.edge_index[0] * data.train_mask[data.edge_index[1]]).sum()),
+    ]
     origin = {"seed": seed, "epochs": epochs, "lr": lr, "graph": marks, "torch": torch.__version__}
 
     def fitting(meta: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,138 @@
+"""Pictures of the editing benchmark's rows: edits that hold against drawdown, and both along a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.editing import MODES
+from benchmarks.rows import BASELINES, groups, rank
+
+#: Paul Tol's "muted" colours and three more, told apart by those who see colours differently; with markers beside them.
+_COLOURS = (
+    *("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499", "#777777"),
+    *("#000000", "#EE7733", "#0077BB"),
+)
+_MARKERS = "osD^vPX*<>hdp"
+
+
+def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return a colour and a marker for each experiment, the baselines first."""
+    return {
+        name: {"color": _COLOURS[k % len(_COLOURS)], "marker": _MARKERS[k % len(_MARKERS)]}
+        for k, name in enumerate(sorted(set(names), key=rank))
+    }
+
+
+def new_panels(rows: int, columns: int, size: tuple[float, float] = (3.5, 3.2)) -> tuple[Any, Any]:
+    """Return a figure with so many panels of a size (inches), and room for a legend below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(size[0] * columns, size[1] * rows + 0.9), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return fig, axes
+
+
+def in_points(axis: Any) -> None:
+    """Show drawdown in plain numbers: linear between -1 and 1 points, logarithmic beyond."""
+    from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
+
+    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def finish(fig: Any, styles: dict[str, dict[str, Any]], path: Path, line: bool) -> None:
+    """Add the legend, write the picture and close it."""
+    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+
+    style: dict[str, Any] = {"linewidth": 1.5} if line else {"linestyle": "none"}
+    handles = [Line2D([], [], label=name, markersize=6, **style, **one) for name, one in styles.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize="small")
+    fig.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(fig)
+
+
+def pareto(domain: str, path: Path) -> None:
+    """Draw, for each model and mode, the share of edits that hold in the end against drawdown."""
+    found = [group for group in groups(domain) if group.finished]
+    styles = styles_of([group.experiment for group in found])
+    models = list(dict.fromkeys(group.model for group in found))
+    fig, axes = new_panels(len(models), len(MODES))
+    drawn = set()
+    for group in found:
+        axis = axes[models.index(group.model), list(MODES).index(group.mode)]
+        drawn.add(axis)
+        key = "success_retain_rate" if group.mode.startswith("successive") else "success_rate"
+        x, y = group.values("drawdown_points"), [100 * value for value in group.values(key)]
+        spread = [stdev(values) if len(values) > 1 else 0.0 for values in (x, y)]
+        axis.errorbar(
+            fmean(x), fmean(y), xerr=spread[0], yerr=spread[1], **styles[group.experiment], markersize=6, elinewidth=0.8
+        )
+    for k, model in enumerate(models):
+        for axis, mode in zip(axes[k], MODES, strict=True):
+            axis.set_xscale("symlog", linthresh=1)
+            in_points(axis.xaxis)
+            axis.axvline(0, color="0.6", linewidth=0.8)
+            axis.set_ylim(-4, 104)
+            axis.set(title=f"{model}, {mode}", xlabel="drawdown (points)")
+            axis.title.set_fontsize("medium")
+            axis.set_visible(axis in drawn)
+        axes[k, 0].set_ylabel("edits that hold at the end (%)")
+    finish(fig, styles, path, line=False)
+
+
+def curves(domain: str, path: Path) -> None:
+    """Draw what is left of the edits, and the drawdown, after every edit of a sequence; means over seeds.
+
+    A row for every network, or for every graph with its networks beside each other.
+    """
+    found = [group for group in groups(domain) if any("curve" in row for row in group.finished)]
+    styles = styles_of([group.experiment for group in found])
+    rows = list(dict.fromkeys(_first(group.model) for group in found))
+    kinds = list(dict.fromkeys(group.model.removeprefix(_first(group.model)) for group in found))
+    modes = [mode for mode in MODES if any(group.mode == mode for group in found)]
+    columns = [(kind, mode, key) for kind in kinds for mode in modes for key in ("retained", "drawdown_points")]
+    fig, axes = new_panels(len(rows), len(columns))
+    drawn = set()
+    for group in found:
+        curve = [row["curve"] for row in group.finished if "curve" in row]
+        row, kind = _first(group.model), group.model.removeprefix(_first(group.model))
+        for key, scale in (("retained", 100.0), ("drawdown_points", 1.0)):
+            axis = axes[rows.index(row), columns.index((kind, group.mode, key))]
+            if axis not in drawn:
+                drawn.add(axis)
+                _label_curve(axis, f"{group.model}, {group.mode}", key)
+            means = [scale * fmean(values) for values in zip(*(one[key] for one in curve), strict=False)]
+            style = styles[group.experiment] | {"markevery": (max(len(means) - 1, 1), 1)}
+            bold = group.experiment in BASELINES  # and above the others
+            axis.plot(range(1, len(means) + 1), means, **style, linewidth=2.2 if bold else 1.2, zorder=3 if bold else 2)
+    for axis in axes.flat:
+        axis.set_visible(axis in drawn)
+    finish(fig, styles, path, line=True)
+
+
+def _first(model: str) -> str:
+    """Return the graph of `<graph>-<network>`; other networks' names have one part."""
+    return model.split("-")[0]
+
+
+def _label_curve(axis: Any, title: str, key: str) -> None:
+    axis.set_xlabel("edits so far")
+    axis.set_title(title, fontsize="medium")
+    if key == "retained":
+        axis.set(ylim=(-4, 104), ylabel="of them hold now (%)")
+    else:
+        axis.set_yscale("symlog", linthresh=1)
+        in_points(axis.yaxis)
+        axis.axhline(0, color="0.6", linewidth=0.8)
+        axis.set_ylabel("drawdown (points)")
