@@ -25,8 +25,8 @@ training images. Test set: the other JPEG test images; *lossless*: the up to 389
 them, which are no random sample. Edit scope: each edited image mirrored, and moved by one pixel four ways. JPEG costs
 this network ten points of accuracy: no figure here is comparable with those on the originals.""",
     "cora": """Papers of a citation graph, in the validation set, that a two-layer graph network labels wrong; another
-seed is another split. Kept: the training nodes. Test set: 500 nodes. Edit scope: the neighbours of each edited node
-in its class.""",
+seed is another split. Networks: GCN, GraphSAGE and GAT (one head). Kept: the training nodes. Test set: 500 nodes. Edit
+scope: the neighbours of each edited node in its class.""",
 }
 MODE_TITLES = {
     "independent": "each edit alone, from the original network",
