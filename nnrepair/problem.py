@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 #: Points per forward pass when nothing but the outputs is needed.
 BATCH = 4096
+#: Inputs other than tensors are copied for their first pass where they hold no more numbers than this.
+COPIED = 100_000_000
+WRITES = (
+    "The model writes into its inputs, so running it changes your data. Some operation works in place (such as "
+    "nn.ReLU(inplace=True) as the first layer): let it make a new tensor."
+)
 #: By how much two passes may differ on a GPU, relative to the largest output.
 ROUNDINGS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -254,9 +261,8 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _refuse_writing(model, inputs)
-            y = outputs(model, inputs)
-    except UnsupportedModel:
+            y = _unwritten(model, inputs)
+    except (UnsupportedModel, InvalidInput):
         raise
     except Exception as error:  # a user's forward may raise anything; the first line says what it disliked
         given = f"shape {tuple(inputs.shape)}, {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -291,17 +297,37 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
 
 
 @torch.no_grad()
-def _refuse_writing(model: nn.Module, inputs: AnyInputs) -> None:
-    """Refuse a model that would change its user's tensors."""
-    if not isinstance(inputs, Tensor) or len(inputs) == 0:
-        return
-    few = inputs[:4].clone()
-    call(model, few)
-    if not torch.equal(few, inputs[:4]):
-        raise UnsupportedModel(
-            "The model writes into its inputs, so running it would change your data. Its first operation works in "
-            "place (such as nn.ReLU(inplace=True)): let it make a new tensor."
-        )
+def _unwritten(model: nn.Module, inputs: AnyInputs) -> Tensor:
+    """Return the outputs (n, ...), having refused a model that changes its user's tensors.
+
+    Of tensors, some points are tried first; other inputs (graphs) run as a copy, unless they are large: then a write is
+    seen once it has happened.
+    """
+    if isinstance(inputs, Tensor):
+        few = inputs[:4].clone()
+        if len(inputs):
+            call(model, few)
+        _refuse_written([(few, inputs[:4])])
+        return outputs(model, inputs)
+    parts = {name: value for name, value in getattr(inputs, "__dict__", {}).items() if isinstance(value, Tensor)}
+    if sum(value.numel() for value in parts.values()) > COPIED:
+        counts = {name: value._version for name, value in parts.items() if not value.is_inference()}
+        y = outputs(model, inputs)
+        if any(parts[name]._version != count for name, count in counts.items()):
+            raise UnsupportedModel(f"{WRITES} It has just done so: load your data again.")
+        return y
+    copied = copy.copy(inputs)
+    for name, value in parts.items():
+        object.__setattr__(copied, name, value.clone())
+    y = outputs(model, copied)
+    _refuse_written([(getattr(copied, name), value) for name, value in parts.items()])
+    return y
+
+
+def _refuse_written(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for now, before in pairs:
+        if before.layout == torch.strided and not torch.equal(now, before):
+            raise UnsupportedModel(WRITES)
 
 
 def differ_by_rounding(a: Tensor, b: Tensor) -> bool:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -495,6 +496,109 @@ def test_without_torch_geometric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         network("GCN", ring())
 
 
+class Writer(nn.Module):
+    """Writes into what it is given before it looks at it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.net, self.what = net(), what
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        (x if self.what == "x" else edges).clamp_(max=1)
+        return self.net(x, edges)
+
+
+@pytest.mark.parametrize("copied", [10**8, 0])
+@pytest.mark.parametrize("what", ["x", "edges"])
+def test_models_that_write_into_the_graph_are_refused(what: str, copied: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnrepair.problem.COPIED", copied)
+    graph = ring()
+    x, edges = graph.x.clone(), graph.edge_index.clone()
+    with pytest.raises(UnsupportedModel, match="writes into its inputs") as error:
+        nnrepair.fix(Writer(what), NodeEdits(graph, [5]))
+    kept = torch.equal(graph.x, x) and torch.equal(graph.edge_index, edges)
+    assert kept == (copied > 0) == ("load your data again" not in str(error.value))
+
+
+def test_weighted_edges_are_refused() -> None:
+    graph = ring()
+    data = SimpleNamespace(x=graph.x, edge_index=graph.edge_index, y=graph.y, edge_weight=torch.ones(26))
+    for use in (
+        lambda: NodeEdits(data, [0]),
+        lambda: NodeLocality(data, [0]),
+        lambda: LargeGraph.of(data),
+        lambda: inductive_split(data, 0, 1, 1),
+    ):
+        with pytest.raises(InvalidInput, match="has edge_weight, which a model called as"):
+            use()
+    data.edge_weight = None
+    assert len(NodeEdits(data, [0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_mask": torch.ones(7, dtype=torch.bool)}, r"train_mask must be booleans, one per node \(12,\)"),
+        ({"val_mask": torch.ones(12)}, r"val_mask must be booleans.* got torch.float32"),
+        ({"test_mask": torch.ones(12, 2, dtype=torch.bool)}, r"test_mask must be booleans.* got torch.bool \(12, 2\)"),
+        ({"y": torch.zeros(3, dtype=torch.int64)}, r"Labels y must be .*\(12,\).* got torch.int64 \(3,\)"),
+        ({"y": torch.zeros(12)}, r"Labels y must be .* got torch.float32"),
+    ],
+)
+def test_labels_and_masks_are_one_per_node(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        replace(ring(), **change)
+    large = LargeGraph.of(ring())
+    with pytest.raises(InvalidInput, match=message if "y" not in change else "Labels y must be int64"):
+        replace(large, **change)
+
+
+def test_what_could_be_a_mask_or_numbers_is_refused() -> None:
+    graph = ring()
+    with pytest.raises(InvalidInput, match=r"uint8, a mask or numbers: give mask.bool\(\)"):
+        Nodes(graph.x, graph.edge_index, torch.ones(12, dtype=torch.uint8))
+
+
+def test_forms_of_features_and_edges_that_cannot_be_used() -> None:
+    graph = ring()
+    with pytest.raises(InvalidInput, match="must be a plain tensor, got torch.sparse_coo"):
+        Nodes(graph.x.to_sparse(), graph.edge_index, [0])
+    with pytest.raises(InvalidInput, match="on the CPU, got .*sparse_coo"):
+        LargeGraph.of(SimpleNamespace(x=graph.x.to_sparse(), edge_index=graph.edge_index, y=graph.y))
+    for layout in (torch.strided, torch.sparse_coo):
+        data = inductive_split(replace(graph, edge_index=adjacency(graph, layout)), 0, 2, 2)
+        with pytest.raises(InvalidInput, match="from a list of edges"):
+            train(net(), data, epochs=1)
+
+
+def test_slices() -> None:
+    graph = ring()
+    nodes = Nodes(graph.x, graph.edge_index, [3, 1, 4, 1])
+    assert nodes[1:3].index.tolist() == [1, 4] and nodes[::2].index.tolist() == [3, 4]
+    assert NodeEdits(graph, [3, 1, 4])[:2].inputs.index.tolist() == [3, 1]
+
+
+def test_mistakes_leave_the_model_in_its_mode() -> None:
+    graph, model = ring(), nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    model[0].eval()
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            return self.inner(x)
+
+    called = Called().train(True)
+    model[0].eval()
+    state = {name: value.clone() for name, value in called.state_dict().items()}
+    first = mistakes(called, graph, graph.y >= 0)
+    assert torch.equal(first, mistakes(called, graph, graph.y >= 0))
+    assert called.training and model[1].training and not model[0].training
+    assert all(torch.equal(value, state[name]) for name, value in called.state_dict().items())
+
+
 # ---------------------------------------------------------------- edit scopes
 
 
@@ -560,7 +664,11 @@ def test_a_cached_network_takes_the_place_of_its_graph(geometric: Any) -> None:
     assert here.tests["test set"].drawdown_points == there.tests["test set"].drawdown_points
     assert torch.equal(mistakes(view, view, graph.y >= 0), mistakes(model, graph, graph.y >= 0))
     wrong = replace(graph, y=(graph.y + 1) % 3)
-    assert len(mistakes(cached(model, wrong), cached(model, wrong), graph.y >= 0)) == 12
+    other = cached(model, wrong)
+    assert len(mistakes(other, other, graph.y >= 0)) == 12
+    for method in (MinimalNorm(layer="convs.1"), "egnn", "ft"):
+        with pytest.raises(InvalidInput, match="cached from another graph or model"):
+            nnrepair.fix(view, NodeEdits(other, [0], label), method=method)
 
 
 # ---------------------------------------------------------------- PyTorch Geometric's networks

@@ -49,6 +49,15 @@ def test_what_is_drawn() -> None:
     assert "the edited node" in [text.get_text() for text in right.get_legend().get_texts()]
 
 
+def test_nodes_without_a_label_are_neither_right_nor_wrong() -> None:
+    graph, before, after = example()
+    labels = graph.y.clone()
+    labels[1] = -1
+    figure = neighbourhood(before, after, replace(graph, y=labels), 0, hops=2)
+    assert "1 neighbour changed, 0 right → wrong, 0 wrong → right" in figure.axes[1].get_title()
+    assert "1 right → wrong" in neighbourhood(before, after, graph, 0, hops=2).axes[1].get_title()
+
+
 def test_what_is_left_out_is_said() -> None:
     graph, before, after = example()
     figure = neighbourhood(before, after, graph, 0, hops=3, most=3)

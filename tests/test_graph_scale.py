@@ -177,6 +177,12 @@ def test_a_neighbourhood_is_all_that_outputs_depend_on(kind: str) -> None:
     close(y, own_forward(model, graph)[nodes])
 
 
+@pytest.mark.parametrize("hops", [-1, 1.5, True])
+def test_hops_are_counted(hops: Any) -> None:
+    with pytest.raises(InvalidInput, match="hops must be a whole number >= 0"):
+        LargeGraph.of(messy()).neighbourhood([0], hops=hops)
+
+
 def test_all_layers_are_tuned_on_a_neighbourhood() -> None:
     graph = messy(nodes=80, edges=90)
     large = LargeGraph.of(graph)
@@ -300,6 +306,7 @@ def test_all_that_is_not_understood_is_listed_at_once() -> None:
         ("GCN", {"norm": "layer_norm"}, "LayerNorm.*looks at other nodes"),
         ("GCN", {"act": lambda h: h - h.mean(0)}, "act="),
         ("GCN", {"act": nn.Softmax2d()}, "act=Softmax2d"),
+        ("GCN", {"act": nn.LogSoftmax(dim=0)}, "act=LogSoftmax"),
     ],
 )
 def test_options_that_are_not_understood(kind: str, options: dict[str, Any], message: str) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nnrepair.domains.large_graph import LargeGraph, chunks
 from nnrepair.domains.layerwise import BLOCK, Convolution, Layer, _checked, take_apart
-from nnrepair.domains.nodes import as_index
+from nnrepair.domains.nodes import as_index, picked
 from nnrepair.errors import InvalidInput
 
 
@@ -127,7 +127,10 @@ class CachedNetwork(nn.Module):
 
         `MinimalNorm` would find the same by differentiating twice, which takes most of an edit's time.
         """
-        nodes = self._nodes(inputs.index if isinstance(inputs, CachedNodes) else inputs)
+        if isinstance(inputs, CachedNodes):
+            inputs.refuse_strangers(self)
+            inputs = inputs.index
+        nodes = self._nodes(inputs)
         known = dict(self.named_parameters())
         columns = []
         for name in names:
@@ -163,7 +166,7 @@ class CachedNetwork(nn.Module):
 
     def nodes(self, index: Any) -> CachedNodes:
         """Return some nodes, (k,) numbers or a mask (n,), as inputs that know their own features."""
-        return CachedNodes(self.graph.x, self.logits, as_index(index, len(self)))
+        return CachedNodes(self._frozen, as_index(index, len(self)))
 
     @property
     def logits(self) -> Tensor:
@@ -214,13 +217,11 @@ class CachedNodes:
     A network that adds something to frozen outputs (an MLP of the own features) needs nothing else of the graph.
 
     Args:
-        x: (n, features) of all nodes, shared, never copied.
-        logits: (n, classes) of all nodes, shared.
+        cache: the graph and all that was computed of it, shared, never copied.
         index: (k,) int64, the nodes meant; `CachedNetwork.nodes` makes these from a mask, too, and checks them.
     """
 
-    x: Tensor
-    logits: Tensor
+    cache: _Frozen
     index: Tensor
 
     independent: ClassVar[bool] = True
@@ -229,7 +230,7 @@ class CachedNodes:
         return len(self.index)
 
     def __getitem__(self, index: Any) -> CachedNodes:
-        return CachedNodes(self.x, self.logits, self.index[torch.as_tensor(index)].reshape(-1))
+        return CachedNodes(self.cache, picked(self.index, index))
 
     def to(self, like: Tensor) -> CachedNodes:
         """Return the same nodes: features are converted where they are looked at, so that all share one array."""
@@ -237,13 +238,24 @@ class CachedNodes:
 
     def call(self, model: nn.Module) -> Tensor:
         """Return the outputs of these nodes."""
-        dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), self.x.dtype)
-        y: Tensor = model(self.own().to(dtype), self.index)
+        self.refuse_strangers(model)
+        own = self.own()
+        dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), own.dtype)
+        y: Tensor = model(own.to(dtype), self.index)
         return y
+
+    def refuse_strangers(self, model: nn.Module) -> None:
+        """Refuse a network that was cached from another graph or model than these nodes were."""
+        for module in model.modules():
+            if isinstance(module, CachedNetwork) and module._frozen is not self.cache:
+                raise InvalidInput(
+                    "These nodes belong to a network that was cached from another graph or model. Take them from the "
+                    "network that is repaired: network.nodes(...), or NodeEdits(network, ...)."
+                )
 
     def own(self) -> Tensor:
         """Return (k, features) the features of these nodes, without their neighbours'."""
-        return self.x[self.index]
+        return self.cache.graph.x[self.index]
 
     def same(self) -> Tensor:
         """Return (k,) what is equal for two points where they are the same node."""
@@ -251,13 +263,13 @@ class CachedNodes:
 
     def frozen(self) -> Tensor:
         """Return (k, classes) the outputs of these nodes before any edit."""
-        return self.logits[self.index]
+        return self.cache.logits[self.index]
 
     def joined(self, other: Any) -> CachedNodes | None:
         """Return these nodes followed by the other's; None when they are of different graphs."""
-        if not isinstance(other, CachedNodes) or other.x is not self.x or other.logits is not self.logits:
+        if not isinstance(other, CachedNodes) or other.cache is not self.cache:
             return None
-        return CachedNodes(self.x, self.logits, torch.cat([self.index, other.index]))
+        return CachedNodes(self.cache, torch.cat([self.index, other.index]))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} of {len(self.x)} nodes)"
+        return f"{type(self).__name__}({len(self)} of {len(self.cache.graph.x)} nodes)"

@@ -24,10 +24,12 @@ from nnrepair.domains.nodes import (
     NodeScope,
     as_index,
     check_graph,
+    check_nodes,
     graph_of,
     inputs_of,
     known,
     labels_of,
+    refuse_weights,
 )
 from nnrepair.errors import DataUnavailable, InvalidInput
 
@@ -50,8 +52,8 @@ class Graph:
             runs as well, and every node then hears only half of its neighbours.
 
     Raises:
-        InvalidInput: features, edges or masks that make no graph, or edges without their reverse where these are said
-            to be there.
+        InvalidInput: features, edges, labels or masks that make no graph, or edges without their reverse where these
+            are said to be there.
 
     >>> Graph(torch.eye(3), torch.tensor([[0], [1]]), torch.tensor([0, 1, 1])).num_classes
     2
@@ -67,6 +69,8 @@ class Graph:
 
     def __post_init__(self) -> None:
         check_graph(self.x, self.edge_index)
+        masks = {"train_mask": self.train_mask, "val_mask": self.val_mask, "test_mask": self.test_mask}
+        check_nodes(len(self.x), self.y, **masks)
         if self.undirected:
             _refuse_one_way(self.edge_index, len(self.x))
 
@@ -155,6 +159,7 @@ def inductive_split(data: Any, seed: int, validation: int = 500, test: int = 500
     for mask, part in zip(masks, torch.split(order, [count - validation - test, validation, test]), strict=True):
         mask[part] = True
     masks = [mask.to(data.x.device) for mask in masks]
+    refuse_weights(data)
     if isinstance(data, Graph):
         return replace(data, train_mask=masks[0], val_mask=masks[1], test_mask=masks[2])
     return Graph(data.x, data.edge_index, data.y, *masks)
@@ -209,7 +214,10 @@ def train(
     optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        for one in devices:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
         for _ in range(epochs):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(x, edges), labels)
@@ -221,20 +229,35 @@ def train(
 
 def induced(edge_index: Tensor, nodes: Tensor, count: int) -> Tensor:
     """Return (2, edges) the edges among `nodes` of a graph with `count` nodes, in the numbers 0..len(nodes)-1."""
+    if edge_index.layout != torch.strided or edge_index.dtype.is_floating_point:
+        raise InvalidInput("Edges among some nodes are taken from a list of edges (2, edges), got an adjacency.")
     number = torch.full((count,), -1, dtype=edge_index.dtype, device=edge_index.device)
     number[nodes] = torch.arange(len(nodes), dtype=edge_index.dtype, device=edge_index.device)
     edges = number[edge_index.long()]
     return edges[:, (edges >= 0).all(0)]
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode and each of its modules back into its own afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def mistakes(model: nn.Module, data: Any, mask: Any) -> Tensor:
     """Return (k,) the nodes of a mask that the model, run on the whole graph, gets wrong, in ascending order.
 
-    These make edits: `NodeEdits(data, mistakes(model, data, data.val_mask))`. The model must be in eval mode. For a
-    `CachedNetwork`, give the same as `data`.
+    These make edits: `NodeEdits(data, mistakes(model, data, data.val_mask))`. The model is run in eval mode, whatever
+    its mode is. For a `CachedNetwork`, give the same as `data`.
     """
     nodes = inputs_of(data, mask).to(next(model.parameters()))
-    wrong = nodes.call(model).argmax(1) != labels_of(graph_of(data), nodes.index, None)
+    with evaluating(model):
+        wrong = nodes.call(model).argmax(1) != labels_of(graph_of(data), nodes.index, None)
     found: Tensor = nodes.index[wrong].sort().values
     return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.domains.cached_graph import CachedNetwork
-from nnrepair.domains.nodes import as_index, labels_of
+from nnrepair.domains.nodes import as_index, check_nodes
 from nnrepair.errors import InvalidInput
 from nnrepair.plot import INK, OTHER, PALETTE, require_matplotlib
 
@@ -68,7 +68,8 @@ def neighbourhood(
     if ax is not None and len(ax) != 2:
         raise InvalidInput(f"ax must be two axes, for before and after; given {len(ax)}.")
     old, new = (_decisions(given, data, name) for given, name in ((before, "before"), (after, "after")))
-    y = labels_of(data, torch.arange(count), None).cpu()
+    check_nodes(count, data.y)
+    y = torch.full((count,), -1) if data.y is None else data.y.reshape(count).cpu()  # -1: neither right nor wrong
     total = int(max(old.max(), new.max())) + 1
     if classes is not None and len(classes) < total:
         raise InvalidInput(f"classes must name all {total} classes, given {len(classes)} names.")

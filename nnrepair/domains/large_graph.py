@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnrepair.domains.graph import Graph
-from nnrepair.domains.nodes import as_index, few
+from nnrepair.domains.nodes import as_index, check_nodes, few, refuse_weights
 from nnrepair.errors import InvalidInput
 
 #: Edges that are looked at together, where each of them needs more than its four bytes.
@@ -223,8 +223,9 @@ class LargeGraph:
 
     def __post_init__(self) -> None:
         x = self.x
-        if not isinstance(x, Tensor) or x.ndim != 2 or not x.dtype.is_floating_point or x.device.type != "cpu":
-            given = f"{x.dtype} {tuple(x.shape)}, {x.device}" if isinstance(x, Tensor) else type(x).__name__
+        plain = isinstance(x, Tensor) and x.layout == torch.strided and x.device.type == "cpu"
+        if not plain or x.ndim != 2 or not x.dtype.is_floating_point:
+            given = f"{x.dtype} {tuple(x.shape)}, {x.layout}, {x.device}" if isinstance(x, Tensor) else type(x).__name__
             raise InvalidInput(f"Node features must be floating, (n, features) and on the CPU, got {given}.")
         if not isinstance(self.edges, Csr):
             raise InvalidInput(f"edges must be a Csr, got {type(self.edges).__name__}: LargeGraph.of(data) makes it.")
@@ -234,6 +235,7 @@ class LargeGraph:
         if not isinstance(y, Tensor) or tuple(y.shape) != (len(x),) or y.dtype != torch.int64:
             given = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise InvalidInput(f"Labels y must be int64, one per node ({len(x)},), got {given}.")
+        check_nodes(len(x), None, train_mask=self.train_mask, val_mask=self.val_mask, test_mask=self.test_mask)
         bad = [n for part in chunks(len(x), NODES) for n in _not_finite(x[part], part.start)]
         if bad:
             raise InvalidInput(f"Node features contain NaN or infinity, at nodes {few(bad)}.")
@@ -246,6 +248,7 @@ class LargeGraph:
         missing = [name for name in ("x", "edge_index", "y") if getattr(data, name, None) is None]
         if missing:
             raise InvalidInput(f"A graph has x, edge_index and y; {type(data).__name__} lacks {', '.join(missing)}.")
+        refuse_weights(data)
         y = data.y[:, 0] if data.y.ndim == 2 and data.y.shape[1] == 1 else data.y  # Open Graph Benchmark
         masks = {name: getattr(data, name, None) for name in ("train_mask", "val_mask", "test_mask")}
         return cls(data.x, Csr.of(data.edge_index, len(data.x)), y, **masks)
@@ -290,13 +293,15 @@ class LargeGraph:
 
         Args:
             nodes: (k,) node numbers, or a mask (n,).
-            hops: how many.
+            hops: how many, at least 0.
             most: edges that the subgraph may have.
 
         Raises:
-            InvalidInput: more edges than that. Within two hops of a node of Reddit lies most of the graph: `cached`
-                makes edits of the last layer independent of it.
+            InvalidInput: hops that are no number of steps, or more edges than that. Within two hops of a node of Reddit
+                lies most of the graph: `cached` makes edits of the last layer independent of it.
         """
+        if not isinstance(hops, int) or isinstance(hops, bool) or hops < 0:
+            raise InvalidInput(f"hops must be a whole number >= 0, got {hops!r}.")
         chosen = as_index(nodes, len(self.x))
         number = torch.full((len(self.x),), -1, dtype=torch.int64)
         number[chosen] = torch.arange(len(chosen))

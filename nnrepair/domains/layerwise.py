@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnrepair.domains.graph import _pyg
+from nnrepair.domains.graph import _pyg, evaluating
 from nnrepair.domains.large_graph import Csr, LargeGraph, chunks
 from nnrepair.errors import InvalidInput, UnsupportedModel
 
@@ -61,13 +61,9 @@ def _checked(block: int) -> int:
 
 
 def _at_once(model: nn.Module, graph: LargeGraph) -> Tensor:
-    modes = {module: module.training for module in model.modules()}
     like = next(model.parameters(), graph.x)
-    try:
-        y: Tensor = model.eval()(graph.x.to(like), graph.edge_index.to(like.device))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        y: Tensor = model(graph.x.to(like), graph.edge_index.to(like.device))
     return y
 
 
@@ -261,7 +257,8 @@ def _pointwise(act: Any) -> bool:
     """Whether an activation is one that treats every node by itself."""
     if isinstance(act, nn.Module):
         where = type(act).__module__ == "torch.nn.modules.activation"
-        return where and not isinstance(act, (nn.MultiheadAttention, nn.RReLU, nn.Softmax2d))
+        own = getattr(act, "dim", 1) in (1, -1)  # softmax over nodes is not
+        return where and own and not isinstance(act, (nn.MultiheadAttention, nn.RReLU, nn.Softmax2d))
     return act in (torch.relu, F.relu, torch.tanh, torch.sigmoid, F.elu, F.leaky_relu, F.gelu, F.silu, F.selu)
 
 

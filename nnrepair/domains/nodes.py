@@ -117,8 +117,7 @@ class Nodes:
         return len(self.index)
 
     def __getitem__(self, index: Any) -> Nodes:
-        index = torch.as_tensor(index)
-        return self._with(self.x, self.edge_index, self.index[index.to(self.index.device)].reshape(-1))
+        return self._with(self.x, self.edge_index, picked(self.index, index))
 
     def to(self, like: Tensor) -> Nodes:
         """Return the same nodes on `like`'s device and in its dtype; nodes of one graph still share it afterwards."""
@@ -175,7 +174,8 @@ def NodeEdits(data: Any, nodes: Any, labels: Any = None) -> Edits:
 
     Args:
         data: anything with `x`, `edge_index` and `y`, such as a `Graph` or a `torch_geometric.data.Data`. Nothing else
-            that it holds (edge weights, positions) reaches the model. Or the `CachedNetwork` that is to be repaired.
+            that it holds (edge attributes, positions) reaches the model; edge weights are refused. Or the
+            `CachedNetwork` that is to be repaired.
         nodes: (k,) node numbers, or a mask (n,).
         labels: (k,) what the nodes' classes should be; the data set's labels by default.
 
@@ -270,6 +270,7 @@ def inputs_of(data: Any, nodes: Any) -> Any:
     """Return nodes as inputs of the model: of a whole graph, or of a cached network."""
     if callable(getattr(data, "nodes", None)):
         return data.nodes(nodes)
+    refuse_weights(data)
     return Nodes(data.x, data.edge_index, nodes)
 
 
@@ -283,6 +284,37 @@ def _edges(graph: Any) -> Iterator[tuple[Tensor, Tensor]]:
         yield graph.edge_index[0].cpu(), graph.edge_index[1].cpu()
 
 
+def check_nodes(count: int, y: Any, **masks: Any) -> None:
+    """Refuse labels and masks that are not one per node.
+
+    Args:
+        count: of the nodes.
+        y: (count,) or (count, 1) integers, or None.
+        masks: (count,) booleans, or None.
+    """
+    if y is not None:
+        whole = isinstance(y, Tensor) and not (y.dtype.is_floating_point or y.dtype == torch.bool)
+        if not whole or tuple(y.shape) not in ((count,), (count, 1)):
+            raise InvalidInput(f"Labels y must be integers, one per node ({count},), got {_told(y)}.")
+    for name, mask in masks.items():
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == (count,)
+        if mask is not None and not fits:
+            raise InvalidInput(f"{name} must be booleans, one per node ({count},), got {_told(mask)}.")
+
+
+def _told(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def refuse_weights(data: Any) -> None:
+    """Refuse a graph whose edges have weights: a model called as `model(x, edge_index)` would not see them."""
+    if getattr(data, "edge_weight", None) is not None:
+        raise InvalidInput(
+            "The graph has edge_weight, which a model called as model(x, edge_index) does not see. If yours needs it, "
+            "give an adjacency (n, n) with the weights in place of edge_index; otherwise set data.edge_weight = None."
+        )
+
+
 def check_graph(x: Any, edge_index: Any) -> None:
     """Refuse features and edges that make no graph; what was checked before is not looked through again."""
     for name, value in (("x", x), ("edge_index", edge_index)):
@@ -290,6 +322,8 @@ def check_graph(x: Any, edge_index: Any) -> None:
             raise InvalidInput(f"A graph's {name} must be a tensor, got {type(value).__name__}.")
     if x.ndim < 2 or not x.dtype.is_floating_point:
         raise InvalidInput(f"Node features must be floating and (n, ...), got {tuple(x.shape)} of {x.dtype}.")
+    if x.layout != torch.strided:
+        raise InvalidInput(f"Node features must be a plain tensor, got {x.layout}: give x.to_dense().")
     checked = known(x).checked
     if 0 not in checked:
         finite = torch.isfinite(x.flatten(1)).all(1)
@@ -320,6 +354,12 @@ def check_graph(x: Any, edge_index: Any) -> None:
         checked.add(len(x))
 
 
+def picked(nodes: Tensor, index: Any) -> Tensor:
+    """Return (m,) some of the nodes (k,), by a slice, numbers or a mask."""
+    chosen = nodes[index] if isinstance(index, slice) else nodes[torch.as_tensor(index).to(nodes.device)]
+    return chosen.reshape(-1)
+
+
 def as_index(given: Any, nodes: int) -> Tensor:
     """Return (k,) int64 node numbers from numbers or a mask."""
     try:
@@ -330,6 +370,8 @@ def as_index(given: Any, nodes: int) -> Tensor:
         if tuple(index.shape) != (nodes,):
             raise InvalidInput(f"A mask of nodes must be ({nodes},), got {tuple(index.shape)}.")
         return torch.nonzero(index).flatten()
+    if index.dtype == torch.uint8:
+        raise InvalidInput("Nodes are given as uint8, a mask or numbers: give mask.bool() or numbers.long().")
     if index.numel() == 0:
         return torch.zeros(0, dtype=torch.int64, device=index.device)
     if index.ndim != 1 or index.dtype.is_floating_point or index.dtype.is_complex:
