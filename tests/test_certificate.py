@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import ring
 from networks import randn, seeded
 from torch import nn
 
@@ -18,6 +19,8 @@ import nnrepair
 import nnrepair.onnx
 from nnrepair import InvalidInput
 from nnrepair.certificate import Certificate
+from nnrepair.domains.cached_graph import cached
+from nnrepair.domains.graph import network
 from nnrepair.methods import MinimalNorm
 
 CHECKER = Path(__file__).resolve().parents[1] / "verification" / "minimality.py"
@@ -94,3 +97,30 @@ def test_no_certificate_where_nothing_is_proved() -> None:
         model, (x, labels), kept, method=MinimalNorm(layer="fc2", norm="l1", locality="soft"), throw=False
     )
     assert soft.certificate is None or "soft" not in soft.certificate.claim
+
+
+@pytest.mark.parametrize("kind", ["GCN", "GraphSAGE"])
+def test_the_last_layer_of_a_graph_network_is_certified(
+    checker: ModuleType, tmp_path: Path, capsys: Any, kind: Any
+) -> None:
+    pytest.importorskip("torch_geometric", reason="PyTorch Geometric's networks need the extra [graph]")
+    graph = ring(nodes=40)
+    model = network(kind, graph, hidden=8, seed=1)
+    model.load_state_dict({name: randn(*value.shape, seed=3) for name, value in model.state_dict().items()})
+    view = cached(model, graph)
+    layer, keys = view.linear()
+    torch.testing.assert_close(layer(keys), view.logits)
+    kept = view.logits[4:].argmax(1)
+    label = view.logits[:1].topk(2).indices[:, 1]
+    method = MinimalNorm(layer="last", norm="drift")
+    result = nnrepair.fix(layer, (keys[:1], label), (keys[4:], kept), method=method)
+    assert result.certificate is not None
+    files = [str(result.certificate.save(tmp_path / "c.npz")), str(tmp_path / "base.onnx")]
+    nnrepair.onnx.save(layer, keys[:2], files[1])
+    nnrepair.onnx.save(result.model, keys[:2], tmp_path / "repaired.onnx")
+    assert checker.main([*files, "--repaired", str(tmp_path / "repaired.onnx")]) == 0, capsys.readouterr().out
+    with torch.no_grad():
+        y = view.restore(result.model)(graph.x, graph.edge_index).argmax(1)
+    assert y[0] == label[0] and torch.equal(y[4:], kept)
+    with pytest.raises(InvalidInput, match="cached from another model or graph"):
+        cached(model, graph).restore(result.model)

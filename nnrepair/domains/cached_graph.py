@@ -144,17 +144,34 @@ class CachedNetwork(nn.Module):
             columns.append(mine[0][nodes].to(parameter.dtype))
         return torch.cat(columns, 1).detach()
 
+    def linear(self) -> tuple[LastLayer, Tensor]:
+        """Return the last layer as an ordinary network of one linear layer, and the keys (n, in) of all nodes.
+
+        Its repairs are repairs of this network, found on plain tensors, so that they come with certificates. What these
+        prove holds for the keys as they were computed.
+
+        >>> from nnrepair.domains.graph import Graph, network
+        >>> graph = Graph(torch.eye(3), torch.tensor([[0, 1], [1, 2]]), torch.tensor([0, 1, 1]))
+        >>> view = cached(network("GraphSAGE", graph), graph)
+        >>> layer, keys = view.linear()
+        >>> torch.allclose(layer(keys), view.logits, atol=1e-6)
+        True
+        """
+        layer = LastLayer(self._frozen, self._last)
+        return layer, torch.cat([key.to(layer.last.weight.dtype) for key in self.keys], 1)
+
     def restore(self, repaired: nn.Module | None = None) -> nn.Module:
         """Return the whole graph network with the last layer of a repaired copy, in eval mode.
 
         Args:
-            repaired: this network after a repair, or a network around one, in which it is replaced. None: this one.
+            repaired: this network after a repair, or a network around one, in which it is replaced, or the repaired
+                layer of `linear`. None: this one.
 
         Raises:
             InvalidInput: `repaired` does not come from this network.
         """
         repaired = self if repaired is None else repaired
-        if isinstance(repaired, CachedNetwork):
+        if isinstance(repaired, (CachedNetwork, LastLayer)):
             return self._whole(repaired)
         if not any(isinstance(module, CachedNetwork) for module in repaired.modules()):
             raise InvalidInput(f"restore() takes a repaired copy of this network, got {type(repaired).__name__}.")
@@ -181,14 +198,18 @@ class CachedNetwork(nn.Module):
     def _last(self) -> Convolution:
         return type(self._frozen.last.convolution)(self.get_submodule(self.layer))
 
-    def _whole(self, repaired: CachedNetwork) -> nn.Module:
+    def _whole(self, repaired: CachedNetwork | LastLayer) -> nn.Module:
         if repaired._frozen is not self._frozen:
             raise InvalidInput(
                 "This network was cached from another model or graph than the one that restore() was called on. Call "
                 "restore() of the network that was repaired."
             )
         model = copy.deepcopy(self._frozen.model)
-        model.get_submodule(self.layer).load_state_dict(repaired.get_submodule(self.layer).state_dict())
+        layer = model.get_submodule(self.layer)
+        if isinstance(repaired, CachedNetwork):
+            layer.load_state_dict(repaired.get_submodule(self.layer).state_dict())
+        else:
+            repaired.write(type(self._frozen.last.convolution)(layer))
         return model
 
     def _nodes(self, nodes: Any) -> Tensor:
@@ -208,6 +229,40 @@ class CachedNetwork(nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self._frozen.model).__name__}, {self.graph!r})"
+
+
+class LastLayer(nn.Module):
+    """A graph network's last layer as one linear map of keys (k, in), see `CachedNetwork.linear`.
+
+    Attributes:
+        last: the weights of all kinds of keys side by side, and the bias.
+    """
+
+    def __init__(self, frozen: _Frozen, convolution: Convolution) -> None:
+        super().__init__()
+        self._frozen = frozen
+        weight, bias = torch.cat([w.detach() for w in convolution.weights], 1), convolution.bias
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            self.last = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+            self.last.weight.copy_(weight)
+            if bias is not None:
+                self.last.bias.copy_(bias)
+        self.eval()
+
+    def forward(self, keys: Tensor) -> Tensor:
+        """Return the outputs (k, classes) of keys (k, in)."""
+        y: Tensor = self.last(keys)
+        return y
+
+    @torch.no_grad()
+    def write(self, convolution: Convolution) -> None:
+        """Give a convolution these weights."""
+        start = 0
+        for weight in convolution.weights:
+            weight.copy_(self.last.weight[:, start : start + weight.shape[1]])
+            start += weight.shape[1]
+        if convolution.bias is not None:
+            convolution.bias.copy_(self.last.bias)
 
 
 @dataclass(frozen=True, eq=False)
