@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Chosen, Criterion, Near
@@ -195,6 +197,7 @@ def build(
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
         locality = LocalitySet(to_like(locality.inputs, like), _same_sense(locality.criterion, lowest))
         locality, keep, kept = _keep(model, locality, edits, lowest)
+        _refuse_kept_edits(edits, locality, keep, kept)
     scope = None
     if edit_scope is not None:
         scope = EditScope.coerce(edit_scope)
@@ -339,29 +342,73 @@ def _refuse_contradictions(edits: Edits) -> None:
     """Refuse equal inputs with different labels: no network can satisfy both."""
     if not isinstance(edits.criterion, Argmax):
         return
-    points = edits.inputs
-    if not isinstance(points, Tensor):
-        same: Callable[[], Tensor] | None = getattr(points, "same", None)
-        if not callable(same):
-            return
-        points = same()
-        if len(points) != len(edits):
-            raise InvalidInput(
-                f"same() must return one row for each of {len(edits)} points, got {tuple(points.shape)}."
-            )
-    flat = points.flatten(1) if points.ndim > 1 else points[:, None]
-    _, which = torch.unique(flat, dim=0, return_inverse=True)
-    labels = edits.criterion.labels.to(which.device)
+    points = _identity(edits.inputs)
+    if points is None:
+        return
+    which, labels = _numbered(points), edits.criterion.labels.tolist()
     first: dict[int, int] = {}
     clashes = []
     for index, group in enumerate(which.tolist()):
         seen = first.setdefault(group, index)
-        if labels[seen] != labels[index]:
+        if labels[seen] != labels[index] and np.array_equal(points[seen], points[index]):
             clashes.append((seen, index))
     if clashes:
-        shown = ", ".join(f"{a} and {b} (labels {int(labels[a])} and {int(labels[b])})" for a, b in clashes[:5])
+        shown = ", ".join(f"{a} and {b} (labels {labels[a]} and {labels[b]})" for a, b in clashes[:5])
         more = f", and {len(clashes) - 5} more pairs" if len(clashes) > 5 else ""
         raise InvalidInput(f"Equal inputs are given different labels: edits {shown}{more}. Remove one of each pair.")
+
+
+def _refuse_kept_edits(edits: Edits, locality: LocalitySet, keep: Criterion, kept: Tensor) -> None:
+    """Refuse edits that are also points to keep, with the decision that is to change."""
+    if not (isinstance(edits.criterion, (Argmax, Argmin)) and type(keep) is type(edits.criterion)):
+        return
+    points, others = _identity(edits.inputs), _identity(locality.inputs)
+    if points is None or others is None or points.shape[1:] != others.shape[1:]:
+        return
+    which = _numbered(np.concatenate([points, others]))
+    mine, theirs = which[: len(points)], which[len(points) :]
+    binding = torch.nonzero(kept).flatten().cpu().numpy()
+    place = np.full(which.max() + 1, -1)
+    place[theirs[binding]] = binding
+    labels, decisions = edits.criterion.labels.tolist(), keep.labels.tolist()
+    clashes = [
+        (edit, point)
+        for edit, point in enumerate(place[mine].tolist())
+        if point >= 0 and labels[edit] != decisions[point] and np.array_equal(points[edit], others[point])
+    ]
+    if clashes:
+        edit, point = clashes[0]
+        raise InvalidInput(
+            f"Edits {[e for e, _ in clashes[:10]]} are points of the locality set too, which keeps the very decision "
+            f"that they change (edit {edit} asks for class {labels[edit]}, point {point} keeps {decisions[point]}). "
+            "Leave them out of the locality set."
+        )
+
+
+def _identity(inputs: AnyInputs) -> NDArray[Any] | None:
+    """Return (n, ...) what is equal where two points are the same, or None where the inputs do not say."""
+    if not isinstance(inputs, Tensor):
+        same: Callable[[], Tensor] | None = getattr(inputs, "same", None)
+        if not callable(same):
+            return None
+        found = same()
+        if len(found) != len(inputs):
+            raise InvalidInput(
+                f"same() must return one row for each of {len(inputs)} points, got {tuple(found.shape)}."
+            )
+        inputs = found
+    flat = inputs.detach().flatten(1) if inputs.ndim > 1 else inputs.detach()[:, None]
+    if flat.element_size() < 4:
+        flat = flat.float() if flat.dtype.is_floating_point else flat.int()
+    return flat.cpu().numpy()
+
+
+def _numbered(points: NDArray[Any]) -> NDArray[np.int64]:
+    """Return (n,) a number for each point (n, d), the same for equal ones and, all but certainly, no others."""
+    words = np.ascontiguousarray(points + 0).view(np.uint32).reshape(len(points), -1)  # -0.0 is 0.0
+    factors = np.random.default_rng(0).integers(1, 2**63, words.shape[1], dtype=np.uint64)
+    hashed = [(words[s : s + BATCH].astype(np.uint64) * factors).sum(1) for s in range(0, len(words), BATCH)]
+    return np.unique(np.concatenate(hashed), return_inverse=True)[1].reshape(-1)
 
 
 def _keep(

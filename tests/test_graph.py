@@ -571,6 +571,13 @@ def test_forms_of_features_and_edges_that_cannot_be_used() -> None:
             train(net(), data, epochs=1)
 
 
+def test_a_node_is_not_both_edited_and_kept() -> None:
+    graph, model = ring(), net()
+    graph, edits, _ = task(model, graph, edits=2)
+    with pytest.raises(InvalidInput, match=r"Edits \[1\] are points of the locality set too"):
+        nnrepair.fix(model, edits, NodeLocality(graph, [4, 1, 7]))
+
+
 def test_slices() -> None:
     graph = ring()
     nodes = Nodes(graph.x, graph.edge_index, [3, 1, 4, 1])
