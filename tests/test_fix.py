@@ -434,3 +434,28 @@ def test_edits_that_the_locality_set_forbids_are_refused(dtype: torch.dtype) -> 
             nnrepair.fix(model, (torch.cat([x[:1] + 1, x[1:3]]), new[:3]), kept)
     nnrepair.fix(model, (x[1:2], new[1:2]), (x, new), method="ft", throw=False)  # labels that allow the change
     nnrepair.fix(model, (x[1:2], old[1:2]), x, method="ft")
+
+
+def test_inputs_that_hold_nan_beside_what_the_model_sees() -> None:
+    class Some:
+        independent = True
+
+        def __init__(self, x: torch.Tensor) -> None:
+            self.x, self.unused = x, torch.full((len(x),), torch.nan)
+
+        def __len__(self) -> int:
+            return len(self.x)
+
+        def __getitem__(self, index: object) -> Some:
+            return Some(self.x[index])
+
+        def to(self, like: torch.Tensor) -> Some:
+            return self
+
+        def call(self, model: nn.Module) -> torch.Tensor:
+            return model(self.x)
+
+    model, inputs = mlp(5, 8, 3).eval(), Some(randn(4, 5, seed=1))
+    with torch.no_grad():
+        new = (inputs.call(model)[:2].argmax(1) + 1) % 3
+    assert nnrepair.fix(model, (inputs[:2], new), inputs[2:], method="ft").report.success_rate == 1.0
