@@ -252,7 +252,8 @@ and "mean+max", the restricted linear programs; with *weights*, one product with
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"
-    lines = "\n".join([headline(), *properties.readme(), *regions.readme(), *acas.readme(), *editing.readme()])
+    parts = [headline(), *properties.readme(), *regions.readme(), *acas.readme(), *editing.readme(), *graphs.readme()]
+    lines = "\n".join(parts)
     before, rest = content.split(start)
     after = rest.split(end)[1]
     write_atomically(readme, f"{before}{start}\n{lines}\n{end}{after}".encode())

@@ -38,5 +38,5 @@ def test_the_page_about_choosing_is_what_the_results_say():
 
 def test_the_readme_says_what_the_results_say():
     readme = (ROOT / "README.md").read_text()
-    lines = [*table.readme(), *regions.readme(), *acas.readme(), *editing.readme()]
+    lines = [*table.readme(), *regions.readme(), *acas.readme(), *editing.readme(), *graphs.readme()]
     assert all(line in readme for line in lines)

@@ -64,12 +64,18 @@ def _tables(found: Sequence[Group]) -> str:
     return "\n".join(parts) or "Nothing was measured yet.\n"
 
 
+def _sizes(folder: Path | None = None) -> list[Row]:
+    """Return the rows about generated graphs of growing size."""
+    path = (folder or DOMAINS["graph"].folder / "results") / "scale.json"
+    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return rows
+
+
 def growth(folder: Path | None = None) -> str:
     """Return the section on growth with the number of edges, empty where nothing was measured."""
-    path = (folder or DOMAINS["graph"].folder / "results") / "scale.json"
-    if not path.exists():
+    rows = [row for row in _sizes(folder) if row["status"] == "measured"]
+    if not rows:
         return ""
-    rows = [row for row in json.loads(path.read_text())["rows"] if row["status"] == "measured"]
     head = ["edges", "nodes", "network", "all nodes once: s", "peak MiB", "keys once: s", "an edit: s", "holds %"]
     head += ["DD, points", "DD worst", "process MiB"]
     return f"""## Growth with the number of edges
@@ -196,6 +202,29 @@ Hollow marks: less than {100 * MOST:.0f} % of the edits hold in the end, so that
 {unedited("graph")}{_tables(found)}
 {growth()}
 {comparison()}"""
+
+
+def readme() -> list[str]:
+    """Return the line for the README: the two methods that suit graphs, and the largest graph."""
+    found = [group for group in groups("graph") if group.finished]
+    alone = [g for g in found if (g.mode, g.experiment) == ("independent", "minimal-norm")]
+    last = [g for g in found if (g.mode, g.experiment) == ("successive", "egnn")]
+    if not alone or not last:
+        return []
+    lost = [g.mean("drawdown_points") for g in alone]
+    held = min(g.mean("success_rate") for g in alone)
+    kept = [g for g in last if g.mean("success_retain_rate") >= MOST]
+    least, most = min(g.mean("success_retain_rate") for g in kept), max(g.mean("drawdown_points") for g in kept)
+    sizes = [row for row in _sizes() if row["status"] == "measured"]
+    largest = max(sizes, key=lambda row: (row["case"]["edges"], row["edit_seconds"]))
+    return [
+        f"- {alone[0].rows[0]['edits']} mistakes of each of {len(alone)} networks on {len(GRAPHS)} more graphs "
+        f"({seeds_of(alone[0])} splits): one by one, `minimal-norm` repairs {held:.0%} of them with {min(lost):.2f} to "
+        f"{max(lost):.2f} points drawdown; one after another, `egnn` keeps {least:.0%} or more with at most {most:.2f} "
+        f"points on {len(kept)} networks, and fails on {len(last) - len(kept)}. An edit of a network on "
+        f"{largest['case']['edges'] / 1e6:.0f} million edges: {largest['edit_seconds']:.2f} s "
+        "([results](docs/results-graphs.md))."
+    ]
 
 
 def drawdowns(path: Path) -> None:
