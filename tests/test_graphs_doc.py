@@ -28,6 +28,6 @@ def test_the_tutorial_runs_as_written(
 
 def test_every_block_is_run_and_every_page_that_it_names_is_there() -> None:
     text = PAGE.read_text()
-    assert set(re.findall(r"^```(\w+)$", text, re.MULTILINE)) == {"pycon"}  # what run_as_written runs
+    assert set(re.findall(r"^```(\w+)$", text, re.MULTILINE)) == {"pycon", "console"}  # what run_as_written runs
     named = {name.partition("#")[0] for name in re.findall(r"\]\(([^)]+)\)", text)}
     assert all((ROOT / "docs" / name).is_file() for name in named)
