@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,7 +18,7 @@ from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
-from nnrepair.problem import Problem, held_out, is_classifier, outputs, outputs_of
+from nnrepair.problem import Problem, held_out, is_classifier, kept_edits, outputs, outputs_of
 from nnrepair.result import Asked, Kept, RepairResult, Report, WeightChange
 from nnrepair.spec import EditScope, LocalitySet
 from nnrepair.stitched import Stitched
@@ -127,7 +127,8 @@ def propose(problem: Problem, method: Method, before: Tensor) -> tuple[Proposal,
         proposal = problem.regions.repair(problem, method)
     else:
         proposal = method.repair(problem)
-    return proposal, time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return replace(proposal, notes=[*proposal.notes, *kept_edits(problem)]), seconds
 
 
 def judge(

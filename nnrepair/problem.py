@@ -197,7 +197,6 @@ def build(
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
         locality = LocalitySet(to_like(locality.inputs, like), _same_sense(locality.criterion, lowest))
         locality, keep, kept = _keep(model, locality, edits, lowest)
-        _refuse_kept_edits(edits, locality, keep, kept)
     scope = None
     if edit_scope is not None:
         scope = EditScope.coerce(edit_scope)
@@ -359,31 +358,35 @@ def _refuse_contradictions(edits: Edits) -> None:
         raise InvalidInput(f"Equal inputs are given different labels: edits {shown}{more}. Remove one of each pair.")
 
 
-def _refuse_kept_edits(edits: Edits, locality: LocalitySet, keep: Criterion, kept: Tensor) -> None:
-    """Refuse edits that are also points to keep, with the decision that is to change."""
-    if not (isinstance(edits.criterion, (Argmax, Argmin)) and type(keep) is type(edits.criterion)):
-        return
+def kept_edits(problem: Problem) -> list[str]:
+    """Return a note on edits that are also points to keep, with the decision that is to change; or nothing."""
+    edits, locality, keep, kept = problem.edits, problem.locality, problem.keep, problem.kept
+    if locality is None or kept is None or problem.regions is not None:
+        return []
+    asked = edits.criterion
+    if not (isinstance(asked, Argmax) and isinstance(keep, Argmax) and type(keep) is type(asked)):
+        return []
     points, others = _identity(edits.inputs), _identity(locality.inputs)
     if points is None or others is None or points.shape[1:] != others.shape[1:]:
-        return
+        return []
     which = _numbered(np.concatenate([points, others]))
     mine, theirs = which[: len(points)], which[len(points) :]
     binding = torch.nonzero(kept).flatten().cpu().numpy()
     place = np.full(which.max() + 1, -1)
     place[theirs[binding]] = binding
-    labels, decisions = edits.criterion.labels.tolist(), keep.labels.tolist()
+    labels, decisions = asked.labels.tolist(), keep.labels.tolist()
     clashes = [
-        (edit, point)
+        edit
         for edit, point in enumerate(place[mine].tolist())
         if point >= 0 and labels[edit] != decisions[point] and np.array_equal(points[edit], others[point])
     ]
-    if clashes:
-        edit, point = clashes[0]
-        raise InvalidInput(
-            f"Edits {[e for e, _ in clashes[:10]]} are points of the locality set too, which keeps the very decision "
-            f"that they change (edit {edit} asks for class {labels[edit]}, point {point} keeps {decisions[point]}). "
-            "Leave them out of the locality set."
-        )
+    if not clashes:
+        return []
+    more = ", ..." if len(clashes) > 10 else ""
+    return [
+        f"edits {str(clashes[:10])[1:-1]}{more} are points of the locality set too, which keeps the very decision that "
+        "they change; leave them out of it."
+    ]
 
 
 def _identity(inputs: AnyInputs) -> NDArray[Any] | None:

@@ -557,6 +557,9 @@ def test_what_could_be_a_mask_or_numbers_is_refused() -> None:
     graph = ring()
     with pytest.raises(InvalidInput, match=r"uint8, a mask or numbers: give mask.bool\(\)"):
         Nodes(graph.x, graph.edge_index, torch.ones(12, dtype=torch.uint8))
+    with pytest.raises(InvalidInput, match=r"a mask as numbers: give mask.bool\(\)"):
+        Nodes(graph.x, graph.edge_index, (graph.y > 0).long())
+    assert len(Nodes(graph.x, graph.edge_index, [0, 1])) == 2
 
 
 def test_forms_of_features_and_edges_that_cannot_be_used() -> None:
@@ -571,11 +574,11 @@ def test_forms_of_features_and_edges_that_cannot_be_used() -> None:
             train(net(), data, epochs=1)
 
 
-def test_a_node_is_not_both_edited_and_kept() -> None:
+def test_a_node_that_is_both_edited_and_kept_is_named() -> None:
     graph, model = ring(), net()
     graph, edits, _ = task(model, graph, edits=2)
-    with pytest.raises(InvalidInput, match=r"Edits \[1\] are points of the locality set too"):
-        nnrepair.fix(model, edits, NodeLocality(graph, [4, 1, 7]))
+    result = nnrepair.fix(model, edits, NodeLocality(graph, [4, 1, 7]), method="egnn", throw=False)
+    assert any(note.startswith("edits 1 are points of the locality set too") for note in result.report.notes)
 
 
 def test_slices() -> None:
@@ -637,6 +640,15 @@ def test_neighbours_are_an_edit_scope(seed: int, same_class: bool) -> None:
         assert torch.equal(scope.criterion.labels, graph.y[scope.inputs.index])  # type: ignore[attr-defined]
 
 
+def test_neighbours_without_a_label_are_left_out() -> None:
+    graph = odd(0)
+    labels = graph.y.clone()
+    near = NodeScope(graph, [7]).inputs.index
+    labels[near[0]] = -1
+    for y in (labels, labels[:, None]):
+        assert NodeScope(replace(graph, y=y), [7]).inputs.index.tolist() == near[1:].tolist()
+
+
 def test_scopes_that_cannot_be() -> None:
     graph = odd(0)
     with pytest.raises(InvalidInput, match="None of the 1 nodes has a neighbour that is not left out"):
@@ -687,6 +699,17 @@ ATTENTION = [
     MinimalNorm(layer="convs.0.lin"),
     MinimalNorm(layer="convs.1", locality="soft"),
 ]
+
+
+def test_a_graph_and_its_cached_network_are_not_mixed_up(geometric: Any) -> None:
+    graph = ring()
+    model = network("GCN", graph, hidden=8, seed=3).eval()
+    view = cached(model, graph)
+    with pytest.raises(InvalidInput, match=r"not edges: take nodes from it, NodeEdits\(network, ...\)"):
+        nnrepair.fix(view, NodeEdits(graph, [0]))
+    for other in (model, view.linear()[0]):
+        with pytest.raises(InvalidInput, match="belong to a cached network, and the model is none"):
+            nnrepair.fix(other, NodeEdits(view, [0]))
 
 
 @pytest.mark.parametrize("mode", ["independent", "successive", "batch"])

@@ -215,6 +215,11 @@ class CachedNetwork(nn.Module):
     def _nodes(self, nodes: Any) -> Tensor:
         integers = (torch.int64, torch.int32)
         if not isinstance(nodes, Tensor) or nodes.ndim != 1 or nodes.dtype not in integers:
+            if isinstance(nodes, Tensor) and nodes.ndim == 2:
+                raise InvalidInput(
+                    "A cached network takes node numbers, not edges: take nodes from it, NodeEdits(network, ...), and "
+                    "not from the graph."
+                )
             given = f"{nodes.dtype} {tuple(nodes.shape)}" if isinstance(nodes, Tensor) else type(nodes).__name__
             raise InvalidInput(
                 f"A cached network takes node numbers, (k,) integers, got {given}. Of a mask, give "
@@ -301,8 +306,14 @@ class CachedNodes:
 
     def refuse_strangers(self, model: nn.Module) -> None:
         """Refuse a network that was cached from another graph or model than these nodes were."""
-        for module in model.modules():
-            if isinstance(module, CachedNetwork) and module._frozen is not self.cache:
+        cached = [module for module in model.modules() if isinstance(module, CachedNetwork)]
+        if not cached:
+            raise InvalidInput(
+                f"These nodes belong to a cached network, and the model is none: {type(model).__name__}. Repair that "
+                "network, or take nodes from the graph: NodeEdits(data, ...)."
+            )
+        for module in cached:
+            if module._frozen is not self.cache:
                 raise InvalidInput(
                     "These nodes belong to a network that was cached from another graph or model. Take them from the "
                     "network that is repaired: network.nodes(...), or NodeEdits(network, ...)."

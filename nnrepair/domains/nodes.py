@@ -225,7 +225,8 @@ def NodeScope(data: Any, nodes: Any, *, same_class: bool = False, without: Any =
     (tensor([1]), tensor([0]))
 
     Args:
-        data: as for `NodeEdits`; it must have labels, and its edges must be a list.
+        data: as for `NodeEdits`; it must have labels, and its edges must be a list. Neighbours without a label (-1) are
+            left out.
         nodes: (k,) node numbers, or a mask (n,): the nodes that are edited, in the edits' order.
         same_class: only neighbours with the data set's class of the edited node.
         without: (n,) mask, or (m,) node numbers to leave out, such as nodes that the method may see.
@@ -240,6 +241,8 @@ def NodeScope(data: Any, nodes: Any, *, same_class: bool = False, without: Any =
     if len(chosen) != int((place >= 0).sum()):
         raise InvalidInput("The edited nodes must be different from each other.")
     out = place >= 0
+    if isinstance(graph.y, Tensor) and len(graph.y) == count:
+        out |= graph.y.reshape(count, -1)[:, 0].cpu() < 0
     if without is not None:
         out[as_index(without, count).cpu()] = True
     pairs = []
@@ -319,7 +322,8 @@ def check_graph(x: Any, edge_index: Any) -> None:
     """Refuse features and edges that make no graph; what was checked before is not looked through again."""
     for name, value in (("x", x), ("edge_index", edge_index)):
         if not isinstance(value, Tensor):
-            raise InvalidInput(f"A graph's {name} must be a tensor, got {type(value).__name__}.")
+            hint = " Give a sparse adjacency (such as adj_t) in its place." if name == "edge_index" else ""
+            raise InvalidInput(f"A graph's {name} must be a tensor, got {type(value).__name__}.{hint}")
     if x.ndim < 2 or not x.dtype.is_floating_point:
         raise InvalidInput(f"Node features must be floating and (n, ...), got {tuple(x.shape)} of {x.dtype}.")
     if x.layout != torch.strided:
@@ -376,6 +380,8 @@ def as_index(given: Any, nodes: int) -> Tensor:
         return torch.zeros(0, dtype=torch.int64, device=index.device)
     if index.ndim != 1 or index.dtype.is_floating_point or index.dtype.is_complex:
         raise InvalidInput(f"Node numbers must be integers (k,), got {tuple(index.shape)} of {index.dtype}.")
+    if len(index) == nodes > 2 and bool(((index == 0) | (index == 1)).all()):
+        raise InvalidInput(f"These {nodes} zeros and ones are a mask as numbers: give mask.bool().")
     bad = index[(index < 0) | (index >= nodes)].tolist()
     if bad:
         raise InvalidInput(f"Nodes {few(bad)} are outside the graph, which has nodes 0..{nodes - 1}.")

@@ -29,6 +29,9 @@ from nnrepair.stitched import OwnMLP, Stitched
 SIZE = 0.2
 
 
+ADVICE = "more steps, a larger lr, a smaller kl, less rehearsal, more hidden units, or another method"
+
+
 @dataclass(frozen=True)
 class EGNN:
     """Return base(x, ...) + mlp(x's own features), with the base frozen and the MLP tuned until the edits hold.
@@ -121,7 +124,7 @@ class EGNN:
         proposal = replace(tuning, margin=max(self.margin, rounding)).repair(surrogate)
         assert isinstance(proposal.model, _Tuned)
         stitched = Stitched(copy.deepcopy(base), proposal.model.mlp.requires_grad_(True)).eval()
-        return Proposal(stitched, proposal.stats, notes + proposal.notes)
+        return Proposal(stitched, proposal.stats, notes + proposal.notes, advice=ADVICE)
 
     def _new(self, known: _Seen, seed: int) -> OwnMLP:
         size = float(known.own.double().square().mean().sqrt())
