@@ -215,8 +215,8 @@ def take_apart(model: nn.Module) -> list[Layer]:
     if not isinstance(model, BasicGNN) or type(model).forward is not BasicGNN.forward:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be run layer by layer: only torch_geometric.nn.GCN and GraphSAGE (and what "
-            "has their forward) can. To repair it, give fix the model itself and NodeEdits(data, ...). To run it on all "
-            "edges at once, evaluate(..., whole=True): that takes about 4 bytes per edge and hidden unit."
+            "has their forward) can. To repair it, give fix the model itself and NodeEdits(data, ...). To run it on "
+            "all edges at once, evaluate(..., whole=True): that takes about 4 bytes per edge and hidden unit."
         )
     problems = [] if model.jk_mode is None else [f"jk={model.jk_mode!r}"]
     for name, module in model.named_modules():
