@@ -185,8 +185,9 @@ their seconds do not grow with the number of edges (EGNN's do with that of featu
 layers, with a pass over the whole graph in every step, and are measured where that is affordable.
 
 What the tables show: one by one, `minimal-norm` is the quicker and carries over to more neighbours, and `egnn` loses
-least. Of fifty edits, in sequence or at once, one small last layer cannot hold all without losing much else; `egnn` can.
-Where nodes have few features (tolokers: ten), `egnn` cannot tell an edited node from others, and nearly all edits fail.
+least. Of fifty edits, in sequence or at once, one small last layer cannot hold all without losing much else; `egnn`
+can. Where nodes have few features (tolokers: ten), `egnn` cannot tell an edited node from others, and nearly all edits
+fail.
 
 SR: edits that hold after their own step; SRR: that hold in the last network of a sequence; GR: neighbours of an edited
 node, in its class and no training nodes, that are right; DD: drawdown on the test nodes, in points, mean ± standard
