@@ -17,7 +17,7 @@ from nnrepair.files import write_atomically
 #: In the order of the loader, and gcn before sage.
 MODELS = [f"{name}-{kind}" for name in GRAPHS for kind in ("gcn", "sage")]
 MODES = ("independent", "successive", "batch")
-#: A method that holds less of its edits than this is marked as hollow: it lost little because it did little.
+#: A method that holds less of its edits than this is marked as hollow: its drawdown is not that of a repair.
 MOST = 0.95
 
 
@@ -184,10 +184,10 @@ validation and 500 test nodes on CiteSeer, and 2000 and 1000 on the larger graph
 their seconds do not grow with the number of edges (EGNN's do with that of features). `ft` and `ft+kl-10` tune all
 layers, with a pass over the whole graph in every step, and are measured where that is affordable.
 
-What the tables show: one by one, `minimal-norm` is the quicker and carries over to more neighbours, and `egnn` loses
-least. Of fifty edits, in sequence or at once, one small last layer cannot hold all without losing much else; `egnn`
-can. Where nodes have few features (tolokers: ten), `egnn` cannot tell an edited node from others, and nearly all edits
-fail.
+What the tables show: one by one, `minimal-norm` is the quicker and on most networks carries over to more neighbours;
+`egnn` changes the accuracy elsewhere least. Of fifty edits, in sequence or at once, one small last layer holds nearly all
+only at the price of other nodes, often of many; `egnn` loses little. Where nodes have few features (tolokers: ten),
+`egnn` cannot tell an edited node from others, and nearly all edits fail.
 
 SR: edits that hold after their own step; SRR: that hold in the last network of a sequence; GR: neighbours of an edited
 node, in its class and no training nodes, that are right; DD: drawdown on the test nodes, in points, mean ± standard
@@ -196,7 +196,7 @@ held before.
 
 ![Drawdown of every method on every network, by mode](graph-drawdown.png)
 
-Hollow marks: less than {100 * MOST:.0f} % of the edits hold in the end, so that there was little to lose by.
+Hollow marks: less than {100 * MOST:.0f} % of the edits hold in the end; such drawdown is not that of a repair.
 
 ![What is left of the edits, and drawdown, along a sequence](graph-curves.png)
 {about_rows}
