@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -127,8 +127,7 @@ def propose(problem: Problem, method: Method, before: Tensor) -> tuple[Proposal,
         proposal = problem.regions.repair(problem, method)
     else:
         proposal = method.repair(problem)
-    seconds = time.perf_counter() - started
-    return replace(proposal, notes=[*proposal.notes, *kept_edits(problem)]), seconds
+    return proposal, time.perf_counter() - started
 
 
 def judge(
@@ -168,7 +167,7 @@ def judge(
         weight_change=weight_change(model, repaired),
         seconds=seconds,
         method=repr(method),
-        notes=proposal.notes if problem.regions is None else [*proposal.notes, *problem.regions.notes(repaired)],
+        notes=[*proposal.notes, *(kept_edits(problem) if problem.regions is None else problem.regions.notes(repaired))],
         tests=tests,
     )
     lost = _lost(problem, repaired) if proposal.keeps_locality and not failing else 0

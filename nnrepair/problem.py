@@ -361,7 +361,7 @@ def _refuse_contradictions(edits: Edits) -> None:
 def kept_edits(problem: Problem) -> list[str]:
     """Return a note on edits that are also points to keep, with the decision that is to change; or nothing."""
     edits, locality, keep, kept = problem.edits, problem.locality, problem.keep, problem.kept
-    if locality is None or kept is None or problem.regions is not None:
+    if locality is None or kept is None:
         return []
     asked = edits.criterion
     if not (isinstance(asked, Argmax) and isinstance(keep, Argmax) and type(keep) is type(asked)):

@@ -185,8 +185,8 @@ their seconds do not grow with the number of edges (EGNN's do with that of featu
 layers, with a pass over the whole graph in every step, and are measured where that is affordable.
 
 What the tables show: one by one, `minimal-norm` is the quicker and on most networks carries over to more neighbours;
-`egnn` changes the accuracy elsewhere least. Of fifty edits, in sequence or at once, one small last layer holds nearly all
-only at the price of other nodes, often of many; `egnn` loses little. Where nodes have few features (tolokers: ten),
+`egnn` changes the accuracy elsewhere least. Of fifty edits, in sequence or at once, one small last layer holds nearly
+all only at the price of other nodes, often of many; `egnn` loses little. Where nodes have few features (tolokers: ten),
 `egnn` cannot tell an edited node from others, and nearly all edits fail.
 
 SR: edits that hold after their own step; SRR: that hold in the last network of a sequence; GR: neighbours of an edited
