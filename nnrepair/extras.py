@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nnrepair.errors import NNRepairError
-
-
-class MissingExtra(NNRepairError, ModuleNotFoundError):
-    """A package is not installed that comes with one of the extras; the message names the extra."""
+from nnrepair.errors import MissingExtra
 
 
 @contextmanager
@@ -19,7 +15,7 @@ def needed(extra: str, why: str) -> Iterator[None]:
     >>> with needed("plot", "Pictures need matplotlib"):
     ...     import matplotlib_of_another_age
     Traceback (most recent call last):
-    nnrepair.extras.MissingExtra: Pictures need matplotlib: pip install 'nnrepair[plot]' ...
+    nnrepair.errors.MissingExtra: Pictures need matplotlib: pip install 'nnrepair[plot]' ...
 
     Raises:
         MissingExtra: one is not installed.

@@ -85,7 +85,7 @@ def region(
 
     Raises:
         InvalidInput: something does not fit the model, or the certificate is about another property.
-        ModuleNotFoundError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
     """
     box = box if isinstance(box, Box) else _box(box)
     points = _points(counterexamples, len(box))
@@ -138,7 +138,7 @@ def sequence(histories: History | Mapping[str, History], points: str | None = No
 
     Raises:
         InvalidInput: independent edits, which are no sequence, or points that a history does not have.
-        ModuleNotFoundError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
     """
     given = {"": histories} if isinstance(histories, History) else dict(histories)
     if not given:

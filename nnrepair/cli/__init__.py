@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _quiet_torch():
             code: int = arguments.run(arguments)
         return code
-    except (NNRepairError, OSError, ModuleNotFoundError) as error:
+    except (NNRepairError, OSError) as error:
         print(f"nnrepair: error: {' '.join(str(error).split())}", file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
