@@ -16,7 +16,8 @@ from torch import nn
 import nnrepair
 from nnrepair import cli, onnx
 from nnrepair.certificate import Certificate
-from nnrepair.patch import fingerprint
+from nnrepair.model_file import ModelFile
+from nnrepair.patch import Patch, fingerprint
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -55,7 +56,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def labels_of(path: Path, inputs: np.ndarray) -> np.ndarray:
-    model = cli.ModelFile.load(path).model
+    model = ModelFile.load(path).model
     with torch.no_grad():
         return model(torch.from_numpy(inputs)).argmax(1).numpy()
 
@@ -83,7 +84,7 @@ def test_fix_then_patch_apply_then_revert(base: Path, kind: str, tmp_path: Path,
     assert "fc2.weight" in capsys.readouterr().out
     assert run("patch", "apply", patch, model, "--out", again) == 0
     assert run("patch", "revert", patch, again, "--out", back) == 0
-    prints = [fingerprint(cli.ModelFile.load(path).model) for path in (model, out, again, back)]
+    prints = [fingerprint(ModelFile.load(path).model) for path in (model, out, again, back)]
     assert prints[0] == prints[3] == fingerprint(network()) and prints[1] == prints[2] != prints[0]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
@@ -331,6 +332,6 @@ def test_version_and_help(capsys) -> None:
 
 
 def test_a_bug_of_ours_is_not_taken_for_a_failed_repair(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(cli.Patch, "load", lambda path: 1 / 0)
+    monkeypatch.setattr(Patch, "load", lambda path: 1 / 0)
     assert run("patch", "show", "x") == 3
     assert "ZeroDivisionError" in capsys.readouterr().err
