@@ -1,4 +1,4 @@
-"""The command `nnrepair`: repair model files and properties, check these, apply patches, list methods, run the demo."""
+"""The command `nnrepair`: repair models and properties, check these and their proofs, apply patches, run the demo."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -99,7 +100,7 @@ def _write_certificate(arguments: argparse.Namespace, result: CheckResult) -> li
         result.certificate.save(path)
         return [
             f"wrote {path} (certificate, not yet checked)",
-            f"check it: python verification/check.py {path} {arguments.model} {arguments.property}",
+            f"check it: {shlex.join(['nnrepair', 'certify', *map(str, (path, arguments.model, arguments.property))])}",
         ]
     why = {
         "holds": result.reason or "this proof cannot be written as a certificate",

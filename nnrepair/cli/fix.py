@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+import shlex
 import sys
 from typing import Any
 
@@ -95,8 +96,8 @@ def _write_all(
         file.named_as_in_file(certificate).save(arguments.certificate)
         lines.append(f"wrote {arguments.certificate} (certificate, not yet checked)")
         if in_place and file.program is None:
-            paths = f"{arguments.certificate} {arguments.model} --repaired {arguments.out}"
-            lines.append(f"check it: python verification/minimality.py {paths}")
+            files = (str(arguments.certificate), str(arguments.model), "--repaired", str(arguments.out))
+            lines.append(f"check it: {shlex.join(['nnrepair', 'certify', *files])}")
     return lines
 
 

@@ -30,6 +30,7 @@ def command_line() -> argparse.ArgumentParser:
     _fix(_added(commands, "fix", "repair a model file", FIX_FILES + EXIT_CODES))
     _repair(_added(commands, "repair", "repair a model so that properties hold on whole regions", REPAIR_EPILOG))
     _check(_added(commands, "check", "prove or refute a property of a model on whole regions", CHECK_EPILOG))
+    _certify(_added(commands, "certify", "have a proof checked by an independent program", CERTIFY_EPILOG))
     _patch(_added(commands, "patch", "show, apply or revert a patch"))
     _added(commands, "methods", "list the methods and what each needs and keeps")
     return made
@@ -118,6 +119,13 @@ def _check(parser: argparse.ArgumentParser) -> None:
     suite.add_argument("--expect", type=Path, metavar="CSV", help="compare: columns network,property,verdict")
 
 
+def _certify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("certificate", type=Path, metavar="CERTIFICATE")
+    parser.add_argument("network", type=Path, metavar="NETWORK")
+    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY")
+    parser.add_argument("--repaired", type=Path, metavar="REPAIRED", help="the repaired network, of a repair")
+
+
 def _patch(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
     show = _added(verbs, "show", "print what a patch changes, and why")
@@ -140,7 +148,7 @@ exit codes:
   2  the command line is wrong
   3  an input cannot be used; one line on stderr says which and why
 
-nnrepair check and repair have exit codes of their own: see nnrepair check --help.
+nnrepair check, repair and certify have exit codes of their own: see nnrepair check --help.
 """
 FIX_FILES = """\
 files:
@@ -175,4 +183,20 @@ exit codes (of a suite, the worst):
   1  it is violated; the counterexample was run through the model
   2  unknown
   3  an input, an option or the command line is wrong, or a verdict is not the expected one
+"""
+CERTIFY_EPILOG = """\
+files:
+  CERTIFICATE  .npz, of a repair (nnrepair fix --certificate) or of a property (nnrepair check --certificate, nnrepair
+               repair --certificates); the file itself says which
+  NETWORK      .onnx: the network before the repair, or the one that the property is about
+  PROPERTY     .vnnlib
+
+The program shares no code with this package and runs in a process of its own. It needs numpy and onnx: pip install
+'nnrepair[onnx]'.
+
+exit codes:
+  0  accepted: what is printed is proved
+  1  rejected
+  2  a file cannot be read, or holds more than the program knows; or the command line is wrong
+  3  the program could not be run; one line on stderr says why
 """

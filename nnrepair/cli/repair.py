@@ -97,7 +97,7 @@ def _write_all(arguments: argparse.Namespace, file: ModelFile, result: RepairRes
             path = arguments.certificates / f"{proof.name}.npz"
             proof.result.certificate.for_network(part).save(path)
             lines.append(f"wrote {path} (certificate, not yet checked)")
-            command = ("python", "verification/check.py", str(path), str(out), str(proof.source))
+            command = ("nnrepair", "certify", str(path), str(out), str(proof.source))
             lines.append(f"check it: {shlex.join(command)}")
         if arguments.patch is not None and result.patch is not None:
             result.patch.save(arguments.patch)
