@@ -325,3 +325,10 @@ def test_a_bug_of_ours_is_not_taken_for_a_failed_repair(monkeypatch: pytest.Monk
     monkeypatch.setattr(Patch, "load", lambda path: 1 / 0)
     assert run("patch", "show", "x") == 3
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_without_arguments_the_help_is_printed_where_errors_go(capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.out == "" and "certify" in said.err and "exit codes:" in said.err
