@@ -105,7 +105,7 @@ def test_fix_loads_what_it_needs_and_is_the_function_whatever_was_imported_befor
 import inspect, sys
 import torch
 from nnrepair import fix
-print(*sorted({{"scipy.optimize", "onnx", "onnxruntime", "matplotlib", "torch_geometric", "sklearn"}} & {{*sys.modules}}))
+print(*{{"scipy.optimize", "onnx", "onnxruntime", "matplotlib", "torch_geometric", "sklearn"}} & sys.modules.keys())
 for order in {ORDERS}:
     for name in [name for name in sys.modules if name.split(".")[0] == "nnrepair"]:
         del sys.modules[name]
