@@ -21,19 +21,20 @@ from nnrepair.onnx.modules import Add, Concat, Constant, Div, Mean, Mul, OnnxGra
 if TYPE_CHECKING:
     from nnrepair.onnx.reader import load
     from nnrepair.onnx.writer import save
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import what needs the onnx packages when it is used: what a model was loaded into works without them."""
+        if name == "load":
+            from nnrepair.onnx.reader import load
+
+            return load
+        if name == "save":
+            from nnrepair.onnx.writer import save
+
+            return save
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = ["Add", "Concat", "Constant", "Div", "Mean", "Mul", "Permute", "Reshape", "Sub"]
 __all__ += ["OnnxGraph", "Step", "load", "save"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs the onnx packages when it is used: what a model was loaded into works without them."""
-    if name == "load":
-        from nnrepair.onnx.reader import load
-
-        return load
-    if name == "save":
-        from nnrepair.onnx.writer import save
-
-        return save
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

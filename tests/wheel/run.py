@@ -71,6 +71,9 @@ def main() -> int:
         required = Distribution.at(next(packages.glob("nnrepair-*.dist-info"))).requires or []
         link(closure([*required, "pytest"]), packages)
         subprocess.run([*there, "check"], check=True)  # nothing that is required is missing
+        checkers = {path.name for path in (packages / "nnrepair" / "_checkers").iterdir()}
+        if missing := {path.name for path in (ROOT / "verification").glob("*.py")} - checkers:
+            raise SystemExit(f"The wheel lacks {', '.join(sorted(missing))} of the independent checkers.")
 
         outside = folder / "outside"
         outside.mkdir()
