@@ -591,7 +591,10 @@ def _spread(inputs: AnyInputs, count: int) -> AnyInputs:
 
 def _root(C: Array) -> Array:
     """Return the Cholesky factor of a second moment and its ridge."""
-    C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
+    mean = float(np.trace(C)) / len(C)
+    if mean < 1e-200:  # keys that are zero throughout tell no change from another
+        return np.eye(len(C))
+    C[np.diag_indices_from(C)] += RIDGE * mean
     return np.asarray(np.linalg.cholesky(C), np.float64)
 
 

@@ -6,7 +6,7 @@ import highspy
 import numpy as np
 from numpy.typing import NDArray
 
-from nnrepair.minnorm import NotSolvedError
+from nnrepair.quadratic import NotSolvedError
 
 Array = NDArray[np.float64]
 
