@@ -9,7 +9,6 @@ breaks them.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from nnrepair.demands import Demand
 from nnrepair.linearize import Linearization
 from nnrepair.minnorm import Conditions, Infeasible, solve
+from nnrepair.network import copied
 from nnrepair.norms import Euclidean, make
 from nnrepair.problem import outputs
 from nnrepair.progress import progress_bar
@@ -69,7 +69,7 @@ class SuccessiveRepair:
 
     def run(self, start: Array | None = None) -> Array:
         """Return the change of weights (n,) after the last accepted step."""
-        self._trial = copy.deepcopy(self.model)
+        self._trial = copied(self.model)
         parameters = dict(self._trial.named_parameters(remove_duplicate=False))
         self._parameters = {n: parameters[n] for n in self.line.names}
         self._start = {n: p.detach().clone() for n, p in self._parameters.items()}

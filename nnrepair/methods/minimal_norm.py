@@ -21,6 +21,7 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.exact import ExactRepair, conflict
 from nnrepair.linearize import Linearization
 from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.network import plain
 from nnrepair.problem import Problem, has_choice, is_classifier, outputs
 from nnrepair.quadratic import NotSolvedError
 from nnrepair.successive import SuccessiveRepair
@@ -173,23 +174,25 @@ class MinimalNorm:
         judge = judge_of(problem)
         demands = demands_of(problem, self.margin, self.locality, without=judge)
         attempts: list[tuple[tuple[float, float, float], str, Attempt]] = []
-        tried = []
+        tried, reasons = [], list[str]()
         for name in names:
             try:
                 free = layers.trainable(problem.model, name)
                 attempt = self._attempt(problem, layers.choose(problem.model, free), demands)
             except (InvalidInput, UnsupportedModel) as reason:
-                tried.append(f"{name}: not possible ({reason})")
+                tried.append(f"{plain(name)}: not possible ({reason})")
+                reasons.append(f"{plain(name)}: {reason}")
                 continue
             score = self._score(problem, attempt, judge)
-            attempts.append((score, name, attempt))
+            attempts.append((score, plain(name), attempt))
             if attempt.infeasible is not None:
-                tried.append(f"{name}: infeasible")
+                tried.append(f"{plain(name)}: infeasible")
                 continue
             lost = f"{score[1]:.2%} of held-out locality points lost, " if judge is not None else ""
-            tried.append(f"{name}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}")
+            tried.append(f"{plain(name)}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}")
         if not attempts:
-            raise InvalidInput("No layer can be repaired: " + "; ".join(tried))
+            others = f" Nor can {', '.join(map(plain, names[1:]))}." if len(names) > 1 else ""
+            raise InvalidInput(f"No layer can be repaired. {reasons[0]}{others}")
         attempts.sort(key=lambda item: item[0])
         _, name, best = attempts[0]
         full = demands_of(problem, self.margin, self.locality)
@@ -297,7 +300,7 @@ class MinimalNorm:
                 ExactRepair(line, demands, "l2", None, self.gap, "decoupled", False).run()
             except (minnorm.Infeasible, NotSolvedError, InvalidInput, UnsupportedModel):
                 continue
-            found.append(layer)
+            found.append(plain(layer))
         return found
 
 
