@@ -66,6 +66,7 @@ def own(inputs: AnyInputs) -> Tensor:
 def to_like(inputs: AnyInputs, like: Tensor) -> AnyInputs:
     """Move inputs to the device and floating dtype of `like`."""
     if isinstance(inputs, Tensor):
+        inputs = inputs.clone() if inputs.is_inference() else inputs
         return inputs.to(like) if inputs.dtype.is_floating_point else inputs.to(like.device)
     return inputs.to(like)
 
