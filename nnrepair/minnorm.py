@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from nnrepair.norms import Array, Euclidean, Norm, Polyhedral, ProximalNorm
 from nnrepair.quadratic import NotSolvedError, nnqp, size_of
 from nnrepair.rows import Index, Rows
+from nnrepair.simplex import solver
 
 #: Rows count as satisfied when they miss by less than this share of the largest need.
 ROW_TOLERANCE = 1e-9
@@ -39,14 +40,8 @@ LOOSE = 1e-6
 RIDGE, LEAST_RIDGE = 1e-11, 1e-15
 #: Bound on proximal steps, each of which shrinks what the ridge leaves.
 REFINEMENTS = 30
-#: Options of HiGHS; tolerances are absolute, for needs of at most one.
-SOLVER: dict[str, bool | int | float | str] = {
-    "output_flag": False,
-    "threads": 1,
-    "presolve": "off",
-    "primal_feasibility_tolerance": 1e-10,
-    "dual_feasibility_tolerance": 1e-10,
-}
+#: Tolerances of HiGHS are absolute; this is for needs of at most one.
+FEASIBLE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -530,15 +525,13 @@ def _restricted(
     lp.row_lower_, lp.row_upper_ = low, high
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-    solver = highspy.Highs()  # type: ignore[no-untyped-call]
-    for option, value in SOLVER.items():
-        solver.setOptionValue(option, value)
-    solver.passModel(lp)
-    solver.run()
-    answer = solver.getSolution()
+    highs = solver(primal_feasibility_tolerance=FEASIBLE, dual_feasibility_tolerance=FEASIBLE)
+    highs.passModel(lp)
+    highs.run()
+    answer = highs.getSolution()
     x = np.asarray(answer.col_value)
-    if len(x) != width or solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-        raise NotSolvedError(f"HiGHS could not solve a restricted master: {solver.getModelStatus()}")
+    if len(x) != width or highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        raise NotSolvedError(f"HiGHS could not solve a restricted master: {highs.getModelStatus()}")
     y = np.maximum(np.asarray(answer.row_dual)[:m], 0.0)
     x = x * unit
     level = float(x[2 * k]) if has_level else 0.0
