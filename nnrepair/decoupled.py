@@ -7,12 +7,12 @@ plus the first-order effect of the change, f(x) + J(x) Delta: exactly linear in 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from nnrepair.forward import canonical, moved_outputs
+from nnrepair.network import copied
 
 
 class Decoupled(nn.Module):
@@ -34,7 +34,7 @@ class Decoupled(nn.Module):
     def __init__(self, model: nn.Module, change: dict[str, Tensor], channels: bool = True) -> None:
         super().__init__()
         self.channels = channels
-        self.base = copy.deepcopy(model).eval()
+        self.base = copied(model).eval()
         first = canonical(model)
         self.names = [first[name] for name in change]
         parameters = dict(model.named_parameters())

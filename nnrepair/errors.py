@@ -45,6 +45,16 @@ class RepairFailed(NNRepairError):
         self.result = result
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing.
+
+    >>> first_line(ValueError("no such thing\nmore"))
+    'no such thing'
+    """
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 def near_matches(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean ...?' when a known name is close to `name`, else an empty string.
 

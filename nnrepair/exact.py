@@ -116,7 +116,7 @@ class ExactRepair:
         point = np.flatnonzero(worst > tolerance)
         if len(point) == 0:
             return None
-        if len(point) > MOST_NEW_ROWS and using is not None:
+        if len(point) > MOST_NEW_ROWS:
             point = np.sort(point[np.argsort(-worst[point])[:MOST_NEW_ROWS]])
         condition = condition[point]
         demand = self.demands[k]

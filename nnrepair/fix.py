@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import random
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from nnrepair.errors import RepairFailed
 from nnrepair.history import History
 from nnrepair.judge import held, judge, propose, watch
 from nnrepair.methods.base import Method, named
-from nnrepair.problem import Problem, build
+from nnrepair.network import private_copy, unwrapped
+from nnrepair.problem import Problem, build, check_model
 from nnrepair.result import RepairResult
 from nnrepair.shapes import Regions
 from nnrepair.spec import Edits
@@ -88,7 +88,8 @@ def fix(
         1.0
 
     Args:
-        model: any module; it is left untouched, bit for bit, with its mode, dtype, device and gradients.
+        model: any module; it is left untouched, bit for bit, with its mode, dtype, device and gradients. Of what
+            torch.compile or nn.DataParallel returned, the network inside is repaired and returned: wrap it again.
         edits: `Edits(inputs, labels)`, `Edits(inputs, criterion)`, a pair (inputs, labels), or a `TensorDataset`.
             Inputs may be `Segments` or `Polygons`: each label or condition is then about every point of its region.
         locality_set: points that must stay: inputs, a pair (inputs, labels), or a `LocalitySet`. With labels, points
@@ -144,7 +145,9 @@ def fix(
 
     result: RepairResult | History
     with undisturbed(seed):
-        private = _copy(model)
+        check_model(model)
+        model = unwrapped(model)
+        private = private_copy(model)
         problem = pose(private, edits, edit_scope)
         watched = watch(problem, test_set)
         if mode == "batch":
@@ -184,12 +187,3 @@ def undisturbed(seed: int | None) -> Iterator[None]:
         finally:
             np.random.set_state(before[0])
             random.setstate(before[1])
-
-
-def _copy(model: Any) -> Any:
-    if not isinstance(model, nn.Module):
-        return model  # refused, with a proper message, by `build`
-    private = copy.deepcopy(model).eval()
-    for parameter in private.parameters():
-        parameter.grad = None
-    return private

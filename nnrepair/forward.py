@@ -1,9 +1,12 @@
-"""Forward mode: a model's outputs with other parameters, and their first-order change along a direction."""
+"""A user's network as methods run it: outputs, gradients, other parameters, first-order changes, in float64.
+
+Whatever the network raises is named here: an `UnsupportedModel` with the error as its cause.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +16,84 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from nnrepair.errors import UnsupportedModel
+from nnrepair.errors import NNRepairError, UnsupportedModel, first_line
 from nnrepair.spec import AnyInputs
 
 with warnings.catch_warnings():  # torch's own forward-mode rules warn about torch.jit when they are first loaded
     warnings.simplefilter("ignore")
     import torch._decomp.decompositions_for_jvp
+
+
+#: What to do, by what the error says.
+_HINTS = {
+    "use_reentrant": "Use checkpoint(..., use_reentrant=False).",
+    "modified by an inplace": "Let that operation make a new tensor.",
+    "Inference tensor": "Use torch.no_grad() in place of torch.inference_mode().",
+    "out of memory": "Give fewer points, or a machine with more memory.",
+}
+CUT = (
+    "the model does not use them, or cuts their gradients off: torch.no_grad(), torch.inference_mode(), detach(), "
+    "reentrant checkpointing or integers in its forward"
+)
+
+
+def _hint(error: Exception) -> str:
+    return next((f" {hint}" for key, hint in _HINTS.items() if key in str(error)), "")
+
+
+@contextmanager
+def named(what: str, advice: str) -> Iterator[None]:
+    """Turn what a user's network raises inside into an UnsupportedModel that says what failed and what to try."""
+    try:
+        yield
+    except NNRepairError:
+        raise
+    except Exception as error:  # a user's forward or backward may raise anything
+        raise UnsupportedModel(
+            f"{what}: {type(error).__name__}: {first_line(error)} {_hint(error) or advice}".replace("  ", " ")
+        ) from error
+
+
+def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
+    """Run the model on a batch. The only place that knows how a domain calls its model."""
+    with named("The model failed on some of the points", _RUNS):
+        y = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
+    if not isinstance(y, Tensor):
+        raise UnsupportedModel(
+            f"The model returns {type(y).__name__}, not a tensor. Wrap it in a module that picks the scores: its "
+            "__init__ keeps your model as self.model, its forward returns self.model(x).logits (or [0], or whatever "
+            "holds them). The repaired network is then result.model.model, and result.patch fits your model too."
+        )
+    return y
+
+
+_RUNS = (
+    "Methods run it in batches of any size and, all but egnn, with gradients; it must accept that. The error that it "
+    "raised is this one's cause."
+)
+
+
+def gradients(
+    y: Tensor,
+    inputs: Sequence[Tensor],
+    seed: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+    again: bool = True,
+) -> list[Tensor | None]:
+    """Return the gradients of y (times seed) of a user's network, dense; None where y does not depend on an input.
+
+    Args:
+        y, inputs, seed, create_graph: as for `torch.autograd.grad`.
+        again: whether there will be more gradients of the same run; what it needs for them stays in memory.
+    """
+    if not y.requires_grad:
+        raise UnsupportedModel(f"The outputs carry no gradient with respect to the chosen parameters: {CUT}.")
+    with named("The model cannot be differentiated", 'method="egnn" needs no gradients of it.'):
+        found = torch.autograd.grad(
+            y, list(inputs), seed, retain_graph=again, create_graph=create_graph, allow_unused=True
+        )
+    return [g.to_dense() if g is not None and g.layout != torch.strided else g for g in found]
 
 
 def canonical(model: nn.Module) -> dict[str, str]:
@@ -29,10 +104,7 @@ def canonical(model: nn.Module) -> dict[str, str]:
 
 def call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs) -> Tensor:
     """Run the model with other parameters, whatever the domain's way to call it."""
-    if isinstance(inputs, Tensor):
-        y: Tensor = torch.func.functional_call(model, parameters, (inputs,))
-        return y
-    return inputs.call(_Swapped(model, parameters))
+    return call(_Swapped(model, parameters), inputs)
 
 
 class _Swapped(nn.Module):
@@ -68,19 +140,32 @@ def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs
         return call_with(model, {**rest, **chosen}, inputs)
 
     try:
-        moved = _forward_mode(run, start, change)
-    except NotImplementedError as error:
-        reason = str(error).split(" because")[0]
-        raise UnsupportedModel(
-            f"First-order changes of this model cannot be computed: {reason}. Use architecture='same'."
-        ) from error
-    return moved
+        return _forward_mode(run, start, change)
+    except (UnsupportedModel, NotImplementedError, RuntimeError):  # some operations know reverse mode only
+        return _reverse_twice(run, start, change)
 
 
 def _forward_mode(run: Any, start: Any, change: Any) -> Tensor:
     with _plain_attention():
         moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (start,), (change,))  # type: ignore[assignment]
     return moved[0] + moved[1]
+
+
+def _reverse_twice(run: Any, start: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> Tensor:
+    """Return the same from reverse mode alone: J^T u is linear in u, and its derivative along Delta is J Delta."""
+    with torch.enable_grad(), _plain_attention():
+        leaves = {n: p.detach().requires_grad_(True) for n, p in start.items()}
+        y: Tensor = run(leaves)
+        u = torch.zeros_like(y, requires_grad=True)
+        try:
+            pulled = gradients(y, list(leaves.values()), u, create_graph=True)
+            along = sum((g * d).sum() for g, d in zip(pulled, change.values(), strict=True) if g is not None)
+            (moved,) = gradients(along, [u]) if isinstance(along, Tensor) and along.requires_grad else (None,)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(
+                f"First-order changes of this model cannot be computed. {error} Use architecture='same'."
+            ) from error
+    return (y if moved is None else y + moved).detach()
 
 
 def _two_channels(model: nn.Module, change: dict[int, Tensor], x: Tensor) -> Tensor | None:
@@ -251,3 +336,47 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+class InFloat64(TorchFunctionMode):
+    """Read every smaller floating dtype as float64 while a float64 copy of a model runs.
+
+    For models that cast (`x.float()` of an image in bytes), or that make float32 constants on the way.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _CASTS:
+            return args[0].double()
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        keep = 1 if in_place or name in ("__setitem__", "__set__") else 0
+        raised = [*args[:keep], *(_raised(a) for a in args[keep:])]
+        y = func(*raised, **{k: _raised(v) for k, v in (kwargs or {}).items()})
+        return y if in_place else _raised(y)
+
+
+_CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+_SMALL = (torch.float32, torch.float16, torch.bfloat16)
+#: What `Tensor.type` takes.
+_SMALL_TYPES = {
+    f"torch.{where}{kind}Tensor": f"torch.{where}DoubleTensor"
+    for where in ("", "cuda.")
+    for kind in ("Float", "Half", "BFloat16")
+}
+
+
+def _raised(value: Any) -> Any:
+    """Return a dtype, tensor, or list of them, with float64 in place of smaller floating dtypes."""
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in _SMALL else value
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value in _SMALL else value
+    if type(value) in (list, tuple):
+        return type(value)(_raised(v) for v in value)
+    name = value if isinstance(value, str) else _type_name(value)
+    return _SMALL_TYPES.get(name, value)
+
+
+def _type_name(value: Any) -> str:
+    """Return the name of a type such as torch.FloatTensor."""
+    return f"{value.__module__}.{value.__name__}" if isinstance(value, type(torch.FloatTensor)) else ""

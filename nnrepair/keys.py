@@ -20,6 +20,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nnrepair.errors import UnsupportedModel
+from nnrepair.forward import gradients
+
 #: Sizes of the random changes of W, relative to W, at which outputs must be as foretold.
 REACHES = (1.0, 1000.0)
 #: And where some keys are zero: an output that nothing moves may be asleep behind a ReLU, and wake further off.
@@ -45,7 +48,7 @@ def keys(y: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
     out = y.shape[1]
     u = torch.zeros_like(y, requires_grad=True)
     try:
-        grads = torch.autograd.grad(y, list(parameters), u, create_graph=True, allow_unused=True)
+        grads = gradients(y, parameters, u, create_graph=True)
         sides = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
         summed = torch.cat([side.reshape(out, -1) for side in sides], 1)
         found = []
@@ -53,9 +56,9 @@ def keys(y: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
             count = min(out, summed.shape[1] - start)
             row = torch.arange(count, device=y.device)
             seed = torch.zeros_like(summed).index_put_((row, start + row), y.new_ones(count))
-            (part,) = torch.autograd.grad(summed, u, seed, retain_graph=True)
-            found.append(part[:, :count])
-    except RuntimeError:
+            (part,) = gradients(summed, [u], seed)
+            found.append(torch.zeros_like(u[:, :count]) if part is None else part[:, :count])
+    except UnsupportedModel:
         return None
     return torch.cat(found, 1).detach()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.forward import canonical
+from nnrepair.network import copied, plain
 
 _SKIP = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -53,11 +53,12 @@ def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     Raises:
         InvalidInput: a name that does not exist (near matches are listed), or parameters that are integer or frozen.
     """
-    known = layers(model)
+    known, modules = layers(model), dict(model.named_modules())
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen: list[str] = []
     for name in [wanted] if isinstance(wanted, str) else list(wanted):
-        if name in known or (name and name in dict(model.named_modules())):
+        name = _known(name, model)
+        if name in known or (name and name in modules):
             # A graph convolution owns its bias, and its weight is in a module below: both are the layer.
             below = [p for layer, ps in known.items() if layer.startswith(name + ".") for p in ps]
             if name not in known and not below:
@@ -67,7 +68,7 @@ def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
             chosen.append(name)
         else:
             hint = near_matches(name, [*known, *parameters])
-            raise InvalidInput(f"Layer {name!r} not found.{hint} Layers: {', '.join(known)}.")
+            raise InvalidInput(f"Layer {name!r} not found.{hint} Layers: {', '.join(map(plain, known))}.")
     if not chosen:
         raise InvalidInput(f"No layer was chosen. Layers: {', '.join(known)}.")
     first = canonical(model)
@@ -83,9 +84,16 @@ def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     return chosen
 
 
+def _known(name: str, model: nn.Module) -> str:
+    """Return a module's or parameter's name as the model has it, whatever wrappers were around or inside of it."""
+    parameters = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    names = {plain(n): n for n in [*(n for n, _ in model.named_modules()), *parameters]}
+    return next((names[n] for n in (plain(name), plain(name).removeprefix("module.")) if n in names), name)
+
+
 def moved(model: nn.Module, change: dict[str, Tensor]) -> nn.Module:
     """Return a copy of the model with `change` (float64, by parameter name) added to its parameters."""
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     parameters = dict(twin.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, delta in change.items():

@@ -9,9 +9,9 @@ these being a plain linear map at the network's end (the last layer of a graph n
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 from nnrepair import keys
 from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.forward import moved_outputs
-from nnrepair.problem import batches, call, to_like, together
+from nnrepair.forward import CUT, InFloat64, call, gradients, moved_outputs
+from nnrepair.network import copied
+from nnrepair.problem import batches, to_like, together
 from nnrepair.rows import Array, Block, Dense, Factored, Metric, Rows
 from nnrepair.spec import AnyInputs
 
@@ -139,7 +140,7 @@ class Linearization:
         self, model: nn.Module, names: Sequence[str], example: AnyInputs, probes: Sequence[AnyInputs] = ()
     ) -> None:
         self.names = list(names)
-        self.model = copy.deepcopy(model).double()
+        self.model = copied(model).double()
         known = dict(self.model.named_parameters(remove_duplicate=False))
         self.parameters = {n: known[n] for n in self.names}
         for parameter in self.model.parameters():
@@ -152,14 +153,8 @@ class Linearization:
         self._known_keys: dict[int, tuple[AnyInputs, Tensor]] = {}
         self._said = False
         few = self.prepare(_spread(example, PROBES) if self.independent else example)
-        try:
-            y, tap = self._run(few)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedModel(
-                f"The model cannot run in float64, in which repairs are computed: {reason} "
-                "Remove casts such as x.float() from its forward."
-            ) from error
+        self._casts = False
+        y, tap = self._first_run(few)
         self.groups = self._plan(y, tap)
         self.channels = isinstance(few, Tensor) and self._channels_agree(y, few)
         uses = [] if len(self.groups) > 1 else tap.uses.get(self.groups[0].tapped, [])
@@ -174,9 +169,30 @@ class Linearization:
 
     def _run(self, inputs: AnyInputs) -> tuple[Tensor, _Tap]:
         weights = {id(p): n for n, p in self.parameters.items()}
-        with torch.enable_grad(), _Tap(weights) as tap:
+        with torch.enable_grad(), self._in_float64(), _Tap(weights) as tap:
             y = call(self.model, inputs)
         return y, tap
+
+    def _in_float64(self) -> AbstractContextManager[object]:
+        """Run a model that casts to smaller dtypes in float64 all the same."""
+        return InFloat64() if self._casts else nullcontext()
+
+    def _first_run(self, inputs: AnyInputs) -> tuple[Tensor, _Tap]:
+        """Run the model, and learn whether it casts."""
+        try:
+            y, tap = self._run(inputs)
+            if y.dtype == torch.float64:
+                return y, tap
+        except UnsupportedModel:
+            pass  # what it says is said below, where casts were not all that failed
+        self._casts = True
+        try:
+            return self._run(inputs)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(
+                f"The model cannot run in float64, in which this method computes: {error} Remove casts such as "
+                'x.float() from its forward, or use method="ft", which works in the model\'s own dtype.'
+            ) from error
 
     def _are_keyed(self, y: Tensor, few: AnyInputs, given: Sequence[AnyInputs]) -> bool:
         """Whether the chosen parameters are one linear map, applied to one key per point.
@@ -212,7 +228,7 @@ class Linearization:
             return False
 
         def run() -> Tensor:
-            return torch.cat([call(self.model, inputs) for inputs, _ in parts])
+            return torch.cat([self.outputs(inputs) for inputs, _ in parts])
 
         if not keys.foretell(torch.cat(found), torch.cat(ys), parameters, run):
             return False
@@ -246,10 +262,10 @@ class Linearization:
         parameters = list(self.parameters.values())
         change = [torch.linspace(-1, 1, p.numel()).to(p).reshape(p.shape) for p in parameters]
         weights = torch.linspace(0.5, 1.5, y.numel()).to(y).reshape(y.shape)
-        grads = torch.autograd.grad(y, parameters, weights, retain_graph=True, allow_unused=True)
+        grads = gradients(y, parameters, weights)
         true = sum(float((g * c).sum()) for g, c in zip(grads, change, strict=True) if g is not None)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._in_float64():
                 moved = moved_outputs(self.model, dict(zip(self.names, change, strict=True)), few) - y
         except UnsupportedModel:
             return False
@@ -258,14 +274,17 @@ class Linearization:
 
     def _plan(self, y: Tensor, tap: _Tap) -> list[_Group]:
         """Decide which parameters factor, and check every factored row against automatic differentiation."""
-        missing = InvalidInput(f"The model's output does not depend on {self.names}; choose another layer.")
+        missing = InvalidInput(
+            f"The model's output does not depend on {self.names}: {CUT}. Choose another layer, or a method that needs "
+            'no gradients of the model (method="egnn").'
+        )
         if not y.requires_grad:
             raise missing
         parameters = list(self.parameters.values())
         weights = torch.linspace(0.5, 1.5, y[0].numel(), dtype=y.dtype, device=y.device).reshape(y.shape[1:])
 
         def true(point: int) -> dict[str, Tensor]:
-            grads = torch.autograd.grad(y[point], parameters, weights, retain_graph=True, allow_unused=True)
+            grads = gradients(y[point], parameters, weights)
             if all(g is None for g in grads):
                 raise missing
             filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
@@ -284,7 +303,7 @@ class Linearization:
             bias = bias if bias in self.parameters and bias not in done else None
             group = _Group(name, bias) if is_weight else _Group(None, name)
             seeds = weights.expand_as(y)
-            deltas = torch.autograd.grad(y, [u.output for u in uses], seeds, retain_graph=True, allow_unused=True)
+            deltas = gradients(y, [u.output for u in uses], seeds)
             filled = [torch.zeros_like(u.output) if d is None else d for u, d in zip(uses, deltas, strict=True)]
             every = np.arange(len(y))
             block = self._factored(group, uses, [d[:, None] for d in filled], every, every)
@@ -319,7 +338,7 @@ class Linearization:
         """Return the gradient of a scalar with respect to each named parameter, zero where it has no effect."""
         uses = [u for n in names if n in shared for u in tap.uses[n]]
         rest = [self.parameters[n] for n in names if n not in shared]
-        grads = torch.autograd.grad(scalar, [*(u.output for u in uses), *rest], retain_graph=True, allow_unused=True)
+        grads = gradients(scalar, [*(u.output for u in uses), *rest])
         at_use, plain = iter(zip(uses, grads, strict=False)), iter(grads[len(uses) :])
         found = []
         for name in names:
@@ -398,9 +417,10 @@ class Linearization:
     def outputs(self, inputs: AnyInputs, d: Array | None = None) -> Tensor:
         """Return the outputs at the current parameters, plus, when d is given, their first-order change along d."""
         inputs = self.prepare(inputs)
-        if d is None:
-            return call(self.model, inputs)
-        return moved_outputs(self.model, self.unflatten(d), inputs, self.channels)
+        with self._in_float64():
+            if d is None:
+                return call(self.model, inputs)
+            return moved_outputs(self.model, self.unflatten(d), inputs, self.channels)
 
     def outputs_in_batches(self, inputs: AnyInputs, d: Array | None = None) -> Tensor:
         """Return `outputs` of any number of points, on the CPU."""
@@ -475,7 +495,7 @@ class Linearization:
             for r in range(int(rank.max()) + 1):  # one backward pass serves one condition of every point
                 now = rank == r
                 seed = torch.zeros_like(y).index_put_((where[now],), cotangents[now].to(y))
-                grads = torch.autograd.grad(y, [u.output for u in uses], seed, retain_graph=True, allow_unused=True)
+                grads = gradients(y, [u.output for u in uses], seed)
                 for delta, g in zip(deltas, grads, strict=True):
                     delta[now, 0] = 0.0 if g is None else g[local[now]]
             used = 0
@@ -550,7 +570,7 @@ class Linearization:
         for i in range(len(y)):
             total = [np.zeros(p.numel()) for p in parameters]
             for k in log_p[i].detach().topk(min(3, log_p.shape[1])).indices.tolist():
-                grads = torch.autograd.grad(log_p[i, k], parameters, retain_graph=True, allow_unused=True)
+                grads = gradients(log_p[i, k], parameters)
                 weight = float(log_p[i, k].detach().exp())
                 for t, g in zip(total, grads, strict=True):
                     if g is not None:
@@ -572,7 +592,7 @@ class Linearization:
             drawn = torch.multinomial(p, 1, generator=generator).to(y.device)
             sign = 2.0 * torch.randint(2, (len(y), 1), generator=generator) - 1
             scalar = (sign.to(y) * log_p.gather(1, drawn)).sum()
-            grads = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
+            grads = gradients(scalar, parameters)
             squares = [
                 np.zeros(q.numel()) if g is None else _numpy(g).ravel() ** 2
                 for g, q in zip(grads, parameters, strict=True)
@@ -591,7 +611,10 @@ def _spread(inputs: AnyInputs, count: int) -> AnyInputs:
 
 def _root(C: Array) -> Array:
     """Return the Cholesky factor of a second moment and its ridge."""
-    C[np.diag_indices_from(C)] += RIDGE * np.trace(C) / len(C)
+    mean = float(np.trace(C)) / len(C)
+    if mean < 1e-200:  # keys that are zero throughout tell no change from another
+        return np.eye(len(C))
+    C[np.diag_indices_from(C)] += RIDGE * mean
     return np.asarray(np.linalg.cholesky(C), np.float64)
 
 

@@ -19,22 +19,29 @@ alone): see docs/how-minimal.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import highspy
 import numpy as np
-import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
 from nnrepair import highs
 from nnrepair.norms import Array, Euclidean, Norm, Polyhedral, ProximalNorm
-from nnrepair.quadratic import nnqp
+from nnrepair.quadratic import NotSolvedError, nnqp, size_of
 from nnrepair.rows import Index, Rows
 
-#: Rows count as satisfied when they miss by less than this share of the largest |h|.
+#: Rows count as satisfied when they miss by less than this share of the largest need.
 ROW_TOLERANCE = 1e-9
+#: Where rows are nearly dependent, rounding may leave this much.
+LOOSE = 1e-6
+#: Ridge on the Gram matrix of rows of length one, and the smallest to which it is lowered where progress is slow.
+RIDGE, LEAST_RIDGE = 1e-11, 1e-15
+#: Bound on proximal steps, each of which shrinks what the ridge leaves.
+REFINEMENTS = 30
+#: Tolerances of HiGHS are absolute; this is for needs of at most one.
+FEASIBLE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,14 @@ class Conditions:
         cap: (m,) the largest multiplier of each row: inf for a hard row, finite where missing the row by one unit
             costs that much.
         tag: (m, 3) what each row is: which demand, which point, which condition.
+        by: (m,) what the rows were multiplied by, or None where they are as given.
     """
 
     rows: Rows
     need: Array
     cap: Array
     tag: Index
+    by: Array | None = None
 
     @property
     def m(self) -> int:
@@ -64,10 +73,33 @@ class Conditions:
             np.concatenate([self.need, other.need]),
             np.concatenate([self.cap, other.cap]),
             np.concatenate([self.tag, other.tag]),
+            None if self.by is None or other.by is None else np.concatenate([self.by, other.by]),
         )
 
     def take(self, which: Index) -> Conditions:
-        return Conditions(self.rows.take(which), self.need[which], self.cap[which], self.tag[which])
+        by = None if self.by is None else self.by[which]
+        return Conditions(self.rows.take(which), self.need[which], self.cap[which], self.tag[which], by)
+
+    def normalised(self) -> Conditions:
+        """Return the same conditions with rows of length about one: those of other sizes would be lost in rounding.
+
+        Lengths are powers of two, so that nothing is rounded on the way here and back.
+
+        Raises:
+            NotSolvedError: rows or needs that are not finite.
+        """
+        lengths = self.rows.lengths()
+        if not (np.isfinite(lengths).all() and np.isfinite(self.need).all()):
+            raise NotSolvedError("gradients or outputs of the model are too large for float64")
+        by = np.exp2(-np.rint(np.log2(np.where(lengths > 0, lengths, 1.0))))
+        return self._times(by, by)
+
+    def as_given(self) -> Conditions:
+        """Return the conditions that were `normalised`."""
+        return self if self.by is None else self._times(1 / self.by, None)
+
+    def _times(self, by: Array, now: Array | None) -> Conditions:
+        return Conditions(self.rows.scaled(by), self.need * by, self.cap / by, self.tag, now)
 
 
 #: Returns rows that a change violates and that are not in use yet, or None: (change, rows in use) -> rows.
@@ -99,9 +131,18 @@ class Solution:
         """The relative distance from minimal that is left: (objective - lower_bound) / objective."""
         return (self.objective - self.lower_bound) / self.objective if self.objective > 0 else 0.0
 
+    @property
+    def missed(self) -> float:
+        """By how much the change misses hard rows at most, as a share of the largest need."""
+        missed = self.conditions.need - self.conditions.rows.matvec(self.d)
+        return float(missed[np.isinf(self.conditions.cap)].max(initial=0.0)) / size_of(self.conditions.need)
+
 
 class Infeasible(Exception):
-    """No change satisfies the rows. `ray` (m,) >= 0 shows it: G^T ray = 0 although h.ray > 0."""
+    """No change satisfies the rows. `ray` (m,) >= 0 shows it: G^T ray = 0 although h.ray > 0.
+
+    The conditions are `normalised`, or as they were given to `euclidean`.
+    """
 
     def __init__(self, conditions: Conditions, ray: Array) -> None:
         super().__init__(f"{np.count_nonzero(ray)} rows contradict each other")
@@ -112,13 +153,9 @@ class Infeasible(Exception):
     def certain(self) -> bool:
         """Whether the ray shows it: any change would have to be far larger than each row alone asks for."""
         rows, need = self.conditions.rows, self.conditions.need
-        alone = need / np.sqrt(np.maximum(np.diag(rows.gram()), 1e-300))
+        alone = need / np.maximum(rows.lengths(), 1e-300)
         size = float(np.linalg.norm(rows.rmatvec(self.ray)))
         return float(need @ self.ray) > 1e6 * float(alone.max(initial=0.0)) * size
-
-
-class NotSolvedError(Exception):
-    """The numbers gave out: rounds ran out, or a linear program could not be solved."""
 
 
 def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> Array:
@@ -127,29 +164,37 @@ def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> 
     Raises:
         Infeasible: the rows contradict each other.
     """
-    K = conditions.rows.gram()
-    h, cap = conditions.need, conditions.cap
-    mean = float(np.trace(K)) / max(1, conditions.m)
-    if mean <= 0:
-        raise Infeasible(conditions, (h > 0).astype(float))
-    ridge = 1e-11 * mean
-    K[np.diag_indices_from(K)] += ridge
+    rows, h, cap = conditions.rows, conditions.need, conditions.cap
+    K, hard = rows.gram(), np.isinf(conditions.cap)
+    each = np.diag(K).copy()
+    stuck = (each == 0) & (h > 0) & hard
+    if stuck.any():
+        raise Infeasible(conditions, stuck.astype(float))
+    each[each == 0] = 1.0  # of soft rows that nothing moves
+    tolerance = ROW_TOLERANCE * size_of(h)
+    ridge, last = RIDGE, np.inf
     y, missed = np.zeros(len(h)), h
-    scale = float(np.abs(h).max(initial=0.0)) or 1.0
-    for _ in range(6):  # proximal refinement: each round shrinks the error that the ridge leaves
-        try:
-            y = nnqp(K, h + ridge * y, cap, free)
-            free = y > 0
-        except scipy.linalg.LinAlgError:
-            ridge *= 100
-            K[np.diag_indices_from(K)] += ridge
-            continue
-        missed = np.where(np.isinf(cap), h - conditions.rows.matvec(conditions.rows.rmatvec(y)), 0.0)
-        if missed.max(initial=0.0) <= ROW_TOLERANCE * scale:
+    for step in range(REFINEMENTS):
+        system = K.copy()
+        system[np.diag_indices_from(system)] += ridge * each
+        # The slope is that of the rows themselves, so that rounding in K is taken back as the ridge is.
+        y = nnqp(system, missed + system @ y, cap, free)
+        free = y > 0
+        missed = h - rows.matvec(rows.rmatvec(y))
+        worst = float(missed[hard].max(initial=0.0))
+        if worst <= tolerance:
             return y
-    if missed.max() > 1e-5 * scale:
-        raise Infeasible(conditions, y / max(float(y.max()), 1e-300))
-    return y
+        reason = Infeasible(conditions, y / max(float(y.max()), 1e-300))
+        if reason.certain:
+            raise reason
+        if step >= 5 and worst > last / 10:
+            if ridge <= LEAST_RIDGE:
+                break
+            ridge = max(LEAST_RIDGE, ridge / 10)
+        last = worst
+    if worst <= LOOSE * size_of(h):
+        return y
+    raise reason
 
 
 def solve(
@@ -171,9 +216,32 @@ def solve(
         max_rounds: bound on the rounds of each stage.
         report: called with a line of progress per round.
 
+    Returns:
+        The change, with a gap that is larger than asked for where the numbers gave out on the way.
+
     Raises:
         Infeasible: rows in use contradict each other.
+        NotSolvedError: the numbers gave out before any change was found.
     """
+
+    def more(d: Array, using: Conditions) -> Conditions | None:
+        found = separate(d, using)
+        return None if found is None else found.normalised()
+
+    found = _solve(first.normalised(), more, norm, gap, max_rounds, report)
+    by = found.conditions.by
+    return replace(found, y=found.y if by is None else found.y * by, conditions=found.conditions.as_given())
+
+
+def _solve(
+    first: Conditions,
+    separate: Separate,
+    norm: Euclidean | ProximalNorm,
+    gap: float,
+    max_rounds: int,
+    report: Callable[[str], None],
+) -> Solution:
+    """Solve it for rows of length one."""
     stats = {"rounds": 0, "newton_steps": 0, "linear_programs": 0}
     conditions, free = first, np.ones(first.m, bool)
     for _ in range(max_rounds):
@@ -189,17 +257,37 @@ def solve(
         report(f"{conditions.m} rows")
     else:
         raise NotSolvedError(f"{max_rounds} rounds were not enough to find all rows that bind.")
-    if isinstance(norm, Euclidean):
+    if isinstance(norm, Euclidean) or not d.any():
         return _euclidean_solution(conditions, d, y, stats)
-    if not y.any():  # nothing is needed
-        return _euclidean_solution(conditions, d, y, stats)
-    scale = norm.dual(conditions.rows.rmatvec(y))
-    conditions = _rescale_caps(conditions, scale)
-    conditions, y = _keep_busy(conditions, y / scale, d)
+    scale = norm.dual(d)
+    conditions, y = _rescale_caps(conditions, scale), y / scale
+    least = _judged(conditions, norm, d, y, stats)  # in case that nothing better comes of it
+    try:
+        found = _in_norm(*_keep_busy(conditions, y, d), separate, norm, d, gap, scale, stats, max_rounds, report)
+    except NotSolvedError:
+        return least
+    feasible = found.missed <= max(10 * ROW_TOLERANCE, least.missed)
+    return found if feasible and (found.gap <= gap or found.objective <= least.objective) else least
+
+
+def _in_norm(
+    conditions: Conditions,
+    y: Array,
+    separate: Separate,
+    norm: ProximalNorm,
+    d: Array,
+    gap: float,
+    scale: float,
+    stats: dict[str, Any],
+    max_rounds: int,
+    report: Callable[[str], None],
+) -> Solution:
+    """Go on from the Euclidean answer (d, y) to another norm."""
     # Columns on demand alone are faster where optima are sparse (l1) or the rows are nearly as many as the weights.
     direct = isinstance(norm, Polyhedral) and (norm.max_weight == 0 or conditions.rows.n < 40 * conditions.m)
+    step = 30.0 * float(d @ d) / norm.value(d)
     for _ in range(0 if direct else max_rounds):
-        d, y, steps = proximal_points(conditions, norm, d, y, gap)
+        d, y, steps = proximal_points(conditions, norm, d, y, step, gap)
         stats["newton_steps"] += steps
         stats["rounds"] += 1
         more = separate(d, conditions)
@@ -211,7 +299,7 @@ def solve(
     if isinstance(norm, Polyhedral):
         return master(conditions, separate, norm, y, gap, scale, stats, max_rounds, report)
     for looseness in (1.0, 1e-2, 1e-4):  # where rows meet in a narrow corner, less damping gets closer
-        d, y, steps = proximal_points(conditions, norm, d, y, gap, looseness)
+        d, y, steps = proximal_points(conditions, norm, d, y, step, gap, looseness)
         stats["newton_steps"] += steps
         solution = _finish(conditions, norm, d, y, stats)
         if solution.gap <= gap:
@@ -234,13 +322,13 @@ def _euclidean_solution(conditions: Conditions, d: Array, y: Array, stats: dict[
 
 def _rescale_caps(conditions: Conditions, scale: float) -> Conditions:
     """Prices are given for the squared Euclidean norm; a norm's multipliers are smaller by `scale`."""
-    return Conditions(conditions.rows, conditions.need, conditions.cap / scale, conditions.tag)
+    return replace(conditions, cap=conditions.cap / scale)
 
 
 def _keep_busy(conditions: Conditions, y: Array, d: Array) -> tuple[Conditions, Array]:
     """Drop the rows that neither bind nor come close: whichever matters later is found again."""
     slack = conditions.rows.matvec(d) - conditions.need
-    busy = np.flatnonzero((y > 0) | (slack < 0.02 * np.abs(conditions.need).max()))
+    busy = np.flatnonzero((y > 0) | (slack < 0.02 * size_of(conditions.need)))
     return conditions.take(busy), y[busy]
 
 
@@ -249,6 +337,7 @@ def proximal_points(
     norm: ProximalNorm,
     d: Array,
     y: Array,
+    step: float,
     gap: float,
     looseness: float = 1.0,
     max_outer: int = 40,
@@ -259,11 +348,8 @@ def proximal_points(
     term on y as well, so that every model is strictly convex. Stops when the gap is small or progress ends.
     """
     rows, h, cap = conditions.rows, conditions.need, conditions.cap
-    tolerance = 1e-6 * looseness * float(np.abs(h).max())
-    weight = float(np.median(np.diag(rows.gram())))
-    size = norm.value(d)
-    step = 30.0 * float(d @ d) / size
-    damping = 1e-5 * looseness * step * weight  # fixed: growing with the step it would slow y down
+    tolerance = 1e-6 * looseness * size_of(h)
+    damping = 1e-5 * looseness * step  # fixed: growing with the step it would slow y down
     best = 0.0
     steps = 0
     for _ in range(max_outer):
@@ -315,11 +401,17 @@ def _finish(conditions: Conditions, norm: Norm, d: Array, y: Array, stats: dict[
     rows, need = conditions.rows.take(hard), conditions.need[hard]
     for _ in range(3):
         missed = need - rows.matvec(d)
-        if missed.max(initial=0.0) <= ROW_TOLERANCE / 10 * np.abs(need).max(initial=0.0):
+        if missed.max(initial=0.0) <= ROW_TOLERANCE / 10 * size_of(need):
             break
         K = rows.gram()
-        K[np.diag_indices_from(K)] += 1e-10 * max(float(np.trace(K)) / len(need), 1e-300)
+        K[np.diag_indices_from(K)] += 1e-10
         d = d + rows.rmatvec(nnqp(K, missed))
+    return _judged(conditions, norm, d, y, stats)
+
+
+def _judged(conditions: Conditions, norm: Norm, d: Array, y: Array, stats: dict[str, Any]) -> Solution:
+    """Return the change d with the bound that the multipliers y give."""
+    hard = np.flatnonzero(np.isinf(conditions.cap))
     dual = norm.dual(conditions.rows.rmatvec(y))
     all_hard = len(hard) == conditions.m  # then y may also be scaled up: no cap is in the way
     y = y / max(dual if all_hard else 1.0, dual, 1e-300)
@@ -371,10 +463,10 @@ def master(
             bound, best_y = float(conditions.need @ y) / max(1.0, dual), y / max(1.0, dual)
         soft = np.isfinite(conditions.cap)
         size = norm.value(d) + float(conditions.cap[soft] @ missed[soft])
-        stuck = missed[~soft].max(initial=0.0) > ROW_TOLERANCE * float(np.abs(conditions.need).max())
+        stuck = missed[~soft].max(initial=0.0) > ROW_TOLERANCE * size_of(conditions.need)
         more = None if stuck else separate(d, conditions)
         if not stuck and more is None and size - bound <= gap * size:
-            return Solution(d, best_y, size, min(bound, size), conditions, stats)
+            return _finish(conditions, norm, d, best_y, stats)
         report(f"{conditions.m} rows, {len(where)} columns, gap {(size - bound) / size if size else 0:.1e}")
         if norm.max_weight:
             at_cap = np.abs(x) >= level * (1 - 1e-9)
@@ -394,9 +486,9 @@ def master(
             y, best_y = (np.concatenate([v, np.zeros(more.m)]) for v in (y, best_y))
         elif len(new) == 0:
             if not stuck:
-                return Solution(d, best_y, size, min(bound, size), conditions, stats)
+                return _finish(conditions, norm, d, best_y, stats)
             if elastic > 1e12 * max(float(best_y.max()), 1e-12):
-                raise Infeasible(conditions, y / max(float(y.max()), 1e-300))
+                raise NotSolvedError("a linear program finds no change, although there is one.")
             elastic *= 1e3
     raise NotSolvedError(f"{max_rounds} linear programs were not enough to close the gap.")
 
@@ -405,6 +497,7 @@ def _restricted(
     conditions: Conditions, norm: Polyhedral, where: Index, together: Array, elastic: float
 ) -> tuple[Array, float, Array, Array]:
     """Return (x, level, y, missed): the linear program over x = d[where] and d = together * level elsewhere."""
+    unit = size_of(conditions.need)
     columns = conditions.rows.columns(where)
     m, k = columns.shape
     capped = int(np.count_nonzero(together))
@@ -419,7 +512,7 @@ def _restricted(
         ]
     )
     blocks = [[scipy.sparse.csc_array(np.hstack([columns, -columns, moved])), scipy.sparse.eye_array(m, format="csc")]]
-    low, high = conditions.need, np.full(m, np.inf)
+    low, high = conditions.need / unit, np.full(m, np.inf)
     if has_level:  # |d_j| <= level for the free coordinates
         eye = scipy.sparse.eye_array(k, format="csc")
         caps = scipy.sparse.hstack([eye, eye, scipy.sparse.csc_array(-np.ones((k, 1)))])
@@ -432,7 +525,7 @@ def _restricted(
     lp.row_lower_, lp.row_upper_ = low, high
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-    solver = highs.solver(presolve="off")
+    solver = highs.solver(presolve="off", primal_feasibility_tolerance=FEASIBLE, dual_feasibility_tolerance=FEASIBLE)
     solver.passModel(lp)
     solver.run()
     answer = solver.getSolution()
@@ -440,5 +533,6 @@ def _restricted(
     if len(x) != width or solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
         raise NotSolvedError(f"HiGHS could not solve a restricted master: {solver.getModelStatus()}")
     y = np.maximum(np.asarray(answer.row_dual)[:m], 0.0)
+    x = x * unit
     level = float(x[2 * k]) if has_level else 0.0
     return x[:k] - x[k : 2 * k], level, y, x[2 * k + int(has_level) :]

@@ -1,25 +1,121 @@
-"""A network as users give it: a module, or an ONNX file."""
+"""A network as users give it: a module, wrapped or not, or an ONNX file."""
 
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, first_line
 
 
 def private_copy(model: nn.Module | str | Path) -> nn.Module:
     """Return a copy of a module in eval mode, on its device, or what an ONNX file holds.
 
     Raises:
-        InvalidInput: it is neither, or the file is damaged.
+        InvalidInput: it is neither, it cannot be copied, or the file is damaged.
     """
     if isinstance(model, nn.Module):
-        return copy.deepcopy(model).eval()
+        return copied(unwrapped(model)).eval()
     if not isinstance(model, str | Path):
         raise InvalidInput(f"model must be a torch.nn.Module or an ONNX file, got {type(model).__name__}.")
     from nnrepair import onnx
 
     return onnx.load(model).eval()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network that torch.compile or a data-parallel wrapper runs; any other module as it is.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> unwrapped(nn.DataParallel(layer)) is layer
+    True
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif is_compiled(model):
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a module is what torch.compile returned."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # where nothing was compiled, it need not be imported
+    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+
+
+def plain(name: str) -> str:
+    """Return the name of a layer or parameter as it is without torch.compile.
+
+    >>> plain("body._orig_mod.0.weight")
+    'body.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy that shares nothing with the model.
+
+    Tensors that modules keep from a forward pass (masked or normalised weights, activations) are copied as plain
+    numbers: what computes them does so again.
+
+    Raises:
+        InvalidInput: some attribute cannot be copied, or the copy shares weights with the model.
+    """
+    try:
+        twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in _computed(model)})
+    except Exception as error:  # __deepcopy__ and __reduce__ of a user's objects may raise anything
+        where = _uncopied(model)
+        raise InvalidInput(
+            f"The model cannot be copied{where}: {first_line(error).rstrip('.')}. Take that object out of the module, "
+            "or give the module a __deepcopy__ that shares it and copies the rest."
+        ) from error
+    if not isinstance(twin, nn.Module) or _storages(twin) & _storages(model):
+        raise InvalidInput(
+            f"A copy of the model shares its weights (see __deepcopy__ of {type(model).__name__}), so a repair would "
+            "change yours. Let __deepcopy__ copy the parameters."
+        )
+    return twin
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors with a history that modules keep as attributes, or in lists and dictionaries there."""
+    left: list[Any] = [vars(module) for module in model.modules()]
+    seen: set[int] = set()
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                yield value
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+
+
+def _uncopied(model: nn.Module) -> str:
+    """Say which attribute of which module cannot be copied."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in ("_modules", "_parameters", "_buffers"):
+                continue
+            try:
+                copy.deepcopy(value, {id(m): m for m in model.modules()} | {id(t): t for t in _computed(model)})
+            except Exception:
+                return f": attribute {path + '.' if path else ''}{name} ({type(value).__name__})"
+    return ""
+
+
+def _storages(model: nn.Module) -> set[int]:
+    """Return where the parameters' numbers lie."""
+    return {p.data_ptr() for p in model.parameters() if p.layout == torch.strided and p.numel() and p.data_ptr()}

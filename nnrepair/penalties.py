@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from nnrepair import layers
 from nnrepair.criteria import Argmax
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.forward import call_with
+from nnrepair.forward import call_with, gradients
 from nnrepair.problem import Problem, outputs
 from nnrepair.spec import AnyInputs
 
@@ -466,10 +466,11 @@ def _one_by_one(
     for k, point in enumerate(which.tolist()):
         row = y[point] if y is not None else call_with(model, leaves, inputs[torch.tensor([point])])[0]
         for slope in terms.slopes(slice(k, k + 1))[0]:
-            gradients = torch.autograd.grad(
-                row, list(leaves.values()), slope, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            yield {n: g.double().square() for n, g in zip(leaves, gradients, strict=True)}
+            found = gradients(row, list(leaves.values()), slope)
+            yield {
+                n: torch.zeros_like(w, dtype=torch.float64) if g is None else g.double().square()
+                for (n, w), g in zip(leaves.items(), found, strict=True)
+            }
 
 
 def at_least_float(x: Tensor) -> Tensor:

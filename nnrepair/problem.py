@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nnrepair import accepted
 from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Chosen, Criterion, Near
-from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
+from nnrepair.forward import call
 from nnrepair.spec import AnyInputs, Edits, EditScope, LocalitySet
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Points per forward pass when nothing but the outputs is needed.
 BATCH = 4096
+#: Points on which the model is tried first.
+FEW = 4
 #: Inputs other than tensors are copied for their first pass where they hold no more numbers than this.
 COPIED = 100_000_000
 WRITES = (
@@ -30,16 +34,6 @@ WRITES = (
 )
 #: By how much two passes may differ on a GPU, relative to the largest output.
 ROUNDINGS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
-def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
-    """Run the model on a batch. The only place that knows how a domain calls its model."""
-    y = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
-    if not isinstance(y, Tensor):
-        raise UnsupportedModel(
-            f"The model returns {type(y).__name__}, not a tensor. Wrap it in a module that returns the outputs."
-        )
-    return y
 
 
 def own(inputs: AnyInputs) -> Tensor:
@@ -72,6 +66,7 @@ def own(inputs: AnyInputs) -> Tensor:
 def to_like(inputs: AnyInputs, like: Tensor) -> AnyInputs:
     """Move inputs to the device and floating dtype of `like`."""
     if isinstance(inputs, Tensor):
+        inputs = inputs.clone() if inputs.is_inference() else inputs
         return inputs.to(like) if inputs.dtype.is_floating_point else inputs.to(like.device)
     return inputs.to(like)
 
@@ -230,16 +225,17 @@ def _refuse_strangers(scope: EditScope, edits: int) -> None:
         )
 
 
+@torch.no_grad()
 def check_model(model: Any) -> Tensor:
     """Refuse what is no network with finite weights; return one of its parameters."""
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    accepted.refuse_kinds(model)
     like = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
     if like is None:
-        raise InvalidInput("The model has no floating-point parameters, so there is nothing that could be changed.")
-    if any(p.is_meta for p in model.parameters()):
         raise InvalidInput(
-            'The model is on the "meta" device and has no weights; load them first (model.to_empty, ...).'
+            "The model has no floating-point parameters, so there is nothing that could be changed; integers and "
+            "complex numbers are not."
         )
     bad = [name for name, p in model.named_parameters() if p.dtype.is_floating_point and not torch.isfinite(p).all()]
     if bad:
@@ -264,13 +260,30 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             y = _unwritten(model, inputs)
-    except (UnsupportedModel, InvalidInput):
-        raise
-    except Exception as error:  # a user's forward may raise anything; the first line says what it disliked
+    except UnsupportedModel as error:
+        if error.__cause__ is None:
+            raise
+        if len(inputs) > FEW and accepted.accepts(model, inputs):
+            raise UnsupportedModel(
+                f"The model accepts {len(inputs)} points at once, but not {FEW} of them "
+                f"({first_line(error.__cause__)}). {accepted.ANY_SIZE}"
+            ) from error.__cause__
         given = f"shape {tuple(inputs.shape)}, {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InvalidInput(f"The model does not accept {what} ({given}): {reason}") from error
-    if y.ndim == 0 or len(y) != len(inputs):
+        parts = (
+            " Where a model takes several arguments or keywords, give an nnrepair.Inputs object whose call() runs it."
+            if isinstance(error.__cause__, TypeError)
+            else ""
+        )
+        raise InvalidInput(
+            f"The model does not accept {what} ({given}): {first_line(error.__cause__)}{parts}"
+        ) from error.__cause__
+    if not y.dtype.is_floating_point or y.layout != torch.strided:
+        kind = str(y.dtype if y.layout == torch.strided else y.layout).removeprefix("torch.")
+        raise UnsupportedModel(
+            f"The model returns {kind} outputs. A repair needs scores, dense floating-point numbers: no decisions, "
+            "counts or complex numbers."
+        )
+    if y.ndim == 0 or len(y) != len(inputs) or y.numel() == 0:
         raise InvalidInput(
             f"The model returns outputs of shape {tuple(y.shape)} for {len(inputs)} points; the first axis must be the "
             "points. Give inputs with one point per row."
@@ -278,7 +291,7 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
     if not torch.isfinite(y).all():
         bad = torch.nonzero(~torch.isfinite(y.flatten(1)).all(1)).flatten().tolist() if y.ndim > 1 else []
         raise InvalidInput(f"The model's outputs on {what} are not finite, at indices {bad[:10]}.")
-    few = torch.arange(len(inputs)).flip(0)[: max(1, min(4, len(inputs) // 2))]  # fewer points, in another order
+    few = torch.arange(len(inputs)).flip(0)[: max(1, min(FEW, len(inputs) // 2))]  # fewer points, in another order
     with torch.no_grad():
         again = call(model, inputs[few])
         twice = call(model, inputs[few])
@@ -289,12 +302,7 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
             "A repair could not be confirmed; make it deterministic in eval mode."
         )
     if isinstance(inputs, Tensor) or inputs.independent:
-        scale = float(y.abs().max()) or 1.0
-        if not torch.allclose(again, y[few], rtol=0, atol=1e-3 * scale):
-            raise UnsupportedModel(
-                "A point's output depends on the other points of its batch. Give inputs as an nnrepair.Inputs object "
-                "with independent=False and a call() that runs the whole batch."
-            )
+        accepted.refuse_dependence(model, y, [(few, again), (few[:1], accepted.alone(model, inputs[few[:1]]))])
     return y
 
 
@@ -306,10 +314,10 @@ def _unwritten(model: nn.Module, inputs: AnyInputs) -> Tensor:
     seen once it has happened.
     """
     if isinstance(inputs, Tensor):
-        few = inputs[:4].clone()
+        few = inputs[:FEW].clone()
         if len(inputs):
             call(model, few)
-        _refuse_written([(few, inputs[:4])])
+        _refuse_written([(few, inputs[:FEW])])
         return outputs(model, inputs)
     parts = {name: value for name, value in getattr(inputs, "__dict__", {}).items() if isinstance(value, Tensor)}
     if sum(value.numel() for value in parts.values()) > COPIED:

@@ -10,6 +10,20 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+#: What the diagonal grows by, as a share of itself, until the matrix can be factorised.
+JITTERS = (0.0, 1e-13, 1e-11, 1e-9, 1e-7)
+#: Solutions of a matrix that was changed, each from the last, which take the change back.
+REFINEMENTS = 3
+
+
+def size_of(h: Array) -> float:
+    """Return the size of what is asked for: the largest h, unless some are larger by far on the other side."""
+    return max(float(h.max(initial=0.0)), 1e-6 * float(np.abs(h).max(initial=0.0)), 1e-300)
+
+
+class NotSolvedError(Exception):
+    """The numbers gave out: rounds ran out, or a program could not be solved."""
+
 
 def nnqp(
     K: Array, h: Array, cap: Array | None = None, free: NDArray[np.bool_] | None = None, max_steps: int = 40
@@ -17,17 +31,45 @@ def nnqp(
     """Return argmin y'Ky/2 - h'y over 0 <= y <= cap.
 
     Block principal pivoting (Kostreva 1978; Júdice & Pires 1994): a handful of Cholesky factorisations of the free
-    block. Where it cycles (nearly singular K), an interior point finds which multipliers are free.
+    block. Where it cycles (nearly singular K), an interior point finds which multipliers are free. Where K is singular
+    to rounding, a little is added to its diagonal and taken back by proximal steps.
 
     Args:
-        K: (m, m) symmetric positive definite.
+        K: (m, m) symmetric positive semidefinite, with a positive diagonal.
         h: (m,).
         cap: (m,), inf where a multiplier is free to grow.
         free: (m,) a guess of the multipliers between zero and the cap; fewer and better guesses are faster.
         max_steps: pivoting steps before giving up on them.
+
+    Raises:
+        NotSolvedError: numbers are not finite, or K is far from positive semidefinite.
     """
-    upper = np.full(len(h), np.inf) if cap is None else cap
-    y, settled = _pivot(K, h, upper, np.where(h > 0 if free is None else free, 1, 0), max_steps)
+    if not (np.isfinite(K).all() and np.isfinite(h).all()):
+        raise NotSolvedError("numbers of a quadratic program are out of range")
+    unit = 1 / np.sqrt(np.maximum(np.diag(K), 1e-300))  # in these units the diagonal is one
+    K, h = K * unit[:, None] * unit, h * unit
+    upper = np.full(len(h), np.inf) if cap is None else cap / unit
+    free = h > 0 if free is None else free
+    for jitter in JITTERS:
+        K[np.diag_indices_from(K)] = 1 + jitter
+        try:
+            y = _solved(K, h, upper, free, max_steps)
+            for _ in range(REFINEMENTS if jitter else 0):
+                y = _solved(K, h + jitter * y, upper, y > 0, max_steps)
+        except scipy.linalg.LinAlgError:
+            continue
+        return y * unit
+    raise NotSolvedError("the matrix of a quadratic program is not positive semidefinite")
+
+
+def _solved(K: Array, h: Array, upper: Array, free: NDArray[np.bool_], max_steps: int) -> Array:
+    live = upper > 0
+    if not live.all():  # a cap of zero leaves nothing to find
+        y = np.zeros(len(h))
+        if live.any():
+            y[live] = _solved(K[np.ix_(live, live)], h[live], upper[live], free[live], max_steps)
+        return y
+    y, settled = _pivot(K, h, upper, np.where(free, 1, 0), max_steps)
     if not settled:
         inside = _interior(K, h, upper)
         state = np.where(inside <= 1e-9 * inside.max(initial=0.0), 0, np.where(inside >= upper * (1 - 1e-9), 2, 1))
@@ -41,7 +83,7 @@ def _pivot(K: Array, h: Array, upper: Array, state: NDArray[np.int64], max_steps
     """Pivot from `state` (0: at zero, 1: free, 2: at the cap); return (y, whether it is optimal)."""
     best, patience = len(h) + 1, 10
     y = np.zeros(len(h))
-    slope_tolerance = 1e-10 * max(float(np.abs(h).max(initial=0.0)), 1e-300)
+    slope_tolerance = 1e-10 * size_of(h)
     for _ in range(max_steps):
         free, capped = np.flatnonzero(state == 1), np.flatnonzero(state == 2)
         y = np.zeros(len(h))
@@ -80,13 +122,14 @@ def _interior(K: Array, h: Array, upper: Array, tolerance: float = 1e-13) -> Arr
     y = np.where(bounded, np.minimum(y, upper / 2), y)
     low = np.full(len(h), scale)  # multipliers of y >= 0
     high = np.where(bounded, scale, 0.0)  # multipliers of y <= upper
-    count = len(h) + int(bounded.sum())
+    count, residual = len(h) + int(bounded.sum()), np.inf
     for _ in range(100):
         room = np.where(bounded, upper - y, 1.0)
         slope = K @ y - h
         mu = float(y @ low + high @ np.where(bounded, room, 0.0)) / count
-        at_rest = mu <= tolerance * scale * float(y.max()) and np.abs(slope - low + high).max() <= 1e-11 * scale
-        if at_rest or min(float(y.min()), float(room.min())) < 1e-200:
+        residual, last = float(np.abs(slope - low + high).max()), residual
+        ended = residual <= 1e-11 * scale or residual > last / 2  # rounding leaves no more
+        if (mu <= tolerance * scale * float(y.max()) and ended) or min(float(y.min()), float(room.min())) < 1e-200:
             break
         system = K.copy()
         system[np.diag_indices_from(system)] += low / y + high / room

@@ -12,7 +12,6 @@ Other than in that paper, no piece mixes alternatives: see `RegionEdits`.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -25,8 +24,10 @@ from torch import Tensor, nn
 from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Chosen, Criterion
 from nnrepair.decoupled import Decoupled
 from nnrepair.errors import InvalidInput
+from nnrepair.forward import call
 from nnrepair.methods.base import Method, Proposal
-from nnrepair.problem import Problem, call, check_model, first_look, has_choice
+from nnrepair.network import copied
+from nnrepair.problem import Problem, check_model, first_look, has_choice
 from nnrepair.problem import build as build_points
 from nnrepair.shapes import Regions
 from nnrepair.spec import Edits
@@ -210,7 +211,7 @@ class RegionEdits:
             return self._last[1]
         if isinstance(model, Decoupled):  # affine on the pieces of the network that it came from
             pieces, corners = self._pieces, self._corners(self._pieces)
-            double = copy.deepcopy(model).double()
+            double = copied(model).double()
             with torch.no_grad():
                 y = corners.inputs(True, self._like.double()).call(double).cpu()
             corners = replace(corners, y=y)

@@ -59,7 +59,7 @@ class Factored:
     def rmatvec(self, y: Array) -> Array:
         points, positions = self.inputs.shape[:2]
         pick = scipy.sparse.csr_array((y, (self.point, np.arange(self.m))), shape=(points, self.m))
-        gathered = (pick @ self.delta.reshape(self.m, -1)).reshape(points * positions, self.out)
+        gathered = (pick @ self.delta.reshape(self.m, positions * self.out)).reshape(points * positions, self.out)
         return np.asarray(gathered.T @ self.inputs.reshape(points * positions, self.inp)).ravel()
 
     def columns(self, where: Index) -> Array:
@@ -91,15 +91,28 @@ class Factored:
             total += flat @ flat.T
         return total
 
+    def lengths(self) -> Array:
+        if self.delta.shape[1] == 1:
+            return _lengths(self.delta[:, 0]) * _lengths(self.inputs[:, 0])[self.point]
+        total = np.zeros(self.m)
+        step = max(1, CHUNK // max(1, self.m * self.inp))
+        for start in range(0, self.out, step):
+            total = np.hypot(total, _lengths(self.dense(slice(start, start + step)).reshape(self.m, -1)))
+        return total
+
+    def scaled(self, by: Array) -> Factored:
+        return Factored(self.delta * by[:, None, None], self.point, self.inputs)
+
     def take(self, which: Index) -> Factored:
         kept, point = np.unique(self.point[which], return_inverse=True)
         return Factored(self.delta[which], point, self.inputs[kept])
 
     def joined(self, other: Factored) -> Factored:
+        positions = max(self.delta.shape[1], other.delta.shape[1])
         return Factored(
-            np.concatenate([self.delta, other.delta]),
+            np.concatenate([_padded(self.delta, positions), _padded(other.delta, positions)]),
             np.concatenate([self.point, other.point + len(self.inputs)]),
-            np.concatenate([self.inputs, other.inputs]),
+            np.concatenate([_padded(self.inputs, positions), _padded(other.inputs, positions)]),
         )
 
 
@@ -128,6 +141,12 @@ class Dense:
 
     def gram(self) -> Array:
         return np.asarray(self.rows @ self.rows.T)
+
+    def lengths(self) -> Array:
+        return _lengths(self.rows)
+
+    def scaled(self, by: Array) -> Dense:
+        return Dense(self.rows * by[:, None])
 
     def take(self, which: Index) -> Dense:
         return Dense(self.rows[which])
@@ -188,6 +207,14 @@ class Rows:
             total += block.gram()
         return total
 
+    def lengths(self) -> Array:
+        """Return the Euclidean length of every row, (m,)."""
+        return np.asarray(np.hypot.reduce([b.lengths() for b in self.blocks]))
+
+    def scaled(self, by: Array) -> Rows:
+        """Return the rows, each multiplied by its number in `by` (m,)."""
+        return Rows(tuple(b.scaled(by) for b in self.blocks))
+
     def rotated(self, left: Array, right: Array) -> Array:
         """Return (m, out, inp): every row as a matrix, in the bases `left` and `right`."""
         block = self.blocks[0]
@@ -201,6 +228,18 @@ class Rows:
     def joined(self, other: Rows) -> Rows:
         """Return these rows followed by the others."""
         return Rows(tuple(a.joined(b) for a, b in zip(self.blocks, other.blocks, strict=True)))  # type: ignore[arg-type]
+
+
+def _padded(x: Array, positions: int) -> Array:
+    """Return x (k, P, ...) with zeros at further positions: a map is used at more of them where inputs are larger."""
+    missing = positions - x.shape[1]
+    return np.concatenate([x, np.zeros((x.shape[0], missing, x.shape[2]))], 1) if missing else x
+
+
+def _lengths(x: Array) -> Array:
+    """Return (m,) the Euclidean lengths of the rows of x; squares of small numbers must not vanish."""
+    largest = np.abs(x).max(1, initial=0.0)
+    return np.asarray(largest * np.linalg.norm(x / np.where(largest > 0, largest, 1.0)[:, None], axis=1))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ cut gets one new corner, whichever pieces it belongs to. Computed in float64; no
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.network import copied
 from nnrepair.shapes import Regions
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.lowering import lower
@@ -90,7 +90,7 @@ def split(model: nn.Module, regions: Regions, then: Callable[[Mesh], None] | Non
         UnsupportedModel: the model is not piecewise linear; the message names the operations.
         InvalidInput: the regions' inputs do not fit the model.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    model = copied(model).cpu().eval()
     graph = _lowered(model, regions.shape)
     widest = sum(node.size for node in graph.nodes)
     step = max(1, TOGETHER // widest)
@@ -273,7 +273,7 @@ def _compare(model: nn.Module, pieces: Pieces) -> None:
     some = torch.linspace(0, len(pieces.points) - 1, min(PROBES, len(pieces.points))).long()
     try:
         with torch.no_grad():
-            y = copy.deepcopy(model).double()(pieces.points[some]).double()
+            y = copied(model).double()(pieces.points[some]).double()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         given = tuple(pieces.points.shape[1:])

@@ -9,7 +9,6 @@ breaks them.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 from nnrepair.demands import Demand
 from nnrepair.linearize import Linearization
 from nnrepair.minnorm import Conditions, Infeasible, solve
+from nnrepair.network import copied
 from nnrepair.norms import Euclidean, make
 from nnrepair.problem import outputs
 from nnrepair.progress import progress_bar
-from nnrepair.quadratic import nnqp
+from nnrepair.quadratic import NotSolvedError, nnqp
 from nnrepair.rows import Array, Metric, Rows
 
 #: Rows of edits per step; the nearest to failing are kept when there are more.
@@ -48,6 +48,7 @@ class SuccessiveRepair:
         max_steps: bound on linearisations.
         flat: the change of weights in the end (n,).
         steps: one record per linearisation.
+        notes: why it stopped early, for the report.
     """
 
     line: Linearization
@@ -60,6 +61,7 @@ class SuccessiveRepair:
     progress: bool
     flat: Array = field(default_factory=lambda: np.zeros(0))
     steps: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         first = self.demands[0]
@@ -67,7 +69,7 @@ class SuccessiveRepair:
 
     def run(self, start: Array | None = None) -> Array:
         """Return the change of weights (n,) after the last accepted step."""
-        self._trial = copy.deepcopy(self.model)
+        self._trial = copied(self.model)
         parameters = dict(self._trial.named_parameters(remove_duplicate=False))
         self._parameters = {n: parameters[n] for n in self.line.names}
         self._start = {n: p.detach().clone() for n, p in self._parameters.items()}
@@ -85,12 +87,19 @@ class SuccessiveRepair:
                 self.line.move(self.flat)
                 rows, need = self._rows(missed)
                 K = rows.gram()
-                unit = float(np.median(np.diag(K)))
+                sizes = np.diag(K)[np.diag(K) > 0]
+                if len(sizes) == 0:
+                    self.notes.append("stopped: no condition's gradient with respect to these parameters is not zero.")
+                    break
                 if step == 0:
-                    penalty = PENALTY / max(unit, 1e-300)
+                    penalty = PENALTY / float(np.median(sizes))
                 here = self._coordinates(self.flat, rows)
                 merit = self._merit(here, missed, penalty)
-                move, rows = self._direction(rows, need, K, here, damping, penalty, missed)
+                try:
+                    move, rows = self._direction(rows, need, K, here, damping, penalty, missed)
+                except NotSolvedError as reason:
+                    self.notes.append(f"stopped: {reason}.")
+                    break
                 length, new, value = self._line_search(here, move, rows, missed, merit, penalty)
                 record = {"merit": merit, "length": length, "damping": damping, "rows": float(rows.m)}
                 self.steps.append(record | {"missed": float(max(m.max() for m in missed))})
@@ -234,7 +243,7 @@ class SuccessiveRepair:
             try:
                 conditions = Conditions(rows, total, np.full(len(need), np.inf), tag)
                 goal = solve(conditions, lambda d, using: None, norm, gap=1e-3).d
-            except Infeasible:
+            except (Infeasible, NotSolvedError):
                 return
             size = norm.value(self.flat)
             for length in (1.0, 0.5, 0.25, 0.125):

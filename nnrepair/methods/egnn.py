@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune import FineTune
+from nnrepair.network import copied
 from nnrepair.penalties import KL, Penalty
 from nnrepair.problem import Problem, outputs_of, own
 from nnrepair.spec import Edits, LocalitySet
@@ -123,7 +124,7 @@ class EGNN:
         rounding = 16 * torch.finfo(like.dtype).eps * float(edits.y.abs().amax())
         proposal = replace(tuning, margin=max(self.margin, rounding)).repair(surrogate)
         assert isinstance(proposal.model, _Tuned)
-        stitched = Stitched(copy.deepcopy(base), proposal.model.mlp.requires_grad_(True)).eval()
+        stitched = Stitched(copied(base), proposal.model.mlp.requires_grad_(True)).eval()
         return Proposal(stitched, proposal.stats, notes + proposal.notes, advice=ADVICE)
 
     def _new(self, known: _Seen, seed: int) -> OwnMLP:

@@ -14,7 +14,6 @@ model stays in eval mode, and what is returned are the first weights under which
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +24,11 @@ from torch import Tensor, nn
 
 from nnrepair import layers
 from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
+from nnrepair.forward import CUT, call, gradients
 from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.network import copied
 from nnrepair.penalties import EWC, KL, L2, LInf, Penalty, at_least_float, between
-from nnrepair.problem import Problem, call, outputs
+from nnrepair.problem import Problem, outputs
 from nnrepair.progress import progress_bar
 from nnrepair.spec import AnyInputs
 
@@ -159,7 +160,7 @@ class _Run:
     def __init__(self, method: FineTune, problem: Problem, names: list[str]) -> None:
         self.method, self.problem = method, problem
         self.generator = torch.Generator().manual_seed(problem.seed)
-        self.network = copy.deepcopy(problem.model).requires_grad_(False)
+        self.network = copied(problem.model).requires_grad_(False)
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         self.weights = {name: parameters[name].requires_grad_(True) for name in names}
         self.old = self._snapshot()
@@ -217,8 +218,7 @@ class _Run:
     def _loss(self, drawn: _Drawn) -> Tensor:
         if not drawn.edits.requires_grad:
             raise UnsupportedModel(
-                f"The outputs carry no gradient with respect to {list(self.weights)}: the model does not use these "
-                "parameters, or detaches what they do. Choose other layers."
+                f"The outputs carry no gradient with respect to {list(self.weights)}: {CUT}. Choose other layers."
             )
         index = drawn.index
         # Conditions are computed in float64, as they are judged: in the model's dtype a hinge may be zero too early.
@@ -234,9 +234,9 @@ class _Run:
         return loss
 
     def _step(self, loss: Tensor) -> None:
-        gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True, materialize_grads=True)
-        for weight, gradient in zip(self.stepped.values(), gradients, strict=True):
-            weight.grad = gradient.to(weight.dtype)
+        found = gradients(loss, list(self.weights.values()), again=False)
+        for weight, gradient in zip(self.stepped.values(), found, strict=True):
+            weight.grad = torch.zeros_like(weight) if gradient is None else gradient.to(weight.dtype)
         self.optimizer.step()
         for pull in self.pulls:
             pull.project(self.stepped)

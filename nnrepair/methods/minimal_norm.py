@@ -21,7 +21,9 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.exact import ExactRepair, conflict
 from nnrepair.linearize import Linearization
 from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.network import plain
 from nnrepair.problem import Problem, has_choice, is_classifier, outputs
+from nnrepair.quadratic import NotSolvedError
 from nnrepair.successive import SuccessiveRepair
 
 #: The smallest margin, relative to the typical one: a repair must survive the rounding of the model's own dtype.
@@ -135,7 +137,7 @@ class MinimalNorm:
             repair.native64 = next(problem.model.parameters()).dtype == torch.float64
             try:
                 solution = repair.run()
-            except (minnorm.Infeasible, minnorm.NotSolvedError) as reason:
+            except (minnorm.Infeasible, NotSolvedError) as reason:
                 return Attempt(names, line, None, problem.model, infeasible=reason)
             change = line.unflatten(repair.change(solution))
             repaired = self._apply(problem.model, change, line.channels)
@@ -145,7 +147,13 @@ class MinimalNorm:
         )
         change = line.unflatten(successive.run(None if start is None else start.change))
         return Attempt(
-            names, line, None, self._apply(problem.model, change), change=successive.flat, steps=successive.steps
+            names,
+            line,
+            None,
+            self._apply(problem.model, change),
+            change=successive.flat,
+            steps=successive.steps,
+            notes=successive.notes,
         )
 
     def _apply(self, model: nn.Module, change: dict[str, torch.Tensor], channels: bool = True) -> nn.Module:
@@ -166,23 +174,25 @@ class MinimalNorm:
         judge = judge_of(problem)
         demands = demands_of(problem, self.margin, self.locality, without=judge)
         attempts: list[tuple[tuple[float, float, float], str, Attempt]] = []
-        tried = []
+        tried, reasons = [], list[str]()
         for name in names:
             try:
                 free = layers.trainable(problem.model, name)
                 attempt = self._attempt(problem, layers.choose(problem.model, free), demands)
             except (InvalidInput, UnsupportedModel) as reason:
-                tried.append(f"{name}: not possible ({reason})")
+                tried.append(f"{plain(name)}: not possible ({reason})")
+                reasons.append(f"{plain(name)}: {reason}")
                 continue
             score = self._score(problem, attempt, judge)
-            attempts.append((score, name, attempt))
+            attempts.append((score, plain(name), attempt))
             if attempt.infeasible is not None:
-                tried.append(f"{name}: infeasible")
+                tried.append(f"{plain(name)}: infeasible")
                 continue
             lost = f"{score[1]:.2%} of held-out locality points lost, " if judge is not None else ""
-            tried.append(f"{name}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}")
+            tried.append(f"{plain(name)}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}")
         if not attempts:
-            raise InvalidInput("No layer can be repaired: " + "; ".join(tried))
+            others = f" Nor can {', '.join(map(plain, names[1:]))}." if len(names) > 1 else ""
+            raise InvalidInput(f"No layer can be repaired. {reasons[0]}{others}")
         attempts.sort(key=lambda item: item[0])
         _, name, best = attempts[0]
         full = demands_of(problem, self.margin, self.locality)
@@ -227,7 +237,7 @@ class MinimalNorm:
         assert self.margin is not None
         size = f"small in the {self.norm} norm, with margin {self.margin:.3g}."
         stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
-        if isinstance(attempt.infeasible, minnorm.NotSolvedError) or (
+        if isinstance(attempt.infeasible, NotSolvedError) or (
             attempt.infeasible is not None and not attempt.infeasible.certain
         ):
             return Proposal(
@@ -256,6 +266,12 @@ class MinimalNorm:
             )
             certificate = attempt.repair.certificate(problem, solution, self.margin)
             notes = [where + "."]
+            if not chose and solution.gap > self.gap:
+                notes.append(f"the gap of {self.gap:g} that was asked for was not reached, only {solution.gap:.1e}.")
+            if solution.missed > 10 * minnorm.ROW_TOLERANCE:
+                notes.append(
+                    f"conditions are nearly dependent, and are met up to {solution.missed:.0e} of what they ask for."
+                )
             if chose:
                 notes.append("minimal for the alternatives that were nearest to holding, not over all of them.")
             return Proposal(
@@ -266,7 +282,9 @@ class MinimalNorm:
             "same architecture by successive linearisation, re-checked on the true network at every step; the size of "
             "this change is not proved minimal."
         )
-        return Proposal(attempt.model, stats, [size, note], keeps_locality=self.locality == "hard", advice=ADVICE)
+        return Proposal(
+            attempt.model, stats, [size, note, *attempt.notes], keeps_locality=self.locality == "hard", advice=ADVICE
+        )
 
     def _feasible_elsewhere(self, problem: Problem, names: list[str]) -> list[str]:
         """Return other layers whose linearisation satisfies all demands."""
@@ -280,9 +298,9 @@ class MinimalNorm:
             try:
                 line = Linearization(problem.model, other, problem.edits.inputs, [d.inputs for d in demands[1:]])
                 ExactRepair(line, demands, "l2", None, self.gap, "decoupled", False).run()
-            except (minnorm.Infeasible, minnorm.NotSolvedError, InvalidInput, UnsupportedModel):
+            except (minnorm.Infeasible, NotSolvedError, InvalidInput, UnsupportedModel):
                 continue
-            found.append(layer)
+            found.append(plain(layer))
         return found
 
 
@@ -295,9 +313,10 @@ class Attempt:
     repair: ExactRepair | None
     model: nn.Module
     solution: minnorm.Solution | None = None
-    infeasible: minnorm.Infeasible | minnorm.NotSolvedError | None = None
+    infeasible: minnorm.Infeasible | NotSolvedError | None = None
     change: Any = None
     steps: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def _listed(layer: object) -> list[object]:

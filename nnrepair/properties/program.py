@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnrepair import highs
-from nnrepair.minnorm import NotSolvedError
+from nnrepair.quadratic import NotSolvedError
 
 Array = NDArray[np.float64]
 

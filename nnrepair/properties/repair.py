@@ -21,7 +21,6 @@ from nnrepair.criteria import Argmax, Criterion
 from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
 from nnrepair.fix import undisturbed
 from nnrepair.judge import about, like, weight_change
-from nnrepair.minnorm import NotSolvedError
 from nnrepair.network import private_copy
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
@@ -40,6 +39,7 @@ from nnrepair.properties.task import (
     refuse_misfit,
     shape_of,
 )
+from nnrepair.quadratic import NotSolvedError
 from nnrepair.result import Proof, RepairResult, Report
 from nnrepair.spec import LocalitySet
 from nnrepair.verify.check import check
