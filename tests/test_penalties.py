@@ -12,7 +12,7 @@ from reference.fisher import fisher_by_loops, logistic_fisher
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmin, Edits, InvalidInput, LocalitySet, Near
+from nnrepair import Argmin, Edits, InvalidInput, LocalitySet, Near, fisher
 from nnrepair.methods import FineTune
 from nnrepair.penalties import EWC, KL, L2, L2Ball, Labels, LInf, Penalty, between, fisher_diagonal
 from nnrepair.problem import Problem, build
@@ -267,14 +267,14 @@ def test_sampled_labels_come_close_to_the_expectation() -> None:
 def test_fisher_does_not_depend_on_the_chunks(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mlp(4, 6, 3).double(), randn(11, 4, dtype=torch.float64)
     whole = fisher_diagonal(model, ["0", "2"], x)
-    monkeypatch.setattr(nnrepair.penalties, "MOST_NUMBERS", numbers)
+    monkeypatch.setattr(fisher, "MOST_NUMBERS", numbers)
     torch.testing.assert_close(fisher_diagonal(model, ["0", "2"], x), whole, rtol=1e-12, atol=0)
 
 
 def test_many_classes_are_cut_to_the_most_probable(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mlp(4, 9).double(), randn(11, 4, dtype=torch.float64)
     whole = fisher_diagonal(model, "0", x)["0.weight"]
-    monkeypatch.setattr(nnrepair.penalties, "MOST_CLASSES", 6)
+    monkeypatch.setattr(fisher, "MOST_CLASSES", 6)
     less = fisher_diagonal(model, "0", x)["0.weight"]
     assert (less < whole).all() and (less > 0.2 * whole).all()
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from nnrepair import layers
 from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
+from nnrepair.fisher import at_least_float
 from nnrepair.methods.base import Capabilities, Proposal, register
-from nnrepair.penalties import EWC, KL, L2, LInf, Penalty, at_least_float, between
+from nnrepair.penalties import EWC, KL, L2, LInf, Penalty, between
 from nnrepair.problem import Problem, call, outputs
 from nnrepair.progress import progress_bar
 from nnrepair.spec import AnyInputs
