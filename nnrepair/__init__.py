@@ -5,7 +5,7 @@ result.model, result.outcome, result.report, result.patch, result.certificate
 """
 
 from nnrepair import methods
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Linear, Near
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Linear, Near, Threshold
 from nnrepair.decoupled import Decoupled
 from nnrepair.errors import (
     DataUnavailable,
@@ -51,6 +51,7 @@ __all__ = [
     "Report",
     "Segments",
     "Step",
+    "Threshold",
     "UnsupportedModel",
     "fix",
     "methods",

@@ -1,4 +1,4 @@
-"""A classifier's Fisher information, on its diagonal: how much each parameter matters for what a network says."""
+"""The Fisher information, on its diagonal: how much each parameter matters for what a network says."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnrepair import layers
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.forward import call_with
+from nnrepair.kinds import Classes, Kind
 from nnrepair.problem import outputs
 from nnrepair.spec import AnyInputs
 
-#: "exact" sums over at most this many classes, each point's most probable ones.
+#: "exact" sums over at most this many classes, each point's most probable ones, or draws so many labels.
 MOST_CLASSES = 100
 #: Numbers in the per-sample gradients that are held at once.
 MOST_NUMBERS = 2**24
@@ -31,16 +31,18 @@ def fisher_diagonal(
     names: str | Sequence[str],
     inputs: AnyInputs,
     *,
+    kind: Kind | None = None,
     labels: Labels = "exact",
     targets: Tensor | None = None,
-    lowest: bool = False,
     points: int | None = None,
+    draws: int = 1,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Return the diagonal of a classifier's Fisher information, by parameter name.
+    """Return the diagonal of a network's Fisher information, by parameter name.
 
-    `F_i = 1/n sum_x E_y (d log p(y|x) / d theta_i)^2`, with p the softmax of the outputs: the mean of squared
-    gradients, each of one point and one label, never the square of a mean.
+    `F_i = 1/n sum_x E_y (d log p(y|x) / d theta_i)^2`, with p what the outputs stand for: the mean of squared
+    gradients, each of one point and one label, never the square of a mean. To second order, a change d of the
+    parameters moves p by 1/2 sum_i F_i d_i^2 nats per point, up to what F leaves out beside its diagonal.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -48,48 +50,50 @@ def fisher_diagonal(
         torch.Size([2, 2])
 
     Args:
-        model: (n, ...) inputs to (n, classes) outputs, in eval mode.
+        model: (n, ...) inputs to (n, ...) outputs, in eval mode.
         names: parameters or layers, as `layers.choose` takes them.
         inputs: n points. Where they depend on each other (a graph), all of them run together.
-        labels: "exact" takes the expectation over y under the model itself, one gradient per point and class (with more
-            than 100 classes the 100 most probable ones of each point, and F is a lower bound); "sampled" draws one y
-            per point from the model; "empirical" takes `targets`, which is another quantity, and nearly zero where the
-            model is sure of them.
-        targets: (n,) labels, for "empirical".
-        lowest: whether the lowest score wins: p is then the softmax of the negated outputs.
+        kind: what p is: `kinds.Classes()`, the default, is the softmax over (n, classes) outputs; `kinds.Binary()`
+            a coin per output; `kinds.Regression()` normal distributions of standard deviation 1 (in output units),
+            for which F_i is the mean squared gradient of the outputs, summed over these.
+        labels: "exact" takes the expectation over y under the model itself, one gradient per point and class or output
+            (with more than 100 classes the 100 most probable ones of each point, and F is a lower bound; with more
+            than 100 other outputs, 100 draws per point); "sampled" draws y from the model; "empirical" takes `targets`,
+            which is another quantity, and nearly zero where the model is sure of them.
+        targets: (n, ...) labels, for "empirical"; values for numbers.
         points: use at most this many points, drawn at random.
+        draws: of each point, for "sampled".
         generator: for what is random; None is a fresh one with seed 0.
 
     Returns:
         One tensor per parameter, in its dtype, in float32 for half precision.
 
     Raises:
-        InvalidInput: outputs that are no scores of classes, or missing targets.
+        InvalidInput: outputs that are not of this kind, or missing targets.
     """
-    names = layers.choose(model, names)
+    names, kind = layers.choose(model, names), Classes() if kind is None else kind
     known_labels(labels)
     if labels == "empirical" and (targets is None or len(targets) != len(inputs)):
         given = "none" if targets is None else f"{len(targets)} for {len(inputs)} points"
         raise InvalidInput(f'fisher_diagonal(labels="empirical") needs one target per point, got {given}.')
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     y = outputs(model, inputs)
-    if y.ndim != 2 or y.shape[1] < 2:
-        raise InvalidInput(f"The Fisher information needs outputs of shape (points, classes), got {tuple(y.shape)}.")
+    if isinstance(kind, Classes) and (y.ndim != 2 or y.shape[1] < 2):
+        raise InvalidInput(
+            f"The Fisher information of classes needs outputs of shape (points, classes), got {tuple(y.shape)}. Give "
+            "kind=kinds.Binary() for yes-or-no answers, kinds.Regression() for numbers."
+        )
     which = torch.arange(len(y))
     if points is not None and points < len(y):
         which = torch.randperm(len(y), generator=generator)[:points].sort().values
-    sign = -1.0 if lowest else 1.0
-    p = F.softmax(sign * y[which].double(), 1).cpu()
-    if labels == "exact":
-        share, label = p.topk(min(p.shape[1], MOST_CLASSES), 1)
-    elif labels == "sampled":
-        label = torch.multinomial(p, 1, generator=generator)
-        share = torch.ones_like(label, dtype=p.dtype)
-    else:
+    y = y[which.to(y.device)]
+    terms = _Terms(kind, y.double(), y, [])
+    if labels == "empirical":
         assert targets is not None
-        label = targets.cpu()[which][:, None]
-        share = torch.ones_like(label, dtype=p.dtype)
-    terms = _Terms(sign, p, label, share, y)
+        terms.drawn.append(targets[which.to(targets.device)])
+    elif labels == "sampled" or kind.root(y[:1], MOST_CLASSES) is None:
+        count = draws if labels == "sampled" else MOST_CLASSES
+        terms.drawn.extend(kind.sample(terms.y, generator) for _ in range(count))
     start = {name: dict(model.named_parameters(remove_duplicate=False))[name].detach() for name in names}
     with torch.enable_grad():
         total = _sum_of_squares(model, start, inputs, which, terms)
@@ -98,25 +102,34 @@ def fisher_diagonal(
 
 @dataclass(frozen=True)
 class _Terms:
-    """The terms of the Fisher information: for k labels of each point, a share and d log p(label) / d output.
+    """The terms of the Fisher information at n points: gradients of log-probabilities at the outputs.
 
     Attributes:
-        sign: -1 where the lowest score wins.
-        p: (n, classes), label: (n, k), share: (n, k), on the CPU.
-        like: outputs.
+        kind: what the outputs stand for.
+        y: (n, ...) outputs, float64, and `like`: the same as they are.
+        drawn: labels (n, ...), as often as they were drawn; none where the expectation is known.
     """
 
-    sign: float
-    p: Tensor
-    label: Tensor
-    share: Tensor
+    kind: Kind
+    y: Tensor
     like: Tensor
+    drawn: list[Tensor]
+
+    @property
+    def count(self) -> int:
+        """Gradients per point."""
+        return self.slopes(slice(1)).shape[1]
 
     def slopes(self, points: slice) -> Tensor:
-        """Return (points, k, classes): gradients at the outputs whose squares need no more weights."""
-        hot = F.one_hot(self.label[points], self.p.shape[1])
-        slopes = self.sign * self.share[points, :, None].sqrt() * (hot - self.p[points, None])
-        return slopes.to(self.like)
+        """Return (points, k, ...): gradients at the outputs whose squares need no more weights."""
+        y = self.y[points]
+        if self.drawn:
+            each = torch.stack([self.kind.score(y, label[points]) for label in self.drawn], 1)
+            slopes: Tensor | None = each / len(self.drawn) ** 0.5
+        else:
+            slopes = self.kind.root(y, MOST_CLASSES)
+        assert slopes is not None
+        return slopes.to(self.like).reshape(*slopes.shape[:2], *self.like.shape[1:])
 
 
 def _sum_of_squares(
@@ -147,7 +160,7 @@ def _vectorised(
         pull: Any = torch.func.vjp(lambda weights: call_with(model, weights, one[None])[0], start)[1]
         return torch.func.vmap(pull)(slopes)[0]
 
-    size = terms.label.shape[1] * sum(weight.numel() for weight in start.values())
+    size = terms.count * sum(weight.numel() for weight in start.values())
     step = max(1, MOST_NUMBERS // size)
     for first in range(0, len(which), step):
         some = slice(first, first + step)

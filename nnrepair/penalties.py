@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nnrepair.criteria import Argmax
+from nnrepair.criteria import flat
 from nnrepair.errors import InvalidInput
 from nnrepair.fisher import Labels as Labels
 from nnrepair.fisher import Weights, at_least_float, known_labels
 from nnrepair.fisher import fisher_diagonal as fisher_diagonal
+from nnrepair.kinds import Kind, Regression
 from nnrepair.problem import Problem, outputs
 
 
@@ -37,6 +37,8 @@ class Pull:
 
     #: Whether `loss` looks at outputs on the locality set.
     watches: bool = False
+    #: Sentences for the report: what was left out, or not exact.
+    notes: Sequence[str] = ()
 
     def loss(self, weights: Weights, y: Tensor | None, index: Tensor | None) -> Tensor | None:
         """Return a number to add to the loss, or None.
@@ -219,9 +221,10 @@ class KL(Penalty):
     """`weight * mean KL(p0 || p)` on the locality set, p0 being the old model's distribution there.
 
     After the locality loss of Mitchell et al., "Fast model editing at scale" (MEND, 2022), whose fine-tuning baseline
-    weighs the edits by 0.01 against it, which is `weight=100` here. p0 is computed once. Where the lowest score wins, p
-    is the softmax of -y; where the edits speak of no classes, the penalty is `weight` times the mean squared
-    difference to the old outputs.
+    weighs the edits by 0.01 against it, which is `weight=100` here. p0 is computed once. p is the softmax over classes
+    (of -y where the lowest score wins), or for yes-or-no answers the coins sigmoid(y - threshold), one per output,
+    whose divergences add up. Where outputs are plain numbers, the penalty is `weight` times their mean squared
+    difference to the old ones.
 
     Args:
         weight: loss per nat (or per squared output unit); 1 to 100 is the usual range.
@@ -236,23 +239,25 @@ class KL(Penalty):
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
         assert problem.locality is not None
         y = outputs(problem.model, problem.locality.inputs).double()
-        return _Divergence(self.weight, y, (-1.0 if problem.lowest else 1.0) if problem.classifies else None)
+        return _Divergence(self.weight * _per_nat(problem), problem.kind, y)
+
+
+def _per_nat(problem: Problem) -> float:
+    """Return what a nat counts: 1; numbers count by their mean square, so that images and single ones weigh alike."""
+    if not isinstance(problem.kind, Regression):
+        return 1.0
+    return 2 / flat(outputs(problem.model, problem.edits.inputs)).shape[1]
 
 
 class _Divergence(Pull):
     watches = True
 
-    def __init__(self, weight: float, y: Tensor, sign: float | None) -> None:
-        self.weight, self.sign = weight, sign
-        self.old = y if sign is None else F.log_softmax(sign * y, 1)
+    def __init__(self, weight: float, kind: Kind, old: Tensor) -> None:
+        self.weight, self.kind, self.old = weight, kind, old
 
     def loss(self, weights: Weights, y: Tensor | None, index: Tensor | None) -> Tensor | None:
         assert y is not None and index is not None
-        old = self.old[index.to(self.old.device)]
-        if self.sign is None:
-            return self.weight * F.mse_loss(y, old)
-        new = F.log_softmax(self.sign * y, 1)
-        return self.weight * F.kl_div(new, old, reduction="batchmean", log_target=True)
+        return self.weight * self.kind.divergence(self.old[index.to(self.old.device)], y).mean()
 
 
 @dataclass(frozen=True)
@@ -261,12 +266,13 @@ class EWC(Penalty):
 
     Elastic weight consolidation, Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks" (2017). F
     is the diagonal of the Fisher information over the locality set, from squared gradients point by point (see
-    `fisher_diagonal`). Some published baselines square the gradient of a batch instead, which makes F smaller by about
-    the batch size, or take F over the edits; neither is done here.
+    `fisher_diagonal`), of what the outputs stand for: classes, yes-or-no answers, or plain numbers. Some published
+    baselines square the gradient of a batch instead, which makes F smaller by about the batch size, or take F over the
+    edits; neither is done here.
 
     Args:
-        weight: loss per nat: up to what F leaves out beside its diagonal, this is to second order `KL` with the same
-            weight.
+        weight: loss per nat (per squared output unit for numbers): up to what F leaves out beside its diagonal, this is
+            to second order `KL` with the same weight.
         labels: how the expectation over labels in F is taken: "exact", "sampled" or "empirical".
         points: at most this many points of the locality set, drawn at random; None takes 1000, and 100 where points
             depend on each other (a graph), where each of them costs as much as all.
@@ -290,27 +296,29 @@ class EWC(Penalty):
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
         locality = problem.locality
         assert locality is not None
-        if not problem.classifies:
-            raise InvalidInput(
-                "EWC needs a distribution over classes, but these edits are no classification "
-                f"({problem.edits.criterion!r}). Use KL, which compares outputs there, or L2."
-            )
-        targets = locality.criterion.labels if isinstance(locality.criterion, Argmax) else None
+        targets = None if locality.criterion is None else problem.kind.labels(locality.criterion)
         if self.labels == "empirical" and targets is None:
             raise InvalidInput(
                 'EWC(labels="empirical") needs labels beside the locality set\'s inputs; give them, or choose '
                 'labels="exact".'
             )
         alone = isinstance(locality.inputs, Tensor) or locality.inputs.independent
+        most = self.points or (1000 if alone else 100)
         fisher = fisher_diagonal(
             problem.model,
             list(old),
             locality.inputs,
+            kind=problem.kind,
             labels=self.labels,
             targets=targets if self.labels == "empirical" else None,
-            lowest=problem.lowest,
-            points=self.points or (1000 if alone else 100),
+            points=most,
             generator=generator,
         )
         mean = sum(float(f.double().sum()) for f in fisher.values()) / sum(f.numel() for f in fisher.values())
-        return _Quadratic(old, self.weight / 2, {name: f + self.floor * mean for name, f in fisher.items()})
+        importance = {name: f + self.floor * mean for name, f in fisher.items()}
+        pull = _Quadratic(old, self.weight / 2 * _per_nat(problem), importance)
+        if len(locality) > most:
+            pull.notes = [
+                f"EWC: the Fisher information is that of {most} of {len(locality)} points of the locality set."
+            ]
+        return pull

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from nnrepair.criteria import Argmax, Criterion
+from nnrepair.criteria import Argmax, Criterion, Threshold
 from nnrepair.errors import InvalidInput
 from nnrepair.shapes import Regions
 
@@ -76,7 +76,8 @@ def _as_criterion(target: Any, what: str) -> Criterion:
     if isinstance(target, Criterion):
         return target
     try:
-        return Argmax(target)
+        labels = torch.as_tensor(target)
+        return Threshold(labels) if labels.dtype == torch.bool or labels.ndim > 1 else Argmax(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"{what}: {error}") from None
 
@@ -127,10 +128,12 @@ class Edits(_Points):
 
     Args:
         inputs: (n, ...) tensor, an `Inputs` object, or regions: `Segments` or `Polygons`.
-        target: (n,) integer labels (the same as `Argmax(labels)`) or a `Criterion`.
+        target: a `Criterion`, or labels. Integers (n,) are classes, `Argmax(labels)`; for a model with a single output
+            0 and 1 are the sign of it, `Threshold(labels)`, as are booleans (n,). Labels (n, outputs) of 0 and 1 (or
+            booleans; -1 leaves an output free) are one yes-or-no answer per output.
 
     Raises:
-        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are no integers.
+        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are neither integers nor booleans.
     """
 
     criterion: Criterion
@@ -146,7 +149,8 @@ class Edits(_Points):
 class LocalitySet(_Points):
     """Points whose decisions must stay: every decision of the unrepaired model, or those that `target` calls right.
 
-    With labels, a point that the model gets wrong is free to change, and drawdown is measured as accuracy.
+    With labels, a point that the model gets wrong is free to change, and drawdown is measured as accuracy. Where the
+    edits speak of no decisions (`Near`, `Linear`), outputs must stay near what they were; the report says how near.
     """
 
 
@@ -158,7 +162,7 @@ class EditScope(_Points):
 
     Args:
         inputs: (n, ...) tensor or an `Inputs` object; leave the edits themselves out.
-        target: (n,) labels or a `Criterion`.
+        target: labels, as for `Edits`, or a `Criterion`.
         of: (n,) the index of the edit that each point belongs to. Edits that are repaired one after another are then
             each measured on their own points; without it every step is measured on all of them.
     """

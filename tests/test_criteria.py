@@ -213,7 +213,7 @@ def test_linear_takes_whole_numbers_and_lists() -> None:
         (lambda: Argmax([0, 3]).check(torch.zeros(2, 3)), r"0\.\.2 .*label 3 at index 1 does not\."),
         (lambda: Argmax([3, -1, 0]).check(torch.zeros(3, 3)), "nor do 1 others"),
         (lambda: Argmax([0]).check(torch.zeros(2, 3)), "1 labels for 2 inputs"),
-        (lambda: Argmax([0]).check(torch.zeros(1, 3, 2)), "Use Near or Linear"),
+        (lambda: Argmax([0]).check(torch.zeros(1, 3, 2)), "Use Threshold, Near or Linear"),
         (lambda: Near(torch.zeros(1, 2), 1.0).check(torch.zeros(1, 3)), r"\(1, 2\), but outputs are \(1, 3\)"),
         (lambda: Linear([[1.0]], [0.0], points=2).check(torch.zeros(3, 1)), "2 points, but there are 3"),
         (lambda: Linear([[1.0]], [0.0], points=2).check(torch.zeros(2, 3)), "expects 1 outputs, the model returns 3"),

@@ -15,11 +15,13 @@ def test_drawdown_is_relative_and_drawdown_points_are_not() -> None:
     assert metrics.drawdown(0.8, 0.6) == pytest.approx(0.25)
     assert metrics.drawdown_points(0.8, 0.6) == pytest.approx(20)
     assert metrics.drawdown(0.5, 0.75) == pytest.approx(-0.5)
-    assert metrics.drawdown(0.0, 0.0) == 0.0
+    assert metrics.drawdown(0.0, 0.0) is metrics.drawdown(0.0, 0.5) is None  # there was none to lose
 
 
 def test_locality_counts_unchanged_decisions() -> None:
     assert metrics.locality(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2])) == 0.75
+    before, after = torch.tensor([[1, 0], [0, 0], [1, 1]]), torch.tensor([[1, 0], [0, 1], [1, 1]])
+    assert metrics.locality(before, after) == pytest.approx(2 / 3)  # all decisions of a point count together
 
 
 def test_edit_score_is_the_average_and_needs_no_scope() -> None:

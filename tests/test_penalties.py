@@ -12,7 +12,8 @@ from reference.fisher import fisher_by_loops, logistic_fisher
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmin, Edits, InvalidInput, LocalitySet, Near, fisher
+from nnrepair import Argmin, InvalidInput, LocalitySet, Near, fisher
+from nnrepair.kinds import Classes
 from nnrepair.methods import FineTune
 from nnrepair.penalties import EWC, KL, L2, L2Ball, Labels, LInf, Penalty, between, fisher_diagonal
 from nnrepair.problem import Problem, build
@@ -242,7 +243,7 @@ def test_fisher_is_what_loops_find(make: Any, labels: Labels, lowest: bool) -> N
     model, x = seeded(make).double(), randn(7, 4, dtype=torch.float64)
     names = [n for n, _ in model.named_parameters()]
     targets = torch.arange(7) % 3
-    found = fisher_diagonal(model, names, x, labels=labels, targets=targets, lowest=lowest)
+    found = fisher_diagonal(model, names, x, labels=labels, targets=targets, kind=Classes(lowest))
     expected = fisher_by_loops(model, names, x, None if labels == "exact" else targets, -1.0 if lowest else 1.0)
     assert list(found) == names
     for name in names:
@@ -409,7 +410,7 @@ def test_ewc_with_an_infinitely_heavy_weight_changes_nothing() -> None:
         (lambda: EWC(1.0, points=0), "points must be an integer >= 1 or None, got 0"),
         (lambda: EWC(1.0, floor=-1.0), "floor must be a finite number >= 0"),
         (lambda: fisher_diagonal(mlp(2, 2), "0", randn(3, 2), labels="empirical"), "one target per point, got none"),
-        (lambda: fisher_diagonal(mlp(2, 1), "0", randn(3, 2)), r"\(points, classes\), got \(3, 1\)"),
+        (lambda: fisher_diagonal(mlp(2, 1), "0", randn(3, 2)), r"\(points, classes\), got \(3, 1\). Give kind="),
         (lambda: fisher_diagonal(mlp(2, 2), "1", randn(3, 2)), "Layer '1' not found"),
     ],
 )
@@ -423,12 +424,6 @@ def test_penalties_on_a_missing_locality_set(penalty: Penalty) -> None:
     model, edits, _ = task()
     with pytest.raises(InvalidInput, match=rf"{type(penalty).__name__}.*give a locality set, or .*L2"):
         nnrepair.fix(model, edits, method=FineTune(penalties=[penalty]))
-
-
-def test_ewc_needs_classes() -> None:
-    model, (x, _), kept = task()
-    with pytest.raises(InvalidInput, match="no classification .*Near.* Use KL"):
-        nnrepair.fix(model, Edits(x, Near(torch.zeros(6, 3), 0.1)), kept, method=FineTune(penalties=[EWC(1.0)]))
 
 
 def test_empirical_ewc_needs_labels() -> None:

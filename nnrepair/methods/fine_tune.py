@@ -173,7 +173,7 @@ class _Run:
         rounding = 8 * torch.finfo(self.weights[names[0]].dtype).eps * float(y.abs().amax())
         self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
         self.best, self.score, self.steps = self.old, (-1, -1), 0
-        self.loss, self.notes = math.nan, list[str]()
+        self.loss, self.notes = math.nan, [note for pull in self.pulls for note in pull.notes]
 
     def proposal(self) -> Proposal:
         done = self._descend()
