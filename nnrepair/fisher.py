@@ -148,7 +148,7 @@ def _summed(start: Weights, parts: Iterator[dict[str, Tensor]]) -> dict[str, Ten
     total = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in start.items()}
     for part in parts:
         for name, value in part.items():
-            total[name] += value
+            total[name] += value.detach()
     return total
 
 

@@ -318,7 +318,5 @@ class EWC(Penalty):
         importance = {name: f + self.floor * mean for name, f in fisher.items()}
         pull = _Quadratic(old, self.weight / 2 * _per_nat(problem), importance)
         if len(locality) > most:
-            pull.notes = [
-                f"EWC: the Fisher information is that of {most} of {len(locality)} points of the locality set."
-            ]
+            pull.notes = [f"EWC: Fisher information of {most} of {len(locality)} points of the locality set."]
         return pull

@@ -3,17 +3,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Residual, Tied, clusters, mistakes, mlp, randn, seeded
-from reference.fisher import fisher_by_loops, logistic_fisher
+from reference.fisher import fisher_by_loops, linear_fisher, logistic_fisher, moved
+from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmin, InvalidInput, LocalitySet, Near, fisher
-from nnrepair.kinds import Classes
+from nnrepair import Argmin, Edits, InvalidInput, LocalitySet, Near, Threshold, fisher
+from nnrepair.kinds import Binary, Classes, Regression
 from nnrepair.methods import FineTune
 from nnrepair.penalties import EWC, KL, L2, L2Ball, Labels, LInf, Penalty, between, fisher_diagonal
 from nnrepair.problem import Problem, build
@@ -250,6 +252,55 @@ def test_fisher_is_what_loops_find(make: Any, labels: Labels, lowest: bool) -> N
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("kind", [Binary(), Binary(torch.tensor([0.7], dtype=torch.float64)), Regression()])
+def test_fisher_of_answers_and_numbers_in_closed_form(kind: Any, outputs: int) -> None:
+    x, model = randn(40, 3, seed=3, dtype=torch.float64), mlp(3, outputs, seed=4).double()
+    y = model(x).detach().numpy()
+    p = 1 / (1 + np.exp(-(y - float(kind.threshold)))) if isinstance(kind, Binary) else y
+    weight, bias = linear_fisher(p * (1 - p) if isinstance(kind, Binary) else np.ones_like(y), x.numpy())
+    found = fisher_diagonal(model, "0", x, kind=kind)
+    np.testing.assert_allclose(found["0.weight"], weight, rtol=1e-9)
+    np.testing.assert_allclose(found["0.bias"], bias, rtol=1e-9)
+    drawn = fisher_diagonal(model, "0", x, kind=kind, labels="sampled", draws=500)
+    np.testing.assert_allclose(drawn["0.weight"], weight, rtol=0.1)
+
+
+KINDS = {"classes": Classes(), "lowest": Classes(True), "answers": Binary(), "numbers": Regression()}
+KINDS["both"] = Binary(numbers=torch.tensor([False, True, False]))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_fisher_is_the_divergence_that_is_measured(kind: Any) -> None:
+    """Signs of a Hadamard matrix: on average over them, products of two different weights cancel exactly."""
+    model, x = mlp(4, 7, 3, seed=1, activation=nn.Tanh).double(), randn(9, 4, dtype=torch.float64)
+    old, size = model(x).detach(), 1e-4
+    for name, parameter in model.named_parameters():
+        signs = hadamard(32).astype(float)[:, : parameter.numel()]
+        networks = moved(model, name, signs, size)
+        measured = np.mean([float(kind.divergence(old, m(x).detach()).mean()) for m in networks])
+        expected = float(fisher_diagonal(model, name, x, kind=kind)[name].sum()) * size**2 / 2
+        assert measured == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_scores_of_drawn_labels_are_zero_on_average_and_the_root_of_fisher(kind: Any) -> None:
+    y, generator = randn(2, 3, dtype=torch.float64), torch.Generator().manual_seed(3)
+    many = y.repeat(20_000, 1)
+    scores = kind.score(many, kind.sample(many, generator)).reshape(20_000, 2, 3)
+    root = kind.root(y, 100)
+    torch.testing.assert_close(scores.mean(0), torch.zeros(2, 3, dtype=torch.float64), rtol=0, atol=0.02)
+    outer = torch.einsum("snk,snl->nkl", scores, scores) / 20_000
+    torch.testing.assert_close(outer, torch.einsum("nrk,nrl->nkl", root, root), rtol=0.06, atol=0.02)
+
+
+def test_many_outputs_are_drawn() -> None:
+    model, x = mlp(3, 130, seed=4).double(), randn(40, 3, seed=3, dtype=torch.float64)
+    found = fisher_diagonal(model, "0", x, kind=Regression())
+    weight, _ = linear_fisher(np.ones((40, 130)), x.numpy())
+    np.testing.assert_allclose(found["0.weight"].sum(0), weight.sum(0), rtol=0.05)
+
+
 def test_sampled_labels_are_drawn_from_the_model() -> None:
     model, x = mlp(2, 3, seed=4).double(), randn(5, 2, seed=3, dtype=torch.float64)
     drawn = torch.multinomial(model(x).detach().softmax(1), 1, generator=torch.Generator().manual_seed(8))[:, 0]
@@ -380,6 +431,40 @@ def test_ewc_is_the_second_order_of_kl_where_the_fisher_information_is_diagonal(
     y = new["0.bias"].expand(3, 2)
     kl = KL(2.0).start(given, old, torch.Generator()).loss(new, y, torch.arange(3))
     torch.testing.assert_close(ewc, kl, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["answers", "numbers"])
+def test_ewc_is_the_second_order_of_kl_for_answers_and_numbers(kind: str) -> None:
+    model, x = mlp(1, 4).double(), torch.zeros(3, 1, dtype=torch.float64)
+    y = model(x[:1]).detach()
+    target = Threshold((y <= 0).long()) if kind == "answers" else Near(y + 1, 0.1)
+    given = build(model, Edits(x[:1], target), x)
+    old = {"0.bias": model[0].bias.detach()}
+    for k in range(4):
+        new = {"0.bias": old["0.bias"] + 1e-3 * torch.eye(4, dtype=torch.float64)[k]}
+        ewc = EWC(2.0, floor=0.0).start(given, old, torch.Generator()).loss(new, None, None)
+        kl = KL(2.0).start(given, old, torch.Generator()).loss(new, new["0.bias"].expand(3, 4), torch.arange(3))
+        torch.testing.assert_close(ewc, kl, rtol=1e-3, atol=0)
+
+
+def test_kl_of_answers_is_that_of_coins() -> None:
+    model, kept = mlp(4, 8, 2).double(), randn(5, 4, dtype=torch.float64)
+    given = build(model, (kept[:1] + 1, torch.tensor([[1, 0]])), kept)
+    y = randn(5, 2, seed=3, dtype=torch.float64)
+    loss = KL(3.0).start(given, {}, torch.Generator()).loss({}, y, torch.arange(5))
+    p, q = model(kept).detach().sigmoid(), y.sigmoid()
+    coins = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(loss, 3 * coins.sum(1).mean())
+
+
+@pytest.mark.parametrize("labels", ["exact", "sampled", "empirical"])
+def test_ewc_repairs_answers_and_numbers(labels: Labels) -> None:
+    model, x, kept = mlp(4, 16, 2, seed=1), randn(4, 4, seed=5), randn(30, 4, seed=6)
+    with torch.no_grad():
+        y, before = model(x), model(kept)
+    method = FineTune(lr=0.01, penalties=[EWC(1.0, labels)])
+    for wrong, right in (((y <= 0).long(), (before > 0).long()), (Near(y + 0.3, 0.1), Near(before, 0.1))):
+        assert nnrepair.fix(model, Edits(x, wrong), LocalitySet(kept, right), method=method).outcome.ok
 
 
 @pytest.mark.parametrize("labels", ["exact", "sampled", "empirical"])
