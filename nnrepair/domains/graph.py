@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nnrepair.criteria import Argmax
 from nnrepair.domains.nodes import (
     NodeEdits,
     NodeLocality,
@@ -32,6 +33,7 @@ from nnrepair.domains.nodes import (
     refuse_weights,
 )
 from nnrepair.errors import DataUnavailable, InvalidInput
+from nnrepair.problem import fitted
 
 __all__ = [
     "Graph", "NodeEdits", "NodeLocality", "NodeScope", "Nodes", "induced", "inductive_split", "mistakes", "network",
@@ -258,6 +260,9 @@ def mistakes(model: nn.Module, data: Any, mask: Any) -> Tensor:
     """
     nodes = inputs_of(data, mask).to(next(model.parameters()))
     with evaluating(model):
-        wrong = nodes.call(model).argmax(1) != labels_of(graph_of(data), nodes.index, None)
+        y = nodes.call(model)
+    right = fitted(Argmax(labels_of(graph_of(data), nodes.index, None)), y)
+    right.check(y)
+    wrong = ~right.holds(y)
     found: Tensor = nodes.index[wrong].sort().values
     return found
