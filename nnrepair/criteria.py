@@ -30,6 +30,8 @@ class Criterion(ABC):
 
     #: Whether a slack of exactly zero fails (a tie between two classes is no decision).
     strict: bool = False
+    #: Whether it was made from labels alone, which a model with a single output may read otherwise (`problem.fitted`).
+    plain: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -119,7 +121,9 @@ class Argmax(Criterion):
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> Argmax:
-        return type(self)(self.labels[index.to(self.labels.device)], self.margin_)
+        part = type(self)(self.labels[index.to(self.labels.device)], self.margin_)
+        part.plain = self.plain
+        return part
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} labels, margin={self.margin_:g})"
@@ -228,7 +232,9 @@ class Threshold(Criterion):
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> Threshold:
-        return Threshold(self.labels[index.to(self.labels.device)], self.threshold, self.margin_)
+        part = Threshold(self.labels[index.to(self.labels.device)], self.threshold, self.margin_)
+        part.plain = self.plain
+        return part
 
     def __repr__(self) -> str:
         at = f"{self.threshold.item():g}" if len(self.threshold) == 1 else f"{len(self.threshold)} numbers"

@@ -244,24 +244,24 @@ def check_model(model: Any) -> Tensor:
 
 
 def fitted(criterion: Criterion, y: Tensor, beside: Criterion | None = None) -> Criterion:
-    """Read plain labels as the model's outputs, and the edits beside them, make them.
+    """Read labels as the model's outputs, and the edits beside them, make them; other criteria stay as they are.
 
     Integers for a model with a single output are its sign. Beside `Argmin` edits, a label is the lowest score's class;
     beside `Threshold` edits it is about their threshold.
 
     Args:
-        criterion: as made from labels, or any other, which stays as it is.
+        criterion: as made from labels, or any other.
         y: (n, ...) outputs.
         beside: the edits' criterion, for other points.
     """
-    if type(criterion) is Argmax and criterion.margin_ == 0:
-        if flat(y).shape[1] == 1:
-            criterion = Threshold(criterion.labels)
-        elif isinstance(kind := kind_of(beside), Classes) and kind.lowest:
-            return Argmin(criterion.labels)
-    if type(criterion) is Threshold and criterion.margin_ == 0 and not criterion.threshold.any():
-        kind = kind_of(beside)
-        return Threshold(criterion.labels, kind.threshold) if isinstance(kind, Binary) else criterion
+    kind = kind_of(beside)
+    if criterion.plain and isinstance(criterion, Argmax) and flat(y).shape[1] == 1:
+        criterion = Threshold(criterion.labels)
+        criterion.plain = True
+    if criterion.plain and isinstance(criterion, Threshold) and isinstance(kind, Binary):
+        return Threshold(criterion.labels, kind.threshold)
+    if type(criterion) is Argmax and criterion.margin_ == 0 and isinstance(kind, Classes) and kind.lowest:
+        return Argmin(criterion.labels)
     return criterion
 
 

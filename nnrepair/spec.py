@@ -72,12 +72,15 @@ def _as_inputs(inputs: Any, what: str) -> AnyInputs:
         ) from None
 
 
-def _as_criterion(target: Any, what: str) -> Criterion:
+def as_criterion(target: Any, what: str) -> Criterion:
+    """Return a criterion as it is, and labels as one that says that they were nothing but labels."""
     if isinstance(target, Criterion):
         return target
     try:
         labels = torch.as_tensor(target)
-        return Threshold(labels) if labels.dtype == torch.bool or labels.ndim > 1 else Argmax(labels)
+        made = Threshold(labels) if labels.dtype == torch.bool or labels.ndim > 1 else Argmax(labels)
+        made.plain = True
+        return made
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"{what}: {error}") from None
 
@@ -94,7 +97,7 @@ class _Points:
     def __init__(self, inputs: Any, target: Any = None) -> None:
         name = type(self).__name__
         object.__setattr__(self, "inputs", _as_inputs(inputs, name))
-        object.__setattr__(self, "criterion", None if target is None else _as_criterion(target, name))
+        object.__setattr__(self, "criterion", None if target is None else as_criterion(target, name))
         if self.criterion is not None and len(self.criterion) != len(self.inputs):
             raise InvalidInput(f"{name}: {len(self.inputs)} inputs but {len(self.criterion)} labels or conditions.")
 

@@ -374,6 +374,7 @@ def test_exported_modules_can_be_repaired() -> None:
     result = nnrepair.fix(model, (X, labels()), method=LAST)
     with torch.no_grad():
         assert torch.equal(result.model(X).argmax(1), labels())
+    assert result.patch is not None and result.report.weight_change.differences == []
 
 
 def test_a_model_may_have_an_attribute_called_change() -> None:

@@ -507,6 +507,30 @@ def test_labels_of_one_logit_are_yes_or_no(labels: list[int]) -> None:
         nnrepair.fix(mlp(4, 8, 1), (randn(2, 4), labels))
 
 
+def test_classes_of_one_logit_are_refused() -> None:
+    """Labels alone are read as its sign; who writes Argmax means classes, and these there are none of."""
+    x = randn(2, 4)
+    for given in (Argmax([0, 0]), Argmax([0, 0]) & Argmax([0, 0]), Argmin([0, 0])):
+        with pytest.raises(nnrepair.InvalidInput, match="use Threshold"):
+            nnrepair.fix(mlp(4, 8, 1), Edits(x, given))
+
+
+def test_labels_beside_a_threshold_are_about_it() -> None:
+    """Labels alone are; a threshold that is written out stays."""
+    model, x = mlp(4, 8, 1), randn(30, 4)
+    with torch.no_grad():
+        y = model(x)[:, 0]
+    edits = Edits(x[:1], Threshold([int(y[0] <= 0.3)], threshold=0.3))
+    for labels in ((y > 0.3).long(), y > 0.3):
+        result = nnrepair.fix(model, edits, (x[1:], labels[1:]), test_set=(x, Threshold(y > 0)), method="ft")
+        assert result.report.kept is not None and result.report.kept.accuracy_before == 1.0
+        assert result.report.tests["test set"].accuracy_before == 1.0
+        with torch.no_grad():
+            after = result.model(x)[:, 0]
+        assert result.report.kept.accuracy_after == float(((after > 0.3) == (y > 0.3))[1:].double().mean())
+        assert result.report.tests["test set"].accuracy_after == float(((after > 0) == (y > 0)).double().mean())
+
+
 def test_a_threshold_of_probabilities_is_asked_for() -> None:
     model, x = mlp(4, 8, 1).append(nn.Sigmoid()), randn(4, 4)
     with torch.no_grad():

@@ -112,8 +112,8 @@ def readme() -> list[str]:
         f"{whole['slices_hold']} of 10 hold (`verify()`: {whole['verified']}), "
         f"{percent(whole['fixed'] / whole['held_out'], 1)} of {_count(whole['held_out'])} held-out counterexamples "
         f"fixed, {whole['broken_phi_8']} points broken, {whole['cpu_seconds']:.1f} CPU s. PRDNN's program for the "
-        f"corners of these slices: {total:.0f} times less CPU time than all rows at once, {alone:.0f} times less in the linear "
-        "program ([results](docs/results-regions.md))."
+        f"corners of these slices: {total:.0f} times less CPU time than all rows at once, {alone:.0f} times less in "
+        "the linear program ([results](docs/results-regions.md))."
     ]
 
 

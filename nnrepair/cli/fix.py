@@ -29,7 +29,8 @@ EPILOG = """\
 files:
   MODEL    .onnx, or .pt2 as torch.export.save writes it. Reading a .pt2 can run code that its author put there, so open
            only those you trust; reading .onnx runs none.
-  --edits, --scope     .npz with the arrays inputs (n, ...) and labels (n,)
+  --edits, --scope     .npz with the arrays inputs (n, ...) and labels: classes (n,); 0 and 1 (n,) for the sign of a
+                       single output; or 0 and 1 (n, outputs), one yes-or-no answer per output (-1: either)
   --locality, --test   the same; without labels every decision is kept
 
 """

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import Argmax
 from nnrepair.domains.nodes import (
     NodeEdits,
     NodeLocality,
@@ -34,6 +33,7 @@ from nnrepair.domains.nodes import (
 )
 from nnrepair.errors import DataUnavailable, InvalidInput
 from nnrepair.problem import fitted
+from nnrepair.spec import as_criterion
 
 __all__ = [
     "Graph", "NodeEdits", "NodeLocality", "NodeScope", "Nodes", "induced", "inductive_split", "mistakes", "network",
@@ -261,7 +261,7 @@ def mistakes(model: nn.Module, data: Any, mask: Any) -> Tensor:
     nodes = inputs_of(data, mask).to(next(model.parameters()))
     with evaluating(model):
         y = nodes.call(model)
-    right = fitted(Argmax(labels_of(graph_of(data), nodes.index, None)), y)
+    right = fitted(as_criterion(labels_of(graph_of(data), nodes.index, None), "mistakes"), y)
     right.check(y)
     wrong = ~right.holds(y)
     found: Tensor = nodes.index[wrong].sort().values
