@@ -273,7 +273,7 @@ def _lost(problem: Problem, repaired: nn.Module) -> int:
     """Return how many kept points of the locality set no longer hold."""
     if problem.locality is None or problem.keep is None or problem.kept is None:
         return 0
-    holds = problem.keep.holds(outputs(repaired, problem.locality.inputs).double())
+    holds = problem.keep.holds(outputs(repaired, _own(problem.locality.inputs, repaired)).double())
     return int((problem.kept & ~holds).sum())
 
 

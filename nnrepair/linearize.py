@@ -529,6 +529,14 @@ class Linearization:
                 factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), 1e-12)))
         return Metric(factors)
 
+    def drift_unit(self, kind: Kind) -> str:
+        """Say what the drift norm measures, the square root of `metric`."""
+        layers = "root mean square change of the layer's output on the locality set"
+        nats = "twice the nats by which its decisions move" if kind.decides else "mean square change of the outputs"
+        others = f"root of the {nats} there, to second order and one parameter at a time"
+        plain = [g.plain is not None for g in self.groups]
+        return others if all(plain) else f"{layers}; for other parameters, {others}" if any(plain) else layers
+
     def _moments(self, inputs: AnyInputs) -> dict[str, Array]:
         """Return the sum of a a^T over all inputs a of each map, at every position, by the map's name."""
         moments: dict[str, Array] = {}

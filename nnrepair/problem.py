@@ -450,10 +450,8 @@ def _numbered(points: NDArray[Any]) -> NDArray[np.int64]:
 
 def kind_notes(problem: Problem) -> list[str]:
     """Return what the report says of how labels and outputs were read, where that may not be what was meant."""
-    notes, criterion = (
-        list[str](),
-        problem.edits.criterion if problem.regions is None else problem.regions.asked.criterion,
-    )
+    notes, asked = list[str](), problem.edits if problem.regions is None else problem.regions.asked
+    criterion = asked.criterion
     if isinstance(criterion, Threshold) and flat(criterion.labels).shape[1] > 1:
         labels = flat(criterion.labels)
         if bool(((labels == 1).sum(1) == 1).all() & (labels >= 0).all()):

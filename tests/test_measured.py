@@ -613,3 +613,52 @@ def test_points_that_a_penalty_left_out_are_counted() -> None:
     method = FineTune(penalties=[EWC(1.0, points=10)], steps=5)
     result = nnrepair.fix(model, (x, second(model(x).detach())), randn(40, 4, seed=1), method=method, throw=False)
     assert "Fisher information of 10 of 40 points of the locality set" in str(result)
+
+
+def test_answers_that_contradict_each_other_are_refused_and_kept_ones_noted() -> None:
+    model, x = mlp(4, 8, 2), randn(4, 4)
+    twice = x[[0, 0, 1]]
+    for labels in ([[1, 0], [1, 1], [0, 0]], [[-1, 0], [1, 1], [0, 0]]):
+        with pytest.raises(nnrepair.InvalidInput, match=r"edits 0 and 1 \(labels \["):
+            nnrepair.fix(model, (twice, labels))
+    with pytest.raises(nnrepair.InvalidInput, match=r"edits 0 and 1 \(labels 1 and 0\)"):
+        nnrepair.fix(mlp(4, 8, 1), (twice, [True, False, False]))
+    assert nnrepair.fix(model, (twice, [[1, -1], [-1, 0], [0, 0]]), method="ft", throw=False)  # both can hold
+    with torch.no_grad():
+        wrong = (model(x) <= 0).long()
+    clash = nnrepair.fix(model, (x[:2], wrong[:2]), x, method="ft", throw=False)
+    assert any("edits 0, 1 are points of the locality set too" in note for note in clash.report.notes)
+
+
+def test_a_sequence_about_numbers_resumes(tmp_path: Any) -> None:
+    posed, method = Posed.of(TASKS["numbers"]), FineTune(lr=0.01, steps=20)
+    whole = posed.fix(method, False, mode="successive", resume=tmp_path / "run.safetensors")
+    again = posed.fix(method, False, mode="successive", resume=tmp_path / "run.safetensors")
+    assert [step.as_dict() for step in again.steps] == [step.as_dict() for step in whole.steps]
+    assert again.steps[0].kept["plain"].moved is not None
+    assert again.curves()["moved plain"] == [step.kept["plain"].moved.mean for step in again.steps]
+
+
+def test_the_drift_norm_says_what_it_measures() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm, self.out = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.out(self.norm(self.fc(x)))
+            return y
+
+    model, x = seeded(Scaled).eval(), randn(20, 4)
+    with torch.no_grad():
+        labels, y = second(model(x[:1])), model(x[:1])
+
+    def said(layer: Any, edits: Edits) -> str:
+        method = MinimalNorm(layer, norm="drift", locality="none")
+        return nnrepair.fix(model, edits, x[1:], method=method, throw=False).report.notes[0]
+
+    assert "root mean square change of the layer's output" in said("out", Edits(x[:1], labels))
+    assert "nats by which its decisions move" in said("norm", Edits(x[:1], labels))
+    assert "mean square change of the outputs" in said("norm", Edits(x[:1], Near(y + 0.1, 0.05)))
+    both = said(["out", "norm"], Edits(x[:1], labels))
+    assert "layer's output" in both and "for other parameters" in both

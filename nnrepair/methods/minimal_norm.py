@@ -184,7 +184,7 @@ class MinimalNorm:
             if attempt.infeasible is not None:
                 tried.append(f"{name}: infeasible")
                 continue
-            lost = f"{percent(score[1])} of held-out locality points lost, " if judge is not None else ""
+            lost = f"{percent(score[1])} of held-out points to keep are lost, " if judge is not None else ""
             tried.append(f"{name}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}")
         if not attempts:
             raise InvalidInput("No layer can be repaired: " + "; ".join(tried))
@@ -230,7 +230,8 @@ class MinimalNorm:
 
     def _proposal(self, problem: Problem, attempt: Attempt) -> Proposal:
         assert self.margin is not None
-        size = f"small in the {self.norm} norm, with margin {self.margin:.3g}."
+        unit = f" ({attempt.line.drift_unit(problem.kind)})" if self.norm == "drift" else ""
+        size = f"small in the {self.norm} norm{unit}, with margin {self.margin:.3g}."
         stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
         if isinstance(attempt.infeasible, minnorm.NotSolvedError) or (
             attempt.infeasible is not None and not attempt.infeasible.certain
