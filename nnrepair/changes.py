@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -120,49 +120,34 @@ class WeightChange:
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
     """Return how large the change is, and what of it has no size."""
     prefix = _prefix(before, after)
-    old, new = _tensors(before), _tensors(after)
-    pairs: dict[str, tuple[_Held, _Held]] = {}
+    pairs, lost, fresh, moved = _matched(_tensors(before), _tensors(after), prefix)
     differences = _modules(before, after, prefix)
     if differences:  # what copying alone takes away (hooks of an exported program) is no change of the method's
         copied = _modules(before, copy.deepcopy(before), "")
         differences = [difference for difference in differences if difference not in copied]
-    for name, held in old.items():
-        other = new.get(prefix + name)
-        if other is None:
-            continue
-        if held.tensor.shape != other.tensor.shape:
-            differences.append(f"{name}: shape {tuple(held.tensor.shape)} -> {tuple(other.tensor.shape)}")
-            continue
-        pairs[name] = (held, new.pop(prefix + name))
-    lost = {name: held for name, held in old.items() if name not in pairs}
-    for name, held in list(lost.items()):
-        same = next((n for n, o in new.items() if _equal(held.tensor, o.tensor)), None)
-        if same is not None:  # the same numbers under another name
-            pairs[name] = (lost.pop(name), new.pop(same))
-            differences.append(f"{name} is now {same}")
-    differences += _kept_otherwise(pairs)
-    parameters, buffers = (Size.of(_changes(pairs, is_parameter)) for is_parameter in (True, False))
-    added, removed = (Size.of(held.tensor for held in some.values()) for some in (new, lost))
-    parts: dict[str, Any] = {"parameters": parameters, "buffers": buffers, "added": added, "removed": removed}
-    parts["differences"] = differences
-    if prefix and isinstance(after, Decoupled | Stitched) and not parameters.nonzeros + buffers.nonzeros:
+    both, parameters, buffers = (Size.of(_changes(pairs, is_parameter)) for is_parameter in (None, True, False))
+    found = WeightChange(
+        both.l1,
+        both.l2,
+        both.linf,
+        both.nonzeros,
+        parameters=parameters,
+        buffers=buffers,
+        added=Size.of(_distinct(fresh)),
+        removed=Size.of(_distinct(lost)),
+        differences=[*differences, *moved, *_kept_otherwise(pairs)],
+    )
+    if prefix and isinstance(after, Decoupled | Stitched) and not both.nonzeros:
         own = Size.of(after.change.values())
-        return WeightChange(own.l1, own.l2, own.linf, own.nonzeros, of=after.carries, **parts)
-    both = Size.of(_changes(pairs, None))
-    found = WeightChange(both.l1, both.l2, both.linf, both.nonzeros, **parts)
+        return replace(found, l1=own.l1, l2=own.l2, linf=own.linf, nonzeros=own.nonzeros, of=after.carries)
     if not found.is_patch:
-        found = unsized(found, "the networks do not have the same parts")
-    elif both.l1 is None:
-        found = unsized(found, "some of the new numbers are not finite")
-    return found
+        return unsized(found, "the networks do not have the same parts")
+    return unsized(found, "some of the new numbers are not finite") if both.l1 is None else found
 
 
 def unsized(change: WeightChange, why: str) -> WeightChange:
     """Return the same without one number for the size, which would not be true."""
-    return WeightChange(None, None, None, None, change.of, why, **{k: getattr(change, k) for k in _PARTS})
-
-
-_PARTS = ("parameters", "buffers", "added", "removed", "differences")
+    return replace(change, l1=None, l2=None, linf=None, nonzeros=None, why=why)
 
 
 @dataclass(frozen=True)
@@ -180,6 +165,26 @@ def _tensors(model: nn.Module) -> dict[str, _Held]:
     held = {n: _Held(p.detach(), True, True) for n, p in model.named_parameters(remove_duplicate=False)}
     held |= {n: _Held(b.detach(), False, n in state) for n, b in model.named_buffers(remove_duplicate=False)}
     return held
+
+
+def _matched(
+    old: dict[str, _Held], new: dict[str, _Held], prefix: str
+) -> tuple[dict[str, tuple[_Held, _Held]], dict[str, _Held], dict[str, _Held], list[str]]:
+    """Return which tensors are the same part of both networks, those of only one, and words on what moved."""
+    pairs: dict[str, tuple[_Held, _Held]] = {}
+    lost, fresh, said = dict(old), dict(new), list[str]()
+    for name, held in old.items():
+        other = new.get(prefix + name)
+        if other is not None and held.tensor.shape == other.tensor.shape:
+            pairs[name] = (lost.pop(name), fresh.pop(prefix + name))
+        elif other is not None:
+            said.append(f"{name}: shape {tuple(held.tensor.shape)} -> {tuple(other.tensor.shape)}")
+    for name, held in list(lost.items()):
+        same = next((n for n, other in fresh.items() if _equal(held.tensor, other.tensor)), None)
+        if same is not None:  # the same numbers under another name
+            pairs[name] = (lost.pop(name), fresh.pop(same))
+            said.append(f"{name} is now {same}")
+    return pairs, lost, fresh, said
 
 
 def _prefix(before: nn.Module, after: nn.Module) -> str:
@@ -218,13 +223,20 @@ def _difference(old: Tensor, new: Tensor) -> Tensor:
 
 def _changes(pairs: dict[str, tuple[_Held, _Held]], is_parameter: bool | None) -> Iterator[Tensor]:
     """Yield the change of every tensor, of tied ones once."""
-    seen = set()
-    for old, new in pairs.values():
-        key = (old.tensor.data_ptr(), new.tensor.data_ptr(), old.tensor.shape, old.tensor.stride())
-        if (old.tensor.numel() and key in seen) or is_parameter not in (None, old.is_parameter):
-            continue
-        seen.add(key)
+    chosen = [pair for pair in pairs.values() if is_parameter in (None, pair[0].is_parameter)]
+    for old, new in {(_place(old), _place(new)): (old, new) for old, new in chosen}.values():
         yield _difference(old.tensor, new.tensor)
+
+
+def _distinct(held: dict[str, _Held]) -> Iterator[Tensor]:
+    """Yield tensors, tied ones once."""
+    yield from {_place(each): each.tensor for each in held.values()}.values()
+
+
+def _place(held: _Held) -> tuple[Any, ...]:
+    """Return what is the same for two names of one tensor."""
+    x = held.tensor
+    return (x.data_ptr(), x.shape, x.stride()) if x.numel() and x.layout == torch.strided else (id(held),)
 
 
 def _kept_otherwise(pairs: dict[str, tuple[_Held, _Held]]) -> list[str]:
