@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nnrepair import checkers, onnx
 from nnrepair.certificate import Certificate
 from nnrepair.domains import vision
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, NNRepairError
+from nnrepair.extras import needed
 from nnrepair.files import write_atomically
 from nnrepair.fix import fix
 from nnrepair.methods import MinimalNorm
@@ -26,8 +28,6 @@ from nnrepair.result import RepairResult
 from nnrepair.rounding import percent
 from nnrepair.spec import Edits, LocalitySet
 
-#: Where a checkout of the project keeps the checker; an installed package comes without it.
-CHECKER = Path(__file__).parents[1] / "verification" / "minimality.py"
 CHECK_SECONDS = 300
 
 _REPRODUCE = """\
@@ -48,7 +48,7 @@ result = nnrepair.fix(
     method=nnrepair.methods.MinimalNorm(layer="fc2", norm="l1"),
 )
 
-# and the proof, from a checkout of the project
+# and the proof
 {check}"""
 
 
@@ -62,6 +62,10 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
     """
     if page.suffix not in (".html", ".htm"):
         raise InvalidInput(f"--out {page.name}: the page is written as .html.")
+    with needed("demo", "The demo needs scikit-learn, matplotlib and the onnx packages"):
+        import matplotlib  # noqa: F401
+        import onnxscript  # noqa: F401
+        import sklearn  # noqa: F401
     started = time.perf_counter()
     train, test = vision.digits(seed=seed)
     model = vision.train_classifier(vision.digits_cnn(seed=seed), train, seed=seed)
@@ -120,10 +124,6 @@ class _Check:
 
 def _check(folder: Path, model: nn.Module, result: RepairResult, certificate: Certificate, example: Tensor) -> _Check:
     """Write the files, and run the checker on them as a program of its own."""
-    try:
-        from nnrepair import onnx
-    except ModuleNotFoundError as error:
-        return _Check(None, f"The checker reads ONNX files: {error}")
     names = ("certificate.npz", "base.onnx", "repaired.onnx")
     certificate.save(folder / names[0])
     onnx.save(model, example, folder / names[1])
@@ -131,19 +131,18 @@ def _check(folder: Path, model: nn.Module, result: RepairResult, certificate: Ce
     if result.patch is not None:
         result.patch.save(folder / "patch.safetensors")
     shown = [str(folder / name) for name in names]
-    command = f"python verification/minimality.py {shown[0]} {shown[1]} --repaired {shown[2]}"
-    if not CHECKER.is_file():
-        return _Check(None, f"The checker comes with a checkout of the project. In one, run: {command}", command)
-    program = [sys.executable, str(CHECKER), shown[0], shown[1], "--repaired", shown[2]]
+    files = (shown[0], shown[1], "--repaired", shown[2])
+    command = shlex.join(["nnrepair", "certify", *files])
     try:
-        done = subprocess.run(program, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
+        done = checkers.run("minimality", *files, timeout=CHECK_SECONDS)
     except subprocess.TimeoutExpired:
         return _Check(None, f"The checker was stopped after {CHECK_SECONDS} s. Run: {command}", command)
+    except NNRepairError as error:
+        return _Check(None, str(error), command)
     said = done.stdout.strip()
-    if done.returncode == 0:
+    if done.returncode == checkers.ACCEPTED:
         return _Check(said.removeprefix("ACCEPTED").strip(), "", command)
-    reason = said or (done.stderr.strip().splitlines() or [""])[-1]
-    return _Check(None, f"The checker did not accept the certificate: {reason}", command)
+    return _Check(None, f"The checker did not accept the certificate: {said}", command)
 
 
 def _summary(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,6 @@ import numpy as np
 import torch
 
 from nnrepair.errors import InvalidInput
-
-
-def own_version() -> str:
-    """Return the version of this package."""
-    try:
-        return version("nnrepair")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "(not installed)"
 
 
 def require_device(device: str) -> None:
@@ -43,6 +34,16 @@ def require_places(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
     if len(set(places)) < len(places):
         twice = next(path for path in places if places.count(path) > 1)
         raise InvalidInput(f"{twice.name!r} is named twice; each input and each output needs a file of its own.")
+
+
+def require_outputs(model: Path, *paths: Path) -> None:
+    """Refuse what could not be written, before the long computation."""
+    out = paths[0]
+    if out.suffix not in (".onnx", ".pt2"):
+        raise InvalidInput(
+            f"--out {out.name}: a model is written as .onnx or .pt2, so the name must end in one of them."
+        )
+    require_places([model], paths)
 
 
 def read_points(path: Path, option: str, *, labelled: bool) -> Any:
@@ -70,10 +71,3 @@ def read_points(path: Path, option: str, *, labelled: bool) -> Any:
         raise InvalidInput(
             f"{option}: {path} is no .npz file of plain numbers, or it is damaged. Expected {wanted}."
         ) from error
-
-
-def as_columns(table: list[list[str]]) -> list[str]:
-    """Return the lines of a table of words, header first, with a rule under it."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rows = [table[0], ["-" * width for width in widths], *table[1:]]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
