@@ -12,6 +12,7 @@ from benchmarks.editing import DOMAINS, MODES
 from benchmarks.figures import curves, pareto
 from benchmarks.rows import Group, experiments, groups, markdown, rank, result_files, seconds_of, seeds_of, spread
 from nnrepair.files import write_atomically
+from nnrepair.rounding import percent
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: Domains on this page; other graphs, with their many networks, have one of their own (graph/table.py).
@@ -153,7 +154,7 @@ def choice() -> str:
 def _told(group: Group, key: str) -> str:
     """Return a share and the drawdown, and how many seeds finished where some did not."""
     some = "" if len(group.finished) == len(group.rows) else f" ({len(group.finished)} of {len(group.rows)} seeds)"
-    return f"{100 * group.mean(key):.0f}, {group.mean('drawdown_points'):.2f}{some}"
+    return f"{percent(group.mean(key), 0).removesuffix('%')}, {group.mean('drawdown_points'):.2f}{some}"
 
 
 def methods() -> str:
@@ -241,7 +242,7 @@ def readme() -> list[str]:
 
 def _left(group: Group) -> str:
     kept, lost = group.mean("success_retain_rate"), group.mean("drawdown_points")
-    return f"keeps {kept:.0%} of them with {lost:.2f} points drawdown"
+    return f"keeps {percent(kept, 0)} of them with {lost:.2f} points drawdown"
 
 
 def write(folder: Path = DOCS) -> None:

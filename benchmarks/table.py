@@ -14,6 +14,7 @@ from benchmarks.graph import table as graphs
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
 from nnrepair.files import write_atomically
+from nnrepair.rounding import percent
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "mnist" / "results"
@@ -192,8 +193,8 @@ def headline() -> str:
     worst, least = min(ratios, key=lambda item: item[1])
     return (
         f"- 100 fog-corrupted MNIST digits repaired in a ReLU 3x100 network with 10 000 clean digits as locality set: "
-        f"success {auto['success_rate']:.0%}, drawdown {auto['drawdown_points']:.2f} points on the clean test set, "
-        f"accuracy on the other fog digits {auto['fog_gain_points']:+.1f} points, {auto['cpu_seconds']:.1f} CPU s "
+        f"success {percent(auto['success_rate'], 0)}, drawdown {auto['drawdown_points']:.2f} points on the clean test "
+        f"set, accuracy on the other fog digits {auto['fog_gain_points']:+.1f} points, {auto['cpu_seconds']:.1f} CPU s "
         f"(`{auto['layer']}` chose `{auto['chosen'][0].rsplit('.', 1)[0]}`).\n"
         f"- The same optimum as PRDNN's linear program, at {least:.1f} ({worst['net']} {worst['layer']}, "
         f"N = {worst['edits']}) to {ratio:.0f} ({best['net']} {best['layer']}, N = {best['edits']}) times the speed of "

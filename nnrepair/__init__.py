@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nnrepair import penalties as penalties
     from nnrepair import plot as plot
     from nnrepair import verify as verify
-    from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Linear, Near
+    from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Linear, Near, Threshold
     from nnrepair.decoupled import Decoupled
     from nnrepair.errors import (
         DataUnavailable,
@@ -69,6 +69,7 @@ __all__ = [
     "Report",
     "Segments",
     "Step",
+    "Threshold",
     "UnsupportedModel",
     "fix",
     "methods",
@@ -77,7 +78,7 @@ __all__ = [
 
 #: The module of each name. It is imported when the name is first used: what needs no torch does not wait for it.
 _HOMES = {
-    "criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Criterion", "Linear", "Near"),
+    "criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Criterion", "Linear", "Near", "Threshold"),
     "decoupled": ("Decoupled",),
     "errors": (
         "DataUnavailable",

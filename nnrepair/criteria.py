@@ -30,6 +30,8 @@ class Criterion(ABC):
 
     #: Whether a slack of exactly zero fails (a tie between two classes is no decision).
     strict: bool = False
+    #: Whether it was made from labels alone, which a model with a single output may read otherwise (`problem.fitted`).
+    plain: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -119,7 +121,9 @@ class Argmax(Criterion):
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> Argmax:
-        return type(self)(self.labels[index.to(self.labels.device)], self.margin_)
+        part = type(self)(self.labels[index.to(self.labels.device)], self.margin_)
+        part.plain = self.plain
+        return part
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} labels, margin={self.margin_:g})"
@@ -128,12 +132,14 @@ class Argmax(Criterion):
         if y.ndim != 2:
             raise InvalidInput(
                 f"{type(self).__name__} needs one score per class, outputs of shape (points, classes); "
-                f"the model returns {tuple(y.shape)}. Use Near or Linear for other outputs."
+                f"the model returns {tuple(y.shape)}. Use Threshold, Near or Linear for other outputs."
             )
         if len(self) != len(y):
             raise InvalidInput(f"Got {len(self)} labels for {len(y)} inputs.")
         if y.shape[1] < 2:
-            raise InvalidInput("The model has a single output, so there are no classes; use Linear or Near.")
+            raise InvalidInput(
+                "The model has a single output, so there are no classes; use Threshold (yes or no), Near or Linear."
+            )
         bad = torch.nonzero((self.labels < 0) | (self.labels >= y.shape[1])).flatten().tolist()
         if bad:
             raise InvalidInput(
@@ -175,6 +181,99 @@ class Argmin(Argmax):
     """The class `labels[i]` scores lower than every other class (ACAS Xu advises the smallest score)."""
 
     sign = -1.0
+
+
+class Threshold(Criterion):
+    """Yes-or-no answers: an output lies above `threshold` for label 1, below it for label 0, anywhere for label -1.
+
+    One logit answers one question (binary classification), several outputs answer one each (multi-label).
+
+    >>> Threshold([True, False]).holds(torch.tensor([[0.2], [0.2]]))
+    tensor([ True, False])
+    >>> Threshold([[1, 0, -1]], margin=0.5).margin(torch.tensor([[2.0, -0.75, 9.0]]))
+    tensor([0.2500])
+
+    Args:
+        labels: (n,) for one output per point, or the shape of the outputs (n, ...): bool, or the integers 0, 1 and -1.
+        threshold: a number, or one for each output of a point.
+        margin: in output units; each output is at least that far from its threshold (strictly on its side, when it is
+            0).
+    """
+
+    def __init__(self, labels: Any, threshold: Any = 0.0, margin: float = 0.0) -> None:
+        labels = torch.as_tensor(labels)
+        if labels.ndim == 0 or labels.dtype.is_floating_point or labels.dtype.is_complex:
+            given = f"shape {tuple(labels.shape)}, {labels.dtype}"
+            raise InvalidInput(
+                f"Threshold needs labels (n,) or (n, outputs), bool or the integers 0, 1 and -1, got {given}. Use "
+                "(labels > 0.5) for targets between 0 and 1."
+            )
+        wrong = labels.long()[(labels != 0) & (labels != 1) & (labels != -1)]
+        if len(wrong):
+            raise InvalidInput(
+                f"Threshold needs labels 1 (above), 0 (below) or -1 (free), got {int(wrong[0])}. For one class per "
+                "point, give its number: integers (n,)."
+            )
+        empty = torch.nonzero((flat(labels.long()) < 0).all(1)).flatten().tolist()
+        if empty:
+            raise InvalidInput(f"Threshold: every output of points {empty[:10]} is free (-1); leave these points out.")
+        if not 0 <= margin < float("inf"):
+            raise InvalidInput(f"A margin must be a finite number >= 0, got {margin}.")
+        threshold = torch.as_tensor(threshold, dtype=torch.float64).detach().cpu().flatten()
+        outputs = labels[0].numel() if len(labels) else len(threshold)
+        if len(threshold) not in (1, outputs) or not torch.isfinite(threshold).all():
+            raise InvalidInput(
+                f"Threshold: the threshold must be a finite number, or one for each of {outputs} outputs, got "
+                f"{threshold.tolist()}."
+            )
+        self.labels, self.threshold, self.margin_, self.strict = labels.long(), threshold, float(margin), margin == 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> Threshold:
+        part = Threshold(self.labels[index.to(self.labels.device)], self.threshold, self.margin_)
+        part.plain = self.plain
+        return part
+
+    def __repr__(self) -> str:
+        at = f"{self.threshold.item():g}" if len(self.threshold) == 1 else f"{len(self.threshold)} numbers"
+        return f"Threshold(labels of shape {tuple(self.labels.shape)}, threshold={at}, margin={self.margin_:g})"
+
+    def check(self, y: Tensor) -> None:
+        if len(self) != len(y):
+            raise InvalidInput(f"Got {len(self)} labels for {len(y)} inputs.")
+        mine, theirs = (tuple(size for size in t.shape[1:] if size != 1) for t in (self.labels, y))
+        if mine != theirs:
+            raise InvalidInput(
+                f"Labels of shape {tuple(self.labels.shape)} are about one answer per output, but the model's outputs "
+                f"are {tuple(y.shape)}. For one class per point, give its number: integers (n,), such as labels.long()."
+            )
+
+    def slack(self, y: Tensor) -> Tensor:
+        """Return (n, outputs); a free output has no condition: +inf there."""
+        labels, y = flat(self.labels.to(y.device)), flat(y)
+        slack = torch.where(labels == 0, -1.0, 1.0).to(y) * (y - self.threshold.to(y)) - self.margin_
+        return torch.where((labels < 0) & ~y.isnan(), torch.inf, slack)
+
+    def loss(self, y: Tensor, margin: float = 0.0) -> Tensor:
+        """Return (n,): the binary cross-entropy of `y - threshold`, summed over the outputs that are not free.
+
+        >>> bool(torch.isclose(Threshold([1]).loss(torch.zeros(1, 1)), torch.tensor(2.0).log()))
+        True
+        """
+        return F.softplus(margin - self.slack(y)).sum(1)
+
+    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
+        row = torch.zeros(len(point), y[0].numel(), dtype=y.dtype, device=y.device)
+        chosen = flat(self.labels.to(y.device))[point, condition]
+        row[torch.arange(len(point), device=y.device), condition] = torch.where(chosen == 0, -1.0, 1.0).to(y)
+        return row.reshape(len(point), *y.shape[1:])
+
+    def typical_slack(self, y: Tensor) -> float:
+        """Return the median distance between an output and its threshold."""
+        distance = (flat(y) - self.threshold.to(y)).abs()[flat(self.labels.to(y.device)) >= 0]
+        return float(distance.median()) if distance.numel() else 0.0
 
 
 class Linear(Criterion):

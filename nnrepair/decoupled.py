@@ -7,7 +7,7 @@ plus the first-order effect of the change, f(x) + J(x) Delta: exactly linear in 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -30,6 +30,9 @@ class Decoupled(nn.Module):
         >>> Decoupled(base, {"0.bias": torch.ones(2)})(torch.zeros(3, 2)).shape
         torch.Size([3, 1])
     """
+
+    #: What a report calls `change`.
+    carries: ClassVar[str] = "the change that the decoupled network carries beside the original weights"
 
     def __init__(self, model: nn.Module, change: dict[str, Tensor], channels: bool = True) -> None:
         super().__init__()

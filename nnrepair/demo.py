@@ -25,6 +25,7 @@ from nnrepair.methods import MinimalNorm
 from nnrepair.problem import outputs
 from nnrepair.report import html_report
 from nnrepair.result import RepairResult
+from nnrepair.rounding import percent
 from nnrepair.spec import Edits, LocalitySet
 
 CHECK_SECONDS = 300
@@ -149,10 +150,11 @@ def _summary(
 ) -> list[str]:
     """Return the report for a terminal."""
     report, change = result.report, result.report.weight_change
-    size = sum(p.numel() for p in model.parameters())
+    size = change.parameters.numbers + change.buffers.numbers
     assert held_out.criterion is not None
     right = [int(held_out.criterion.holds(outputs(m, held_out.inputs)).sum()) for m in (result.model, least.model)]
     lines = ["", f"What happened  {result.outcome}"]
+    assert change.nonzeros is not None and change.linf is not None  # the same network with other numbers
     lines.append(f"               {change.nonzeros} of {size} numbers changed, none by more than {change.linf:.3g}.")
     if check.verdict is None:
         lines += _wrapped("Proved", f"nothing. {check.reason}")
@@ -164,7 +166,8 @@ def _summary(
             lines += _wrapped("", sentence)
     lines += _wrapped("Measured", f"{sum(report.held_after)} of {report.edits} edits hold.")
     if report.locality is not None:
-        lines += _wrapped("", f"{report.locality:.2%} of {report.locality_points} training decisions are unchanged.")
+        unchanged = f"{percent(report.locality)} of {report.locality_points} training decisions are unchanged."
+        lines += _wrapped("", unchanged)
     lines += _wrapped("", f"{right[0]} of {len(held_out)} right test digits that the repair never saw are still right.")
     lines += _wrapped("Next to it", f'method "auto", for least drawdown: {least.outcome}')
     changed = least.report.weight_change.nonzeros

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nnrepair import norms
 from nnrepair.certificate import Certificate
-from nnrepair.criteria import Argmax
+from nnrepair.criteria import Argmax, Threshold, flat
 from nnrepair.demands import Demand
 from nnrepair.linearize import Linearization
 from nnrepair.minnorm import ROW_TOLERANCE, Conditions, Infeasible, Solution, euclidean, solve
@@ -132,7 +132,8 @@ class ExactRepair:
         soft = np.isfinite(solution.conditions.cap).any()
         if len(self.line.groups) != 1 or group.weight is None or soft or not isinstance(problem.edits.inputs, Tensor):
             return None
-        if not isinstance(problem.edits.criterion, Argmax) or problem.edits.criterion.margin_:
+        asked = problem.edits.criterion
+        if not isinstance(asked, Threshold) and not (isinstance(asked, Argmax) and asked.margin_ == 0):
             return None
         # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
         if not all(isinstance(d.inputs, Tensor) and d.inputs.is_floating_point() for d in self.demands):
@@ -166,9 +167,9 @@ class ExactRepair:
             "row_b": np.asarray(row_b, np.float64),
             "row_multiplier": solution.y[busy],
             "edit_point": np.arange(len(problem.edits)),
-            "edit_label": problem.edits.criterion.labels.cpu().numpy(),
             "delta_weight": change[group.weight].cpu().numpy(),
         }
+        arrays |= _conditions(asked) if isinstance(asked, Threshold) else {"edit_label": asked.labels.cpu().numpy()}
         if group.bias is not None:
             arrays["delta_bias"] = change[group.bias].cpu().numpy()
         if self.metric is not None:
@@ -185,6 +186,20 @@ class ExactRepair:
             problem.lowest,
             arrays,
         )
+
+
+def _conditions(asked: Threshold) -> dict[str, Array]:
+    """Return edits as conditions A y >= b that imply theirs, strict or not: b is the next larger number.
+
+    Every edit has a row per output; a free output repeats the first that is not.
+    """
+    labels = flat(asked.labels).cpu().numpy()
+    size = labels.shape[1]
+    output = np.where(labels >= 0, np.arange(size), (labels >= 0).argmax(1)[:, None])
+    sign = np.where(np.take_along_axis(labels, output, 1) == 0, -1.0, 1.0)
+    at = np.broadcast_to(asked.threshold.numpy(), (size,))[output]
+    b = np.nextafter(sign * at + asked.margin_, np.inf)
+    return {"edit_A": sign[..., None] * np.eye(size)[output], "edit_b": b}
 
 
 def conflict(reason: Infeasible) -> tuple[list[int], bool]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import html
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
 from torch import nn
 
 from nnrepair import metrics
+from nnrepair.changes import WeightChange
 from nnrepair.errors import InvalidInput
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
-from nnrepair.result import Kept
+from nnrepair.result import Kept, Moved
+from nnrepair.rounding import percent, percentage_points
 
 Mode = Literal["independent", "successive"]
 
@@ -31,6 +35,7 @@ class Step:
         kept: what became of the locality set and of the test sets, against the original network.
         seconds: wall time of the method.
         notes: sentences from the method.
+        rehearsed: how many past edits the step was asked for too.
     """
 
     edits: list[int]
@@ -41,6 +46,7 @@ class Step:
     kept: dict[str, Kept]
     seconds: float
     notes: list[str] = field(default_factory=list)
+    rehearsed: int = 0
 
     @property
     def generalization_rate(self) -> float | None:
@@ -54,7 +60,7 @@ class Step:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Step:
         """Return the step that `as_dict` wrote."""
-        return cls(**plain | {"kept": {name: Kept(**kept) for name, kept in plain["kept"].items()}})
+        return cls(**plain | {"kept": {name: Kept.from_dict(kept) for name, kept in plain["kept"].items()}})
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class History:
         generalization_retain_rate: the same mean as `generalization_rate`, in the last network (None without).
         patch: from the original to the last network (None for independent edits, or for another architecture).
         method: the method, with its hyper-parameters.
+        weight_change: from the original to the last network (None for independent edits).
+        notes: on the sequence as a whole.
     """
 
     mode: Mode
@@ -83,6 +91,8 @@ class History:
     patch: Patch | None
     method: str
     last: nn.Module | None = field(default=None, repr=False)
+    weight_change: WeightChange | None = field(default=None, repr=False)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> nn.Module:
@@ -145,7 +155,8 @@ class History:
         """Return what to plot, one number per step.
 
         "edits" so far; "success_rate" of them, each right after its step; "retained", the share of them that holds now;
-        and per set of points "drawdown_points NAME" and "locality NAME".
+        and per set of points "drawdown_points NAME" where it has labels, and "locality NAME", or for outputs that stand
+        for no decisions "moved NAME", their mean absolute change (NaN where it is not finite).
         """
         found: dict[str, list[float]] = {"edits": [], "success_rate": [], "retained": []}
         held = count = 0
@@ -155,9 +166,11 @@ class History:
             found["success_rate"].append(held / count)
             found["retained"].append(step.retained)
             for name, kept in step.kept.items():
-                found.setdefault(f"locality {name}", []).append(kept.locality)
-                if kept.drawdown_points is not None:
-                    found.setdefault(f"drawdown_points {name}", []).append(kept.drawdown_points)
+                moved = None if kept.moved is None else math.nan if kept.moved.mean is None else kept.moved.mean
+                measures = {"locality": kept.locality, "drawdown_points": kept.drawdown_points, "moved": moved}
+                for measure, value in measures.items():
+                    if value is not None:
+                        found.setdefault(f"{measure} {name}", []).append(value)
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -166,35 +179,71 @@ class History:
         rates = {name: getattr(self, name) for name in (*names, "generalization_retain_rate", "edit_retain_score")}
         kept = {name: asdict(kept) for name, kept in self.kept.items()}
         held = {"held_after": self.held_after, "held_finally": self.held_finally}
-        return rates | {"kept": kept, **held, "seconds": self.seconds, "steps": [s.as_dict() for s in self.steps]}
+        change = None if self.weight_change is None else self.weight_change.as_dict()
+        plain = {"kept": kept, **held, "weight_change": change, "seconds": self.seconds, "notes": self.notes}
+        return rates | plain | {"steps": [step.as_dict() for step in self.steps]}
 
     def _rows(self) -> list[tuple[str, str]]:
-        rows = [("mode", f"{self.mode}, {len(self.held_after)} edits in {len(self.steps)} steps")]
-        rows.append(("success rate", f"{self.success_rate:.2%} right after their step"))
+        most = max((step.rehearsed for step in self.steps), default=0)
+        rehearsal = f", each with up to {most} past edits" if most else ""
+        rows = [("mode", f"{self.mode}, {len(self.held_after)} edits in {len(self.steps)} steps{rehearsal}")]
+        rows.append(("success rate", f"{percent(self.success_rate)} of edits, right after their step"))
         if self.generalization_rate is not None:
-            rows.append(("generalization rate", f"{self.generalization_rate:.2%} right after"))
+            rows.append(("generalization rate", f"{percent(self.generalization_rate)} right after{self._scope}"))
         if self.success_retain_rate is not None:
-            rows.append(("success retain rate", f"{self.success_retain_rate:.2%} in the last network"))
+            rows.append(("success retain rate", f"{percent(self.success_retain_rate)} of edits, in the last network"))
         if self.generalization_retain_rate is not None:
-            rows.append(("generalization retain", f"{self.generalization_retain_rate:.2%} in the last network"))
+            rows.append(("generalization retain", f"{percent(self.generalization_retain_rate)} in the last network"))
         for name, kept in self.kept.items():
             worst = self.worst_drawdown_points(name)
-            at_worst = "" if worst is None else f"; at worst {worst:.2f} points"
-            rows.append((name, f"{'mean ' if self.mode == 'independent' else ''}{kept}{at_worst}"))
+            at_worst = "" if worst is None else f"; drawdown at worst {percentage_points(worst)} points"
+            rows.append((name, f"{'mean over the steps: ' if self.mode == 'independent' else ''}{kept}{at_worst}"))
+        rows += [] if self.weight_change is None else self.weight_change.rows()
         rows.append(("seconds", f"{self.seconds:.2f}"))
         return rows
 
+    @property
+    def _scope(self) -> str:
+        """Of how many edits the generalization rate is a mean, where some have no points in the edit scope."""
+        rates = [rate for step in self.steps for rate in step.generalization]
+        known = sum(rate is not None for rate in rates)
+        return "" if known == len(rates) else f", mean over the {known} of {len(rates)} edits with points in the scope"
+
     def __str__(self) -> str:
-        return "\n".join([str(self.outcome), *(f"{name:<21} {value}" for name, value in self._rows())])
+        lines = [str(self.outcome), *(f"{name:<21} {value}" for name, value in self._rows())]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self._rows())
-        return f"<p><b>{html.escape(str(self.outcome))}</b></p><table>{rows}</table>"
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return f"<p><b>{html.escape(str(self.outcome))}</b></p><table>{rows}</table><ul>{notes}</ul>"
 
 
 def _mean(kept: list[Kept]) -> Kept:
-    def mean(name: str) -> Any:
-        values = [getattr(k, name) for k in kept]
-        return None if values[0] is None else fmean(values)
+    """Return the mean of every measure over several repairs; the largest change is that of any."""
 
-    return Kept(kept[0].points, *map(mean, list(Kept.__dataclass_fields__)[1:]))
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return fmean(known) if len(known) == len(values) else None
+
+    moved = [k.moved for k in kept if k.moved is not None]
+    sizes = [m.largest for m in moved]
+    together = (
+        Moved(
+            moved[0].tolerance,
+            mean([m.within for m in moved]),
+            mean([m.mean for m in moved]),
+            None if None in sizes else max(size for size in sizes if size is not None),
+        )
+        if moved
+        else None
+    )
+    return replace(
+        kept[0],
+        accuracy_before=mean([k.accuracy_before for k in kept]),
+        accuracy_after=mean([k.accuracy_after for k in kept]),
+        drawdown=mean([k.drawdown for k in kept]),
+        drawdown_points=mean([k.drawdown_points for k in kept]),
+        locality=mean([k.locality for k in kept]),
+        moved=together,
+    )

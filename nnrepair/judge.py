@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,40 +11,89 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair import metrics
-from nnrepair.criteria import Criterion
-from nnrepair.decoupled import Decoupled
+from nnrepair.changes import unsized, weight_change
+from nnrepair.criteria import Criterion, Near, Threshold, flat
 from nnrepair.errors import InvalidInput
+from nnrepair.kinds import Binary, Kind, kind_of, leaves
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
-from nnrepair.problem import Problem, held_out, is_classifier, kept_edits, outputs, outputs_of
-from nnrepair.result import Asked, Kept, RepairResult, Report, WeightChange
-from nnrepair.spec import EditScope, LocalitySet
-from nnrepair.stitched import Stitched
+from nnrepair.problem import (
+    Problem,
+    differ_by_rounding,
+    held_out,
+    kept_edits,
+    kind_notes,
+    outputs,
+    outputs_of,
+    to_like,
+)
+from nnrepair.result import Asked, Kept, Moved, RepairResult, Report
+from nnrepair.spec import AnyInputs, EditScope, LocalitySet
 
 #: How the report calls the locality set and a test set without a name.
 LOCALITY, TEST = "locality set", "test set"
 
 
 class Watched:
-    """Points on which repaired networks are compared with the one they came from."""
+    """Points on which repaired networks are compared with the one they came from.
 
-    def __init__(self, problem: Problem, points: LocalitySet, keep: Criterion) -> None:
-        self.points, self._keep = points, keep
-        classes = problem.classifies or is_classifier(keep)
-        self._decide: Callable[[Tensor], Tensor] | None = problem.decide if classes else None
-        self.before = outputs(problem.model, points.inputs)
+    Args:
+        model: that network.
+        kind: what its outputs are, where the points' own labels do not say it.
+        points: which.
+        keep: the criterion that keeps them.
+        kept: (n,) bool, which of them it binds, where the repair was asked to keep them.
+    """
+
+    def __init__(
+        self, model: nn.Module, kind: Kind, points: LocalitySet, keep: Criterion, kept: Tensor | None = None
+    ) -> None:
+        own = kind_of(points.criterion)
+        self.points, self._kind, self._keep = points, own if own.decides else kind, keep
+        self.before = outputs(model, points.inputs)
+        self._asked = _labelled(points.criterion)
+        # Without a criterion of their own, numbers are to stay within one tolerance.
+        alone = points.criterion is None and isinstance(keep, Near) and keep.tol.numel() > 0
+        self._tolerance = float(keep.tol.flatten()[0]) if alone and isinstance(keep, Near) else None
+        lost = 0 if kept is None else int((~kept).sum())
+        self._free = {"did not hold before": lost} if lost else {}
 
     def compare(self, y: Tensor) -> Kept:
         """Measure what became of the points, from a network's outputs (n, ...) there."""
-        held = self._keep.holds(self.before.double()), self._keep.holds(y.double())
-        decided = held if self._decide is None else (self._decide(self.before), self._decide(y))
-        unchanged = metrics.locality(*decided)
-        if self.points.criterion is None:
-            return Kept(len(self.points), None, None, None, None, unchanged)
-        before, after = (float(h.double().mean()) for h in held)
-        lost = metrics.drawdown(before, after), metrics.drawdown_points(before, after)
-        return Kept(len(self.points), before, after, *lost, unchanged)
+        kept = Kept(len(self.points), decisions=0, free=self._free)
+        if self.points.criterion is not None:
+            before, after = (float(self._keep.holds(out.double()).double().mean()) for out in (self.before, y))
+            kept = replace(
+                kept,
+                accuracy_before=before,
+                accuracy_after=after,
+                drawdown=metrics.drawdown(before, after),
+                drawdown_points=metrics.drawdown_points(before, after),
+            )
+        if not self._kind.decides:
+            return replace(kept, moved=self._moved(y))
+        old, new = self._kind.decide(self.before), self._kind.decide(y)
+        if self._asked is not None and isinstance(self._kind, Binary):  # an output without a label is no decision
+            asked = self._asked.to(y.device)[:, self._kind.answers(y)]
+            old, new = old & asked, new & asked
+        same = (old == new) & ~flat(y).isnan().any(1, keepdim=True)
+        return replace(kept, locality=metrics.locality(same, torch.ones_like(same)), decisions=old.shape[1])
+
+    def _moved(self, y: Tensor) -> Moved:
+        change = flat(y.double() - self.before.double()).abs()
+        within = None
+        if self._tolerance is not None:
+            within = float((change <= self._tolerance).all(1).double().mean())
+        sizes = (float(change.mean()), float(change.max())) if bool(torch.isfinite(change).all()) else (None, None)
+        return Moved(self._tolerance, within, *sizes)
+
+
+def _labelled(criterion: Criterion | None) -> Tensor | None:
+    """Return (n, outputs) bool: which yes-or-no answers have a label; None where it is not about such."""
+    found = [] if criterion is None else leaves(criterion)
+    labelled = [flat(part.labels) >= 0 for part in found if isinstance(part, Threshold)]
+    return torch.stack(labelled).any(0) if labelled else None
 
 
 def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
@@ -59,9 +107,10 @@ def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
         raise InvalidInput(f"A test set cannot be called {LOCALITY!r}; choose another name.")
     found = {}
     if problem.locality is not None and problem.keep is not None:
-        found[LOCALITY] = Watched(problem, problem.locality, problem.keep)
+        found[LOCALITY] = Watched(problem.model, problem.kind, problem.locality, problem.keep, problem.kept)
     for name, points in given.items():
-        found[str(name)] = Watched(problem, *held_out(problem, points, f"test_set {str(name)!r}"))
+        measured = held_out(problem, points, f"test_set {str(name)!r}")
+        found[str(name)] = Watched(problem.model, problem.kind, *measured)
     return found
 
 
@@ -101,12 +150,18 @@ def measure(model: nn.Module, problem: Problem, watched: dict[str, Watched], onl
     several = [watched[name].points.inputs for name in names]
     several += [] if scope is None else [scope.inputs]
     several += [] if problem.regions is not None else [problem.edits.inputs]
-    y = outputs_of(model, several)
+    y = outputs_of(model, [_own(inputs, model) for inputs in several])
     holds = held(problem, model) if problem.regions is not None else problem.edits.criterion.holds(y.pop().double())
     rates: list[float | None] = [None] * len(holds)
     if scope is not None:
         rates = metrics.generalization_rates(scope.criterion.holds(y.pop().double()), scope.of, len(holds))
     return Measured(holds, rates, {name: watched[name].compare(one) for name, one in zip(names, y, strict=True)})
+
+
+def _own(inputs: AnyInputs, model: nn.Module) -> AnyInputs:
+    """Return inputs in the dtype of a network, which a method may have changed."""
+    like = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
+    return inputs if like is None else to_like(inputs, like)
 
 
 def _scope(problem: Problem, only: Tensor | None) -> EditScope | None:
@@ -154,21 +209,24 @@ def judge(
     holds, tests = found.holds, dict(found.kept)
     failing = torch.nonzero(~holds).flatten().tolist()
     kept = tests.pop(LOCALITY, None)
+    change = weight_change(model, repaired)
+    if change.nonzeros == 0 and _says_otherwise(problem, repaired):
+        change = unsized(change, "outputs changed, but no parameter, buffer or layer did: what did is not known")
+    more = kept_edits(problem) if problem.regions is None else problem.regions.notes(repaired)
     report = Report(
         edits=len(holds),
         held_before=before.tolist(),
         held_after=holds.tolist(),
         success_rate=float(holds.double().mean()),
         generalization_rate=metrics.mean_rate(found.generalization),
-        drawdown=None if kept is None else kept.drawdown,
-        drawdown_points=None if kept is None else kept.drawdown_points,
-        locality=None if kept is None else kept.locality,
-        locality_points=0 if kept is None else kept.points,
-        weight_change=weight_change(model, repaired),
+        kept=kept,
+        weight_change=change,
         seconds=seconds,
         method=repr(method),
-        notes=[*proposal.notes, *(kept_edits(problem) if problem.regions is None else problem.regions.notes(repaired))],
+        notes=[*proposal.notes, *kind_notes(problem), *more],
         tests=tests,
+        scope_points=0 if problem.scope is None else len(problem.scope),
+        scope_edits=None if problem.scope is None or problem.scope.of is None else len(torch.unique(problem.scope.of)),
     )
     lost = _lost(problem, repaired) if proposal.keeps_locality and not failing else 0
     outcome = outcome_of(proposal, before, failing, lost)
@@ -176,7 +234,10 @@ def judge(
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = like(model, repaired)
-        patch = Patch.between(model, final, about(report))
+        if change.is_patch and change.nonzeros is not None:
+            patch = Patch.between(model, final, about(report))
+        else:
+            report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
     edits = problem.edits if problem.regions is None else problem.regions.asked
     asked = Asked(edits, problem.locality, problem.keep, problem.kept)
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
@@ -212,24 +273,14 @@ def _lost(problem: Problem, repaired: nn.Module) -> int:
     """Return how many kept points of the locality set no longer hold."""
     if problem.locality is None or problem.keep is None or problem.kept is None:
         return 0
-    holds = problem.keep.holds(outputs(repaired, problem.locality.inputs).double())
+    holds = problem.keep.holds(outputs(repaired, _own(problem.locality.inputs, repaired)).double())
     return int((problem.kept & ~holds).sum())
 
 
-def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
-    """Return the size of the change; a network of another architecture says itself what it changed."""
-    old, new = dict(before.named_parameters()), dict(after.named_parameters())
-    if old.keys() != new.keys() and isinstance(after, (Decoupled, Stitched)):
-        parts = [t.double().flatten().cpu() for t in after.change.values()]
-    else:
-        parts = [(new[n].detach().double() - p.detach().double()).flatten().cpu() for n, p in old.items() if n in new]
-    change = torch.cat(parts)
-    return WeightChange(
-        l1=float(change.abs().sum()),
-        l2=float(change.norm()),
-        linf=float(change.abs().max()),
-        nonzeros=int((change != 0).sum()),
-    )
+def _says_otherwise(problem: Problem, repaired: nn.Module) -> bool:
+    """Whether a network's outputs on the edits differ from the original's by more than rounding."""
+    before, after = (outputs(m, _own(problem.edits.inputs, m)) for m in (problem.model, repaired))
+    return not (torch.equal(before, after) or (before.is_cuda and differ_by_rounding(before, after)))
 
 
 def like(model: nn.Module, repaired: nn.Module) -> nn.Module:

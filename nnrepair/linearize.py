@@ -10,7 +10,7 @@ these being a plain linear map at the network's end (the last layer of a graph n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnrepair import keys
-from nnrepair.criteria import Criterion
+from nnrepair.criteria import Criterion, flat
 from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.fisher import Labels, fisher_diagonal
 from nnrepair.forward import CUT, InFloat64, call, gradients, moved_outputs
+from nnrepair.kinds import Kind, Regression
 from nnrepair.network import copied
 from nnrepair.problem import batches, to_like, together
 from nnrepair.rows import Array, Block, Dense, Factored, Metric, Rows
@@ -40,8 +42,10 @@ MORE_PROBES = 32
 POINTS = 256
 #: Entries of plain (unfactored) rows that may be held at once.
 DENSE_LIMIT = 200_000_000
-#: Random signs and classes over which the Fisher diagonal is averaged where points influence each other.
+#: Passes with labels drawn anew over which the Fisher diagonal is averaged where points influence each other.
 SKETCHES = 32
+#: With more gradients than this (points times classes), the Fisher diagonal is that of labels drawn at random.
+GRADIENTS = 10_000
 #: Relative ridge on feature covariances: dead features would be free to move otherwise.
 RIDGE = 1e-3
 
@@ -523,81 +527,80 @@ class Linearization:
                 rows[k].append(_numpy(g).ravel())
         return [Dense(np.stack(r)) for r in rows]
 
-    def metric(self, inputs: AnyInputs) -> Metric:
-        """Return the drift metric over `inputs`: second moments of each map's inputs, Fisher diagonal elsewhere."""
+    def metric(self, inputs: AnyInputs, kind: Kind | None = None) -> Metric:
+        """Return the drift metric over `inputs`: second moments of each map's inputs, Fisher diagonal elsewhere.
+
+        Args:
+            inputs: the points on which drift is measured.
+            kind: what outputs stand for, see `fisher_diagonal`; numbers by default.
+        """
         if self.groups[0].keyed:
             k = _numpy(self._keys(inputs))
             return Metric([_root(k.T @ k / len(k))])
-        moments: dict[str, Array] = {}
-        fisher: dict[str, Array] = {}
-        for start in range(0, len(inputs), POINTS * 4):
-            index = torch.arange(start, min(len(inputs), start + POINTS * 4))
-            sub = self.prepare(inputs[index] if self.independent else inputs)
-            y, tap = self._run(sub)
-            for group in self.groups:
-                if group.plain is None:
-                    for use in tap.uses[group.tapped]:
-                        a = use.inputs()
-                        a = a.reshape(-1, a.shape[-1])
-                        a = a if group.weight else a[:, :0]
-                        if group.bias is not None:
-                            a = torch.cat([a, a.new_ones(len(a), 1)], 1)
-                        moments[group.tapped] = moments.get(group.tapped, np.zeros(())) + _numpy(a.T @ a)
-            plain = [g.plain for g in self.groups if g.plain is not None]
-            if plain:
-                for row in self._plain_squares(y, plain) if self.independent else self._sketches(y, plain):
-                    for name, square in row.items():
-                        fisher[name] = fisher.get(name, np.zeros(())) + square
-            if not self.independent:
-                break
+        moments = self._moments(inputs) if any(g.plain is None for g in self.groups) else {}
+        plain = [g.plain for g in self.groups if g.plain is not None]
+        fisher = self._fisher(inputs, plain, Regression() if kind is None else kind) if plain else {}
         factors: list[Array] = []
         for group in self.groups:
             if group.plain is None:
                 factors.append(_root(moments[group.tapped] / len(inputs)))
             else:
-                diagonal = fisher[group.plain or ""] / len(inputs)
+                diagonal = fisher[group.plain]
                 factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), 1e-12)))
         return Metric(factors)
 
-    def _plain_squares(self, y: Tensor, names: list[str]) -> list[dict[str, Array]]:
-        """Squared gradients of the log-probabilities of the three likeliest classes, weighted by the probabilities.
+    def drift_unit(self, kind: Kind) -> str:
+        """Say what the drift norm measures, the square root of `metric`."""
+        layers = "root mean square change of the layer's output on the locality set"
+        nats = "twice the nats by which its decisions move" if kind.decides else "mean square change of the outputs"
+        others = f"root of the {nats} there, to second order and one parameter at a time"
+        plain = [g.plain is not None for g in self.groups]
+        return others if all(plain) else f"{layers}; for other parameters, {others}" if any(plain) else layers
 
-        The true Fisher diagonal, up to what the other classes would add.
+    def _moments(self, inputs: AnyInputs) -> dict[str, Array]:
+        """Return the sum of a a^T over all inputs a of each map, at every position, by the map's name."""
+        moments: dict[str, Array] = {}
+        for start in range(0, len(inputs), POINTS * 4):
+            index = torch.arange(start, min(len(inputs), start + POINTS * 4))
+            _, tap = self._run(self.prepare(inputs[index] if self.independent else inputs))
+            for group in self.groups:
+                for use in tap.uses[group.tapped] if group.plain is None else []:
+                    a = use.inputs()
+                    a = a.reshape(-1, a.shape[-1])
+                    a = a if group.weight else a[:, :0]
+                    if group.bias is not None:
+                        a = torch.cat([a, a.new_ones(len(a), 1)], 1)
+                    moments[group.tapped] = moments.get(group.tapped, np.zeros(())) + _numpy(a.T @ a)
+            if not self.independent:
+                break
+        return moments
+
+    def _fisher(self, inputs: AnyInputs, names: list[str], kind: Kind) -> dict[str, Array]:
+        """Return the Fisher diagonal of plain parameters, flat, by name."""
+        inputs = self.prepare(inputs)
+        if not self.independent:
+            return self._sketched(inputs, names, kind)
+        classes = self.outputs(inputs[torch.tensor([0])])[0].numel()
+        draws = -(-GRADIENTS // len(inputs))
+        labels: Labels = "exact" if classes <= draws else "sampled"
+        found = fisher_diagonal(self.model, names, inputs, kind=kind, labels=labels, draws=draws)
+        return {name: _numpy(f).ravel() for name, f in found.items()}
+
+    def _sketched(self, inputs: AnyInputs, names: list[str], kind: Kind) -> dict[str, Array]:
+        """Return what is on average the Fisher diagonal: one pass serves all points, each with a label of its own.
+
+        Scores of labels are zero on average, so the products of different points vanish.
         """
-        parameters = [self.parameters[n] for n in names]
-        log_p = torch.log_softmax(y.flatten(1), 1)
-        squares = []
-        for i in range(len(y)):
-            total = [np.zeros(p.numel()) for p in parameters]
-            for k in log_p[i].detach().topk(min(3, log_p.shape[1])).indices.tolist():
-                grads = gradients(log_p[i, k], parameters)
-                weight = float(log_p[i, k].detach().exp())
-                for t, g in zip(total, grads, strict=True):
-                    if g is not None:
-                        t += weight * _numpy(g).ravel() ** 2
-            squares.append(dict(zip(names, total, strict=True)))
-        return squares
-
-    def _sketches(self, y: Tensor, names: list[str]) -> Iterator[dict[str, Array]]:
-        """Yield squares whose sum is, on average, the Fisher diagonal summed over the points.
-
-        One pass serves all points of a graph: each draws a class from its probabilities and a sign, and since signs
-        are independent, the products of different points vanish on average.
-        """
-        generator = torch.Generator().manual_seed(0)
-        log_p = torch.log_softmax(y.flatten(1), 1)
-        p = log_p.detach().exp().cpu()
-        parameters = [self.parameters[n] for n in names]
+        y, _ = self._run(inputs)
+        parameters, generator = [self.parameters[n] for n in names], torch.Generator().manual_seed(0)
+        total = {n: np.zeros(self.parameters[n].numel()) for n in names}
         for _ in range(SKETCHES):
-            drawn = torch.multinomial(p, 1, generator=generator).to(y.device)
-            sign = 2.0 * torch.randint(2, (len(y), 1), generator=generator) - 1
-            scalar = (sign.to(y) * log_p.gather(1, drawn)).sum()
+            score = kind.score(y.detach(), kind.sample(y.detach(), generator))
+            scalar = (flat(y) * score.to(y)).sum()
             grads = gradients(scalar, parameters)
-            squares = [
-                np.zeros(q.numel()) if g is None else _numpy(g).ravel() ** 2
-                for g, q in zip(grads, parameters, strict=True)
-            ]
-            yield {n: square / SKETCHES for n, square in zip(names, squares, strict=True)}
+            for name, g in zip(names, grads, strict=True):
+                total[name] += 0.0 if g is None else _numpy(g).ravel() ** 2 / (SKETCHES * len(y))
+        return total
 
 
 def _independent(inputs: AnyInputs) -> bool:

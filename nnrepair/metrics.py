@@ -88,9 +88,9 @@ def scalability(one_by_one: float, together: float) -> float:
     return together / one_by_one if one_by_one > 0 else 0.0
 
 
-def drawdown(before: float, after: float) -> float:
-    """Return the relative loss of accuracy, 1 - after / before (0 when there was none to lose)."""
-    return 1 - after / before if before > 0 else 0.0
+def drawdown(before: float, after: float) -> float | None:
+    """Return the relative loss of accuracy, 1 - after / before (None when there was none to lose)."""
+    return 1 - after / before if before > 0 else None
 
 
 def drawdown_points(before: float, after: float) -> float:
@@ -99,5 +99,5 @@ def drawdown_points(before: float, after: float) -> float:
 
 
 def locality(before: Tensor, after: Tensor) -> float:
-    """Return the share of decisions (n,) that are the same before and after, right or wrong."""
-    return float((before == after).double().mean())
+    """Return the share of points whose decisions, (n,) or (n, several), are all the same before and after."""
+    return float((before == after).reshape(len(before), -1).all(1).double().mean())

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.certificate import Certificate
-from nnrepair.criteria import Argmax
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.files import write_atomically
 from nnrepair.patch import fingerprint
-from nnrepair.problem import outputs
+from nnrepair.problem import fitted, outputs
+from nnrepair.spec import Edits
 
 
 @dataclass
@@ -199,7 +199,7 @@ def _check_written(model: nn.Module, edits: tuple[Tensor, Tensor], out: Path) ->
     inputs, labels = edits
     like = next(model.parameters())
     y = outputs(model, inputs.to(like) if inputs.dtype.is_floating_point else inputs)
-    holds = Argmax(labels).holds(y)
+    holds = fitted(Edits(inputs, labels).criterion, y).holds(y.double())
     if not bool(holds.all()):
         lost = torch.nonzero(~holds).flatten().tolist()
         raise UnsupportedModel(

@@ -15,30 +15,21 @@ that bounds and references are those of each step):
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from nnrepair import layers
-from nnrepair.criteria import Argmax
-from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.forward import call_with, gradients
+from nnrepair.criteria import flat
+from nnrepair.errors import InvalidInput
+from nnrepair.fisher import Labels as Labels
+from nnrepair.fisher import Weights, at_least_float, known_labels
+from nnrepair.fisher import fisher_diagonal as fisher_diagonal
+from nnrepair.kinds import Kind, Regression
 from nnrepair.problem import Problem, outputs
-from nnrepair.spec import AnyInputs
-
-#: "exact" sums over at most this many classes, each point's most probable ones.
-MOST_CLASSES = 100
-#: Numbers in the per-sample gradients that are held at once.
-MOST_NUMBERS = 2**24
-
-Labels = Literal["exact", "sampled", "empirical"]
-Weights = Mapping[str, Tensor]
 
 
 class Pull:
@@ -46,6 +37,8 @@ class Pull:
 
     #: Whether `loss` looks at outputs on the locality set.
     watches: bool = False
+    #: Sentences for the report: what was left out, or not exact.
+    notes: Sequence[str] = ()
 
     def loss(self, weights: Weights, y: Tensor | None, index: Tensor | None) -> Tensor | None:
         """Return a number to add to the loss, or None.
@@ -228,9 +221,10 @@ class KL(Penalty):
     """`weight * mean KL(p0 || p)` on the locality set, p0 being the old model's distribution there.
 
     After the locality loss of Mitchell et al., "Fast model editing at scale" (MEND, 2022), whose fine-tuning baseline
-    weighs the edits by 0.01 against it, which is `weight=100` here. p0 is computed once. Where the lowest score wins, p
-    is the softmax of -y; where the edits speak of no classes, the penalty is `weight` times the mean squared
-    difference to the old outputs.
+    weighs the edits by 0.01 against it, which is `weight=100` here. p0 is computed once. p is the softmax over classes
+    (of -y where the lowest score wins), or for yes-or-no answers the coins sigmoid(y - threshold), one per output,
+    whose divergences add up. Where outputs are plain numbers, the penalty is `weight` times their mean squared
+    difference to the old ones.
 
     Args:
         weight: loss per nat (or per squared output unit); 1 to 100 is the usual range.
@@ -245,23 +239,25 @@ class KL(Penalty):
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
         assert problem.locality is not None
         y = outputs(problem.model, problem.locality.inputs).double()
-        return _Divergence(self.weight, y, (-1.0 if problem.lowest else 1.0) if problem.classifies else None)
+        return _Divergence(self.weight * _per_nat(problem), problem.kind, y)
+
+
+def _per_nat(problem: Problem) -> float:
+    """Return what a nat counts: 1; numbers count by their mean square, so that images and single ones weigh alike."""
+    if not isinstance(problem.kind, Regression):
+        return 1.0
+    return 2 / flat(outputs(problem.model, problem.edits.inputs)).shape[1]
 
 
 class _Divergence(Pull):
     watches = True
 
-    def __init__(self, weight: float, y: Tensor, sign: float | None) -> None:
-        self.weight, self.sign = weight, sign
-        self.old = y if sign is None else F.log_softmax(sign * y, 1)
+    def __init__(self, weight: float, kind: Kind, old: Tensor) -> None:
+        self.weight, self.kind, self.old = weight, kind, old
 
     def loss(self, weights: Weights, y: Tensor | None, index: Tensor | None) -> Tensor | None:
         assert y is not None and index is not None
-        old = self.old[index.to(self.old.device)]
-        if self.sign is None:
-            return self.weight * F.mse_loss(y, old)
-        new = F.log_softmax(self.sign * y, 1)
-        return self.weight * F.kl_div(new, old, reduction="batchmean", log_target=True)
+        return self.weight * self.kind.divergence(self.old[index.to(self.old.device)], y).mean()
 
 
 @dataclass(frozen=True)
@@ -270,12 +266,13 @@ class EWC(Penalty):
 
     Elastic weight consolidation, Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks" (2017). F
     is the diagonal of the Fisher information over the locality set, from squared gradients point by point (see
-    `fisher_diagonal`). Some published baselines square the gradient of a batch instead, which makes F smaller by about
-    the batch size, or take F over the edits; neither is done here.
+    `fisher_diagonal`), of what the outputs stand for: classes, yes-or-no answers, or plain numbers. Some published
+    baselines square the gradient of a batch instead, which makes F smaller by about the batch size, or take F over the
+    edits; neither is done here.
 
     Args:
-        weight: loss per nat: up to what F leaves out beside its diagonal, this is to second order `KL` with the same
-            weight.
+        weight: loss per nat (per squared output unit for numbers): up to what F leaves out beside its diagonal, this is
+            to second order `KL` with the same weight.
         labels: how the expectation over labels in F is taken: "exact", "sampled" or "empirical".
         points: at most this many points of the locality set, drawn at random; None takes 1000, and 100 where points
             depend on each other (a graph), where each of them costs as much as all.
@@ -292,193 +289,34 @@ class EWC(Penalty):
     def __post_init__(self) -> None:
         _positive(self.weight, "EWC: weight", zero=True)
         _positive(self.floor, "EWC: floor", zero=True)
-        _known_labels(self.labels)
+        known_labels(self.labels)
         if self.points is not None and (not isinstance(self.points, int) or self.points < 1):
             raise InvalidInput(f"EWC: points must be an integer >= 1 or None, got {self.points!r}.")
 
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
         locality = problem.locality
         assert locality is not None
-        if not problem.classifies:
-            raise InvalidInput(
-                "EWC needs a distribution over classes, but these edits are no classification "
-                f"({problem.edits.criterion!r}). Use KL, which compares outputs there, or L2."
-            )
-        targets = locality.criterion.labels if isinstance(locality.criterion, Argmax) else None
+        targets = None if locality.criterion is None else problem.kind.labels(locality.criterion)
         if self.labels == "empirical" and targets is None:
             raise InvalidInput(
                 'EWC(labels="empirical") needs labels beside the locality set\'s inputs; give them, or choose '
                 'labels="exact".'
             )
         alone = isinstance(locality.inputs, Tensor) or locality.inputs.independent
+        most = self.points or (1000 if alone else 100)
         fisher = fisher_diagonal(
             problem.model,
             list(old),
             locality.inputs,
+            kind=problem.kind,
             labels=self.labels,
             targets=targets if self.labels == "empirical" else None,
-            lowest=problem.lowest,
-            points=self.points or (1000 if alone else 100),
+            points=most,
             generator=generator,
         )
         mean = sum(float(f.double().sum()) for f in fisher.values()) / sum(f.numel() for f in fisher.values())
-        return _Quadratic(old, self.weight / 2, {name: f + self.floor * mean for name, f in fisher.items()})
-
-
-def fisher_diagonal(
-    model: nn.Module,
-    names: str | Sequence[str],
-    inputs: AnyInputs,
-    *,
-    labels: Labels = "exact",
-    targets: Tensor | None = None,
-    lowest: bool = False,
-    points: int | None = None,
-    generator: torch.Generator | None = None,
-) -> dict[str, Tensor]:
-    """Return the diagonal of a classifier's Fisher information, by parameter name.
-
-    `F_i = 1/n sum_x E_y (d log p(y|x) / d theta_i)^2`, with p the softmax of the outputs: the mean of squared
-    gradients, each of one point and one label, never the square of a mean.
-
-    Example:
-        >>> model = nn.Linear(2, 2)
-        >>> fisher_diagonal(model, "weight", torch.randn(5, 2))["weight"].shape
-        torch.Size([2, 2])
-
-    Args:
-        model: (n, ...) inputs to (n, classes) outputs, in eval mode.
-        names: parameters or layers, as `layers.choose` takes them.
-        inputs: n points. Where they depend on each other (a graph), all of them run together.
-        labels: "exact" takes the expectation over y under the model itself, one gradient per point and class (with more
-            than 100 classes the 100 most probable ones of each point, and F is a lower bound); "sampled" draws one y
-            per point from the model; "empirical" takes `targets`, which is another quantity, and nearly zero where the
-            model is sure of them.
-        targets: (n,) labels, for "empirical".
-        lowest: whether the lowest score wins: p is then the softmax of the negated outputs.
-        points: use at most this many points, drawn at random.
-        generator: for what is random; None is a fresh one with seed 0.
-
-    Returns:
-        One tensor per parameter, in its dtype, in float32 for half precision.
-
-    Raises:
-        InvalidInput: outputs that are no scores of classes, or missing targets.
-    """
-    names = layers.choose(model, names)
-    _known_labels(labels)
-    if labels == "empirical" and (targets is None or len(targets) != len(inputs)):
-        given = "none" if targets is None else f"{len(targets)} for {len(inputs)} points"
-        raise InvalidInput(f'fisher_diagonal(labels="empirical") needs one target per point, got {given}.')
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    y = outputs(model, inputs)
-    if y.ndim != 2 or y.shape[1] < 2:
-        raise InvalidInput(f"The Fisher information needs outputs of shape (points, classes), got {tuple(y.shape)}.")
-    which = torch.arange(len(y))
-    if points is not None and points < len(y):
-        which = torch.randperm(len(y), generator=generator)[:points].sort().values
-    sign = -1.0 if lowest else 1.0
-    p = F.softmax(sign * y[which].double(), 1).cpu()
-    if labels == "exact":
-        share, label = p.topk(min(p.shape[1], MOST_CLASSES), 1)
-    elif labels == "sampled":
-        label = torch.multinomial(p, 1, generator=generator)
-        share = torch.ones_like(label, dtype=p.dtype)
-    else:
-        assert targets is not None
-        label = targets.cpu()[which][:, None]
-        share = torch.ones_like(label, dtype=p.dtype)
-    terms = _Terms(sign, p, label, share, y)
-    start = {name: dict(model.named_parameters(remove_duplicate=False))[name].detach() for name in names}
-    with torch.enable_grad():
-        total = _sum_of_squares(model, start, inputs, which, terms)
-    return {name: (f / len(which)).to(at_least_float(start[name]).dtype) for name, f in total.items()}
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """The terms of the Fisher information: for k labels of each point, a share and d log p(label) / d output.
-
-    Attributes:
-        sign: -1 where the lowest score wins.
-        p: (n, classes), label: (n, k), share: (n, k), on the CPU.
-        like: outputs.
-    """
-
-    sign: float
-    p: Tensor
-    label: Tensor
-    share: Tensor
-    like: Tensor
-
-    def slopes(self, points: slice) -> Tensor:
-        """Return (points, k, classes): gradients at the outputs whose squares need no more weights."""
-        hot = F.one_hot(self.label[points], self.p.shape[1])
-        slopes = self.sign * self.share[points, :, None].sqrt() * (hot - self.p[points, None])
-        return slopes.to(self.like)
-
-
-def _sum_of_squares(
-    model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
-) -> dict[str, Tensor]:
-    """Return the sum of squared gradients over points and labels, by parameter name, float64."""
-    if isinstance(inputs, Tensor):
-        try:
-            return _summed(start, _vectorised(model, start, inputs, which, terms))
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
-            pass  # some operation of the model cannot be vectorised; slower, every operation can be differentiated
-    return _summed(start, _one_by_one(model, start, inputs, which, terms))
-
-
-def _summed(start: Weights, parts: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-    total = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in start.items()}
-    for part in parts:
-        for name, value in part.items():
-            total[name] += value
-    return total
-
-
-def _vectorised(
-    model: nn.Module, start: dict[str, Tensor], x: Tensor, which: Tensor, terms: _Terms
-) -> Iterator[dict[str, Tensor]]:
-    def gradients(one: Tensor, slopes: Tensor) -> Any:
-        """Return the gradients (k, ...) at one point (...), by name."""
-        pull: Any = torch.func.vjp(lambda weights: call_with(model, weights, one[None])[0], start)[1]
-        return torch.func.vmap(pull)(slopes)[0]
-
-    size = terms.label.shape[1] * sum(weight.numel() for weight in start.values())
-    step = max(1, MOST_NUMBERS // size)
-    for first in range(0, len(which), step):
-        some = slice(first, first + step)
-        with warnings.catch_warnings():  # about operations whose vectorised form is slow
-            warnings.simplefilter("ignore")
-            each = torch.func.vmap(gradients)(x[which[some]], terms.slopes(some))
-        norms = {n: torch.linalg.vector_norm(at_least_float(g).flatten(0, 1), dim=0) for n, g in each.items()}
-        yield {n: norm.double().square() for n, norm in norms.items()}  # one pass, and no copy of the gradients
-
-
-def _one_by_one(
-    model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
-) -> Iterator[dict[str, Tensor]]:
-    leaves = {n: weight.clone().requires_grad_(True) for n, weight in start.items()}
-    together = not isinstance(inputs, Tensor) and not inputs.independent
-    y = call_with(model, leaves, inputs) if together else None
-    for k, point in enumerate(which.tolist()):
-        row = y[point] if y is not None else call_with(model, leaves, inputs[torch.tensor([point])])[0]
-        for slope in terms.slopes(slice(k, k + 1))[0]:
-            found = gradients(row, list(leaves.values()), slope)
-            yield {
-                n: torch.zeros_like(w, dtype=torch.float64) if g is None else g.double().square()
-                for (n, w), g in zip(leaves.items(), found, strict=True)
-            }
-
-
-def at_least_float(x: Tensor) -> Tensor:
-    """Return half precision as float32, everything else as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _known_labels(labels: str) -> None:
-    known = get_args(Labels)
-    if labels not in known:
-        raise InvalidInput(f"Unknown labels {labels!r}.{near_matches(str(labels), known)} Choose {', '.join(known)}.")
+        importance = {name: f + self.floor * mean for name, f in fisher.items()}
+        pull = _Quadratic(old, self.weight / 2 * _per_nat(problem), importance)
+        if len(locality) > most:
+            pull.notes = [f"EWC: Fisher information of {most} of {len(locality)} points of the locality set."]
+        return pull

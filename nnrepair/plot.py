@@ -123,8 +123,8 @@ def region(
 def sequence(histories: History | Mapping[str, History], points: str | None = None) -> Figure:
     """Draw what becomes of edits, and of everything else, while they are repaired one after another.
 
-    Left: the share of all edits so far that hold in each step's network. Right: drawdown in points, or, where there are
-    no labels, the share of decisions that changed.
+    Left: the share of all edits so far that hold in each step's network. Right: drawdown in points; where there are no
+    labels, the share of points whose decisions changed; where there are no decisions, the mean change of outputs.
 
     Example:
         >>> from nnrepair import plot
@@ -152,6 +152,11 @@ def sequence(histories: History | Mapping[str, History], points: str | None = No
         if points is not None and points not in history.kept:
             hint = near_matches(points, history.kept)
             raise InvalidInput(f"History {name!r} did not watch {points!r}.{hint} It has: {', '.join(history.kept)}.")
+    measures = {name: _measure(history.curves(), points) for name, history in given.items()} if points else {}
+    measure = next(iter(measures.values()), "")
+    if len(set(measures.values())) > 1:
+        told = ", ".join(f"{name!r}: {what}" for name, what in measures.items())
+        raise InvalidInput(f"The histories measure {points!r} differently ({told}); draw them apart.")
     require_matplotlib()
     from matplotlib import pyplot
 
@@ -164,8 +169,7 @@ def sequence(histories: History | Mapping[str, History], points: str | None = No
             axes[0, 1].plot(curves["edits"], _lost(curves, points), **style)
     axes[0, 0].set(ylabel="edits so far that hold now (%)", ylim=(-4, 104))
     if points is not None:
-        labelled = f"drawdown_points {points}" in curves
-        axes[0, 1].set(ylabel=f"drawdown on the {points} (points)" if labelled else f"{points}: decisions changed (%)")
+        axes[0, 1].set(ylabel=measure)
         axes[0, 1].axhline(0, color="0.7", linewidth=0.8, zorder=0)
     for axis in axes.flat:
         axis.set_xlabel("edits, one after another")
@@ -176,10 +180,20 @@ def sequence(histories: History | Mapping[str, History], points: str | None = No
     return figure
 
 
+def _measure(curves: dict[str, list[float]], points: str) -> str:
+    """Say what `_lost` returns."""
+    if f"drawdown_points {points}" in curves:
+        return f"drawdown on the {points} (points)"
+    decides = f"locality {points}" in curves
+    return f"{points}: decisions changed (%)" if decides else f"{points}: mean absolute change of outputs"
+
+
 def _lost(curves: dict[str, list[float]], points: str) -> list[float]:
-    """Return drawdown in points, or changed decisions in percent."""
-    drawdown = curves.get(f"drawdown_points {points}")
-    return [100 * (1 - share) for share in curves[f"locality {points}"]] if drawdown is None else drawdown
+    """Return drawdown in points, else changed decisions in percent, else how far outputs moved."""
+    if (drawdown := curves.get(f"drawdown_points {points}")) is not None:
+        return drawdown
+    unchanged = curves.get(f"locality {points}")
+    return curves[f"moved {points}"] if unchanged is None else [100 * (1 - share) for share in unchanged]
 
 
 class _View:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair import accepted
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Chosen, Criterion, Near
+from nnrepair.criteria import AnyOf, Argmax, Argmin, Chosen, Criterion, Threshold, flat
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.forward import call
+from nnrepair.kinds import Binary, Classes, Kind, is_mixed, kind_of, leaves
 from nnrepair.spec import AnyInputs, Edits, EditScope, LocalitySet
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ WRITES = (
     "The model writes into its inputs, so running it changes your data. Some operation works in place (such as "
     "nn.ReLU(inplace=True) as the first layer): let it make a new tensor."
 )
+#: Operations of automatic differentiation that move numbers and change none.
+RESHAPES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Permute", "Transpose")
 #: By how much two passes may differ on a GPU, relative to the largest output.
 ROUNDINGS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -119,13 +122,6 @@ def has_choice(criterion: Criterion) -> bool:
     return isinstance(criterion, (AnyOf, Chosen)) or any(has_choice(p) for p in getattr(criterion, "parts", ()))
 
 
-def is_classifier(criterion: Criterion) -> bool:
-    """Whether the criterion speaks of decisions among classes (so that accuracy and drawdown mean something)."""
-    if isinstance(criterion, (AllOf, AnyOf, Chosen)):
-        return all(is_classifier(part) for part in criterion.parts)
-    return isinstance(criterion, Argmax)
-
-
 @dataclass(frozen=True)
 class Problem:
     """A repair task: the model, its edits, and what must stay. Methods read it; `fix` judges against it.
@@ -137,6 +133,7 @@ class Problem:
         keep: the criterion that keeps them, aligned with `locality` (made from today's decisions where the user gave
             none), and `kept`: bool (points,), which of them it binds.
         scope: the edit scope, or None.
+        kind: what outputs stand for, as the edits (or else the locality set) say: decisions, or numbers.
         seed: for every random choice.
         progress: whether to show a progress bar.
         regions: the whole regions that the edits stand for, or None for plain points; only `fix` looks at them.
@@ -148,19 +145,15 @@ class Problem:
     keep: Criterion | None
     kept: Tensor | None
     scope: EditScope | None
-    lowest: bool
+    kind: Kind
     seed: int
     progress: bool = False
     regions: RegionEdits | None = None
 
-    def decide(self, y: Tensor) -> Tensor:
-        """Return (n,) the decisions that outputs (n, classes) stand for."""
-        return y.argmin(1) if self.lowest else y.argmax(1)
-
     @property
-    def classifies(self) -> bool:
-        """Whether the edits speak of classes."""
-        return is_classifier(self.edits.criterion)
+    def lowest(self) -> bool:
+        """Whether outputs are scores of classes of which the lowest wins."""
+        return isinstance(self.kind, Classes) and self.kind.lowest
 
 
 def build(
@@ -180,27 +173,31 @@ def build(
     """
     like = check_model(model)
     edits = Edits.coerce(edits)
-    edits = Edits(to_like(edits.inputs, like), edits.criterion)
-    y = first_look(model, edits.inputs, "the edits")
+    inputs = to_like(edits.inputs, like)
+    y = first_look(model, inputs, "the edits")
+    edits = Edits(inputs, fitted(edits.criterion, y))
     edits.criterion.check(y)
+    _refuse_probabilities(model, edits)
     _refuse_contradictions(edits)
-    lowest = _lowest(edits.criterion)
     locality = keep = kept = None
+    kind = kind_of(edits.criterion)
     if locality_set is not None:
         locality = LocalitySet.coerce(locality_set)
         if len(locality) == 0:
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
-        locality = LocalitySet(to_like(locality.inputs, like), _same_sense(locality.criterion, lowest))
-        locality, keep, kept = _keep(model, locality, edits, lowest)
+        locality, keep, kept = _keep(model, LocalitySet(to_like(locality.inputs, like), locality.criterion), edits)
+        kind = kind_of(edits.criterion, keep)
     scope = None
     if edit_scope is not None:
         scope = EditScope.coerce(edit_scope)
         if len(scope) == 0:
             raise InvalidInput("The edit scope is empty; leave it out, or give points that the edits should reach.")
-        scope = EditScope(to_like(scope.inputs, like), _same_sense(scope.criterion, lowest), scope.of)
-        scope.criterion.check(first_look(model, scope.inputs, "the edit scope"))
+        inputs = to_like(scope.inputs, like)
+        y = first_look(model, inputs, "the edit scope")
+        scope = EditScope(inputs, fitted(scope.criterion, y, edits.criterion), scope.of)
+        scope.criterion.check(y)
         _refuse_strangers(scope, len(edits))
-    return Problem(model, edits, locality, keep, kept, scope, lowest, 0 if seed is None else seed, progress)
+    return Problem(model, edits, locality, keep, kept, scope, kind, 0 if seed is None else seed, progress)
 
 
 def held_out(problem: Problem, points: Any, name: str) -> tuple[LocalitySet, Criterion]:
@@ -212,9 +209,8 @@ def held_out(problem: Problem, points: Any, name: str) -> tuple[LocalitySet, Cri
     points = LocalitySet.coerce(points)
     if len(points) == 0:
         raise InvalidInput(f"{name} is empty; leave it out, or give points to measure on.")
-    inputs = to_like(points.inputs, check_model(problem.model))
-    points = LocalitySet(inputs, _same_sense(points.criterion, problem.lowest))
-    points, keep, _ = _keep(problem.model, points, problem.edits, problem.lowest, name)
+    points = LocalitySet(to_like(points.inputs, check_model(problem.model)), points.criterion)
+    points, keep, _ = _keep(problem.model, points, problem.edits, problem.kind, name)
     return points, keep
 
 
@@ -243,15 +239,41 @@ def check_model(model: Any) -> Tensor:
     return like
 
 
-def _lowest(criterion: Criterion) -> bool:
-    parts = getattr(criterion, "parts", None)
-    return isinstance(criterion, Argmin) if parts is None else all(_lowest(p) for p in parts)
+def fitted(criterion: Criterion, y: Tensor, beside: Criterion | None = None) -> Criterion:
+    """Read labels as the model's outputs, and the edits beside them, make them; other criteria stay as they are.
+
+    Integers for a model with a single output are its sign. Beside `Argmin` edits, a label is the lowest score's class;
+    beside `Threshold` edits it is about their threshold.
+
+    Args:
+        criterion: as made from labels, or any other.
+        y: (n, ...) outputs.
+        beside: the edits' criterion, for other points.
+    """
+    kind = kind_of(beside)
+    if criterion.plain and isinstance(criterion, Argmax) and flat(y).shape[1] == 1:
+        criterion = Threshold(criterion.labels)
+        criterion.plain = True
+    if criterion.plain and isinstance(criterion, Threshold) and isinstance(kind, Binary):
+        return Threshold(criterion.labels, kind.threshold)
+    if type(criterion) is Argmax and criterion.margin_ == 0 and isinstance(kind, Classes) and kind.lowest:
+        return Argmin(criterion.labels)
+    return criterion
 
 
-def _same_sense(criterion: Criterion | None, lowest: bool) -> Criterion | None:
-    """Read plain labels as the edits are read: beside Argmin edits, a label is the lowest score's class."""
-    plain = type(criterion) is Argmax and criterion.margin_ == 0
-    return Argmin(criterion.labels) if lowest and plain and isinstance(criterion, Argmax) else criterion
+def _refuse_probabilities(model: nn.Module, edits: Edits) -> None:
+    """Refuse a threshold of 0 where the model's last operation is a sigmoid: every output lies above it."""
+    if not any(isinstance(part, Threshold) and (part.threshold <= 0).any() for part in leaves(edits.criterion)):
+        return
+    with torch.enable_grad():
+        node: Any = call(model, edits.inputs[torch.tensor([0])]).grad_fn
+    while node is not None and node.name().startswith(RESHAPES):
+        node = node.next_functions[0][0]
+    if node is not None and node.name().startswith(("Sigmoid", "Softmax")):
+        raise InvalidInput(
+            "The model ends in a sigmoid or softmax: its outputs are probabilities, and none lies below the threshold "
+            "0. Say where yes begins: Threshold(labels, threshold=0.5)."
+        )
 
 
 def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
@@ -346,22 +368,31 @@ def differ_by_rounding(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=ROUNDINGS.get(a.dtype, 0.0) * float(a.abs().max()))
 
 
+def differ(a: list[int], b: list[int]) -> bool:
+    """Whether two points' labels contradict each other; -1 contradicts nothing."""
+    return any(x != y and x >= 0 and y >= 0 for x, y in zip(a, b, strict=True))
+
+
 def _refuse_contradictions(edits: Edits) -> None:
     """Refuse equal inputs with different labels: no network can satisfy both."""
-    if not isinstance(edits.criterion, Argmax):
+    if not isinstance(edits.criterion, Argmax | Threshold):
         return
     points = _identity(edits.inputs)
     if points is None:
         return
-    which, labels = _numbered(points), edits.criterion.labels.tolist()
-    first: dict[int, int] = {}
+    which, labels = _numbered(points), flat(edits.criterion.labels).tolist()
+    groups: dict[int, list[int]] = {}
     clashes = []
     for index, group in enumerate(which.tolist()):
-        seen = first.setdefault(group, index)
-        if labels[seen] != labels[index] and np.array_equal(points[seen], points[index]):
+        others = groups.setdefault(group, [])
+        seen = next((seen for seen in others if differ(labels[seen], labels[index])), None)
+        if seen is not None and np.array_equal(points[seen], points[index]):
             clashes.append((seen, index))
+        elif all(labels[seen] != labels[index] for seen in others):
+            others.append(index)
     if clashes:
-        shown = ", ".join(f"{a} and {b} (labels {labels[a]} and {labels[b]})" for a, b in clashes[:5])
+        one = {k: labels[k][0] if len(labels[k]) == 1 else labels[k] for pair in clashes[:5] for k in pair}
+        shown = ", ".join(f"{a} and {b} (labels {one[a]} and {one[b]})" for a, b in clashes[:5])
         more = f", and {len(clashes) - 5} more pairs" if len(clashes) > 5 else ""
         raise InvalidInput(f"Equal inputs are given different labels: edits {shown}{more}. Remove one of each pair.")
 
@@ -372,7 +403,9 @@ def kept_edits(problem: Problem) -> list[str]:
     if locality is None or kept is None:
         return []
     asked = edits.criterion
-    if not (isinstance(asked, Argmax) and isinstance(keep, Argmax) and type(keep) is type(asked)):
+    if type(keep) is not type(asked) or kind_of(keep) != kind_of(asked):
+        return []
+    if not isinstance(asked, Argmax | Threshold) or not isinstance(keep, Argmax | Threshold):
         return []
     points, others = _identity(edits.inputs), _identity(locality.inputs)
     if points is None or others is None or points.shape[1:] != others.shape[1:]:
@@ -382,11 +415,11 @@ def kept_edits(problem: Problem) -> list[str]:
     binding = torch.nonzero(kept).flatten().cpu().numpy()
     place = np.full(which.max() + 1, -1)
     place[theirs[binding]] = binding
-    labels, decisions = asked.labels.tolist(), keep.labels.tolist()
+    labels, decisions = flat(asked.labels).tolist(), flat(keep.labels).tolist()
     clashes = [
         edit
         for edit, point in enumerate(place[mine].tolist())
-        if point >= 0 and labels[edit] != decisions[point] and np.array_equal(points[edit], others[point])
+        if point >= 0 and differ(labels[edit], decisions[point]) and np.array_equal(points[edit], others[point])
     ]
     if not clashes:
         return []
@@ -409,10 +442,10 @@ def _identity(inputs: AnyInputs) -> NDArray[Any] | None:
                 f"same() must return one row for each of {len(inputs)} points, got {tuple(found.shape)}."
             )
         inputs = found
-    flat = inputs.detach().flatten(1) if inputs.ndim > 1 else inputs.detach()[:, None]
-    if flat.element_size() < 4:
-        flat = flat.float() if flat.dtype.is_floating_point else flat.int()
-    return flat.cpu().numpy()
+    rows = flat(inputs.detach())
+    if rows.element_size() < 4:
+        rows = rows.float() if rows.dtype.is_floating_point else rows.int()
+    return rows.cpu().numpy()
 
 
 def _numbered(points: NDArray[Any]) -> NDArray[np.int64]:
@@ -423,16 +456,35 @@ def _numbered(points: NDArray[Any]) -> NDArray[np.int64]:
     return np.unique(np.concatenate(hashed), return_inverse=True)[1].reshape(-1)
 
 
+def kind_notes(problem: Problem) -> list[str]:
+    """Return what the report says of how labels and outputs were read, where that may not be what was meant."""
+    notes, asked = list[str](), problem.edits if problem.regions is None else problem.regions.asked
+    criterion = asked.criterion
+    if isinstance(criterion, Threshold) and flat(criterion.labels).shape[1] > 1:
+        labels = flat(criterion.labels)
+        if bool(((labels == 1).sum(1) == 1).all() & (labels >= 0).all()):
+            notes.append(
+                "labels (n, outputs) were read as one yes-or-no answer per output; for one class per point give its "
+                "number, such as labels.argmax(1)."
+            )
+    if is_mixed(criterion) and problem.locality is not None and problem.locality.criterion is None:
+        notes.append(
+            "the edits ask for decisions and bound numbers; points to keep without a criterion of their own keep their "
+            "decisions only. Give LocalitySet(inputs, criterion) to keep more."
+        )
+    return notes
+
+
 def _keep(
-    model: nn.Module, locality: LocalitySet, edits: Edits, lowest: bool, what: str = "the locality set"
+    model: nn.Module, locality: LocalitySet, edits: Edits, kind: Kind | None = None, what: str = "the locality set"
 ) -> tuple[LocalitySet, Criterion, Tensor]:
+    """Return the points with their labels read, the criterion that keeps them, and which of them hold it now."""
     y = first_look(model, locality.inputs, what)
     if locality.criterion is not None:
-        locality.criterion.check(y)
-        return locality, locality.criterion, locality.criterion.holds(y.double())
-    everything = torch.ones(len(locality), dtype=torch.bool, device=y.device)
-    typical = edits.criterion.typical_slack(outputs(model, edits.inputs).double())
-    if is_classifier(edits.criterion):
-        keep: Criterion = Argmin(y.argmin(1)) if lowest else Argmax(y.argmax(1))
-        return locality, keep, keep.holds(y)
-    return locality, Near(y, typical or 1e-3 * float(y.abs().max()) or 1e-6), everything
+        criterion = fitted(locality.criterion, y, edits.criterion)
+        criterion.check(y)
+        return LocalitySet(locality.inputs, criterion), criterion, criterion.holds(y.double())
+    tol = edits.criterion.typical_slack(outputs(model, edits.inputs).double())
+    keep = (kind or kind_of(edits.criterion)).keep(y, tol or 1e-3 * float(y.abs().max()) or 1e-6)
+    keep.check(y)
+    return locality, keep, keep.holds(y)

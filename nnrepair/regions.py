@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Chosen, Criterion
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Chosen, Criterion, Threshold, flat
 from nnrepair.decoupled import Decoupled
 from nnrepair.errors import InvalidInput
 from nnrepair.forward import call
+from nnrepair.kinds import kind_of
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.network import copied
-from nnrepair.problem import Problem, check_model, first_look, has_choice
+from nnrepair.problem import Problem, check_model, differ, first_look, fitted, has_choice
 from nnrepair.problem import build as build_points
 from nnrepair.shapes import Regions
 from nnrepair.spec import Edits
@@ -62,7 +63,7 @@ def build(
     like = check_model(model)
     _refuse_contradictions(edits)
     regions = RegionEdits(model, edits, inside, like)
-    points = Edits(regions.corners.inputs(inside, like), regions.corners.criterion(edits.criterion))
+    points = Edits(regions.corners.inputs(inside, like), regions.corners.criterion(regions.asked.criterion))
     problem = build_points(model, points, locality_set, edit_scope, seed=seed, progress=progress)
     return replace(problem, regions=regions)
 
@@ -185,13 +186,15 @@ class RegionEdits:
 
     def __init__(self, model: nn.Module, asked: Edits, inside: bool, like: Tensor) -> None:
         assert isinstance(asked.inputs, Regions)
-        self.asked, self.inside, self.regions, self._like = asked, inside, asked.inputs, like
+        self.inside, self.regions, self._like = inside, asked.inputs, like
         some = torch.stack([corners[0] for corners in self.regions.corners])
-        asked.criterion.check(first_look(model, Points(some).to(like), "the edits"))
+        y = first_look(model, Points(some).to(like), "the edits")
+        self.asked = Edits(asked.inputs, fitted(asked.criterion, y))
+        self.asked.criterion.check(y)
         self._pieces = self._split(model)
         every = self._corners(self._pieces)
         self._last = (model, self._judged(self._pieces, every))
-        self.corners = every if inside else every.distinct(asked.criterion)
+        self.corners = every if inside else every.distinct(self.asked.criterion)
 
     def _split(self, model: nn.Module) -> Pieces:
         criterion = self.asked.criterion
@@ -271,9 +274,12 @@ def _alternatives(criterion: Criterion) -> list[Criterion]:
 
 
 def _of_labels(criterion: Criterion) -> bool:
-    """Whether a criterion is a choice between labels, which exclude each other."""
-    kinds = {type(part) for part in _alternatives(criterion)}
-    return isinstance(criterion, AnyOf) and kinds in ({Argmax}, {Argmin})
+    """Whether a criterion is a choice between labels, which exclude each other (yes and no for a single output)."""
+    parts = _alternatives(criterion)
+    answers = [part for part in parts if isinstance(part, Threshold)]
+    alone = all(flat(part.labels).shape[1] == 1 and kind_of(part) == kind_of(parts[0]) for part in answers)
+    kinds = {type(part) for part in parts}
+    return isinstance(criterion, AnyOf) and alone and kinds in ({Argmax}, {Argmin}, {Threshold})
 
 
 def _cut_between_alternatives(mesh: Mesh, criterion: Criterion) -> None:
@@ -311,15 +317,16 @@ def _cut_between_alternatives(mesh: Mesh, criterion: Criterion) -> None:
 def _refuse_contradictions(edits: Edits) -> None:
     """Refuse equal regions with different labels."""
     assert isinstance(edits.inputs, Regions)
-    if not isinstance(edits.criterion, Argmax):
+    if not isinstance(edits.criterion, Argmax | Threshold):
         return
     first: dict[frozenset[bytes], int] = {}
     clashes = []
-    labels = edits.criterion.labels.tolist()
+    labels = flat(edits.criterion.labels).tolist()
     for index, corners in enumerate(edits.inputs.corners):
         seen = first.setdefault(frozenset(corner.numpy().tobytes() for corner in corners), index)
-        if labels[seen] != labels[index]:
-            clashes.append(f"{seen} and {index} (labels {labels[seen]} and {labels[index]})")
+        if differ(labels[seen], labels[index]):
+            one, other = (labels[k][0] if len(labels[k]) == 1 else labels[k] for k in (seen, index))
+            clashes.append(f"{seen} and {index} (labels {one} and {other})")
     if clashes:
         raise InvalidInput(
             f"Equal regions are given different labels: edits {', '.join(clashes[:5])}. Remove one of each pair."

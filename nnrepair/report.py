@@ -23,12 +23,14 @@ from nnrepair.errors import InvalidInput
 from nnrepair.extras import needed
 from nnrepair.problem import outputs, to_like
 from nnrepair.result import RepairResult
+from nnrepair.rounding import percent, percentage_points
 from nnrepair.spec import Edits, LocalitySet
 
 Array = npt.NDArray[np.float64]
 
 #: A page shows at most this many mistakes, and a heat map at most this many cells along each axis.
 MOST_MISTAKES = 60
+MOST_MAPS = 4
 MOST_CELLS = 512
 
 _POSITIVE, _NEGATIVE = (217, 95, 2), (44, 112, 201)  # orange and blue: told apart by colour-blind readers too
@@ -124,9 +126,14 @@ class _Page:
 def _headline(page: _Page, title: str, about: str, verdict: str | None) -> str:
     report, change = page.result.report, page.result.report.weight_change
     held, count = sum(report.held_after), report.edits
-    size = _size(page)
     tiles = [_tile(f"{held} of {count}", "mistakes corrected", "good" if held == count else "bad")]
-    tiles.append(_tile(f"{change.nonzeros:,}", f"of {size:,} parameters changed"))
+    if change.nonzeros is not None and change.is_patch:
+        size = change.parameters.numbers + change.buffers.numbers
+        tiles.append(_tile(f"{change.nonzeros:,}", f"of {size:,} numbers of the network changed"))
+    elif change.nonzeros is not None:
+        tiles.append(_tile(f"{change.nonzeros:,}", f"numbers: {change.of}"))
+    else:
+        tiles.append(_tile(f"{change.added.numbers:,}", "numbers added; what else changed is below"))
     if page.accuracies:
         tiles.append(_tile(_percent(page.accuracies[1]), f"of {len(page.held_out or ())} held-out images right"))
     elif report.locality is not None:
@@ -159,11 +166,13 @@ def _claims(page: _Page, verdict: str | None, unchecked: str) -> str:
     measured = [f"{sum(report.held_after)} of {report.edits} edits hold; {sum(report.held_before)} held before."]
     if report.locality is not None:
         measured.append(f"{_percent(report.locality, 2)} of {report.locality_points} locality decisions are unchanged.")
+    if report.kept is not None:
+        measured += [f"Of these, {count} {why}: free to change." for why, count in report.kept.free.items()]
     if page.accuracies:
         was, now = page.accuracies[:2]
         measured.append(
             f"Of {len(page.held_out or ())} held-out images, {_percent(was)} were right before and {_percent(now)} are "
-            f"right after: a drawdown of {100 * (was - now):.1f} points."
+            f"right after: a drawdown of {percentage_points(100 * (was - now), 1)} points."
         )
     if report.generalization_rate is not None:
         measured.append(f"{_percent(report.generalization_rate, 1)} of the edit scope follows.")
@@ -183,7 +192,7 @@ def _mistakes(page: _Page) -> str:
         mark = "ok" if page.holds[i] else "not"
         alt = f"image {i} of class {page.name(right)}, read as {page.name(was)} before and {page.name(now)} after"
         bars = "".join(
-            f'<div class="score"><span>{when}</span>{_bar(kind, share)}<b>{100 * share:.0f}&thinsp;%</b></div>'
+            f'<div class="score"><span>{when}</span>{_bar(kind, share)}<b>{_percent(share, 0)}</b></div>'
             for when, kind, share in (("before", "was", page.scores[0][i]), ("after", "now", page.scores[1][i]))
         )
         cards.append(
@@ -223,19 +232,24 @@ def _margins(page: _Page) -> str:
         )
     ticks = [t for t in _ticks(low, high) if low <= t <= high]
     axis = "".join(f'<i style="left:{at(t):.2f}%">{_tick(t)}</i>' for t in ticks)
+    rest = len(page.labels) - len(order)
+    more = f"<p>The {len(order)} with the least margin before; {rest} more are not shown.</p>" if rest else ""
     return (
         "<section><h2>Margins of the edits</h2><p>By how much the right label's score exceeds the best other one, in "
         'logits: <span class="key was"></span> before, <span class="key now"></span> after. Right of the line, the '
-        f'image is read correctly.</p><ol class="margins">{"".join(rows)}<li class="axis" aria-hidden="true">'
+        f'image is read correctly.</p>{more}<ol class="margins">{"".join(rows)}<li class="axis" aria-hidden="true">'
         f'<span></span><span class="track">{axis}</span><span class="value">logits</span></li></ol></section>'
     )
 
 
 def _weights(page: _Page) -> str:
-    figures = [_heat_map(name, matrix, bias) for name, matrix, bias in _changes(page)[:4]]
+    changes = _changes(page)
+    figures = [_heat_map(name, matrix, bias) for name, matrix, bias in changes[:MOST_MAPS]]
     if not figures:
         return ""
-    return f"<section><h2>What changed</h2>{''.join(figures)}</section>"
+    rest = ", ".join(name for name, _, _ in changes[MOST_MAPS:])
+    more = f"<p>Changed too, and not shown: {escape(rest)}.</p>" if rest else ""
+    return f"<section><h2>What changed</h2>{''.join(figures)}{more}</section>"
 
 
 def _heat_map(name: str, matrix: Array, bias: bool) -> str:
@@ -269,13 +283,13 @@ def _stayed(page: _Page) -> str:
         same = round(report.locality * report.locality_points)
         text = f"{same:,} of {report.locality_points:,} decisions on the locality set are unchanged"
         if report.drawdown_points is not None:
-            text += f"; drawdown there {report.drawdown_points:.2f} points"
+            text += f"; drawdown there {percentage_points(report.drawdown_points)} points"
         parts.append(_share(report.locality, f"{text}. The repair was asked to keep these."))
     if page.accuracies:
         was, now = page.accuracies[:2]
         count = len(page.held_out or ())
         text = f"{round(now * count):,} of {count:,} held-out images are right, {round(was * count):,} were before: "
-        text += f"a drawdown of {100 * (was - now):.2f} points. The repair never saw these."
+        text += f"a drawdown of {percentage_points(100 * (was - now))} points. The repair never saw these."
         parts.append(_share(now, text))
     return "" if not parts else f"<section><h2>What stayed</h2>{''.join(parts)}</section>"
 
@@ -306,15 +320,17 @@ def _numbers(page: _Page) -> str:
     ]
     if page.accuracies:
         before = page.accuracies[0]
-        rows.append(["held-out drawdown, points", *(f"{100 * (before - a):.2f}" for a in page.accuracies[1:])])
+        rows.append(
+            ["held-out drawdown, points", *(percentage_points(100 * (before - a)) for a in page.accuracies[1:])]
+        )
     if page.result.report.locality is not None:
         shares = [r.report.locality for _, r in results]
         rows.append(["locality, decisions unchanged", *("" if s is None else _percent(s, 2) for s in shares)])
     changes = [r.report.weight_change for _, r in results]
-    rows.append(["numbers changed", *(f"{c.nonzeros:,}" for c in changes)])
-    rows.append(["size, l1", *(f"{c.l1:.4g}" for c in changes)])
-    rows.append(["size, l2", *(f"{c.l2:.4g}" for c in changes)])
-    rows.append(["largest change", *(f"{c.linf:.3g}" for c in changes)])
+    rows.append(["numbers changed", *(_figure(c.nonzeros, ",") for c in changes)])
+    rows.append(["size, l1", *(_figure(c.l1, ".4g") for c in changes)])
+    rows.append(["size, l2", *(_figure(c.l2, ".4g") for c in changes)])
+    rows.append(["largest change", *(_figure(c.linf, ".3g") for c in changes)])
     gaps = [_gap(r) for _, r in results]
     rows.append(["gap to the minimum", *("unknown" if g is None else _percent(max(0.0, g), 4) for g in gaps)])
     rows.append(["seconds", *(f"{r.report.seconds:.2f}" for _, r in results)])
@@ -325,7 +341,7 @@ def _numbers(page: _Page) -> str:
     )
     notes = "".join(
         f"<dt>{escape(name)}</dt><dd><code>{escape(r.report.method)}</code>"
-        f"{''.join(f'<br>{escape(note)}' for note in r.report.notes)}</dd>"
+        f"{''.join(f'<br>{escape(note)}' for note in [*_what_changed(r), *r.report.notes])}</dd>"
         for name, r in results
     )
     table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -335,8 +351,14 @@ def _numbers(page: _Page) -> str:
 # Pieces --------------------------------------------------------------------------------------------------------------
 
 
-def _size(page: _Page) -> int:
-    return sum(p.numel() for p in page.before.parameters())
+def _what_changed(result: RepairResult) -> list[str]:
+    """Return what a change is, where it is more than other values of the same parameters."""
+    change = result.report.weight_change
+    return [] if change.is_patch else [f"{name}: {value}" for name, value in change.rows()]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "not given, see below" if value is None else format(value, form)
 
 
 def _gap(result: RepairResult) -> float | None:
@@ -356,10 +378,8 @@ def _bar(kind: str, share: float) -> str:
 
 
 def _percent(value: float, digits: int = 1) -> str:
-    text = f"{100 * value:.{digits}f}"
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return f"{'0' if text == '-0' else text} %"
+    text = percent(value, digits).removesuffix("%")
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
 def _signed(value: float, digits: int = 2) -> str:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.certificate import Certificate
+from nnrepair.changes import WeightChange
 from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
+from nnrepair.rounding import percent, percentage_points
 from nnrepair.shapes import Regions
 from nnrepair.spec import Edits, LocalitySet
 
@@ -24,13 +26,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WeightChange:
-    """The size of the change, over all changed parameters, as stored in the model's own dtype."""
+class Moved:
+    """How far outputs that stand for no decisions are from what they were.
 
-    l1: float
-    l2: float
-    linf: float
-    nonzeros: int
+    Attributes:
+        tolerance: the largest change of any output that counts as none (None where the points have a criterion of their
+            own), and `within`: the share of points where no output changed by more.
+        mean, largest: absolute change of an output, over all outputs of all points (None where one is not finite).
+    """
+
+    tolerance: float | None
+    within: float | None
+    mean: float | None
+    largest: float | None
+
+    def words(self, points: int) -> str:
+        """Return it in words, of so many points."""
+        within = ""
+        if self.tolerance is not None and self.within is not None:
+            within = f"outputs within {self.tolerance:.3g} of before at {percent(self.within)} of {points} points; "
+        if self.mean is None or self.largest is None:
+            return f"{within}some outputs are not finite now"
+        return f"{within}mean absolute change {self.mean:.3g}, largest {self.largest:.3g}"
 
 
 @dataclass(frozen=True)
@@ -38,22 +55,58 @@ class Kept:
     """What became of points that were no edits.
 
     Attributes:
-        points: how many there are.
-        accuracy_before, accuracy_after: share of them whose labels hold (None without labels).
-        drawdown: relative loss of accuracy, negative when it rose; `drawdown_points`: the same in percentage points.
-        locality: share of decisions that are unchanged, right or wrong.
+        points: how many were measured.
+        accuracy_before, accuracy_after: share of them whose labels hold, or whose criterion does (None without).
+        drawdown: relative loss of accuracy, negative when it rose (None where there was none to lose);
+            `drawdown_points`: the same in percentage points.
+        locality: share of them whose decisions are unchanged, right or wrong (None where outputs are numbers).
+        decisions: decisions per point: 1 for classes, one per output for yes-or-no answers, 0 for numbers.
+        moved: for numbers, how far they are from before.
+        free: why so many of these points were no condition of the repair: reason -> how many.
+        left_out: why so many more points that were given were not measured: reason -> how many.
     """
 
     points: int
-    accuracy_before: float | None
-    accuracy_after: float | None
-    drawdown: float | None
-    drawdown_points: float | None
-    locality: float
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    drawdown: float | None = None
+    drawdown_points: float | None = None
+    locality: float | None = None
+    decisions: int = 1
+    moved: Moved | None = None
+    free: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Kept:
+        """Return what `dataclasses.asdict` made plain."""
+        moved = plain.get("moved")
+        return cls(**plain | {"moved": None if moved is None else Moved(**moved)})
+
+    @property
+    def stayed(self) -> str:
+        """What stayed, in words."""
+        said = []
+        if self.locality is not None:
+            what = "" if self.decisions == 1 else f"points with all {self.decisions} "
+            said.append(f"{percent(self.locality)} of {self.points} {what}decisions unchanged")
+        if self.moved is not None:
+            said.append(self.moved.words(self.points))
+        said += [f"{count} of them {why}: free to change" for why, count in self.free.items()]
+        said += [f"{count} more left out: they {why}" for why, count in self.left_out.items()]
+        return "; ".join(said)
+
+    @property
+    def lost(self) -> str:
+        """Drawdown in words, empty without labels."""
+        if self.drawdown_points is None:
+            return ""
+        relative = "" if self.drawdown is None else f" ({percent(self.drawdown)} relative)"
+        return f"{percentage_points(self.drawdown_points)} points{relative}"
 
     def __str__(self) -> str:
-        lost = "" if self.drawdown_points is None else f"drawdown {self.drawdown_points:.2f} points, "
-        return f"{lost}{self.locality:.2%} of {self.points} decisions unchanged"
+        lost = "" if self.drawdown_points is None else f"drawdown {percentage_points(self.drawdown_points)} points, "
+        return f"{lost}{self.stayed}"
 
 
 @dataclass(frozen=True)
@@ -61,18 +114,20 @@ class Report:
     """What was measured by running both networks in their own dtype (edits over whole regions: in float64).
 
     Attributes:
-        edits: number of edits, points or regions; `held_before` and `held_after` say for each whether it held.
+        edits: number of edits, points or regions; `held_before` and `held_after` say for each whether it held. Of
+            `repair_property`, these are its properties.
         success_rate: share of edits that hold afterwards.
-        generalization_rate: share of the edit scope that holds afterwards (None without an edit scope).
-        drawdown: relative loss of accuracy on the locality set, and `drawdown_points`, the loss in percentage points
-            (None without labels); negative when accuracy rose.
-        locality: share of the locality set's decisions that are unchanged, right or wrong (None without one).
-        locality_points: size of the locality set.
+        generalization_rate: share of the edit scope that holds afterwards (None without an edit scope); where its
+            points belong to single edits, the mean of their shares over the edits that have some.
+        kept: what became of the locality set (None without one).
         weight_change: its size.
         seconds: wall time of the method.
         method: the method, with its hyper-parameters.
         notes: sentences from the method: which layer, which claim.
         tests: by name, what became of points that the method never saw.
+        scope_points: size of the edit scope, and `scope_edits`: how many edits have points of their own in it (None
+            where all points belong to all edits).
+        asked: what `edits` are: "edits", or "properties".
     """
 
     edits: int
@@ -80,37 +135,65 @@ class Report:
     held_after: list[bool]
     success_rate: float
     generalization_rate: float | None
-    drawdown: float | None
-    drawdown_points: float | None
-    locality: float | None
-    locality_points: int
+    kept: Kept | None
     weight_change: WeightChange
     seconds: float
     method: str
     notes: list[str] = field(default_factory=list)
     tests: dict[str, Kept] = field(default_factory=dict)
+    scope_points: int = 0
+    scope_edits: int | None = None
+    asked: Literal["edits", "properties"] = "edits"
+
+    @property
+    def drawdown(self) -> float | None:
+        """Relative loss of accuracy on the locality set, see `Kept`."""
+        return None if self.kept is None else self.kept.drawdown
+
+    @property
+    def drawdown_points(self) -> float | None:
+        """Loss of accuracy on the locality set in percentage points, negative when it rose (None without labels)."""
+        return None if self.kept is None else self.kept.drawdown_points
+
+    @property
+    def locality(self) -> float | None:
+        """Share of the locality set's points whose decisions are unchanged (None without it, and for numbers)."""
+        return None if self.kept is None else self.kept.locality
+
+    @property
+    def locality_points(self) -> int:
+        """Points of the locality set that were measured."""
+        return 0 if self.kept is None else self.kept.points
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, lists and strings (JSON)."""
-        plain = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        tests = {name: asdict(kept) for name, kept in self.tests.items()}
-        return plain | {"weight_change": asdict(self.weight_change), "tests": tests}
+        plain = asdict(self)
+        for name in ("drawdown", "drawdown_points", "locality", "locality_points"):
+            plain[name] = getattr(self, name)
+        return {self.asked if name == "edits" else name: value for name, value in plain.items()}
 
     def _rows(self) -> list[tuple[str, str]]:
-        rows = [("success rate", f"{self.success_rate:.2%} ({sum(self.held_after)} of {self.edits} edits hold)")]
+        held = f"{sum(self.held_after)} of {self.edits} {self.asked} hold"
+        rows = [("success rate", f"{percent(self.success_rate)} ({held})")]
         rows.append(("held before", f"{sum(self.held_before)} of {self.edits}"))
         if self.generalization_rate is not None:
-            rows.append(("generalization rate", f"{self.generalization_rate:.2%} of the edit scope"))
-        if self.drawdown_points is not None and self.drawdown is not None:
-            rows.append(("drawdown", f"{self.drawdown_points:.2f} points ({self.drawdown:.2%} relative)"))
-        if self.locality is not None:
-            rows.append(("locality", f"{self.locality:.2%} of {self.locality_points} decisions unchanged"))
+            rows.append(("generalization rate", f"{percent(self.generalization_rate)} of {self._scope}"))
+        if self.kept is not None:
+            rows += [("drawdown", self.kept.lost)] if self.kept.lost else []
+            rows.append(("locality", self.kept.stayed))
         rows += [(name, str(kept)) for name, kept in self.tests.items()]
-        change = self.weight_change
-        rows.append(("weights changed", f"{change.nonzeros}"))
-        rows.append(("size of change", f"l1 {change.l1:.4g}, l2 {change.l2:.4g}, max {change.linf:.4g}"))
+        rows += self.weight_change.rows()
         rows.append(("seconds", f"{self.seconds:.2f}"))
         return rows
+
+    @property
+    def _scope(self) -> str:
+        if self.scope_edits is None:
+            return f"the {self.scope_points} points of the edit scope"
+        return (
+            f"the edit scope: mean over the {self.scope_edits} of {self.edits} edits that have some of its "
+            f"{self.scope_points} points"
+        )
 
     def __str__(self) -> str:
         lines = [f"{name:<20} {value}" for name, value in self._rows()]
@@ -166,7 +249,8 @@ class RepairResult:
         model: the repaired network, of the same class as the original (a `Decoupled` for that architecture).
         outcome: what happened, with advice.
         report: what was measured.
-        patch: the change alone, which can be saved, applied and reverted (None for a decoupled network).
+        patch: the change alone, which can be saved, applied and reverted (None where it is more than other values of
+            the same parameters and buffers: a decoupled network, a replaced layer).
         certificate: a proof of minimality that `nnrepair certify` can check, where there is one.
         stats: the method's own numbers (`objective`, `lower_bound`, `gap`, layers tried, steps).
         asked: the edits and the locality set, for `verify`.
@@ -241,7 +325,7 @@ class RepairResult:
 
     def __str__(self) -> str:
         lines = [str(self.outcome), str(self.report)]
-        measured = [] if self.proofs else [f"{self.report.edits} edits"]
+        measured = [] if self.report.asked == "properties" else [f"{self.report.edits} edits"]
         if self.report.locality_points:
             measured.append(f"{self.report.locality_points} locality points")
         if measured:

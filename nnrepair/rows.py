@@ -247,7 +247,9 @@ class Metric:
     """Coordinates in which the Euclidean norm measures drift: per block a Cholesky factor or a diagonal.
 
     For a linear map, |Delta|^2 = trace(Delta C Delta^T) with C = L L^T the second moment of its inputs: the expected
-    squared change of the map's output (what ROME and MEMIT minimise). For other parameters, the Fisher diagonal.
+    squared change of the map's output, in its units (what ROME and MEMIT minimise). For other parameters, the Fisher
+    information's diagonal: twice the nats by which what is decided moves, or for plain numbers the expected squared
+    change of the network's outputs, both to second order and one parameter at a time.
     """
 
     factors: Sequence[Array]

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnrepair import metrics
+from nnrepair.changes import weight_change
 from nnrepair.errors import InvalidInput, PatchError
 from nnrepair.history import History, Mode, Step
 from nnrepair.judge import Watched, held, like, measure, outcome_of, propose
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
-from nnrepair.problem import Problem, outputs
+from nnrepair.problem import Problem, kind_notes, outputs
 from nnrepair.spec import Edits, EditScope, LocalitySet
 
 #: Seconds of work that a kill may cost, at most (and one step).
@@ -141,6 +142,7 @@ class Sequence:
                 kept=found.kept,
                 seconds=seconds,
                 notes=proposal.notes,
+                rehearsed=len(asked) - len(new),
             )
         )
         return repaired
@@ -156,12 +158,13 @@ class Sequence:
     def _history(self, network: nn.Module) -> History:
         after = [held for step in self._steps for held in step.held]
         finally_: list[bool] | None = None
-        patch = last = retained = None
+        patch = last = retained = change = None
         if self.mode == "successive":
             found = measure(network, self.whole, {})
             finally_, retained = found.holds.tolist(), metrics.mean_rate(found.generalization)
             last = like(self.original, network)
-            if last.state_dict().keys() == self.original.state_dict().keys():
+            change = weight_change(self.original, last)
+            if change.is_patch:
                 patch = Patch.between(self.original, last, {"method": repr(self.method), "mode": self.mode})
         return History(
             mode=self.mode,
@@ -173,6 +176,8 @@ class Sequence:
             patch=patch,
             method=repr(self.method),
             last=last,
+            weight_change=change,
+            notes=kind_notes(self.whole),
         )
 
     def _outcome(self, holds: list[bool]) -> Outcome:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from nnrepair.criteria import Argmax, Criterion
+from nnrepair.criteria import Argmax, Criterion, Threshold
 from nnrepair.errors import InvalidInput, first_line
 from nnrepair.shapes import Regions
 
@@ -105,11 +105,15 @@ def _holds_items(value: Any) -> bool:
     return isinstance(value, Dataset | DataLoader | Iterator)
 
 
-def _as_criterion(target: Any, what: str) -> Criterion:
+def as_criterion(target: Any, what: str) -> Criterion:
+    """Return a criterion as it is, and labels as one that says that they were nothing but labels."""
     if isinstance(target, Criterion):
         return target
+    labels = dense(target, f"{what}: labels", "a tensor of labels, or a Criterion")
     try:
-        return Argmax(target)
+        made = Threshold(labels) if labels.dtype == torch.bool or labels.ndim > 1 else Argmax(labels)
+        made.plain = True
+        return made
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"{what}: {error}") from None
 
@@ -126,9 +130,7 @@ class _Points:
     def __init__(self, inputs: Any, target: Any = None) -> None:
         name = type(self).__name__
         object.__setattr__(self, "inputs", _as_inputs(inputs, name))
-        if target is not None and not isinstance(target, Criterion):
-            target = dense(target, f"{name}: labels", "a tensor of integers, or a Criterion")
-        object.__setattr__(self, "criterion", None if target is None else _as_criterion(target, name))
+        object.__setattr__(self, "criterion", None if target is None else as_criterion(target, name))
         if self.criterion is not None and len(self.criterion) != len(self.inputs):
             raise InvalidInput(f"{name}: {len(self.inputs)} inputs but {len(self.criterion)} labels or conditions.")
 
@@ -162,10 +164,12 @@ class Edits(_Points):
 
     Args:
         inputs: (n, ...) tensor, an `Inputs` object, or regions: `Segments` or `Polygons`.
-        target: (n,) integer labels (the same as `Argmax(labels)`) or a `Criterion`.
+        target: a `Criterion`, or labels. Integers (n,) are classes, `Argmax(labels)`; for a model with a single output
+            0 and 1 are the sign of it, `Threshold(labels)`, as are booleans (n,). Labels (n, outputs) of 0 and 1 (or
+            booleans; -1 leaves an output free) are one yes-or-no answer per output.
 
     Raises:
-        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are no integers.
+        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are neither integers nor booleans.
     """
 
     criterion: Criterion
@@ -181,7 +185,8 @@ class Edits(_Points):
 class LocalitySet(_Points):
     """Points whose decisions must stay: every decision of the unrepaired model, or those that `target` calls right.
 
-    With labels, a point that the model gets wrong is free to change, and drawdown is measured as accuracy.
+    With labels, a point that the model gets wrong is free to change, and drawdown is measured as accuracy. Where the
+    edits speak of no decisions (`Near`, `Linear`), outputs must stay near what they were; the report says how near.
     """
 
 
@@ -193,7 +198,7 @@ class EditScope(_Points):
 
     Args:
         inputs: (n, ...) tensor or an `Inputs` object; leave the edits themselves out.
-        target: (n,) labels or a `Criterion`.
+        target: labels, as for `Edits`, or a `Criterion`.
         of: (n,) the index of the edit that each point belongs to. Edits that are repaired one after another are then
             each measured on their own points; without it every step is measured on all of them.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Stitched(nn.Module):
         >>> torch.equal(stitched(x), base(x))
         True
     """
+
+    #: What a report calls `change`.
+    carries: ClassVar[str] = "the stitched MLP's weights less those it began with, beside the original weights"
 
     def __init__(self, base: nn.Module, mlp: OwnMLP) -> None:
         super().__init__()

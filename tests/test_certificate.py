@@ -76,6 +76,33 @@ def test_the_checker_accepts_what_fix_certifies(
     assert checker.main(files) == 1
 
 
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize(("layer", "architecture"), [("fc2", "same"), ("fc1", "decoupled")])
+def test_answers_are_certified(
+    checker: ModuleType, tmp_path: Path, capsys: Any, outputs: int, layer: str, architecture: Any
+) -> None:
+    model, x, _, kept = task()
+    model.fc2 = seeded(lambda: nn.Linear(12, outputs), 5)
+    with torch.no_grad():
+        labels = (model(x) <= 0.1).long()
+    labels[1, -1] = -1 if outputs > 1 else labels[1, -1]
+    method = MinimalNorm(layer=layer, norm="l2", margin=0.05, architecture=architecture, locality="none")
+    edits = nnrepair.Edits(x[:2], nnrepair.Threshold(labels[:2], threshold=0.1))
+    result = nnrepair.fix(model, edits, kept, method=method)
+    assert result.certificate is not None and result.certificate.arrays["edit_A"].shape == (2, outputs, outputs)
+    files = [str(result.certificate.save(tmp_path / "c.npz")), str(tmp_path / "base.onnx")]
+    nnrepair.onnx.save(model, x[:2], files[1])
+    if architecture == "same":
+        nnrepair.onnx.save(result.model, x[:2], tmp_path / "repaired.onnx")
+        files += ["--repaired", str(tmp_path / "repaired.onnx")]
+    assert checker.main(files) == 0, capsys.readouterr().out
+    assert "All 2 edits hold" in capsys.readouterr().out
+    wrong = Certificate.load(files[0])
+    wrong.arrays["edit_A"] *= -1
+    files[0] = str(wrong.save(tmp_path / "wrong.npz"))
+    assert checker.main(files) == 1
+
+
 def test_save_and_load_are_inverse(tmp_path: Path) -> None:
     model, x, labels, kept = task()
     certificate = nnrepair.fix(model, (x, labels), kept, method=MinimalNorm(layer="fc2", norm="l1")).certificate

@@ -90,6 +90,37 @@ def test_fix_then_patch_apply_then_revert(base: Path, kind: str, tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8])
+def test_labels_of_answers(outputs: int, dtype: type, tmp_path: Path, capsys) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, outputs)).eval()
+    points = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
+    onnx.save(model, points[:1], tmp_path / "base.onnx")
+    with torch.no_grad():
+        right = (model(points) > 0).numpy()
+    wrong = right[:2].copy()
+    wrong[:, 0] = ~wrong[:, 0]
+    labels = (lambda x: x.astype(dtype)) if outputs > 1 else (lambda x: x[:, 0].astype(dtype))
+    np.savez(tmp_path / "edits.npz", inputs=points[:2].numpy(), labels=labels(wrong))
+    np.savez(tmp_path / "keep.npz", inputs=points[2:20].numpy())
+    np.savez(tmp_path / "test.npz", inputs=points[20:].numpy(), labels=labels(right[20:]))
+    files = ["--edits", tmp_path / "edits.npz", "--locality", tmp_path / "keep.npz", "--test", tmp_path / "test.npz"]
+    files += ["--out", tmp_path / "out.onnx", "--report", tmp_path / "report.json"]
+    assert run("fix", tmp_path / "base.onnx", *files, "--method", "ft") == 0
+    repaired = cli.ModelFile.load(tmp_path / "out.onnx").model
+    with torch.no_grad():
+        after = (repaired(points) > 0).numpy()
+    assert (after[:2] == wrong).all()
+    report = json.loads((tmp_path / "report.json").read_text())["report"]
+    assert report["locality"] == pytest.approx((after[2:20] == right[2:20]).all(1).mean())
+    test = report["tests"]["test set"]
+    assert test["accuracy_before"] == 1.0
+    assert test["accuracy_after"] == pytest.approx((after[20:] == right[20:]).all(1).mean())
+    assert test["decisions"] == outputs and "decisions unchanged" in capsys.readouterr().out
+
+
 def test_a_repaired_onnx_file_is_the_same_file_with_other_weights(base: Path, tmp_path: Path) -> None:
     import onnx as onnx_package
 

@@ -10,7 +10,7 @@ import torch
 from networks import mlp, randn
 from torch import nn
 
-from nnrepair import Argmax, onnx
+from nnrepair import Argmax, Threshold, onnx
 from nnrepair.cli import main
 from nnrepair.verify import Box, Property, check, vnnlib
 
@@ -113,3 +113,23 @@ def test_points_of_another_size_are_refused(files: Path, capsys: pytest.CaptureF
     given = [str(files / name) for name in ("model.onnx", "wrong.vnnlib")]
     assert main(["repair", *given, "--locality", str(files / "wide.npz"), "--out", str(files / "out.onnx")]) == 3
     assert "do not fit" in capsys.readouterr().err
+
+
+def test_a_single_output_needs_labels(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x = mlp(2, 12, 1, seed=3), randn(60, 2, seed=9)
+    onnx.save(model, x[:1], files / "one.onnx")
+    with torch.no_grad():
+        sign = bool(model(torch.full((1, 2), 0.1)) > 0)
+        answers = model(x)[:, 0] > 0
+    wrong = Property.on(Box([0.0, 0.0], [0.2, 0.2]), Threshold([not sign]))
+    (files / "one.vnnlib").write_text(vnnlib.dumps(wrong))
+    given = ["repair", str(files / "one.onnx"), str(files / "one.vnnlib"), "--layer", "last"]
+    given += ["--out", str(files / "out.onnx"), "--locality", str(files / "one.npz")]
+    np.savez(files / "one.npz", inputs=x.numpy())
+    assert main(given) == 3 and "single output" in capsys.readouterr().err
+    np.savez(files / "one.npz", inputs=x.numpy(), labels=answers.numpy())
+    assert main([*given, "--lowest"]) == 3 and "leave out --lowest" in capsys.readouterr().err
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    assert "1 of 1 properties hold" in said and "decisions unchanged" in said
+    assert check(files / "out.onnx", files / "one.vnnlib").holds

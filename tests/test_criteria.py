@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from networks import randn
 from torch import Tensor
 
-from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, InvalidInput, Linear, Near
+from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, InvalidInput, Linear, Near, Threshold
 
 POINTS, OUTPUTS = 4, 3
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -18,8 +18,14 @@ quick = settings(deadline=None, derandomize=True, max_examples=60)
 
 @st.composite
 def criteria(draw: Any, deep: bool = True) -> Criterion:
-    kind = draw(st.sampled_from(["argmax", "argmin", "linear", "near", *(["and", "or"] if deep else [])]))
+    kinds = ["argmax", "argmin", "threshold", "linear", "near", *(["and", "or"] if deep else [])]
+    kind = draw(st.sampled_from(kinds))
     seed = draw(st.integers(0, 999))
+    if kind == "threshold":
+        labels = torch.randint(-1, 2, (POINTS, OUTPUTS), generator=torch.Generator().manual_seed(seed))
+        labels[:, seed % OUTPUTS] = labels[:, seed % OUTPUTS].abs()  # not all free
+        at = draw(st.sampled_from([0.0, 0.3, [0.1, -0.2, 0.0]]))
+        return Threshold(labels, at, draw(st.sampled_from([0.0, 0.5])))
     if kind in ("argmax", "argmin"):
         labels = torch.randint(OUTPUTS, (POINTS,), generator=torch.Generator().manual_seed(seed))
         return (Argmax if kind == "argmax" else Argmin)(labels, draw(st.sampled_from([0.0, 0.5])))
@@ -163,6 +169,36 @@ def test_a_margin_is_reached_when_met_exactly() -> None:
     assert Argmin([0], margin=0.5).holds(torch.tensor([[0.5, 1.0]])).all()
 
 
+def test_a_threshold_has_two_sides_and_belongs_to_neither() -> None:
+    y = torch.tensor([[0.5], [0.25], [0.75]])
+    assert Threshold([1, 1, 1], 0.5).holds(y).tolist() == [False, False, True]
+    assert Threshold([0, 0, 0], 0.5).holds(y).tolist() == [False, True, False]
+    assert Threshold([0, 0, 1], 0.5, margin=0.25).holds(y).tolist() == [False, True, True]  # met exactly
+    assert Threshold([True, False, True], 0.5).margin(y).tolist() == [0.0, 0.25, 0.25]
+
+
+def test_thresholds_of_several_answers() -> None:
+    y = torch.tensor([[1.0, -1.0, 9.0], [1.0, 1.0, -9.0]])
+    several = Threshold([[1, 0, -1], [1, 0, -1]])
+    assert several.holds(y).tolist() == [True, False]
+    assert several.slack(y).tolist() == [[1.0, 1.0, torch.inf], [1.0, -1.0, torch.inf]]
+    assert several.typical_slack(y) == 1.0  # free outputs do not count
+    assert Threshold([[1, 1, 1]] * 2, [0.5, -2.0, 0.0]).slack(y).tolist() == [[0.5, 1.0, 9.0], [0.5, 3.0, -9.0]]
+    masks = Threshold(torch.ones(2, 1, 3, dtype=torch.bool))
+    masks.check(y)  # axes of size 1 do not matter
+    assert masks.holds(y[:, None]).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 3)])
+def test_loss_of_answers_is_the_binary_cross_entropy(shape: tuple[int, ...]) -> None:
+    y = randn(*shape, dtype=torch.float64)
+    labels = torch.arange(y.numel()).reshape(shape) % 2
+    expected = F.binary_cross_entropy_with_logits(y - 0.3, labels.double(), reduction="none").reshape(5, -1).sum(1)
+    torch.testing.assert_close(Threshold(labels, 0.3).loss(y), expected)
+    beyond = F.binary_cross_entropy_with_logits((y - 0.3) - 0.5 * (2 * labels - 1), labels.double(), reduction="none")
+    torch.testing.assert_close(Threshold(labels, 0.3, margin=0.25).loss(y, 0.25), beyond.reshape(5, -1).sum(1))
+
+
 def test_near_is_a_box_around_the_target() -> None:
     near = Near(torch.tensor([[0.0, 1.0]]), torch.tensor([0.5, torch.inf]))
     assert near.holds(torch.tensor([[0.5, 99.0]])).all()
@@ -200,6 +236,18 @@ def test_linear_takes_whole_numbers_and_lists() -> None:
         (lambda: Argmax(torch.zeros(2, 2, dtype=torch.int64)), r"got shape \(2, 2\)"),
         (lambda: Argmax([True]), "integers"),
         (lambda: Argmax([0], margin=-1.0), "must be a finite number >= 0, got -1"),
+        (
+            lambda: Threshold([0.0, 1.0]),
+            r"bool or the integers .*got shape \(2,\), torch.float32. Use \(labels > 0.5\)",
+        ),
+        (lambda: Threshold(torch.tensor(1)), r"got shape \(\)"),
+        (lambda: Threshold([0, 2]), r"1 \(above\), 0 \(below\) or -1 \(free\), got 2.*one class per point"),
+        (lambda: Threshold([[1, 0], [-1, -1]]), r"every output of points \[1\] is free"),
+        (lambda: Threshold([1], margin=-1.0), "margin must be a finite number >= 0"),
+        (lambda: Threshold([1], float("nan")), r"finite number, or one for each of 1 outputs, got \[nan\]"),
+        (lambda: Threshold([[1, 0]], [0.0, 1.0, 2.0]), "one for each of 2 outputs"),
+        (lambda: Threshold([1, 0]).check(torch.zeros(3, 1)), "2 labels for 3 inputs"),
+        (lambda: Threshold([1, 0]).check(torch.zeros(2, 2)), r"one answer per output, .* are \(2, 2\)"),
         (lambda: Linear([1.0], [0.0]), r"got A \(1,\)"),
         (lambda: Linear([[1.0]], [0.0, 1.0]), r"b \(2,\)"),
         (lambda: Linear([[1.0]], [0.0]), "needs points=n"),
@@ -213,7 +261,7 @@ def test_linear_takes_whole_numbers_and_lists() -> None:
         (lambda: Argmax([0, 3]).check(torch.zeros(2, 3)), r"0\.\.2 .*label 3 at index 1 does not\."),
         (lambda: Argmax([3, -1, 0]).check(torch.zeros(3, 3)), "nor do 1 others"),
         (lambda: Argmax([0]).check(torch.zeros(2, 3)), "1 labels for 2 inputs"),
-        (lambda: Argmax([0]).check(torch.zeros(1, 3, 2)), "Use Near or Linear"),
+        (lambda: Argmax([0]).check(torch.zeros(1, 3, 2)), "Use Threshold, Near or Linear"),
         (lambda: Near(torch.zeros(1, 2), 1.0).check(torch.zeros(1, 3)), r"\(1, 2\), but outputs are \(1, 3\)"),
         (lambda: Linear([[1.0]], [0.0], points=2).check(torch.zeros(3, 1)), "2 points, but there are 3"),
         (lambda: Linear([[1.0]], [0.0], points=2).check(torch.zeros(2, 3)), "expects 1 outputs, the model returns 3"),

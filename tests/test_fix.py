@@ -117,7 +117,12 @@ INVALID = {
     ),
     "labels too small": invalid("label -1 at index 1", edits=(X, [0, -1, 0, 0])),
     "float labels": invalid("tensor of integers, got .*float32", edits=(X, torch.zeros(4))),
-    "one-hot labels": invalid(r"one-dimensional.*\(4, 4\)", edits=(X, torch.eye(4).long())),
+    "answers of another number": invalid(
+        r"Labels of shape \(4, 4\) are about one answer per output, .*\(4, 3\)\. .*integers \(n,\)",
+        edits=(X, torch.eye(4).long()),
+    ),
+    "booleans for classes": invalid(r"\(4,\) are about one answer per output.*labels\.long\(\)", edits=(X, [True] * 4)),
+    "class maps": invalid(r"1 \(above\), 0 \(below\) or -1 \(free\), got 2", edits=(X, torch.full((4, 3), 2))),
     "labels that are words": invalid("Edits", edits=(X, ["cat"] * 4)),
     "NaN inputs": invalid(r"Edits: inputs \[2\] contain NaN or infinity", edits=(with_nan(), [0] * 4)),
     "infinite inputs": invalid(r"inputs \[1\] contain NaN or infinity", edits=(with_infinity(), [0] * 4)),
@@ -162,7 +167,7 @@ INVALID = {
     "outputs of another length": invalid(r"shape \(2, 3\) for 4 points", model=lambda: Wrap(lambda y: y[:2])),
     "one number": invalid(r"shape \(\) for 4 points", model=lambda: Wrap(lambda y: y.sum())),
     "labels for images": invalid(
-        r"\(4, 3, 1, 1\). Use Near or Linear", model=lambda: Wrap(lambda y: y[:, :, None, None])
+        r"\(4, 3, 1, 1\). Use Threshold, Near or Linear", model=lambda: Wrap(lambda y: y[:, :, None, None])
     ),
     "target of another shape": invalid(
         r"\(4, 2\), but outputs are \(4, 3\)", edits=Edits(X, Near(torch.zeros(4, 2), 1.0))
@@ -369,6 +374,7 @@ def test_exported_modules_can_be_repaired() -> None:
     result = nnrepair.fix(model, (X, labels()), method=LAST)
     with torch.no_grad():
         assert torch.equal(result.model(X).argmax(1), labels())
+    assert result.patch is not None and result.report.weight_change.differences == []
 
 
 def test_a_model_may_have_an_attribute_called_change() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import Argmax, Inputs, linearize
 from nnrepair.domains.graph import NodeEdits, NodeLocality, Nodes
+from nnrepair.kinds import Classes
 from nnrepair.layers import choose
 from nnrepair.linearize import Linearization
 from nnrepair.methods import MinimalNorm
@@ -306,7 +307,7 @@ def test_random_signs_give_the_fisher_diagonal(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(linearize, "SKETCHES", 4000)
     model, inputs = net(), nodes()
     line = Linearization(model, ["first.lin.weight"], inputs)
-    (found,) = line.metric(inputs).factors
+    (found,) = line.metric(inputs, Classes()).factors
     weight = model.double().first.lin.weight
     log_p = inputs.to(torch.zeros((), dtype=torch.float64)).call(model).log_softmax(1)
     fisher = torch.zeros_like(weight)

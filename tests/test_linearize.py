@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from networks import Residual, Tied, mlp, randn, seeded
 from reference import dense_rows
+from reference.fisher import moved
 from torch import Tensor, nn
 
 from nnrepair import Argmax, Criterion, InvalidInput, Linear, Near
 from nnrepair import linearize as module
+from nnrepair.kinds import Binary, Classes, Regression
 from nnrepair.linearize import Linearization
 from nnrepair.rows import Dense, Factored, Rows
 
@@ -367,6 +370,72 @@ def test_drift_is_the_mean_squared_change_of_the_layers_output() -> None:
     drift = float((moved**2).sum(1).mean())
     size = float(np.linalg.norm(metric.coordinates(delta.numpy().ravel(), rows)) ** 2)
     assert drift < size <= drift + 2 * module.RIDGE * float((delta**2).sum()) * 2
+
+
+class Scaled(nn.Module):
+    """A scale and a shift of its own, which are no linear map."""
+
+    def __init__(self, outputs: int = 3) -> None:
+        super().__init__()
+        self.fc, self.scale, self.out = nn.Linear(4, 8), nn.Parameter(torch.ones(8)), nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.fc(x)) * self.scale)
+
+
+class Path:
+    """Points that run together."""
+
+    independent = False
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Tensor) -> Path:
+        return Path(self.x[index])
+
+    def to(self, like: Tensor) -> Path:
+        return Path(self.x.to(like))
+
+    def call(self, model: nn.Module) -> Tensor:
+        return model(self.x)
+
+
+DRIFTS = {"classes": Classes(), "lowest": Classes(True), "answers": Binary(), "numbers": Regression()}
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("kind", DRIFTS.values(), ids=DRIFTS.keys())
+def test_drift_of_other_parameters_is_the_divergence_that_is_measured(
+    kind: Any, together: bool, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(kind, Classes) and outputs == 1:
+        pytest.skip("one output tells no classes apart")
+    monkeypatch.setattr(module, "SKETCHES", 3000)
+    model, x = seeded(lambda: Scaled(outputs)).double(), randn(20, 4, dtype=torch.float64)
+    inputs = Path(x) if together else x
+    line = Linearization(model, ["scale"], inputs)
+    (factor,) = line.metric(inputs, kind).factors
+    drift = factor**2 - module.RIDGE * float((factor**2).mean()) / (1 + module.RIDGE)  # without the ridge
+    old, size = model(x).detach(), 1e-4
+    for k in range(8):  # one parameter at a time: no products with others
+        (other,) = moved(model, "scale", np.eye(8)[k : k + 1], size)
+        measured = float(kind.divergence(old, other(x).detach()).mean())
+        assert drift[k] * size**2 / 2 == pytest.approx(measured, rel=0.15 if together else 1e-2)
+
+
+def test_drift_of_many_points_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = seeded(Scaled).double(), randn(400, 4, dtype=torch.float64)
+    line = Linearization(model, ["scale"], x)
+    (exact,) = line.metric(x, Classes()).factors
+    monkeypatch.setattr(module, "GRADIENTS", 400)  # fewer than 400 points times 3 classes
+    (drawn,) = line.metric(x, Classes()).factors
+    assert not np.array_equal(exact, drawn)
+    np.testing.assert_allclose(drawn, exact, rtol=0.2)
 
 
 def test_batched_outputs_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Residual, Tied, clusters, mistakes, mlp, randn, seeded
-from reference.fisher import fisher_by_loops, logistic_fisher
+from reference.fisher import fisher_by_loops, linear_fisher, logistic_fisher, moved
+from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmin, Edits, InvalidInput, LocalitySet, Near
+from nnrepair import Argmin, Edits, InvalidInput, LocalitySet, Near, Threshold, fisher
+from nnrepair.kinds import Binary, Classes, Regression
 from nnrepair.methods import FineTune
 from nnrepair.penalties import EWC, KL, L2, L2Ball, Labels, LInf, Penalty, between, fisher_diagonal
 from nnrepair.problem import Problem, build
@@ -242,11 +245,60 @@ def test_fisher_is_what_loops_find(make: Any, labels: Labels, lowest: bool) -> N
     model, x = seeded(make).double(), randn(7, 4, dtype=torch.float64)
     names = [n for n, _ in model.named_parameters()]
     targets = torch.arange(7) % 3
-    found = fisher_diagonal(model, names, x, labels=labels, targets=targets, lowest=lowest)
+    found = fisher_diagonal(model, names, x, labels=labels, targets=targets, kind=Classes(lowest))
     expected = fisher_by_loops(model, names, x, None if labels == "exact" else targets, -1.0 if lowest else 1.0)
     assert list(found) == names
     for name in names:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("kind", [Binary(), Binary(torch.tensor([0.7], dtype=torch.float64)), Regression()])
+def test_fisher_of_answers_and_numbers_in_closed_form(kind: Any, outputs: int) -> None:
+    x, model = randn(40, 3, seed=3, dtype=torch.float64), mlp(3, outputs, seed=4).double()
+    y = model(x).detach().numpy()
+    p = 1 / (1 + np.exp(-(y - float(kind.threshold)))) if isinstance(kind, Binary) else y
+    weight, bias = linear_fisher(p * (1 - p) if isinstance(kind, Binary) else np.ones_like(y), x.numpy())
+    found = fisher_diagonal(model, "0", x, kind=kind)
+    np.testing.assert_allclose(found["0.weight"], weight, rtol=1e-9)
+    np.testing.assert_allclose(found["0.bias"], bias, rtol=1e-9)
+    drawn = fisher_diagonal(model, "0", x, kind=kind, labels="sampled", draws=500)
+    np.testing.assert_allclose(drawn["0.weight"], weight, rtol=0.1)
+
+
+KINDS = {"classes": Classes(), "lowest": Classes(True), "answers": Binary(), "numbers": Regression()}
+KINDS["both"] = Binary(numbers=torch.tensor([False, True, False]))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_fisher_is_the_divergence_that_is_measured(kind: Any) -> None:
+    """Signs of a Hadamard matrix: on average over them, products of two different weights cancel exactly."""
+    model, x = mlp(4, 7, 3, seed=1, activation=nn.Tanh).double(), randn(9, 4, dtype=torch.float64)
+    old, size = model(x).detach(), 1e-4
+    for name, parameter in model.named_parameters():
+        signs = hadamard(32).astype(float)[:, : parameter.numel()]
+        networks = moved(model, name, signs, size)
+        measured = np.mean([float(kind.divergence(old, m(x).detach()).mean()) for m in networks])
+        expected = float(fisher_diagonal(model, name, x, kind=kind)[name].sum()) * size**2 / 2
+        assert measured == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_scores_of_drawn_labels_are_zero_on_average_and_the_root_of_fisher(kind: Any) -> None:
+    y, generator = randn(2, 3, dtype=torch.float64), torch.Generator().manual_seed(3)
+    many = y.repeat(20_000, 1)
+    scores = kind.score(many, kind.sample(many, generator)).reshape(20_000, 2, 3)
+    root = kind.root(y, 100)
+    torch.testing.assert_close(scores.mean(0), torch.zeros(2, 3, dtype=torch.float64), rtol=0, atol=0.02)
+    outer = torch.einsum("snk,snl->nkl", scores, scores) / 20_000
+    torch.testing.assert_close(outer, torch.einsum("nrk,nrl->nkl", root, root), rtol=0.06, atol=0.02)
+
+
+def test_many_outputs_are_drawn() -> None:
+    model, x = mlp(3, 130, seed=4).double(), randn(40, 3, seed=3, dtype=torch.float64)
+    found = fisher_diagonal(model, "0", x, kind=Regression())
+    weight, _ = linear_fisher(np.ones((40, 130)), x.numpy())
+    np.testing.assert_allclose(found["0.weight"].sum(0), weight.sum(0), rtol=0.05)
 
 
 def test_sampled_labels_are_drawn_from_the_model() -> None:
@@ -267,14 +319,14 @@ def test_sampled_labels_come_close_to_the_expectation() -> None:
 def test_fisher_does_not_depend_on_the_chunks(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mlp(4, 6, 3).double(), randn(11, 4, dtype=torch.float64)
     whole = fisher_diagonal(model, ["0", "2"], x)
-    monkeypatch.setattr(nnrepair.penalties, "MOST_NUMBERS", numbers)
+    monkeypatch.setattr(fisher, "MOST_NUMBERS", numbers)
     torch.testing.assert_close(fisher_diagonal(model, ["0", "2"], x), whole, rtol=1e-12, atol=0)
 
 
 def test_many_classes_are_cut_to_the_most_probable(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mlp(4, 9).double(), randn(11, 4, dtype=torch.float64)
     whole = fisher_diagonal(model, "0", x)["0.weight"]
-    monkeypatch.setattr(nnrepair.penalties, "MOST_CLASSES", 6)
+    monkeypatch.setattr(fisher, "MOST_CLASSES", 6)
     less = fisher_diagonal(model, "0", x)["0.weight"]
     assert (less < whole).all() and (less > 0.2 * whole).all()
 
@@ -381,6 +433,40 @@ def test_ewc_is_the_second_order_of_kl_where_the_fisher_information_is_diagonal(
     torch.testing.assert_close(ewc, kl, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["answers", "numbers"])
+def test_ewc_is_the_second_order_of_kl_for_answers_and_numbers(kind: str) -> None:
+    model, x = mlp(1, 4).double(), torch.zeros(3, 1, dtype=torch.float64)
+    y = model(x[:1]).detach()
+    target = Threshold((y <= 0).long()) if kind == "answers" else Near(y + 1, 0.1)
+    given = build(model, Edits(x[:1], target), x)
+    old = {"0.bias": model[0].bias.detach()}
+    for k in range(4):
+        new = {"0.bias": old["0.bias"] + 1e-3 * torch.eye(4, dtype=torch.float64)[k]}
+        ewc = EWC(2.0, floor=0.0).start(given, old, torch.Generator()).loss(new, None, None)
+        kl = KL(2.0).start(given, old, torch.Generator()).loss(new, new["0.bias"].expand(3, 4), torch.arange(3))
+        torch.testing.assert_close(ewc, kl, rtol=1e-3, atol=0)
+
+
+def test_kl_of_answers_is_that_of_coins() -> None:
+    model, kept = mlp(4, 8, 2).double(), randn(5, 4, dtype=torch.float64)
+    given = build(model, (kept[:1] + 1, torch.tensor([[1, 0]])), kept)
+    y = randn(5, 2, seed=3, dtype=torch.float64)
+    loss = KL(3.0).start(given, {}, torch.Generator()).loss({}, y, torch.arange(5))
+    p, q = model(kept).detach().sigmoid(), y.sigmoid()
+    coins = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(loss, 3 * coins.sum(1).mean())
+
+
+@pytest.mark.parametrize("labels", ["exact", "sampled", "empirical"])
+def test_ewc_repairs_answers_and_numbers(labels: Labels) -> None:
+    model, x, kept = mlp(4, 16, 2, seed=1), randn(4, 4, seed=5), randn(30, 4, seed=6)
+    with torch.no_grad():
+        y, before = model(x), model(kept)
+    method = FineTune(lr=0.01, penalties=[EWC(1.0, labels)])
+    for wrong, right in (((y <= 0).long(), (before > 0).long()), (Near(y + 0.3, 0.1), Near(before, 0.1))):
+        assert nnrepair.fix(model, Edits(x, wrong), LocalitySet(kept, right), method=method).outcome.ok
+
+
 @pytest.mark.parametrize("labels", ["exact", "sampled", "empirical"])
 def test_ewc_repairs(labels: Labels) -> None:
     model, edits, kept = task(labels=True)
@@ -409,7 +495,7 @@ def test_ewc_with_an_infinitely_heavy_weight_changes_nothing() -> None:
         (lambda: EWC(1.0, points=0), "points must be an integer >= 1 or None, got 0"),
         (lambda: EWC(1.0, floor=-1.0), "floor must be a finite number >= 0"),
         (lambda: fisher_diagonal(mlp(2, 2), "0", randn(3, 2), labels="empirical"), "one target per point, got none"),
-        (lambda: fisher_diagonal(mlp(2, 1), "0", randn(3, 2)), r"\(points, classes\), got \(3, 1\)"),
+        (lambda: fisher_diagonal(mlp(2, 1), "0", randn(3, 2)), r"\(points, classes\), got \(3, 1\). Give kind="),
         (lambda: fisher_diagonal(mlp(2, 2), "1", randn(3, 2)), "Layer '1' not found"),
     ],
 )
@@ -423,12 +509,6 @@ def test_penalties_on_a_missing_locality_set(penalty: Penalty) -> None:
     model, edits, _ = task()
     with pytest.raises(InvalidInput, match=rf"{type(penalty).__name__}.*give a locality set, or .*L2"):
         nnrepair.fix(model, edits, method=FineTune(penalties=[penalty]))
-
-
-def test_ewc_needs_classes() -> None:
-    model, (x, _), kept = task()
-    with pytest.raises(InvalidInput, match="no classification .*Near.* Use KL"):
-        nnrepair.fix(model, Edits(x, Near(torch.zeros(6, 3), 0.1)), kept, method=FineTune(penalties=[EWC(1.0)]))
 
 
 def test_empirical_ewc_needs_labels() -> None:

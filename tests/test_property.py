@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, InvalidInput, Linear, Near
+from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, InvalidInput, Linear, Near, Threshold
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
 OUTPUTS = 3
@@ -38,7 +38,13 @@ def criteria(draw: Any, deep: bool = True, points: int = 1) -> Criterion:
         flat = draw(st.lists(st.integers(low, 3), min_size=size, max_size=size))
         return torch.tensor(flat, dtype=torch.float64).reshape(shape)
 
-    kind = draw(st.sampled_from(["argmax", "argmin", "linear", "near", *(["and", "or"] if deep else [])]))
+    kinds = ["argmax", "argmin", "threshold", "linear", "near", *(["and", "or"] if deep else [])]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "threshold":
+        answers = integers(points, OUTPUTS, low=-1).clamp(max=1).long()
+        answers[:, 0] = answers[:, 0].abs()
+        at = draw(st.sampled_from([0.0, 1.0, [0.0, -1.0, 2.0]]))
+        return Threshold(answers, at, draw(st.sampled_from([0.0, 1.0])))
     if kind in ("argmax", "argmin"):
         labels = draw(st.lists(st.integers(0, OUTPUTS - 1), min_size=points, max_size=points))
         return (Argmax if kind == "argmax" else Argmin)(labels, draw(st.sampled_from([0.0, 1.0, 2.0])))
@@ -55,6 +61,8 @@ def criteria(draw: Any, deep: bool = True, points: int = 1) -> Criterion:
 @example(Argmax([0]), [1, 1, 0])  # a tie is no decision
 @example(Argmax([0], margin=1.0), [2, 1, 0])  # but a margin may be met exactly
 @example(Argmin([2]), [1, 1, 1])
+@example(Threshold([[1, 0, -1]]), [0, 0, 0])  # an output at the threshold answers nothing
+@example(Threshold([[1, 0, -1]], margin=1.0), [1, -1, 0])
 @example(Linear([[1.0, -1.0, 0.0]], [1.0], points=1), [2, 1, 0])
 @example(Near(torch.zeros(1, 3), 1.0), [1, -1, 0])
 @quick
@@ -93,6 +101,8 @@ def test_outputs_of_any_shape() -> None:
     assert Property.on(Box([0], [1]), near).outputs == 6
     assert Property.on(Box([0], [1]), near & Linear(torch.ones(1, 6), torch.zeros(1), points=1)).outputs == 6
     assert Property.on([Box([0], [1]), Box([1], [2])], Near(torch.zeros(2), tol=1.0)).outputs == 1
+    assert Property.on(Box([0], [1]), Threshold([True])).outputs == 1
+    assert Property.on(Box([0], [1]), Threshold([[1, -1, 0]])).outputs == 3
 
 
 def test_what_cannot_be_a_property() -> None:

@@ -26,6 +26,7 @@ from nnrepair import (
     Polygons,
     RepairFailed,
     Segments,
+    Threshold,
     UnsupportedModel,
 )
 from nnrepair.criteria import Chosen
@@ -79,6 +80,11 @@ def halfspaces(n: int, seed: int) -> Linear:
     return Linear(randn(n, 2, 4, seed=seed), torch.full((n, 2), 0.3))
 
 
+def answers(n: int, labels: list[int] | None = None) -> Threshold:
+    """Return yes-or-no answers, one of them free, of which the network does not give all."""
+    return Threshold(torch.tensor([labels or [0, 1, -1, 0]]).repeat(n, 1), threshold=0.05)
+
+
 def half_free(n: int) -> Near:
     return Near(torch.zeros(n, 4), torch.tensor([0.2, 0.2, torch.inf, torch.inf]))
 
@@ -88,6 +94,8 @@ CRITERIA: dict[str, Any] = {
     "argmax with margin": lambda r: Argmax(labels(r), margin=0.2),
     "argmin": lambda r: Argmin(labels(r)),
     "linear": lambda r: halfspaces(len(r), 3),
+    "answers": lambda r: answers(len(r)),
+    "any of answers": lambda r: answers(len(r)) | answers(len(r), [-1, 0, 1, 0]),
     "near": lambda r: Near(torch.zeros(len(r), 4), tol=0.2),
     "all of": lambda r: AllOf(Argmax(labels(r)), Near(torch.zeros(len(r), 4), tol=1.0)),
     "any of": lambda r: halfspaces(len(r), 3) | halfspaces(len(r), 4),
@@ -306,3 +314,25 @@ def test_verifying_a_triangle_says_nothing_about_the_rest_of_its_plane():
         assert result.report.held_before == [verdict == "holds"]
         object.__setattr__(result, "model", model)
         assert result.verify(timeout=60).verdict == verdict
+
+
+def single(seed: int = 0) -> nn.Sequential:
+    return mlp(3, 12, 10, 1, seed=seed)
+
+
+@pytest.mark.parametrize("regions", [A, POLYGONS], ids=["segments", "polygons"])
+@pytest.mark.parametrize("either", [False, True])
+def test_the_sign_of_one_output_is_repaired_everywhere(regions: Regions, either: bool) -> None:
+    model = single()
+    with torch.no_grad():
+        wrong = (model(torch.stack([c[0] for c in regions.corners]).float())[:, 0] <= 0).long()
+    asked: Any = Threshold(wrong) | Threshold(wrong, margin=0.5) if either else wrong
+    result = nnrepair.fix(model, Edits(regions, asked), method=LAST)
+    assert holds_everywhere(result.model, regions, Threshold(wrong))
+    assert result.verify().verdict == "holds"
+
+
+def test_equal_regions_with_contradicting_answers_are_refused() -> None:
+    twice = Segments(torch.zeros(2, 3), torch.ones(2, 3))
+    with pytest.raises(InvalidInput, match=r"0 and 1 \(labels 1 and 0\)"):
+        nnrepair.fix(single(), Edits(twice, [True, False]), method=LAST)

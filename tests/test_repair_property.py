@@ -16,7 +16,7 @@ from networks import mlp, randn
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmax, InvalidInput, LocalitySet, RepairFailed, UnsupportedModel, repair_property
+from nnrepair import Argmax, InvalidInput, LocalitySet, RepairFailed, Threshold, UnsupportedModel, repair_property
 from nnrepair.criteria import Linear
 from nnrepair.properties.task import read_tasks, refuse_contradictions
 from nnrepair.verify import Box, Case, Halfspace, Property, check, vnnlib
@@ -114,6 +114,67 @@ def test_decisions_of_the_locality_set_are_kept() -> None:
         kept = [float((m(x).argmax(1) == was).double().mean()) for m in (careless, careful.model)]
     assert kept[0] < kept[1]
     assert careful.report.locality is not None and careful.report.locality > 0.97
+
+
+def test_a_report_counts_properties_and_says_which_points_were_left_out() -> None:
+    model, wanted = violated()
+    lower, upper = (torch.from_numpy(end) for end in wanted.cases[0].box.outer)
+    inside = (lower + torch.rand(50, 2, generator=torch.Generator().manual_seed(1)) * (upper - lower)).float()
+    x = torch.cat([scattered(100), inside])
+    wrong = next(k for k, c in enumerate(wanted.cases[0].unsafe[0][0].coefficients) if c > 0)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+        violates = (x.double() >= lower).all(1) & (x.double() <= upper).all(1) & (labels != wrong)
+    labels[:3] = (labels[:3] + 1) % 3  # points that the network gets wrong
+    right = labels == model(x).argmax(1)
+    result = repair_property(model, wanted, locality_set=(x, labels), layer="last")
+    report, kept = result.report, right & ~violates
+    assert report.asked == "properties" and "properties" in report.as_dict() and "edits" not in report.as_dict()
+    assert report.locality_points == int(kept.sum())
+    assert report.kept is not None
+    assert report.kept.left_out == {
+        "violate a property": int((right & violates).sum()),
+        "did not hold before": int((~right).sum()),
+    }
+    with torch.no_grad():
+        same = float((result.model(x[kept]).argmax(1) == labels[kept]).double().mean())
+    assert report.locality == same and report.drawdown_points == pytest.approx(100 * (1 - same))
+    text = str(result)
+    assert "1 of 1 properties hold" in text and " edits" not in text
+    assert f"{int((right & violates).sum())} more left out: they violate a property" in text
+    assert "3 more left out: they did not hold before" in text
+    assert f"measured on {int(kept.sum())} locality points" in text
+
+
+def test_a_failed_repair_says_what_its_network_does() -> None:
+    """The network is returned as it was, so that all of its decisions are unchanged."""
+    model = constant()
+    both = [label_on([0.0], [0.4], 0, 2), label_on([0.6], [1.0], 1, 2)]
+    x = torch.linspace(2, 3, 7)[:, None]
+    result = repair_property(model, both, locality_set=x, layer="last", throw=False)
+    assert result.outcome.status == "infeasible"
+    assert result.report.locality == 1.0 and result.report.weight_change.nonzeros == 0
+
+
+def test_one_output_is_kept_by_its_sign() -> None:
+    model = mlp(2, 12, 12, 1, seed=3)
+    box = Box([0.0, 0.0], [0.2, 0.2])
+    with torch.no_grad():
+        sign = int(model(torch.full((1, 2), 0.1)) > 0)
+        answers = model(scattered())[:, 0] > 0
+    wanted = Property.on(box, Threshold([1 - sign]))
+    for given in (LocalitySet(scattered()), scattered()):
+        with pytest.raises(InvalidInput, match=r"single output.*labels 0 or 1"):
+            repair_property(model, wanted, locality_set=given)
+    with pytest.raises(InvalidInput, match="use Threshold"):
+        repair_property(model, wanted, locality_set=LocalitySet(scattered(), Argmax([0] * 400)))
+    for labels in (answers, answers.long(), Threshold(answers)):
+        result = repair_property(model, wanted, locality_set=(scattered(), labels), layer="last", throw=False)
+        inside = ((scattered() >= 0) & (scattered() <= 0.2)).all(1) & (answers == bool(sign))
+        with torch.no_grad():
+            same = float(((result.model(scattered())[:, 0] > 0) == answers)[~inside].double().mean())
+        assert result.report.locality == same and result.report.kept is not None
+        assert check(result.model, wanted).holds == (result.outcome.status == "repaired")
 
 
 def crowded() -> tuple[nn.Sequential, Property, Tensor]:

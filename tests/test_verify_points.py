@@ -17,7 +17,7 @@ from networks import mistakes, mlp, randn
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, Edits, InvalidInput, Linear, LocalitySet, Near
+from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, Edits, InvalidInput, Linear, LocalitySet, Near, Threshold
 from nnrepair import UnsupportedModel as Unsupported
 from nnrepair.domains import vision
 from nnrepair.methods import MinimalNorm
@@ -51,6 +51,11 @@ def truth(criterion: Criterion, i: int, y: list[Fraction]) -> bool:
         label, sign, margin = int(criterion.labels[i]), int(criterion.sign), Fraction(criterion.margin_)
         gaps = [sign * (y[label] - v) for k, v in enumerate(y) if k != label]
         return all(gap >= margin and gap > 0 if margin == 0 else gap >= margin for gap in gaps)
+    if isinstance(criterion, Threshold):
+        at, margin = [Fraction(t) for t in criterion.threshold.tolist()], Fraction(criterion.margin_)
+        at = at if len(at) == len(y) else at * len(y)
+        gaps = [v - t if k else t - v for v, t, k in zip(y, at, criterion.labels[i].tolist(), strict=True) if k >= 0]
+        return all(gap > 0 if margin == 0 else gap >= margin for gap in gaps)
     if isinstance(criterion, Linear):
         rows, bounds = criterion.A[i].tolist(), criterion.b[i].tolist()
         return all(
@@ -82,6 +87,9 @@ def criteria(seed: int, n: int, y: Tensor, whole: bool) -> Criterion:
     b = torch.einsum("nco,no->nc", A, y.double())  # equality, as far as float64 sees
     tol = torch.from_numpy(generator.choice([1.0, 2.0, np.inf], (n, 3)))
     kinds = [Argmax(labels), Argmax(labels, margin), Argmin(labels), Linear(A, b), Near((y + 1).double(), tol)]
+    answers = torch.from_numpy(generator.integers(-1, 2, (n, 3)))
+    answers[:, 0] = answers[:, 0].abs()
+    kinds += [Threshold(answers, y[0].double(), margin), Threshold(answers)]  # the first point's outputs lie on it
     a, c = (kinds[k] for k in generator.integers(0, len(kinds), 2))
     return [a, a & c, a | c, (a | c) & kinds[0]][generator.integers(0, 4)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnrepair.files import write_atomically
+from nnrepair.rounding import percent
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -34,9 +35,9 @@ def readme() -> list[str]:
         f"- {sum(row['proved'] for row in repaired)} of the {len(repaired)} violated ACAS Xu instances repaired with "
         f"proof, all that is violated on a network jointly: {sum(row['proved'] for row in rows)} of {len(rows)} "
         f"instances hold on the repaired networks, with certificates that the independent checker accepted. Of a "
-        f"million states outside the repaired regions, a median of {statistics.median(kept):.3%} keep their advice, "
-        f"{min(kept):.2%} at worst; {sum(cpu):.0f} CPU s in all, median {statistics.median(cpu):.1f} s a network "
-        "([table](verification/acas/README.md))."
+        f"million states outside the repaired regions, a median of {percent(statistics.median(kept), 3)} keep their "
+        f"advice, {percent(min(kept))} at worst; {sum(cpu):.0f} CPU s in all, median {statistics.median(cpu):.1f} s a "
+        "network ([table](verification/acas/README.md))."
     ]
 
 
@@ -75,7 +76,7 @@ def table() -> str:
                             f"{row['proof_boxes']}",
                             f"{row['proof_cpu_seconds']:.2f}",
                             ", ".join(row["from_parts"]).replace("prop_", "phi_") or "–",
-                            f"{row['agreement']:.3%}",
+                            f"{percent(row['agreement'], 3)}",
                             f"{row['cpu_seconds']:.0f}",
                         ]
                         if measured

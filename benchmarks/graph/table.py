@@ -13,6 +13,7 @@ from benchmarks.editing_table import DOCS, MODE_TITLES, unedited
 from benchmarks.graph.task import GRAPHS, KEPT, TRAINED
 from benchmarks.rows import Group, experiments, groups, markdown, rank, result_files, seconds_of, seeds_of, spread
 from nnrepair.files import write_atomically
+from nnrepair.rounding import percent
 
 #: In the order of the loader, and gcn before sage.
 MODELS = [f"{name}-{kind}" for name in GRAPHS for kind in ("gcn", "sage")]
@@ -132,8 +133,8 @@ def comparison() -> str:
     for name, (*told, experiment) in EARLIER.items():
         asked = [("independent", "drawdown_points", ".2f", 1.0), ("independent", "drawdown_points_max", ".1f", 1.0)]
         asked += [("successive-no-rehearsal", "drawdown_points", ".1f", 1.0)]
-        asked += [("successive-no-rehearsal", "success_retain_rate", ".0f", 100.0)]
-        asked += [("batch", "drawdown_points", ".1f", 1.0), ("batch", "success_rate", ".0f", 100.0)]
+        asked += [("successive-no-rehearsal", "success_retain_rate", ".1f", 100.0)]
+        asked += [("batch", "drawdown_points", ".1f", 1.0), ("batch", "success_rate", ".1f", 100.0)]
         cells = []
         for before, (mode, key, form, scale) in zip(told, asked, strict=True):
             group = found.get((mode, experiment))
@@ -220,10 +221,10 @@ def readme() -> list[str]:
     largest = max(sizes, key=lambda row: (row["case"]["edges"], row["edit_seconds"]))
     return [
         f"- {alone[0].rows[0]['edits']} mistakes of each of {len(alone)} networks on {len(GRAPHS)} more graphs "
-        f"({seeds_of(alone[0])} splits): one by one, `minimal-norm` repairs {held:.0%} of them with {min(lost):.2f} to "
-        f"{max(lost):.2f} points drawdown; one after another, `egnn` keeps {least:.0%} or more with at most {most:.2f} "
-        f"points on {len(kept)} networks, and fails on {len(last) - len(kept)}. An edit of a network on "
-        f"{largest['case']['edges'] / 1e6:.0f} million edges: {largest['edit_seconds']:.2f} s "
+        f"({seeds_of(alone[0])} splits): one by one, `minimal-norm` repairs {percent(held, 0)} of them with "
+        f"{min(lost):.2f} to {max(lost):.2f} points drawdown; one after another, `egnn` keeps {percent(least, 0)} or "
+        f"more with at most {most:.2f} points on {len(kept)} networks, and fails on {len(last) - len(kept)}. An edit "
+        f"of a network on {largest['case']['edges'] / 1e6:.0f} million edges: {largest['edit_seconds']:.2f} s "
         "([results](docs/results-graphs.md))."
     ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnrepair.files import write_atomically
+from nnrepair.rounding import percent
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -59,7 +60,7 @@ def slices() -> str:
                 _number(r["least_slack"], ".2g"),
                 r.get("verified", "–") + (f" ({r['verify_cpu_seconds']:.1f} s)" if "verified" in r else ""),
                 f"{r['broken_phi_8']} ({r['broken']}) of {_count(r['kept'])}",
-                f"{_count(r['fixed'])} of {_count(r['held_out'])} ({r['fixed'] / r['held_out']:.1%})",
+                f"{_count(r['fixed'])} of {_count(r['held_out'])} ({percent(r['fixed'] / r['held_out'], 1)})",
             ]
         )
     head = ["repair", "margin", "optimum", "rows in use", "CPU s", "of it linear program", "peak MiB"]
@@ -109,10 +110,10 @@ def readme() -> list[str]:
     return [
         "- Ten two-dimensional slices of ACAS Xu N_{2,9} repaired for phi_8 at every point: "
         f"{whole['slices_hold']} of 10 hold (`verify()`: {whole['verified']}), "
-        f"{whole['fixed'] / whole['held_out']:.1%} of {_count(whole['held_out'])} held-out counterexamples fixed, "
-        f"{whole['broken_phi_8']} points broken, {whole['cpu_seconds']:.1f} CPU s. PRDNN's program for the corners of "
-        f"these slices: {total:.0f} times less CPU time than all rows at once, {alone:.0f} times less in the linear "
-        "program ([results](docs/results-regions.md))."
+        f"{percent(whole['fixed'] / whole['held_out'], 1)} of {_count(whole['held_out'])} held-out counterexamples "
+        f"fixed, {whole['broken_phi_8']} points broken, {whole['cpu_seconds']:.1f} CPU s. PRDNN's program for the "
+        f"corners of these slices: {total:.0f} times less CPU time than all rows at once, {alone:.0f} times less in "
+        "the linear program ([results](docs/results-regions.md))."
     ]
 
 

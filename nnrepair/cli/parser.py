@@ -154,7 +154,8 @@ FIX_FILES = """\
 files:
   MODEL    .onnx, or .pt2 as torch.export.save writes it. Reading a .pt2 can run code that its author put there, so open
            only those you trust; reading .onnx runs none.
-  --edits, --scope     .npz with the arrays inputs (n, ...) and labels (n,)
+  --edits, --scope     .npz with the arrays inputs (n, ...) and labels: classes (n,); 0 and 1 (n,) for the sign of a
+                       single output; or 0 and 1 (n, outputs), one yes-or-no answer per output (-1: either)
   --locality, --test   the same; without labels every decision is kept
 
 """
@@ -162,7 +163,8 @@ REPAIR_EPILOG = """\
 files:
   MODEL       .onnx; its last operation must be a linear layer
   PROPERTY    .vnnlib; all of them are repaired jointly
-  --locality  .npz with the array inputs (n, ...), and labels (n,) if only points with these are to be kept
+  --locality  .npz with the array inputs (n, ...), and labels (n,) if only points with these are to be kept: classes, or
+              0 and 1 (the sign) for a model with a single output
 
 exit codes:
   0  every property holds on the model written (or held before: then it is a copy)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from nnrepair.cli.options import read_points, require_places
-from nnrepair.criteria import Argmax, Argmin
+from nnrepair.criteria import Argmin
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
 from nnrepair.model_file import ModelFile
@@ -70,10 +70,18 @@ def _locality(arguments: argparse.Namespace, file: ModelFile) -> LocalitySet | N
         raise InvalidInput(
             f"--locality: inputs of shape {tuple(inputs.shape)} do not fit a model that reads {tuple(shape)} at a time."
         )
+    y = outputs(file.model, inputs[:1].float().reshape(-1, *shape))
+    if y[0].numel() == 1:
+        if labels is None or arguments.lowest:
+            raise InvalidInput(
+                f"{arguments.model} has a single output, of which none is lowest or largest: give --locality labels 0 "
+                "or 1, the sign that is to stay, and leave out --lowest."
+            )
+        return LocalitySet(inputs.to(torch.float32), labels)
     if labels is None:
         y = outputs(file.model, inputs.float().reshape(-1, *shape))
         labels = y.argmin(1) if arguments.lowest else y.argmax(1)
-    return LocalitySet(inputs.to(torch.float32), Argmin(labels) if arguments.lowest else Argmax(labels))
+    return LocalitySet(inputs.to(torch.float32), Argmin(labels) if arguments.lowest else labels)
 
 
 def _write_all(arguments: argparse.Namespace, file: ModelFile, result: RepairResult) -> list[str]:

@@ -311,4 +311,7 @@ def _unsafe(case: Case, scores: Array) -> Mask:
 
 def percent(share: float) -> str:
     """Return a share in words, with three digits for people who look for one pixel."""
-    return "0 %" if not share else f"{100 * share:.3g} %" if share >= 1e-4 else "under 0.01 %"
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
+    text = f"{100 * share:.3g} %" if share >= 1e-4 else "under 0.01 %"
+    return "over 99.9 %" if text == "100 %" else text

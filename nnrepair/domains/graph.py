@@ -32,6 +32,8 @@ from nnrepair.domains.nodes import (
     refuse_weights,
 )
 from nnrepair.errors import DataUnavailable, InvalidInput
+from nnrepair.problem import fitted
+from nnrepair.spec import as_criterion
 
 __all__ = [
     "Graph", "NodeEdits", "NodeLocality", "NodeScope", "Nodes", "induced", "inductive_split", "mistakes", "network",
@@ -258,6 +260,9 @@ def mistakes(model: nn.Module, data: Any, mask: Any) -> Tensor:
     """
     nodes = inputs_of(data, mask).to(next(model.parameters()))
     with evaluating(model):
-        wrong = nodes.call(model).argmax(1) != labels_of(graph_of(data), nodes.index, None)
+        y = nodes.call(model)
+    right = fitted(as_criterion(labels_of(graph_of(data), nodes.index, None), "mistakes"), y)
+    right.check(y)
+    wrong = ~right.holds(y)
     found: Tensor = nodes.index[wrong].sort().values
     return found

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from nnrepair.criteria import flat
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune import FineTune
@@ -154,7 +155,7 @@ class _Seen:
     @property
     def rows(self) -> Tensor:
         """(n, features + outputs): both in one tensor, whose points no longer depend on each other."""
-        return torch.cat([self.own, self.y.flatten(1)], 1)
+        return torch.cat([self.own, flat(self.y)], 1)
 
 
 class _Tuned(nn.Module):

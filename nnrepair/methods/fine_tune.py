@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from nnrepair import layers
 from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
+from nnrepair.fisher import at_least_float
 from nnrepair.forward import CUT, call, gradients
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.network import copied
-from nnrepair.penalties import EWC, KL, L2, LInf, Penalty, at_least_float, between
+from nnrepair.penalties import EWC, KL, L2, LInf, Penalty, between
 from nnrepair.problem import Problem, outputs
 from nnrepair.progress import progress_bar
 from nnrepair.spec import AnyInputs
@@ -173,7 +174,7 @@ class _Run:
         rounding = 8 * torch.finfo(self.weights[names[0]].dtype).eps * float(y.abs().amax())
         self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
         self.best, self.score, self.steps = self.old, (-1, -1), 0
-        self.loss, self.notes = math.nan, list[str]()
+        self.loss, self.notes = math.nan, [note for pull in self.pulls for note in pull.notes]
 
     def proposal(self) -> Proposal:
         done = self._descend()

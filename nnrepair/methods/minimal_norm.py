@@ -19,11 +19,13 @@ from nnrepair.decoupled import Decoupled
 from nnrepair.demands import Demand, demands_of, judge_of
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.exact import ExactRepair, conflict
+from nnrepair.kinds import kind_of
 from nnrepair.linearize import Linearization
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.network import plain
-from nnrepair.problem import Problem, has_choice, is_classifier, outputs
+from nnrepair.problem import Problem, has_choice, outputs
 from nnrepair.quadratic import NotSolvedError
+from nnrepair.rounding import percent
 from nnrepair.successive import SuccessiveRepair
 
 #: The smallest margin, relative to the typical one: a repair must survive the rounding of the model's own dtype.
@@ -46,10 +48,12 @@ class MinimalNorm:
             that satisfies all edits with the least drawdown on held-out points of the locality set.
         norm: what "small" means, on the flat change d of the chosen parameters: "l1" (few weights change), "linf",
             "l2", "mean+max" (PRDNN's mean|d| + max|d|), "nuclear" (low rank; one layer), "drift" (the expected squared
-            change of the layer's output over the locality set); "auto" is "drift" with a locality set and "l2" without.
+            change of the layer's output over the locality set; of parameters that are no linear map, the Fisher
+            information's diagonal there, see `rows.Metric`); "auto" is "drift" with a locality set and "l2" without.
         margin: by how much every edit must hold, in output units; None takes 5 % of the model's typical distance
-            between the two best classes. It is raised to a few roundings of the model's own dtype where it is less, and
-            to 1e-5 where the model tells no classes apart (a last layer of zeros).
+            between the two best classes (between an output and its threshold, of the tolerance of `Near`). It is raised
+            to a few roundings of the model's own dtype where it is less, and to 1e-5 where the model tells no classes
+            apart (a last layer of zeros).
             Locality points keep this margin, or the one they had if it was smaller; in a hidden layer of the same
             architecture they keep at least a tenth of that.
         architecture: "same" returns a network of the same class; for any layer but the last by successive
@@ -115,9 +119,10 @@ class MinimalNorm:
             inputs, criterion = problem.locality.inputs, problem.keep
         y = outputs(problem.model, inputs)
         typical = criterion.typical_slack(y.double())
-        rounding = 8 * torch.finfo(y.dtype).eps * float(y.abs().amax()) if is_classifier(criterion) else 0.0
+        decides = kind_of(criterion).decides
+        rounding = 8 * torch.finfo(y.dtype).eps * float(y.abs().amax()) if decides else 0.0
         # Where classes tie there is no typical distance, and without a margin nothing would ask for a winner.
-        unit = typical if typical > 0 or not is_classifier(criterion) else 1.0
+        unit = typical if typical > 0 or not decides else 1.0
         return max(self.margin if self.margin is not None else 0.05 * typical, SMALLEST_MARGIN * unit, rounding)
 
     def _attempt(
@@ -131,7 +136,7 @@ class MinimalNorm:
         metric = None
         if self.norm == "drift":
             assert problem.locality is not None
-            metric = line.metric(problem.locality.inputs)
+            metric = line.metric(problem.locality.inputs, problem.kind)
         if self.architecture == "decoupled" or line.ends_affine:
             repair = ExactRepair(line, demands, self.norm, metric, self.gap, self.architecture, problem.progress)
             repair.native64 = next(problem.model.parameters()).dtype == torch.float64
@@ -188,7 +193,7 @@ class MinimalNorm:
             if attempt.infeasible is not None:
                 tried.append(f"{plain(name)}: infeasible")
                 continue
-            lost = f"{score[1]:.2%} of held-out locality points lost, " if judge is not None else ""
+            lost = f"{percent(score[1])} of held-out points to keep are lost, " if judge is not None else ""
             tried.append(f"{plain(name)}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}")
         if not attempts:
             others = f" Nor can {', '.join(map(plain, names[1:]))}." if len(names) > 1 else ""
@@ -235,7 +240,8 @@ class MinimalNorm:
 
     def _proposal(self, problem: Problem, attempt: Attempt) -> Proposal:
         assert self.margin is not None
-        size = f"small in the {self.norm} norm, with margin {self.margin:.3g}."
+        unit = f" ({attempt.line.drift_unit(problem.kind)})" if self.norm == "drift" else ""
+        size = f"small in the {self.norm} norm{unit}, with margin {self.margin:.3g}."
         stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
         if isinstance(attempt.infeasible, NotSolvedError) or (
             attempt.infeasible is not None and not attempt.infeasible.certain

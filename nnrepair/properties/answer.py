@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnrepair.rounding import percent
 from nnrepair.verify.result import CheckResult
 
 #: With layer="auto", the last layer is good enough when it keeps this share of the locality set.
@@ -76,7 +77,7 @@ def weighed(tried: Sequence[Answer]) -> Answer:
     chosen = best(tried)
     proved = [answer for answer in tried if answer.proved]
     if len(proved) > 1:
-        listed = "; ".join(f"{answer.kept:.4%} kept, {answer.size:.3g} times" for answer in proved)
+        listed = "; ".join(f"{percent(answer.kept, 4)} kept, {answer.size:.3g} times" for answer in proved)
         chosen.notes.append(f"weighed (locality set kept, change as a multiple of the layer's own weights): {listed}.")
     if chosen.proved and chosen.size > LARGE:
         chosen.notes.append(

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import Argmax, Argmin, Criterion
+from nnrepair.criteria import Criterion
+from nnrepair.kinds import kind_of
 from nnrepair.verify.jobs import Jobs
 
 #: A guess of what a point around the boxes, and a unit of drift, are worth beside a point of the locality set.
@@ -66,7 +67,7 @@ def descend(
         typical = max(criterion.typical_slack(before.double()), 1e-9)
         near = _around(wanted, inputs, generator)
         answers = run(near)
-        decided: Criterion = Argmin(answers.argmin(1)) if isinstance(criterion, Argmin) else Argmax(answers.argmax(1))
+        decided = kind_of(criterion).keep(answers, typical)
         goal = (criterion.slack(before.double()) / typical).clamp(max=1.0) / 2
     batch = min(batch, len(inputs))
     optimizer = torch.optim.Adam([p for p in twin.parameters() if p.requires_grad], lr=rate)

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import Argmax, Criterion
+from nnrepair.changes import weight_change
+from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
 from nnrepair.fix import undisturbed
-from nnrepair.judge import about, like, weight_change
+from nnrepair.judge import Watched, about, like
+from nnrepair.kinds import Classes, kind_of
 from nnrepair.network import private_copy
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
+from nnrepair.problem import fitted, outputs
 from nnrepair.progress import progress_bar
 from nnrepair.properties.answer import ENOUGH, LARGE, Answer, best, times_as_large, weighed
 from nnrepair.properties.descent import Wanted, descend
@@ -40,7 +43,7 @@ from nnrepair.properties.task import (
     shape_of,
 )
 from nnrepair.quadratic import NotSolvedError
-from nnrepair.result import Proof, RepairResult, Report
+from nnrepair.result import Kept, Proof, RepairResult, Report
 from nnrepair.spec import LocalitySet
 from nnrepair.verify.check import check
 from nnrepair.verify.falsify import random_starts
@@ -82,7 +85,9 @@ def repair_property(
         keep: properties that hold before and must still hold; proved again, and conditions where they break.
         locality_set: points whose decisions are to stay (soft: each may fail at a price): a `LocalitySet`; plain
             inputs stand for their largest output's class. Where a network's smallest output decides, give
-            `LocalitySet(inputs, Argmin(decisions))`. Points that violate a property are left out.
+            `LocalitySet(inputs, Argmin(decisions))`; a network with one output needs labels 0 and 1 (its sign) or a
+            criterion. Points that violate a property, or whose criterion does not hold before, are left out; the report
+            says how many.
         layer: "last"; "all" moves every layer by gradient descent first (needs a locality set); "auto" is "last", and
             "all" where that cannot be proved, keeps less than 99.8 % of the locality set, or changes weights by more
             than three times what they are. Of what was proved, the answer is taken that loses least, where a change as
@@ -98,7 +103,7 @@ def repair_property(
         seed: of every random choice.
 
     Returns:
-        The result; `proofs` holds one checked property each, with its certificate. In `report`, "edits" are the
+        The result; `proofs` holds one checked property each, with its certificate. In `report`, what is counted are the
         properties to repair, and they hold when proved. Its outcome is "nothing to do" if all of them held before.
 
     Raises:
@@ -170,10 +175,17 @@ def _refuse_broken(tasks: Sequence[Task], first: Sequence[CheckResult]) -> None:
 
 @dataclass(frozen=True)
 class _Locality:
-    """Points (n, inputs) whose criterion holds before and should hold after."""
+    """Points (n, inputs) whose criterion holds before and should hold after.
+
+    Attributes:
+        inputs, criterion: the points; `labelled` where the criterion was given, and not made from decisions.
+        left_out: why so many others of those given are not among them.
+    """
 
     inputs: Tensor
     criterion: Criterion
+    labelled: bool
+    left_out: dict[str, int]
 
 
 def _locality(given: Any, graph: Graph, tasks: Sequence[Task]) -> _Locality | None:
@@ -188,20 +200,29 @@ def _locality(given: Any, graph: Graph, tasks: Sequence[Task]) -> _Locality | No
         raise InvalidInput(f"The locality set must be a tensor with {graph.inputs} numbers per point, got {shape}.")
     x = points.inputs.detach().double().cpu().reshape(len(points), -1)
     y = graph(x)
-    criterion = points.criterion or Argmax(y.argmax(1))
+    if points.criterion is None and graph.outputs == 1:
+        raise InvalidInput(
+            "The network has a single output, so its points alone do not say what is to stay: give labels 0 or 1 (its "
+            "sign), Threshold, or Near beside the locality set's inputs."
+        )
+    criterion = Classes().keep(y, 0.0) if points.criterion is None else fitted(points.criterion, y)
     criterion.check(y)
-    kept = criterion.holds(y)
+    held = criterion.holds(y)
+    unsafe = torch.zeros_like(held)
     for task in tasks:
         for job, ends in enumerate(zip(task.jobs.lower, task.jobs.upper, strict=True)):
             inside = ((x >= ends[0]) & (x <= ends[1])).all(1)
-            kept &= ~(inside & (task.jobs.depth(y, torch.full((len(y),), job)) >= 0))
-    index = kept.nonzero()[:, 0]
+            unsafe |= inside & (task.jobs.depth(y, torch.full((len(y),), job)) >= 0)
+    reasons = {"violate a property": held & unsafe, "did not hold before": ~held}
+    left_out = {why: int(some.sum()) for why, some in reasons.items() if bool(some.any())}
+    index = (held & ~unsafe).nonzero()[:, 0]
     if not len(index):
         raise InvalidInput(
             "No point of the locality set holds before the repair without violating a property that is to be repaired; "
             "leave the locality set out, or give other points."
         )
-    return _Locality(x[index], criterion[index].resolve(y[index]))
+    labelled = points.criterion is not None
+    return _Locality(x[index], criterion[index].resolve(y[index]), labelled, left_out)
 
 
 @dataclass
@@ -333,19 +354,26 @@ class _Work:
             held_after=holds,
             success_rate=sum(holds) / len(holds),
             generalization_rate=None,
-            drawdown=None,
-            drawdown_points=None,
-            locality=None if self.locality is None else answer.kept,
-            locality_points=0 if self.locality is None else len(self.locality.inputs),
+            kept=self._kept(repaired),
             weight_change=weight_change(self.model, repaired),
             seconds=seconds,
             method=call,
             notes=notes,
+            asked="properties",
         )
         final = like(original, repaired).to(next(original.parameters()).device)
         patch = Patch.between(self.model, final, about(report))
         outcome = self._outcome(answer, held, holds, lost)
         return RepairResult(final, outcome, report, patch, None, answer.stats, None, proofs)
+
+    def _kept(self, repaired: nn.Module) -> Kept | None:
+        """Measure what became of the locality set, in the model's own precision."""
+        if self.locality is None:
+            return None
+        inputs = self.locality.inputs.to(next(self.model.parameters())).reshape(-1, *self.head.shape)
+        points = LocalitySet(inputs, self.locality.criterion if self.locality.labelled else None)
+        watched = Watched(self.model, kind_of(self.locality.criterion), points, self.locality.criterion)
+        return replace(watched.compare(outputs(repaired, inputs)), left_out=self.locality.left_out)
 
     def _outcome(self, answer: Answer, held: list[bool], holds: list[bool], lost: list[str]) -> Outcome:
         names = [task.name for task in self.tasks if task.role == "repair"]

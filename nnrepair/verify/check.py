@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.progress import progress_bar
+from nnrepair.rounding import percent
 from nnrepair.verify import vnnlib
 from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
@@ -86,7 +87,7 @@ def check(
     with torch.no_grad(), _one_thread(problem.graph.device), progress_bar("check", progress) as say:
 
         def report(share: float, boxes: int) -> None:
-            say(f"{share:.1%} of the volume proved, {boxes} boxes")
+            say(f"{percent(share, 1)} of the volume proved, {boxes} boxes")
 
         with torch.backends.cudnn.flags(enabled=False):  # its convolutions may go through Fourier space
             found = problem.solve(deadline, torch.Generator().manual_seed(seed), options or Options(), report)

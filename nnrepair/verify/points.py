@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, flat
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, Threshold, flat
 from nnrepair.errors import InvalidInput
 from nnrepair.problem import outputs
 from nnrepair.shapes import Regions
@@ -54,7 +54,7 @@ def check_points(model: nn.Module, inputs: Tensor, criterion: Criterion) -> Tens
     Args:
         model: a module that maps (n, ...) to (n, outputs), taken in eval mode and left untouched.
         inputs: (n, ...).
-        criterion: about n points: Argmax, Argmin, Linear, Near, joined by & and |.
+        criterion: about n points: Argmax, Argmin, Threshold, Linear, Near, joined by & and |.
 
     Raises:
         InvalidInput: the inputs are no plain tensor, or do not fit the model or the criterion.
@@ -195,6 +195,12 @@ def _slacks(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Te
         least = low.gather(1, label) - high - m - error
         most = high.gather(1, label) - low - m + error
         return least.scatter(1, label, torch.inf), most.scatter(1, label, torch.inf)
+    if isinstance(criterion, Threshold):
+        labels, at, m = flat(criterion.labels.cpu()), criterion.threshold, criterion.margin_
+        error = 8 * EPS * (size + at.abs() + m) + TINY
+        below, above = torch.where(labels == 0, at - high, low - at), torch.where(labels == 0, at - low, high - at)
+        least, most = (slack.masked_fill(labels < 0, torch.inf) for slack in (below - m - error, above - m + error))
+        return least, most
     if isinstance(criterion, Linear):
         A, b = criterion.A.cpu().double(), criterion.b.cpu().double()
         positive, negative = A.clamp(min=0), A.clamp(max=0)
@@ -214,7 +220,8 @@ def _slacks(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Te
         free = torch.isinf(torch.cat([tol, tol], 1))
         return least.masked_fill(free, torch.inf), most.masked_fill(free, torch.inf)
     raise InvalidInput(
-        f"{type(criterion).__name__} cannot be checked with bounded rounding; use Argmax, Argmin, Linear or Near."
+        f"{type(criterion).__name__} cannot be checked with bounded rounding; use Argmax, Argmin, Threshold, Linear "
+        "or Near."
     )
 
 

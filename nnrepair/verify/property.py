@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near
+from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, Threshold
 from nnrepair.errors import InvalidInput
 
 Array = NDArray[np.float64]
@@ -231,8 +231,9 @@ def _shape(criterion: Criterion) -> tuple[int, ...] | None:
     """Return the shape of one point's outputs, where the criterion says it."""
     if isinstance(criterion, Linear):
         return (int(criterion.A.shape[2]),)
-    if isinstance(criterion, Near):
-        return tuple(criterion.target.shape[1:])
+    if isinstance(criterion, Near | Threshold):
+        given = criterion.target if isinstance(criterion, Near) else criterion.labels
+        return tuple(given.shape[1:])
     if isinstance(criterion, (AllOf, AnyOf)):
         shapes = [shape for shape in map(_shape, criterion.parts) if shape is not None]
         return max(shapes, key=len, default=None)  # Near knows more than Linear
@@ -249,6 +250,12 @@ def _negated(criterion: Criterion, outputs: int) -> tuple[Conjunction, ...]:
         label, sign = int(criterion.labels[0]), criterion.sign
         others = (k for k in range(outputs) if k != label)
         return tuple((row({label: sign, k: -sign}, criterion.margin_, not criterion.strict),) for k in others)
+    if isinstance(criterion, Threshold):
+        labels = criterion.labels[0].reshape(-1).tolist()
+        at = criterion.threshold.tolist() * (outputs if len(criterion.threshold) == 1 else 1)
+        margin, closed = Fraction(criterion.margin_), not criterion.strict
+        signs = ((k, 1 if label else -1) for k, label in enumerate(labels) if label >= 0)
+        return tuple((row({k: s}, s * Fraction(at[k]) + margin, closed),) for k, s in signs)
     if isinstance(criterion, Linear):
         A, b = criterion.A[0].tolist(), criterion.b[0].tolist()
         return tuple((row(dict(enumerate(a)), bound, True),) for a, bound in zip(A, b, strict=True))
@@ -264,4 +271,4 @@ def _negated(criterion: Criterion, outputs: int) -> tuple[Conjunction, ...]:
             raise InvalidInput(f"{criterion!r} can fail in more than {MAX_WAYS} ways; check its parts one by one.")
         return tuple(tuple(itertools.chain(*chosen)) for chosen in itertools.product(*each))
     name = type(criterion).__name__
-    raise InvalidInput(f"{name} cannot be checked over a region; use Argmax, Argmin, Linear or Near.")
+    raise InvalidInput(f"{name} cannot be checked over a region; use Argmax, Argmin, Threshold, Linear or Near.")

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nnrepair.rounding import percent
 from nnrepair.verify.certificate import PropertyCertificate
 
 Verdict = Literal["holds", "violated", "unknown"]
@@ -80,7 +81,7 @@ class CheckResult:
             lines.append(str(self.counterexample))
         if self.verdict == "unknown":
             worst = "" if self.worst_bound is None else f", worst remaining bound {self.worst_bound:.3g}"
-            lines.append(f"proved for {self.proved:.1%} of the volume{worst}")
+            lines.append(f"proved for {percent(self.proved, 1)} of the volume{worst}")
         if self.reason:
             lines.append(self.reason)
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,23 @@ def logistic_fisher(p: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[NDA
     """
     variance = p * (1 - p)
     return variance.T @ (x * x) / len(x), variance.mean(0)
+
+
+def linear_fisher(variance: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Return the same for independent outputs: variance (n, outputs), p (1 - p) of coins, 1 of unit normal numbers."""
+    return variance.T @ (x * x) / len(x), variance.mean(0)
+
+
+def moved(model: nn.Module, name: str, signs: NDArray[np.float64], size: float) -> list[nn.Module]:
+    """Return one copy per row of signs (k, n), a parameter of n numbers moved along it."""
+    found = []
+    for row in signs:
+        twin = copy.deepcopy(model)
+        parameter = dict(twin.named_parameters())[name]
+        with torch.no_grad():
+            parameter += size * torch.from_numpy(row).reshape(parameter.shape).to(parameter)
+        found.append(twin)
+    return found
 
 
 def fisher_by_loops(
