@@ -14,7 +14,7 @@ from typing import Any
 
 from nnrepair.cli import check, fix, repair
 from nnrepair.cli.options import as_columns, own_version
-from nnrepair.errors import NNRepairError
+from nnrepair.errors import NNRepairError, printable
 from nnrepair.methods import LEGEND, distinct, table
 from nnrepair.model_file import ModelFile
 from nnrepair.patch import Patch
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = arguments.run(arguments)
         return code
     except (NNRepairError, OSError, ModuleNotFoundError) as error:
-        print(f"nnrepair: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"nnrepair: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
         print("nnrepair: interrupted.", file=sys.stderr)
