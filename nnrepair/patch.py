@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -40,11 +41,7 @@ def _digest(state: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         for place, part in _parts(name, value):
-            if isinstance(part, Tensor):
-                digest.update(f"{place} {part.dtype} {tuple(part.shape)}\n".encode())
-                digest.update(_bytes(place, part))
-            else:
-                digest.update(f"{place} {part!r}\n".encode())
+            digest.update(_bytes(place, part) if isinstance(part, Tensor) else f"{place} {part!r}\n".encode())
     return digest.hexdigest()
 
 
@@ -70,12 +67,12 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _bytes(name: str, tensor: Tensor) -> bytes:
-    """Return all that tells a tensor's numbers from others: -0.0 from 0.0, and one NaN from another."""
+    """Return all that tells a tensor from others: its numbers bit by bit, -0.0 from 0.0, and one NaN from another."""
     if tensor.is_meta:
         raise PatchError(f"{name} is on the meta device and has no numbers. Load the model's weights first.")
     try:
+        head, scale = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n", ""
         tensor = tensor.detach().cpu()
-        scale = ""
         if tensor.is_quantized:
             each = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
             scale = repr(
@@ -86,7 +83,7 @@ def _bytes(name: str, tensor: Tensor) -> bytes:
             tensor = tensor.int_repr()
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
         raw: bytes = tensor.flatten().view(torch.uint8).numpy().tobytes()
-        return raw + scale.encode()
+        return head.encode() + raw + scale.encode()
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
         raise PatchError(
@@ -171,7 +168,7 @@ class Patch:
                     f"{name} is {_kind(old)} in one model and {_kind(new)} in the other, so no patch leads from one to "
                     "the other."
                 )
-            if _bytes(name, old) != _bytes(name, new):
+            if _digest({name: old}) != _digest({name: new}):
                 changed[name] = new
         return cls(
             {n: t.detach().clone() for n, t in changed.items()},
@@ -210,12 +207,16 @@ class Patch:
             PatchError: the file is truncated, damaged, or no patch.
         """
         path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"No patch at {path}.")
-        if path.is_dir():
-            raise PatchError(f"{path} is a folder, not a patch file.")
-        if not path.is_file():
-            raise PatchError(f"{path} is a device or a pipe, not a patch file.")
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"No patch at {path}.") from error
+        except OSError as error:
+            raise PatchError(f"{path} cannot be read: {error.strerror}.") from error
+        if not stat.S_ISREG(mode):
+            raise PatchError(
+                f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a device or a pipe'}, not a patch file."
+            )
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -331,14 +332,14 @@ def _kind(tensor: Tensor) -> str:
 def _change(old: Tensor, new: Tensor) -> str:
     """Say how large a change is; numbers count as changed when their bits do."""
     shape = f"{tuple(new.shape)}"
+    if not new.numel():
+        return f"{shape}: no numbers"
     try:
         wide = torch.complex128 if new.is_complex() else torch.float64
         change = (new.cpu().to(wide) - old.cpu().to(wide)).flatten().abs()
         raw = [t.cpu().contiguous().flatten().view(torch.uint8).reshape(t.numel(), -1) for t in (old, new)]
     except (RuntimeError, NotImplementedError):  # a dtype without arithmetic, or no plain tensor
         return f"{shape}: {new.dtype}"
-    if not len(change):
-        return f"{shape}: no numbers"
     return (
         f"{shape}: {int((raw[0] != raw[1]).any(1).sum())} of {len(change)} numbers change, "
         f"l1 {change.sum():.4g}, l2 {change.norm():.4g}, max {change.max():.4g}"
