@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import html
+import math
+import reprlib
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from nnrepair import metrics
 from nnrepair.errors import InvalidInput
-from nnrepair.outcome import Outcome
+from nnrepair.outcome import Outcome, Status
 from nnrepair.patch import Patch
 from nnrepair.result import Kept
 
@@ -52,9 +54,39 @@ class Step:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Step:
-        """Return the step that `as_dict` wrote."""
-        return cls(**plain | {"kept": {name: Kept(**kept) for name, kept in plain["kept"].items()}})
+    def from_dict(cls, plain: Any) -> Step:
+        """Return the step that `as_dict` wrote.
+
+        Raises:
+            InvalidInput: these are not the parts of a step.
+        """
+        try:
+            step = cls(**plain | {"kept": {name: Kept(**kept) for name, kept in plain["kept"].items()}})
+            right = _is_right(step)
+        except (TypeError, KeyError, AttributeError):
+            right = False
+        if not right:
+            raise InvalidInput(f"it is damaged: {reprlib.repr(plain)} is no step of a sequence.")
+        return step
+
+
+def _is_right(step: Step) -> bool:
+    """Tell whether a step that was read from a file is made of what steps are made of."""
+    rates = [step.retained, *(rate for rate in step.generalization if rate is not None)]
+    numbers = [step.seconds]
+    for kept in step.kept.values():
+        rates += [kept.locality, *(a for a in (kept.accuracy_before, kept.accuracy_after) if a is not None)]
+        numbers += [d for d in (kept.drawdown, kept.drawdown_points) if d is not None]
+    return (
+        all(type(part) is list for part in (step.edits, step.held, step.generalization, step.notes))
+        and all(type(number) is int for number in (*step.edits, *(kept.points for kept in step.kept.values())))
+        and all(type(held) is bool for held in step.held)
+        and len(step.edits) == len(step.held) == len(step.generalization) > 0
+        and all(type(rate) is float and 0 <= rate <= 1 for rate in rates)
+        and all(type(number) is float and math.isfinite(number) for number in numbers)
+        and step.status in get_args(Status)
+        and all(type(note) is str for note in step.notes)
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +104,7 @@ class History:
         generalization_retain_rate: the same mean as `generalization_rate`, in the last network (None without).
         patch: from the original to the last network (None for independent edits, or for another architecture).
         method: the method, with its hyper-parameters.
+        notes: sentences about the run itself, such as progress that could not be stored.
     """
 
     mode: Mode
@@ -82,6 +115,7 @@ class History:
     generalization_retain_rate: float | None
     patch: Patch | None
     method: str
+    notes: list[str] = field(default_factory=list, repr=False)
     last: nn.Module | None = field(default=None, repr=False)
 
     @property
@@ -165,8 +199,14 @@ class History:
         names = ("mode", "method", "success_rate", "generalization_rate", "edit_score", "success_retain_rate")
         rates = {name: getattr(self, name) for name in (*names, "generalization_retain_rate", "edit_retain_score")}
         kept = {name: asdict(kept) for name, kept in self.kept.items()}
-        held = {"held_after": self.held_after, "held_finally": self.held_finally}
-        return rates | {"kept": kept, **held, "seconds": self.seconds, "steps": [s.as_dict() for s in self.steps]}
+        held = {"held_after": self.held_after, "held_finally": self.held_finally, "notes": self.notes}
+        return rates | {
+            "kept": kept,
+            **held,
+            "seconds": self.seconds,
+            "notes": self.notes,
+            "steps": [s.as_dict() for s in self.steps],
+        }
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("mode", f"{self.mode}, {len(self.held_after)} edits in {len(self.steps)} steps")]
@@ -185,11 +225,13 @@ class History:
         return rows
 
     def __str__(self) -> str:
-        return "\n".join([str(self.outcome), *(f"{name:<21} {value}" for name, value in self._rows())])
+        rows = [f"{name:<21} {value}" for name, value in self._rows()]
+        return "\n".join([str(self.outcome), *rows, *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self._rows())
-        return f"<p><b>{html.escape(str(self.outcome))}</b></p><table>{rows}</table>"
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return f"<p><b>{html.escape(str(self.outcome))}</b></p><table>{rows}</table><ul>{notes}</ul>"
 
 
 def _mean(kept: list[Kept]) -> Kept:

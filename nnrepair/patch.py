@@ -34,10 +34,11 @@ def fingerprint(model: nn.Module) -> str:
     Raises:
         PatchError: a tensor has no numbers (the meta device, lazy modules) or cannot be read.
     """
-    return _digest(model.state_dict())
+    return digest_of_state(model.state_dict())
 
 
-def _digest(state: Mapping[str, Any]) -> str:
+def digest_of_state(state: Mapping[str, Any]) -> str:
+    """Return the sha256 of a state dictionary, see `fingerprint`; lists and dictionaries in it count too."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         for place, part in _parts(name, value):
@@ -108,7 +109,7 @@ def _ordered(content: bytes) -> bytes:
 
 
 def _checksum(tensors: Mapping[str, Tensor], base: str, repaired: str, about: str) -> str:
-    return hashlib.sha256("\n".join([FORMAT, base, repaired, _digest(tensors), about]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([FORMAT, base, repaired, digest_of_state(tensors), about]).encode()).hexdigest()
 
 
 def _no_number(text: str) -> Any:
@@ -168,13 +169,13 @@ class Patch:
                     f"{name} is {_kind(old)} in one model and {_kind(new)} in the other, so no patch leads from one to "
                     "the other."
                 )
-            if _digest({name: old}) != _digest({name: new}):
+            if digest_of_state({name: old}) != digest_of_state({name: new}):
                 changed[name] = new
         return cls(
             {n: t.detach().clone() for n, t in changed.items()},
             {n: before[n].detach().clone() for n in changed},
-            _digest(before),
-            _digest(before | changed),
+            digest_of_state(before),
+            digest_of_state(before | changed),
             about or {},
         )
 
@@ -265,7 +266,7 @@ class Patch:
         if names is None:
             raise PatchError(
                 f"This patch {verb} a model with fingerprint {expected[:12]}..., the given one has "
-                f"{_digest(state)[:12]}.... Give {what}, with its weights unchanged and in the same dtype."
+                f"{digest_of_state(state)[:12]}.... Give {what}, with its weights unchanged and in the same dtype."
             )
         twin = _twin(model)
         places = {names.get(name, name): (name, tensor) for name, tensor in _own(twin).items()}
@@ -283,7 +284,7 @@ class Patch:
                     tensor.copy_(value)
                 except RuntimeError as error:  # torch refuses, say, a tensor whose elements share their memory
                     raise PatchError(f"{own} cannot be written: {error}") from error
-        if _digest({names.get(name, name): value for name, value in twin.state_dict().items()}) != made:
+        if digest_of_state({names.get(name, name): value for name, value in twin.state_dict().items()}) != made:
             raise PatchError(
                 f"The weights that this patch makes do not have the fingerprint {made[:12]}... that is in it: it is "
                 "damaged, or parameters of the model share their memory that did not before. Nothing was changed."
@@ -292,7 +293,7 @@ class Patch:
 
     def _names(self, state: Mapping[str, Any], expected: str) -> dict[str, str] | None:
         """Return what the patch calls each entry of a model's state, None where the fingerprint is another."""
-        if _digest(state) == expected:
+        if digest_of_state(state) == expected:
             return {name: name for name in state}
         first = next(iter(self.new), "")
         outer = {first.removesuffix(name) for name in state if first.endswith(f".{name}")}
@@ -302,7 +303,7 @@ class Patch:
             *({name: name.removeprefix(prefix) for name in state} for prefix in sorted(inner)),
         ):
             fits = self.new.keys() <= set(names.values()) and len(set(names.values())) == len(names)
-            if fits and _digest({names[name]: value for name, value in state.items()}) == expected:
+            if fits and digest_of_state({names[name]: value for name, value in state.items()}) == expected:
                 return names
         return None
 
