@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,8 +34,8 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary file with the ending of `path`, beside it, that takes its name at the end.
+def replacing(path: str | Path, ending: str = ".part") -> Iterator[Path]:
+    """Yield a temporary file beside `path`, whose name has this ending, that takes the name of `path` at the end.
 
     When anything fails, the file that was there before is there still, and the temporary one is gone. Raises what
     `write_atomically` does.
@@ -42,7 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     target = destination(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # A long name made longer would be refused, so the temporary one is short.
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:32]}.", suffix=target.suffix[:16])
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:32]}.", suffix=ending)
     os.close(handle)
     part = Path(name)
     try:
@@ -96,7 +97,7 @@ def require_writable(path: str | Path) -> None:
 
 
 def write_or_rescue(path: str | Path, write: Callable[[Path], object]) -> str | None:
-    """Call `write(path)`; where the file cannot be written there, write it to a temporary folder.
+    """Call `write(path)`; where the file or folder cannot be written there, write it to a temporary folder.
 
     For the end of a long computation, whose result must not be lost.
 
@@ -115,7 +116,7 @@ def write_or_rescue(path: str | Path, write: Callable[[Path], object]) -> str | 
         try:
             write(other)
         except BaseException:
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
             raise
     except OSError as error:
         return f"{why}, and neither could a temporary file ({_reason(error)}): free space, and run again."

@@ -23,13 +23,15 @@ from nnrepair.spec import Edits, EditScope, LocalitySet
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of Python and of some packages."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # or ours, run from a source tree that was never installed
-            found[package] = "(not installed)"
-    return found
+    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # or ours, run from a source tree that was never installed
+        return "(not installed)"
 
 
 @cache

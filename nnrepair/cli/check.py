@@ -170,5 +170,6 @@ def _suite(arguments: argparse.Namespace) -> int:
         print(result, file=sys.stderr)
     if not arguments.quiet:
         print(result)
-        print(f"wrote {out / 'results.csv'}, {out / 'summary.json'} and {out / 'instances'}")
+        if not result.unstored:
+            print(f"wrote {out / 'results.csv'}, {out / 'summary.json'} and {out / 'instances'}")
     return EXIT_CODES[result.status]
