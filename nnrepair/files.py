@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,13 +97,23 @@ def require_writable(path: str | Path) -> None:
         raise InvalidInput(f"{path} cannot be written ({why}). Free space there, or give another place.") from error
 
 
-def write_or_rescue(path: str | Path, write: Callable[[Path], object]) -> str | None:
+@dataclass(frozen=True)
+class NotWritten:
+    """Why something was not written where it should be, and where it is `instead`; None: nowhere."""
+
+    why: str
+    instead: Path | None
+
+    def __str__(self) -> str:
+        if self.instead is None:
+            return f"{self.why}. Free space, and run again."
+        return f"{self.why}; it was saved as {self.instead} instead."
+
+
+def write_or_rescue(path: str | Path, write: Callable[[Path], object]) -> NotWritten | None:
     """Call `write(path)`; where the file or folder cannot be written there, write it to a temporary folder.
 
-    For the end of a long computation, whose result must not be lost.
-
-    Returns:
-        None when it was written, else a sentence that says why not and where it is now, if anywhere.
+    For the end of a long computation, whose result must not be lost. Returns None when it was written.
     """
     path = Path(path)
     try:
@@ -119,8 +130,8 @@ def write_or_rescue(path: str | Path, write: Callable[[Path], object]) -> str | 
             shutil.rmtree(folder, ignore_errors=True)
             raise
     except OSError as error:
-        return f"{why}, and neither could a temporary file ({_reason(error)}): free space, and run again."
-    return f"{why}; it was saved as {other} instead."
+        return NotWritten(f"{why}, and neither could a copy in {tempfile.gettempdir()} ({_reason(error)})", None)
+    return NotWritten(why, other)
 
 
 def _reason(error: Exception) -> str:

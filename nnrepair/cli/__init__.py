@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from nnrepair.cli import check, fix, repair
-from nnrepair.cli.options import as_columns, own_version
+from nnrepair.cli.options import ERROR, as_columns, own_version
 from nnrepair.errors import NNRepairError, printable
 from nnrepair.methods import LEGEND, distinct, table
 from nnrepair.model_file import ModelFile
 from nnrepair.patch import Patch
 
-DONE, ERROR = 0, 3
+DONE = 0
 
 _EXIT_CODES = """\
 exit codes:
   0  every edit holds (or held before)
   1  not every edit holds; the report is written, the model is not
   2  the command line is wrong
-  3  an input cannot be used; one line on stderr says which and why
+  3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
 
 nnrepair check and repair have exit codes of their own: see nnrepair check --help.
 """

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, NNRepairError, printable
+from nnrepair.files import NotWritten, destination, require_writable, write_or_rescue
+from nnrepair.patch import Patch
+
+#: The exit code of every command where an input cannot be used or an output not be written.
+ERROR = 3
 
 
 def own_version() -> str:
@@ -33,16 +41,59 @@ def require_device(device: str) -> None:
 
 def require_places(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
     """Refuse what could not be written, or would overwrite what is read."""
-    inputs, outputs = list(inputs), list(outputs)
+    outputs = list(outputs)
     for path in outputs:
+        destination(path)
         if not path.parent.is_dir():
             raise InvalidInput(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
-        if path.is_dir():
-            raise InvalidInput(f"{path} is a folder; give the name of a file.")
-    places = [path.resolve() for path in (*inputs, *outputs)]
-    if len(set(places)) < len(places):
-        twice = next(path for path in places if places.count(path) > 1)
-        raise InvalidInput(f"{twice.name!r} is named twice; each input and each output needs a file of its own.")
+        require_writable(path)
+    places = [os.path.realpath(path) for path in (*inputs, *outputs)]
+    twice = next((path for path in places if places.count(path) > 1), None)
+    if twice is not None:
+        raise InvalidInput(
+            f"{os.path.basename(twice)!r} is named twice; each input and each output needs a file of its own."
+        )
+
+
+class Outputs:
+    """What a command writes at its end. What has no room where it was asked for is saved elsewhere, and told.
+
+    Attributes:
+        lines: what to tell on stdout, and `problems`: on stderr.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        self.lines, self.problems = list(lines), list[str]()
+
+    def write(self, path: Path, what: str, write: Callable[[Path], object]) -> Path | None:
+        """Call `write(path)` and tell about it; return where the file is, None where it is nowhere."""
+        try:
+            failed = write_or_rescue(path, write)
+        except NNRepairError as error:
+            failed = NotWritten(str(error), None)
+            self.problems.append(failed.why)
+        else:
+            self.problems += [] if failed is None else [str(failed)]
+        if failed is None:
+            self.lines.append(f"wrote {path} ({what})")
+            return path
+        return failed.instead
+
+    def rescue(self, patch: Patch, model: Path) -> None:
+        """Save the change alone to a temporary folder, where the repaired model could not be written."""
+        try:
+            path = patch.save(Path(tempfile.mkdtemp(prefix="nnrepair-")) / "patch.safetensors")
+        except (OSError, NNRepairError):
+            return
+        self.problems.append(f"The change alone was saved: nnrepair patch apply {path} {model} --out FILE")
+
+    def tell(self, code: int, quiet: bool) -> int:
+        """Print everything and return the exit code: `code`, or ERROR where something was not written."""
+        if not quiet:
+            print("\n".join(self.lines))
+        for problem in self.problems:
+            print(f"nnrepair: error: {printable(' '.join(problem.split()))}", file=sys.stderr)
+        return ERROR if self.problems else code
 
 
 def read_points(path: Path, option: str, *, labelled: bool) -> Any:

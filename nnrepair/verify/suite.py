@@ -240,7 +240,7 @@ def run_suite(
                 _store(rows[task.name], _file(task, folder))
         _write_summary(result, folder, Path(instances), common | {"timeout": timeout, "jobs": jobs})
 
-    return replace(result, unstored=write_or_rescue(out, write) or "")
+    return replace(result, unstored=str(write_or_rescue(out, write) or ""))
 
 
 def _name(check: Callable[..., Any]) -> str:
@@ -481,7 +481,7 @@ def _certified(path: Path, certificate: PropertyCertificate) -> dict[str, Any]:
     """Write a certificate; return what the row says of it."""
     problem = write_or_rescue(path, certificate.save)
     if problem is not None:
-        return {"incomplete": problem}
+        return {"incomplete": str(problem)}
     return {"certificate": path.name, "certificate_sha256": _sha256(path)}
 
 
