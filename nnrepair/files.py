@@ -106,8 +106,8 @@ class NotWritten:
 
     def __str__(self) -> str:
         if self.instead is None:
-            return f"{self.why}. Free space, and run again."
-        return f"{self.why}; it was saved as {self.instead} instead."
+            return f"{self.why}. Free space, and run again"
+        return f"{self.why}; it was saved as {self.instead} instead"
 
 
 def write_or_rescue(path: str | Path, write: Callable[[Path], object]) -> NotWritten | None:

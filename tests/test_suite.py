@@ -13,7 +13,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from disks import elsewhere, fills_up
 
 import nnrepair
 from nnrepair.errors import InvalidInput, NNRepairError
@@ -509,34 +509,20 @@ def test_results_stand_until_new_ones_do(results: Stored) -> None:
 # A full disk ----------------------------------------------------------------------------------------------------------
 
 
-def full_after(monkeypatch: pytest.MonkeyPatch, writes: int, where: Path) -> None:
-    """Let the disk be full below a folder after some files were written there."""
-    written, left = Path.write_bytes, iter(range(writes))
-
-    def write(path: Path, content: bytes) -> int:
-        if path.is_relative_to(where) and next(left, None) is None:
-            written(path, content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return written(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", write)
-
-
 @pytest.mark.parametrize("writes", range(6))
 def test_a_disk_that_fills_up_costs_no_verdict(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     path, out = listed(tmp_path, a="holds", b="violated", c="unknown", d="holds"), tmp_path / "out"
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
-    full_after(monkeypatch, writes, out)
+    temporary = elsewhere(monkeypatch, tmp_path / "elsewhere")
+    fills_up(monkeypatch, out, writes)
     result = run_suite(path, out, check=scripted)
     assert statuses(result) == ["holds", "violated", "unknown", "holds"] and result.status == "error"
     assert "No space left on device" in result.unstored and result.unstored in str(result)
     assert not [p for p in out.rglob("*") if p.name.endswith(".part")]
     assert len(list((out / "instances").iterdir())) == min(writes, 4)
 
-    (saved,) = (tmp_path / "elsewhere").glob("*/*")
+    (saved,) = temporary.glob("*/*")
     assert str(saved) in result.unstored and (saved / "results.csv").is_file() and (saved / "summary.json").is_file()
     again = run_suite(path, saved, resume=True, check=scripted)
     assert again.rows == result.rows
@@ -566,13 +552,12 @@ def test_a_proof_without_room_is_saved_elsewhere_and_made_again(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, out, proofs = listed(tmp_path, a="holds"), tmp_path / "out", tmp_path / "proofs"
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
-    full_after(monkeypatch, 0, proofs)
+    temporary = elsewhere(monkeypatch, tmp_path / "elsewhere")
+    fills_up(monkeypatch, proofs)
     result = run_suite(path, out, certificates=proofs, check=scripted)
     (row,) = result.rows
     assert row.status == "holds" and row.certificate is None and result.status == "error"
-    (saved,) = (tmp_path / "elsewhere").glob("*/*")
+    (saved,) = temporary.glob("*/*")
     assert f"it was saved as {saved}" in row.incomplete and row.incomplete in str(result)
     assert PropertyCertificate.load(saved).leaves == PROOF.leaves
     monkeypatch.undo()

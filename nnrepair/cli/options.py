@@ -92,7 +92,7 @@ class Outputs:
         if not quiet:
             print("\n".join(self.lines))
         for problem in self.problems:
-            print(f"nnrepair: error: {printable(' '.join(problem.split()))}", file=sys.stderr)
+            print(f"nnrepair: error: {printable(' '.join(problem.split())).rstrip('.')}.", file=sys.stderr)
         return ERROR if self.problems else code
 
 
