@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -16,7 +15,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,60 +29,9 @@ from nnrepair.verify import vnncomp
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
 from nnrepair.verify.result import CheckResult
+from nnrepair.verify.stored import FORMAT, PACKAGES, STATUSES, Row, files_of, network_files, sha256_of, store, stored
 from nnrepair.verify.vnncomp import Instance
 from nnrepair.verify.workers import Death, in_processes
-
-FORMAT = "nnrepair-suite-2"
-#: Packages whose versions decide a verdict.
-PACKAGES = ("nnrepair", "torch", "numpy", "onnx", "onnxruntime")
-#: No result file has more bytes.
-LARGEST = 2**28
-#: From best to worst.
-STATUSES = ("holds", "violated", "unknown", "error")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What came out for one instance; also what its JSON file holds.
-
-    Attributes:
-        onnx, vnnlib: the files as the list names them.
-        status: "holds", "violated", "unknown" or "error".
-        reason: how it was decided, why it was not, or what is wrong.
-        counterexample: input, output, margin and who replayed it, where there is one.
-        certificate: name of the file in the folder of certificates, and `certificate_sha256`: of its bytes.
-        network_sha256, property_sha256: of the files' bytes, None where a file could not be read.
-        data_sha256: of the files beside the network in which it keeps weights, by name.
-        options: what the check was asked to do.
-        checked_by: the function that decided, `source_sha256` of this package, and the versions of what it uses.
-        incomplete: what was asked for and could not be written.
-    """
-
-    onnx: str
-    vnnlib: str
-    status: str
-    reason: str
-    options: dict[str, Any]
-    counterexample: dict[str, Any] | None = None
-    boxes: int = 0
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    proved: float = 0.0
-    worst_bound: float | None = None
-    certificate: str | None = None
-    certificate_sha256: str | None = None
-    network_sha256: str | None = None
-    data_sha256: dict[str, str] | None = None
-    property_sha256: str | None = None
-    checked_by: str = ""
-    source_sha256: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    incomplete: str = ""
-
-    @property
-    def word(self) -> str:
-        """The status in VNN-COMP's words."""
-        return vnncomp.word(self.status, timed_out=self.wall_seconds >= (self.options["timeout"] or math.inf))
 
 
 @dataclass(frozen=True)
@@ -218,7 +166,7 @@ def run_suite(
         tasks.append(_Task(each, {"timeout": timeout or each.timeout, **common}, proof, _name(check)))
     _make_folders(out, resume, tasks)
 
-    files = partial(_files, of_network=cache(_network_files))  # many instances share a network
+    files = partial(files_of, of_network=cache(network_files))  # many instances share a network
     rows = {task.name: row for task in tasks if (row := _kept(task, out, files)) is not None} if resume else {}
     todo = [task for task in tasks if task.name not in rows]
     verdicts = dict(zip((task.name for task in tasks), expected, strict=True))
@@ -228,7 +176,7 @@ def run_suite(
         for task, answer in solved:
             row = rows[task.name] = task.died(answer) if isinstance(answer, Death) else answer
             try:
-                _store(row, _file(task, out))
+                store(row, _file(task, out))
             except OSError:  # there may be room at the end
                 unstored.add(task.name)
             report(row, _is_wrong(row, verdicts[task.name]))
@@ -237,7 +185,7 @@ def run_suite(
     def write(folder: Path) -> None:
         for task in tasks:
             if folder != out or task.name in unstored:
-                _store(rows[task.name], _file(task, folder))
+                store(rows[task.name], _file(task, folder))
         _write_summary(result, folder, Path(instances), common | {"timeout": timeout, "jobs": jobs})
 
     return replace(result, unstored=str(write_or_rescue(out, write) or ""))
@@ -283,89 +231,19 @@ def _make_folders(out: Path, resume: bool, tasks: list[_Task]) -> None:
         destination(path)
 
 
-def _store(row: Row, path: Path) -> None:
-    content = asdict(row)
-    content |= {"format": FORMAT, "sha256": _checksum(content)}
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _stored(path: Path) -> Row | None:
-    """Return what a result file holds; None when it is damaged, or none of ours."""
-    try:
-        if not path.is_file() or path.stat().st_size > LARGEST:
-            return None
-        content = json.loads(path.read_bytes())
-        if content.pop("format") != FORMAT or content.pop("sha256") != _checksum(content):
-            return None
-        row = Row(**content)
-        numbers = (row.boxes, row.cpu_seconds, row.wall_seconds, row.proved, row.options["timeout"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    fine = all(isinstance(number, int | float) for number in numbers) and isinstance(row.versions, dict)
-    return row if fine and all(isinstance(text, str) for text in (row.status, row.reason, row.incomplete)) else None
-
-
 def _kept(task: _Task, out: Path, files: Callable[[Instance], dict[str, Any]]) -> Row | None:
     """Return the stored verdict about this very instance, if there is one that would come out again."""
-    row = _stored(_file(task, out))
+    row = stored(_file(task, out))
     if row is None or row.status not in STATUSES[:3] or row.incomplete:
         return None
-    now, limit = files(task.instance), task.options["timeout"]
-    own = asdict(task.row(row.status, row.reason, **now))
-    stored = asdict(row)
-    if None in now.values() or any(stored[n] != own[n] for n in (*now, "checked_by", "source_sha256", "versions")):
-        return None
-    if stored["options"] | {"timeout": limit} != task.options:
+    about, limit = files(task.instance), task.options["timeout"]
+    about |= {"checked_by": task.checked_by, "source_sha256": source(), "versions": versions(PACKAGES)}
+    same = None not in about.values() and all(getattr(row, name) == value for name, value in about.items())
+    if not same or row.options | {"timeout": limit} != task.options:
         return None
     in_time = row.options["timeout"] == limit if row.status == "unknown" else row.wall_seconds <= limit
-    if not in_time or (row.certificate is not None and _sha256(task.certificate) != row.certificate_sha256):
-        return None
-    return replace(row, onnx=task.instance.onnx, vnnlib=task.instance.vnnlib)
-
-
-def _files(instance: Instance, of_network: Callable[[Path], dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Return the hashes of all bytes that a verdict is about, None where a file cannot be read."""
-    return (of_network or _network_files)(instance.network) | {"property_sha256": _sha256(instance.property)}
-
-
-def _network_files(network: Path) -> dict[str, Any]:
-    data: dict[str, str | None] | None = None
-    with suppress(Exception):  # what onnx and protobuf raise is many kinds; then the check fails as well
-        data = {name: _sha256(network.parent / name) for name in _external(network)}
-    readable = data is not None and None not in data.values()
-    return {"network_sha256": _sha256(network), "data_sha256": data if readable else None}
-
-
-def _external(network: Path) -> list[str]:
-    """Return the names of the files in which an ONNX file keeps weights."""
-    content = network.read_bytes() if network.is_file() else b""
-    if b"location" not in content:  # which their names are stored under
-        return []
-    import onnx
-
-    tensors, messages = list[Any](), [onnx.ModelProto.FromString(content)]
-    while messages:
-        for _, value in messages.pop().ListFields():
-            for part in value if hasattr(value, "add") else [value]:  # a repeated field, or one message or plain value
-                if isinstance(part, onnx.TensorProto):
-                    tensors.append(part)
-                elif hasattr(part, "ListFields"):
-                    messages.append(part)
-    return sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
-
-
-def _sha256(path: Path | None) -> str | None:
-    if path is None or not path.is_file():
-        return None
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+    whole = row.certificate is None or sha256_of(task.certificate) == row.certificate_sha256
+    return replace(row, onnx=task.instance.onnx, vnnlib=task.instance.vnnlib) if in_time and whole else None
 
 
 def _write_summary(result: SuiteResult, folder: Path, instances: Path, options: dict[str, Any]) -> None:
@@ -443,13 +321,13 @@ def _last_line(row: Row) -> str:
 
 def _solve(task: _Task, check: Callable[..., CheckResult]) -> Row:
     each, start = task.instance, time.perf_counter()
-    about = _files(each)
+    about = files_of(each)
     proof: dict[str, Any] = {}
     try:
         if each.network.suffix == ".gz":
             raise InvalidInput(f"{each.network} is compressed. Networks are read as they are: gunzip it first.")
         result = check(each.network, each.property, **task.options)
-        if _files(each) != about:
+        if files_of(each) != about:
             raise InvalidInput(f"{each.network} or {each.property} was changed while it was read; check it again.")
         if task.certificate is not None and result.certificate is not None:
             proof = _certified(task.certificate, result.certificate)
@@ -482,7 +360,7 @@ def _certified(path: Path, certificate: PropertyCertificate) -> dict[str, Any]:
     problem = write_or_rescue(path, certificate.save)
     if problem is not None:
         return {"incomplete": str(problem)}
-    return {"certificate": path.name, "certificate_sha256": _sha256(path)}
+    return {"certificate": path.name, "certificate_sha256": sha256_of(path)}
 
 
 def _finite(value: float | None) -> float | None:
