@@ -143,6 +143,8 @@ class Patch:
             raise PatchError("it lacks old or new values of some parameters.")
         for name, new in self.new.items():
             old = self.old[name]
+            if not isinstance(new, Tensor) or not isinstance(old, Tensor):
+                raise PatchError(f"the values of {name!r} are no tensors.")
             if (new.shape, new.dtype) != (old.shape, old.dtype):
                 raise PatchError(f"the new values of {name!r} are {_kind(new)}, the old ones {_kind(old)}.")
         for print_ in (self.base, self.repaired):

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from disks import ODD, elsewhere, fills_up, odd
+from torch import nn
 
-from nnrepair import InvalidInput
+from nnrepair import InvalidInput, Patch
+from nnrepair.certificate import Certificate
 from nnrepair.files import (
     plain,
     read_arrays,
@@ -18,6 +22,7 @@ from nnrepair.files import (
     write_atomically,
     write_or_rescue,
 )
+from nnrepair.verify.certificate import PropertyCertificate
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -123,6 +128,43 @@ def test_what_fails_half_way_leaves_the_old_file(tmp_path: Path, monkeypatch: py
         assert part.suffix == ".npz" and part.parent == tmp_path
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == ["a.npz"] and path.read_bytes() == b"old"
+
+
+def save_patch(path: Path) -> None:
+    base, repaired = nn.Linear(2, 2), nn.Linear(2, 2)
+    Patch.between(base, repaired).save(path)
+
+
+def save_certificate(path: Path) -> None:
+    Certificate("fc.weight", None, "l1", "same", 1.0, 1.0, 0.0, False, {"x": np.zeros(3)}).save(path)
+
+
+def save_proof(path: Path) -> None:
+    PropertyCertificate(1, np.array([-1], np.int16), np.zeros(0), "0" * 64, "0" * 64, {}).save(path)
+
+
+def save_network(path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from nnrepair import onnx
+
+    onnx.save(nn.Linear(2, 2), torch.zeros(1, 2), path)
+
+
+@pytest.mark.parametrize("save", [save_patch, save_certificate, save_proof, save_network])
+def test_all_that_is_saved_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Path], None]
+) -> None:
+    path = write_atomically(tmp_path / "file.onnx", b"old")
+    with monkeypatch.context() as patched:
+        fills_up(patched, tmp_path)
+        with pytest.raises(OSError, match="No space left"):
+            save(path)
+    assert os.listdir(tmp_path) == ["file.onnx"] and path.read_bytes() == b"old"
+    with pytest.raises(InvalidInput, match="device"):
+        save(Path("/dev/full"))
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+    save(path)
+    assert os.listdir(tmp_path) == ["file.onnx"] and path.read_bytes() != b"old"
 
 
 class TestRescue:

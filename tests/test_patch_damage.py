@@ -125,6 +125,8 @@ def test_old_values_of_another_kind_than_the_new_ones_are_refused() -> None:
     for old in (torch.ones(1), torch.ones(2).double(), torch.tensor([1, 2])):
         with pytest.raises(PatchError, match=r"2\.bias.*float32 of shape \(2,\)"):
             Patch(true.new, {"2.bias": old}, true.base, true.repaired)
+    with pytest.raises(PatchError, match="no tensors"):
+        Patch({"2.bias": 5}, true.old, true.base, true.repaired)  # type: ignore[dict-item]
     with pytest.raises(PatchError, match="lacks old or new"):
         Patch(true.new, {}, true.base, true.repaired)
     for print_ in ("", "0" * 63, "G" * 64, "A" * 64, 5, None, "0" * 64 + "\n"):

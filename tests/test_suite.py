@@ -265,6 +265,10 @@ class TestInstances:
         with pytest.raises(InvalidInput, match=what):
             self.read(tmp_path, text)
 
+    def test_names_that_are_too_long_are_files_that_are_missing(self, tmp_path: Path) -> None:
+        (row,) = self.read(tmp_path, f"{'x' * 300}.onnx,p.vnnlib,1\n")
+        assert row.network == tmp_path / f"{'x' * 300}.onnx"
+
     def test_a_list_that_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="cannot be read"):
             vnncomp.read_instances(tmp_path / "none.csv")

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnrepair.errors import InvalidInput, NNRepairError
+from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import destination, require_writable, write_atomically, write_or_rescue
 from nnrepair.provenance import source, versions
 from nnrepair.verify import vnncomp
@@ -313,7 +313,7 @@ def _reporter(rows: dict[str, Row], total: int, show: bool) -> Iterator[Callable
 
 
 def _last_line(row: Row) -> str:
-    return row.reason.strip().split("\n")[-1]
+    return printable(row.reason.strip().split("\n")[-1])  # names in a network may be anything
 
 
 # One instance --------------------------------------------------------------------------------------------------------
