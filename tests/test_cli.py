@@ -273,6 +273,28 @@ class TestRefusals:
         assert "leave out --architecture" in self.fix("--architecture", "decoupled")
         assert "choose another --method" in self.fix("--method", "egnn")
 
+    def test_nothing_that_is_read_is_written(self) -> None:
+        import onnx as onnx_package
+
+        files = [path.name for path in self.base.iterdir()]
+        for name in files:
+            (self.folder / name).write_bytes((self.base / name).read_bytes())
+        proto = onnx_package.load(self.folder / "base.onnx")
+        onnx_package.save(
+            proto, self.folder / "base.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+        )
+        before = {path: path.read_bytes() for path in self.folder.iterdir()}
+        command = ["fix", self.folder / "base.onnx", "--edits", self.folder / "edits.npz", "--out", self.out]
+        for option, name in (("--locality", "keep.npz"), ("--scope", "scope.npz"), ("--test", "right.npz")):
+            command += [option, self.folder / name]
+        for name in ("edits.npz", "keep.npz", "scope.npz", "right.npz", "base.onnx", "weights.bin"):
+            (self.folder / "link").unlink(missing_ok=True)
+            (self.folder / "link").symlink_to(self.folder / name)
+            for place in (self.folder / name, self.folder / "link", self.folder / ".." / self.folder.name / name):
+                for option in ("--report", "--patch", "--certificate"):
+                    assert "named twice" in refused(self.capsys, *command, option, place)
+        assert all(path.read_bytes() == content for path, content in before.items())
+
     def test_a_patch_for_another_model(self) -> None:
         other, patch = self.folder / "other.onnx", self.folder / "p.safetensors"
         options = ["--edits", self.base / "edits.npz", "--out", self.folder / "o.onnx", "--patch", patch, "--quiet"]

@@ -226,6 +226,16 @@ def test_folders_of_another_origin_are_left_alone(tmp_path: Path, quick: None) -
         run_suite(path, tmp_path / "new", jobs=0, check=scripted)
 
 
+def test_the_list_is_not_overwritten(tmp_path: Path, quick: None) -> None:
+    path = listed(tmp_path, a="holds")
+    (tmp_path / "instances").mkdir()
+    path = path.rename(tmp_path / "results.csv")
+    before = path.read_text()
+    with pytest.raises(InvalidInput, match="where a result would be written"):
+        run_suite(path, tmp_path, resume=True, check=scripted)
+    assert path.read_text() == before
+
+
 class TestInstances:
     def read(self, folder: Path, text: str | bytes) -> list[vnncomp.Instance]:
         path = folder / "list.csv"

@@ -138,7 +138,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _patch(arguments: argparse.Namespace) -> int:
-    fix.require_outputs(arguments.model, arguments.out)
+    fix.require_outputs([arguments.model, arguments.patch], arguments.out)
     patch = Patch.load(arguments.patch)
     file = ModelFile.load(arguments.model)
     changed = patch.apply(file.model) if arguments.verb == "apply" else patch.revert(file.model)

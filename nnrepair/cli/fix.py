@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
         for path in (arguments.patch, arguments.certificate, arguments.report, arguments.resume)
         if path is not None
     ]
-    require_outputs(arguments.model, arguments.out, *others)
+    points = {
+        path for path in (arguments.edits, arguments.locality, arguments.scope, arguments.test) if path is not None
+    }
+    require_outputs([arguments.model, *points], arguments.out, *others)
     method = _method(arguments)
     require_device(arguments.device)
     file = ModelFile.load(arguments.model)
@@ -151,14 +155,14 @@ def _write_all(
             )
 
 
-def require_outputs(model: Path, *paths: Path) -> None:
-    """Refuse what could not be written, before the long computation."""
+def require_outputs(inputs: Sequence[Path], *paths: Path) -> None:
+    """Refuse what could not be written or would overwrite what is read, before the long computation."""
     out = paths[0]
     if out.suffix not in (".onnx", ".pt2"):
         raise InvalidInput(
             f"--out {out.name}: a model is written as .onnx or .pt2, so the name must end in one of them."
         )
-    require_places([model], paths)
+    require_places(inputs, paths)
 
 
 def _method(arguments: argparse.Namespace) -> Method:

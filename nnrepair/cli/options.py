@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import NotWritten, destination, require_writable, write_or_rescue
 from nnrepair.patch import Patch
+from nnrepair.verify.stored import external_data
 
 #: The exit code of every command where an input cannot be used or an output not be written.
 ERROR = 3
@@ -47,12 +49,21 @@ def require_places(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
         if not path.parent.is_dir():
             raise InvalidInput(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
         require_writable(path)
-    places = [os.path.realpath(path) for path in (*inputs, *outputs)]
+    inputs = list(inputs)
+    beside = {path for each in inputs for path in _beside(each)}
+    places = [os.path.realpath(path) for path in (*inputs, *beside, *outputs)]
     twice = next((path for path in places if places.count(path) > 1), None)
     if twice is not None:
         raise InvalidInput(
             f"{os.path.basename(twice)!r} is named twice; each input and each output needs a file of its own."
         )
+
+
+def _beside(path: Path) -> list[Path]:
+    """Return the files beside a network in which it keeps weights."""
+    with suppress(Exception):  # it is read, and refused, in a moment
+        return [path.parent / name for name in external_data(path)] if path.suffix == ".onnx" else []
+    return []
 
 
 class Outputs:

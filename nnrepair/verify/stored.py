@@ -105,13 +105,13 @@ def network_files(network: Path) -> dict[str, Any]:
     """Return the hashes of a network and of the files in which it keeps weights."""
     data: dict[str, str | None] | None = None
     with suppress(Exception):  # what onnx and protobuf raise is many kinds; then the check fails as well
-        data = {name: sha256_of(network.parent / name) for name in _external(network)}
+        data = {name: sha256_of(network.parent / name) for name in external_data(network)}
     readable = data is not None and None not in data.values()
     return {"network_sha256": sha256_of(network), "data_sha256": data if readable else None}
 
 
-def _external(network: Path) -> list[str]:
-    """Return the names of the files in which an ONNX file keeps weights."""
+def external_data(network: Path) -> list[str]:
+    """Return the names of the files in which an ONNX file keeps weights, relative to its folder."""
     content = network.read_bytes() if network.is_file() else b""
     if b"location" not in content:  # which their names are stored under
         return []

@@ -164,7 +164,8 @@ def run_suite(
     for each in listed:
         proof = None if certificates is None else Path(certificates) / f"{each.name}.npz"
         tasks.append(_Task(each, {"timeout": timeout or each.timeout, **common}, proof, _name(check)))
-    _make_folders(out, resume, tasks)
+    read = [Path(instances), *([] if expect is None else [Path(expect)])]
+    _make_folders(out, resume, tasks, read)
 
     files = partial(files_of, of_network=cache(network_files))  # many instances share a network
     rows = {task.name: row for task in tasks if (row := _kept(task, out, files)) is not None} if resume else {}
@@ -209,12 +210,15 @@ def _file(task: _Task, out: Path) -> Path:
     return out / "instances" / f"{task.name}.json"
 
 
-def _make_folders(out: Path, resume: bool, tasks: list[_Task]) -> None:
-    """Make the folders; refuse to mix with results that are there, and what could not be written at the end."""
+def _make_folders(out: Path, resume: bool, tasks: list[_Task], read: list[Path]) -> None:
+    """Make the folders; refuse to mix with other files, and what could not be written at the end."""
     own, ends = out / "instances", [out / "results.csv", out / "summary.json"]
     proofs = [task.certificate for task in tasks if task.certificate is not None]
     for path in (ends[0], *proofs[:1]):
         require_writable(path)
+    own_list = next((path for path in read if os.path.realpath(path) in map(os.path.realpath, ends)), None)
+    if own_list is not None:
+        raise InvalidInput(f"{own_list} is where a result would be written. Give another folder (--out).")
     taken = [path for path in (*own.glob("*.json"), *ends) if path.exists()]
     if taken and not resume:
         raise InvalidInput(f"{out} holds results already. Continue them with --resume, or give another folder (--out).")
