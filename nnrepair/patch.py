@@ -73,23 +73,31 @@ def _bytes(name: str, tensor: Tensor) -> bytes:
         raise PatchError(f"{name} is on the meta device and has no numbers. Load the model's weights first.")
     try:
         head, scale = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n", ""
-        tensor = tensor.detach().cpu()
-        if tensor.is_quantized:
-            each = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
-            scale = repr(
-                (tensor.q_per_channel_axis(), tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())
-                if each
-                else (tensor.q_scale(), tensor.q_zero_point())
-            )
-            tensor = tensor.int_repr()
-        tensor = tensor.resolve_conj().resolve_neg().contiguous()
-        raw: bytes = tensor.flatten().view(torch.uint8).numpy().tobytes()
-        return head.encode() + raw + scale.encode()
+        if tensor.is_quantized and tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scale = f"{tensor.q_scale()} {tensor.q_zero_point()}"
+        elif tensor.is_quantized:
+            scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+            scale = f"{tensor.q_per_channel_axis()} {scales.tolist()} {zeros.tolist()}"
+        return head.encode() + _raw(tensor).numpy().tobytes() + scale.encode()
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
         raise PatchError(
             f"{name} ({type(tensor).__name__}) cannot be read, so this model has no fingerprint: {reason}"
         ) from error
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor's numbers, in order."""
+    tensor = tensor.detach().cpu()
+    tensor = tensor.int_repr() if tensor.is_quantized else tensor
+    return tensor.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
+
+
+def _same(name: str, old: Tensor, new: Tensor) -> bool:
+    """Tell whether two tensors of one kind are the same, bit for bit."""
+    if old.layout is torch.strided and not old.is_quantized and not old.is_meta:
+        return torch.equal(_raw(old), _raw(new))
+    return digest_of_state({name: old}) == digest_of_state({name: new})
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:
@@ -171,7 +179,7 @@ class Patch:
                     f"{name} is {_kind(old)} in one model and {_kind(new)} in the other, so no patch leads from one to "
                     "the other."
                 )
-            if digest_of_state({name: old}) != digest_of_state({name: new}):
+            if not _same(name, old, new):
                 changed[name] = new
         return cls(
             {n: t.detach().clone() for n, t in changed.items()},
@@ -340,7 +348,7 @@ def _change(old: Tensor, new: Tensor) -> str:
     try:
         wide = torch.complex128 if new.is_complex() else torch.float64
         change = (new.cpu().to(wide) - old.cpu().to(wide)).flatten().abs()
-        raw = [t.cpu().contiguous().flatten().view(torch.uint8).reshape(t.numel(), -1) for t in (old, new)]
+        raw = [_raw(tensor).reshape(tensor.numel(), -1) for tensor in (old, new)]
     except (RuntimeError, NotImplementedError):  # a dtype without arithmetic, or no plain tensor
         return f"{shape}: {new.dtype}"
     return (

@@ -248,11 +248,12 @@ class Sequence:
 
     def _resumed(self, steps: list[list[int]]) -> nn.Module:
         """Return the network of the last stored step; the private copy when there is none."""
+        if self.resume is None:
+            return self.private
+        mine = self._key  # now, before the steps could leave traces in what it is made of
         try:
-            stored = None if self.resume is None else Patch.load(self.resume)
-            if stored is None:
-                return self.private
-            self._refuse_another(stored)
+            stored = Patch.load(self.resume)
+            self._refuse_another(stored, mine)
             network = stored.apply(self.private)
             self._steps, self._advice = self._told(stored, steps)
         except FileNotFoundError:
@@ -263,8 +264,8 @@ class Sequence:
             ) from error
         return network
 
-    def _refuse_another(self, stored: Patch) -> None:
-        mine, theirs = self._key, stored.about.get("sequence")
+    def _refuse_another(self, stored: Patch, mine: dict[str, str]) -> None:
+        theirs = stored.about.get("sequence")
         if not isinstance(theirs, dict):
             raise InvalidInput("it is a patch, but not one that a sequence of repairs can resume from.")
         other = [name for name in mine | theirs if theirs.get(name) != mine.get(name)]

@@ -147,8 +147,11 @@ def _write_all(
         if arguments.quiet:  # asked for and not delivered: that is never silent
             print(outputs.lines[-1], file=sys.stderr)
     elif arguments.certificate is not None and certificate is not None:
-        named = file.named_as_in_file(certificate)
-        proof = outputs.write(arguments.certificate, "certificate, not yet checked", named.save)
+
+        def certify(path: Path) -> None:
+            file.named_as_in_file(certificate).save(path)
+
+        proof = outputs.write(arguments.certificate, "certificate, not yet checked", certify)
         if in_place and file.program is None and model is not None and proof is not None:
             outputs.lines.append(
                 f"check it: python verification/minimality.py {proof} {arguments.model} --repaired {model}"

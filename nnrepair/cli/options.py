@@ -78,17 +78,17 @@ class Outputs:
 
     def write(self, path: Path, what: str, write: Callable[[Path], object]) -> Path | None:
         """Call `write(path)` and tell about it; return where the file is, None where it is nowhere."""
+        failed: NotWritten | None = None
         try:
             failed = write_or_rescue(path, write)
-        except NNRepairError as error:
+            self.problems += [] if failed is None else [str(failed)]
+        except NNRepairError as error:  # no matter of room
             failed = NotWritten(str(error), None)
             self.problems.append(failed.why)
-        else:
-            self.problems += [] if failed is None else [str(failed)]
-        if failed is None:
-            self.lines.append(f"wrote {path} ({what})")
-            return path
-        return failed.instead
+        if failed is not None:
+            return failed.instead
+        self.lines.append(f"wrote {path} ({what})")
+        return path
 
     def rescue(self, patch: Patch, model: Path) -> None:
         """Save the change alone to a temporary folder, where the repaired model could not be written."""
