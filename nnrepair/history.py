@@ -200,13 +200,7 @@ class History:
         rates = {name: getattr(self, name) for name in (*names, "generalization_retain_rate", "edit_retain_score")}
         kept = {name: asdict(kept) for name, kept in self.kept.items()}
         held = {"held_after": self.held_after, "held_finally": self.held_finally, "notes": self.notes}
-        return rates | {
-            "kept": kept,
-            **held,
-            "seconds": self.seconds,
-            "notes": self.notes,
-            "steps": [s.as_dict() for s in self.steps],
-        }
+        return rates | {"kept": kept, **held, "seconds": self.seconds, "steps": [s.as_dict() for s in self.steps]}
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("mode", f"{self.mode}, {len(self.held_after)} edits in {len(self.steps)} steps")]

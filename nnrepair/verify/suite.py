@@ -178,7 +178,7 @@ def run_suite(
             row = rows[task.name] = task.died(answer) if isinstance(answer, Death) else answer
             try:
                 store(row, _file(task, out))
-            except OSError:  # there may be room at the end
+            except (OSError, InvalidInput):  # there may be room at the end
                 unstored.add(task.name)
             report(row, _is_wrong(row, verdicts[task.name]))
     result = SuiteResult(tuple(rows[task.name] for task in tasks), tuple(expected), out)
