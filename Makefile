@@ -1,4 +1,4 @@
-# Two commands on a bare machine with python3 and make: `make demo` and `make test`.
+# On a bare machine with python3 and make: `make demo` and `make test`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs-tables clean
+.PHONY: help demo test test-wheel docs-tables clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ test: $(STAMP) ## Lint, check types and run the tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS)
+
+test-wheel: export OMP_NUM_THREADS = 1
+test-wheel: $(STAMP) ## Test the package as installed, without extras, outside the checkout
+	$(BIN)/python tests/wheel/run.py
 
 docs-tables: $(STAMP) ## Write the tables of the docs from the committed benchmark results
 	$(BIN)/python -m benchmarks table

@@ -16,6 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+# What is otherwise imported when it is first used: no figure is to pay for that.
+import nnrepair.fix
+import nnrepair.onnx.reader
+import nnrepair.properties  # noqa: F401
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
 

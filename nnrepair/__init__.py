@@ -4,25 +4,42 @@ result = nnrepair.fix(model, edits, locality_set)
 result.model, result.outcome, result.report, result.patch, result.certificate
 """
 
-from nnrepair import methods
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Linear, Near
-from nnrepair.decoupled import Decoupled
-from nnrepair.errors import (
-    DataUnavailable,
-    InvalidInput,
-    NNRepairError,
-    PatchError,
-    RepairFailed,
-    UnsupportedModel,
-)
-from nnrepair.fix import fix
-from nnrepair.history import History, Step
-from nnrepair.outcome import Outcome
-from nnrepair.patch import Patch
-from nnrepair.properties import repair_property
-from nnrepair.result import Kept, RepairResult, Report
-from nnrepair.shapes import Polygons, Segments
-from nnrepair.spec import Edits, EditScope, Inputs, LocalitySet
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnrepair import data as data
+    from nnrepair import domains as domains
+    from nnrepair import methods
+    from nnrepair import metrics as metrics
+    from nnrepair import onnx as onnx
+    from nnrepair import penalties as penalties
+    from nnrepair import plot as plot
+    from nnrepair import verify as verify
+    from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Linear, Near
+    from nnrepair.decoupled import Decoupled
+    from nnrepair.errors import (
+        DataUnavailable,
+        InvalidInput,
+        MissingExtra,
+        NNRepairError,
+        PatchError,
+        RepairFailed,
+        UnsupportedModel,
+    )
+    from nnrepair.fix import fix
+    from nnrepair.history import History, Step
+    from nnrepair.outcome import Outcome
+    from nnrepair.patch import Patch
+    from nnrepair.properties import repair_property
+    from nnrepair.result import Kept, RepairResult, Report
+    from nnrepair.shapes import Polygons, Segments
+    from nnrepair.spec import Edits, EditScope, Inputs, LocalitySet
 
 __all__ = [
     "AllOf",
@@ -40,6 +57,7 @@ __all__ = [
     "Kept",
     "Linear",
     "LocalitySet",
+    "MissingExtra",
     "NNRepairError",
     "Near",
     "Outcome",
@@ -56,3 +74,53 @@ __all__ = [
     "methods",
     "repair_property",
 ]
+
+#: The module of each name. It is imported when the name is first used: what needs no torch does not wait for it.
+_HOMES = {
+    "criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Criterion", "Linear", "Near"),
+    "decoupled": ("Decoupled",),
+    "errors": (
+        "DataUnavailable",
+        "InvalidInput",
+        "MissingExtra",
+        "NNRepairError",
+        "PatchError",
+        "RepairFailed",
+        "UnsupportedModel",
+    ),
+    "fix": ("fix",),
+    "history": ("History", "Step"),
+    "outcome": ("Outcome",),
+    "patch": ("Patch",),
+    "properties": ("repair_property",),
+    "result": ("Kept", "RepairResult", "Report"),
+    "shapes": ("Polygons", "Segments"),
+    "spec": ("EditScope", "Edits", "Inputs", "LocalitySet"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+class _Package(ModuleType):
+    """The package as a module whose names, and modules, are imported when they are first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _HOME_OF:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+            value = importlib.import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=self)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute, as Python does with every module that it imports: `fix` stays the function, though."""
+        if _HOME_OF.get(name) == name and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

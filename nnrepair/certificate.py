@@ -1,7 +1,8 @@
 """Certificates of minimality: multipliers that prove how small a repair could be, in a file that others can check.
 
-`verification/minimality.py` re-derives every number in such a file from the networks alone, with its own arithmetic and
-rounding; it imports nothing from this package. Until it has accepted a certificate, the claim in it is a claim.
+`verification/minimality.py`, which `nnrepair certify` runs, re-derives every number in such a file from the networks
+alone, with its own arithmetic and rounding; it imports nothing from this package. Until it has accepted a certificate,
+the claim in it is a claim.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nnrepair import checkers, onnx
 from nnrepair.certificate import Certificate
 from nnrepair.domains import vision
 from nnrepair.errors import InvalidInput, NNRepairError
+from nnrepair.extras import needed
 from nnrepair.files import NotWritten, require_writable, write_atomically, write_or_rescue
 from nnrepair.fix import fix
 from nnrepair.methods import MinimalNorm
@@ -25,8 +27,6 @@ from nnrepair.report import html_report
 from nnrepair.result import RepairResult
 from nnrepair.spec import Edits, LocalitySet
 
-#: Where a checkout of the project keeps the checker; an installed package comes without it.
-CHECKER = Path(__file__).parents[1] / "verification" / "minimality.py"
 CHECK_SECONDS = 300
 
 _REPRODUCE = """\
@@ -47,7 +47,7 @@ result = nnrepair.fix(
     method=nnrepair.methods.MinimalNorm(layer="fc2", norm="l1"),
 )
 
-# and the proof, from a checkout of the project
+# and the proof
 {check}"""
 
 
@@ -68,6 +68,10 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
     folder = page.with_suffix("")
     for path in (page, folder / "certificate.npz"):
         require_writable(path)
+    with needed("demo", "The demo needs scikit-learn, matplotlib and the onnx packages"):
+        import matplotlib  # noqa: F401
+        import onnxscript  # noqa: F401
+        import sklearn  # noqa: F401
     started = time.perf_counter()
     train, test = vision.digits(seed=seed)
     model = vision.train_classifier(vision.digits_cnn(seed=seed), train, seed=seed)
@@ -128,10 +132,6 @@ class _Check:
 
 def _check(folder: Path, model: nn.Module, result: RepairResult, certificate: Certificate, example: Tensor) -> _Check:
     """Write the files, and run the checker on them as a program of its own."""
-    try:
-        from nnrepair import onnx
-    except ModuleNotFoundError as error:
-        return _Check(None, f"The checker reads ONNX files: {error}")
     names = ("certificate.npz", "base.onnx", "repaired.onnx")
 
     def write(place: Path) -> None:
@@ -149,19 +149,18 @@ def _check(folder: Path, model: nn.Module, result: RepairResult, certificate: Ce
 
 
 def _checked(shown: list[str]) -> _Check:
-    command = f"python verification/minimality.py {shown[0]} {shown[1]} --repaired {shown[2]}"
-    if not CHECKER.is_file():
-        return _Check(None, f"The checker comes with a checkout of the project. In one, run: {command}", command)
-    program = [sys.executable, str(CHECKER), shown[0], shown[1], "--repaired", shown[2]]
+    files = (shown[0], shown[1], "--repaired", shown[2])
+    command = shlex.join(["nnrepair", "certify", *files])
     try:
-        done = subprocess.run(program, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
+        done = checkers.run("minimality", *files, timeout=CHECK_SECONDS)
     except subprocess.TimeoutExpired:
         return _Check(None, f"The checker was stopped after {CHECK_SECONDS} s. Run: {command}", command)
+    except NNRepairError as error:
+        return _Check(None, str(error), command)
     said = done.stdout.strip()
-    if done.returncode == 0:
+    if done.returncode == checkers.ACCEPTED:
         return _Check(said.removeprefix("ACCEPTED").strip(), "", command)
-    reason = said or (done.stderr.strip().splitlines() or [""])[-1]
-    return _Check(None, f"The checker did not accept the certificate: {reason}", command)
+    return _Check(None, f"The checker did not accept the certificate: {said}", command)
 
 
 def _summary(

@@ -27,6 +27,10 @@ class DataUnavailable(NNRepairError, FileNotFoundError):
     """A data set is not on this machine and could not be fetched; the message says how to get it."""
 
 
+class MissingExtra(NNRepairError, ModuleNotFoundError):
+    """A package is not installed that comes with one of the extras; the message names the extra."""
+
+
 class PatchError(NNRepairError, ValueError):
     """A patch file is malformed or does not belong to the model it was applied to."""
 

@@ -28,6 +28,7 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
+from nnrepair import highs
 from nnrepair.norms import Array, Euclidean, Norm, Polyhedral, ProximalNorm
 from nnrepair.quadratic import nnqp
 from nnrepair.rows import Index, Rows
@@ -431,10 +432,7 @@ def _restricted(
     lp.row_lower_, lp.row_upper_ = low, high
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-    solver = highspy.Highs()  # type: ignore[no-untyped-call]
-    solver.setOptionValue("output_flag", False)
-    solver.setOptionValue("threads", 1)
-    solver.setOptionValue("presolve", "off")
+    solver = highs.solver(presolve="off")
     solver.passModel(lp)
     solver.run()
     answer = solver.getSolution()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.extras import needed
 from nnrepair.history import History
 from nnrepair.judge import LOCALITY
 from nnrepair.network import private_copy
@@ -84,7 +85,7 @@ def region(
 
     Raises:
         InvalidInput: something does not fit the model, or the certificate is about another property.
-        ModuleNotFoundError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
     """
     box = box if isinstance(box, Box) else _box(box)
     points = _points(counterexamples, len(box))
@@ -137,7 +138,7 @@ def sequence(histories: History | Mapping[str, History], points: str | None = No
 
     Raises:
         InvalidInput: independent edits, which are no sequence, or points that a history does not have.
-        ModuleNotFoundError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
     """
     given = {"": histories} if isinstance(histories, History) else dict(histories)
     if not given:
@@ -397,10 +398,8 @@ def _leaves(certificate: PropertyCertificate, roots: Sequence[tuple[Array, Array
 
 def require_matplotlib() -> None:
     """Say how to install matplotlib where it is missing."""
-    try:
+    with needed("plot", "Pictures need matplotlib"):
         import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Pictures need matplotlib: pip install 'nnrepair[plot]'.") from error
 
 
 def _draw_decisions(ax: Axes, view: _View, decision: NDArray[np.int64], classes: Sequence[str]) -> list[Any]:

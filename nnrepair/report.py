@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nnrepair.criteria import Argmax
 from nnrepair.errors import InvalidInput
+from nnrepair.extras import needed
 from nnrepair.problem import outputs, to_like
 from nnrepair.result import RepairResult
 from nnrepair.spec import Edits, LocalitySet
@@ -439,10 +440,8 @@ def _png(image: Array) -> str:
 
 
 def _png_colours(colours: Array) -> str:
-    try:
+    with needed("plot", "Reports need matplotlib"):
         from matplotlib.image import imsave
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Reports need matplotlib: pip install 'nnrepair[plot]'.") from error
     buffer = io.BytesIO()
     imsave(buffer, np.round(255 * colours).astype(np.uint8), format="png", metadata=_NO_METADATA)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

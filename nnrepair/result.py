@@ -167,7 +167,7 @@ class RepairResult:
         outcome: what happened, with advice.
         report: what was measured.
         patch: the change alone, which can be saved, applied and reverted (None for a decoupled network).
-        certificate: a proof of minimality that `verification/minimality.py` can check, where there is one.
+        certificate: a proof of minimality that `nnrepair certify` can check, where there is one.
         stats: the method's own numbers (`objective`, `lower_bound`, `gap`, layers tried, steps).
         asked: the edits and the locality set, for `verify`.
         proofs: of the properties that `repair_property` was asked to repair and to keep.

@@ -90,8 +90,10 @@ def test_a_property_that_holds(base: Path, tmp_path: Path, capsys) -> None:
     assert run(base / "net.onnx", base / "holds.vnnlib", *options) == 0
     said = capsys.readouterr()
     assert said.out.startswith("holds") and "boxes" in said.out and "CPU s" in said.out and said.err == ""
-    command = f"python verification/check.py {proof} {base / 'net.onnx'} {base / 'holds.vnnlib'}"
-    assert command in said.out
+    command = f"nnrepair certify {proof} {base / 'net.onnx'} {base / 'holds.vnnlib'}"
+    assert f"check it: {command}\n" in said.out
+    assert cli.main(command.split()[1:]) == 0
+    assert capsys.readouterr().out.startswith("Accepted: ")
     assert PropertyCertificate.load(proof).network_sha256 == sha256(base / "net.onnx")
     assert out.read_text() == "unsat\n"
 
@@ -154,7 +156,7 @@ def test_a_disk_that_fills_up_costs_no_verdict(
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     found = {name: places.get(name, folder / name) for name in ("proof.npz", "out.txt")}
     assert PropertyCertificate.load(found["proof.npz"]).network_sha256 == "0" * 64
-    assert f"verification/check.py {found['proof.npz']}" in said.out
+    assert f"nnrepair certify {found['proof.npz']}" in said.out
     assert found["out.txt"].read_text() == "unsat\n"
 
 

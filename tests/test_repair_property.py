@@ -116,6 +116,37 @@ def test_decisions_of_the_locality_set_are_kept() -> None:
     assert careful.report.locality is not None and careful.report.locality > 0.97
 
 
+def crowded() -> tuple[nn.Sequential, Property, Tensor]:
+    """Return a network whose last layer can only keep most of 2000 states by changing beyond all measure."""
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * (0.7 if p.ndim > 1 else 0.4))
+    wanted = label_on([-0.3743, -0.5722], [0.0257, -0.1722], 0)
+    return model, wanted, torch.rand(2000, 2, generator=torch.Generator().manual_seed(7)) * 2 - 1
+
+
+def test_kept_states_are_weighed_against_the_size_of_the_change() -> None:
+    model, wanted, states = crowded()
+    largest = max(float(p.detach().abs().max()) for p in model.parameters())
+    result = repair_property(model, wanted, locality_set=states, layer="last")
+    assert result.outcome.status == "repaired" and check(result.model, wanted).holds
+    assert result.report.weight_change.linf < 3 * largest
+    assert result.report.locality is not None and result.report.locality > 0.9
+    assert any("weighed" in note for note in result.report.notes)
+
+
+def test_a_large_change_says_so() -> None:
+    model, wanted = violated()
+    largest = float(torch.cat([p.detach().flatten() for p in model[-1].parameters()]).abs().max())
+    small, large = (repair_property(model, wanted, margin=margin).report for margin in (0.01, 100.0))
+    assert small.weight_change.linf < 3 * largest and not any("LARGE CHANGE" in note for note in small.notes)
+    assert large.weight_change.linf > 3 * largest
+    (note,) = (note for note in large.notes if "LARGE CHANGE" in note)
+    assert float(note.split()[2]) >= large.weight_change.linf / largest * 0.99
+
+
 def test_property_that_holds_is_proved_and_nothing_changes() -> None:
     model, _ = violated()
     easy = Property.on(Box([0, 0], [0.1, 0.1]), Linear([[[1.0, 0, 0]]], [[-100.0]]))

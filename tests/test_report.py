@@ -13,7 +13,7 @@ from disks import elsewhere, fills_up
 from torch import nn
 
 import nnrepair
-from nnrepair import cli, demo, onnx
+from nnrepair import checkers, cli, demo, onnx
 from nnrepair.errors import InvalidInput
 from nnrepair.methods import MinimalNorm
 from nnrepair.report import _pooled, _ticks, html_report
@@ -184,19 +184,18 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "patch.safetensors",
         "repaired.onnx",
     ]
-    if demo.CHECKER.is_file():
-        assert "accepted the certificate" in said and "accepted the certificate" in page.text
+    assert "accepted the certificate" in said and "accepted the certificate" in page.text
     assert not (tmp_path / "nnrepair-demo").exists()
 
 
 def test_the_demo_says_when_nothing_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = setting()
     result = given["result"]
-    monkeypatch.setattr(demo, "CHECKER", tmp_path / "none.py")
+    monkeypatch.setattr(checkers, "FOLDERS", (tmp_path,))
     monkeypatch.setattr(onnx, "save", lambda model, example, path: path.touch())  # slow, and not what is tested
     check = demo._check(tmp_path, given["before"], result, result.certificate, given["edits"].inputs[:1])
-    assert check.verdict is None and "verification/minimality.py" in check.reason
-    (tmp_path / "none.py").write_text("print('REJECTED'); raise SystemExit(1)")
+    assert check.verdict is None and "Install nnrepair again" in check.reason
+    (tmp_path / "minimality.py").write_text("print('REJECTED'); raise SystemExit(1)")
     check = demo._check(tmp_path, given["before"], result, result.certificate, given["edits"].inputs[:1])
     assert check.verdict is None and "did not accept the certificate: REJECTED" in check.reason
     lines = demo._summary(result, result, given["before"], given["held_out"], check)
@@ -211,7 +210,7 @@ def test_the_demo_refuses_another_suffix(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_demo_keeps_its_files_when_the_disk_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = setting()
     result = given["result"]
-    monkeypatch.setattr(demo, "CHECKER", tmp_path / "none.py")
+    monkeypatch.setattr(checkers, "FOLDERS", (tmp_path,))
     temporary, folder = elsewhere(monkeypatch, tmp_path / "elsewhere"), tmp_path / "page"
     fills_up(monkeypatch, folder, 1)
     check = demo._check(folder, given["before"], result, result.certificate, given["edits"].inputs[:1])

@@ -48,14 +48,13 @@ def run(command: str, shown: str, folder: Path) -> None:
 
 
 def run_as_written(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every block of a page in an empty folder that has `verification` in it."""
+    """Run every block of a page in an empty folder."""
     for package in ("onnx", "onnxscript", "onnxruntime", "sklearn", "matplotlib"):
         pytest.importorskip(package)
     import matplotlib
 
     matplotlib.use("Agg")
     monkeypatch.chdir(folder)
-    (folder / "verification").symlink_to(ROOT / "verification")
     (folder / ".bin").mkdir()
     for name, program in (("python", ""), ("nnrepair", "-m nnrepair ")):
         script = folder / ".bin" / name

@@ -13,6 +13,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from nnrepair import highs
+
 
 def jacobian(
     model: nn.Module, names: list[str], inputs: Tensor, labels: Tensor, margin: float
@@ -56,15 +58,7 @@ def solve(G: np.ndarray, h: np.ndarray, time_limit: float) -> tuple[float | None
     lp.row_upper_ = np.full(A.shape[0], np.inf)
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = A.indptr, A.indices, A.data
-    solver = highspy.Highs()
-    for option, value in (
-        ("output_flag", False),
-        ("solver", "ipm"),
-        ("run_crossover", "off"),
-        ("threads", 1),
-        ("time_limit", time_limit),
-    ):
-        solver.setOptionValue(option, value)
+    solver = highs.solver(solver="ipm", run_crossover="off", time_limit=time_limit)
     solver.passModel(lp)
     solver.run()
     status = solver.modelStatusToString(solver.getModelStatus())

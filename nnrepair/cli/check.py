@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,46 +17,9 @@ from nnrepair.model_file import ModelFile
 from nnrepair.verify import CheckResult, check, vnncomp
 from nnrepair.verify.suite import run_suite
 
-SUMMARY = "prove or refute a property of a model on whole regions"
-EPILOG = """\
-files:
-  MODEL      .onnx, or .pt2 as torch.export.save writes it (open only those you trust; checked as exported to ONNX)
-  PROPERTY   .vnnlib or .vnnlib.gz
-  --suite    a CSV file with the rows onnx,vnnlib,timeout; the files are looked for in its folder, and in onnx/ and
-             vnnlib/ there. Each result is written to --out when it is there, so a run that was killed goes on with
-             --resume.
-
-exit codes (of a suite, the worst):
-  0  the property holds
-  1  it is violated; the counterexample was run through the model
-  2  unknown
-  3  an input, an option or the command line is wrong, an output cannot be written (stderr says where it is instead),
-     or a verdict is not the expected one
-"""
 EXIT_CODES = {"holds": 0, "violated": 1, "unknown": 2, "error": 3}
 _SINGLE = ("certificate", "vnncomp")
 _SUITE = ("out", "jobs", "resume", "certificates", "expect")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL")
-    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up; a suite has its own")
-    parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the search for counterexamples; default: %(default)s")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    single = parser.add_argument_group("one property")
-    single.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof (.npz)")
-    single.add_argument("--vnncomp", type=Path, metavar="FILE", help="write the result as VNN-COMP wants it")
-    suite = parser.add_argument_group("a list of instances")
-    suite.add_argument("--suite", type=Path, metavar="CSV", help="check every instance of a VNN-COMP instances.csv")
-    suite.add_argument("--out", type=Path, metavar="DIR", help="for the results; default: <name of CSV>-results")
-    suite.add_argument("--jobs", type=int, metavar="N", help="worker processes, one thread each; default: 2")
-    suite.add_argument("--resume", action="store_true", default=None, help="keep the verdicts in --out, redo errors")
-    suite.add_argument("--certificates", type=Path, metavar="DIR", help="write the proofs")
-    suite.add_argument("--expect", type=Path, metavar="CSV", help="compare: columns network,property,verdict")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -132,8 +96,8 @@ def _write_certificate(arguments: argparse.Namespace, result: CheckResult, outpu
     if result.certificate is not None:
         proof = outputs.write(path, "certificate, not yet checked", result.certificate.save)
         if proof is not None:
-            command = f"python verification/check.py {proof} {arguments.model} {arguments.property}"
-            outputs.lines.append(f"check it: {command}")
+            command = ["nnrepair", "certify", str(proof), str(arguments.model), str(arguments.property)]
+            outputs.lines.append(f"check it: {shlex.join(command)}")
         return
     why = {
         "holds": result.reason or "this proof cannot be written as a certificate",

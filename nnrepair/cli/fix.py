@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nnrepair.cli.options import Outputs, own_version, read_points, require_device, require_places
+from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
+from nnrepair.cli.parser import own_version
 from nnrepair.errors import InvalidInput
 from nnrepair.files import plain, write_atomically
 from nnrepair.fix import fix
@@ -24,50 +25,6 @@ from nnrepair.result import RepairResult
 
 REPAIRED, NOT_REPAIRED = 0, 1
 _PLACES = ("model", "edits", "locality", "scope", "test", "out")
-SUMMARY = "repair a model file"
-EPILOG = """\
-files:
-  MODEL    .onnx, or .pt2 as torch.export.save writes it. Reading a .pt2 can run code that its author put there, so open
-           only those you trust; reading .onnx runs none.
-  --edits, --scope     .npz with the arrays inputs (n, ...) and labels (n,)
-  --locality, --test   the same; without labels every decision is kept
-
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("model", type=Path, metavar="MODEL")
-    parser.add_argument("--edits", type=Path, required=True, metavar="NPZ", help="the mistakes, with the right labels")
-    parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions must stay")
-    parser.add_argument("--scope", type=Path, metavar="NPZ", help="points that should follow; only measured")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx or .pt2")
-    parser.add_argument("--method", default="auto", help="see `nnrepair methods`; default: %(default)s")
-    parser.add_argument("--layer", nargs="+", action="extend", help="the layers or parameters to change")
-    parser.add_argument("--norm", help="what small means: l1, linf, l2, mean+max, nuclear, drift")
-    parser.add_argument("--margin", type=float, help="by how much every edit must hold, in output units")
-    parser.add_argument("--architecture", help="same (a decoupled network cannot be written to a file)")
-    parser.add_argument("--locality-mode", dest="locality_mode", help="hard, soft or none")
-    parser.add_argument("--gap", type=float, help="relative distance from the minimum at which to stop")
-    parser.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
-    parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
-    parser.add_argument("--steps", type=int, help="gradient steps at most (fine-tuning)")
-    parser.add_argument("--lr", type=float, help="learning rate (fine-tuning)")
-    parser.add_argument("--test", type=Path, metavar="NPZ", help="points never shown to the method; only measured")
-    parser.add_argument(
-        "--mode",
-        choices=("batch", "successive"),
-        default="batch",
-        help="all edits at once, or one after another, each from the last network; default: %(default)s",
-    )
-    parser.add_argument("--batch-size", type=int, default=1, help="edits per step (successive); default: %(default)s")
-    parser.add_argument("--no-rehearsal", action="store_true", help="do not ask every step for past edits (successive)")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="store progress, and go on from it (successive)")
-    parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -153,19 +110,8 @@ def _write_all(
 
         proof = outputs.write(arguments.certificate, "certificate, not yet checked", certify)
         if in_place and file.program is None and model is not None and proof is not None:
-            outputs.lines.append(
-                f"check it: python verification/minimality.py {proof} {arguments.model} --repaired {model}"
-            )
-
-
-def require_outputs(inputs: Sequence[Path], *paths: Path) -> None:
-    """Refuse what could not be written or would overwrite what is read, before the long computation."""
-    out = paths[0]
-    if out.suffix not in (".onnx", ".pt2"):
-        raise InvalidInput(
-            f"--out {out.name}: a model is written as .onnx or .pt2, so the name must end in one of them."
-        )
-    require_places(inputs, paths)
+            files = (str(proof), str(arguments.model), "--repaired", str(model))
+            outputs.lines.append(f"check it: {shlex.join(['nnrepair', 'certify', *files])}")
 
 
 def _method(arguments: argparse.Namespace) -> Method:

@@ -6,30 +6,19 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from nnrepair.cli.parser import ERROR
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import NotWritten, destination, require_writable, write_or_rescue
 from nnrepair.patch import Patch
 from nnrepair.verify.stored import external_data
-
-#: The exit code of every command where an input cannot be used or an output not be written.
-ERROR = 3
-
-
-def own_version() -> str:
-    """Return the version of this package."""
-    try:
-        return version("nnrepair")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "(not installed)"
 
 
 def require_device(device: str) -> None:
@@ -107,6 +96,16 @@ class Outputs:
         return ERROR if self.problems else code
 
 
+def require_outputs(inputs: Sequence[Path], *paths: Path) -> None:
+    """Refuse what could not be written or would overwrite what is read, before the long computation."""
+    out = paths[0]
+    if out.suffix not in (".onnx", ".pt2"):
+        raise InvalidInput(
+            f"--out {out.name}: a model is written as .onnx or .pt2, so the name must end in one of them."
+        )
+    require_places(inputs, paths)
+
+
 def read_points(path: Path, option: str, *, labelled: bool) -> Any:
     """Read inputs and labels from an .npz file; inputs alone where labels may be left out and are."""
     wanted = "an .npz file with the arrays inputs and labels: numpy.savez(FILE, inputs=..., labels=...)"
@@ -132,10 +131,3 @@ def read_points(path: Path, option: str, *, labelled: bool) -> Any:
         raise InvalidInput(
             f"{option}: {path} is no .npz file of plain numbers, or it is damaged. Expected {wanted}."
         ) from error
-
-
-def as_columns(table: list[list[str]]) -> list[str]:
-    """Return the lines of a table of words, header first, with a rule under it."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rows = [table[0], ["-" * width for width in widths], *table[1:]]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

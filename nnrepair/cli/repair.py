@@ -21,40 +21,6 @@ from nnrepair.properties import repair_property
 from nnrepair.result import RepairResult
 from nnrepair.spec import LocalitySet
 
-SUMMARY = "repair a model so that properties hold on whole regions"
-EPILOG = """\
-files:
-  MODEL       .onnx; its last operation must be a linear layer
-  PROPERTY    .vnnlib; all of them are repaired jointly
-  --locality  .npz with the array inputs (n, ...), and labels (n,) if only points with these are to be kept
-
-exit codes:
-  0  every property holds on the model written (or held before: then it is a copy)
-  1  not proved, or no such change exists; nothing was written
-  2  the command line is wrong
-  3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("model", type=Path, metavar="MODEL")
-    parser.add_argument("properties", type=Path, nargs="+", metavar="PROPERTY")
-    parser.add_argument(
-        "--keep", type=Path, nargs="+", action="extend", default=[], metavar="PROPERTY", help="hold now"
-    )
-    parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions are to stay")
-    parser.add_argument("--lowest", action="store_true", help="the smallest output decides (as in ACAS Xu)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx")
-    parser.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
-    parser.add_argument("--certificates", type=Path, metavar="DIR", help="write the proofs about the repaired model")
-    parser.add_argument("--layer", default="auto", help="last, all or auto; default: %(default)s")
-    parser.add_argument("--margin", type=float, help="by how much counterexamples must hold, in output units")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="of each check")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice; default: %(default)s")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    parser.set_defaults(run=run)
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Repair, write what was asked for, and return the exit code."""
@@ -135,7 +101,7 @@ def _write_all(arguments: argparse.Namespace, file: ModelFile, result: RepairRes
         path = arguments.certificates / f"{proof.name}.npz"
         written = outputs.write(path, "certificate, not yet checked", certificate.save)
         if written is not None:
-            command = ("python", "verification/check.py", str(written), str(out), str(proof.source))
+            command = ("nnrepair", "certify", str(written), str(out), str(proof.source))
             outputs.lines.append(f"check it: {shlex.join(command)}")
 
 

@@ -90,7 +90,7 @@ def encounter(
 
     Raises:
         InvalidInput: networks, property or state do not fit, or there is nothing that chooses a slice.
-        ModuleNotFoundError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
     """
     if isinstance(pixels, bool) or not isinstance(pixels, int) or not 2 <= pixels <= MOST_CELLS:
         raise InvalidInput(f"pixels must be an integer from 2 to {MOST_CELLS}, got {pixels!r}.")

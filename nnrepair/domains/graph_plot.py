@@ -59,7 +59,7 @@ def neighbourhood(
 
     Raises:
         InvalidInput: a node outside the graph, or outputs that are not one per node.
-        ModuleNotFoundError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
     """
     count = len(data.x)
     (node,) = as_index([node], count).tolist()

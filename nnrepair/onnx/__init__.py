@@ -2,7 +2,7 @@
 
 A loaded model keeps the file's structure: one named submodule per operation, `nn.Linear` and `nn.Conv2d` for layers
 with weights. A weight called `layer1.conv.weight` in the file is the parameter `layer1.conv.weight` of the model.
-Needs the extra `nnrepair[onnx]`.
+`load` and `save` need the extra `nnrepair[onnx]`.
 
 Operators that can be read (opset 7 and later):
     Layers: Gemm, MatMul, Conv, BatchNormalization.
@@ -14,13 +14,27 @@ Operators that can be read (opset 7 and later):
     On constants and sizes only: Cast, Constant, Gather, Neg, Shape, Slice, Sqrt, Squeeze, Unsqueeze.
 """
 
-try:
-    from nnrepair.onnx.reader import load
-    from nnrepair.onnx.writer import save
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("nnrepair.onnx needs the onnx packages: pip install 'nnrepair[onnx]'.") from error
+from typing import TYPE_CHECKING, Any
 
 from nnrepair.onnx.modules import Add, Concat, Constant, Div, Mean, Mul, OnnxGraph, Permute, Reshape, Step, Sub
+
+if TYPE_CHECKING:
+    from nnrepair.onnx.reader import load
+    from nnrepair.onnx.writer import save
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import what needs the onnx packages when it is used: what a model was loaded into works without them."""
+        if name == "load":
+            from nnrepair.onnx.reader import load
+
+            return load
+        if name == "save":
+            from nnrepair.onnx.writer import save
+
+            return save
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = ["Add", "Concat", "Constant", "Div", "Mean", "Mul", "Permute", "Reshape", "Sub"]
 __all__ += ["OnnxGraph", "Step", "load", "save"]

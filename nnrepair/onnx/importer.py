@@ -7,15 +7,18 @@ import re
 from collections import Counter
 
 import numpy as np
-import onnx
-import onnx.numpy_helper
-import onnx.reference
-import onnx.shape_inference
 import torch
 from torch import nn
 
+from nnrepair.extras import needed
 from nnrepair.onnx.modules import Constant, OnnxGraph, Step
 from nnrepair.onnx.operators import BATCH, FOLDABLE, HANDLERS, JOINS, SAME, Array, Node, Refused
+
+with needed("onnx", "nnrepair.onnx needs the onnx packages"):
+    import onnx
+    import onnx.numpy_helper
+    import onnx.reference
+    import onnx.shape_inference
 
 
 class Importer:

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 from torch import Tensor, nn
 
+from nnrepair.extras import needed
 from nnrepair.onnx.modules import Add, Concat, Div, Mean, Mul, Permute, Reshape, Sub
+
+with needed("onnx", "nnrepair.onnx needs the onnx packages"):
+    import onnx
 
 Array = npt.NDArray[Any]
 

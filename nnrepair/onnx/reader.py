@@ -7,16 +7,19 @@ import math
 import os
 from pathlib import Path
 
-import onnx
-import onnx.checker
-import onnx.external_data_helper
-import onnx.inliner
 import torch
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.extras import needed
 from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.onnx.operators import Refused
+
+with needed("onnx", "nnrepair.onnx needs the onnx packages"):
+    import onnx
+    import onnx.checker
+    import onnx.external_data_helper
+    import onnx.inliner
 
 
 def load(path: str | os.PathLike[str]) -> OnnxGraph:

@@ -8,12 +8,16 @@ import threading
 import warnings
 from pathlib import Path
 
-import onnx
 import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.extras import needed
 from nnrepair.files import write_atomically
+
+with needed("onnx", "nnrepair.onnx needs the onnx packages"):
+    import onnx
+    import onnxscript  # noqa: F401  (torch's exporter is built on it)
 
 _EXPORTER = threading.Lock()  # torch.export and the warning filters have one state for the whole process
 
@@ -67,8 +71,6 @@ def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
             )
         assert program is not None
         return program.model_proto
-    except ModuleNotFoundError:  # the message says what to install
-        raise
     except Exception as error:  # the exporter raises many kinds
         raise UnsupportedModel(
             f"The model could not be exported to ONNX with a free batch size: {_reason(error)}"

@@ -20,7 +20,8 @@ from nnrepair.verify.result import CheckResult
 
 #: Parts are proved with this share of the margin to spare: the network's own precision may round the weights.
 SPARE = 0.1
-#: What a point of the locality set is worth: missing it by one unit costs as much as so many units of change.
+#: What a point of the locality set is worth at first: missing it costs as much as changing the weights by so many times
+#: what would bring it back alone.
 PRICE = 1e4
 #: Rounds of attack, program and check; programs between two looks at the parts; how often parts may be halved.
 ROUNDS, CUTS, LEVELS = 40, 80, 10
@@ -84,6 +85,7 @@ class HeadRepair:
         say: told how far it is.
         enough: give up when points alone cost more of the locality set than leaves this share.
         thicker: how often a margin may be doubled where that makes a proof shorter.
+        price: of a point of the locality set, see `PRICE`; the lower it is, the smaller the change.
     """
 
     head: Head
@@ -95,6 +97,7 @@ class HeadRepair:
     say: Callable[[str], None]
     enough: float = 0.0
     thicker: int = THICKER
+    price: float = PRICE
     change: Tensor = field(init=False)
     thin: Tensor = field(init=False)  # what points alone asked for
     proofs: dict[str, CheckResult] = field(init=False, default_factory=dict)
@@ -178,7 +181,7 @@ class HeadRepair:
             keys = self.kept.keys[point]
             before = self.kept.criterion.slack(self.kept.outputs)[point, condition]
             need = self.kept.need[point, condition] - before
-            price = PRICE / max(float(keys.abs().mean()), 1e-12)
+            price = self.price / max(float(keys.abs().mean()), 1e-12)
             self.program.add("locality set", rows_of(r, keys).numpy(), need.numpy(), price)
         if self.kept is not None and not self.leaves and self.kept.share(self.change) < self.enough:
             raise Lossy

@@ -6,6 +6,7 @@ import highspy
 import numpy as np
 from numpy.typing import NDArray
 
+from nnrepair import highs
 from nnrepair.minnorm import NotSolvedError
 
 Array = NDArray[np.float64]
@@ -32,9 +33,7 @@ class Program:
     def __init__(self, size: int, unit: float) -> None:
         self.size, self.unit, self.soft = size, unit, 0
         self._hard: list[tuple[str, Array, Array]] = []
-        self._solver = highspy.Highs()  # type: ignore[no-untyped-call]
-        for option, value in (("output_flag", False), ("threads", 1), ("presolve", "off")):
-            self._solver.setOptionValue(option, value)
+        self._solver = highs.solver(presolve="off")
         self._columns(np.ones(2 * size))
 
     def add(self, tag: str, rows: Array, need: Array, price: float | None = None) -> None:

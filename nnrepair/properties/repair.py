@@ -26,10 +26,11 @@ from nnrepair.network import private_copy
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.progress import progress_bar
+from nnrepair.properties.answer import ENOUGH, LARGE, Answer, best, times_as_large, weighed
 from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
-from nnrepair.properties.loop import PARTS, THICKER, HeadRepair, KeptStates, Lossy, Unproved
+from nnrepair.properties.loop import PARTS, PRICE, THICKER, HeadRepair, KeptStates, Lossy, Unproved
 from nnrepair.properties.program import Contradiction
 from nnrepair.properties.task import (
     Task,
@@ -51,8 +52,8 @@ from nnrepair.verify.result import CheckResult
 MARGIN = 0.125
 #: Kept points keep this share of the locality set's typical slack, or what they had if that is less.
 KEPT_MARGIN = 0.05
-#: With layer="auto", the last layer is good enough when it keeps this share of the locality set.
-ENOUGH = 0.998
+#: Learning rates with which all layers are moved; the second where the first is not good enough.
+RATES = (1e-4, 1e-3)
 
 
 def repair_property(
@@ -83,7 +84,9 @@ def repair_property(
             inputs stand for their largest output's class. Where a network's smallest output decides, give
             `LocalitySet(inputs, Argmin(decisions))`. Points that violate a property are left out.
         layer: "last"; "all" moves every layer by gradient descent first (needs a locality set); "auto" is "last", and
-            "all" where that cannot be proved or keeps less than 99.8 % of the locality set.
+            "all" where that cannot be proved, keeps less than 99.8 % of the locality set, or changes weights by more
+            than three times what they are. Of what was proved, the answer is taken that loses least, where a change as
+            large as the layer itself counts as much as 0.1 % of the locality set; the notes list the others.
         margin: the slack that counterexamples must reach, in output units. A smaller one makes a smaller change with a
             longer proof, until parts of the region must become conditions (see `most_boxes`), which costs more again.
             None takes 1/8 of the median distance between outputs and unsafe set over the region, and doubles it (twice
@@ -145,10 +148,10 @@ def repair_property(
         work = _Work(head, tasks, kept, options, timeout, thicker, seed, say)
         if all(held):
             notes = ["every property held before; nothing was changed."]
-            answer = _Answer(private, {t.name: r for t, r in zip(tasks, first, strict=True)}, True, 1.0, notes, {})
+            answer = Answer(private, {t.name: r for t, r in zip(tasks, first, strict=True)}, True, 1.0, notes, {})
         else:
             for task in tasks:
-                task.margin = margin or MARGIN * median_distance(task, head.graph)
+                task.margin = task.asked = margin or MARGIN * median_distance(task, head.graph)
             answer = work.repaired(layer)
     original = model if isinstance(model, nn.Module) else private
     result = work.judged(answer, held, call, time.perf_counter() - started, original)
@@ -202,19 +205,6 @@ def _locality(given: Any, graph: Graph, tasks: Sequence[Task]) -> _Locality | No
 
 
 @dataclass
-class _Answer:
-    """A network, what was proved of it, and what share of the locality set it keeps."""
-
-    model: nn.Module
-    proofs: dict[str, CheckResult]
-    proved: bool
-    kept: float
-    notes: list[str]
-    stats: dict[str, Any]
-    conflict: list[str] | None = None
-
-
-@dataclass
 class _Work:
     """Everything that a repair needs, read and checked."""
 
@@ -232,23 +222,38 @@ class _Work:
         """The network as it was."""
         return self.head.model
 
-    def repaired(self, layer: str) -> _Answer:
-        """Try the last layer, and all layers where that is not good enough."""
-        if layer == "last" or self.locality is None:
-            return self._last(self.head)
-        if layer == "auto":
-            answer = self._last(self.head, ENOUGH)
-            if answer.proved and answer.kept >= ENOUGH:
-                return answer
-        moved = self._last(Head.of(self._descended(), self.head.shape))
-        moved.notes.insert(0, "all layers were moved by gradient descent before the last one was repaired.")
-        if layer == "all" or (moved.proved and moved.kept >= ENOUGH):
-            return moved
-        last = self._last(self.head, moved.kept if moved.proved else 0.0)
-        return max(moved, last, key=lambda answer: (answer.proved, answer.kept))
+    def repaired(self, layer: str) -> Answer:
+        """Try the last layer, and all layers where that is not good enough; weigh what is lost against the change."""
+        tried = list[Answer]()
+        if layer != "all" or self.locality is None:
+            tried += self._last_layer(self.head, ENOUGH if layer == "auto" and self.locality is not None else 0.0)
+        if self.locality is None or layer == "last" or (tried and best(tried).good):
+            return weighed(tried)
+        tried = [answer for answer in tried if answer.proved]  # it may have been given up
+        complete = bool(tried) or layer == "all"
+        for rate in RATES:
+            moved = self._last_layer(Head.of(self._descended(rate), self.head.shape))
+            for answer in moved:
+                answer.notes.insert(0, "all layers were moved by gradient descent before the last one was repaired.")
+            tried += moved
+            if best(moved).good:
+                return weighed(tried)
+        if not complete:
+            found = best(tried)
+            tried += self._last_layer(self.head, 1 - found.cost if found.proved else 0.0)
+        return weighed(tried)
 
-    def _descended(self) -> nn.Module:
-        """Return the model with all layers moved towards the properties."""
+    def _last_layer(self, head: Head, enough: float = 0.0) -> list[Answer]:
+        """Repair the last layer of a network, again at a tenth of the price while the change is large."""
+        price = PRICE
+        answers = [self._last(head, enough, price)]
+        while answers[-1].proved and answers[-1].size > LARGE and self.locality is not None and price > 1:
+            price /= 10
+            answers.append(self._last(head, 1 - best(answers).cost, price))
+        return answers
+
+    def _descended(self, rate: float) -> nn.Module:
+        """Return the model with all layers moved towards the properties by gradient descent at a learning rate."""
         assert self.locality is not None
         generator = torch.Generator().manual_seed(self.seed)
         wanted = []
@@ -259,10 +264,13 @@ class _Work:
             x, job = (torch.cat([a, b[some]]) for a, b in zip(drawn, violated, strict=True))
             wanted.append(Wanted(task.jobs, x, job, task.margin * (2 if task.role == "repair" else 0.1)))
         self.say("gradient descent on all layers")
-        return descend(self.model, self.head.shape, wanted, self.locality.inputs, self.locality.criterion, generator)
+        kept = self.locality
+        return descend(self.model, self.head.shape, wanted, kept.inputs, kept.criterion, generator, rate=rate)
 
-    def _last(self, head: Head, enough: float = 0.0) -> _Answer:
+    def _last(self, head: Head, enough: float, price: float) -> Answer:
         """Repair the last layer of a network; give up when that keeps less than `enough` of the locality set."""
+        for task in self.tasks:
+            task.margin = task.asked  # an attempt before may have doubled it
         kept = None
         if self.locality is not None:
             keys, criterion = head.keys(self.locality.inputs), self.locality.criterion
@@ -271,14 +279,16 @@ class _Work:
             need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
             kept = KeptStates(keys, keys @ head.weight.T, criterion, need)
         generator = torch.Generator().manual_seed(self.seed)
-        work = HeadRepair(head, self.tasks, kept, self.options, self.timeout, generator, self.say, enough, self.thicker)
+        work = HeadRepair(
+            head, self.tasks, kept, self.options, self.timeout, generator, self.say, enough, self.thicker, price
+        )
         try:
             proved = work.run()
         except Contradiction as reason:
             clash = None if any(tag.endswith(PARTS) for tag in reason.tags) else reason.tags
-            return _Answer(self.model, {}, False, 0.0, [], dict(work.stats), clash)
+            return Answer(self.model, {}, False, 0.0, [], self._stats(work), clash)
         except Lossy:
-            return _Answer(self.model, {}, False, 0.0, [], dict(work.stats))
+            return Answer(self.model, {}, False, 0.0, [], self._stats(work))
         except (Unproved, NotSolvedError):
             proved = False
         repaired, proofs = head.moved(work.change), work.proofs
@@ -291,16 +301,20 @@ class _Work:
         notes = []
         if work.leaves:
             notes.append(f"parts of the region became conditions: {', '.join(work.leaves)}.")
-        return _Answer(
+        return Answer(
             repaired,
             proofs,
             proved,
             share,
             notes,
-            {**work.stats, "layer": list(head.names), "from_parts": list(work.leaves)},
+            {**self._stats(work), "layer": list(head.names), "from_parts": list(work.leaves)},
+            size=times_as_large(self.model, repaired),
         )
 
-    def judged(self, answer: _Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
+    def _stats(self, work: HeadRepair) -> dict[str, Any]:
+        return {**work.stats, "margins": {task.name: task.margin for task in self.tasks}}
+
+    def judged(self, answer: Answer, held: list[bool], call: str, seconds: float, original: nn.Module) -> RepairResult:
         """Say what was proved, and measure the rest."""
         repaired = answer.model
         proofs = tuple(
@@ -310,8 +324,9 @@ class _Work:
         )
         holds = [t.name in answer.proofs and answer.proofs[t.name].holds for t in self.tasks if t.role == "repair"]
         lost = [p.name for p in proofs if p.role == "keep" and not p.result.holds]
-        margins = ", ".join(f"{t.name} {t.margin:.3g}" for t in self.tasks if t.role == "repair")
-        notes = [*answer.notes, f"margins: {margins}."] if not all(held) else answer.notes
+        widths = answer.stats.get("margins", {})
+        margins = ", ".join(f"{t.name} {widths[t.name]:.3g}" for t in self.tasks if t.role == "repair" and widths)
+        notes = [*answer.notes, f"margins: {margins}."] if margins else answer.notes
         report = Report(
             edits=len(holds),
             held_before=held,
@@ -330,10 +345,9 @@ class _Work:
         final = like(original, repaired).to(next(original.parameters()).device)
         patch = Patch.between(self.model, final, about(report))
         outcome = self._outcome(answer, held, holds, lost)
-        stats = answer.stats | {"margins": {t.name: t.margin for t in self.tasks}}
-        return RepairResult(final, outcome, report, patch, None, stats, None, proofs)
+        return RepairResult(final, outcome, report, patch, None, answer.stats, None, proofs)
 
-    def _outcome(self, answer: _Answer, held: list[bool], holds: list[bool], lost: list[str]) -> Outcome:
+    def _outcome(self, answer: Answer, held: list[bool], holds: list[bool], lost: list[str]) -> Outcome:
         names = [task.name for task in self.tasks if task.role == "repair"]
         if all(held) and not lost:
             return Outcome("nothing to do", "every property already holds; the network is returned unchanged.")

@@ -35,7 +35,8 @@ class Task:
         name, role: see `nnrepair.result.Proof`.
         given: what the user gave: a property, or its file.
         property, jobs: what it says.
-        margin: the slack that its counterexamples must reach; wider in the end where that made a proof shorter.
+        asked: the slack that its counterexamples must reach.
+        margin: the same, or wider where that made a proof shorter.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     given: Property | Path
     property: Property
     jobs: Jobs = field(init=False)
+    asked: float = 0.0
     margin: float = 0.0
 
     def __post_init__(self) -> None:

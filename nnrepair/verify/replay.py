@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nnrepair.extras import needed
 from nnrepair.verify.exact import enclosure, inside
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.property import Box, Conjunction
@@ -75,7 +76,8 @@ class Replay:
         if self.path is None or self._session is False:
             return None
         if self._session is None:
-            import onnxruntime
+            with needed("onnx", "Counterexamples in ONNX files are run in onnxruntime too"):
+                import onnxruntime
 
             settings = onnxruntime.SessionOptions()
             settings.intra_op_num_threads = settings.inter_op_num_threads = 1

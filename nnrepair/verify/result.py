@@ -51,7 +51,7 @@ class CheckResult:
         counterexample: present when violated.
         boxes: how many parts of the region were bounded.
         cpu_seconds, wall_seconds: what it took.
-        certificate: present when the property holds and was asked for; `verification/check.py` re-checks it. A verdict
+        certificate: present when the property holds and was asked for; `nnrepair certify` re-checks it. A verdict
             whose certificate that program accepted is proved; before that it rests on this package.
         proved: the share of the region's volume, 0 to 1, that is proved.
         worst_bound: the lowest bound on what is still open, in units of the unsafe set's rows, each scaled by a power

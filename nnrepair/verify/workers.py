@@ -134,7 +134,7 @@ def _serve(pipe: Connection, work: Callable[[Task], Answer]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")  # torch's, amid the progress of the parent
     torch.set_num_threads(1)
-    for module in ("nnrepair.onnx", "onnxruntime"):  # now, so that no task pays for it
+    for module in ("nnrepair.onnx.reader", "onnxruntime"):  # now, so that no task pays for it
         with suppress(ModuleNotFoundError):
             importlib.import_module(module)
     pipe.send(None)

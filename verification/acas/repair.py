@@ -29,7 +29,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import joblib
 import measures
 import numpy as np
 import torch
@@ -56,10 +55,14 @@ from units import (
 from nnrepair import onnx, repair_property
 from nnrepair.domains import acas
 from nnrepair.errors import InvalidInput, NNRepairError
+from nnrepair.extras import needed
 from nnrepair.files import write_atomically
 from nnrepair.result import Proof, RepairResult
 from nnrepair.verify import CheckResult, Options, check
 from nnrepair.verify.lowering import lower
+
+with needed("sweep", "Sweeps over all networks need joblib"):
+    import joblib
 
 #: Seconds for a check; a repair has no limit of time.
 LIMIT = 116.0

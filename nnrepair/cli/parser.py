@@ -1,0 +1,206 @@
+"""What can be typed after `nnrepair`: commands, options and help. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+#: The exit code of every command where an input cannot be used or an output not be written.
+ERROR = 3
+
+
+def own_version() -> str:
+    """Return the version of this package."""
+    try:
+        return version("nnrepair")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "(not installed)"
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser. What it reads has `command`, the module of this package that runs it."""
+    made = argparse.ArgumentParser(
+        prog="nnrepair",
+        description="Repair a trained network's known mistakes with the smallest change; prove or measure the rest.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"nnrepair {own_version()}")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    _demo(_added(commands, "demo", "repair a real digits classifier, prove it, and write a page about it"))
+    _fix(_added(commands, "fix", "repair a model file", FIX_FILES + EXIT_CODES))
+    _repair(_added(commands, "repair", "repair a model so that properties hold on whole regions", REPAIR_EPILOG))
+    _check(_added(commands, "check", "prove or refute a property of a model on whole regions", CHECK_EPILOG))
+    _certify(_added(commands, "certify", "have a proof checked by an independent program", CERTIFY_EPILOG))
+    _patch(_added(commands, "patch", "show, apply or revert a patch"))
+    _added(commands, "methods", "list the methods and what each needs and keeps")
+    return made
+
+
+def _added(commands: Any, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.set_defaults(command=name)
+    return made
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("nnrepair-demo.html"), help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the training; default: %(default)s")
+
+
+def _fix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("--edits", type=Path, required=True, metavar="NPZ", help="the mistakes, with the right labels")
+    parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions must stay")
+    parser.add_argument("--scope", type=Path, metavar="NPZ", help="points that should follow; only measured")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx or .pt2")
+    parser.add_argument("--method", default="auto", help="see `nnrepair methods`; default: %(default)s")
+    parser.add_argument("--layer", nargs="+", action="extend", help="the layers or parameters to change")
+    parser.add_argument("--norm", help="what small means: l1, linf, l2, mean+max, nuclear, drift")
+    parser.add_argument("--margin", type=float, help="by how much every edit must hold, in output units")
+    parser.add_argument("--architecture", help="same (a decoupled network cannot be written to a file)")
+    parser.add_argument("--locality-mode", dest="locality_mode", help="hard, soft or none")
+    parser.add_argument("--gap", type=float, help="relative distance from the minimum at which to stop")
+    parser.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
+    parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
+    parser.add_argument("--steps", type=int, help="gradient steps at most (fine-tuning)")
+    parser.add_argument("--lr", type=float, help="learning rate (fine-tuning)")
+    parser.add_argument("--test", type=Path, metavar="NPZ", help="points never shown to the method; only measured")
+    parser.add_argument(
+        "--mode",
+        choices=("batch", "successive"),
+        default="batch",
+        help="all edits at once, or one after another, each from the last network; default: %(default)s",
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="edits per step (successive); default: %(default)s")
+    parser.add_argument("--no-rehearsal", action="store_true", help="do not ask every step for past edits (successive)")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="store progress, and go on from it (successive)")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _repair(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("properties", type=Path, nargs="+", metavar="PROPERTY")
+    parser.add_argument(
+        "--keep", type=Path, nargs="+", action="extend", default=[], metavar="PROPERTY", help="hold now"
+    )
+    parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions are to stay")
+    parser.add_argument("--lowest", action="store_true", help="the smallest output decides (as in ACAS Xu)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx")
+    parser.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
+    parser.add_argument("--certificates", type=Path, metavar="DIR", help="write the proofs about the repaired model")
+    parser.add_argument("--layer", default="auto", help="last, all or auto; default: %(default)s")
+    parser.add_argument("--margin", type=float, help="by how much counterexamples must hold, in output units")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="of each check")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice; default: %(default)s")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL")
+    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up; a suite has its own")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the search for counterexamples; default: %(default)s")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    single = parser.add_argument_group("one property")
+    single.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof (.npz)")
+    single.add_argument("--vnncomp", type=Path, metavar="FILE", help="write the result as VNN-COMP wants it")
+    suite = parser.add_argument_group("a list of instances")
+    suite.add_argument("--suite", type=Path, metavar="CSV", help="check every instance of a VNN-COMP instances.csv")
+    suite.add_argument("--out", type=Path, metavar="DIR", help="for the results; default: <name of CSV>-results")
+    suite.add_argument("--jobs", type=int, metavar="N", help="worker processes, one thread each; default: 2")
+    suite.add_argument("--resume", action="store_true", default=None, help="keep the verdicts in --out, redo errors")
+    suite.add_argument("--certificates", type=Path, metavar="DIR", help="write the proofs")
+    suite.add_argument("--expect", type=Path, metavar="CSV", help="compare: columns network,property,verdict")
+
+
+def _certify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("certificate", type=Path, metavar="CERTIFICATE")
+    parser.add_argument("network", type=Path, metavar="NETWORK")
+    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY")
+    parser.add_argument("--repaired", type=Path, metavar="REPAIRED", help="the repaired network, of a repair")
+
+
+def _patch(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
+    show = _added(verbs, "show", "print what a patch changes, and why")
+    apply = _added(verbs, "apply", "write the repaired model")
+    revert = _added(verbs, "revert", "write the original model, bit for bit")
+    for verb in (show, apply, revert):
+        verb.set_defaults(command="patch")
+        verb.add_argument("patch", type=Path, metavar="FILE")
+    for verb in (apply, revert):
+        verb.add_argument("model", type=Path, metavar="MODEL")
+        verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model to write: .onnx or .pt2")
+
+
+# What is said at the end of the help -------------------------------------------------------------------------------
+
+EXIT_CODES = """\
+exit codes:
+  0  every edit holds (or held before)
+  1  not every edit holds; the report is written, the model is not
+  2  the command line is wrong
+  3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
+
+nnrepair check, repair and certify have exit codes of their own: see nnrepair check --help.
+"""
+FIX_FILES = """\
+files:
+  MODEL    .onnx, or .pt2 as torch.export.save writes it. Reading a .pt2 can run code that its author put there, so open
+           only those you trust; reading .onnx runs none.
+  --edits, --scope     .npz with the arrays inputs (n, ...) and labels (n,)
+  --locality, --test   the same; without labels every decision is kept
+
+"""
+REPAIR_EPILOG = """\
+files:
+  MODEL       .onnx; its last operation must be a linear layer
+  PROPERTY    .vnnlib; all of them are repaired jointly
+  --locality  .npz with the array inputs (n, ...), and labels (n,) if only points with these are to be kept
+
+exit codes:
+  0  every property holds on the model written (or held before: then it is a copy)
+  1  not proved, or no such change exists; nothing was written
+  2  the command line is wrong
+  3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
+"""
+CHECK_EPILOG = """\
+files:
+  MODEL      .onnx, or .pt2 as torch.export.save writes it (open only those you trust; checked as exported to ONNX)
+  PROPERTY   .vnnlib or .vnnlib.gz
+  --suite    a CSV file with the rows onnx,vnnlib,timeout; the files are looked for in its folder, and in onnx/ and
+             vnnlib/ there. Each result is written to --out when it is there, so a run that was killed goes on with
+             --resume.
+
+exit codes (of a suite, the worst):
+  0  the property holds
+  1  it is violated; the counterexample was run through the model
+  2  unknown
+  3  an input, an option or the command line is wrong, an output cannot be written (stderr says where it is instead),
+     or a verdict is not the expected one
+"""
+CERTIFY_EPILOG = """\
+files:
+  CERTIFICATE  .npz, of a repair (nnrepair fix --certificate) or of a property (nnrepair check --certificate, nnrepair
+               repair --certificates); the file itself says which
+  NETWORK      .onnx: the network before the repair, or the one that the property is about
+  PROPERTY     .vnnlib
+
+The program shares no code with this package and runs in a process of its own. It needs numpy and onnx: pip install
+'nnrepair[onnx]'.
+
+exit codes:
+  0  accepted: what is printed is proved
+  1  rejected
+  2  a file cannot be read, or holds more than the program knows; or the command line is wrong
+  3  the program could not be run; one line on stderr says why
+"""
