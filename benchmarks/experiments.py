@@ -213,8 +213,9 @@ def failed(row: Row) -> bool:
 
 def save(path: Path, rows: list[Row]) -> None:
     """Write a result file atomically, one line per row."""
-    head = json.dumps(measure.machine(), indent=1).removesuffix("\n}")
-    lines = ",\n".join(json.dumps(_rounded(row)) for row in rows)
+    rows = [_rounded(row) for row in rows]
+    head = json.dumps(measure.made_with(path, rows), indent=1).removesuffix("\n}")
+    lines = ",\n".join(json.dumps(row) for row in rows)
     write_atomically(path, f'{head},\n "rows": [\n{lines}\n ]\n}}\n'.encode())
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import nnrepair.fix
 import nnrepair.onnx.reader
 import nnrepair.properties  # noqa: F401
+from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,13 +71,47 @@ def machine() -> dict[str, Any]:
 
 def save(path: Path, rows: list[dict[str, Any]], about: str) -> None:
     """Write a result file, atomically; called after every row so that a kill loses nothing."""
-    content = json.dumps({"about": about, **machine(), "rows": rows}, indent=1)
+    content = json.dumps({"about": about, **made_with(path, rows), "rows": rows}, indent=1)
     write_atomically(path, (content + "\n").encode())
 
 
+def made_with(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return versions and machine for the head of a result file.
+
+    The head of a file that is there already stays, since it is about its rows; rows that were added on another machine
+    or with other versions get these as their own `made_with`.
+    """
+    now = machine()
+    stored = _content(path) if path.exists() else {"rows": []}
+    head = {key: stored[key] for key in now if key in stored}
+    if not stored["rows"] or head | {"date": ""} == now | {"date": ""}:
+        return now
+    for row in rows:
+        if row not in stored["rows"]:
+            row["made_with"] = now
+    return head
+
+
 def load(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a result file, none when it does not exist."""
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    """Return the rows of a result file, none when it does not exist.
+
+    Raises:
+        InvalidInput: it is damaged.
+    """
+    rows: list[dict[str, Any]] = _content(path)["rows"] if path.exists() else []
+    return rows
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if all(isinstance(row, dict) for row in content["rows"]):
+            return content
+        raise ValueError("a row is no dictionary")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidInput(
+            f"{path} is damaged ({error}). Restore it, or delete it to measure its rows again."
+        ) from error
 
 
 def in_forked_process(

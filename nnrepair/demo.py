@@ -8,7 +8,7 @@ import subprocess
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from nnrepair.certificate import Certificate
 from nnrepair.domains import vision
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.extras import needed
-from nnrepair.files import write_atomically
+from nnrepair.files import NotWritten, require_writable, write_atomically, write_or_rescue
 from nnrepair.fix import fix
 from nnrepair.methods import MinimalNorm
 from nnrepair.problem import outputs
@@ -59,9 +59,16 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
         page: the HTML file to write; certificate and networks go to a folder of the same name beside it.
         seed: decides which digits are test digits, and the training.
         say: takes the lines to tell while it runs, such as `print`.
+
+    Raises:
+        InvalidInput: another ending, a page that cannot be written, or a seed without mistakes.
+        NNRepairError: the disk filled up meanwhile; the message says where page and files are.
     """
     if page.suffix not in (".html", ".htm"):
         raise InvalidInput(f"--out {page.name}: the page is written as .html.")
+    folder = page.with_suffix("")
+    for path in (page, folder / "certificate.npz"):
+        require_writable(path)
     with needed("demo", "The demo needs scikit-learn, matplotlib and the onnx packages"):
         import matplotlib  # noqa: F401
         import onnxscript  # noqa: F401
@@ -82,8 +89,6 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
     result = fix(model, edits, locality, method=MinimalNorm(layer="fc2", norm="l1"), throw=False)
     least = fix(model, edits, locality, throw=False)
 
-    folder = page.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
     check = _Check(None, "This repair comes without a certificate.")
     if result.certificate is not None:
         say("Writing the networks as ONNX, and checking the certificate ...")
@@ -104,9 +109,12 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
         compared=[("least drawdown (auto)", least)],
         reproduce=_REPRODUCE.format(seed=seed, check=check.command),
     )
-    write_atomically(page, html.encode())
+    missed = write_or_rescue(page, lambda path: write_atomically(path, html.encode()))
     for line in _summary(result, least, model, held_out, check):
         say(line)
+    failed = [f"{each}." for each in (check.unwritten, missed) if each is not None]
+    if failed:
+        raise NNRepairError(" ".join(failed))
     say(f"The page       {page}")
     say(f"The files      {folder}/ (networks as ONNX, certificate, patch)")
     say(f"               {time.perf_counter() - started:.0f} s in all")
@@ -115,22 +123,33 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
 
 @dataclass(frozen=True)
 class _Check:
-    """What the independent checker said: its proved sentences, or why there are none."""
+    """What the independent checker said: its proved sentences, or why there are none; and files without room."""
 
     verdict: str | None
     reason: str
     command: str = ""
+    unwritten: NotWritten | None = None
 
 
 def _check(folder: Path, model: nn.Module, result: RepairResult, certificate: Certificate, example: Tensor) -> _Check:
     """Write the files, and run the checker on them as a program of its own."""
     names = ("certificate.npz", "base.onnx", "repaired.onnx")
-    certificate.save(folder / names[0])
-    onnx.save(model, example, folder / names[1])
-    onnx.save(result.model, example, folder / names[2])
-    if result.patch is not None:
-        result.patch.save(folder / "patch.safetensors")
-    shown = [str(folder / name) for name in names]
+
+    def write(place: Path) -> None:
+        certificate.save(place / names[0])
+        onnx.save(model, example, place / names[1])
+        onnx.save(result.model, example, place / names[2])
+        if result.patch is not None:
+            result.patch.save(place / "patch.safetensors")
+
+    unwritten = write_or_rescue(folder, write)
+    place = folder if unwritten is None else unwritten.instead
+    if place is None:
+        return _Check(None, f"{unwritten}.", unwritten=unwritten)
+    return replace(_checked([str(place / name) for name in names]), unwritten=unwritten)
+
+
+def _checked(shown: list[str]) -> _Check:
     files = (shown[0], shown[1], "--repaired", shown[2])
     command = shlex.join(["nnrepair", "certify", *files])
     try:

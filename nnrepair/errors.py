@@ -63,3 +63,12 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def printable(text: str) -> str:
+    r"""Return text for one line of a terminal, whoever wrote it: control characters are spelt out.
+
+    >>> printable("fc1\x1b[2J")
+    'fc1\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

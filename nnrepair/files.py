@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import shutil
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,21 +23,132 @@ T = TypeVar("T")
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write `content` to `path` through a temporary file beside it; return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write `content` to `path` through a temporary file beside it; return the path.
+
+    Raises:
+        InvalidInput: `path` is a folder, a device, a pipe or a circle of links.
+        OSError: it cannot be written; what was there before is there still, and nothing else.
+    """
+    with replacing(path) as part:
+        part.write_bytes(content)
+    return Path(path)
+
+
+@contextmanager
+def replacing(path: str | Path, ending: str = ".part") -> Iterator[Path]:
+    """Yield a temporary file beside `path`, whose name has this ending, that takes the name of `path` at the end.
+
+    When anything fails, the file that was there before is there still, and the temporary one is gone. Raises what
+    `write_atomically` does.
+    """
+    target = destination(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A long name made longer would be refused, so the temporary one is short.
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:32]}.", suffix=ending)
+    os.close(handle)
+    part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def destination(path: str | Path) -> Path:
+    """Return the file that is written when `path` is: where its links lead.
+
+    Raises:
+        InvalidInput: that is something else than a file; replacing a device would break the machine.
+    """
+    path = Path(path)
+    try:
+        target = path.resolve()
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    except (OSError, RuntimeError, ValueError) as error:  # a RuntimeError is what Python < 3.13 says of circles
+        raise InvalidInput(f"{str(path)!r} cannot be written: {_reason(error)}. Give another name.") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
+        raise InvalidInput(f"{path} is {kind}; give the name of a file.")
+    return target
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse, before a long computation, what could not be written at its end. Nothing is made or changed.
+
+    Raises:
+        InvalidInput: the message says why, and what to do.
+    """
+    folder = destination(path).parent
+    while not os.path.lexists(folder):  # it is made when the file is written
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    except OSError as error:
+        why = f"{folder}: {_reason(error)}"
+        raise InvalidInput(f"{path} cannot be written ({why}). Free space there, or give another place.") from error
+
+
+@dataclass(frozen=True)
+class NotWritten:
+    """Why something was not written where it should be, and where it is `instead`; None: nowhere."""
+
+    why: str
+    instead: Path | None
+
+    def __str__(self) -> str:
+        if self.instead is None:
+            return f"{self.why}. Free space, and run again"
+        return f"{self.why}; it was saved as {self.instead} instead"
+
+
+def write_or_rescue(path: str | Path, write: Callable[[Path], object]) -> NotWritten | None:
+    """Call `write(path)`; where the file or folder cannot be written there, write it to a temporary folder.
+
+    For the end of a long computation, whose result must not be lost. Returns None when it was written.
+    """
+    path = Path(path)
+    try:
+        write(path)
+        return None
+    except (OSError, InvalidInput) as error:
+        why = f"{path} could not be written ({_reason(error)})"
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="nnrepair-"))
+        other = folder / f"{path.stem[:64]}{path.suffix}"
+        try:
+            write(other)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except OSError as error:
+        return NotWritten(f"{why}, and neither could a copy in {tempfile.gettempdir()} ({_reason(error)})", None)
+    return NotWritten(why, other)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".")
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON can hold; an infinity and what is no number become null, other objects their text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (bool, str, int)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
 
 
 def write_arrays(path: str | Path, format: str, meta: dict[str, Any], arrays: dict[str, Any]) -> Path:

@@ -102,7 +102,7 @@ def fix(
         rehearsal: for mode="successive", whether every step is also asked for the past edits; a number takes at most
             that many of them, drawn anew for each step. Without rehearsal earlier edits are soon forgotten.
         resume: a file (.safetensors) in which the latter two store their progress, atomically; a call with the same
-            arguments goes on from there.
+            network, arguments and versions goes on from there. Where a disk fills up, the run goes on without.
         edit_scope: points that the edits should generalise to; measured, never trained on.
         test_set: points that the method never sees, on which drawdown and unchanged decisions are measured: inputs, a
             pair (inputs, labels), or a dictionary of several, by name.
@@ -111,7 +111,9 @@ def fix(
         seed: for methods that draw random numbers; the global random state is never touched.
 
     Raises:
-        InvalidInput: model, edits, locality set, method or mode cannot be used; the message says what to do.
+        InvalidInput: model, edits, locality set, method or mode cannot be used, or `resume` is the progress of another
+            run or cannot be written; the message says what to do.
+        PatchError: `resume` is damaged.
         UnsupportedModel: the model is random in eval mode, or its points influence each other.
         RepairFailed: not every edit holds, and `throw` is set.
     """

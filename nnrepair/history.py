@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import html
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from nnrepair import metrics
 from nnrepair.changes import WeightChange
 from nnrepair.errors import InvalidInput
-from nnrepair.outcome import Outcome
+from nnrepair.outcome import Outcome, Status
 from nnrepair.patch import Patch
 from nnrepair.result import Kept, Moved
 from nnrepair.rounding import percent, percentage_points
@@ -58,9 +59,46 @@ class Step:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Step:
-        """Return the step that `as_dict` wrote."""
-        return cls(**plain | {"kept": {name: Kept.from_dict(kept) for name, kept in plain["kept"].items()}})
+    def from_dict(cls, plain: Any) -> Step:
+        """Return the step that `as_dict` wrote.
+
+        Raises:
+            InvalidInput: these are not the parts of a step.
+        """
+        try:
+            step = cls(**plain | {"kept": {name: Kept.from_dict(kept) for name, kept in plain["kept"].items()}})
+            right = _is_right(step)
+        except (TypeError, KeyError, AttributeError):
+            right = False
+        if not right:
+            raise InvalidInput(f"it is damaged: {reprlib.repr(plain)} is no step of a sequence.")
+        return step
+
+
+def _is_right(step: Step) -> bool:
+    """Tell whether a step that was read from a file is made of what steps are made of."""
+    rates = [step.retained, *(rate for rate in step.generalization if rate is not None)]
+    numbers, counts = [step.seconds], [*step.edits, step.rehearsed]
+    for kept in step.kept.values():
+        moved = kept.moved
+        within, sizes = ((moved.within,), (moved.tolerance, moved.mean, moved.largest)) if moved else ((), ())
+        rates += _known(kept.accuracy_before, kept.accuracy_after, kept.locality, *within)
+        numbers += _known(kept.drawdown, kept.drawdown_points, *sizes)
+        counts += [kept.points, kept.decisions, *kept.free.values(), *kept.left_out.values()]
+    return (
+        all(type(part) is list for part in (step.edits, step.held, step.generalization, step.notes))
+        and all(type(number) is int for number in counts)
+        and all(type(held) is bool for held in step.held)
+        and len(step.edits) == len(step.held) == len(step.generalization) > 0
+        and all(type(rate) is float and 0 <= rate <= 1 for rate in rates)
+        and all(type(number) is float and math.isfinite(number) for number in numbers)
+        and step.status in get_args(Status)
+        and all(type(note) is str for note in step.notes)
+    )
+
+
+def _known(*numbers: float | None) -> list[float]:
+    return [number for number in numbers if number is not None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +117,7 @@ class History:
         patch: from the original to the last network (None for independent edits, or for another architecture).
         method: the method, with its hyper-parameters.
         weight_change: from the original to the last network (None for independent edits).
-        notes: on the sequence as a whole.
+        notes: sentences about the sequence as a whole, such as progress that could not be stored.
     """
 
     mode: Mode
@@ -92,7 +130,7 @@ class History:
     method: str
     last: nn.Module | None = field(default=None, repr=False)
     weight_change: WeightChange | None = field(default=None, repr=False)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list, repr=False)
 
     @property
     def model(self) -> nn.Module:

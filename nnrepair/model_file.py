@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nnrepair.certificate import Certificate
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.files import write_atomically
+from nnrepair.files import replacing
 from nnrepair.patch import fingerprint
 from nnrepair.problem import fitted, outputs
 from nnrepair.spec import Edits
@@ -74,18 +74,13 @@ class ModelFile:
 
         With edits, the new file is read back, and they must hold in it before it gets its name.
         """
-        part = out.with_name(f".part-{os.getpid()}-{out.name}")
         example = self._example() if edits is None else edits[0][:1]
-        try:
+        with replacing(out, ending=out.suffix) as part:
             in_place = self._write_in_place(changed, part)
             if not in_place:
                 self._write_anew(changed, part, example)
             if edits is not None:
                 _check_written(ModelFile.load(part).model, edits, out)
-            os.chmod(part, 0o644)
-            os.replace(part, out)
-        finally:
-            part.unlink(missing_ok=True)
         return in_place
 
     def _write_in_place(self, changed: nn.Module, part: Path) -> bool:
@@ -100,7 +95,7 @@ class ModelFile:
                     tensor.copy_(state[name])
             buffer = io.BytesIO()
             torch.export.save(program, buffer)
-            write_atomically(part, buffer.getvalue())
+            part.write_bytes(buffer.getvalue())
             return True
         import onnx
         import onnx.numpy_helper
@@ -116,7 +111,7 @@ class ModelFile:
             new = state[name].detach().cpu().numpy()
             array = np.ascontiguousarray(new.T if transposed else new)
             tensors[found].CopyFrom(onnx.numpy_helper.from_array(array, found))
-        write_atomically(part, proto.SerializeToString())
+        part.write_bytes(proto.SerializeToString())
         # One tensor of a file may serve several layers, of which only one was to change.
         return fingerprint(ModelFile.load(part).model) == fingerprint(changed)
 
@@ -168,7 +163,7 @@ class ModelFile:
             ) from error
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
-        write_atomically(part, buffer.getvalue())
+        part.write_bytes(buffer.getvalue())
 
     def _example(self) -> Tensor:
         if self.program is not None and self.program.example_inputs:

@@ -7,10 +7,11 @@ node classification.
 
 from __future__ import annotations
 
-import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,30 @@ from tqdm import tqdm
 
 from nnrepair import metrics
 from nnrepair.changes import weight_change
-from nnrepair.errors import InvalidInput, PatchError
+from nnrepair.errors import InvalidInput, NNRepairError, printable
+from nnrepair.files import require_writable
 from nnrepair.history import History, Mode, Step
 from nnrepair.judge import Watched, held, like, measure, outcome_of, propose
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.outcome import Outcome
 from nnrepair.patch import Patch
 from nnrepair.problem import Problem, kind_notes, outputs
+from nnrepair.provenance import digest, versions
+from nnrepair.shapes import Regions
 from nnrepair.spec import Edits, EditScope, LocalitySet
 
 #: Seconds of work that a kill may cost, at most (and one step).
 SAVE_EVERY = 5.0
+#: Packages whose versions decide what a step makes.
+PACKAGES = ("nnrepair", "torch", "numpy", "scipy", "highspy")
 
 
 def check(method: Method, mode: str, edits: int, batch_size: int, rehearsal: bool | int, resume: object) -> None:
     """Refuse what the method declares that it cannot do, before the long computation.
 
     Raises:
-        InvalidInput: an unknown mode, sizes that make no sense, or a mode that the method's capabilities exclude.
+        InvalidInput: an unknown mode, sizes that make no sense, a mode that the method's capabilities exclude, or
+            progress that could not be stored.
     """
     if mode not in ("batch", "independent", "successive"):
         raise InvalidInput(f"Unknown mode {mode!r}; choose batch, independent or successive.")
@@ -67,6 +74,10 @@ def check(method: Method, mode: str, edits: int, batch_size: int, rehearsal: boo
         )
     if resume is not None and not able.keeps_architecture:
         raise InvalidInput(f"resume stores a patch, but {name} changes the architecture; leave resume out.")
+    if resume is not None:
+        if not isinstance(resume, str | os.PathLike):
+            raise InvalidInput(f"resume must be the name of a file, got {resume!r}.")
+        require_writable(Path(resume))
 
 
 @dataclass
@@ -98,12 +109,13 @@ class Sequence:
     _steps: list[Step] = field(default_factory=list)
     _advice: str = Proposal.advice
     _holds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    _not_stored: str = ""
 
     def run(self) -> History:
         """Repair step by step and return the history."""
-        network = self._resumed()
+        steps = torch.split(torch.arange(len(self._asked)), self.batch_size)
+        network = self._resumed([step.tolist() for step in steps])
         self._holds = held(self.whole, network)
-        steps = torch.split(torch.arange(len(self._holds)), self.batch_size)
         done, saved = len(self._steps), time.monotonic()
         with tqdm(total=len(steps), initial=done, desc=self.mode, leave=False, disable=not self.progress) as bar:
             for number in range(done, len(steps)):
@@ -113,10 +125,10 @@ class Sequence:
                     network = repaired
                 bar.update()
                 if self.resume is not None and time.monotonic() - saved > SAVE_EVERY:
-                    self._save(network)
+                    self._store(network)
                     saved = time.monotonic()
         if self.resume is not None and done < len(steps):
-            self._save(network)
+            self._store(network)
         return self._history(network)
 
     def _step(self, network: nn.Module, new: Tensor, number: int) -> nn.Module:
@@ -177,7 +189,7 @@ class Sequence:
             method=repr(self.method),
             last=last,
             weight_change=change,
-            notes=kind_notes(self.whole),
+            notes=[*([self._not_stored] if self._not_stored else []), *kind_notes(self.whole)],
         )
 
     def _outcome(self, holds: list[bool]) -> Outcome:
@@ -194,51 +206,88 @@ class Sequence:
 
     # Resuming --------------------------------------------------------------------------------------------------------
 
-    def _key(self) -> dict[str, Any]:
-        """Return what must be equal for a stored sequence to be this one."""
-        options = {"method": repr(self.method), "mode": self.mode, "batch_size": self.batch_size}
-        points: dict[str, Edits | EditScope | LocalitySet] = {"edits": self.whole.edits}
+    @property
+    def _asked(self) -> Edits:
+        """The edits as the caller gave them: over regions, not the corners that the methods see."""
+        return self.whole.edits if self.whole.regions is None else self.whole.regions.asked
+
+    @cached_property
+    def _key(self) -> dict[str, str]:
+        """What must be equal for a stored sequence to be this one; the network is compared by the patch."""
+        points: dict[str, Edits | EditScope | LocalitySet] = {"edits": self._asked}
         points |= {name: watched.points for name, watched in self.watched.items()}
         if self.whole.scope is not None:
             points["edit scope"] = self.whole.scope
-        digests = {f"points: {name}": self._digest(some) for name, some in points.items()}
-        return options | {"rehearsal": repr(self.rehearsal), "seed": self.seed} | digests
+        device = next((p.device.type for p in self.private.parameters()), "cpu")
+        return {
+            "method": repr(self.method),
+            "method's values": digest(self.method),
+            "mode": self.mode,
+            "batch_size": str(self.batch_size),
+            "rehearsal": repr(self.rehearsal),
+            "seed": str(self.seed),
+            "device": device,
+            "versions": ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items()),
+            **{f"points: {name}": self._digest(some) for name, some in points.items()},
+        }
 
     def _digest(self, points: Edits | EditScope | LocalitySet) -> str:
-        """Return a hash of points of any domain: of what the original network says of them, and plain inputs too."""
-        y = outputs(self.private, points.inputs).double()
-        seen = [y] if points.criterion is None else [y, points.criterion.slack(y)]
-        seen += [points.inputs] if isinstance(points.inputs, Tensor) else []
-        seen += [points.of] if isinstance(points, EditScope) and points.of is not None else []
-        digest = hashlib.sha256()
-        for tensor in seen:
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + raw.numpy().tobytes())
-        return digest.hexdigest()
+        """Return a hash of points, and of what the original network says of them: more may decide than inputs show."""
+        whole = isinstance(points.inputs, Regions)
+        return digest([points, None if whole else outputs(self.private, points.inputs)])
 
-    def _save(self, network: nn.Module) -> None:
+    def _store(self, network: nn.Module) -> None:
+        """Store progress. Where that fails the sequence goes on, and says at its end that it could not."""
         assert self.resume is not None
-        patch = Patch.between(self.private, network)
-        about = {"sequence": self._key(), "steps": [step.as_dict() for step in self._steps]}
-        Patch(patch.new, patch.old, patch.base, patch.repaired, about).save(self.resume)
+        try:
+            patch = Patch.between(self.private, network)
+            about: dict[str, Any] = {"sequence": self._key, "steps": [step.as_dict() for step in self._steps]}
+            about |= {"advice": self._advice}
+            Patch(patch.new, patch.old, patch.base, patch.repaired, about).save(self.resume)
+        except (OSError, NNRepairError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._not_stored = f"progress could not be stored in {self.resume} ({reason}); a kill would have lost it."
+        else:
+            self._not_stored = ""
 
-    def _resumed(self) -> nn.Module:
+    def _resumed(self, steps: list[list[int]]) -> nn.Module:
         """Return the network of the last stored step; the private copy when there is none."""
-        if self.resume is None or not self.resume.exists():
+        if self.resume is None:
             return self.private
-        stored = Patch.load(self.resume)
-        if "sequence" not in stored.about:
-            raise InvalidInput(f"{self.resume} is a patch, but not one that a sequence of repairs can resume from.")
-        mine, theirs = self._key(), stored.about["sequence"]
+        mine = self._key  # now, before the steps could leave traces in what it is made of
+        try:
+            stored = Patch.load(self.resume)
+            self._refuse_another(stored, mine)
+            network = stored.apply(self.private)
+            self._steps, self._advice = self._told(stored, steps)
+        except FileNotFoundError:
+            return self.private
+        except NNRepairError as error:
+            raise type(error)(
+                f"{self.resume} cannot be resumed from: {error} Name another file, or delete it to start anew."
+            ) from error
+        return network
+
+    def _refuse_another(self, stored: Patch, mine: dict[str, str]) -> None:
+        theirs = stored.about.get("sequence")
+        if not isinstance(theirs, dict):
+            raise InvalidInput("it is a patch, but not one that a sequence of repairs can resume from.")
         other = [name for name in mine | theirs if theirs.get(name) != mine.get(name)]
         if other:
-            told = "; ".join(f"{name}: {theirs.get(name)!r} there, {mine.get(name)!r} now" for name in other)
-            raise InvalidInput(
-                f"{self.resume} belongs to another sequence ({told}). Name another file, or delete it to start anew."
-            )
-        try:
-            network = stored.apply(self.private)
-        except PatchError as error:
-            raise InvalidInput(f"{self.resume} belongs to another sequence: {error}") from error
-        self._steps = [Step.from_dict(step) for step in stored.about["steps"]]
-        return network
+            pairs = [f"{name}: {_short(theirs.get(name))} there, {_short(mine.get(name))} now" for name in other[:9]]
+            raise InvalidInput(f"it belongs to another sequence ({printable('; '.join(pairs))}).")
+
+    def _told(self, stored: Patch, steps: list[list[int]]) -> tuple[list[Step], str]:
+        """Return the stored steps, which must be the first of this sequence, and the last advice."""
+        told, advice = stored.about.get("steps"), stored.about.get("advice")
+        done = [Step.from_dict(step) for step in told] if isinstance(told, list) else []
+        fits = [step.edits for step in done] == steps[: len(done)] and (self.mode == "successive" or not stored.new)
+        fits &= all(step.kept.keys() == self.watched.keys() for step in done)
+        if not done or not fits or not isinstance(advice, str):
+            raise InvalidInput("it is damaged: its steps are not those of this sequence.")
+        return done, advice
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 160 else f"{text[:80]}...{text[-80:]}"

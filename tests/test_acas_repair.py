@@ -31,9 +31,10 @@ import page  # noqa: E402
 import repair  # noqa: E402
 import units  # noqa: E402
 
+from nnrepair import onnx  # noqa: E402
 from nnrepair.domains import acas  # noqa: E402
-from nnrepair.errors import InvalidInput  # noqa: E402
-from nnrepair.patch import Patch  # noqa: E402
+from nnrepair.errors import InvalidInput, NNRepairError  # noqa: E402
+from nnrepair.patch import Patch, fingerprint  # noqa: E402
 
 SMALL = ["--networks", "5_3,2_3"]
 NEEDED = ("acasxu/acasxu_instances.csv", "acasxu/onnx", "acasxu/vnnlib")
@@ -166,6 +167,82 @@ def test_a_sweep_that_was_killed_ends_with_the_same_files(swept: Path, tmp_path:
     assert contents(out) == contents(swept)
 
 
+@pytest.fixture
+def copied(acas_data: Path, tmp_path: Path) -> Path:
+    """A folder with one of the committed results."""
+    shutil.copytree(units.RESULTS / "N_5_3", tmp_path / "N_5_3")
+    assert repair.is_done(units.unit("5_3"), tmp_path, repair.STATES)
+    return tmp_path
+
+
+NO_ROWS = [b"", b"[]\n", b"5\n", b"null\n", b'"N_5_3"\n', b"\xff\xfe", b"NaN\n", b"[" * 10**5 + b"]" * 10**5]
+
+
+def with_rows(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    return lambda folder: edited(folder, change)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(with_rows(lambda row, key=key: row.pop(key)) for key in sorted(units.KEYS)),
+        with_rows(lambda row: row.update(files=5)),
+        with_rows(lambda row: row.update(files=["phi_1.npz"])),
+        with_rows(lambda row: row.update(property="1")),
+        with_rows(lambda row: row.update(unit="N_1_1")),
+        with_rows(lambda row: row.update(patch_sha256=5)),
+        *(lambda folder, text=text: (folder / units.ROWS).write_bytes(text) for text in NO_ROWS),
+        lambda folder: (folder / units.ROWS).unlink(),
+        lambda folder: ((folder / units.ROWS).unlink(), (folder / units.ROWS).mkdir()),
+        lambda folder: (folder / units.ROWS).write_bytes((folder / units.ROWS).read_bytes()[:-9]),
+        lambda folder: (folder / "phi_1.npz").write_bytes(b"nothing"),
+        lambda folder: (folder / units.PATCH).unlink(),
+    ],
+)
+def test_damaged_results_are_made_again(copied: Path, damage: Callable[[Path], Any]) -> None:
+    damage(copied / "N_5_3")
+    assert not repair.is_done(units.unit("5_3"), copied, repair.STATES)
+
+
+@pytest.mark.data
+def test_results_stand_until_new_ones_do(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a run is killed between the two names that a folder gets."""
+    before, real = contents(copied), os.replace
+    for kept in range(3):
+        new = copied / ".part-N_5_3"
+        shutil.copytree(copied / "N_5_3", new)
+        (new / "new").touch()
+        left = iter(range(kept))
+
+        def killed(a: Path, b: Path, left: Any = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            real(a, b)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", killed)
+            if kept < 2:
+                with pytest.raises(KeyboardInterrupt):
+                    repair._put(new, copied / "N_5_3")
+            else:
+                repair._put(new, copied / "N_5_3")
+        shutil.rmtree(new, ignore_errors=True)
+        assert repair.is_done(units.unit("5_3"), copied, repair.STATES)
+        assert (contents(copied) == before) == (kept < 2)
+    assert os.listdir(copied) == ["N_5_3"]
+
+
+@pytest.mark.data
+def test_another_network_replaces_no_certified_one(copied: Path, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    out.write_bytes(b"what was there")
+    edited(copied / "N_5_3", lambda row: row.update(network_sha256="0" * 64))
+    with pytest.raises(InvalidInput, match="not the one that was certified"):
+        materialise.rebuilt(units.unit("5_3"), copied / "N_5_3", out)
+    assert out.read_bytes() == b"what was there" and sorted(os.listdir(tmp_path)) == ["N_5_3", "net.onnx"]
+
+
 # Networks and audits -------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +282,12 @@ def tampered_patch(folder: Path, forge: bool) -> None:
     name = next(iter(patch.new))
     moved = patch.new[name].clone()
     moved.view(-1)[0] += 1e-3
-    dataclasses.replace(patch, new=patch.new | {name: moved}).save(folder / units.PATCH)
+    forged = dataclasses.replace(patch, new=patch.new | {name: moved})
+    if forge:  # the patch itself, too
+        model = onnx.load(acas.network(5, 3))
+        model.load_state_dict(model.state_dict() | forged.new)
+        forged = dataclasses.replace(forged, repaired=fingerprint(model))
+    forged.save(folder / units.PATCH)
     if forge:
         materialise.materialised(acas.network(5, 3), folder / units.PATCH, folder / "x.onnx")
         digests = {
@@ -250,7 +332,7 @@ def test_the_audit_sees_what_was_tampered_with(
     assert audit.main(given) == 1
     assert f"MISMATCH N_5_3 phi_{said}" in (out := capsys.readouterr().out) or said in out
     if "patch" in said and "changes" not in said:
-        with pytest.raises((InvalidInput, OSError)):
+        with pytest.raises((NNRepairError, OSError)):
             materialise.rebuilt(units.unit("5_3"), tmp_path / "N_5_3", tmp_path / "net.onnx")
 
 

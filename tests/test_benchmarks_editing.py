@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graphs import ring
 
 from benchmarks import editing, editing_table, experiments, measure
 from benchmarks import rows as tables
@@ -147,6 +149,70 @@ def test_an_interrupted_run_goes_on(domain: Domain, here: list[Any], monkeypatch
     here.clear()
     experiments.run(domain)
     assert here == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"5", b"{}", b'{"rows": 5}', b'{"rows": [5]}', b"\xff\xfe", b"[" * 10**5, b'{"rows": [{}]'],
+)
+def test_damaged_results_are_not_overwritten(domain: Domain, here: list[Any], content: bytes) -> None:
+    path = domain.folder / "results" / "plain.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"plain\.json is damaged"):
+        experiments.run(domain)
+    assert path.read_bytes() == content and here == []
+
+
+def test_rows_say_what_they_were_made_with(domain: Domain, here: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file is continued with other versions, its head stays that of its first rows."""
+    now = measure.machine()
+    earlier = now | {"versions": now["versions"] | {"torch": "1.0"}, "date": "2020-01-01"}
+    path = domain.folder / "results" / "plain.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(measure, "machine", lambda: earlier)
+        experiments.run(domain, modes=["batch"])
+    for modes in (["independent"], []):
+        experiments.run(domain, modes=modes)
+        stored = json.loads(path.read_text())
+        assert {key: stored[key] for key in now} == earlier
+        made = [(row["mode"], row.get("made_with")) for row in stored["rows"]]
+        assert made == [("independent", now)] * 2 + [("batch", None)] * 2
+    measure.save(domain.folder / "other.json", [{"a": 1}], "about")
+    measure.save(domain.folder / "other.json", [{"a": 1}, {"a": 2}], "about")
+    assert measure.load(domain.folder / "other.json") == [{"a": 1}, {"a": 2}]
+
+
+def test_stored_networks_are_those_of_this_graph_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_geometric", reason="PyTorch Geometric's networks need the extra [graph]")
+    from benchmarks.graph import task
+
+    path, calls, real = tmp_path / "network.npz", [], task.graph.train
+    monkeypatch.setattr(task.graph, "train", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    data = ring(nodes=12)
+    data = replace(data, train_mask=torch.arange(12) < 8)
+
+    def again(data: Any = data, **options: Any) -> int:
+        calls.clear()
+        task.trained("gcn", 0, data, path, **({"epochs": 1} | options))
+        return len(calls)
+
+    assert again() == 1 and again() == 0
+    assert again(replace(data, x=data.x.flip(0))) == 1  # the same sum
+    assert again(replace(data, y=data.y.flip(0))) == 1
+    assert again(replace(data, train_mask=data.train_mask.flip(0))) == 1
+    assert again(replace(data, edge_index=data.edge_index.flip(1))) == 1
+    assert again(lr=0.5) == 1 and again() == 1 and again() == 0
+    content = path.read_bytes()
+    for nonsense in (b"", b"nothing", content[:-30], content[:30] + bytes(9) + content[39:]):
+        path.write_bytes(nonsense)
+        assert again() == 1 and again() == 0
+    monkeypatch.setattr(task, "source", lambda: "another")
+    assert again() == 1 and again() == 0
+    path.unlink()
+    path.mkdir()  # no file can be written there: the network is trained, and that is all
+    (path / "mine").touch()
+    assert again() == 1
 
 
 def test_failed_rows_stay_until_they_are_asked_for_again(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from disks import ODD, elsewhere, fills_up, odd
 from torch import nn
 
 import nnrepair
@@ -291,6 +295,28 @@ class TestRefusals:
         assert "leave out --architecture" in self.fix("--architecture", "decoupled")
         assert "choose another --method" in self.fix("--method", "egnn")
 
+    def test_nothing_that_is_read_is_written(self) -> None:
+        import onnx as onnx_package
+
+        files = [path.name for path in self.base.iterdir()]
+        for name in files:
+            (self.folder / name).write_bytes((self.base / name).read_bytes())
+        proto = onnx_package.load(self.folder / "base.onnx")
+        onnx_package.save(
+            proto, self.folder / "base.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+        )
+        before = {path: path.read_bytes() for path in self.folder.iterdir()}
+        command = ["fix", self.folder / "base.onnx", "--edits", self.folder / "edits.npz", "--out", self.out]
+        for option, name in (("--locality", "keep.npz"), ("--scope", "scope.npz"), ("--test", "right.npz")):
+            command += [option, self.folder / name]
+        for name in ("edits.npz", "keep.npz", "scope.npz", "right.npz", "base.onnx", "weights.bin"):
+            (self.folder / "link").unlink(missing_ok=True)
+            (self.folder / "link").symlink_to(self.folder / name)
+            for place in (self.folder / name, self.folder / "link", self.folder / ".." / self.folder.name / name):
+                for option in ("--report", "--patch", "--certificate"):
+                    assert "named twice" in refused(self.capsys, *command, option, place)
+        assert all(path.read_bytes() == content for path, content in before.items())
+
     def test_a_patch_for_another_model(self) -> None:
         other, patch = self.folder / "other.onnx", self.folder / "p.safetensors"
         options = ["--edits", self.base / "edits.npz", "--out", self.folder / "o.onnx", "--patch", patch, "--quiet"]
@@ -363,3 +389,152 @@ def test_without_arguments_the_help_is_printed_where_errors_go(capsys) -> None:
         cli.main([])
     said = capsys.readouterr()
     assert stopped.value.code == 2 and said.out == "" and "certify" in said.err and "exit codes:" in said.err
+
+
+# Outputs that cannot be written --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "a zero byte"])
+def test_odd_places_are_told_before_the_work(base: Path, tmp_path: Path, capsys, monkeypatch, kind: str) -> None:
+    monkeypatch.setattr("nnrepair.cli.fix.fix", lambda *a, **k: pytest.fail("the work began"))
+    path = odd(tmp_path, kind)
+    fix = ["fix", base / "base.onnx", "--edits", base / "edits.npz"]
+    for option in ("--patch", "--certificate", "--report"):
+        refused(capsys, *fix, "--out", tmp_path / "out.onnx", option, path)
+    refused(capsys, *fix, "--out", tmp_path / "out.onnx", "--mode", "successive", "--resume", path)
+    if kind in ("a folder", "a pipe", "a circle", "a link to a device"):
+        path.rename(tmp_path / "odd.onnx")
+        if kind == "a circle":
+            (tmp_path / "odd.onnx").unlink()
+            (tmp_path / "odd.onnx").symlink_to(tmp_path / "odd.onnx")
+        refused(capsys, *fix, "--out", tmp_path / "odd.onnx")
+        refused(capsys, "patch", "apply", base / "none", base / "base.onnx", "--out", tmp_path / "odd.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def saved(told: str) -> list[Path]:
+    """Return where a command says that files are."""
+    return [Path(place) for place in re.findall(r"it was saved as (\S+) instead\.", told)]
+
+
+@pytest.mark.parametrize("missing", ["out.onnx", "p.safetensors", "c.npz", "report.json", ""])
+def test_a_disk_that_fills_up_costs_no_repair(base: Path, tmp_path: Path, capsys, monkeypatch, missing: str) -> None:
+    """One file has no room, or none has; the command says where they are, and writes all others."""
+    temporary, folder = elsewhere(monkeypatch, tmp_path / "elsewhere"), tmp_path / "folder"
+    folder.mkdir()
+    (folder / "out.onnx").write_bytes(b"an earlier file")
+    files = {name: folder / name for name in ("out.onnx", "p.safetensors", "c.npz", "report.json")}
+    fills_up(monkeypatch, folder, file=missing)
+    command = ["fix", base / "base.onnx", "--edits", base / "edits.npz", "--layer", "fc2", "--norm", "l1"]
+    command += ["--out", files["out.onnx"], "--patch", files["p.safetensors"]]
+    assert run(*command, "--certificate", files["c.npz"], "--report", files["report.json"], "--quiet") == 3
+    told = capsys.readouterr()
+    places = {path.name: path for path in saved(told.err)}
+    assert told.out == "" and set(places) == ({missing} if missing else set(files))
+    assert all(line.startswith("nnrepair: error: ") for line in told.err.splitlines())
+    assert all("No space left on device" in line for line in told.err.splitlines())
+    for name in places:
+        assert not files[name].exists() or files[name].read_bytes() == b"an earlier file"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    found = files | places
+    edits = np.load(base / "edits.npz")
+    assert (labels_of(found["out.onnx"], edits["inputs"]) == edits["labels"]).all()
+    patch = nnrepair.Patch.load(found["p.safetensors"])
+    assert fingerprint(patch.apply(network())) == fingerprint(cli.ModelFile.load(found["out.onnx"]).model)
+    assert Certificate.load(found["c.npz"]).norm == "l1"
+    assert json.loads(found["report.json"].read_text())["outcome"]["status"] == "repaired"
+    assert {path.parent.parent for path in places.values()} == {temporary}
+
+
+def test_where_no_model_has_room_the_change_alone_is_saved(base: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    temporary = elsewhere(monkeypatch, tmp_path / "elsewhere")
+    fills_up(monkeypatch, tmp_path, file=".onnx")
+    command = ["fix", base / "base.onnx", "--edits", base / "edits.npz", "--layer", "fc2"]
+    assert run(*command, "--out", tmp_path / "out.onnx", "--report", tmp_path / "report.json") == 3
+    said = capsys.readouterr()
+    assert "repaired: all 2 edits hold" in said.out and f"wrote {tmp_path / 'report.json'}" in said.out
+    (patch,) = temporary.glob("*/*.safetensors")
+    assert f"nnrepair patch apply {patch} {base / 'base.onnx'}" in said.err
+    monkeypatch.undo()
+    assert run("patch", "apply", patch, base / "base.onnx", "--out", tmp_path / "out.onnx") == 0
+    edits = np.load(base / "edits.npz")
+    assert (labels_of(tmp_path / "out.onnx", edits["inputs"]) == edits["labels"]).all()
+
+
+def test_a_model_that_cannot_be_a_file_costs_no_repair(base: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def lost(*arguments: object) -> None:
+        raise nnrepair.UnsupportedModel("edits [0] hold in the repaired model, but not in the file made of it.")
+
+    temporary = elsewhere(monkeypatch, tmp_path / "elsewhere")
+    monkeypatch.setattr("nnrepair.model_file._check_written", lost)
+    command = ["fix", base / "base.onnx", "--edits", base / "edits.npz", "--layer", "fc2"]
+    assert run(*command, "--out", tmp_path / "out.onnx", "--report", tmp_path / "report.json", "--quiet") == 3
+    told = capsys.readouterr().err
+    assert "not in the file made of it" in told and "patch apply" in told and "Traceback" not in told
+    assert len(list(temporary.glob("*/*.safetensors"))) == 1
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "report.json"]
+
+
+LIMITED = """
+import resource, sys
+from nnrepair import cli
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
+def test_files_that_may_not_be_large(tmp_path: Path) -> None:
+    """With a limit that the system sets, not the test: a model is too large for it, its patch is not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(OrderedDict(fc1=nn.Linear(4, 400), relu=nn.ReLU(), fc2=nn.Linear(400, 3))).eval()
+    points = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    onnx.save(model, points[:1], tmp_path / "base.onnx")
+    with torch.no_grad():
+        np.savez(tmp_path / "edits.npz", inputs=points[:1], labels=model(points[:1]).argsort(1)[:, 1])
+    (tmp_path / "elsewhere").mkdir()
+    command = ["fix", "base.onnx", "--edits", "edits.npz", "--out", "out.onnx", "--layer", "fc2.bias"]
+    paths = [str(Path(nnrepair.__file__).parents[1]), *sys.path]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TMPDIR": str(tmp_path / "elsewhere")}
+    program = [sys.executable, "-W", "ignore", "-c", LIMITED, *command]
+    done = subprocess.run(program, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "File too large" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "out.onnx").exists() and not list(tmp_path.glob(".*"))
+    (patch,) = (tmp_path / "elsewhere").glob("*/*")
+    assert f"nnrepair patch apply {patch} base.onnx" in done.stderr
+    assert set(nnrepair.Patch.load(patch).new) == {"fc2.bias"}
+
+
+def test_progress_without_room_is_told_and_costs_no_repair(base: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("nnrepair.sequence.SAVE_EVERY", 0.0)
+    fills_up(monkeypatch, tmp_path / "progress")
+    command = ["fix", base / "base.onnx", "--edits", base / "edits.npz", "--layer", "fc2", "--mode", "successive"]
+    command += ["--resume", tmp_path / "progress" / "run.safetensors"]
+    (tmp_path / "progress").mkdir()
+    assert run(*command, "--out", tmp_path / "out.onnx") == 0
+    said = capsys.readouterr().out
+    assert "note: progress could not be stored" in said and "No space left on device" in said
+    assert (tmp_path / "out.onnx").exists() and os.listdir(tmp_path / "progress") == []
+
+
+def test_patches_of_strangers(base: Path, tmp_path: Path, capsys) -> None:
+    patch, out = tmp_path / "p.safetensors", tmp_path / "out.onnx"
+    print_ = fingerprint(onnx.load(base / "base.onnx"))
+    value = {"fc2\x1b[2J": torch.ones(2)}
+    nnrepair.Patch(value, copy.deepcopy(value), print_, "0" * 64, {"\x1b]0;evil\x07": "\x1b[2J"}).save(patch)
+    assert run("patch", "show", patch) == 0
+    said = capsys.readouterr().out
+    assert all(line.isprintable() for line in said.splitlines()) and "\\x1b[2J" in said
+    error = refused(capsys, "patch", "apply", patch, base / "base.onnx", "--out", out)
+    assert error.rstrip("\n").isprintable() and "no parameter or buffer" in error
+    value = {"fc2.bias": torch.ones(3)}
+    nnrepair.Patch(value, copy.deepcopy(value), print_, "0" * 64).save(patch)
+    assert "do not have the fingerprint" in refused(capsys, "patch", "apply", patch, base / "base.onnx", "--out", out)
+    value = {"fc2.bias": torch.ones(1)}
+    nnrepair.Patch(value, copy.deepcopy(value), "0" * 64, print_).save(patch)
+    assert "shape (1,)" in refused(capsys, "patch", "revert", patch, base / "base.onnx", "--out", out)
+    os.mkfifo(tmp_path / "pipe")
+    assert "device or a pipe" in refused(capsys, "patch", "show", tmp_path / "pipe")
+    assert not out.exists()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disks import ODD, elsewhere, fills_up, odd
 from torch import nn
 
 pytest.importorskip("onnx")
@@ -135,6 +136,38 @@ def test_a_proof_without_certificate_is_said_so(base: Path, tmp_path: Path, answ
     answer.result = CheckResult("holds")
     assert run(base / "net.onnx", base / "holds.vnnlib", "--certificate", tmp_path / "c.npz") == 0
     assert "cannot be written as a certificate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["proof.npz", "out.txt", ""])
+def test_a_disk_that_fills_up_costs_no_verdict(
+    base: Path, tmp_path: Path, answer: SimpleNamespace, capsys, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    temporary, folder = elsewhere(monkeypatch, tmp_path / "elsewhere"), tmp_path / "folder"
+    folder.mkdir()
+    proof = PropertyCertificate(1, np.array([-1], np.int16), np.zeros(0), "0" * 64, "0" * 64, {})
+    answer.result = CheckResult("holds", None, 9, 1.0, 2.0, proof)
+    fills_up(monkeypatch, folder, file=missing)
+    command = [base / "net.onnx", base / "holds.vnnlib", "--certificate", folder / "proof.npz"]
+    assert run(*command, "--vnncomp", folder / "out.txt") == 3
+    said = capsys.readouterr()
+    places = {path.name: path for path in temporary.glob("*/*")}
+    assert said.out.startswith("holds") and set(places) == ({missing} if missing else {"proof.npz", "out.txt"})
+    assert all(f"it was saved as {path} instead" in said.err for path in places.values())
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    found = {name: places.get(name, folder / name) for name in ("proof.npz", "out.txt")}
+    assert PropertyCertificate.load(found["proof.npz"]).network_sha256 == "0" * 64
+    assert f"nnrepair certify {found['proof.npz']}" in said.out
+    assert found["out.txt"].read_text() == "unsat\n"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "a zero byte"])
+def test_odd_places_are_told_before_the_work(
+    base: Path, tmp_path: Path, answer: SimpleNamespace, capsys, kind: str
+) -> None:
+    path = odd(tmp_path, kind)
+    for option in ("--certificate", "--vnncomp"):
+        refused(capsys, base / "net.onnx", base / "holds.vnnlib", option, path)
+    assert not hasattr(answer, "asked")
 
 
 def test_zipped_properties(base: Path, capsys) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from disks import elsewhere, fills_up
 from networks import mlp, randn
 from torch import nn
 
-from nnrepair import Argmax, Threshold, onnx
+from nnrepair import Argmax, Patch, Threshold, onnx
 from nnrepair.cli import main
+from nnrepair.patch import fingerprint
 from nnrepair.verify import Box, Property, check, vnnlib
 
 
@@ -84,6 +86,48 @@ def test_nothing_is_written_when_it_cannot_be_repaired(files: Path, capsys: pyte
     assert main(["repair", *given, "--out", str(files / "out.onnx")]) == 1
     assert not (files / "out.onnx").exists()
     assert "infeasible" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["out.onnx", "wrong.npz", "change.safetensors"])
+def test_a_disk_that_fills_up_costs_no_repair(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    temporary, folder = elsewhere(monkeypatch, files / "elsewhere"), files / "folder"
+    folder.mkdir()
+    given = ["repair", str(files / "model.onnx"), str(files / "wrong.vnnlib"), "--layer", "last", "--quiet"]
+    given += ["--certificates", str(folder / "proofs"), "--patch", str(folder / "change.safetensors")]
+    fills_up(monkeypatch, folder, file=missing)
+    assert main([*given, "--out", str(folder / "out.onnx")]) == 3
+    told = capsys.readouterr().err
+    (saved,) = temporary.glob("*/*")
+    assert saved.name == missing and f"it was saved as {saved} instead" in told and told.count("\n") == 1
+    places = [folder / "out.onnx", folder / "proofs" / "wrong.npz", folder / "change.safetensors"]
+    out, proof, change = (saved if path.name == missing else path for path in places)
+    assert main(["certify", str(proof), str(out), str(files / "wrong.vnnlib")]) == 0
+    made = Patch.load(change).apply(onnx.load(files / "model.onnx"))
+    assert fingerprint(made) == fingerprint(onnx.load(out))
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_where_no_model_has_room_the_change_alone_is_saved(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = elsewhere(monkeypatch, files / "elsewhere")
+    fills_up(monkeypatch, files, file="out.onnx")
+    given = ["repair", str(files / "model.onnx"), str(files / "wrong.vnnlib"), "--layer", "last", "--quiet"]
+    assert main([*given, "--out", str(files / "out.onnx"), "--certificates", str(files / "proofs")]) == 3
+    (patch,) = temporary.glob("*/*")
+    assert f"nnrepair patch apply {patch}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["patch", "apply", str(patch), str(files / "model.onnx"), "--out", str(files / "out.onnx")]) == 0
+    assert check(files / "out.onnx", files / "wrong.vnnlib").holds
+
+
+def test_points_are_not_overwritten_by_certificates(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "states.npz").rename(files / "wrong.npz")
+    given = ["repair", str(files / "model.onnx"), str(files / "wrong.vnnlib"), "--out", str(files / "out.onnx")]
+    assert main([*given, "--locality", str(files / "wrong.npz"), "--certificates", str(files)]) == 3
+    assert "lies in --certificates" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

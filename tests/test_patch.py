@@ -8,27 +8,13 @@ import pytest
 import safetensors.torch
 import torch
 from networks import mistakes, mlp, randn
+from patches import bits, changed
 from torch import nn
 
 import nnrepair
 from nnrepair import Patch, PatchError
 from nnrepair.methods import MinimalNorm
 from nnrepair.patch import fingerprint
-
-
-def changed(model: nn.Module, *names: str) -> nn.Module:
-    """Return a copy with other numbers in the named tensors."""
-    state = {n: t.clone() for n, t in model.state_dict().items()}
-    for name in names:
-        state[name].flatten()[0] += 1
-    twin = copy.deepcopy(model)
-    twin.load_state_dict(state)
-    return twin
-
-
-def bits(model: nn.Module) -> dict[str, bytes]:
-    raw = {n: t.contiguous().flatten().view(torch.uint8) for n, t in model.state_dict().items()}
-    return {n: t.numpy().tobytes() for n, t in raw.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -166,11 +152,6 @@ def test_nan_buffers_do_not_count_as_changed() -> None:
 
 
 def test_shared_weights(tmp_path: Path) -> None:
-    def tied() -> nn.Sequential:
-        model = mlp(3, 3, 3)
-        model[2].weight = model[0].weight
-        return model
-
     base, repaired = tied(), tied()
     with torch.no_grad():
         repaired[0].weight[0, 0] += 1
@@ -218,3 +199,164 @@ def test_a_repair_of_a_model_with_negative_zeros_reverts(tmp_path: Path) -> None
     applied = result.patch.apply(model)
     assert bits(applied) == bits(result.model)
     assert bits(result.patch.revert(applied)) == bits(model)
+
+
+# Models of every kind ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("payload", [0x7FC00001, 0x7F800001, 0xFFC12345])
+def test_every_bit_of_what_is_no_number_survives(tmp_path: Path, payload: int) -> None:
+    base = mlp(3, 4, 2)
+    repaired = copy.deepcopy(base)
+    value = torch.tensor([payload], dtype=torch.int64).to(torch.int32).view(torch.float32)
+    with torch.no_grad():
+        repaired[2].bias[:1] = value
+    patch = Patch.load(Patch.between(base, repaired).save(tmp_path / "fix"))
+    assert bits(patch.apply(base))["2.bias"][:4] == payload.to_bytes(4, "little")
+    assert bits(patch.revert(repaired)) == bits(base)
+
+
+def tied() -> nn.Sequential:
+    model = mlp(3, 3, 3)
+    model[2].weight = model[0].weight
+    return model
+
+
+def test_a_tie_that_a_repair_broke_cannot_be_kept() -> None:
+    repaired = copy.deepcopy(tied())
+    repaired[2].weight = nn.Parameter(repaired[0].weight.detach() + 1)
+    with pytest.raises(PatchError, match="share their memory"):
+        Patch.between(tied(), repaired).apply(tied())
+
+
+class Counted(nn.Module):
+    """A layer whose state holds more than tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = nn.Linear(2, 2), 0
+
+    def get_extra_state(self) -> dict[str, object]:
+        return {"seen": self.seen, "means": [torch.full((2,), float(self.seen))], "object": object()}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+
+def test_state_beside_tensors_stays_that_of_the_model_given(tmp_path: Path) -> None:
+    base = Counted()
+    repaired = copy.deepcopy(base)
+    with torch.no_grad():
+        repaired.inner.bias += 1
+    repaired.seen = 7  # as if it had run in the meantime
+    patch = Patch.load(Patch.between(base, repaired).save(tmp_path / "fix"))
+    applied = patch.apply(base)
+    assert set(patch.new) == {"inner.bias"} and applied.seen == 0
+    assert torch.equal(applied.inner.bias, repaired.inner.bias)
+    other = copy.deepcopy(base)
+    other.seen = 1
+    with pytest.raises(PatchError, match="was made for"):
+        patch.apply(other)
+
+
+def test_buffers_without_a_dense_form(tmp_path: Path) -> None:
+    def network(weight: float) -> nn.Module:
+        model = mlp(3, 2)
+        model.register_buffer("adjacency", (weight * torch.eye(3)).to_sparse())
+        model.register_buffer("wide", torch.ones(1).expand(5))
+        model.register_buffer("mirrored", torch.tensor([1 + 2j]).conj())
+        return model
+
+    base = network(1.0)
+    repaired = copy.deepcopy(base)
+    with torch.no_grad():
+        repaired[0].bias += 1
+    patch = Patch.load(Patch.between(base, repaired).save(tmp_path / "fix"))
+    assert set(patch.new) == {"0.bias"}
+    assert fingerprint(patch.apply(base)) == fingerprint(repaired) == patch.repaired
+    assert fingerprint(network(2.0)) != fingerprint(network(1.0))
+    wide = copy.deepcopy(base)
+    wide.wide = torch.arange(5.0)
+    with pytest.raises(PatchError, match="wide cannot be written"):  # five numbers have no room there
+        Patch.between(base, wide).apply(base)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*quantize.*are deprecated:UserWarning")
+def test_quantised_layers_count(tmp_path: Path) -> None:
+    def network(seed: int) -> nn.Module:
+        if "fbgemm" not in torch.backends.quantized.supported_engines:
+            pytest.skip("this torch has no quantised layers")
+        model = nn.Sequential(mlp(4, 4, seed=seed), nn.Conv1d(1, 1, 1))
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        base = network(0)
+    repaired = copy.deepcopy(base)
+    with torch.no_grad():
+        repaired[1].bias += 1
+    patch = Patch.load(Patch.between(base, repaired).save(tmp_path / "fix"))
+    assert torch.equal(patch.apply(base)[1].bias, repaired[1].bias)
+    other = network(1)
+    other[1] = copy.deepcopy(base[1])
+    assert fingerprint(other) != fingerprint(base)
+
+
+def test_models_without_numbers_and_models_that_cannot_be_copied() -> None:
+    base = mlp(3, 4, 2)
+    patch = Patch.between(base, changed(base, "0.bias"))
+    with pytest.raises(PatchError, match="meta device"):
+        patch.apply(copy.deepcopy(base).to("meta"))
+    with pytest.raises(PatchError, match="cannot be read"):
+        patch.apply(nn.Sequential(nn.LazyLinear(3)))
+
+    class Shared(nn.Sequential):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            return self
+
+    same = Shared(*base)
+    before = bits(same)
+    with pytest.raises(PatchError, match="shares"):
+        patch.apply(same)
+    assert bits(same) == before
+
+    class Unique(nn.Sequential):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            raise RuntimeError("there is only one of me")
+
+    with pytest.raises(PatchError, match="only one of me"):
+        patch.apply(Unique(*base))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
+def test_a_patch_fits_the_same_network_in_and_out_of_a_wrapper(tmp_path: Path) -> None:
+    base = mlp(3, 4, 2)
+    repaired = changed(base, "0.weight")
+    inner, outer = Patch.between(base, repaired), Patch.between(Wrapper(base), Wrapper(repaired))
+    for patch in (inner, Patch.load(outer.save(tmp_path / "fix"))):
+        assert bits(patch.apply(base)) == bits(repaired) == bits(patch.revert(repaired)) | bits(repaired)
+        assert bits(patch.apply(Wrapper(base))) == bits(Wrapper(repaired))
+        assert bits(patch.revert(Wrapper(repaired))) == bits(Wrapper(base))
+    twice = Wrapper(Wrapper(base))
+    assert bits(inner.apply(twice)) == bits(Wrapper(Wrapper(repaired)))
+    assert bits(outer.apply(twice)) == bits(Wrapper(Wrapper(repaired)))
+    for other in (Wrapper(changed(base, "2.bias")), nn.ModuleDict({"model": base, "more": nn.Linear(1, 1)})):
+        with pytest.raises(PatchError, match="was made for"):
+            inner.apply(other)
+        with pytest.raises(PatchError, match="was made for"):
+            outer.apply(other)
+
+
+def test_models_of_two_kinds_have_no_patch() -> None:
+    for other in (mlp(3, 4, 2).double(), mlp(3, 4, 2).to(torch.bfloat16)):
+        with pytest.raises(PatchError, match="float32 of shape"):
+            Patch.between(mlp(3, 4, 2), other)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from disks import elsewhere, fills_up
 from torch import nn
 
 import nnrepair
@@ -204,3 +205,23 @@ def test_the_demo_says_when_nothing_was_checked(tmp_path: Path, monkeypatch: pyt
 def test_the_demo_refuses_another_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo", "--out", str(tmp_path / "page.txt")]) == 3
     assert ".html" in capsys.readouterr().err
+
+
+def test_the_demo_keeps_its_files_when_the_disk_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = setting()
+    result = given["result"]
+    monkeypatch.setattr(checkers, "FOLDERS", (tmp_path,))
+    temporary, folder = elsewhere(monkeypatch, tmp_path / "elsewhere"), tmp_path / "page"
+    fills_up(monkeypatch, folder, 1)
+    check = demo._check(folder, given["before"], result, result.certificate, given["edits"].inputs[:1])
+    (saved,) = temporary.glob("*/*")
+    assert str(saved) in str(check.unwritten) and str(saved / "repaired.onnx") in check.command
+    assert sorted(path.name for path in saved.iterdir())[:3] == ["base.onnx", "certificate.npz", "patch.safetensors"]
+    fills_up(monkeypatch, tmp_path)
+    check = demo._check(folder, given["before"], result, result.certificate, given["edits"].inputs[:1])
+    assert check.verdict is None and "neither could a copy" in check.reason
+    monkeypatch.undo()
+    monkeypatch.setattr(demo.vision, "digits", lambda seed: pytest.fail("the work began"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        demo.run(tmp_path / "file" / "page.html")

@@ -1,58 +1,26 @@
 from __future__ import annotations
 
 import copy
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from networks import clusters, mlp, randn
+from networks import randn
+from sequences import LAST, Says, net, state, task
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Edits, EditScope, History, InvalidInput, LocalitySet, RepairFailed, Segments, sequence
+from nnrepair import (
+    Edits,
+    EditScope,
+    History,
+    InvalidInput,
+    RepairFailed,
+    Segments,
+)
 from nnrepair.methods import Capabilities, MinimalNorm, Proposal
-from nnrepair.patch import fingerprint
 from nnrepair.problem import Problem
-
-LAST = MinimalNorm("2", norm="l2")
-
-
-def net() -> nn.Sequential:
-    return mlp(6, 16, 3, seed=3)
-
-
-def task(edits: int = 5) -> tuple[nn.Sequential, Edits, LocalitySet]:
-    model, x = net(), randn(edits, 6, seed=8)
-    kept = clusters(40, 6, seed=4)
-    wrong = (model(x).argmax(1) + 1 + torch.arange(edits) % 2) % 3
-    return model, Edits(x, wrong), LocalitySet(kept, model(kept).argmax(1))
-
-
-def state(model: nn.Module) -> dict[str, bytes]:
-    return {name: tensor.detach().numpy().tobytes() for name, tensor in model.state_dict().items()}
-
-
-@dataclass(frozen=True)
-class Says:
-    """A method that declares what it is told, and repairs like another."""
-
-    batch: bool = True
-    successive: bool = True
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities("test", False, True, True, self.batch, self.successive)
-
-    def repair(self, problem: Problem) -> Proposal:
-        return LAST.repair(problem)
 
 
 @dataclass(frozen=True)
@@ -329,112 +297,6 @@ def test_one_edit_at_a_time_is_enough_for_some_methods() -> None:
     assert nnrepair.fix(model, edits, method=Says(batch=False), mode="independent").success_rate == 1.0
     history = nnrepair.fix(model, edits, method=Says(batch=False), mode="successive", rehearsal=False, throw=False)
     assert history.success_rate == 1.0
-
-
-# Resuming ------------------------------------------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize("mode", ["independent", "successive"])
-def test_goes_on_where_it_was_stopped(mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequence, "SAVE_EVERY", 0.0)
-    model, edits, locality = task()
-    file = tmp_path / "run.safetensors"
-    calls: list[int] = []
-    real = Says.repair
-
-    def stops(self: Says, problem: Problem) -> Proposal:
-        calls.append(1)
-        if len(calls) == 4:
-            raise Stop
-        return real(self, problem)
-
-    def run(resume: Path | None) -> History:
-        return nnrepair.fix(model, edits, locality, method=Says(), mode=mode, resume=resume, test_set=randn(9, 6))
-
-    whole = run(None)
-    repaired = sum(step.status != "nothing to do" for step in whole.steps)
-    assert repaired >= 4
-    monkeypatch.setattr(Says, "repair", stops)
-    with pytest.raises(Stop):
-        run(file)
-    resumed = run(file)
-    assert len(calls) == repaired + 1  # the step that was stopped is the only one done twice
-    assert [{**s.as_dict(), "seconds": 0} for s in resumed.steps] == [
-        {**s.as_dict(), "seconds": 0} for s in whole.steps
-    ]
-    assert resumed.held_after == whole.held_after and resumed.held_finally == whole.held_finally
-    if mode == "successive":
-        assert state(resumed.model) == state(whole.model)
-    again = run(file)
-    assert len(calls) == repaired + 1
-    assert again.outcome == whole.outcome
-
-
-def test_refuses_to_resume_another_sequence(tmp_path: Path) -> None:
-    model, edits, locality = task()
-    file = tmp_path / "run.safetensors"
-    nnrepair.fix(model, edits, locality, method=LAST, mode="successive", resume=file)
-    content = file.read_bytes()
-    for told, arguments in (
-        ("mode", {"mode": "independent"}),
-        ("seed", {"seed": 3}),
-        ("method", {"method": MinimalNorm("2", norm="l1")}),
-        ("points: edits", {"edits": edits[[0, 1]]}),
-        ("points: test set", {"test_set": torch.zeros(1, 6)}),
-        ("points: other", {"test_set": {"other": locality}}),
-        ("rehearsal", {"rehearsal": 1}),
-        ("points: edit scope", {"edit_scope": EditScope(edits.inputs, edits.criterion, of=torch.arange(5))}),
-    ):
-        given: dict[str, Any] = {"edits": edits, "method": LAST, "mode": "successive"} | arguments
-        with pytest.raises(InvalidInput, match=re.escape("belongs to another sequence") + f".*{told}"):
-            nnrepair.fix(model, given.pop("edits"), locality, resume=file, **given)
-    assert file.read_bytes() == content
-    nnrepair.fix(model, edits, method=LAST).patch.save(tmp_path / "patch.safetensors")  # type: ignore[union-attr]
-    with pytest.raises(InvalidInput, match="not one that a sequence"):
-        nnrepair.fix(model, edits, method=LAST, mode="successive", resume=tmp_path / "patch.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(nnrepair.PatchError, match="truncated"):
-        nnrepair.fix(model, edits, method=LAST, mode="successive", resume=tmp_path / "cut.safetensors")
-
-
-KILLED = """
-import sys, time, torch
-sys.path.insert(0, {tests!r})
-import nnrepair
-from nnrepair import sequence
-from test_sequence import Says, task
-
-class Slow(Says):
-    def repair(self, problem):
-        time.sleep(0.3)
-        return super().repair(problem)
-    def __repr__(self):
-        return "Says(batch=True, successive=True)"
-
-sequence.SAVE_EVERY = 0.0
-model, edits, locality = task()
-nnrepair.fix(model, edits, locality, method=Slow(), mode="successive", resume={file!r})
-"""
-
-
-def test_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "run.safetensors"
-    code = KILLED.format(tests=str(Path(__file__).parent), file=str(file))
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code])
-    while not file.exists() and process.poll() is None:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert file.exists()
-    model, edits, locality = task()
-    resumed = nnrepair.fix(model, edits, locality, method=Says(), mode="successive", resume=file)
-    whole = nnrepair.fix(model, edits, locality, method=Says(), mode="successive")
-    assert fingerprint(resumed.model) == fingerprint(whole.model)
-    assert not list(tmp_path.glob(".*"))[1:]  # at most the temporary file of the write that was killed
 
 
 def test_memory_does_not_grow_with_the_number_of_edits() -> None:

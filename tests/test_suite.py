@@ -10,75 +10,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from suites import listed, one_by_one, scripted, statuses
 
 import nnrepair
 from nnrepair.errors import InvalidInput, NNRepairError
-from nnrepair.verify import CheckResult, Counterexample, PropertyCertificate, suite, vnncomp, workers
+from nnrepair.verify import CheckResult, suite, vnncomp, workers
 from nnrepair.verify.suite import run_suite
-
-PROOF = PropertyCertificate(1, np.array([-1], np.int16), np.zeros(0), "", "", {})
-
-
-def scripted(network: Path, property: Path, **options: Any) -> CheckResult:
-    """Stand in for `check`: the property file says what happens."""
-    if not property.is_file():
-        raise InvalidInput(f"There is no file {property.name!r}.")
-    words = property.read_text().split()
-    if words[0] == "unreadable":
-        raise InvalidInput("line 1:\nexpected (, got )")
-    if words[0] == "bug":
-        raise ZeroDivisionError("ours")
-    if words[0] == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if words[0] == "slow":
-        with Path(words[1]).open("a") as log:
-            log.write(f"{property.stem}\n")
-        time.sleep(float(words[2]))
-    verdict = words[0] if words[0] in ("violated", "unknown") else "holds"
-    return CheckResult(
-        verdict=verdict,
-        counterexample=Counterexample(np.array([0.1, 1e-30]), np.array([1 / 3]), float("inf"), ("network",))
-        if verdict == "violated"
-        else None,
-        boxes=7,
-        cpu_seconds=0.5,
-        wall_seconds=options["timeout"] if words[-1] == "late" else 0.25,
-        certificate=PROOF if options["certificate"] and verdict == "holds" else None,
-        worst_bound=float("inf"),
-    )
-
-
-def one_by_one(work: Any, tasks: Sequence[Any], jobs: int) -> Iterator[tuple[Any, suite.Row]]:
-    for task in tasks:
-        yield task, work(task)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do without worker processes, which take seconds to start."""
     monkeypatch.setattr(suite, "in_processes", one_by_one)
-
-
-def listed(folder: Path, **properties: str) -> Path:
-    """Write a network and properties, and a list of them."""
-    (folder / "onnx").mkdir(exist_ok=True)
-    (folder / "vnnlib").mkdir(exist_ok=True)
-    (folder / "onnx" / "net.onnx").write_text("network")
-    for name, text in properties.items():
-        (folder / "vnnlib" / f"{name}.vnnlib").write_text(text)
-    path = folder / "instances.csv"
-    path.write_text("".join(f"onnx/net.onnx,{name}.vnnlib,9\n" for name in properties))
-    return path
-
-
-def statuses(result: suite.SuiteResult) -> list[str]:
-    return [row.status for row in result.rows]
 
 
 def test_a_list_with_every_kind_of_outcome_survives_a_worker_that_dies(tmp_path: Path, capfd) -> None:
@@ -126,7 +73,7 @@ def test_a_list_with_every_kind_of_outcome_survives_a_worker_that_dies(tmp_path:
 DRIVER = """
 import signal, sys
 sys.path.insert(0, {tests!r})
-from test_suite import scripted
+from suites import scripted
 from nnrepair.cli import check, main
 from nnrepair.verify.suite import run_suite
 
@@ -161,7 +108,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch
     for how, process in runs.items():
         log, out = tmp_path / how.name / "log", tmp_path / how.name / "out"
         deadline = time.monotonic() + 60
-        while not (log.exists() and log.read_text() == "a\nb\nc\n") and time.monotonic() < deadline:
+        stored = out / "instances" / "net__b.json"
+        while not (stored.exists() and log.read_text() == "a\nb\nc\n") and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         if how is signal.SIGINT:
@@ -222,7 +170,10 @@ def test_resuming_redoes_what_has_changed_and_errors_only(tmp_path: Path, quick:
     for content in ("[]", "{}", '{"format": "another"}', '{"format": "nnrepair-suite-1"}'):
         (out / "instances" / "net__a.json").write_text(content)
         assert redone() == "ad"
-    assert redone(timeout=3.0) == "abcd" and redone(timeout=3.0, seed=1) == "abcd"
+    assert redone(timeout=3.0) == "cd"  # what is decided in time stays, whatever the time was
+    assert redone(timeout=30.0) == "cd" and redone(timeout=30.0) == "d"
+    assert redone(timeout=0.1) == "abcd"  # a quarter of a second is too late now
+    assert redone(timeout=0.1, seed=1) == "abcd"
     proofs = tmp_path / "proofs"
     assert redone(certificates=proofs) == "abcd" and redone(certificates=proofs) == "d"
     (proofs / "net__a.npz").unlink()
@@ -269,10 +220,20 @@ def test_folders_of_another_origin_are_left_alone(tmp_path: Path, quick: None) -
         with pytest.raises(InvalidInput, match="another folder"):
             run_suite(path, out, resume=resume, check=scripted)
     assert (out / "results.csv").read_text() == "mine"
-    with pytest.raises(InvalidInput, match="cannot be made"):
+    with pytest.raises(InvalidInput, match="cannot be written"):
         run_suite(path, path, check=scripted)
     with pytest.raises(InvalidInput, match="jobs"):
         run_suite(path, tmp_path / "new", jobs=0, check=scripted)
+
+
+def test_the_list_is_not_overwritten(tmp_path: Path, quick: None) -> None:
+    path = listed(tmp_path, a="holds")
+    (tmp_path / "instances").mkdir()
+    path = path.rename(tmp_path / "results.csv")
+    before = path.read_text()
+    with pytest.raises(InvalidInput, match="where a result would be written"):
+        run_suite(path, tmp_path, resume=True, check=scripted)
+    assert path.read_text() == before
 
 
 class TestInstances:
@@ -313,6 +274,10 @@ class TestInstances:
     def test_lists_that_are_wrong(self, tmp_path: Path, text: str | bytes, what: str) -> None:
         with pytest.raises(InvalidInput, match=what):
             self.read(tmp_path, text)
+
+    def test_names_that_are_too_long_are_files_that_are_missing(self, tmp_path: Path) -> None:
+        (row,) = self.read(tmp_path, f"{'x' * 300}.onnx,p.vnnlib,1\n")
+        assert row.network == tmp_path / f"{'x' * 300}.onnx"
 
     def test_a_list_that_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="cannot be read"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nnrepair.data import find
 from nnrepair.domains.cifar import ResNet, cifar10_jpeg, cifar10_lossless, lossless_rows, resnet20
 from nnrepair.errors import InvalidInput
 from nnrepair.files import read_arrays, write_arrays
+from nnrepair.provenance import source
 
 CACHE = ROOT / "build" / "cifar10-features.npz"
 FORMAT = "nnrepair benchmark features 1"
@@ -81,7 +83,8 @@ def features() -> dict[str, Tensor]:
         return read_arrays(CACHE, FORMAT, "file of features", lambda meta, arrays: _checked(meta, arrays, made_from))
     except (FileNotFoundError, InvalidInput):
         arrays = _computed()
-        write_arrays(CACHE, FORMAT, {"made_from": made_from}, {name: t.numpy() for name, t in arrays.items()})
+        with suppress(OSError, InvalidInput):  # then the next one computes them again
+            write_arrays(CACHE, FORMAT, {"made_from": made_from}, {name: t.numpy() for name, t in arrays.items()})
         return arrays
 
 
@@ -93,7 +96,8 @@ def _checked(meta: dict[str, Any], arrays: dict[str, Any], made_from: str) -> di
 
 def _made_from() -> str:
     files = ("cifar10_jpeg_test.npz", "cifar10_jpeg_train.npz", "cifar10_lossless.npz", "resnet20-12fca82f.th")
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    """Return the hash of all that decides the features: code, data, weights, and what computes."""
+    digest = hashlib.sha256(Path(__file__).read_bytes() + f"{source()} {torch.__version__}".encode())
     for file in files:
         path = find(f"cifar10/{file}")
         digest.update(path.read_bytes() if path is not None else b"missing")

@@ -11,10 +11,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from nnrepair.cli.parser import command_line
-from nnrepair.errors import NNRepairError
-
-ERROR = 3
+from nnrepair.cli.parser import ERROR, command_line
+from nnrepair.errors import NNRepairError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
         return code
     except (NNRepairError, OSError) as error:
-        print(f"nnrepair: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"nnrepair: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
         print("nnrepair: interrupted.", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nnrepair.cli.options import require_device, require_places
+from nnrepair.cli.options import Outputs, require_device, require_places
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
 from nnrepair.model_file import ModelFile
@@ -61,21 +61,18 @@ def _single(arguments: argparse.Namespace) -> int:
             progress=not arguments.quiet and sys.stderr.isatty(),
             seed=arguments.seed,
         )
-    lines = [str(result)]
+    outputs = Outputs(str(result))
     if model.suffix == ".pt2":
-        lines.append(f"{model} was checked as exported to ONNX")
+        outputs.lines.append(f"{model} was checked as exported to ONNX")
     if arguments.certificate is not None:
-        lines += _write_certificate(arguments, result)
+        _write_certificate(arguments, result, outputs)
     if arguments.vnncomp is not None:
         timed_out = arguments.timeout is not None and result.wall_seconds >= arguments.timeout
         word = vnncomp.word(result.verdict, timed_out=timed_out)
         found = result.counterexample
         text = vnncomp.result_text(word, None if found is None else (found.input, found.output))
-        write_atomically(arguments.vnncomp, text.encode())
-        lines.append(f"wrote {arguments.vnncomp} (result for VNN-COMP)")
-    if not arguments.quiet:
-        print("\n".join(lines))
-    return EXIT_CODES[result.verdict]
+        outputs.write(arguments.vnncomp, "result for VNN-COMP", lambda path: write_atomically(path, text.encode()))
+    return outputs.tell(EXIT_CODES[result.verdict], arguments.quiet)
 
 
 @contextmanager
@@ -94,23 +91,22 @@ def _as_onnx(path: Path) -> Iterator[Path]:
         yield network
 
 
-def _write_certificate(arguments: argparse.Namespace, result: CheckResult) -> list[str]:
+def _write_certificate(arguments: argparse.Namespace, result: CheckResult, outputs: Outputs) -> None:
     path = arguments.certificate
     if result.certificate is not None:
-        result.certificate.save(path)
-        return [
-            f"wrote {path} (certificate, not yet checked)",
-            f"check it: {shlex.join(['nnrepair', 'certify', *map(str, (path, arguments.model, arguments.property))])}",
-        ]
+        proof = outputs.write(path, "certificate, not yet checked", result.certificate.save)
+        if proof is not None:
+            command = ["nnrepair", "certify", str(proof), str(arguments.model), str(arguments.property)]
+            outputs.lines.append(f"check it: {shlex.join(command)}")
+        return
     why = {
         "holds": result.reason or "this proof cannot be written as a certificate",
         "violated": "the property is violated, and the counterexample shows it",
         "unknown": "nothing was proved",
     }
-    line = f"not written: {path}, because {why[result.verdict]}"
+    outputs.lines.append(f"not written: {path}, because {why[result.verdict]}")
     if arguments.quiet:  # asked for and not delivered: that is never silent
-        print(line, file=sys.stderr)
-    return [line]
+        print(outputs.lines[-1], file=sys.stderr)
 
 
 def _suite(arguments: argparse.Namespace) -> int:
@@ -135,5 +131,6 @@ def _suite(arguments: argparse.Namespace) -> int:
         print(result, file=sys.stderr)
     if not arguments.quiet:
         print(result)
-        print(f"wrote {out / 'results.csv'}, {out / 'summary.json'} and {out / 'instances'}")
+        if not result.unstored:
+            print(f"wrote {out / 'results.csv'}, {out / 'summary.json'} and {out / 'instances'}")
     return EXIT_CODES[result.status]

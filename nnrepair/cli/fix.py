@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nnrepair.cli.options import read_points, require_device, require_outputs
+from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
 from nnrepair.cli.parser import own_version
 from nnrepair.errors import InvalidInput
-from nnrepair.files import write_atomically
+from nnrepair.files import plain, write_atomically
 from nnrepair.fix import fix
 from nnrepair.history import History
 from nnrepair.methods import Method, named
@@ -34,7 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
         for path in (arguments.patch, arguments.certificate, arguments.report, arguments.resume)
         if path is not None
     ]
-    require_outputs(arguments.model, arguments.out, *others)
+    points = {
+        path for path in (arguments.edits, arguments.locality, arguments.scope, arguments.test) if path is not None
+    }
+    require_outputs([arguments.model, *points], arguments.out, *others)
     method = _method(arguments)
     require_device(arguments.device)
     file = ModelFile.load(arguments.model)
@@ -61,44 +64,54 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     result.model.to("cpu")
-    lines = [str(result)]
+    outputs = Outputs(str(result))
     if result.outcome.ok:
-        lines += _write_all(arguments, file, result, edits)
+        _write_all(arguments, file, result, edits, outputs)
     else:
         unwritten = [p for p in (arguments.out, arguments.patch, arguments.certificate) if p is not None]
-        lines.append(f"not written, because not every edit holds: {', '.join(map(str, unwritten))}")
+        outputs.lines.append(f"not written, because not every edit holds: {', '.join(map(str, unwritten))}")
     if arguments.report is not None:
-        write_atomically(arguments.report, _as_json(arguments, result))
-        lines.append(f"wrote {arguments.report} (report)")
-    if not arguments.quiet:
-        print("\n".join(lines))
-    return REPAIRED if result.outcome.ok else NOT_REPAIRED
+        content = _as_json(arguments, result)
+        outputs.write(arguments.report, "report", lambda path: write_atomically(path, content))
+    return outputs.tell(REPAIRED if result.outcome.ok else NOT_REPAIRED, arguments.quiet)
 
 
 def _write_all(
-    arguments: argparse.Namespace, file: ModelFile, result: RepairResult | History, edits: tuple[Tensor, Tensor]
-) -> list[str]:
-    """Write model, patch and certificate; return what to tell about it."""
-    in_place = file.write(result.model, arguments.out, edits)
-    lines = [f"wrote {arguments.out} (repaired model; read back, and every edit holds in it)"]
+    arguments: argparse.Namespace,
+    file: ModelFile,
+    result: RepairResult | History,
+    edits: tuple[Tensor, Tensor],
+    outputs: Outputs,
+) -> None:
+    """Write model, patch and certificate."""
+    in_place = False
+
+    def write(path: Path) -> None:
+        nonlocal in_place
+        in_place = file.write(result.model, path, edits)
+
+    model = outputs.write(arguments.out, "repaired model; read back, and every edit holds in it", write)
     if arguments.patch is not None and result.patch is not None:
-        result.patch.save(arguments.patch)
-        lines.append(f"wrote {arguments.patch} (patch)")
+        outputs.write(arguments.patch, "patch", result.patch.save)
+    elif model is None and result.patch is not None:  # much smaller than the model, and enough to make it
+        outputs.rescue(result.patch, arguments.model)
     certificate = result.certificate if isinstance(result, RepairResult) else None
     if arguments.certificate is not None and certificate is None:
-        lines.append(
+        outputs.lines.append(
             f"not written: {arguments.certificate}. A certificate of minimality exists for changes of one layer after "
             "which everything is affine (usually the last one): choose it with --layer."
         )
         if arguments.quiet:  # asked for and not delivered: that is never silent
-            print(lines[-1], file=sys.stderr)
+            print(outputs.lines[-1], file=sys.stderr)
     elif arguments.certificate is not None and certificate is not None:
-        file.named_as_in_file(certificate).save(arguments.certificate)
-        lines.append(f"wrote {arguments.certificate} (certificate, not yet checked)")
-        if in_place and file.program is None:
-            files = (str(arguments.certificate), str(arguments.model), "--repaired", str(arguments.out))
-            lines.append(f"check it: {shlex.join(['nnrepair', 'certify', *files])}")
-    return lines
+
+        def certify(path: Path) -> None:
+            file.named_as_in_file(certificate).save(path)
+
+        proof = outputs.write(arguments.certificate, "certificate, not yet checked", certify)
+        if in_place and file.program is None and model is not None and proof is not None:
+            files = (str(proof), str(arguments.model), "--repaired", str(model))
+            outputs.lines.append(f"check it: {shlex.join(['nnrepair', 'certify', *files])}")
 
 
 def _method(arguments: argparse.Namespace) -> Method:
@@ -141,7 +154,7 @@ def _as_json(arguments: argparse.Namespace, result: RepairResult | History) -> b
         "seed": arguments.seed,
         "versions": {"nnrepair": own_version(), "torch": torch.__version__},
     }
-    return json.dumps(_plain(about), indent=2, allow_nan=False).encode()
+    return json.dumps(plain(about), indent=2, allow_nan=False).encode()
 
 
 def _measured(result: RepairResult | History) -> dict[str, Any]:
@@ -149,16 +162,3 @@ def _measured(result: RepairResult | History) -> dict[str, Any]:
         return {"history": result.as_dict()}
     claim = None if result.certificate is None else result.certificate.claim
     return {"report": result.report.as_dict(), "stats": result.stats, "certificate": claim}
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold; an infinity becomes null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (bool, str, int)) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnrepair.errors import InvalidInput
+from nnrepair.cli.parser import ERROR
+from nnrepair.errors import InvalidInput, NNRepairError, printable
+from nnrepair.files import NotWritten, destination, require_writable, write_or_rescue
+from nnrepair.patch import Patch
+from nnrepair.verify.stored import external_data
 
 
 def require_device(device: str) -> None:
@@ -24,26 +32,78 @@ def require_device(device: str) -> None:
 
 def require_places(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
     """Refuse what could not be written, or would overwrite what is read."""
-    inputs, outputs = list(inputs), list(outputs)
+    outputs = list(outputs)
     for path in outputs:
+        destination(path)
         if not path.parent.is_dir():
             raise InvalidInput(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
-        if path.is_dir():
-            raise InvalidInput(f"{path} is a folder; give the name of a file.")
-    places = [path.resolve() for path in (*inputs, *outputs)]
-    if len(set(places)) < len(places):
-        twice = next(path for path in places if places.count(path) > 1)
-        raise InvalidInput(f"{twice.name!r} is named twice; each input and each output needs a file of its own.")
+        require_writable(path)
+    inputs = list(inputs)
+    beside = {path for each in inputs for path in _beside(each)}
+    places = [os.path.realpath(path) for path in (*inputs, *beside, *outputs)]
+    twice = next((path for path in places if places.count(path) > 1), None)
+    if twice is not None:
+        raise InvalidInput(
+            f"{os.path.basename(twice)!r} is named twice; each input and each output needs a file of its own."
+        )
 
 
-def require_outputs(model: Path, *paths: Path) -> None:
-    """Refuse what could not be written, before the long computation."""
+def _beside(path: Path) -> list[Path]:
+    """Return the files beside a network in which it keeps weights."""
+    with suppress(Exception):  # it is read, and refused, in a moment
+        return [path.parent / name for name in external_data(path)] if path.suffix == ".onnx" else []
+    return []
+
+
+class Outputs:
+    """What a command writes at its end. What has no room where it was asked for is saved elsewhere, and told.
+
+    Attributes:
+        lines: what to tell on stdout, and `problems`: on stderr.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        self.lines, self.problems = list(lines), list[str]()
+
+    def write(self, path: Path, what: str, write: Callable[[Path], object]) -> Path | None:
+        """Call `write(path)` and tell about it; return where the file is, None where it is nowhere."""
+        failed: NotWritten | None = None
+        try:
+            failed = write_or_rescue(path, write)
+            self.problems += [] if failed is None else [str(failed)]
+        except NNRepairError as error:  # no matter of room
+            failed = NotWritten(str(error), None)
+            self.problems.append(failed.why)
+        if failed is not None:
+            return failed.instead
+        self.lines.append(f"wrote {path} ({what})")
+        return path
+
+    def rescue(self, patch: Patch, model: Path) -> None:
+        """Save the change alone to a temporary folder, where the repaired model could not be written."""
+        try:
+            path = patch.save(Path(tempfile.mkdtemp(prefix="nnrepair-")) / "patch.safetensors")
+        except (OSError, NNRepairError):
+            return
+        self.problems.append(f"The change alone was saved: nnrepair patch apply {path} {model} --out FILE")
+
+    def tell(self, code: int, quiet: bool) -> int:
+        """Print everything and return the exit code: `code`, or ERROR where something was not written."""
+        if not quiet:
+            print("\n".join(self.lines))
+        for problem in self.problems:
+            print(f"nnrepair: error: {printable(' '.join(problem.split())).rstrip('.')}.", file=sys.stderr)
+        return ERROR if self.problems else code
+
+
+def require_outputs(inputs: Sequence[Path], *paths: Path) -> None:
+    """Refuse what could not be written or would overwrite what is read, before the long computation."""
     out = paths[0]
     if out.suffix not in (".onnx", ".pt2"):
         raise InvalidInput(
             f"--out {out.name}: a model is written as .onnx or .pt2, so the name must end in one of them."
         )
-    require_places([model], paths)
+    require_places(inputs, paths)
 
 
 def read_points(path: Path, option: str, *, labelled: bool) -> Any:

@@ -7,6 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+#: The exit code of every command where an input cannot be used or an output not be written.
+ERROR = 3
+
 
 def own_version() -> str:
     """Return the version of this package."""
@@ -146,7 +149,7 @@ exit codes:
   0  every edit holds (or held before)
   1  not every edit holds; the report is written, the model is not
   2  the command line is wrong
-  3  an input cannot be used; one line on stderr says which and why
+  3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
 
 nnrepair check, repair and certify have exit codes of their own: see nnrepair check --help.
 """
@@ -170,7 +173,7 @@ exit codes:
   0  every property holds on the model written (or held before: then it is a copy)
   1  not proved, or no such change exists; nothing was written
   2  the command line is wrong
-  3  an input cannot be used; one line on stderr says which and why
+  3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
 """
 CHECK_EPILOG = """\
 files:
@@ -184,7 +187,8 @@ exit codes (of a suite, the worst):
   0  the property holds
   1  it is violated; the counterexample was run through the model
   2  unknown
-  3  an input, an option or the command line is wrong, or a verdict is not the expected one
+  3  an input, an option or the command line is wrong, an output cannot be written (stderr says where it is instead),
+     or a verdict is not the expected one
 """
 CERTIFY_EPILOG = """\
 files:

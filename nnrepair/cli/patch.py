@@ -14,7 +14,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verb == "show":
         print(Patch.load(arguments.patch))
         return 0
-    require_outputs(arguments.model, arguments.out)
+    require_outputs([arguments.model, arguments.patch], arguments.out)
     patch = Patch.load(arguments.patch)
     file = ModelFile.load(arguments.model)
     changed = patch.apply(file.model) if arguments.verb == "apply" else patch.revert(file.model)

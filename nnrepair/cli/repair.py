@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from nnrepair.cli.options import read_points, require_places
+from nnrepair.cli.options import Outputs, read_points, require_places
 from nnrepair.criteria import Argmin
-from nnrepair.errors import InvalidInput
-from nnrepair.files import write_atomically
+from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.files import replacing, require_writable, write_atomically
 from nnrepair.model_file import ModelFile
 from nnrepair.problem import outputs
 from nnrepair.properties import repair_property
@@ -31,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     require_places(inputs, [p for p in (arguments.out, arguments.patch) if p is not None])
     if arguments.model.suffix != ".onnx" or arguments.out.suffix != ".onnx":
         raise InvalidInput("Proofs are about ONNX files: MODEL and --out must end in .onnx (see nnrepair.onnx.save).")
-    if arguments.certificates is not None and arguments.certificates.is_file():
-        raise InvalidInput(f"--certificates {arguments.certificates} is a file; give the name of a folder.")
+    if arguments.certificates is not None:
+        _require_folder(arguments.certificates, inputs)
     file = ModelFile.load(arguments.model)
     result = repair_property(
         arguments.model,
@@ -46,14 +44,22 @@ def run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet and sys.stderr.isatty(),
         seed=arguments.seed,
     )
-    lines = [str(result)]
+    outputs = Outputs(str(result))
     if result.outcome.ok:
-        lines += _write_all(arguments, file, result)
+        _write_all(arguments, file, result, outputs)
     else:
-        lines.append(f"not written: {arguments.out}, because not every property is proved")
-    if not arguments.quiet:
-        print("\n".join(lines))
-    return 0 if result.outcome.ok else 1
+        outputs.lines.append(f"not written: {arguments.out}, because not every property is proved")
+    return outputs.tell(0 if result.outcome.ok else 1, arguments.quiet)
+
+
+def _require_folder(folder: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a folder for certificates that could not be written, or where one could overwrite what is read."""
+    if folder.is_file():
+        raise InvalidInput(f"--certificates {folder} is a file; give the name of a folder.")
+    require_writable(folder / "certificate.npz")
+    inside = [path for path in inputs if path.suffix == ".npz" and path.resolve().parent == folder.resolve()]
+    if inside:
+        raise InvalidInput(f"{inside[0]} lies in --certificates {folder}, where certificates have such names; move it.")
 
 
 def _locality(arguments: argparse.Namespace, file: ModelFile) -> LocalitySet | None:
@@ -84,31 +90,36 @@ def _locality(arguments: argparse.Namespace, file: ModelFile) -> LocalitySet | N
     return LocalitySet(inputs.to(torch.float32), Argmin(labels) if arguments.lowest else labels)
 
 
-def _write_all(arguments: argparse.Namespace, file: ModelFile, result: RepairResult) -> list[str]:
-    """Write certificates, patch and model, this last; return what to tell about it."""
-    out, lines = arguments.out, [f"wrote {arguments.out} (repaired model)"]
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".nnrepair-") as folder:
-        part = Path(folder) / out.name
-        if result.outcome.status == "nothing to do":
-            write_atomically(part, arguments.model.read_bytes())
-        elif not file.write(result.model, part):
-            raise InvalidInput(
-                f"{arguments.model}: its weights cannot be replaced in place, so the proofs would not be about the "
-                "file; nothing was written. Export the model again, each weight as a tensor of its own."
+def _write_all(arguments: argparse.Namespace, file: ModelFile, result: RepairResult, outputs: Outputs) -> None:
+    """Write model, certificates and patch."""
+    out = outputs.write(arguments.out, "repaired model", lambda path: _write_model(arguments.model, file, result, path))
+    if arguments.patch is not None and result.patch is not None:
+        outputs.write(arguments.patch, "patch", result.patch.save)
+    elif out is None and result.patch is not None:  # much smaller than the model, and enough to make it
+        outputs.rescue(result.patch, arguments.model)
+    if arguments.certificates is None or out is None:  # a certificate is about the bytes of a file
+        return
+    for proof in result.proofs:
+        if proof.result.certificate is None:
+            outputs.lines.append(f"not written: {proof.name}.npz, because {proof.result.reason}")
+            if arguments.quiet:  # asked for and not delivered: that is never silent
+                print(outputs.lines[-1], file=sys.stderr)
+            continue
+        certificate = proof.result.certificate.for_network(out)
+        path = arguments.certificates / f"{proof.name}.npz"
+        written = outputs.write(path, "certificate, not yet checked", certificate.save)
+        if written is not None:
+            command = ("nnrepair", "certify", str(written), str(out), str(proof.source))
+            outputs.lines.append(f"check it: {shlex.join(command)}")
+
+
+def _write_model(model: Path, file: ModelFile, result: RepairResult, path: Path) -> None:
+    if result.outcome.status == "nothing to do":
+        write_atomically(path, model.read_bytes())
+        return
+    with replacing(path, ending=path.suffix) as part:
+        if not file.write(result.model, part):
+            raise UnsupportedModel(
+                f"{model}: its weights cannot be replaced in place, so the proofs would not be about the file; the "
+                "model was not written. Export the model again, each weight as a tensor of its own."
             )
-        for proof in result.proofs if arguments.certificates is not None else ():
-            if proof.result.certificate is None:
-                lines.append(f"not written: {proof.name}.npz, because {proof.result.reason}")
-                if arguments.quiet:  # asked for and not delivered: that is never silent
-                    print(lines[-1], file=sys.stderr)
-                continue
-            path = arguments.certificates / f"{proof.name}.npz"
-            proof.result.certificate.for_network(part).save(path)
-            lines.append(f"wrote {path} (certificate, not yet checked)")
-            command = ("nnrepair", "certify", str(path), str(out), str(proof.source))
-            lines.append(f"check it: {shlex.join(command)}")
-        if arguments.patch is not None and result.patch is not None:
-            result.patch.save(arguments.patch)
-            lines.append(f"wrote {arguments.patch} (patch)")
-        os.replace(part, out)
-    return lines

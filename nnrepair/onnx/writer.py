@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import threading
-import uuid
 import warnings
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
+from nnrepair.files import write_atomically
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
@@ -53,12 +53,7 @@ def save(model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]) 
             f"The model works for one batch size only: {' and '.join(fixed)} would be fixed to the example's "
             f"{len(example)}. Use x.shape[0] in place of a number."
         )
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        part.write_bytes(proto.SerializeToString())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(target, proto.SerializeToString())
 
 
 def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:

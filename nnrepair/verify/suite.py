@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -15,62 +14,24 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nnrepair.errors import InvalidInput, NNRepairError
-from nnrepair.files import write_atomically
+from nnrepair.errors import InvalidInput, NNRepairError, printable
+from nnrepair.files import destination, require_writable, write_atomically, write_or_rescue
+from nnrepair.provenance import source, versions
 from nnrepair.verify import vnncomp
+from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
 from nnrepair.verify.result import CheckResult
+from nnrepair.verify.stored import FORMAT, PACKAGES, STATUSES, Row, files_of, network_files, sha256_of, store, stored
 from nnrepair.verify.vnncomp import Instance
 from nnrepair.verify.workers import Death, in_processes
-
-FORMAT = "nnrepair-suite-1"
-#: From best to worst.
-STATUSES = ("holds", "violated", "unknown", "error")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What came out for one instance; also what its JSON file holds.
-
-    Attributes:
-        onnx, vnnlib: the files as the list names them.
-        status: "holds", "violated", "unknown" or "error".
-        reason: how it was decided, why it was not, or what is wrong.
-        counterexample: input, output, margin and who replayed it, where there is one.
-        certificate: name of the file in the folder of certificates.
-        network_sha256, property_sha256: of the files' bytes, None where a file could not be read.
-        options: what the check was asked to do.
-    """
-
-    onnx: str
-    vnnlib: str
-    status: str
-    reason: str
-    options: dict[str, Any]
-    counterexample: dict[str, Any] | None = None
-    boxes: int = 0
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    proved: float = 0.0
-    worst_bound: float | None = None
-    certificate: str | None = None
-    network_sha256: str | None = None
-    property_sha256: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def word(self) -> str:
-        """The status in VNN-COMP's words."""
-        return vnncomp.word(self.status, timed_out=self.wall_seconds >= (self.options["timeout"] or math.inf))
 
 
 @dataclass(frozen=True)
@@ -81,11 +42,13 @@ class SuiteResult:
         rows: one per instance, in the order of the list.
         expected: the verdict that each should have, None where nobody knows.
         out: the folder with the result files.
+        unstored: what could not be written there, and where it is instead; empty when all was.
     """
 
     rows: tuple[Row, ...]
     expected: tuple[str | None, ...]
     out: Path
+    unstored: str = ""
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -100,12 +63,14 @@ class SuiteResult:
 
     @property
     def status(self) -> str:
-        """The worst status of all; a wrong verdict is an error."""
-        return "error" if self.wrong else max((row.status for row in self.rows), key=STATUSES.index)
+        """The worst status of all; a wrong verdict is an error, and so are results that could not be written."""
+        wrong = self.wrong or self.unstored or any(row.incomplete for row in self.rows)
+        return "error" if wrong else max((row.status for row in self.rows), key=STATUSES.index)
 
     def __str__(self) -> str:
         n, cpu = self.counts, [row.cpu_seconds for row in self.rows]
         lines = [f"{row.onnx} with {row.vnnlib}: {_last_line(row)}" for row in self.rows if row.status == "error"]
+        lines += [f"{row.onnx} with {row.vnnlib}: {row.incomplete}" for row in self.rows if row.incomplete]
         lines += [f"WRONG: {row.onnx} with {row.vnnlib} is said to be {row.word}" for row in self.wrong]
         lines += [
             f"{len(self.rows)} instances: {n['holds']} hold, {n['violated']} violated, {n['unknown']} unknown, "
@@ -115,6 +80,7 @@ class SuiteResult:
         compared = len(self.expected) - self.expected.count(None)
         if compared:
             lines.append(f"compared with the expected verdicts: {compared}, of which {len(self.wrong)} are wrong")
+        lines += [self.unstored] if self.unstored else []
         return "\n".join(lines)
 
 
@@ -123,13 +89,24 @@ class _Task:
     instance: Instance
     options: dict[str, Any]
     certificate: Path | None
+    checked_by: str
 
     @property
     def name(self) -> str:
         return self.instance.name
 
     def row(self, status: str, reason: str, **rest: Any) -> Row:
-        return Row(self.instance.onnx, self.instance.vnnlib, status, reason, self.options, **rest)
+        return Row(
+            self.instance.onnx,
+            self.instance.vnnlib,
+            status,
+            reason,
+            self.options,
+            checked_by=self.checked_by,
+            source_sha256=source(),
+            versions=versions(PACKAGES),
+            **rest,
+        )
 
     def died(self, death: Death) -> Row:
         reason = f"The worker process ended ({death.how}), perhaps for want of memory. Resume with fewer jobs."
@@ -161,8 +138,9 @@ def run_suite(
         out: the folder for results.
         jobs: worker processes, each with one thread.
         timeout: seconds for each instance, instead of the list's own.
-        resume: keep the verdicts in `out` that are about the same bytes of network and property and the same options;
-            errors are tried again.
+        resume: keep the verdicts in `out` that the same program reached about the same bytes of network (with what it
+            keeps in other files) and property, with the same options, within the time now given. Errors are tried
+            again, and what stayed unknown within another time.
         certificates: a folder for proofs, NAME.npz each.
         expect: a CSV file with the columns network, property, verdict (sat or unsat) to compare with.
         progress: a bar on a terminal, a line per instance elsewhere.
@@ -171,7 +149,8 @@ def run_suite(
 
     Raises:
         InvalidInput: the list, the expected verdicts or the folders cannot be used. What is wrong with one instance is
-            an error in its row.
+            an error in its row; where a disk fills up, results that it has no room for are in `rows` all the same, and
+            in a temporary folder, which `unstored` names.
     """
     listed, out = vnncomp.read_instances(Path(instances)), Path(out)
     if jobs < 1 or (timeout is not None and not 0 < timeout < math.inf):
@@ -180,27 +159,44 @@ def run_suite(
     expected = [known.get((Path(each.onnx).name, Path(each.vnnlib).name)) for each in listed]
     if expect is not None and not any(expected):
         raise InvalidInput(f"{expect} has no verdict about any instance of {instances}; they must name the same files.")
-    _make_folders(out, resume, certificates)
     common = {"seed": seed, "device": device, "certificate": certificates is not None}
     tasks = []
     for each in listed:
         proof = None if certificates is None else Path(certificates) / f"{each.name}.npz"
-        tasks.append(_Task(each, {"timeout": timeout or each.timeout, **common}, proof))
+        tasks.append(_Task(each, {"timeout": timeout or each.timeout, **common}, proof, _name(check)))
+    read = [Path(instances), *([] if expect is None else [Path(expect)])]
+    _make_folders(out, resume, tasks, read)
 
-    rows = {task.name: row for task in tasks if (row := _kept(task, out)) is not None} if resume else {}
+    files = partial(files_of, of_network=cache(network_files))  # many instances share a network
+    rows = {task.name: row for task in tasks if (row := _kept(task, out, files)) is not None} if resume else {}
     todo = [task for task in tasks if task.name not in rows]
     verdicts = dict(zip((task.name for task in tasks), expected, strict=True))
+    unstored = set[str]()
     solve = partial(_solve, check=check)
     with _reporter(rows, len(tasks), progress) as report, closing(in_processes(solve, todo, jobs)) as solved:
         for task, answer in solved:
-            row = task.died(answer) if isinstance(answer, Death) else answer
-            content = json.dumps({"format": FORMAT, **asdict(row)}, indent=1, allow_nan=False) + "\n"
-            write_atomically(_file(task, out), content.encode())
-            rows[task.name] = row
+            row = rows[task.name] = task.died(answer) if isinstance(answer, Death) else answer
+            try:
+                store(row, _file(task, out))
+            except (OSError, InvalidInput):  # there may be room at the end
+                unstored.add(task.name)
             report(row, _is_wrong(row, verdicts[task.name]))
     result = SuiteResult(tuple(rows[task.name] for task in tasks), tuple(expected), out)
-    _write_summary(result, Path(instances), common | {"timeout": timeout, "jobs": jobs})
-    return result
+
+    def write(folder: Path) -> None:
+        for task in tasks:
+            if folder != out or task.name in unstored:
+                store(rows[task.name], _file(task, folder))
+        _write_summary(result, folder, Path(instances), common | {"timeout": timeout, "jobs": jobs})
+
+    return replace(result, unstored=str(write_or_rescue(out, write) or ""))
+
+
+def _name(check: Callable[..., Any]) -> str:
+    """Return what a function is called, and what it was given beforehand."""
+    if isinstance(check, partial):
+        return f"{_name(check.func)} with {check.args!r} and {sorted(check.keywords.items())!r}"
+    return f"{getattr(check, '__module__', '')}.{getattr(check, '__qualname__', type(check).__qualname__)}"
 
 
 def _is_wrong(row: Row, expected: str | None) -> bool:
@@ -214,55 +210,56 @@ def _file(task: _Task, out: Path) -> Path:
     return out / "instances" / f"{task.name}.json"
 
 
-def _make_folders(out: Path, resume: bool, certificates: str | Path | None) -> None:
-    """Make the folders; refuse to mix with results that are there, and to touch files of another origin."""
+def _make_folders(out: Path, resume: bool, tasks: list[_Task], read: list[Path]) -> None:
+    """Make the folders; refuse to mix with other files, and what could not be written at the end."""
     own, ends = out / "instances", [out / "results.csv", out / "summary.json"]
+    proofs = [task.certificate for task in tasks if task.certificate is not None]
+    for path in (ends[0], *proofs[:1]):
+        require_writable(path)
+    own_list = next((path for path in read if os.path.realpath(path) in map(os.path.realpath, ends)), None)
+    if own_list is not None:
+        raise InvalidInput(f"{own_list} is where a result would be written. Give another folder (--out).")
     taken = [path for path in (*own.glob("*.json"), *ends) if path.exists()]
     if taken and not resume:
         raise InvalidInput(f"{out} holds results already. Continue them with --resume, or give another folder (--out).")
     if taken and not own.is_dir():
         raise InvalidInput(f"{out} holds {taken[0].name}, but no results to resume. Give another folder (--out).")
-    for folder in (own, *([] if certificates is None else [Path(certificates)])):
+    for folder in (own, *(path.parent for path in proofs[:1])):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(f"The folder {folder} cannot be made: {error.strerror}.") from error
-    for path in ends:  # they are about a complete run
-        path.unlink(missing_ok=True)
+    for path in (*ends, *(_file(task, out) for task in tasks), *proofs):
+        with suppress(OSError):
+            path.rmdir()  # an empty folder in the place of a file
+        destination(path)
 
 
-def _kept(task: _Task, out: Path) -> Row | None:
-    """Return the stored verdict about this very instance, if there is one."""
-    try:
-        content = json.loads(_file(task, out).read_text())
-        if content.pop("format") != FORMAT:
-            return None
-        row = Row(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not one of ours
+def _kept(task: _Task, out: Path, files: Callable[[Instance], dict[str, Any]]) -> Row | None:
+    """Return the stored verdict about this very instance, if there is one that would come out again."""
+    row = stored(_file(task, out))
+    if row is None or row.status not in STATUSES[:3] or row.incomplete:
         return None
-    now = [_sha256(task.instance.network), _sha256(task.instance.property), task.options]
-    same = [row.network_sha256, row.property_sha256, row.options] == now
-    proof_is_there = row.certificate is None or (task.certificate is not None and task.certificate.is_file())
-    return row if same and proof_is_there and row.status in STATUSES[:3] else None
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+    about, limit = files(task.instance), task.options["timeout"]
+    about |= {"checked_by": task.checked_by, "source_sha256": source(), "versions": versions(PACKAGES)}
+    same = None not in about.values() and all(getattr(row, name) == value for name, value in about.items())
+    if not same or row.options | {"timeout": limit} != task.options:
         return None
+    in_time = row.options["timeout"] == limit if row.status == "unknown" else row.wall_seconds <= limit
+    whole = row.certificate is None or sha256_of(task.certificate) == row.certificate_sha256
+    return replace(row, onnx=task.instance.onnx, vnnlib=task.instance.vnnlib) if in_time and whole else None
 
 
-def _write_summary(result: SuiteResult, instances: Path, options: dict[str, Any]) -> None:
+def _write_summary(result: SuiteResult, folder: Path, instances: Path, options: dict[str, Any]) -> None:
     category = instances.resolve().parent.name
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     for row in result.rows:
         writer.writerow([category, row.onnx, row.vnnlib, 0, row.word, f"{row.wall_seconds:.6g}"])
-    write_atomically(result.out / "results.csv", buffer.getvalue().encode())
+    write_atomically(folder / "results.csv", buffer.getvalue().encode())
 
     cpu = [row.cpu_seconds for row in result.rows]
-    versions = {json.dumps(row.versions, sort_keys=True) for row in result.rows}
+    made_with = {json.dumps(row.versions, sort_keys=True) for row in result.rows}
     about = {
         "format": FORMAT,
         "instances": instances.name,
@@ -272,11 +269,11 @@ def _write_summary(result: SuiteResult, instances: Path, options: dict[str, Any]
         "expected": len(result.expected) - result.expected.count(None),
         "wrong": [[row.onnx, row.vnnlib] for row in result.wrong],
         "options": options,
-        "versions": [json.loads(each) for each in sorted(versions)],
+        "versions": [json.loads(each) for each in sorted(made_with)],
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         "date": time.strftime("%Y-%m-%d"),
     }
-    write_atomically(result.out / "summary.json", (json.dumps(about, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(folder / "summary.json", (json.dumps(about, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _processor() -> str:
@@ -285,16 +282,6 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("nnrepair", "torch", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that was never installed
-            found[package] = "(not installed)"
-    return found
 
 
 # Progress ------------------------------------------------------------------------------------------------------------
@@ -330,7 +317,7 @@ def _reporter(rows: dict[str, Row], total: int, show: bool) -> Iterator[Callable
 
 
 def _last_line(row: Row) -> str:
-    return row.reason.strip().split("\n")[-1]
+    return printable(row.reason.strip().split("\n")[-1])  # names in a network may be anything
 
 
 # One instance --------------------------------------------------------------------------------------------------------
@@ -338,18 +325,16 @@ def _last_line(row: Row) -> str:
 
 def _solve(task: _Task, check: Callable[..., CheckResult]) -> Row:
     each, start = task.instance, time.perf_counter()
-    about: dict[str, Any] = {
-        "network_sha256": _sha256(each.network),
-        "property_sha256": _sha256(each.property),
-        "versions": _versions(),
-    }
+    about = files_of(each)
+    proof: dict[str, Any] = {}
     try:
         if each.network.suffix == ".gz":
             raise InvalidInput(f"{each.network} is compressed. Networks are read as they are: gunzip it first.")
         result = check(each.network, each.property, **task.options)
-        proof = None
+        if files_of(each) != about:
+            raise InvalidInput(f"{each.network} or {each.property} was changed while it was read; check it again.")
         if task.certificate is not None and result.certificate is not None:
-            proof = result.certificate.save(task.certificate).name
+            proof = _certified(task.certificate, result.certificate)
     except (NNRepairError, OSError, ModuleNotFoundError) as error:
         seconds = time.perf_counter() - start
         return task.row("error", " ".join(str(error).split()), wall_seconds=seconds, **about)
@@ -369,9 +354,17 @@ def _solve(task: _Task, check: Callable[..., CheckResult]) -> Row:
         wall_seconds=result.wall_seconds,
         proved=result.proved,
         worst_bound=_finite(result.worst_bound),
-        certificate=proof,
+        **proof,
         **about,
     )
+
+
+def _certified(path: Path, certificate: PropertyCertificate) -> dict[str, Any]:
+    """Write a certificate; return what the row says of it."""
+    problem = write_or_rescue(path, certificate.save)
+    if problem is not None:
+        return {"incomplete": str(problem)}
+    return {"certificate": path.name, "certificate_sha256": sha256_of(path)}
 
 
 def _finite(value: float | None) -> float | None:

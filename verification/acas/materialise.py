@@ -14,7 +14,7 @@ from pathlib import Path
 from units import PATCH, RESULTS, Unit, arguments, is_specified, read_rows, sha256, units
 
 from nnrepair.errors import InvalidInput, NNRepairError
-from nnrepair.files import write_atomically
+from nnrepair.files import replacing, write_atomically
 from nnrepair.model_file import ModelFile
 from nnrepair.patch import Patch
 
@@ -40,10 +40,10 @@ def rebuilt(unit: Unit, folder: Path, out: Path) -> Path:
     patch = folder / PATCH if row["patch_sha256"] else None
     if patch is not None and not patch.is_file():
         raise InvalidInput(f"{patch} is missing.")
-    materialised(unit.network, patch, out)
-    if sha256(out) != row["network_sha256"]:
-        out.unlink()
-        raise InvalidInput(f"{unit.name}: the file that comes out is not the one that was certified.")
+    with replacing(out, ending=out.suffix) as part:
+        materialised(unit.network, patch, part)
+        if sha256(part) != row["network_sha256"]:
+            raise InvalidInput(f"{unit.name}: the file that comes out is not the one that was certified.")
     return out
 
 

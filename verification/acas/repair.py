@@ -35,7 +35,22 @@ import torch
 from materialise import materialised
 from measures import Region, Run
 from tqdm import tqdm
-from units import FORMAT, PATCH, RESULTS, ROWS, Row, Unit, arguments, is_full, listed, read_rows, sha256, unit, units
+from units import (
+    FORMAT,
+    KEYS,
+    PATCH,
+    RESULTS,
+    ROWS,
+    Row,
+    Unit,
+    arguments,
+    is_full,
+    listed,
+    read_rows,
+    sha256,
+    unit,
+    units,
+)
 
 from nnrepair import onnx, repair_property
 from nnrepair.domains import acas
@@ -92,20 +107,41 @@ def asked(states: int) -> dict[str, Any]:
 
 
 def is_done(unit: Unit, out: Path, states: int) -> bool:
-    """Tell whether a folder is about this unit and these files, and complete."""
-    folder = out / unit.name
+    """Tell whether a folder is about this unit and these files, and complete.
+
+    Versions are not compared: what is proved was accepted by the independent program, whatever made it.
+    """
+    folder, old = out / unit.name, _aside(out / unit.name)
+    if old.exists() and not folder.exists():  # of a run that was killed between the two names
+        os.replace(old, folder)
     try:
         rows = read_rows(folder)
         return (
             [row["property"] for row in rows] == unit.numbers
+            and all(row.keys() >= KEYS and row["unit"] == unit.name for row in rows)
             and all(row[key] == value for row in rows for key, value in asked(states).items())
             and all(row["base_sha256"] == sha256(unit.network) for row in rows)
             and all(row["property_sha256"] == sha256(acas.property_file(row["property"])) for row in rows)
             and all(sha256(folder / name) == digest for row in rows for name, digest in row["files"].items())
             and all(row["patch_sha256"] == sha256(folder / PATCH) for row in rows if row["patch_sha256"])
         )
-    except (InvalidInput, OSError, KeyError):
+    except (InvalidInput, OSError, KeyError, TypeError, AttributeError, ValueError):
         return False
+
+
+def _aside(folder: Path) -> Path:
+    """Return the name that a folder has while a new one takes its place."""
+    return folder.with_name(f".old-{folder.name}")
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Give a new folder the name of an old one, which stands until then."""
+    old = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def solve(unit: Unit, out: Path, states: int = STATES) -> list[Row]:
@@ -117,14 +153,13 @@ def solve(unit: Unit, out: Path, states: int = STATES) -> list[Row]:
     torch.set_num_threads(1)
     try:
         rows = _solve(unit, part, states)
+        write_atomically(part / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
         torch.set_num_threads(threads)
-    write_atomically(part / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
-    shutil.rmtree(out / unit.name, ignore_errors=True)
-    os.replace(part, out / unit.name)
+    _put(part, out / unit.name)
     return rows
 
 
@@ -298,7 +333,7 @@ def attempt(unit: Unit, out: Path, states: int) -> tuple[list[Row], str]:
     """Solve a unit; return its rows, or what went wrong: one unit is no reason to lose the others."""
     try:
         return solve(unit, out, states), ""
-    except NNRepairError as error:
+    except (NNRepairError, OSError) as error:
         return [], f"{unit.name}: {error}"
     except Exception:  # ours to mend
         return [], f"{unit.name}: {traceback.format_exc()}"

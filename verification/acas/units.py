@@ -23,6 +23,10 @@ RESULTS = Path(__file__).parent / "results"
 FORMAT = "nnrepair-acas-repair-1"
 ROWS, PATCH = "rows.jsonl", "patch.safetensors"
 Row = dict[str, Any]
+#: What every row has; rows of repaired properties have their measures besides.
+KEYS = {"format", "seeds", "states", "unit", "network", "property", "role", "base_sha256", "property_sha256"}
+KEYS |= {"before", "after", "boxes", "proved", "recheck", "files", "nodes", "certificate_bytes", "outcome", "drawdown"}
+KEYS |= {"network_sha256", "patch_sha256", "versions", "cost"}
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,10 @@ def read_rows(folder: Path) -> list[Row]:
     """
     try:
         rows = [json.loads(line) for line in (folder / ROWS).read_text().splitlines()]
-        if rows and all(row["format"] == FORMAT for row in rows):
+        if rows and all(isinstance(row, dict) and row["format"] == FORMAT for row in rows):
             return rows
         raise ValueError("another format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise InvalidInput(f"{folder / ROWS} cannot be read: {error}") from error
 
 
