@@ -48,7 +48,7 @@ from onnx_graph import Node, Shape
 U, TINY = 2.0**-53, 1e-140
 SLACK = 1e-6  # relative: what solvers leave open in a claimed bound, a claimed norm and a condition met by D
 DIGITS = 6  # of what is printed
-CHUNK, ROOM = 32, 2**25  # points that are in memory together, if they need at most so many numbers
+CHUNK, ROOM = 32, 2**26  # points that are in memory together, if they need at most so many numbers
 LARGEST = 2**22  # numbers in the changed weight, and in the metric
 NORMS = ("l1", "linf", "l2", "mean+max", "drift", "nuclear")
 AFFINE = {"Gemm", "MatMul", "Add", "Sub", "Conv", "Flatten", "Reshape", "Identity", "Transpose", "BatchNormalization"}
@@ -698,14 +698,16 @@ def check_bound(
 def compared(lower: float, size: float, missed: float | None) -> str:
     """Say how the change compares with the bound, and by how much it misses conditions (None if that is not known)."""
     text = f"The change made has norm <= {digits(size, 'up')}"
-    if size >= lower:
-        share = (size - lower) / size * (1 + 8 * U) if size else 0.0
-        text += f"; before rounding, the bound is smaller than that by at most {digits(share, 'up', 3)} of it. "
-    else:
-        text += ", before rounding less than the bound: it does not meet all of the conditions exactly. "
+    if 0 < lower <= size:
+        share = (size - lower) / size * (1 + 8 * U)
+        text += f"; before rounding, the bound is smaller than that by at most {digits(share, 'up', 3)} of it"
+    elif size < lower:
+        text += ", before rounding less than the bound, as it does not meet all of the conditions exactly"
     if missed is None:
-        return text + "By how much it misses the listed (linearised) conditions was not checked."
-    return text + (f"It misses none of them by more than {digits(missed, 'up')}." if missed > 0 else "It meets them.")
+        return text + ". By how much it misses the listed (linearised) conditions was not checked."
+    return text + (
+        f". It misses none of them by more than {digits(missed, 'up')}." if missed > 0 else ". It meets them."
+    )
 
 
 def check(certificate: Path, base_path: Path, repaired_path: Path | None) -> list[str]:
