@@ -200,7 +200,7 @@ def test_what_is_read_is_what_onnx_computes(tmp_path: Path, case: str) -> None:
     nodes, constants, shape, opset = ACCEPTED[case]
     proto = model(nodes, constants, shape, opset=opset)
     (tmp_path / "n.onnx").write_bytes(proto.SerializeToString())
-    network = minimality.Network(tmp_path / "n.onnx")
+    network = minimality.Network.at(tmp_path / "n.onnx")
     points = normal(1 if shape[0] == 1 else 3, *shape[1:], seed=5)
     values, _ = network.run(points.astype(np.float64))
     for name, size in network.graph.shapes.items():

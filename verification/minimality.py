@@ -216,17 +216,22 @@ OPERATORS: dict[str, Callable[[Node, list[Ball]], tuple[Ball, Pullback]]] = {
 class Network:
     """A network as `onnx_graph` reads it, whose values and gradients can be enclosed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, data: bytes) -> None:
+        self.graph = onnx_graph.read(data)
+        self.nodes, self.constants, self.output = self.graph.nodes, self.graph.constants, self.graph.output
+        if len(self.graph.shapes[self.output]) != 1:
+            raise Unreadable(f"an output of shape {self.graph.shapes[self.output]}; expected one axis of scores")
+        if any(((a != 0) & (np.abs(a) <= TINY)).any() for a in self.constants.values() if a.dtype == np.float64):
+            raise Unreadable(f"constants that are not 0, but smaller than {TINY}")
+        self.chunk = min(CHUNK, ROOM // self.numbers())
+        if self.chunk == 0:
+            raise Unreadable(f"one point needs {self.numbers()} numbers in memory; at most {ROOM} are allowed")
+
+    @classmethod
+    def at(cls, path: Path) -> Network:
+        """Read a file."""
         try:
-            self.graph = onnx_graph.read(bounded.content(path, onnx_graph.FILE))
-            self.nodes, self.constants, self.output = self.graph.nodes, self.graph.constants, self.graph.output
-            if len(self.graph.shapes[self.output]) != 1:
-                raise Unreadable(f"an output of shape {self.graph.shapes[self.output]}; expected one axis of scores")
-            if any(((a != 0) & (np.abs(a) <= TINY)).any() for a in self.constants.values() if a.dtype == np.float64):
-                raise Unreadable(f"constants that are not 0, but smaller than {TINY}")
-            self.chunk = min(CHUNK, ROOM // self.numbers())
-            if self.chunk == 0:
-                raise Unreadable(f"one point needs {self.numbers()} numbers in memory; at most {ROOM} are allowed")
+            return cls(bounded.content(path, onnx_graph.FILE))
         except Unreadable as error:
             raise Unreadable(f"{path.name} cannot be read: {error}") from error
 
@@ -558,10 +563,10 @@ def compared(lower: float, size: float, missed: float | None) -> str:
 def check(certificate: Path, base_path: Path, repaired_path: Path | None) -> list[str]:
     """Return the sentences that were proved."""
     meta, arrays = read(certificate)
-    base, same = Network(base_path), meta["architecture"] == "same"
+    base, same = Network.at(base_path), meta["architecture"] == "same"
     check_points(arrays["points"], base)
     layer = Layer(base, meta["weight"], meta["bias"])
-    repaired = Network(repaired_path) if same and repaired_path else None
+    repaired = Network.at(repaired_path) if same and repaired_path else None
     d, rounding = change_of(layer, arrays, repaired)
     if not same and d is None:
         raise Unreadable("The architecture 'decoupled' needs delta_weight (and delta_bias).")
