@@ -37,11 +37,10 @@ sys.path.insert(0, str(FILE.parent))  # as python does when it runs the file
 spec.loader.exec_module(minimality)
 
 
-
 @pytest.fixture(autouse=True)
 def _all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the bound printed as it was proved; how it is rounded is another test's subject."""
-    monkeypatch.setattr(minimality, "DIGITS", 17)
+    monkeypatch.setattr(minimality, "DIGITS", 15)
 
 
 NORMS = ["l1", "linf", "l2", "mean+max", "drift", "nuclear"]

@@ -331,8 +331,8 @@ KINDS |= {"delta_weight": ("f", 0), "delta_bias": ("f", 1)}  # types, and axes w
 
 def digits(number: float, direction: str, count: int | None = None) -> str:
     """Write a number in few digits, rounded up or down."""
-    rounding = {"up": decimal.ROUND_CEILING, "down": decimal.ROUND_FLOOR}[direction]
-    return f"{decimal.Context(count or DIGITS, rounding).create_decimal_from_float(float(number)):g}"
+    rounding, count = {"up": decimal.ROUND_CEILING, "down": decimal.ROUND_FLOOR}[direction], count or DIGITS
+    return f"{float(decimal.Context(count, rounding).create_decimal_from_float(float(number))):.{count}g}"
 
 
 def read_meta(array: np.ndarray) -> dict[str, Any]:

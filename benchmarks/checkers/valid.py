@@ -149,13 +149,35 @@ def _norm(rng: np.random.Generator) -> tuple[Builder, str]:
 
 
 def _turned(rng: np.random.Generator) -> tuple[Builder, str]:
-    b = Builder(rng, (3, 2), int(rng.choice([9, 13, 20])))
-    h = b.add("Transpose", "x", perm=[0, 2, 1]) if rng.random() < 0.5 else b.add("Transpose", "x", perm=[0, 1, 2])
-    size = 3 if b.nodes[0].attribute[0].ints[1] == 2 else 2
-    h = b.add("Relu", b.add("Add", b.add("MatMul", h, b.weight("rows.weight", size, 2)), b.weight("rows.bias", 2)))
-    shape = b.constant("to", np.array([-1, 2 * (6 // size)]))
-    b.linear("fc", b.add("Identity", b.add("Reshape", h, shape)), 2 * (6 // size), 3, "transposed")
+    size = int(rng.choice([2, 3]))
+    b, perm = Builder(rng, (size, 2), int(rng.choice([9, 13, 20]))), [[0, 2, 1], [0, 1, 2]][int(rng.integers(2))]
+    rows, inputs = (2, size) if perm[1] == 2 else (size, 2)
+    h = b.add("MatMul", b.add("Transpose", "x", perm=perm), b.weight("rows.weight", inputs, 2))
+    h = b.add("Relu", b.add("Add", h, b.weight("rows.bias", 2)))
+    h = b.add("Reshape", h, b.constant("to", np.array([-1, 2 * rows])))
+    b.linear("fc", b.add("Identity", h), 2 * rows, 3, "transposed")
     return b, str(rng.choice(["rows", "fc"]))
+
+
+def _mirrored(rng: np.random.Generator) -> tuple[Builder, str]:
+    """A shape that is the same from behind, with a batch of one."""
+    b = Builder(rng, (2, 2, 1), int(rng.choice([8, 13, 21])))
+    h = b.add("Flatten", b.add("Transpose", "x", perm=[0, 1, 2, 3]), _axis=1)
+    h = b.add("Relu", b.linear("fc1", h, 4, 4, "matmul"))
+    b.linear("fc2", h, 4, 3, "plain")
+    return b, str(rng.choice(["fc1", "fc2"]))
+
+
+def _one_channel(rng: np.random.Generator) -> tuple[Builder, str]:
+    """Averages that are the same over the image and over everything, with a batch of one."""
+    opset = int(rng.choice([11, 13, 18, 20]))
+    b = Builder(rng, (1, 4, 4), opset)
+    h = b.add("Conv", "x", b.weight("conv.weight", 1, 1, 2, 2), b.weight("conv.bias", 1))
+    axes = [b.constant("axes", np.array([2, 3]))] if opset >= 18 else []
+    h = b.add("ReduceMean", b.add("Relu", h), *axes, **({} if axes else {"axes": [2, 3]}), _keepdims=1)
+    h = b.add("Relu", b.linear("fc1", b.add("Flatten", h), 1, 3, "transposed"))
+    b.linear("fc2", h, 3, 3, "plain")
+    return b, str(rng.choice(["fc1", "fc2"]))
 
 
 def _residual(rng: np.random.Generator) -> tuple[Builder, str]:
@@ -182,6 +204,8 @@ KINDS: dict[str, Callable[[np.random.Generator], tuple[Builder, str]]] = {
     "affine tail": _affine,
     "batch norm": _norm,
     "transpose": _turned,
+    "mirrored": _mirrored,
+    "one channel": _one_channel,
     "residual": _residual,
     "shifted": _shifted,
 }
