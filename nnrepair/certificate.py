@@ -37,8 +37,8 @@ def at_most(number: float, digits: int = 6) -> str:
 
 
 def _rounded(number: float, digits: int, rounding: str) -> str:
-    short = decimal.Context(digits, rounding).create_decimal_from_float(float(number))
-    return f"{float(short):.{digits}g}"
+    short = decimal.Context(digits, rounding).create_decimal_from_float(number + 0.0).normalize()
+    return f"{short:f}" if -5 < short.adjusted() < digits else f"{short:e}"
 
 
 @dataclass(frozen=True)

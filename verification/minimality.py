@@ -331,8 +331,9 @@ KINDS |= {"delta_weight": ("f", 0), "delta_bias": ("f", 1)}  # types, and axes w
 
 def digits(number: float, direction: str, count: int | None = None) -> str:
     """Write a number in few digits, rounded up or down."""
-    rounding, count = {"up": decimal.ROUND_CEILING, "down": decimal.ROUND_FLOOR}[direction], count or DIGITS
-    return f"{float(decimal.Context(count, rounding).create_decimal_from_float(float(number))):.{count}g}"
+    rounding = {"up": decimal.ROUND_CEILING, "down": decimal.ROUND_FLOOR}[direction]
+    short = decimal.Context(count or DIGITS, rounding).create_decimal_from_float(number + 0.0).normalize()
+    return f"{short:f}" if -5 < short.adjusted() < 6 else f"{short:e}"
 
 
 def read_meta(array: np.ndarray) -> dict[str, Any]:

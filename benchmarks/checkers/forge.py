@@ -190,6 +190,12 @@ class Campaign:
         }
 
 
+def commit() -> str:
+    """Give the commit that the checkers are of."""
+    git = ["git", "-C", str(measure.ROOT), "rev-parse", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkers.forge", description=__doc__)
     parser.add_argument("--count", type=int, default=COUNT)
@@ -203,9 +209,7 @@ def main() -> None:
         campaign.run(given.count, Path(folder), given.programs)
     about = {"about": "forged certificates; all must be refused", **measure.machine()}
     about["versions"] |= {name: version(name) for name in ("onnx", "onnxruntime")}
-    git = ["git", "-C", str(measure.ROOT), "rev-parse", "HEAD"]
-    about["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    about["cpu_seconds"] = round(time.process_time() - started, 1)
+    about |= {"commit": commit(), "cpu_seconds": round(time.process_time() - started, 1)}
     found = campaign.summary()
     write_atomically(given.path, (json.dumps(about | found, indent=1) + "\n").encode())
     print(json.dumps({k: v for k, v in found.items() if k not in ("kinds",)}, indent=1))
