@@ -53,6 +53,12 @@ def node(op: str, inputs: str, output: str, **attributes: Any) -> Any:
     return helper.make_node(op, inputs.split(), [output], **attributes)
 
 
+def with_empty(proto: Any, name: str) -> Any:
+    """Give a node an empty list as an attribute."""
+    proto.attribute.add(name=name, type=AttributeProto.INTS)
+    return proto
+
+
 def read(proto: Any) -> Any:
     return onnx_graph.read(proto.SerializeToString())
 
@@ -401,6 +407,13 @@ REFUSED: dict[str, tuple[list[Any], Constants, list[Any], int, str]] = {
         13,
         "'' is not there",
     ),
+    "Conv, strides left empty": (
+        [with_empty(node("Conv", "x k", "h"), "strides"), *TAIL],
+        {"k": normal(2, 2, 3, 3)},
+        IMAGE,
+        13,
+        "not supported: ",
+    ),
     "MaxPool, rounded up": (
         [node("MaxPool", "x", "h", kernel_shape=[2, 2], ceil_mode=1), *TAIL],
         {},
@@ -507,6 +520,13 @@ REFUSED: dict[str, tuple[list[Any], Constants, list[Any], int, str]] = {
         ["n", 2],
         13,
         "does not fit",
+    ),
+    "Reshape to many axes": (
+        [node("Reshape", "x to", "r"), node("Flatten", "r", "y")],
+        {"to": np.array([-1, 2, *[1] * 8])},
+        ["n", 2],
+        13,
+        "at most 8",
     ),
     "an attribute nobody knows": ([node("Relu", "x", "y", slope=0.1)], {}, ["n", 2], 13, "'slope'"),
     "an attribute of another type": ([node("Gemm", "x w", "y", transB=1.0)], W, ["n", 3], 13, "'transB'"),

@@ -279,8 +279,9 @@ class Layer:
                 raise Unreadable(f"{bias!a} is not the bias of the layer of {weight!a}.")
         shape = matrix(self.node, network.ball(weight)).mid.shape
         times_used = sum(node.inputs.count(bias) for node in nodes)
-        if bias is not None and (times_used != 1 or network.constants[bias].shape != shape[:1]):
-            raise Unreadable(f"{bias!a} is shared or not of shape {shape[:1]}.")
+        stored = network.constants.get(bias) if bias is not None else None
+        if bias is not None and (times_used != 1 or stored is None or stored.shape != shape[:1]):
+            raise Unreadable(f"{bias!a} is shared, not constant, or not of shape {shape[:1]}.")
         if math.prod(shape) > LARGEST:
             raise Unreadable(f"{weight!a} has {math.prod(shape)} entries; at most {LARGEST} are supported.")
         self.shape = shape[0], shape[1] + (bias is not None)

@@ -200,6 +200,14 @@ def _constant(x: Operand, kind: str, *axes: int) -> np.ndarray:
     return x
 
 
+def _integers(x: Operand) -> list[int]:
+    """Give a list of sizes or axes."""
+    array = _constant(x, "i", 1)
+    if array.size > AXES:
+        raise Unreadable(f"a list of {array.size} sizes or axes; at most {AXES} are supported")
+    return [int(number) for number in array]
+
+
 def _spread(x: np.ndarray, shape: Shape) -> None:
     """Refuse a constant that cannot be added to a value of this shape, or that differs between points."""
     own = x.shape[1:] if x.ndim == len(shape) + 1 else x.shape
@@ -211,8 +219,9 @@ def _spread(x: np.ndarray, shape: Shape) -> None:
 
 def _windows(shape: Shape, kernel: Any, o: dict[str, Any], hold: bool) -> Shape:
     """Give the grid of windows of an image, and write all that describes them into the options."""
-    o["kernel_shape"], o["pads"] = tuple(kernel), o["pads"] or (0,) * 4
-    o["strides"], o["dilations"] = (o.get(name) or (1, 1) for name in ("strides", "dilations"))
+    o["kernel_shape"] = tuple(kernel)
+    for name, default in (("pads", (0,) * 4), ("strides", (1, 1)), ("dilations", (1, 1))):
+        o[name] = default if o.get(name) is None else o[name]
     sizes = (*o["kernel_shape"], *o["strides"], *o["dilations"])
     if len(sizes) != 6 or len(o["pads"]) != 4 or min(sizes) < 1 or min(o["pads"]) < 0:
         raise Unreadable(f"a window over (height, width) that is not supported: {o}")
@@ -285,7 +294,7 @@ def _mean(x: list[Operand], o: dict[str, Any]) -> Shape:
     shape = _value(x[0])
     if len(x) > 1 and "axes" in o:
         raise Unreadable("axes are an attribute before opset 18, and an input from then on")
-    given = _constant(x[1], "i", 1).tolist() if len(x) > 1 else o.get("axes")
+    given = _integers(x[1]) if len(x) > 1 else o.get("axes")
     axes = [axis + (len(shape) + 1) * (axis < 0) - 1 for axis in given or ()]
     if not axes or len({*axes}) < len(axes) or not 0 <= min(axes) <= max(axes) < len(shape):
         raise Unreadable(f"it averages over the axes {given}; expected some that exist, without the batch")
@@ -312,7 +321,7 @@ def _flatten(x: list[Operand], o: dict[str, Any]) -> Shape:
 
 
 def _reshape(x: list[Operand], o: dict[str, Any]) -> Shape:
-    shape, wanted = _value(x[0]), _constant(x[1], "i", 1).tolist()
+    shape, wanted = _value(x[0]), _integers(x[1])
     first, *sizes = wanted or [1]
     if not o.get("allowzero"):
         sizes = [shape[i] if size == 0 and i < len(shape) else size for i, size in enumerate(sizes)]
@@ -464,6 +473,8 @@ class _Reader:
         else:
             what, size = "values", math.prod(value)
             self.shapes[name] = value
+            if len(value) >= AXES:
+                raise Unreadable(f"{name[:80]!a} has {len(value) + 1} axes; at most {AXES} are read")
         self.room[what] -= size
         if self.room[what] < 0:
             raise Unreadable(
@@ -474,7 +485,7 @@ class _Reader:
         """Refuse a constant that whoever runs the network may replace; before IR version 4 all had to be inputs too."""
         kind, sizes = _declared(value)
         array = self.constants[value.name]
-        if ir_version >= 4 or sizes != [*array.shape] or onnx.helper.tensor_dtype_to_np_dtype(kind) != array.dtype:
+        if ir_version >= 4 or sizes != [*array.shape] or kind != onnx.helper.np_dtype_to_tensor_dtype(array.dtype):
             raise Unreadable(f"constant {value.name[:80]!a} is an input too, or declared with another type or shape")
 
     def add(self, node: onnx.NodeProto) -> None:

@@ -36,7 +36,7 @@ COUNT, SEED = 20_000, 20261128
 EDITS = ("labels", "lowest", "conditions")
 PROVED = ("mlp", "shifted")  # networks that check.py reads
 EACH = 6  # changes of each kind that a valid certificate gets
-PROGRAMS = 400  # forgeries that are also checked by the program, for its exit code
+PROGRAMS = 300  # forgeries that are also checked by the program, for its exit code
 
 Made = Repair | Proof
 KINK, NOT_RUN = "a kink is near", "onnxruntime does not run it"  # not decided
