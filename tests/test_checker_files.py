@@ -275,6 +275,12 @@ def test_meta_data_of_another_type(tmp_path: Path, capsys: pytest.CaptureFixture
     assert code == 2 and "c.npz cannot be read" in text
 
 
+def test_lists_without_entries_may_have_lost_their_axes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, net = plain(tmp_path)
+    code, text = run(capsys, certificate(tmp_path / "c.npz", [[0, 1, 0, 0]], [0], row_A=np.zeros(0)), net)
+    assert code == 0 and "No conditions are listed" in text
+
+
 def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cert, net = plain(tmp_path)
     os.mkfifo(tmp_path / "pipe")  # would be waited for

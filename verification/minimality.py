@@ -363,7 +363,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         lengths = {kind: len(arrays[f"{kind}_point"]) for kind in ("row", "edit")}
         for name, array in arrays.items():
             kind, axes = KINDS[name]
-            if array.dtype.kind not in kind or axes not in (0, array.ndim) or array.ndim == 0:
+            if array.dtype.kind not in kind or array.ndim == 0 or (axes not in (0, array.ndim) and array.size):
                 raise Unreadable(f"{name} has type {array.dtype} and shape {array.shape}")
             if len(array) != lengths.get(name.split("_")[0], len(array)):
                 raise Unreadable(f"{name} has {len(array)} entries, {lengths}")
@@ -541,9 +541,8 @@ def check_bound(
         open_by = meta["margin"] + SLACK * np.maximum(1, np.abs(arrays["row_b"]))
         if not (missed <= open_by).all():
             worst = int(np.argmax(~(missed <= open_by)))
-            raise Rejected(
-                f"The change misses condition {worst} by up to {missed[worst]:.6g}, more than the margin allows."
-            )
+            by = digits(missed[worst], "up")
+            raise Rejected(f"The change misses condition {worst} by up to {by}, more than the margin allows.")
     return text + compared(lower, size, float(missed.max()) if linear else None)
 
 

@@ -203,13 +203,13 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=PROGRAMS)
     parser.add_argument("--path", type=Path, default=RESULTS)
     given = parser.parse_args()
-    campaign, started = Campaign(given.seed), time.process_time()
+    campaign, started, of = Campaign(given.seed), time.process_time(), commit()
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # three small files for every forgery
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         campaign.run(given.count, Path(folder), given.programs)
     about = {"about": "forged certificates; all must be refused", **measure.machine()}
     about["versions"] |= {name: version(name) for name in ("onnx", "onnxruntime")}
-    about |= {"commit": commit(), "cpu_seconds": round(time.process_time() - started, 1)}
+    about |= {"commit": of, "cpu_seconds": round(time.process_time() - started, 1)}
     found = campaign.summary()
     write_atomically(given.path, (json.dumps(about | found, indent=1) + "\n").encode())
     print(json.dumps({k: v for k, v in found.items() if k not in ("kinds",)}, indent=1))

@@ -191,14 +191,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--path", type=Path, default=RESULTS)
     given = parser.parse_args()
-    started = time.process_time()
+    started, of = time.process_time(), forge.commit()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         found = run(given.count, given.seed, Path(folder))
     about = {"about": "spoiled files; all must be refused, or claim what is true", **measure.machine()}
     about["versions"] |= {name: version(name) for name in ("onnx", "onnxruntime")}
-    about |= {"commit": forge.commit(), "cpu_seconds": round(time.process_time() - started, 1)}
+    about |= {"commit": of, "cpu_seconds": round(time.process_time() - started, 1)}
     write_atomically(given.path, (json.dumps(about | found, indent=1) + "\n").encode())
     print(json.dumps(found, indent=1))
     sys.exit(bool(found["wrong"]))
