@@ -551,6 +551,13 @@ REFUSED: dict[str, tuple[list[Any], Constants, list[Any], int, str]] = {
         13,
         "larger than",
     ),
+    "a padded image that is huge": (
+        [node("Conv", "x k", "h", pads=[9000] * 4, strides=[18000, 18000]), *TAIL],
+        {"k": normal(2, 2, 1, 1)},
+        IMAGE,
+        13,
+        "the padded image",
+    ),
     "a constant that is no number": ([GEMM], {**W, "b": np.float32([0, np.nan])}, ["n", 3], 13, "not finite"),
     "a constant of another type": ([GEMM], {**W, "b": np.zeros(2)}, ["n", 3], 13, "type float64, the input float32"),
     "a constant without entries": ([GEMM], {**W, "e": np.zeros((0, 2), np.float32)}, ["n", 3], 13, "shape [0, 2]"),
@@ -709,6 +716,13 @@ def test_too_many_nodes_and_numbers_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     monkeypatch.setattr(onnx_graph, "CONSTANTS", 8)
     refused(changed(lambda p: None), "8 entries of constants")
+    monkeypatch.undo()
+    twice = [node("Add", "x b", "h"), node("Add", "h b", "y")]
+    monkeypatch.setattr(onnx_graph, "CONSTANTS", 3)
+    refused(model(twice, {"b": W["b"]}, ["n", 2]), "each use counted")
+    monkeypatch.undo()
+    monkeypatch.setattr(onnx_graph, "VALUES", 5)
+    refused(model(twice, {"b": W["b"]}, ["n", 2]), "5 of values for one point")
     monkeypatch.undo()
     monkeypatch.setattr(onnx_graph, "FILE", 50)
     refused(changed(lambda p: None), "at most 50 are read")

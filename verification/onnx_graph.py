@@ -225,7 +225,7 @@ def _windows(shape: Shape, kernel: Any, o: dict[str, Any], hold: bool) -> Shape:
     sizes = (*o["kernel_shape"], *o["strides"], *o["dilations"])
     if len(sizes) != 6 or len(o["pads"]) != 4 or min(sizes) < 1 or min(o["pads"]) < 0:
         raise Unreadable(f"a window over (height, width) that is not supported: {o}")
-    grid = []
+    grid, padded = [], shape[0]
     for axis, size in enumerate(shape[1:]):
         k, stride, dilation = (o[name][axis] for name in ("kernel_shape", "strides", "dilations"))
         before, after = o["pads"][axis::2]
@@ -240,6 +240,9 @@ def _windows(shape: Shape, kernel: Any, o: dict[str, Any], hold: bool) -> Shape:
         if hold and not ((inside < k) & (start + inside * dilation < size)).all():
             raise Unreadable("a window holds nothing but padding")
         grid.append(len(start))
+        padded *= size + before + after
+    if padded > VALUES:
+        raise Unreadable(f"the padded image has {padded} entries; at most {VALUES} are read")
     return tuple(grid)
 
 
@@ -419,7 +422,7 @@ class _Reader:
         self.constants: dict[str, np.ndarray] = {}
         self.shapes: dict[str, Shape] = {}
         self.nodes: list[Node] = []
-        self.room = {"constants": CONSTANTS, "values": VALUES}
+        self.room = {"constants": CONSTANTS, "uses of constants": CONSTANTS, "values": VALUES}
         others = sorted({f"{node.domain}{node.op_type}"[:80] for node in graph.node if not _known(node)})
         if others:
             raise Unreadable(f"operators {', '.join(others)!a} are not supported; these are: {', '.join(OPTIONS)}")
@@ -468,17 +471,21 @@ class _Reader:
         if isinstance(value, np.ndarray):
             if value.dtype not in (self.dtype, np.int64):
                 raise Unreadable(f"constant {name[:80]!a} has type {value.dtype}, the input {self.dtype}")
-            what, size = "constants", value.size
             self.constants[name] = value
+            self.take("constants", value.size)
         else:
-            what, size = "values", math.prod(value)
-            self.shapes[name] = value
             if len(value) >= AXES:
                 raise Unreadable(f"{name[:80]!a} has {len(value) + 1} axes; at most {AXES} are read")
-        self.room[what] -= size
+            self.shapes[name] = value
+            self.take("values", math.prod(value))
+
+    def take(self, what: str, entries: int) -> None:
+        """Refuse networks that are too large, also by using one constant many times."""
+        self.room[what] -= entries
         if self.room[what] < 0:
             raise Unreadable(
-                f"too large: {CONSTANTS} entries of constants, and {VALUES} of values for one point, are read"
+                f"too large: {CONSTANTS} entries of constants, each use counted, and {VALUES} of values for one point "
+                "are read"
             )
 
     def overridable(self, value: onnx.ValueInfoProto, ir_version: int) -> None:
@@ -505,6 +512,8 @@ class _Reader:
         unknown = [name for name in inputs if name not in self.constants and name not in self.shapes]
         if unknown:
             raise Unreadable(f"its input {unknown[0][:80]!a} is not there, or not yet: nodes must be in order")
+        for name in inputs:
+            self.take("uses of constants", self.constants[name].size if name in self.constants else 0)
         operands: list[Operand] = [self.constants.get(name, self.shapes.get(name, ())) for name in inputs]
         shape = SHAPES[node.op_type](operands, options)
         self.define(outputs[0], shape)
