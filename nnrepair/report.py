@@ -31,6 +31,8 @@ Array = npt.NDArray[np.float64]
 #: A page shows at most this many mistakes, and a heat map at most this many cells along each axis.
 MOST_MISTAKES = 60
 MOST_CELLS = 512
+#: Relative: the checker accepts a claimed bound and a claimed size that are off by a millionth each.
+LEFT_OPEN = 2e-6
 
 _POSITIVE, _NEGATIVE = (217, 95, 2), (44, 112, 201)  # orange and blue: told apart by colour-blind readers too
 
@@ -132,10 +134,12 @@ def _headline(page: _Page, title: str, about: str, verdict: str | None) -> str:
         tiles.append(_tile(_percent(page.accuracies[1]), f"of {len(page.held_out or ())} held-out images right"))
     elif report.locality is not None:
         tiles.append(_tile(_percent(report.locality), "of the locality set's decisions unchanged"))
-    gap = _gap(page.result)  # relative to the change; the smallest one is what the reader compares with
+    gap = _gap(page.result)
     if gap is not None and gap < 1:
-        kind = "above the smallest change possible" if verdict else "above the smallest change (claimed, not checked)"
-        tiles.append(_tile(f"≤ {_percent_up(gap / (1 - gap), 2)}", kind))
+        above = gap / (1 - gap) + LEFT_OPEN  # of the smallest change, where the gap is of this one
+        proved = "above the smallest change possible, but for rounding of the weights"
+        kind = proved if verdict else "above the smallest change (claimed, not checked)"
+        tiles.append(_tile(f"≤ {_percent_up(above, 2)}", kind))
     intro = f'<p class="lead">{escape(about)}</p>' if about else ""
     verdicts = {"repaired": "Repaired", "nothing to do": "Nothing to do", "partly repaired": "Partly repaired"}
     word = verdicts.get(page.result.outcome.status, page.result.outcome.status.capitalize())
@@ -285,7 +289,7 @@ def _minimality(page: _Page, verdict: str | None) -> str:
     certificate = page.result.certificate
     if certificate is None:
         return ""
-    objective, bound = certificate.objective, certificate.lower_bound
+    objective, bound = certificate.objective, certificate.lower_bound * (1 - LEFT_OPEN)
     share = bound / objective if objective else 1.0
     said = "Proved" if verdict else "Claimed, not checked"
     layer = escape(certificate.weight.removesuffix(".weight"))
@@ -295,7 +299,7 @@ def _minimality(page: _Page, verdict: str | None) -> str:
         f"<span>lower bound</span>{_bar('bound', share)}<b>{at_least(bound)}</b></div>"
         f"<p>{said}: no change of {layer} under which the conditions of the certificate hold has a smaller "
         f"{escape(certificate.norm)} norm than the lower bound. Every edit had to hold by {certificate.margin:.3g} "
-        f"logits. Gap, before rounding: at most {_percent_up(certificate.gap, 4)}.</p></section>"
+        f"logits. Gap: at most {_percent_up(certificate.gap + LEFT_OPEN, 4)}.</p></section>"
     )
 
 
