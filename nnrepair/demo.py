@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair import checkers, onnx
-from nnrepair.certificate import Certificate
+from nnrepair.certificate import Certificate, at_most
 from nnrepair.domains import vision
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.extras import needed
@@ -174,7 +174,9 @@ def _summary(
     right = [int(held_out.criterion.holds(outputs(m, held_out.inputs)).sum()) for m in (result.model, least.model)]
     lines = ["", f"What happened  {result.outcome}"]
     assert change.nonzeros is not None and change.linf is not None  # the same network with other numbers
-    lines.append(f"               {change.nonzeros} of {size} numbers changed, none by more than {change.linf:.3g}.")
+    lines.append(
+        f"               {change.nonzeros} of {size} numbers changed, none by more than {at_most(change.linf, 3)}."
+    )
     if check.verdict is None:
         lines += _wrapped("Proved", f"nothing. {check.reason}")
         if result.certificate is not None:

@@ -136,7 +136,7 @@ def certify(folder: Path, net: Path, prop: Path, **options: Any) -> tuple[Path, 
 def accepted(cert: Path, net: Path, prop: Path) -> bool:
     try:
         checker.check(str(cert), str(net), str(prop))
-    except checker.Rejected:
+    except (checker.Rejected, checker.bounded.Unreadable):
         return False
     return True
 
@@ -433,6 +433,21 @@ def test_networks_as_others_write_them(tmp_path: Path) -> None:
         h = np.maximum(h, 0) if layer.relu else h
     (expected,) = ReferenceEvaluator(onnx.load(net)).run(None, {"x": x})
     np.testing.assert_allclose(h, expected.ravel(), atol=1e-5)
+
+
+def test_networks_that_grow_when_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums need identities, each of which is larger than what the file stores."""
+    nodes = [
+        helper.make_node(kind, [f"v{2 * k + i}", *more], [f"v{2 * k + i + 1}"])
+        for k in range(40)
+        for i, (kind, more) in enumerate([("Add", ["b"]), ("Relu", [])])
+    ]
+    nodes[0].input[0] = "x"
+    net = graph(tmp_path / "n.onnx", nodes, {"b": np.ones(9, np.float32)}, [1, 9])
+    assert len(checker.read_network(net.read_bytes())) == 40
+    monkeypatch.setattr(checker.onnx_graph, "CONSTANTS", 1000)
+    with pytest.raises(checker.bounded.Unreadable, match="over 2000 weights"):
+        checker.read_network(net.read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import bounded
 import numpy as np
+import onnx_graph
 from reading import Layer, read_network, read_property
 
 Array = np.ndarray
 U, TINY, LIMIT = 2.0**-53, 1e-150, 1e100
 BATCH, STEPS, AHEAD = 256, 4, 0.5  # boxes at once; steps of ascent, and how far above 0 they aim
 SPARE, SHARE = 5000, 0.2  # so many halvings are allowed, and so many more for each node of the certificate
+NODES, TEXT = 2**22, 2**24  # the most nodes of a certificate, and bytes of a property
 
 
 class Rejected(Exception):
@@ -179,8 +182,10 @@ class Bounder:
 
 def read_certificate(path: str, expected: dict[str, Any], inputs: int) -> tuple[list[int], Any]:
     """Give where trees start, and the nodes: dim, cut, lower and upper child; a leaf's children are one more leaf."""
-    with np.load(path, allow_pickle=False) as file:
-        meta, dim, cut = (file[k] for k in ("meta", "dim", "cut"))
+    file = bounded.arrays(Path(path))
+    meta, dim, cut = (file[k] for k in ("meta", "dim", "cut"))
+    if dim.size > NODES:
+        raise bounded.Unreadable(f"the certificate has {dim.size} nodes; at most {NODES} are read")
     size, inner = dim.size, np.flatnonzero(dim >= 0)
     given = {**json.loads(meta.tobytes()), "arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
     expected |= {"nodes": size, "arrays": [f"int16({size},)", f"float64({len(inner)},)"]}
@@ -227,7 +232,7 @@ def replay(bounder: Bounder, nodes: Any, start: int, spare: int) -> int:
 
 def check(certificate: str, network: str, property_: str) -> str:
     """Say what was proved, or raise Rejected, or another exception where a file cannot be read."""
-    data, text = Path(network).read_bytes(), Path(property_).read_bytes()
+    data, text = bounded.content(Path(network), onnx_graph.FILE), bounded.content(Path(property_), TEXT)
     layers = read_network(data)
     inputs, outputs = layers[0].weight.shape[1], len(layers[-1].bias)
     tasks = read_property(text.decode(), inputs, outputs)
@@ -252,5 +257,5 @@ if __name__ == "__main__":
         code, said = 1, f"Rejected: {problem}"
     except Exception as problem:  # whatever damaged files lead to
         code, said = 2, f"Cannot be read: {type(problem).__name__}: {problem}"
-    print(said)
+    bounded.say(said)
     sys.exit(code)

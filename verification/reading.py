@@ -1,8 +1,8 @@
 """What a network file and a property file say, for check.py: written out, nothing computed, nothing rounded.
 
-Networks are chains of Gemm (transB), MatMul, Add, Sub, Relu, Flatten, Reshape and Identity with stored constants, on
-one vector at a time. Properties are VNN-LIB 1.0: assertions of <=, <, >=, > between linear terms, joined by and and or.
-Whatever else a file holds is an error.
+Networks are those that onnx_graph.py reads, if they are a chain of Gemm, MatMul, Add, Sub, Relu, Flatten, Reshape and
+Identity on one vector at a time. Properties are VNN-LIB 1.0: assertions of <=, <, >=, > between linear terms, joined by
+and and or. Whatever else a file holds is an error.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.numpy_helper
-import onnx.shape_inference
+import onnx_graph
+from bounded import Unreadable
 
 Array = np.ndarray
+CHAIN = ("Gemm", "MatMul", "Add", "Sub", "Relu", "Flatten", "Reshape", "Identity")
 
 
 @dataclass
@@ -29,56 +29,45 @@ class Layer:
     relu: bool = False
 
 
-def numbers(tensor: onnx.TensorProto) -> Array:
-    array = onnx.numpy_helper.to_array(tensor)
-    if array.dtype.kind != "f" or tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raise ValueError("only floating-point constants inside the ONNX file are supported")
-    return array.astype(float)
-
-
 def read_network(data: bytes) -> list[Layer]:
-    model = onnx.load_from_string(data)
-    onnx.checker.check_model(model)
-    constants = {t.name: t for t in model.graph.initializer}
-    (source,), (sink,) = (v for v in model.graph.input if v.name not in constants), model.graph.output
-    batch = source.type.tensor_type.shape.dim[0]
-    batch.dim_value = batch.dim_value or 1
-    graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
-    values = (source, *graph.value_info, *graph.output)
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}  # 0 where unknown
-    name, size = source.name, math.prod(shapes[source.name])
-    layers = [Layer(np.eye(size), np.zeros(size))]
-    for node in graph.node:
-        op, options = node.op_type, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if op == "Constant" and "value" in options:
-            constants[node.output[0]] = options["value"]
-            continue
-        options = {k: v for k, v in options.items() if v != {"alpha": 1, "beta": 1}.get(k, 0)}
-        first, others = node.input[0] == name, [constants.get(k) for k in node.input if k != name]
-        if node.domain or model.functions or len(others) != len(node.input) - 1 or None in others:
-            raise ValueError(f"{op}: only chains of standard operators, on one value and constants, are supported")
-        if op in ("Gemm", "MatMul") and first and options.keys() <= {"transB"}:
-            weight = numbers(others.pop(0))
-            weight = weight if options else np.ascontiguousarray(weight.T)
-            if weight.shape[1:] != layers[-1].bias.shape:
-                raise ValueError(f"{op} does not fit the {len(layers[-1].bias)} numbers before it")
+    graph = onnx_graph.read(data)
+    name, layers = graph.input, list[Layer]()
+
+    def last(fresh: bool = False) -> Layer:
+        """Give the last layer, or an identity after it."""
+        if fresh or not layers:
+            size = math.prod(graph.shapes[name])
+            if size**2 + sum(layer.weight.size for layer in layers) > 2 * onnx_graph.CONSTANTS:
+                raise Unreadable(f"with the identities between sums, it has over {2 * onnx_graph.CONSTANTS} weights")
+            layers.append(Layer(np.eye(size), np.zeros(size)))
+        return layers[-1]
+
+    for node in graph.nodes:
+        constants = [graph.constants[k].astype(float) for k in node.inputs if k in graph.constants]
+        if node.inputs.count(name) != 1 or len(constants) != len(node.inputs) - 1 or node.op not in CHAIN:
+            raise Unreadable(f"{node.op} {node.output[:80]!a}: only chains of {', '.join(CHAIN)} are supported")
+        if node.op in ("Gemm", "MatMul"):
+            weight = constants.pop(0)
+            weight = weight if node.options.get("transB") else np.ascontiguousarray(weight.T)
+            if weight.shape != (math.prod(node.shape), math.prod(graph.shapes[name])):
+                raise Unreadable(f"{node.op} {node.output[:80]!a} multiplies more than one vector")
             layers.append(Layer(weight, np.zeros(len(weight))))
-        elif op in ("Relu", "Identity", "Flatten", "Reshape") and first and options.keys() <= {"axis"}:
-            layers[-1].relu |= op == "Relu"
-            others = []
-        elif options or not (op == "Add" or (op == "Sub" and first)):
-            raise ValueError(f"{op} with {[*options] or 'these inputs'} is not supported")
-        name, size = node.output[0], len(layers[-1].bias)
-        if math.prod(shapes[name]) != size:
-            raise ValueError(f"{op} does not give one vector of {size} numbers")
-        for constant in others:
-            if layers[-1].relu or layers[-1].bias.any():
-                layers.append(Layer(np.eye(size), np.zeros(size)))
-            bias = np.broadcast_to(numbers(constant), shapes[name]).ravel()
-            layers[-1].bias = -bias if op == "Sub" else bias
-    if name != sink.name:
-        raise ValueError("the output is not the last value")
-    return layers if layers[0].bias.any() or layers[0].relu or len(layers) == 1 else layers[1:]
+        elif node.op == "Relu":
+            last().relu = True
+        elif node.op == "Reshape":
+            constants = []
+        if node.op == "Sub" and node.inputs[0] != name:
+            raise Unreadable(f"Sub {node.output[:80]!a} subtracts from a constant; only the opposite is supported")
+        for constant in constants:
+            bias = np.broadcast_to(constant, (1, *node.shape)).ravel()
+            if bias.any():
+                layer = last(fresh=bool(layers) and (layers[-1].relu or layers[-1].bias.any()))
+                layer.bias = -bias if node.op == "Sub" else bias
+        name = node.output
+    if name != graph.output:
+        raise Unreadable("the output is not the last value")
+    last()
+    return layers
 
 
 def linear(term: Any, names: set[str]) -> dict[str, Fraction]:
