@@ -2,8 +2,8 @@
 
     python verification/check.py CERT.npz NET.onnx PROP.vnnlib
 
-Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, or holds more than reading.py knows: fully
-connected ReLU networks.
+Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, holds more than reading.py knows (fully
+connected ReLU networks) or more than the limits here and there, or the command line is wrong.
 
 f is the real-valued function of NET with its constants as stored (a float32 run may round differently). PROP, written
 out, lists boxes and unsafe sets {y: a.y + b <= 0, or < 0 if strict, for all rows}; CERT has a tree for each pair.
@@ -36,20 +36,31 @@ as coefficients. Assumed: IEEE float64, to nearest, and a BLAS that computes pro
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import io
 import json
+import math
 import sys
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from reading import Layer, read_network, read_property
+try:
+    import numpy as np
+    from reading import MAX_BYTES, Layer, limit, read_network, read_property
+except ImportError as problem:
+    if __name__ != "__main__":
+        raise
+    print(f"Cannot be read: {problem}. This program needs numpy, onnx, and reading.py beside it.")
+    sys.exit(2)
 
 Array = np.ndarray
 U, TINY, LIMIT = 2.0**-53, 1e-150, 1e100
 BATCH, STEPS, AHEAD = 256, 4, 0.5  # boxes at once; steps of ascent, and how far above 0 they aim
 SPARE, SHARE = 5000, 0.2  # so many halvings are allowed, and so many more for each node of the certificate
+MAX_NETWORK, MAX_ARRAYS, MAX_META, MAX_WAITING = 2**29, 2**26, 2**20, 2**28  # bytes: of files, and of boxes that wait
 
 
 class Rejected(Exception):
@@ -77,7 +88,8 @@ class Bounder:
         if not all(size.max() < LIMIT for size in sizes):  # nor if it is not a number
             raise Rejected("numbers of the network are too large")
         widest = max(n for layer in layers for n in layer.weight.shape)
-        self.batch, self.chunk = max(1, min(BATCH, 2**22 // widest**2)), 2**14 // widest + 1  # for the cache
+        self.batch = max(1, min(BATCH, 2**22 // max(widest**2, sum(map(len, sizes)))))  # for the cache
+        self.chunk = 2**14 // widest + 1
         self.gamma = 2 * (2 * widest + 8 * len(layers) + 32) * U
         self.ends = np.cumsum([len(layer.bias) for layer in layers[:-1]])
         high = np.concatenate(sizes[1:-1])[None]
@@ -177,16 +189,53 @@ class Bounder:
             slopes[box] = np.fmin(np.fmax(a + length[:, None] * slope, 0), 1)
 
 
+def content(path: str, most: int) -> bytes:
+    """Read a file of at most so many bytes."""
+    with Path(path).open("rb") as file:
+        data = file.read(most + 1)
+    limit(f"bytes in {path}", len(data), most)
+    return data
+
+
+def unpack(file: zipfile.ZipFile, name: str) -> Array:
+    """Give an array of an .npz file; what its directory and headers say of sizes is compared, never allocated."""
+    entries = [entry for entry in file.infolist() if entry.filename == f"{name}.npy"]
+    if len(entries) != 1 or entries[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"the certificate holds {name}.npy {len(entries)} times, or packed as numpy never does")
+    size = entries[0].file_size
+    limit(f"bytes in {name}.npy", size, MAX_META if name == "meta" else MAX_ARRAYS)
+    with file.open(entries[0]) as packed:
+        data = packed.read(size)
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError(f"{name}.npy is in another version of the format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if len(data) != size or dtype.hasobject or math.prod(shape) * dtype.itemsize != size - stream.tell():
+        raise ValueError(f"{name}.npy has {size} bytes, which are not {dtype}{shape}")
+    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key of the meta data is there twice")
+    return dict(pairs)
+
+
 def read_certificate(path: str, expected: dict[str, Any], inputs: int) -> tuple[list[int], Any]:
     """Give where trees start, and the nodes: dim, cut, lower and upper child; a leaf's children are one more leaf."""
-    with np.load(path, allow_pickle=False) as file:
-        meta, dim, cut = (file[k] for k in ("meta", "dim", "cut"))
+    with zipfile.ZipFile(path) as file:
+        meta, dim, cut = (unpack(file, name) for name in ("meta", "dim", "cut"))
+    given = json.loads(meta.tobytes(), object_pairs_hook=once)
+    if not isinstance(given, dict):
+        raise ValueError("the meta data are no JSON object")
     size, inner = dim.size, np.flatnonzero(dim >= 0)
-    given = {**json.loads(meta.tobytes()), "arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
+    given |= {"arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
     expected |= {"nodes": size, "arrays": [f"int16({size},)", f"float64({len(inner)},)"]}
     for key, value in expected.items():
         if given.get(key) != value:
-            raise Rejected(f"{key} is {given.get(key)!r} in the certificate, but should be {value!r}")
+            raise Rejected(f"{key} is {given.get(key)!r:.200} in the certificate, but should be {value!r}")
+    if size - 2 * len(inner) != expected["trees"]:
+        raise Rejected(f"{len(inner)} splits and {size - len(inner)} leaves are not {expected['trees']} trees")
     children, roots = np.full((2, size + 1), size), list[int]()
     for i in range(size - 1, -1, -1):
         if dim[i] >= 0:
@@ -222,15 +271,17 @@ def replay(bounder: Bounder, nodes: Any, start: int, spare: int) -> int:
         for part in ([above[here], middle_low, high, *known], [below[here], low, middle_high, *known]):
             some = ~(part[1] > part[2]).any(1)
             stack = [np.concatenate([v, w[some]]) for v, w in zip(stack, part, strict=True)]
+        if sum(v.nbytes for v in stack) > MAX_WAITING:
+            raise Rejected(f"the tree is so deep that {len(stack[0])} of its boxes wait, more than {MAX_WAITING} bytes")
     return halved
 
 
 def check(certificate: str, network: str, property_: str) -> str:
     """Say what was proved, or raise Rejected, or another exception where a file cannot be read."""
-    data, text = Path(network).read_bytes(), Path(property_).read_bytes()
+    data, text = content(network, MAX_NETWORK), content(property_, MAX_BYTES)
     layers = read_network(data)
     inputs, outputs = layers[0].weight.shape[1], len(layers[-1].bias)
-    tasks = read_property(text.decode(), inputs, outputs)
+    tasks = read_property(text.decode("utf-8-sig"), inputs, outputs)
     expected = {f"{k}_sha256": hashlib.sha256(v).hexdigest() for k, v in (("network", data), ("property", text))}
     expected |= {"format": "nnrepair-property-1", "trees": len(tasks)}
     starts, nodes = read_certificate(certificate, expected, inputs)
@@ -245,12 +296,24 @@ def check(certificate: str, network: str, property_: str) -> str:
     return f"Accepted: proved for {what} ({total} nodes, {halved} halved further)."
 
 
-if __name__ == "__main__":
+def main() -> int:
+    paragraphs = (__doc__ or "\n\n\n\n").split("\n\n")
+    options = argparse.ArgumentParser(description=paragraphs[0], epilog=paragraphs[2])
+    for name in ("certificate", "network", "property"):
+        options.add_argument(name)
+    given = options.parse_args()
     try:
-        code, said = 0, check(*sys.argv[1:])
+        code, said = 0, check(given.certificate, given.network, given.property)
     except Rejected as problem:
         code, said = 1, f"Rejected: {problem}"
-    except Exception as problem:  # whatever damaged files lead to
+    except Exception as problem:  # whatever damaged files lead to, and too little memory
         code, said = 2, f"Cannot be read: {type(problem).__name__}: {problem}"
-    print(said)
-    sys.exit(code)
+    try:
+        print(" ".join(said.encode("ascii", "backslashreplace").decode().split()), flush=True)
+    except OSError:  # nobody listens; the exit code still says it
+        sys.stdout = None  # type: ignore[assignment]
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
