@@ -120,8 +120,8 @@ def linear(term: Any, names: set[str]) -> dict[str, Fraction]:
             form, factor = linear(left, names), linear(right, names)
             if op == "*" and form.keys() == {""}:
                 form, factor = factor, form
-            if factor.keys() != {""}:
-                raise ValueError(f"({op} ...) of two terms with variables is not linear")
+            if factor.keys() != {""} or (op == "/" and not factor[""]):
+                raise ValueError(f"({op} ...) of two terms with variables, or by zero, is not linear")
             form = {name: short(c * factor[""] if op == "*" else c / factor[""]) for name, c in form.items()}
         case _:
             raise ValueError(f"{shown(term)} is no linear term")

@@ -240,18 +240,21 @@ class _Reader:
                 self.fail(command, "not a command of VNN-LIB 1.0; expected (declare-const X_0 Real) or (assert ...).")
             asked = asked or head == "check-sat"
         self.inputs, self.outputs = (self.count(kind, commands[-1]) for kind in "XY")
-        ways: dict[tuple[int, ...], tuple[Box, list[Conjunction]]] = {}
+        ways: dict[Box, list[Conjunction]] = {}
+        known: dict[
+            tuple[int, ...], list[Conjunction]
+        ] = {}  # the same by what bounds the box, which is quicker to find
         for bounds, rows in self.clauses([(part, True) for part in asserts]):
             key = tuple(map(id, bounds))
-            if key not in ways:
-                if 2 * self.inputs * len(ways) > MAX_NUMBERS:
-                    self.fail(asserts[-1], f"there are more than {len(ways)} boxes of {self.inputs} inputs; {_MOST}")
-                ways[key] = (self.box(bounds), [])
+            if key not in known:
+                if 2 * self.inputs * len(known) > MAX_NUMBERS:
+                    self.fail(asserts[-1], f"there are more than {len(known)} boxes of {self.inputs} inputs; {_MOST}")
+                known[key] = ways.setdefault(self.box(bounds), [])
             if not rows:
                 _, where = next(reversed(bounds[-1].values()))
                 self.fail(where, "no constraint on outputs Y_j goes with this bound; all of them would be unsafe.")
-            ways[key][1].append(rows)
-        return Property([Case(box, tuple(rows)) for box, rows in ways.values()], self.outputs)
+            known[key].append(rows)
+        return Property([Case(box, tuple(rows)) for box, rows in ways.items()], self.outputs)
 
     def commands(self) -> list[_Part]:
         """Return the parentheses of the file."""
