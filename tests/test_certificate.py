@@ -32,6 +32,7 @@ def checker() -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(CHECKER.parent))  # as python does when it runs the file
     spec.loader.exec_module(module)
     return module
 

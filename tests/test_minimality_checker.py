@@ -33,6 +33,7 @@ spec = importlib.util.spec_from_file_location("minimality", FILE)
 assert spec is not None and spec.loader is not None
 minimality = importlib.util.module_from_spec(spec)
 sys.modules["minimality"] = minimality
+sys.path.insert(0, str(FILE.parent))  # as python does when it runs the file
 spec.loader.exec_module(minimality)
 
 NORMS = ["l1", "linf", "l2", "mean+max", "drift", "nuclear"]

@@ -38,29 +38,32 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
-import math
 import sys
-import zipfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 try:
+    import bounded
     import numpy as np
+    import onnx_graph
     from reading import MAX_BYTES, Layer, limit, read_network, read_property
 except ImportError as problem:
     if __name__ != "__main__":
         raise
-    print(f"Cannot be read: {problem}. This program needs numpy, onnx, and reading.py beside it.")
+    print(f"Cannot be read: {problem}. This program needs numpy, onnx, and the files beside it.")
     sys.exit(2)
 
 Array = np.ndarray
 U, TINY, LIMIT = 2.0**-53, 1e-150, 1e100
 BATCH, STEPS, AHEAD = 256, 4, 0.5  # boxes at once; steps of ascent, and how far above 0 they aim
 SPARE, SHARE = 5000, 0.2  # so many halvings are allowed, and so many more for each node of the certificate
-MAX_NETWORK, MAX_ARRAYS, MAX_META, MAX_WAITING = 2**29, 2**26, 2**20, 2**28  # bytes: of files, and of boxes that wait
+MAX_NODES, MAX_META, MAX_WAITING = (
+    2**23,
+    2**20,
+    2**28,
+)  # of a certificate; bytes of its meta data, and of boxes that wait
 
 
 class Rejected(Exception):
@@ -189,45 +192,23 @@ class Bounder:
             slopes[box] = np.fmin(np.fmax(a + length[:, None] * slope, 0), 1)
 
 
-def content(path: str, most: int) -> bytes:
-    """Read a file of at most so many bytes."""
-    with Path(path).open("rb") as file:
-        data = file.read(most + 1)
-    limit(f"bytes in {path}", len(data), most)
-    return data
-
-
-def unpack(file: zipfile.ZipFile, name: str) -> Array:
-    """Give an array of an .npz file; what its directory and headers say of sizes is compared, never allocated."""
-    entries = [entry for entry in file.infolist() if entry.filename == f"{name}.npy"]
-    if len(entries) != 1 or entries[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"the certificate holds {name}.npy {len(entries)} times, or packed as numpy never does")
-    size = entries[0].file_size
-    limit(f"bytes in {name}.npy", size, MAX_META if name == "meta" else MAX_ARRAYS)
-    with file.open(entries[0]) as packed:
-        data = packed.read(size)
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError(f"{name}.npy is in another version of the format")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if len(data) != size or dtype.hasobject or math.prod(shape) * dtype.itemsize != size - stream.tell():
-        raise ValueError(f"{name}.npy has {size} bytes, which are not {dtype}{shape}")
-    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
-
-
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key of the meta data is there twice")
+        raise bounded.Unreadable("a key of the meta data is there twice")
     return dict(pairs)
 
 
 def read_certificate(path: str, expected: dict[str, Any], inputs: int) -> tuple[list[int], Any]:
     """Give where trees start, and the nodes: dim, cut, lower and upper child; a leaf's children are one more leaf."""
-    with zipfile.ZipFile(path) as file:
-        meta, dim, cut = (unpack(file, name) for name in ("meta", "dim", "cut"))
+    arrays = bounded.arrays(Path(path))
+    if not arrays.keys() >= {"meta", "dim", "cut"}:
+        raise bounded.Unreadable(f"the certificate has the arrays {sorted(arrays)}, not all of meta, dim and cut")
+    meta, dim, cut = (arrays[name] for name in ("meta", "dim", "cut"))
+    limit("bytes of meta data", meta.nbytes, MAX_META)
+    limit("nodes", dim.size, MAX_NODES)
     given = json.loads(meta.tobytes(), object_pairs_hook=once)
     if not isinstance(given, dict):
-        raise ValueError("the meta data are no JSON object")
+        raise bounded.Unreadable("the meta data are no JSON object")
     size, inner = dim.size, np.flatnonzero(dim >= 0)
     given |= {"arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
     expected |= {"nodes": size, "arrays": [f"int16({size},)", f"float64({len(inner)},)"]}
@@ -278,7 +259,7 @@ def replay(bounder: Bounder, nodes: Any, start: int, spare: int) -> int:
 
 def check(certificate: str, network: str, property_: str) -> str:
     """Say what was proved, or raise Rejected, or another exception where a file cannot be read."""
-    data, text = content(network, MAX_NETWORK), content(property_, MAX_BYTES)
+    data, text = bounded.content(Path(network), onnx_graph.FILE), bounded.content(Path(property_), MAX_BYTES)
     layers = read_network(data)
     inputs, outputs = layers[0].weight.shape[1], len(layers[-1].bias)
     tasks = read_property(text.decode("utf-8-sig"), inputs, outputs)
@@ -308,10 +289,7 @@ def main() -> int:
         code, said = 1, f"Rejected: {problem}"
     except Exception as problem:  # whatever damaged files lead to, and too little memory
         code, said = 2, f"Cannot be read: {type(problem).__name__}: {problem}"
-    try:
-        print(" ".join(said.encode("ascii", "backslashreplace").decode().split()), flush=True)
-    except OSError:  # nobody listens; the exit code still says it
-        sys.stdout = None  # type: ignore[assignment]
+    bounded.say(" ".join(said.split()))
     return code
 
 

@@ -29,36 +29,35 @@ square roots and quotients rounded correctly, and a BLAS that computes products 
 from __future__ import annotations
 
 import argparse
+import decimal
 import json
 import math
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bounded
 import numpy as np
-import onnx
-import onnx.checker
-import onnx.numpy_helper
+import onnx_graph
+from bounded import Unreadable
 from numpy.lib.stride_tricks import sliding_window_view
+from onnx_graph import Node, Shape
 
 U, TINY = 2.0**-53, 1e-140
 SLACK = 1e-6  # relative: what solvers leave open in a claimed bound, a claimed norm and a condition met by D
-CHUNK = 32  # points that are in memory together
+DIGITS = 6  # of what is printed
+CHUNK, ROOM = 32, 2**25  # points that are in memory together, if they need at most so many numbers
+LARGEST = 2**22  # numbers in the changed weight, and in the metric
 NORMS = ("l1", "linf", "l2", "mean+max", "drift", "nuclear")
 AFFINE = {"Gemm", "MatMul", "Add", "Sub", "Conv", "Flatten", "Reshape", "Identity", "Transpose", "BatchNormalization"}
 AFFINE |= {"AveragePool", "GlobalAveragePool", "ReduceMean"}
+GRAPH = ("input", "output", "dtype", "nodes", "shapes")  # what a repaired network has in common with the base
 
 
 class Rejected(Exception):
     """The certificate claims something that could not be confirmed."""
-
-
-class Unusable(Exception):
-    """The files are damaged or outside what this checker understands."""
 
 
 # Arithmetic with proved error bounds ---------------------------------------------------------------------------------
@@ -212,47 +211,16 @@ def dual_of(norm: str, z: Ball, metric: np.ndarray | None) -> float:
 Pullback = Callable[[Ball], list[Ball]]
 
 
-@dataclass(frozen=True)
-class Node:
-    op: str
-    inputs: tuple[str, ...]
-    output: str
-    attributes: dict[str, Any]
-
-    def get(self, name: str, default: Any) -> Any:
-        return self.attributes.get(name, default)
-
-    def refusal(self, constants: dict[str, np.ndarray]) -> str:
-        """Say what this checker cannot handle, or nothing."""
-        op, fixed = self.op, [constants.get(name) for name in self.inputs]
-        plain = {"auto_pad": b"NOTSET", "group": 1, "ceil_mode": 0, "alpha": 1, "beta": 1, "transA": 0}
-        plain |= {"training_mode": 0, **({"axis": 1} if op == "Flatten" else {})}
-        odd = [f"{name}={self.attributes[name]}" for name, value in plain.items() if self.get(name, value) != value]
-        odd += ["not supported"] * (op not in OPERATORS) + ["constant inputs"] * all(a is not None for a in fixed[:2])
-        if op in OPERATORS and op not in ("Add", "Sub") and any(array is None for array in fixed[1:]):
-            return ", ".join([*odd, "weights that are not constant"])
-        ranks, axes = [array.ndim for array in fixed[1:] if array is not None], list(self.get("perm", []))
-        if (op in ("Gemm", "MatMul") and ranks not in ([2], [2, 1])) or (op == "Conv" and ranks not in ([4], [4, 1])):
-            odd.append(f"weight and bias with {ranks} axes")
-        if op in ("MaxPool", "AveragePool") and len(self.get("kernel_shape", ())) != 2:
-            odd.append("a window that is not two-dimensional")
-        if op == "Reshape" and (
-            fixed[1][0] not in ((-1,) if self.get("allowzero", 0) else (-1, 0)) or 0 in fixed[1][1:]
-        ):
-            odd.append(f"shape {fixed[1].tolist()}, expected [-1, n] or [0, -1]")
-        return ", ".join(odd + [f"perm={axes}"] * (axes != sorted(axes)))
-
-    def windows(self, shape: tuple[int, ...], kernel: Sequence[int], together: bool) -> tuple[np.ndarray, list[int]]:
-        """Index the entries of (c, h, w) by (window, entry), c h w standing for padding; give rows and columns too."""
-        (top, left, bottom, right), steps = self.get("pads", (0,) * 4), self.get("dilations", (1, 1))
-        places = np.arange(math.prod(shape)).reshape(shape)
-        places = np.pad(places, ((0, 0), (top, bottom), (left, right)), constant_values=places.size)
-        views = sliding_window_view(places, [(k - 1) * step + 1 for k, step in zip(kernel, steps, strict=True)], (1, 2))
-        (down, along), (i, j) = self.get("strides", (1, 1)), steps
-        views = views[:, ::down, ::along, ::i, ::j]
-        grid = views.shape[1:3]
-        views = views.transpose(1, 2, 0, 3, 4) if together else views
-        return views.reshape(-1, math.prod(kernel) * (shape[0] if together else 1)), list(grid)
+def windows(node: Node, shape: Shape) -> np.ndarray:
+    """Index the entries of (c, h, w) by (window, entry), c h w standing for padding; a window of Conv has all c."""
+    o = node.options
+    (top, left, bottom, right), (down, along), (i, j) = o["pads"], o["strides"], o["dilations"]
+    places = np.arange(math.prod(shape)).reshape(shape)
+    places = np.pad(places, ((0, 0), (top, bottom), (left, right)), constant_values=places.size)
+    reach = [(k - 1) * step + 1 for k, step in zip(o["kernel_shape"], (i, j), strict=True)]
+    views = sliding_window_view(places, reach, (1, 2))[:, ::down, ::along, ::i, ::j]
+    views = views.transpose(1, 2, 0, 3, 4) if node.op == "Conv" else views
+    return views.reshape(-1, math.prod(o["kernel_shape"]) * (shape[0] if node.op == "Conv" else 1))
 
 
 def flat(a: np.ndarray) -> np.ndarray:
@@ -286,14 +254,14 @@ def paste(windows: Ball, index: np.ndarray, shape: tuple[int, ...]) -> Ball:
 
 def matrix(node: Node, weight: Ball) -> Ball:
     """Give a layer's weight as (outputs, inputs)."""
-    return weight.map(flat if node.op == "Conv" or node.get("transB", 0) else np.transpose)
+    return weight.map(flat if node.op == "Conv" or node.options.get("transB") else np.transpose)
 
 
 def positions(node: Node, x: list[Ball]) -> Ball:
     """Give what the weight of a layer is multiplied with, (n, position, inputs)."""
     if node.op != "Conv":
         return x[0].map(lambda a: a.reshape(len(a), -1, a.shape[-1]))
-    return cut(x[0], node.windows(x[0].mid.shape[1:], x[1].mid.shape[2:], True)[0])
+    return cut(x[0], windows(node, x[0].mid.shape[1:]))
 
 
 def at_positions(node: Node, g: Ball) -> Ball:
@@ -313,11 +281,10 @@ def layer(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
         outputs = y.mid.shape[-1]
         y = Ball(y.mid, y.rad, numbered(inputs.key)[..., None] * outputs + np.arange(outputs))
     if node.op != "Conv":
-        y = y.map(lambda a: a.reshape(*shape[:-1], -1))
+        y = y.map(lambda a: a.reshape(len(a), *node.shape))
         return y, lambda g: [product(at_positions(node, g), weight).map(lambda a: a.reshape(shape))]
-    index, grid = node.windows(shape[1:], x[1].mid.shape[2:], True)
-    y = y.map(lambda a: a.transpose(0, 2, 1).reshape(len(a), -1, *grid))
-    return y, lambda g: [paste(product(at_positions(node, g), weight), index, shape)]
+    y = y.map(lambda a: a.transpose(0, 2, 1).reshape(len(a), *node.shape))
+    return y, lambda g: [paste(product(at_positions(node, g), weight), windows(node, shape[1:]), shape)]
 
 
 def plus(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
@@ -335,38 +302,37 @@ def relu(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
 
 def max_pool(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
     shape = x[0].mid.shape
-    index, grid = node.windows(shape[1:], node.get("kernel_shape", ()), False)
-    windows = cut(x[0], index, -np.inf)
-    low, high = windows.lower, windows.upper
+    index = windows(node, shape[1:])
+    entries = cut(x[0], index, -np.inf)
+    low, high = entries.lower, entries.upper
     winners = ~(high < low.max(2, keepdims=True))  # all that may be the largest
     tied = (~winners | (low == high)).all(2, keepdims=True)
-    if windows.key is not None:
-        leader = np.take_along_axis(windows.key, winners.argmax(2)[..., None], 2)
-        tied |= (~winners | (windows.key == leader)).all(2, keepdims=True)  # equal: the first one wins
+    if entries.key is not None:
+        leader = np.take_along_axis(entries.key, winners.argmax(2)[..., None], 2)
+        tied |= (~winners | (entries.key == leader)).all(2, keepdims=True)  # equal: the first one wins
     winners &= ~tied | (winners.cumsum(2) == 1)
     sure = winners.sum(2, keepdims=True) == 1
     slope = Ball(winners * np.where(sure, 1.0, 0.5), winners * np.where(sure, 0.0, 0.5))
     value = between(low.max(2), high.max(2))
-    if windows.key is not None:
-        fresh = windows.key.max() + 1 + np.arange(sure.size).reshape(sure.shape)
+    if entries.key is not None:
+        fresh = entries.key.max() + 1 + np.arange(sure.size).reshape(sure.shape)
         value = Ball(value.mid, value.rad, np.where(sure, leader, fresh)[..., 0])
-    value = value.map(lambda a: a.reshape(*shape[:2], *grid))
+    value = value.map(lambda a: a.reshape(len(a), *node.shape))
     return value, lambda g: [paste(times(g.map(lambda a: a.reshape(len(a), -1, 1)), slope), index, shape)]
 
 
 def average(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
-    """AveragePool, GlobalAveragePool, and ReduceMean over the two axes of an image."""
-    shape, grid = x[0].mid.shape, [1, 1] if node.get("keepdims", 1) else []
+    """AveragePool, GlobalAveragePool, ReduceMean."""
+    shape = x[0].mid.shape
     if node.op == "AveragePool":
-        index, grid = node.windows(shape[1:], node.get("kernel_shape", ()), False)
-    else:
-        axes = node.get("axes", x[1].mid if len(x) > 1 else (2, 3))
-        if len(shape) != 4 or {int(axis) % 4 for axis in axes} != {2, 3}:
-            raise Unusable(f"{node.op} averages over the axes {axes} of {shape}; only images are supported.")
-        index = np.arange(math.prod(shape[1:])).reshape(shape[1], -1)
-    inside = (index < math.prod(shape[1:])) | bool(node.get("count_include_pad", 0))
+        index = windows(node, shape[1:])
+    else:  # the averaged axes last
+        axes = node.options["axes"]
+        order = [axis for axis in range(len(shape) - 1) if axis not in axes] + [*axes]
+        index = np.arange(math.prod(shape[1:])).reshape(shape[1:]).transpose(order).reshape(math.prod(node.shape), -1)
+    inside = (index < math.prod(shape[1:])) | bool(node.options.get("count_include_pad"))
     share = enclose(1 / inside.sum(1), 0.0, 1 / inside.sum(1), 1)
-    value = times(total(cut(x[0], index), (2,)), share).map(lambda a: a.reshape(*shape[:2], *grid))
+    value = times(total(cut(x[0], index), (2,)), share).map(lambda a: a.reshape(len(a), *node.shape))
 
     def pull(g: Ball) -> list[Ball]:
         part = times(g.map(flat), share).map(lambda a: np.broadcast_to(a[..., None], (len(a), *index.shape)))
@@ -377,78 +343,73 @@ def average(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
 
 def batch_norm(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
     scale, shift, mean, variance = (part.mid.reshape(-1, *(1,) * (x[0].mid.ndim - 2)) for part in x[1:])
-    factor = scale / np.sqrt(variance + node.get("epsilon", float(np.float32(1e-5))))
+    factor = scale / np.sqrt(variance + node.options["epsilon"])
     slope = enclose(factor, 0.0, np.abs(factor), 4)
     return add(times(add(x[0], exact(mean), -1), slope), exact(shift)), lambda g: [times(g, slope)]
 
 
 def move(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
-    """Identity, Flatten, Reshape, and a Transpose that leaves the axes in place."""
+    """Identity, Flatten, Reshape."""
     shape = x[0].mid.shape
-    sizes = {"Flatten": (-1,), "Reshape": x[-1].mid.astype(int).ravel()[1:]}.get(node.op, shape[1:])
-    return x[0].map(lambda a: a.reshape(len(a), *sizes)), lambda g: [g.map(lambda a: a.reshape(shape))]
+    return x[0].map(lambda a: a.reshape(len(a), *node.shape)), lambda g: [g.map(lambda a: a.reshape(shape))]
+
+
+def transpose(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
+    order, back = node.options["perm"], np.argsort(node.options["perm"])
+    return x[0].map(lambda a: a.transpose(order)), lambda g: [g.map(lambda a: a.transpose(back))]
 
 
 OPERATORS: dict[str, Callable[[Node, list[Ball]], tuple[Ball, Pullback]]] = {
     **dict.fromkeys(("Gemm", "MatMul", "Conv"), layer),
     **dict.fromkeys(("Add", "Sub"), plus),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), average),
-    **dict.fromkeys(("Identity", "Flatten", "Reshape", "Transpose"), move),
-    **{"Relu": relu, "MaxPool": max_pool, "BatchNormalization": batch_norm},
+    **dict.fromkeys(("Identity", "Flatten", "Reshape"), move),
+    **{"Relu": relu, "MaxPool": max_pool, "BatchNormalization": batch_norm, "Transpose": transpose},
 }
 
 
 class Network:
-    """A feed-forward graph with one input and one output, both with the batch first."""
+    """A network as `onnx_graph` reads it, whose values and gradients can be enclosed."""
 
     def __init__(self, path: Path) -> None:
         try:
-            proto = onnx.load(path)
-            onnx.checker.check_model(proto)
-        except Exception as error:  # protobuf, onnx and the file system raise many kinds
-            raise Unusable(f"{path.name} is not a valid ONNX file: {error}") from error
-        graph, self.nodes, problems = proto.graph, [], []
-        self.constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        inputs = [value for value in graph.input if value.name not in self.constants]
-        for part in graph.node:
-            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in part.attribute}
-            node = Node(part.op_type, tuple(filter(None, part.input)), part.output[0], attributes)
-            refusal = node.refusal(self.constants)
-            if refusal or part.domain or len(part.output) > 1:
-                problems.append(f"{part.op_type} {part.name!r}: {refusal or 'not supported in this form'}")
-            self.nodes.append(node)
-        if len(inputs) != 1 or len(graph.output) != 1 or graph.sparse_initializer or proto.functions:
-            problems.append("the graph needs one input, one output, dense constants and no functions")
-        if not all((np.isfinite(a) & ((a == 0) | (np.abs(a) > TINY))).all() for a in self.constants.values()):
-            problems.append(f"constants must be finite, and zero or larger than {TINY}")
-        if problems:
-            raise Unusable(f"{path.name} has what this checker does not handle: " + "; ".join(problems))
-        self.input, self.output = inputs[0].name, graph.output[0].name
-        self.balls = {name: exact(np.asarray(array, np.float64)) for name, array in self.constants.items()}
-        for part in (*graph.node, *inputs, *graph.output):
-            for remark in ("doc_string", "metadata_props"):  # they name lines of the program that exported
-                part.ClearField(remark)
-        parts = [*graph.node, *inputs, *graph.output, *proto.opset_import]
-        self.signature = [part.SerializeToString(deterministic=True) for part in parts]
+            self.graph = onnx_graph.read(bounded.content(path, onnx_graph.FILE))
+            self.nodes, self.constants, self.output = self.graph.nodes, self.graph.constants, self.graph.output
+            if len(self.graph.shapes[self.output]) != 1:
+                raise Unreadable(f"an output of shape {self.graph.shapes[self.output]}; expected one axis of scores")
+            if any(((a != 0) & (np.abs(a) <= TINY)).any() for a in self.constants.values() if a.dtype == np.float64):
+                raise Unreadable(f"constants that are not 0, but smaller than {TINY}")
+            self.chunk = min(CHUNK, ROOM // self.numbers())
+            if self.chunk == 0:
+                raise Unreadable(f"one point needs {self.numbers()} numbers in memory; at most {ROOM} are allowed")
+        except Unreadable as error:
+            raise Unreadable(f"{path.name} cannot be read: {error}") from error
+
+    def numbers(self) -> int:
+        """Bound how many numbers are in memory for one point: all values, what pools keep, the largest windows."""
+        most, kept = 0, 3 * sum(map(math.prod, self.graph.shapes.values()))
+        for node in self.nodes:
+            if "kernel_shape" in node.options:
+                entries = math.prod(node.shape) * math.prod(node.options["kernel_shape"])
+                if node.op == "Conv":
+                    entries = entries // node.shape[0] * self.graph.shapes[node.inputs[0]][0]
+                most, kept = max(most, 12 * entries), kept + 2 * entries * (node.op == "MaxPool")
+        return kept + max(most, 12 * max(map(math.prod, self.graph.shapes.values())))
+
+    def ball(self, name: str) -> Ball:
+        """Give a constant; none is so small that it could underflow."""
+        array = self.constants[name].astype(np.float64)
+        return Ball(array, np.broadcast_to(0.0, array.shape))
 
     def run(self, points: np.ndarray) -> tuple[dict[str, Ball], dict[str, Pullback]]:
         """Enclose all values at the points, and give every node's pullback there."""
-        values, pullbacks = {**self.balls, self.input: exact(points)}, {}
+        values, pullbacks = {self.graph.input: exact(points)}, dict[str, Pullback]()
         if any(node.op == "MaxPool" for node in self.nodes):
             key = np.where(points == 0, -1, numbered(points[..., None]))
-            values[self.input] = Ball(values[self.input].mid, values[self.input].rad, key)
+            values[self.graph.input] = Ball(values[self.graph.input].mid, values[self.graph.input].rad, key)
         for node in self.nodes:
-            x = [values[name] for name in node.inputs]
-            try:
-                values[node.output], pullbacks[node.output] = OPERATORS[node.op](node, x)
-            except ValueError as error:
-                raise Unusable(f"{node.op} {node.output!r} cannot take {[b.mid.shape for b in x]}: {error}") from error
-            shape, given = values[node.output].mid.shape, [name for name in node.inputs if name not in self.constants]
-            repeats = node.op in ("Add", "Sub") and any(values[name].mid.shape != shape for name in given)
-            if repeats or shape[0] != len(points):
-                raise Unusable(f"{node.op} {node.output!r} changes the batch or repeats an activation.")
-        if values[self.output].mid.ndim != 2:
-            raise Unusable(f"The output has shape {values[self.output].mid.shape}, expected (n, outputs).")
+            x = [self.ball(name) if name in self.constants else values[name] for name in node.inputs]
+            values[node.output], pullbacks[node.output] = OPERATORS[node.op](node, x)
         return values, pullbacks
 
 
@@ -456,27 +417,29 @@ class Layer:
     """The layer that the change adds to, as a matrix (outputs, inputs [+ 1 column for the bias])."""
 
     def __init__(self, network: Network, weight: str, bias: str | None) -> None:
-        users = [node for node in network.nodes if weight in node.inputs]
-        if len(users) != 1 or users[0].op not in ("Gemm", "MatMul", "Conv") or weight != users[0].inputs[1]:
-            raise Unusable(f"{weight!r} is not the weight of exactly one Gemm, MatMul or Conv.")
-        self.network, self.node, self.bias, nodes = network, users[0], bias, network.nodes
+        uses = [(node, k) for node in network.nodes for k, name in enumerate(node.inputs) if name == weight]
+        if [k for _, k in uses] != [1] or uses[0][0].op not in ("Gemm", "MatMul", "Conv"):
+            raise Unreadable(f"{weight!a} is not the weight of exactly one Gemm, MatMul or Conv.")
+        self.network, self.node, self.bias, nodes = network, uses[0][0], bias, network.nodes
         self.names = [weight] if bias is None else [weight, bias]
         if bias is not None and bias not in self.node.inputs[2:]:  # MatMul, then Add
             after = [node for node in nodes if self.node.output in node.inputs]
             added = [node.op for node in after] == ["Add"] and bias in after[0].inputs
             if self.node.op != "MatMul" or not added or self.node.output == network.output:
-                raise Unusable(f"{bias!r} is not the bias of the layer of {weight!r}.")
-        shape = matrix(self.node, network.balls[weight]).mid.shape
-        uses = sum(bias in node.inputs for node in nodes)
-        if bias is not None and (uses != 1 or network.constants[bias].shape != shape[:1]):
-            raise Unusable(f"{bias!r} is shared or not of shape {shape[:1]}.")
+                raise Unreadable(f"{bias!a} is not the bias of the layer of {weight!a}.")
+        shape = matrix(self.node, network.ball(weight)).mid.shape
+        times_used = sum(node.inputs.count(bias) for node in nodes)
+        if bias is not None and (times_used != 1 or network.constants[bias].shape != shape[:1]):
+            raise Unreadable(f"{bias!a} is shared or not of shape {shape[:1]}.")
+        if math.prod(shape) > LARGEST:
+            raise Unreadable(f"{weight!a} has {math.prod(shape)} entries; at most {LARGEST} are supported.")
         self.shape = shape[0], shape[1] + (bias is not None)
         self.live = {self.node.output}  # the values that depend on the layer
         for node in nodes:
             self.live |= {node.output} if self.live & set(node.inputs) else set()
         self.affine = all(node.op in AFFINE for node in nodes if node.output in self.live)
         if network.output not in self.live:
-            raise Unusable(f"The output does not depend on {weight!r}.")
+            raise Unreadable(f"The output does not depend on {weight!a}.")
 
     @property
     def torch_shapes(self) -> list[tuple[int, ...]]:
@@ -485,7 +448,7 @@ class Layer:
         return [stored if self.node.op == "Conv" else (self.shape[0], inputs), self.shape[:1]][: len(self.names)]
 
     def matrix_in(self, network: Network) -> np.ndarray:
-        parts = [matrix(self.node, network.balls[self.names[0]]), *(network.balls[name] for name in self.names[1:])]
+        parts = [matrix(self.node, network.ball(self.names[0])), *map(network.ball, self.names[1:])]
         return np.column_stack([part.mid for part in parts])
 
     def slopes(self, values: dict[str, Ball], pullbacks: dict[str, Pullback], rows: np.ndarray) -> tuple[Ball, Ball]:
@@ -507,53 +470,75 @@ class Layer:
 # The certificate -----------------------------------------------------------------------------------------------------
 
 
+META = {"format": str, "weight": str, "bias": str | None, "norm": str, "architecture": str, "lowest": bool}
+CHOICES = {"format": ("nnrepair-minimality-1",), "norm": NORMS, "architecture": ("same", "decoupled")}
+SIZES = ("lower_bound", "objective", "margin")
 REQUIRED = {"points", "row_point", "row_A", "row_b", "row_multiplier", "edit_point"}
 KINDS = {"points": ("f", 0), "row_point": ("iu", 1), "row_A": ("f", 2), "row_b": ("f", 1), "row_multiplier": ("f", 1)}
 KINDS |= {"edit_point": ("iu", 1), "edit_label": ("iu", 1), "edit_A": ("f", 3), "edit_b": ("f", 2), "metric": ("f", 2)}
 KINDS |= {"delta_weight": ("f", 0), "delta_bias": ("f", 1)}  # types, and axes where they are known
 
 
-def above(number: float) -> str:
-    return f"{number * 1.001:.3e}"
+def digits(number: float, direction: str) -> str:
+    """Write a number in few digits, rounded up or down."""
+    rounding = {"up": decimal.ROUND_CEILING, "down": decimal.ROUND_FLOOR}[direction]
+    return f"{decimal.Context(DIGITS, rounding).create_decimal_from_float(float(number)):g}"
+
+
+def read_meta(array: np.ndarray) -> dict[str, Any]:
+    meta = json.loads(array.tobytes())
+    if not isinstance(meta, dict):
+        raise Unreadable("meta is not a JSON object")
+    meta = {"bias": None, "lowest": False} | meta
+    wrong = [f"{name} {meta[name]!a}" for name, kind in META.items() if not isinstance(meta[name], kind)]
+    wrong += [f"{name} {meta[name]!a}" for name in SIZES if type(meta[name]) not in (int, float)]
+    if wrong:
+        raise Unreadable(f"{', '.join(wrong)}: not of the type expected")
+    wrong = [f"{name} {meta[name]!a} is none of {some}" for name, some in CHOICES.items() if meta[name] not in some]
+    if wrong:
+        raise Unreadable("; ".join(wrong))
+    return meta | {name: float(meta[name]) for name in SIZES}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Give the meta data and the arrays, whose types and first axes are checked."""
+    arrays = bounded.arrays(path)
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = {"bias": None, "lowest": False} | json.loads(arrays["meta"].tobytes())
-        numbers = {name: float(meta[name]) for name in ("lower_bound", "objective", "margin")}
-        choices = {"format": ["nnrepair-minimality-1"], "norm": NORMS, "architecture": ["same", "decoupled"]}
-        wrong = [
-            f"{name} {meta[name]!r} is none of {list(some)}" for name, some in choices.items() if meta[name] not in some
-        ]
+        meta = read_meta(arrays.pop("meta"))
+        missing = REQUIRED - arrays.keys() | arrays.keys() - KINDS.keys()
+        if missing:
+            raise Unreadable(f"arrays that are missing or unknown: {', '.join(map(ascii, sorted(missing)))}")
         lengths = {kind: len(arrays[f"{kind}_point"]) for kind in ("row", "edit")}
-        for name in KINDS.keys() & arrays.keys() | REQUIRED:
-            array, (kind, axes) = arrays[name], KINDS[name]
-            if array.dtype.kind not in kind or (axes not in (0, array.ndim) and array.size):
-                wrong.append(f"{name} has type {array.dtype} and shape {array.shape}")
-            elif len(array) != lengths.get(name.split("_")[0], len(array)):
-                wrong.append(f"{name} has {len(array)} entries, {lengths}")
-            elif not np.isfinite(array).all():
+        for name, array in arrays.items():
+            kind, axes = KINDS[name]
+            if array.dtype.kind not in kind or axes not in (0, array.ndim) or array.ndim == 0:
+                raise Unreadable(f"{name} has type {array.dtype} and shape {array.shape}")
+            if len(array) != lengths.get(name.split("_")[0], len(array)):
+                raise Unreadable(f"{name} has {len(array)} entries, {lengths}")
+            if not np.isfinite(array).all():
                 raise Rejected(f"{name} has entries that are not finite.")
-            elif name.endswith("_point") and not ((array >= 0) & (array < len(arrays["points"]))).all():
-                wrong.append(f"{name} names points that are not there")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise Unusable(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
-    if lengths["edit"] and ("edit_label" in arrays) == ({"edit_A", "edit_b"} <= arrays.keys()):
-        wrong.append("edits need either edit_label or edit_A and edit_b")
-    if wrong:
-        raise Unusable(f"{path.name}: " + "; ".join(wrong))
-    if not all(0 <= number < math.inf for number in numbers.values()):
-        raise Rejected(f"lower_bound, objective and margin must be finite and not negative, given {numbers}.")
+            if name.endswith("_point") and not ((array >= 0) & (array < len(arrays["points"]))).all():
+                raise Unreadable(f"{name} names points that are not there")
+        if lengths["edit"] and ("edit_label" in arrays) == ({"edit_A", "edit_b"} <= arrays.keys()):
+            raise Unreadable("edits need either edit_label or edit_A and edit_b")
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        reason = error if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
+        raise Unreadable(f"{path.name} cannot be read: {reason}") from error
+    if not all(0 <= meta[name] < math.inf for name in SIZES):
+        given = {name: meta[name] for name in SIZES}
+        raise Rejected(f"lower_bound, objective and margin must be finite and not negative, given {given}.")
     if not (arrays["row_multiplier"] >= 0).all():
         raise Rejected(f"Multipliers must not be negative: the smallest is {arrays['row_multiplier'].min()}.")
-    return meta | numbers, arrays
+    return meta, arrays
 
 
-def alike(a: np.ndarray, b: np.ndarray | None) -> bool:
-    return b is not None and a.dtype == b.dtype and a.shape == b.shape
+def check_points(points: np.ndarray, network: Network) -> None:
+    """Refuse points that the network does not take."""
+    shape, dtype = network.graph.shapes[network.graph.input], network.graph.dtype
+    if points.shape[1:] != shape:
+        raise Unreadable(f"points has shape {points.shape}; the network takes {('n', *shape)}.")
+    if not (points.astype(dtype) == points).all():
+        raise Unreadable(f"points has type {points.dtype} and numbers that are no {dtype}, which the network takes.")
 
 
 def change_of(layer: Layer, arrays: dict[str, np.ndarray], repaired: Network | None) -> tuple[Ball | None, np.ndarray]:
@@ -561,33 +546,54 @@ def change_of(layer: Layer, arrays: dict[str, np.ndarray], repaired: Network | N
     base, names = layer.network, layer.names
     given = [arrays[name] for name in ("delta_weight", "delta_bias")[: len(names)] if name in arrays]
     if given and [a.shape for a in given] != layer.torch_shapes:
-        raise Unusable(f"The change has shapes {[a.shape for a in given]}, expected {layer.torch_shapes}.")
+        raise Unreadable(f"The change has shapes {[a.shape for a in given]}, expected {layer.torch_shapes}.")
     claimed = exact(np.column_stack([flat(a) for a in given])) if given else None
     if repaired is None:
         return claimed, np.zeros(layer.shape)
-    there = {name: repaired.constants.get(name) for name in base.constants}
-    differ = [
-        name
-        for name, array in base.constants.items()
-        if not (alike(array, there[name]) and (name in names or array.tobytes() == there[name].tobytes()))
-    ]
-    if differ or base.signature != repaired.signature or len(there) != len(repaired.constants):
-        raise Rejected(f"The repaired file is not the base with other {names}: {', '.join(differ) or 'graph'} differs.")
+    differ = sorted(base.constants.keys() ^ repaired.constants.keys())
+    for name in base.constants.keys() & repaired.constants.keys():
+        one, other = base.constants[name], repaired.constants[name]
+        same = one.dtype == other.dtype and one.shape == other.shape
+        differ += [name] * (not same or (name not in names and one.tobytes() != other.tobytes()))
+    if differ or any(getattr(base.graph, part) != getattr(repaired.graph, part) for part in GRAPH):
+        found = ", ".join(name[:80] for name in differ) or "graph"
+        raise Rejected(f"The repaired file is not the base with other {names}: {found!a} differs.")
     before, after = layer.matrix_in(base), layer.matrix_in(repaired)
     change = add(exact(after), exact(before), -1)
-    rounding = np.finfo(base.constants[names[0]].dtype).eps * (np.abs(before) + np.abs(after)) + TINY
+    rounding = np.finfo(base.graph.dtype).eps * (np.abs(before) + np.abs(after)) + TINY
     if claimed is not None and not (add(change, claimed, -1).size <= rounding).all():
         raise Rejected("The repaired weights are not the base's plus the certificate's change, up to rounding.")
     return change, np.where(change.mid != 0, rounding, 0.0)
 
 
 def dot(rows: np.ndarray, y: Ball) -> Ball:
-    """Multiply (n, rows, outputs) by (n, outputs)."""
-    return total(times(exact(rows), y.map(lambda a: a[:, None])), (2,))
+    """Multiply (n, outputs) by (n, outputs)."""
+    return total(times(exact(rows), y), (1,))
 
 
 def effect(slopes: tuple[Ball, Ball], change: Ball) -> Ball:
     return total(times(slopes[0], product(slopes[1], change.map(np.transpose))), (1, 2))
+
+
+def conditions(
+    arrays: dict[str, np.ndarray], at: slice, outputs: int, lowest: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give the rows (n, outputs) and bounds (n,) that make the edits hold, one of each edit's after another."""
+    if "edit_label" not in arrays:
+        rows, bounds = arrays["edit_A"][at], arrays["edit_b"][at]
+        if rows.shape != (*bounds.shape, outputs) or rows.size == 0:
+            raise Unreadable(f"edit_A and edit_b have shapes {rows.shape} and {bounds.shape}; {outputs} outputs.")
+        for i in range(rows.shape[1]):
+            yield rows[:, i], bounds[:, i]
+        return
+    labels = arrays["edit_label"][at].astype(np.int64)
+    if not ((labels >= 0) & (labels < outputs)).all() or outputs < 2:
+        raise Unreadable(f"edit_label has labels outside 0 to {outputs - 1}, or there is nothing to choose from.")
+    for i in range(outputs - 1):
+        rows = np.zeros((len(labels), outputs))
+        rows[np.arange(len(labels)), labels] += 1
+        rows[np.arange(len(labels)), i + (labels <= i)] -= 1
+        yield (-rows if lowest else rows), np.zeros(len(labels))
 
 
 def check_edits(layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray], net: Network, d: Ball | None) -> str:
@@ -595,47 +601,39 @@ def check_edits(layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray
     points, chosen, least = arrays["points"], arrays["edit_point"], math.inf
     if len(chosen) == 0:
         return "No edits are listed."
-    for start in range(0, len(chosen), CHUNK):
-        at = slice(start, start + CHUNK)
+    for start in range(0, len(chosen), net.chunk):
+        at = slice(start, start + net.chunk)
         values, pullbacks = net.run(points[chosen[at]].astype(np.float64))
-        outputs = values[net.output].mid.shape[1]
-        if "edit_label" in arrays:
-            labels, unit = arrays["edit_label"][at], np.eye(outputs)
-            if not ((labels >= 0) & (labels < outputs)).all():
-                raise Unusable(f"edit_label has labels outside 0 to {outputs - 1}.")
-            rows = np.array([unit[label] - np.delete(unit, label, 0) for label in labels])
-            rows, bounds = -rows if meta["lowest"] else rows, np.zeros(rows.shape[:2])
-        else:
-            rows, bounds = arrays["edit_A"][at], arrays["edit_b"][at]
-            if rows.shape != (*bounds.shape, outputs) or rows.size == 0:
-                raise Unusable(f"edit_A and edit_b have shapes {rows.shape} and {bounds.shape}; {outputs} outputs.")
-        margins = add(dot(rows, values[net.output]), exact(bounds), -1)
-        if d is not None:
-            parts = [effect(layer.slopes(values, pullbacks, rows[:, i]), d) for i in range(rows.shape[1])]
-            margins = add(margins, Ball(np.stack([p.mid for p in parts], 1), np.stack([p.rad for p in parts], 1)))
-        low = margins.lower
-        holds = (low > 0 if "edit_label" in arrays else low >= 0).all(1)
-        if not holds.all():
-            i = int(np.argmin(holds))
-            raise Rejected(
-                f"Edit {start + i} (point {chosen[start + i]}) could not be proved: its smallest margin lies between "
-                f"{low[i].min():.9g} and {margins.upper[i].min():.9g}."
-            )
-        least = min(least, low.min())
+        y = values[net.output]
+        for rows, bounds in conditions(arrays, at, y.mid.shape[1], meta["lowest"]):
+            margins = add(dot(rows, y), exact(bounds), -1)
+            if d is not None:
+                margins = add(margins, effect(layer.slopes(values, pullbacks, rows), d))
+            low = margins.lower
+            holds = low > 0 if "edit_label" in arrays else low >= 0
+            if not holds.all():
+                i = int(np.argmin(holds))
+                raise Rejected(
+                    f"Edit {start + i} (point {chosen[start + i]}) could not be proved: a margin lies between "
+                    f"{digits(low[i], 'down')} and {digits(margins.upper[i], 'up')}."
+                )
+            least = min(least, low.min())
     where = "the repaired network" if d is None else "the decoupled network with the certificate's change"
-    return f"All {len(chosen)} edits hold in {where}, for real numbers; the smallest margin is >= {least * 0.999:.3e}."
+    return (
+        f"All {len(chosen)} edits hold in {where}, for real numbers; the smallest margin is >= {digits(least, 'down')}."
+    )
 
 
 def check_rows(layer: Layer, arrays: dict[str, np.ndarray], d: Ball | None) -> tuple[float, Ball, np.ndarray]:
     """Give sum u (b - A f) rounded down, sum u G, and by how much d misses each condition, rounded up."""
     gaps, missed, z, net = [], [], exact(np.zeros(layer.shape)), layer.network
-    for start in range(0, len(arrays["row_point"]), CHUNK):
-        at = slice(start, start + CHUNK)
+    for start in range(0, len(arrays["row_point"]), net.chunk):
+        at = slice(start, start + net.chunk)
         rows, bounds, u = (arrays[f"row_{name}"][at].astype(np.float64) for name in ("A", "b", "multiplier"))
         values, pullbacks = net.run(arrays["points"][arrays["row_point"][at]].astype(np.float64))
         if rows.shape[1:] != values[net.output].mid.shape[1:]:
-            raise Unusable(f"row_A has shape {arrays['row_A'].shape}, the output {values[net.output].mid.shape}.")
-        gap = add(exact(bounds), dot(rows[:, None], values[net.output]).map(lambda a: a[:, 0]), -1)
+            raise Unreadable(f"row_A has shape {arrays['row_A'].shape}, the output {values[net.output].mid.shape}.")
+        gap = add(exact(bounds), dot(rows, values[net.output]), -1)
         p, x = layer.slopes(values, pullbacks, rows)
         weighted = times(p, exact(u[:, None, None])).map(lambda a: a.reshape(-1, a.shape[2]).T)
         z = add(z, product(weighted, x.map(lambda a: a.reshape(-1, a.shape[2]))))
@@ -645,16 +643,27 @@ def check_rows(layer: Layer, arrays: dict[str, np.ndarray], d: Ball | None) -> t
     return float(total(gaps, (0,)).lower), z, np.concatenate(missed)
 
 
+def lower_bound(norm: str, metric: np.ndarray | None, gap: float, z: Ball, claimed: float) -> float:
+    dual = dual_of(norm, z, metric)
+    if gap > 0 and dual == 0:
+        raise Rejected("The listed conditions contradict each other: no change meets them.")
+    lower = float(np.nextafter(gap / dual * (1 - 4 * U), 0)) if gap > 0 else 0.0
+    if not (math.isfinite(lower) and claimed <= lower * (1 + SLACK)):
+        raise Rejected(f"The bound claimed is {claimed!r}; the conditions and multipliers prove {lower!r}.")
+    return lower
+
+
 def check_bound(
     layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray], d: Ball | None, rounding: np.ndarray
 ) -> str:
     norm, metric, k = meta["norm"], arrays.get("metric"), len(arrays["row_point"])
     metric = None if metric is None else metric.astype(np.float64)
     if (norm == "drift") != (metric is not None):
-        raise Unusable("The norm 'drift', and no other, needs the array metric.")
+        raise Unreadable("The norm 'drift', and no other, needs the array metric.")
+    if metric is not None and metric.size > LARGEST:
+        raise Unreadable(f"metric has shape {metric.shape}; at most {LARGEST} entries are supported.")
     if metric is not None and (metric.shape != (layer.shape[1],) * 2 or not (metric == metric.T).all()):
-        raise Unusable(f"metric has shape {metric.shape}, expected a symmetric {(layer.shape[1],) * 2}.")
-    linear = layer.affine or meta["architecture"] == "decoupled"
+        raise Unreadable(f"metric has shape {metric.shape}, expected a symmetric {(layer.shape[1],) * 2}.")
     size = None if d is None else norm_of(norm, d, metric)
     allowed = meta["objective"] * (1 + SLACK) + norm_of(norm, Ball(0 * rounding, rounding), metric)
     if size is not None and not size <= allowed:
@@ -662,16 +671,12 @@ def check_bound(
     if k == 0:
         return "No conditions are listed, so minimality was not checked."
     gap, z, missed = check_rows(layer, arrays, d)
-    dual = dual_of(norm, z, metric)
-    if gap > 0 and dual == 0:
-        raise Rejected("The listed conditions contradict each other: no change meets them.")
-    lower = float(np.nextafter(gap / dual * (1 - 4 * U), 0)) if gap > 0 else 0.0
-    if not (math.isfinite(lower) and meta["lower_bound"] <= lower * (1 + SLACK)):
-        raise Rejected(f"The bound claimed is {meta['lower_bound']!r}; the conditions and multipliers prove {lower!r}.")
-    names = " and ".join(map(repr, layer.names))
+    lower = lower_bound(norm, metric, gap, z, meta["lower_bound"])
+    names = " and ".join(map(ascii, layer.names))
     network = "the network" if layer.affine else "its decoupled network (activation pattern kept)"
     text = (
-        f"Every change of {names} with which {network} meets the {k} listed conditions has {norm} norm >= {lower!r}. "
+        f"Every change of {names} with which {network} meets the {k} listed conditions has {norm} norm >= "
+        f"{digits(lower, 'down')}. "
     )
     if layer.affine:
         text += "All that follows the layer is affine, so this is about the network itself. "
@@ -679,28 +684,40 @@ def check_bound(
         text += "This does not bound changes with which the network itself meets them. "
     if size is None:
         return text + "The change itself was not given, so its norm was not compared."
-    distance = above(max(0.0, 1 - lower / size) if size else 0.0)
-    text += f"The change made has norm <= {size!r}; the bound lies below that by the part {distance} or less. "
-    if not linear:
-        return text + "Whether the change meets the listed (linearised) conditions was not checked."
-    open_by = meta["margin"] + SLACK * np.maximum(1, np.abs(arrays["row_b"]))
-    if not (missed <= open_by).all():
-        worst = int(np.argmax(~(missed <= open_by)))
-        raise Rejected(
-            f"The change misses condition {worst} by up to {missed[worst]:.6g}, more than the margin allows."
-        )
-    return text + f"It misses none of the conditions by more than {above(max(0.0, missed.max()))}."
+    linear = layer.affine or meta["architecture"] == "decoupled"
+    if linear:
+        open_by = meta["margin"] + SLACK * np.maximum(1, np.abs(arrays["row_b"]))
+        if not (missed <= open_by).all():
+            worst = int(np.argmax(~(missed <= open_by)))
+            raise Rejected(
+                f"The change misses condition {worst} by up to {missed[worst]:.6g}, more than the margin allows."
+            )
+    return text + compared(lower, size, float(missed.max()) if linear else None)
+
+
+def compared(lower: float, size: float, missed: float | None) -> str:
+    """Say how the change compares with the bound, and by how much it misses conditions (None if that is not known)."""
+    text = f"The change made has norm <= {digits(size, 'up')}"
+    if size >= lower:
+        share = digits(max(0.0, (1 - lower / size) * (1 + 8 * U) + 4 * U) if size else 0.0, "up")
+        text += f"; before both were rounded, the bound lies below that by at most {share} of it. "
+    else:
+        text += ", which may be less than the bound as it does not meet all of the conditions exactly. "
+    if missed is None:
+        return text + "By how much it misses the listed (linearised) conditions was not checked."
+    return text + (f"It misses none of them by more than {digits(missed, 'up')}." if missed > 0 else "It meets them.")
 
 
 def check(certificate: Path, base_path: Path, repaired_path: Path | None) -> list[str]:
     """Return the sentences that were proved."""
     meta, arrays = read(certificate)
     base, same = Network(base_path), meta["architecture"] == "same"
+    check_points(arrays["points"], base)
     layer = Layer(base, meta["weight"], meta["bias"])
     repaired = Network(repaired_path) if same and repaired_path else None
     d, rounding = change_of(layer, arrays, repaired)
     if not same and d is None:
-        raise Unusable("The architecture 'decoupled' needs delta_weight (and delta_bias).")
+        raise Unreadable("The architecture 'decoupled' needs delta_weight (and delta_bias).")
     if same and repaired is None:
         edits = "Whether the edits hold was not checked: no repaired network was given."
     else:
@@ -716,14 +733,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         with np.errstate(all="ignore"):  # what overflows is NaN or inf, and is rejected
-            print("ACCEPTED", *check(given.certificate, given.base, given.repaired), sep="\n")
-        return 0
+            code, said = 0, ["ACCEPTED", *check(given.certificate, given.base, given.repaired)]
     except (Rejected, np.linalg.LinAlgError) as error:
-        print(f"REJECTED\n{error}")
-        return 1
-    except (Unusable, ValueError, TypeError, LookupError) as error:
-        print(f"UNUSABLE\n{error}")
-        return 2
+        code, said = 1, ["REJECTED", str(error)]
+    except Unreadable as error:
+        code, said = 2, ["UNUSABLE", str(error)]
+    except Exception as error:  # such as too little memory: never taken for a verdict
+        code, said = 2, ["UNUSABLE", f"{type(error).__name__}: {error}"]
+    bounded.say("\n".join(said))
+    return code
 
 
 if __name__ == "__main__":
