@@ -136,7 +136,7 @@ def certify(folder: Path, net: Path, prop: Path, **options: Any) -> tuple[Path, 
 def accepted(cert: Path, net: Path, prop: Path) -> bool:
     try:
         checker.check(str(cert), str(net), str(prop))
-    except checker.Rejected:
+    except (checker.Rejected, checker.bounded.Unreadable):
         return False
     return True
 

@@ -59,11 +59,7 @@ Array = np.ndarray
 U, TINY, LIMIT = 2.0**-53, 1e-150, 1e100
 BATCH, STEPS, AHEAD = 256, 4, 0.5  # boxes at once; steps of ascent, and how far above 0 they aim
 SPARE, SHARE = 5000, 0.2  # so many halvings are allowed, and so many more for each node of the certificate
-MAX_NODES, MAX_META, MAX_WAITING = (
-    2**23,
-    2**20,
-    2**28,
-)  # of a certificate; bytes of its meta data, and of boxes that wait
+NODES, META, WAITING = 2**22, 2**20, 2**28  # of a certificate; bytes of its meta data, and of boxes that wait
 
 
 class Rejected(Exception):
@@ -204,8 +200,8 @@ def read_certificate(path: str, expected: dict[str, Any], inputs: int) -> tuple[
     if not arrays.keys() >= {"meta", "dim", "cut"}:
         raise bounded.Unreadable(f"the certificate has the arrays {sorted(arrays)}, not all of meta, dim and cut")
     meta, dim, cut = (arrays[name] for name in ("meta", "dim", "cut"))
-    limit("bytes of meta data", meta.nbytes, MAX_META)
-    limit("nodes", dim.size, MAX_NODES)
+    limit("bytes of meta data", meta.nbytes, META)
+    limit("nodes", dim.size, NODES)
     given = json.loads(meta.tobytes(), object_pairs_hook=once)
     if not isinstance(given, dict):
         raise bounded.Unreadable("the meta data are no JSON object")
@@ -252,8 +248,8 @@ def replay(bounder: Bounder, nodes: Any, start: int, spare: int) -> int:
         for part in ([above[here], middle_low, high, *known], [below[here], low, middle_high, *known]):
             some = ~(part[1] > part[2]).any(1)
             stack = [np.concatenate([v, w[some]]) for v, w in zip(stack, part, strict=True)]
-        if sum(v.nbytes for v in stack) > MAX_WAITING:
-            raise Rejected(f"the tree is so deep that {len(stack[0])} of its boxes wait, more than {MAX_WAITING} bytes")
+        if sum(v.nbytes for v in stack) > WAITING:
+            raise Rejected(f"the tree is so deep that {len(stack[0])} of its boxes wait, more than {WAITING} bytes")
     return halved
 
 

@@ -257,11 +257,11 @@ def matrix(node: Node, weight: Ball) -> Ball:
     return weight.map(flat if node.op == "Conv" or node.options.get("transB") else np.transpose)
 
 
-def positions(node: Node, x: list[Ball]) -> Ball:
+def positions(node: Node, x: Ball) -> Ball:
     """Give what the weight of a layer is multiplied with, (n, position, inputs)."""
     if node.op != "Conv":
-        return x[0].map(lambda a: a.reshape(len(a), -1, a.shape[-1]))
-    return cut(x[0], windows(node, x[0].mid.shape[1:]))
+        return x.map(lambda a: a.reshape(len(a), -1, a.shape[-1]))
+    return cut(x, windows(node, x.mid.shape[1:]))
 
 
 def at_positions(node: Node, g: Ball) -> Ball:
@@ -274,7 +274,7 @@ def at_positions(node: Node, g: Ball) -> Ball:
 def layer(node: Node, x: list[Ball]) -> tuple[Ball, Pullback]:
     """Gemm, MatMul, Conv."""
     weight, shape = matrix(node, x[1]), x[0].mid.shape
-    inputs = positions(node, x)
+    inputs = positions(node, x[0])
     y = product(inputs, weight.map(np.transpose))
     y = add(y, x[2]) if len(x) > 2 else y
     if inputs.key is not None:
@@ -461,7 +461,7 @@ class Layer:
                 for name, g in zip(node.inputs, pullbacks[node.output](grads[node.output]), strict=False):
                     if name in self.live:
                         grads[name] = add(grads[name], g) if name in grads else g
-        x = positions(self.node, [values[name] for name in self.node.inputs])
+        x = positions(self.node, values[self.node.inputs[0]])
         if self.bias is not None:
             x = Ball(*(np.pad(a, ((0, 0), (0, 0), (0, 1)), constant_values=one) for a, one in ((x.mid, 1), (x.rad, 0))))
         return at_positions(self.node, grads[self.node.output]), x
@@ -479,10 +479,10 @@ KINDS |= {"edit_point": ("iu", 1), "edit_label": ("iu", 1), "edit_A": ("f", 3), 
 KINDS |= {"delta_weight": ("f", 0), "delta_bias": ("f", 1)}  # types, and axes where they are known
 
 
-def digits(number: float, direction: str) -> str:
+def digits(number: float, direction: str, count: int | None = None) -> str:
     """Write a number in few digits, rounded up or down."""
     rounding = {"up": decimal.ROUND_CEILING, "down": decimal.ROUND_FLOOR}[direction]
-    return f"{decimal.Context(DIGITS, rounding).create_decimal_from_float(float(number)):g}"
+    return f"{decimal.Context(count or DIGITS, rounding).create_decimal_from_float(float(number)):g}"
 
 
 def read_meta(array: np.ndarray) -> dict[str, Any]:
@@ -556,8 +556,8 @@ def change_of(layer: Layer, arrays: dict[str, np.ndarray], repaired: Network | N
         same = one.dtype == other.dtype and one.shape == other.shape
         differ += [name] * (not same or (name not in names and one.tobytes() != other.tobytes()))
     if differ or any(getattr(base.graph, part) != getattr(repaired.graph, part) for part in GRAPH):
-        found = ", ".join(name[:80] for name in differ) or "graph"
-        raise Rejected(f"The repaired file is not the base with other {names}: {found!a} differs.")
+        found = ", ".join(ascii(name[:80])[1:-1] for name in differ) or "graph"
+        raise Rejected(f"The repaired file is not the base with other {names}: {found} differs.")
     before, after = layer.matrix_in(base), layer.matrix_in(repaired)
     change = add(exact(after), exact(before), -1)
     rounding = np.finfo(base.graph.dtype).eps * (np.abs(before) + np.abs(after)) + TINY
@@ -699,10 +699,10 @@ def compared(lower: float, size: float, missed: float | None) -> str:
     """Say how the change compares with the bound, and by how much it misses conditions (None if that is not known)."""
     text = f"The change made has norm <= {digits(size, 'up')}"
     if size >= lower:
-        share = digits(max(0.0, (1 - lower / size) * (1 + 8 * U) + 4 * U) if size else 0.0, "up")
-        text += f"; before both were rounded, the bound lies below that by at most {share} of it. "
+        share = (size - lower) / size * (1 + 8 * U) if size else 0.0
+        text += f"; before rounding, the bound is smaller than that by at most {digits(share, 'up', 3)} of it. "
     else:
-        text += ", which may be less than the bound as it does not meet all of the conditions exactly. "
+        text += ", before rounding less than the bound: it does not meet all of the conditions exactly. "
     if missed is None:
         return text + "By how much it misses the listed (linearised) conditions was not checked."
     return text + (f"It misses none of them by more than {digits(missed, 'up')}." if missed > 0 else "It meets them.")
