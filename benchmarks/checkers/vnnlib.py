@@ -57,6 +57,7 @@ SPACES = [" "] * 12 + [
     ';"\r',
     "; é ;\r\n",
 ]
+COMMENTS = ["", " ; a note", "; (assert (<= Y_0 0))", ";", ' ;;\t) | "']
 #: Some take them for white space or for the end of a line, SMT-LIB does not.
 STRANGE = [*"\v\f\x1c\x1d\x1e\x1f\x00\x7f\x85\xa0\u1680\u2003\u2028\u2029\u200b\u3000\ufeff\\`\u0663"]
 STRANGE += [f";{c}" for c in "\v\f\x1c\x85\u2028\ufeff"]
@@ -184,15 +185,18 @@ def damaged(tokens: Tokens, rng: random.Random) -> Tokens:
 
 
 def spaced(tokens: Tokens, rng: random.Random, plain: float) -> str:
-    """Join tokens; where white space may be left out, mostly do."""
-    parts = []
+    """Join tokens; where white space may be left out, mostly do. Lines and comments end mostly where commands do."""
+    parts, depth = [], 0
     for before, token in itertools.pairwise(["(", *tokens]):
         needed = before not in "()" and token not in "()"
-        if rng.random() > plain:
+        if before == ")" and rng.random() < (0.3 if depth == 0 else 0.03):
+            parts += [rng.choice(COMMENTS), rng.choice(("\n", "\n", "\r", "\r\n"))]
+        elif rng.random() > plain:
             parts.append(rng.choice(SPACES))
         elif needed or rng.random() < 0.3:
             parts.append(" ")
         parts.append(token)
+        depth += (token == "(") - (token == ")")
     return "".join(parts) + rng.choice(("", "\n", "; end"))
 
 

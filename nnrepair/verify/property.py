@@ -227,8 +227,10 @@ def _numbers(values: Sequence[Any], name: str, place: str) -> Exact:
         if isinstance(value, (np.generic, Tensor)):
             value = value.item()  # a fraction of numpy's integers would overflow
         try:
-            exact.append(value if type(value) is Fraction else Fraction(value))
-            float(exact[-1])
+            number = value if type(value) is Fraction else Fraction(value)
+            if number.numerator.bit_length() - number.denominator.bit_length() > 1022:
+                float(number)  # only there it can be too large, and this takes long
+            exact.append(number)
         except (TypeError, ValueError, OverflowError):
             try:
                 shown = str(value)[:80]

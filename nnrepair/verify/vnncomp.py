@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -76,7 +77,7 @@ def read_expected(path: Path) -> dict[tuple[str, str], str]:
     """Read a ground truth with the columns network, property and verdict (sat or unsat), as our words by file names.
 
     Raises:
-        InvalidInput: the file cannot be read, lacks a column, or has another verdict.
+        InvalidInput: the file cannot be read, lacks a column, or has another verdict or two for one instance.
     """
     rows = _rows(path)
     header = rows[0][1] if rows else []
@@ -88,7 +89,9 @@ def read_expected(path: Path) -> dict[tuple[str, str], str]:
     for number, row in rows[1:]:
         if len(row) != len(header) or row[verdict] not in _VERDICTS:
             raise InvalidInput(f"{path}, line {number}: expected {len(header)} columns and a verdict sat or unsat.")
-        expected[Path(row[network]).name, Path(row[property_]).name] = _VERDICTS[row[verdict]]
+        key, said = (Path(row[network]).name, Path(row[property_]).name), _VERDICTS[row[verdict]]
+        if expected.setdefault(key, said) != said:
+            raise InvalidInput(f"{path}, line {number}: {key[0]} with {key[1]} has another verdict in an earlier line.")
     return expected
 
 
@@ -145,4 +148,4 @@ def _stem(name: str) -> str:
 def _located(folder: Path, kind: str, name: str) -> Path:
     """Return where a file is; where it is not, the first place looked in."""
     places = [place / f"{name}{end}" for end in ("", ".gz") for place in (folder, folder / kind)]
-    return next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if os.path.isfile(place)), places[0])
