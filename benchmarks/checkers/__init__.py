@@ -1,1 +1,1 @@
-"""What independent readers and checkers make of files that nobody meant to write."""
+"""Campaigns against the independent checkers of `verification/`."""

@@ -85,7 +85,7 @@ def read_expected(path: Path) -> dict[tuple[str, str], str]:
     if missing:
         raise InvalidInput(f"{path} lacks the columns {', '.join(missing)}; its first line is {','.join(header)!r}.")
     network, property_, verdict = (header.index(name) for name in ("network", "property", "verdict"))
-    expected = {}
+    expected: dict[tuple[str, str], str] = {}
     for number, row in rows[1:]:
         if len(row) != len(header) or row[verdict] not in _VERDICTS:
             raise InvalidInput(f"{path}, line {number}: expected {len(header)} columns and a verdict sat or unsat.")
