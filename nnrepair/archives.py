@@ -74,9 +74,13 @@ def _require_numbers(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
         raise ValueError(f"{entry.filename!r} is packed in a way that numpy does not use")
     with archive.open(entry) as packed:
         stream = io.BytesIO(packed.read(2**16 + 16))  # longer than any header
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError(f"{entry.filename!r} is no array of plain numbers")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    try:
+        version = np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # what numpy says then is advice to unpickle
+        raise ValueError(f"{entry.filename!r} has no header of an array, or a damaged one") from error
+    if version != (1, 0):
+        raise ValueError(f"{entry.filename!r} is in another version of numpy's format, which plain numbers do not need")
     there = entry.file_size - stream.tell()
     if min(shape, default=0) < 0 or dtype.itemsize == 0:
         raise ValueError(f"{entry.filename!r} holds {dtype}{shape}, which is no array of numbers")
