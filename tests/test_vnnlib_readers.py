@@ -400,6 +400,16 @@ def test_rows_of_many_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
         reading.read_property(text, 1, 100)
 
 
+def test_long_clauses_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is within the limits, together they are not."""
+    for module in (vnnlib, reading):
+        monkeypatch.setattr(module, "MAX_NUMBERS", 1000)
+    pair = "(or (<= Y_0 1) (<= Y_0 2))"
+    long = f"(and {'(<= Y_0 3) ' * 50} {pair * 3})"
+    assert refused(HEAD + f"(assert (or (<= Y_0 9) {long}))") == (False, False)
+    assert refused(HEAD + f"(assert (or (<= Y_0 9) {long * 3}))") == (True, True)
+
+
 def test_limits_are_stated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(vnnlib, "MAX_WORDS", 50)
     with pytest.raises(InvalidInput, match=r"line 2: more than 50 words and parentheses. Split it"):

@@ -120,7 +120,7 @@ def shown(part: Any) -> str:
 
 def alternatives(formulas: list[Any], names: set[str]) -> list[list[tuple[dict[str, Fraction], bool]]]:
     """Write the `and` of formulas as an `or` of `and`s of (linear form, strict), each meaning form <= 0, or < 0."""
-    own, ways, todo = [], [], formulas[::-1]
+    own, ways, todo, held = [], [], formulas[::-1], 0
     while todo:
         match todo.pop():
             case ["and", *parts] | ["or", *parts] as formula if parts and (formula[0] == "and" or len(parts) == 1):
@@ -128,8 +128,10 @@ def alternatives(formulas: list[Any], names: set[str]) -> list[list[tuple[dict[s
             case ["or", *parts] if parts:
                 ways.append([])
                 for part in parts:
-                    ways[-1] += alternatives([part], names)
+                    ways[-1] += (more := alternatives([part], names))
+                    held += sum(map(len, more))
                     limit("pairs of box and unsafe set", math.prod(map(len, ways)), MAX_PAIRS)
+                    limit("conditions", held, MAX_NUMBERS)
             case ["<=" | "<" | ">=" | ">" as op, left, right]:
                 form = linear(["-", left, right] if op[0] == "<" else ["-", right, left], names)
                 own.append(({name: c for name, c in form.items() if c}, len(op) == 1))

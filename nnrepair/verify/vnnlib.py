@@ -241,9 +241,7 @@ class _Reader:
             asked = asked or head == "check-sat"
         self.inputs, self.outputs = (self.count(kind, commands[-1]) for kind in "XY")
         ways: dict[Box, list[Conjunction]] = {}
-        known: dict[
-            tuple[int, ...], list[Conjunction]
-        ] = {}  # the same by what bounds the box, which is quicker to find
+        known: dict[tuple[int, ...], list[Conjunction]] = {}  # the same, by what bounds the box: quicker to find
         for bounds, rows in self.clauses([(part, True) for part in asserts]):
             key = tuple(map(id, bounds))
             if key not in known:
@@ -317,7 +315,7 @@ class _Reader:
         bounds: _Bounds = {}
         rows: list[Halfspace] = []
         factors: list[list[_Clause]] = []
-        todo, count = parts[::-1], 1
+        todo, count, held = parts[::-1], 1, 0
         while todo:
             part, wanted = todo.pop()
             head, args = (part.parts[0].text, part.parts[1:]) if part.parts else ("", [])
@@ -340,20 +338,29 @@ class _Reader:
                 continue
             factors.append([])
             for each in inner:
-                factors[-1] += self.clauses([each])
+                factors[-1] += (more := self.clauses([each]))
+                held += self.size(more)
                 if count * len(factors[-1]) > MAX_CLAUSES:
                     self.fail(
                         part, f"the disjunctions multiply to more than {MAX_CLAUSES} clauses. Split the property."
                     )
+                if held > MAX_NUMBERS:
+                    self.fail(part, f"{len(factors[-1])} clauses of these disjunctions are too long; {_MOST}")
             count *= len(factors[-1])
-        own = (bounds,) if bounds else ()
-        shares = (count // len(each) * sum(len(b) + self.outputs * len(r) for b, r in each) for each in factors)
-        if sum(shares, count * self.outputs * len(rows)) > MAX_NUMBERS:
+        if (
+            sum((count // len(each) * self.size(each) for each in factors), count * self.outputs * len(rows))
+            > MAX_NUMBERS
+        ):
             self.fail(parts[0][0], f"the disjunctions multiply to {count} clauses; {_MOST}")
+        own = (bounds,) if bounds else ()
         return [
             (sum((b for b, _ in chosen), own), sum((r for _, r in chosen), tuple(rows)))
             for chosen in itertools.product(*factors)
         ]
+
+    def size(self, clauses: list[_Clause]) -> int:
+        """Return how many numbers the rows of clauses have, with the sets of bounds."""
+        return sum(len(bounds) + self.outputs * len(rows) for bounds, rows in clauses)
 
     def compare(self, part: _Part, wanted: bool, bounds: _Bounds, rows: list[Halfspace]) -> None:
         """Add what a comparison, or its negation, says."""
