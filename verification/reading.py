@@ -115,7 +115,7 @@ def short(number: Fraction) -> Fraction:
 
 def shown(part: Any) -> str:
     """Give the beginning of a part of the file, and how much it holds."""
-    return repr(part) if isinstance(part, str) or not part else f"({shown(part[0])} ...) with {len(part) - 1} parts"
+    return f"({shown(part[0])} ...) with {len(part) - 1} parts" if isinstance(part, list) and part else repr(part[:40])
 
 
 def alternatives(formulas: list[Any], names: set[str]) -> list[list[tuple[dict[str, Fraction], bool]]]:
