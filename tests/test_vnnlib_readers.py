@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.checkers import vnnlib as harness
 from nnrepair import InvalidInput
+from nnrepair.cli import main
 from nnrepair.verify import vnnlib
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 
@@ -199,7 +200,23 @@ def test_numbers(number: str) -> None:
             "9" * 5000,
             "0." + "1" * 5000,
         ),
-        *("X_00", "Y_00", "Y_0_0", "y_0", "Y_1", "Y_-0", "Y_", "Y", "true", "let", "1;|", ":k"),
+        *(
+            "X_00",
+            "Y_00",
+            "Y_0_0",
+            "y_0",
+            "Y_1",
+            "Y_-0",
+            "Y_",
+            "Y",
+            "true",
+            "let",
+            "1;|",
+            ":k",
+            "Y_;\n0",
+            "Y_;\r0",
+            "1.;\r5",
+        ),
     ],
 )
 def test_what_is_no_term(term: str) -> None:
@@ -431,6 +448,19 @@ def test_limits_are_stated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
             vnnlib.load(path)
     path.write_bytes(gzip.compress((HEAD + ROW).encode().ljust(1000)))
     assert vnnlib.load(path) == vnnlib.loads(HEAD + ROW)
+
+
+def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "p.vnnlib.gz"
+    for content, message in (
+        (gzip.compress(b" " * 2**20) * 65, "holds more than 67108864 bytes of text, which are read at most. Split it."),
+        (LARGE["pairs"].encode(), "line 1: the disjunctions multiply to more than 100000 clauses. Split the property."),
+        (b"(" * 10**6, "line 1: parentheses are nested more than 200 deep."),
+    ):
+        path.write_bytes(content)
+        assert main(["check", str(tmp_path / "net.onnx"), str(path)]) == 3
+        said = capsys.readouterr().err
+        assert said.startswith(f"nnrepair: error: {path}") and message in said and said.count("\n") == 1
 
 
 MEMORY = """
