@@ -215,7 +215,6 @@ def test_numbers(number: str) -> None:
             ":k",
             "Y_;\n0",
             "Y_;\r0",
-            "1.;\r5",
         ),
     ],
 )
