@@ -6,6 +6,7 @@ rounding; it imports nothing from this package. Until it has accepted a certific
 
 from __future__ import annotations
 
+import decimal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,29 @@ from numpy.typing import NDArray
 from nnrepair.files import read_arrays, write_arrays
 
 FORMAT = "nnrepair-minimality-1"
+
+
+def at_least(number: float, digits: int = 6) -> str:
+    """Write a lower bound in few digits, rounded down.
+
+    >>> at_least(5.787298195)
+    '5.78729'
+    """
+    return _rounded(number, digits, decimal.ROUND_FLOOR)
+
+
+def at_most(number: float, digits: int = 6) -> str:
+    """Write an upper bound in few digits, rounded up.
+
+    >>> at_most(5.787298140)
+    '5.7873'
+    """
+    return _rounded(number, digits, decimal.ROUND_CEILING)
+
+
+def _rounded(number: float, digits: int, rounding: str) -> str:
+    short = decimal.Context(digits, rounding).create_decimal_from_float(number + 0.0).normalize()
+    return f"{short:f}" if -5 < short.adjusted() < digits else f"{short:e}"
 
 
 @dataclass(frozen=True)
@@ -51,8 +75,8 @@ class Certificate:
         where = "this network" if self.architecture == "same" else "its decoupled network"
         return (
             f"Among all changes of {self.weight.removesuffix('.weight')} that satisfy the conditions in {where}, "
-            f"none has {self.norm} norm below {self.lower_bound:.6g}; this one has {self.objective:.6g} "
-            f"(gap {self.gap:.1e})."
+            f"none has {self.norm} norm below {at_least(self.lower_bound)}; this one has at most "
+            f"{at_most(self.objective)} (before rounding, a gap of at most {at_most(max(0.0, self.gap), 2)})."
         )
 
     def save(self, path: str | Path) -> Path:

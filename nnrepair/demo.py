@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nnrepair.certificate import Certificate
+from nnrepair.certificate import Certificate, at_most
 from nnrepair.domains import vision
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
@@ -154,7 +154,9 @@ def _summary(
     assert held_out.criterion is not None
     right = [int(held_out.criterion.holds(outputs(m, held_out.inputs)).sum()) for m in (result.model, least.model)]
     lines = ["", f"What happened  {result.outcome}"]
-    lines.append(f"               {change.nonzeros} of {size} numbers changed, none by more than {change.linf:.3g}.")
+    lines.append(
+        f"               {change.nonzeros} of {size} numbers changed, none by more than {at_most(change.linf, 3)}."
+    )
     if check.verdict is None:
         lines += _wrapped("Proved", f"nothing. {check.reason}")
         if result.certificate is not None:

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from html import escape
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from nnrepair.certificate import at_least, at_most
 from nnrepair.criteria import Argmax
 from nnrepair.errors import InvalidInput
 from nnrepair.problem import outputs, to_like
@@ -130,10 +132,10 @@ def _headline(page: _Page, title: str, about: str, verdict: str | None) -> str:
         tiles.append(_tile(_percent(page.accuracies[1]), f"of {len(page.held_out or ())} held-out images right"))
     elif report.locality is not None:
         tiles.append(_tile(_percent(report.locality), "of the locality set's decisions unchanged"))
-    gap = _gap(page.result)
-    if gap is not None:
+    gap = _gap(page.result)  # relative to the change; the smallest one is what the reader compares with
+    if gap is not None and gap < 1:
         kind = "above the smallest change possible" if verdict else "above the smallest change (claimed, not checked)"
-        tiles.append(_tile(_percent(gap, 2), kind))
+        tiles.append(_tile(f"≤ {_percent_up(gap / (1 - gap), 2)}", kind))
     intro = f'<p class="lead">{escape(about)}</p>' if about else ""
     verdicts = {"repaired": "Repaired", "nothing to do": "Nothing to do", "partly repaired": "Partly repaired"}
     word = verdicts.get(page.result.outcome.status, page.result.outcome.status.capitalize())
@@ -289,11 +291,11 @@ def _minimality(page: _Page, verdict: str | None) -> str:
     layer = escape(certificate.weight.removesuffix(".weight"))
     return (
         f'<section><h2>How far from the smallest change</h2><div class="bars"><span>this change</span>'
-        f"{_bar('now', 1.0)}<b>{objective:.6g}</b>"
-        f"<span>lower bound</span>{_bar('bound', share)}<b>{bound:.6g}</b></div>"
+        f"{_bar('now', 1.0)}<b>{at_most(objective)}</b>"
+        f"<span>lower bound</span>{_bar('bound', share)}<b>{at_least(bound)}</b></div>"
         f"<p>{said}: no change of {layer} under which the conditions of the certificate hold has a smaller "
         f"{escape(certificate.norm)} norm than the lower bound. Every edit had to hold by {certificate.margin:.3g} "
-        f"logits. Gap: {_percent(max(0.0, certificate.gap), 4)}.</p></section>"
+        f"logits. Gap, before rounding: at most {_percent_up(certificate.gap, 4)}.</p></section>"
     )
 
 
@@ -315,7 +317,7 @@ def _numbers(page: _Page) -> str:
     rows.append(["size, l2", *(f"{c.l2:.4g}" for c in changes)])
     rows.append(["largest change", *(f"{c.linf:.3g}" for c in changes)])
     gaps = [_gap(r) for _, r in results]
-    rows.append(["gap to the minimum", *("unknown" if g is None else _percent(max(0.0, g), 4) for g in gaps)])
+    rows.append(["gap to the minimum, at most", *("unknown" if g is None else _percent_up(g, 4) for g in gaps)])
     rows.append(["seconds", *(f"{r.report.seconds:.2f}" for _, r in results)])
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
     body = "".join(
@@ -359,6 +361,12 @@ def _percent(value: float, digits: int = 1) -> str:
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return f"{'0' if text == '-0' else text} %"
+
+
+def _percent_up(value: float, digits: int) -> str:
+    """Write a share that is claimed to be no larger, rounded up."""
+    rounded = Decimal(max(0.0, value)).scaleb(2).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING)
+    return _percent(float(rounded) / 100, digits)
 
 
 def _signed(value: float, digits: int = 2) -> str:

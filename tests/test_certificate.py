@@ -18,7 +18,7 @@ from torch import nn
 import nnrepair
 import nnrepair.onnx
 from nnrepair import InvalidInput
-from nnrepair.certificate import Certificate
+from nnrepair.certificate import Certificate, at_least, at_most
 from nnrepair.domains.cached_graph import cached
 from nnrepair.domains.graph import network
 from nnrepair.methods import MinimalNorm
@@ -89,6 +89,26 @@ def test_save_and_load_are_inverse(tmp_path: Path) -> None:
     damaged.write_bytes((tmp_path / "c.npz").read_bytes()[:200])
     with pytest.raises(InvalidInput, match="damaged"):
         Certificate.load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("number", "least", "most"),
+    [
+        (5.787298195, "5.78729", "5.7873"),
+        (0.25, "0.25", "0.25"),
+        (0.1, "0.1", "0.100001"),
+        (2e-9, "2e-9", "2.00001e-9"),
+    ],
+)
+def test_bounds_are_rounded_outward(number: float, least: str, most: str) -> None:
+    assert (at_least(number), at_most(number)) == (least, most)
+
+
+def test_the_claim_is_never_more_than_what_is_known() -> None:
+    certificate = Certificate("fc.weight", None, "l1", "same", 5.787298195, 5.787298140, 0.0, False, {})
+    assert "none has l1 norm below 5.78729; this one has at most 5.7873 (before rounding, a gap of at most 0)" in (
+        certificate.claim
+    )
 
 
 def test_no_certificate_where_nothing_is_proved() -> None:

@@ -200,7 +200,7 @@ def test_what_is_read_is_what_onnx_computes(tmp_path: Path, case: str) -> None:
     nodes, constants, shape, opset = ACCEPTED[case]
     proto = model(nodes, constants, shape, opset=opset)
     (tmp_path / "n.onnx").write_bytes(proto.SerializeToString())
-    network = minimality.Network(tmp_path / "n.onnx")
+    network = minimality.Network.at(tmp_path / "n.onnx")
     points = normal(1 if shape[0] == 1 else 3, *shape[1:], seed=5)
     values, _ = network.run(points.astype(np.float64))
     for name, size in network.graph.shapes.items():
@@ -211,7 +211,7 @@ def test_what_is_read_is_what_onnx_computes(tmp_path: Path, case: str) -> None:
     (expected,) = session.run(None, {"x": points})
     assert np.abs(found.mid - expected).max() < 1e-5 and found.mid.shape == expected.shape == (len(points), 2)
     if case != "BatchNormalization" and all(part.op_type != "Constant" for part in nodes):
-        # ONNX's evaluator trains the former before opset 14, against the standard; the numbers of the latter are float32.
+        # ONNX's evaluator trains the former before opset 14, which is wrong; the numbers of the latter are float32.
         wide = {name: value.astype(float) if value.dtype == np.float32 else value for name, value in constants.items()}
         evaluator = ReferenceEvaluator(model(nodes, wide, shape, opset=opset, kind=TensorProto.DOUBLE))
         (expected,) = evaluator.run(None, {"x": points.astype(float)})
