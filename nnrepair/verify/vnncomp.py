@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -148,4 +147,11 @@ def _stem(name: str) -> str:
 def _located(folder: Path, kind: str, name: str) -> Path:
     """Return where a file is; where it is not, the first place looked in."""
     places = [place / f"{name}{end}" for end in ("", ".gz") for place in (folder, folder / kind)]
-    return next((place for place in places if os.path.isfile(place)), places[0])
+    return next((place for place in places if _is_file(place)), places[0])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long
+        return False
