@@ -27,7 +27,7 @@ from nnrepair.errors import InvalidInput
 from nnrepair.verify import vnnlib
 
 RESULTS = Path(__file__).parent / "results"
-TEXTS, BLOCK, SEED, POINTS = 160_000, 5_000, 20261128, 12
+TEXTS, BLOCK, SEED, POINTS = 60_000, 5_000, 20261128, 12
 
 reading: Any = module_at("reading", measure.ROOT / "verification" / "reading.py")
 smtlib: Any = module_at("smtlib", measure.ROOT / "tests" / "reference" / "smtlib.py")
