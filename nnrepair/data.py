@@ -8,11 +8,9 @@ user's own and are used as they are; files in the cache must have the pinned has
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from nnrepair import archives
 from nnrepair.errors import DataUnavailable, InvalidInput
 
 _CHUNK = 1 << 20  # bytes
@@ -87,18 +86,15 @@ def locate(resource: Resource) -> Path:
 
 
 def open_npz(path: Path) -> np.lib.npyio.NpzFile:
-    """Open an npz file without unpickling anything.
+    """Open an npz file without unpickling anything, within the limits of `archives`.
 
     Raises:
-        InvalidInput: it is damaged, or no npz file.
+        InvalidInput: it cannot be read, is damaged, or no npz file.
     """
     try:
-        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path} cannot be read as an npz file ({error}).") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise InvalidInput(f"{path} holds a single array, expected an npz file.")
-    return file
+        return archives.open_npz(path)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _local_folders() -> Iterator[Path]:

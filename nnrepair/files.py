@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from nnrepair.archives import open_npz
 from nnrepair.errors import InvalidInput
 
 T = TypeVar("T")
@@ -163,10 +164,10 @@ def read_arrays(path: str | Path, format: str, what: str, make: Callable[[dict[s
     """Return `make(meta, arrays)` for what `write_arrays` wrote in the same format.
 
     Raises:
-        InvalidInput: the file is no `what`, or damaged.
+        InvalidInput: the file is no `what`, damaged, or larger than the limits of `archives`.
     """
     try:
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
+        with open_npz(path) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(arrays.pop("meta").tobytes())
         if meta.pop("format") != format:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -499,9 +501,10 @@ def test_altered_files_never_raise_anything_else(tmp_path: Path) -> None:
     assert refused > 100
 
 
-def external(path: Path, location: str, length: int = 36) -> Path:
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3, 3], data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", location), ("offset", "0"), ("length", str(length))):
+def external(path: Path, location: str, *more: tuple[str, str], **changes: Any) -> Path:
+    kind = {"data_type": TensorProto.FLOAT, "dims": [3, 3], "data_location": TensorProto.EXTERNAL} | changes
+    tensor = TensorProto(name="w", **kind)
+    for key, value in (("location", location), *(more or (("offset", "0"), ("length", "36")))):
         tensor.external_data.add(key=key, value=value)
     graph = helper.make_graph(
         one("Gemm", "w"),
@@ -526,8 +529,71 @@ def test_weights_beside_the_model_are_read_and_elsewhere_refused(tmp_path: Path)
     for location in ("../secret.bin", str(tmp_path / "secret.bin"), "link.bin", ""):
         with pytest.raises(InvalidInput, match="'w' outside its own folder"):
             nonnx.load(external(folder / "bad.onnx", location))
-    with pytest.raises(InvalidInput, match="not a valid ONNX model"):
-        nonnx.load(external(folder / "bad.onnx", "missing.bin"))
+    for missing in ("missing.bin", "."):
+        with pytest.raises(InvalidInput, match="keeps the weights 'w' in .*, which is no file"):
+            nonnx.load(external(folder / "bad.onnx", missing))
     (folder / "short.bin").write_bytes(weights.tobytes()[:20])
-    with pytest.raises(InvalidInput, match="not a valid ONNX model"):
+    with pytest.raises(InvalidInput, match=r"36 bytes from byte 0 of .*short\.bin, which has 20"):
         nonnx.load(external(folder / "bad.onnx", "short.bin"))
+
+
+SHA1 = hashlib.sha1(np.arange(12, dtype=np.float32).tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("message", "entries", "changes"),
+    [
+        ("", [("offset", "12")], {}),
+        ("", [("length", "36"), ("checksum", SHA1.upper()), ("offset", "12"), ("prepacked_0", "x")], {}),
+        ("'w' are 36 bytes from byte 13 of .*, which has 48", [("offset", "13")], {}),
+        ("from byte 9999999999999999999 of", [("offset", "9999999999999999999")], {}),
+        (r"offset and length \['-1', '36'\]; expected whole numbers", [("offset", "-1")], {}),
+        ("expected whole numbers", [("length", "٣")], {}),
+        ("expected whole numbers", [("length", "1" * 5000)], {}),
+        ("has the length 32; its shape .* needs 36 bytes", [("length", "32")], {}),
+        ("has the length 40; its shape .* needs 36 bytes", [("length", "40")], {}),
+        ("names a key twice", [("length", "36"), ("length", "36")], {}),
+        ("'w' outside its own folder", [("location", "other.bin")], {}),
+        ("SHA-1 is another", [("checksum", SHA1[1:] + "0")], {}),
+        (r"type 1 and shape \[3, -3\], which are not read from there", [("offset", "0")], {"dims": [3, -3]}),
+        ("type 8 and shape", [("offset", "0")], {"data_type": TensorProto.STRING}),
+        ("are 4000000000000 bytes from byte 0", [("offset", "0")], {"dims": [10**6, 10**6]}),
+    ],
+)
+def test_what_a_model_says_of_weights_beside_it(
+    tmp_path: Path, message: str, entries: list[tuple[str, str]], changes: dict[str, Any]
+) -> None:
+    (tmp_path / "w.bin").write_bytes(np.arange(12, dtype=np.float32).tobytes())
+    path = external(tmp_path / "net.onnx", "w.bin", *entries, **changes)
+    if not message:
+        expected = torch.arange(3, 12, dtype=torch.float32).reshape(3, 3)
+        torch.testing.assert_close(nonnx.load(path)(torch.eye(3)), expected)
+        return
+    with pytest.raises(InvalidInput, match=message):
+        nonnx.load(path)
+
+
+def test_many_weights_may_share_bytes_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = external(tmp_path / "net.onnx", "w.bin")
+    (tmp_path / "w.bin").write_bytes(np.ones(9, np.float32).tobytes())
+    model = onnx.load(path, load_external_data=False)
+    for k in range(1, 100):
+        model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+        model.graph.initializer[k].name = f"w{k}"
+    path.write_bytes(model.SerializeToString())
+    torch.testing.assert_close(nonnx.load(path)(torch.eye(3)), torch.ones(3, 3))
+    monkeypatch.setattr("nnrepair.onnx.external.MAX_GROWTH", 98 * 36)
+    with pytest.raises(InvalidInput, match="'w99' are 36 bytes .* at most 3564 bytes of weights are read"):
+        nonnx.load(path)
+    for location in ("a\0b", "x" * 5000, "circle"):
+        (tmp_path / "circle").unlink(missing_ok=True)
+        (tmp_path / "circle").symlink_to(tmp_path / "circle")
+        with pytest.raises(InvalidInput, match=r"'w' (outside its own folder|in .*, which is no file)"):
+            nonnx.load(external(tmp_path / "bad.onnx", location))
+
+
+def test_a_file_larger_than_onnx_has_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "large.onnx").open("wb") as file:
+        file.truncate(2**31)  # takes no room
+    with pytest.raises(InvalidInput, match="has 2147483648 bytes; an ONNX file has at most 2147483647"):
+        nonnx.load(tmp_path / "large.onnx")

@@ -254,3 +254,34 @@ def test_all_of_many_parts_is_the_union_of_their_ways() -> None:
     box = Box([0], [1])
     each = [Property.on(box, part, outputs=3).cases[0].unsafe for part in parts]
     assert Property.on(box, AllOf(*parts)).cases[0].unsafe == tuple(way for ways in each for way in ways)
+
+
+def test_halfspaces_take_numbers_exactly() -> None:
+    plain = Halfspace((Fraction(1, 10), Fraction(-2)), Fraction(3))
+    assert Halfspace((Fraction(1, 10), -2), 3) == plain and hash(Halfspace((Fraction(1, 10), -2), 3)) == hash(plain)
+    given = Halfspace((0.1, np.int64(2**62), np.float32(0.5), torch.tensor(-2)), np.int16(7))  # type: ignore[arg-type]
+    assert given.coefficients == (Fraction(0.1), 2**62, Fraction(1, 2), -2) and given.bound == 7
+    y = [Fraction(0), Fraction(4), Fraction(0), Fraction(2**63 - 3)]  # numpy's integers would overflow
+    assert given.contains(y)
+    for message, coefficients, bound in [
+        ("a halfspace has nan at place 1", (1, math.nan), 0),
+        ("a halfspace has inf at place 2", (1, 0), math.inf),
+        ("a halfspace has 1000000", (10**400, 0), 0),
+        ("a halfspace has an integer with thousands of digits", (10**5000, 0), 0),
+        ("a halfspace has None at place 0", (None, 0), 0),
+    ]:
+        with pytest.raises(InvalidInput, match=f"Every number must be finite in float64; {message}"):
+            Halfspace(coefficients, bound)  # type: ignore[arg-type]
+
+
+def test_boxes_of_extreme_numbers() -> None:
+    least, most = Fraction(5e-324), Fraction(1.7976931348623157e308)
+    box = Box([-0.0, -most, least / 3], [0.0, most, least])
+    assert box.lower == (0, -most, least / 3) and box.contains([-0.0, 1e308, 5e-324])
+    assert [v.tolist() for v in box.outer] == [[0.0, -float(most), 0.0], [0.0, float(most), 5e-324]]
+    assert [v.tolist() for v in box.inner] == [[0.0, -float(most), 5e-324], [0.0, float(most), 5e-324]]
+    for wrong in (most + Fraction(2) ** 970, 2**1024, -(10**5000)):
+        with pytest.raises(InvalidInput, match="finite in float64; lower has"):
+            Box([wrong], [wrong])
+    with pytest.raises(InvalidInput, match="lower is no array of numbers"):
+        Box([[1], [1, 2]], [0])

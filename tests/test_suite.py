@@ -294,3 +294,19 @@ def test_the_published_list_of_acas_xu(data_dir) -> None:
     assert all(row.network.is_file() and row.property.is_file() for row in rows)
     expected = vnncomp.read_expected(folder / "ground_truth.csv")
     assert [expected[row.onnx, row.vnnlib] for row in rows].count("violated") == 47
+
+
+def test_two_verdicts_for_one_instance(tmp_path: Path) -> None:
+    truth = tmp_path / "truth.csv"
+    truth.write_text("network,property,verdict\na/n.onnx,p.vnnlib,sat\nn.onnx,p.vnnlib,sat\n")
+    assert vnncomp.read_expected(truth) == {("n.onnx", "p.vnnlib"): "violated"}
+    truth.write_text("network,property,verdict\nn.onnx,p.vnnlib,sat\nn.onnx,p.vnnlib,unsat\n")
+    with pytest.raises(InvalidInput, match="line 3: n.onnx with p.vnnlib has another verdict in an earlier line"):
+        vnncomp.read_expected(truth)
+
+
+def test_names_that_no_file_has(tmp_path: Path) -> None:
+    listed = tmp_path / "instances.csv"
+    listed.write_text(f"{'n' * 5000}.onnx,p.vnnlib,1\n")
+    (instance,) = vnncomp.read_instances(listed)
+    assert instance.network == tmp_path / f"{'n' * 5000}.onnx"

@@ -79,7 +79,12 @@ def _array(name: str, raw: bytes) -> np.ndarray:
 
 
 def say(text: str) -> None:
-    """Print, whatever a file has put into the text and whatever the terminal can show."""
+    """Print, whatever a file has put into the text, whatever the terminal can show, and whether anybody listens."""
+    if sys.stdout is None:
+        return
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
     coding = sys.stdout.encoding or "ascii"
-    print(text.encode(coding, "backslashreplace").decode(coding))
+    try:
+        print(text.encode(coding, "backslashreplace").decode(coding), flush=True)
+    except OSError:  # the exit code still says it
+        sys.stdout = None  # type: ignore[assignment]

@@ -2,8 +2,8 @@
 
     python verification/check.py CERT.npz NET.onnx PROP.vnnlib
 
-Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, or holds more than reading.py knows: fully
-connected ReLU networks.
+Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, holds more than reading.py knows (fully
+connected ReLU networks) or more than the limits here and there, or the command line is wrong.
 
 f is the real-valued function of NET with its constants as stored (a float32 run may round differently). PROP, written
 out, lists boxes and unsafe sets {y: a.y + b <= 0, or < 0 if strict, for all rows}; CERT has a tree for each pair.
@@ -36,6 +36,7 @@ as coefficients. Assumed: IEEE float64, to nearest, and a BLAS that computes pro
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
@@ -43,16 +44,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import bounded
-import numpy as np
-import onnx_graph
-from reading import Layer, read_network, read_property
+try:
+    import bounded
+    import numpy as np
+    import onnx_graph
+    from reading import MAX_BYTES, Layer, limit, read_network, read_property
+except ImportError as problem:
+    if __name__ != "__main__":
+        raise
+    print(f"Cannot be read: {problem}. This program needs numpy, onnx, and the files beside it.")
+    sys.exit(2)
 
 Array = np.ndarray
 U, TINY, LIMIT = 2.0**-53, 1e-150, 1e100
 BATCH, STEPS, AHEAD = 256, 4, 0.5  # boxes at once; steps of ascent, and how far above 0 they aim
 SPARE, SHARE = 5000, 0.2  # so many halvings are allowed, and so many more for each node of the certificate
-NODES, TEXT = 2**22, 2**24  # the most nodes of a certificate, and bytes of a property
+NODES, META, WAITING = 2**22, 2**20, 2**28  # of a certificate; bytes of its meta data, and of boxes that wait
 
 
 class Rejected(Exception):
@@ -80,7 +87,8 @@ class Bounder:
         if not all(size.max() < LIMIT for size in sizes):  # nor if it is not a number
             raise Rejected("numbers of the network are too large")
         widest = max(n for layer in layers for n in layer.weight.shape)
-        self.batch, self.chunk = max(1, min(BATCH, 2**22 // widest**2)), 2**14 // widest + 1  # for the cache
+        self.batch = max(1, min(BATCH, 2**22 // max(widest**2, sum(map(len, sizes)))))  # for the cache
+        self.chunk = 2**14 // widest + 1
         self.gamma = 2 * (2 * widest + 8 * len(layers) + 32) * U
         self.ends = np.cumsum([len(layer.bias) for layer in layers[:-1]])
         high = np.concatenate(sizes[1:-1])[None]
@@ -180,18 +188,31 @@ class Bounder:
             slopes[box] = np.fmin(np.fmax(a + length[:, None] * slope, 0), 1)
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise bounded.Unreadable("a key of the meta data is there twice")
+    return dict(pairs)
+
+
 def read_certificate(path: str, expected: dict[str, Any], inputs: int) -> tuple[list[int], Any]:
     """Give where trees start, and the nodes: dim, cut, lower and upper child; a leaf's children are one more leaf."""
-    file = bounded.arrays(Path(path))
-    meta, dim, cut = (file[k] for k in ("meta", "dim", "cut"))
-    if dim.size > NODES:
-        raise bounded.Unreadable(f"the certificate has {dim.size} nodes; at most {NODES} are read")
+    arrays = bounded.arrays(Path(path))
+    if not arrays.keys() >= {"meta", "dim", "cut"}:
+        raise bounded.Unreadable(f"the certificate has the arrays {sorted(arrays)}, not all of meta, dim and cut")
+    meta, dim, cut = (arrays[name] for name in ("meta", "dim", "cut"))
+    limit("bytes of meta data", meta.nbytes, META)
+    limit("nodes", dim.size, NODES)
+    given = json.loads(meta.tobytes(), object_pairs_hook=once)
+    if not isinstance(given, dict):
+        raise bounded.Unreadable("the meta data are no JSON object")
     size, inner = dim.size, np.flatnonzero(dim >= 0)
-    given = {**json.loads(meta.tobytes()), "arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
+    given |= {"arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
     expected |= {"nodes": size, "arrays": [f"int16({size},)", f"float64({len(inner)},)"]}
     for key, value in expected.items():
         if given.get(key) != value:
-            raise Rejected(f"{key} is {given.get(key)!r} in the certificate, but should be {value!r}")
+            raise Rejected(f"{key} is {given.get(key)!r:.200} in the certificate, but should be {value!r}")
+    if size - 2 * len(inner) != expected["trees"]:
+        raise Rejected(f"{len(inner)} splits and {size - len(inner)} leaves are not {expected['trees']} trees")
     children, roots = np.full((2, size + 1), size), list[int]()
     for i in range(size - 1, -1, -1):
         if dim[i] >= 0:
@@ -227,15 +248,17 @@ def replay(bounder: Bounder, nodes: Any, start: int, spare: int) -> int:
         for part in ([above[here], middle_low, high, *known], [below[here], low, middle_high, *known]):
             some = ~(part[1] > part[2]).any(1)
             stack = [np.concatenate([v, w[some]]) for v, w in zip(stack, part, strict=True)]
+        if sum(v.nbytes for v in stack) > WAITING:
+            raise Rejected(f"the tree is so deep that {len(stack[0])} of its boxes wait, more than {WAITING} bytes")
     return halved
 
 
 def check(certificate: str, network: str, property_: str) -> str:
     """Say what was proved, or raise Rejected, or another exception where a file cannot be read."""
-    data, text = bounded.content(Path(network), onnx_graph.FILE), bounded.content(Path(property_), TEXT)
+    data, text = bounded.content(Path(network), onnx_graph.FILE), bounded.content(Path(property_), MAX_BYTES)
     layers = read_network(data)
     inputs, outputs = layers[0].weight.shape[1], len(layers[-1].bias)
-    tasks = read_property(text.decode(), inputs, outputs)
+    tasks = read_property(text.decode("utf-8-sig"), inputs, outputs)
     expected = {f"{k}_sha256": hashlib.sha256(v).hexdigest() for k, v in (("network", data), ("property", text))}
     expected |= {"format": "nnrepair-property-1", "trees": len(tasks)}
     starts, nodes = read_certificate(certificate, expected, inputs)
@@ -250,12 +273,21 @@ def check(certificate: str, network: str, property_: str) -> str:
     return f"Accepted: proved for {what} ({total} nodes, {halved} halved further)."
 
 
-if __name__ == "__main__":
+def main() -> int:
+    paragraphs = (__doc__ or "\n\n\n\n").split("\n\n")
+    options = argparse.ArgumentParser(description=paragraphs[0], epilog=paragraphs[2])
+    for name in ("certificate", "network", "property"):
+        options.add_argument(name)
+    given = options.parse_args()
     try:
-        code, said = 0, check(*sys.argv[1:])
+        code, said = 0, check(given.certificate, given.network, given.property)
     except Rejected as problem:
         code, said = 1, f"Rejected: {problem}"
-    except Exception as problem:  # whatever damaged files lead to
+    except Exception as problem:  # whatever damaged files lead to, and too little memory
         code, said = 2, f"Cannot be read: {type(problem).__name__}: {problem}"
-    bounded.say(said)
-    sys.exit(code)
+    bounded.say(" ".join(said.split()))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnrepair.archives import open_npz
 from nnrepair.cli.parser import ERROR
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import NotWritten, destination, require_writable, write_or_rescue
@@ -112,22 +112,17 @@ def read_points(path: Path, option: str, *, labelled: bool) -> Any:
     if not path.is_file():
         raise InvalidInput(f"{option}: there is no file {str(path)!r}. Expected {wanted}.")
     try:
-        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise InvalidInput(f"{option}: {path} holds a single array. Expected {wanted}.")
-        missing = [name for name in ("inputs", "labels")[: 1 + labelled] if name not in file.files]
-        if missing:
+        with open_npz(path) as file:
             found = ", ".join(file.files) or "no arrays"
-            raise InvalidInput(f"{option}: {path} lacks {' and '.join(missing)}; it has {found}. Expected {wanted}.")
-        inputs = torch.from_numpy(np.ascontiguousarray(file["inputs"]))
-        if "labels" not in file.files:
-            return inputs
-        labels = np.ascontiguousarray(file["labels"])
-        # torch has no arithmetic for numpy's unsigned types
-        return inputs, torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind == "u" else labels)
-    except InvalidInput:
-        raise
-    except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
-        raise InvalidInput(
-            f"{option}: {path} is no .npz file of plain numbers, or it is damaged. Expected {wanted}."
-        ) from error
+            arrays = {name: np.ascontiguousarray(file[name]) for name in ("inputs", "labels") if name in file.files}
+        if "labels" in arrays and arrays["labels"].dtype.kind == "u":  # torch has no arithmetic for most of these
+            arrays["labels"] = arrays["labels"].astype(np.int64)
+        points = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    except Exception as error:  # numpy, zipfile and torch raise many kinds on what is no array of numbers
+        damaged = f"{path} is no .npz file of plain numbers, or it is damaged."
+        reason = error if isinstance(error, InvalidInput) else damaged
+        raise InvalidInput(f"{option}: {reason} Expected {wanted}.") from error
+    missing = [name for name in ("inputs", "labels")[: 1 + labelled] if name not in points]
+    if missing:
+        raise InvalidInput(f"{option}: {path} lacks {' and '.join(missing)}; it has {found}. Expected {wanted}.")
+    return (points["inputs"], points["labels"]) if "labels" in points else points["inputs"]

@@ -11,6 +11,7 @@ import torch
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
+from nnrepair.onnx.external import MAX_BYTES, read_external
 from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.onnx.operators import Refused
@@ -18,7 +19,6 @@ from nnrepair.onnx.operators import Refused
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
     import onnx.checker
-    import onnx.external_data_helper
     import onnx.inliner
 
 
@@ -52,34 +52,19 @@ def load(path: str | os.PathLike[str]) -> OnnxGraph:
 def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise InvalidInput(f"There is no file {str(path)!r}. Expected an ONNX file.")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise InvalidInput(f"{path} has {size} bytes; an ONNX file has at most {MAX_BYTES}. Keep weights beside it.")
     try:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
     except Exception as error:  # protobuf's own error class is not part of onnx
         raise InvalidInput(f"{path} is not an ONNX file, or it was cut short ({error}).") from error
-    # The tensors that can become weights; in other places (subgraphs, sparse tensors) nothing external is ever read.
-    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
-    tensors = [*proto.graph.initializer, *(attribute.t for node in nodes for attribute in node.attribute)]
-    external = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    outside = [tensor.name for tensor in external if not _inside(tensor, path.parent)]
-    if outside:
-        raise InvalidInput(
-            f"{path} keeps the weights {', '.join(map(repr, outside))} outside its own folder. Put the data file next "
-            "to the model, or save the model as a single file."
-        )
+    read_external(proto, path)
     try:
-        for tensor in external:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            tensor.ClearField("external_data")
         onnx.checker.check_model(proto)
     except Exception as error:  # ValidationError, OSError, ValueError: all mean that the file cannot be used
         raise InvalidInput(f"{path} is not a valid ONNX model, or it was cut short: {error}") from error
     return proto
-
-
-def _inside(tensor: onnx.TensorProto, folder: Path) -> bool:
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    return location != "" and (folder / location).resolve().is_relative_to(folder.resolve())
 
 
 def _check_batches(model: OnnxGraph) -> None:

@@ -76,8 +76,12 @@ class PropertyCertificate:
         """
 
         def made(meta: dict[str, Any], arrays: dict[str, Any]) -> PropertyCertificate:
-            names = ("trees", "network_sha256", "property_sha256", "versions")
-            return cls(dim=arrays["dim"], cut=arrays["cut"], **{name: meta[name] for name in names})
+            kinds = {"trees": int, "network_sha256": str, "property_sha256": str, "versions": dict}
+            wrong = [name for name, kind in kinds.items() if type(meta[name]) is not kind]
+            dim, cut = arrays["dim"], arrays["cut"]
+            if wrong or (dim.dtype, cut.dtype, dim.ndim, cut.ndim) != (np.int16, np.float64, 1, 1):
+                raise ValueError(f"{', '.join(wrong) or 'dim or cut'} is of another kind")
+            return cls(dim=dim, cut=cut, **{name: meta[name] for name in kinds})
 
         return read_arrays(path, FORMAT, "property certificate", made)
 

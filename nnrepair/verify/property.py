@@ -103,11 +103,16 @@ class Box:
 
 @dataclass(frozen=True)
 class Halfspace:
-    """All outputs y with `coefficients . y <= bound`, or `< bound` if `strict`."""
+    """All outputs y with `coefficients . y <= bound`, or `< bound` if `strict`; numbers are taken exactly."""
 
     coefficients: Exact
     bound: Fraction
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        *numbers, bound = _numbers([*self.coefficients, self.bound], "a halfspace", "place")
+        object.__setattr__(self, "coefficients", tuple(numbers))
+        object.__setattr__(self, "bound", bound)
 
     def contains(self, y: Sequence[Fraction]) -> bool:
         """Tell, exactly, whether an output lies inside."""
@@ -208,15 +213,31 @@ def _exact(values: Any, name: str) -> tuple[Exact, tuple[int, ...]]:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = (values.double() if values.dtype.is_floating_point else values).numpy()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidInput(f"{name} is no array of numbers: {error}") from error
+    return _numbers(array.reshape(-1).tolist(), name, "input"), array.shape
+
+
+def _numbers(values: Sequence[Any], name: str, place: str) -> Exact:
+    """Return numbers as fractions."""
     exact = []
-    for i, value in enumerate(array.reshape(-1).tolist()):
+    for i, value in enumerate(values):
+        if isinstance(value, (np.generic, Tensor)):
+            value = value.item()  # a fraction of numpy's integers would overflow
         try:
-            exact.append(Fraction(value))
-            float(exact[-1])
+            number = value if type(value) is Fraction else Fraction(value)
+            if number.numerator.bit_length() - number.denominator.bit_length() > 1022:
+                float(number)  # only there it can be too large, and this takes long
+            exact.append(number)
         except (TypeError, ValueError, OverflowError):
-            raise InvalidInput(f"Every number must be finite in float64; {name} has {value} at input {i}.") from None
-    return tuple(exact), array.shape
+            try:
+                shown = str(value)[:80]
+            except ValueError:
+                shown = "an integer with thousands of digits"
+            raise InvalidInput(f"Every number must be finite in float64; {name} has {shown} at {place} {i}.") from None
+    return tuple(exact)
 
 
 def _rounded(values: Exact, direction: int) -> Array:

@@ -76,7 +76,7 @@ def read_expected(path: Path) -> dict[tuple[str, str], str]:
     """Read a ground truth with the columns network, property and verdict (sat or unsat), as our words by file names.
 
     Raises:
-        InvalidInput: the file cannot be read, lacks a column, or has another verdict.
+        InvalidInput: the file cannot be read, lacks a column, or has another verdict or two for one instance.
     """
     rows = _rows(path)
     header = rows[0][1] if rows else []
@@ -84,11 +84,13 @@ def read_expected(path: Path) -> dict[tuple[str, str], str]:
     if missing:
         raise InvalidInput(f"{path} lacks the columns {', '.join(missing)}; its first line is {','.join(header)!r}.")
     network, property_, verdict = (header.index(name) for name in ("network", "property", "verdict"))
-    expected = {}
+    expected: dict[tuple[str, str], str] = {}
     for number, row in rows[1:]:
         if len(row) != len(header) or row[verdict] not in _VERDICTS:
             raise InvalidInput(f"{path}, line {number}: expected {len(header)} columns and a verdict sat or unsat.")
-        expected[Path(row[network]).name, Path(row[property_]).name] = _VERDICTS[row[verdict]]
+        key, said = (Path(row[network]).name, Path(row[property_]).name), _VERDICTS[row[verdict]]
+        if expected.setdefault(key, said) != said:
+            raise InvalidInput(f"{path}, line {number}: {key[0]} with {key[1]} has another verdict in an earlier line.")
     return expected
 
 

@@ -3,13 +3,19 @@
 A file asserts what a *violation* is: inputs `X_i` in boxes and outputs `Y_j` in polyhedra, joined by `and`, `or`, `not`
 and `=>`. `load` returns the boxes and, for each, the ways to be unsafe. Whatever it does not understand is an error
 that names the file, the line and the text: a misread property would be proved in good faith.
+
+Words are those of SMT-LIB 2.6: white space is tab, line feed, carriage return and space, and a comment ends at a line
+feed or a carriage return. Numbers may also have a sign and an exponent (`-0.5`, `1e-05`), and `and` and `or` one part,
+as in the files of VNN-COMP. The limits below are stated in the errors that they lead to.
 """
 
 from __future__ import annotations
 
 import gc
 import gzip
+import io
 import itertools
+import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -22,17 +28,28 @@ from typing import NoReturn
 from nnrepair.errors import InvalidInput
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
-#: A file may nest this deeply, and hold this many clauses in disjunctive normal form.
-MAX_DEPTH, MAX_CLAUSES = 200, 1_000_000
-#: Digits of a constant; the longest sum of two floats has about 2100.
-MAX_DIGITS = 4000
+#: Of a file: bytes once unpacked; words, parentheses and comments; how deeply parentheses nest.
+MAX_BYTES, MAX_WORDS, MAX_DEPTH = 64 * 2**20, 4_000_000, 200
+#: Of its disjunctive normal form: clauses; bounds of boxes, and coefficients of rows.
+MAX_CLAUSES, MAX_NUMBERS = 100_000, 5_000_000
+#: Digits of a constant (the longest sum of two floats has about 2100) and of its exponent.
+MAX_DIGITS, MAX_EXPONENT_DIGITS = 4000, 3
 _TOO_LONG = 10**MAX_DIGITS
+_MOST_BITS = math.ceil(3 * MAX_DIGITS * math.log2(10))  # of what a term computes
 
-_TOKEN = re.compile(r'[()]|;[^\n]*|"[^"]*"?|\|[^|]*\|?|[^\s()";|]+')
-_CONSTANT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+#: After a comment comes a line feed or carriage return; whatever else may look like the end of a line is refused.
+_TOKEN = re.compile(
+    r"""[()] | ;[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]* | "[^"]*"? | \|[^|]*\|? | [!#-'*-:<-{}~]+ | [^\t\n\r ]""",
+    re.VERBOSE,
+)
+_LINE_END = re.compile(r"\r\n?|\n")
+_CONSTANT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?(?P<exponent>\d+))?", re.ASCII | re.IGNORECASE)
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 #: Side of the left-hand term (+1: it is bounded from above) and whether equality is excluded.
 _COMPARISONS = {"<=": (1, False), "<": (1, True), ">=": (-1, False), ">": (-1, True)}
+_MOST = f"at most {MAX_NUMBERS} bounds of boxes, and as many coefficients of rows, are read. Split the property."
+#: How many terms an operator joins, at least.
+_LEAST_TERMS = {"+": 2, "-": 1, "*": 2, "/": 2}
 #: Commands of solvers that say nothing about the property.
 _IGNORED = ("set-logic", "set-info", "set-option", "check-sat", "get-model")
 
@@ -45,19 +62,23 @@ def load(path: str | Path) -> Property:
     outputs are refused.
 
     Raises:
-        InvalidInput: the file cannot be read, or is not a property as described; the message says where and why.
+        InvalidInput: the file cannot be read, is larger than the limits of this module, or is not a property as
+            described; the message says where and why.
     """
     try:
-        data = Path(path).read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if data[:2] == b"\x1f\x8b" and len(data) <= MAX_BYTES:
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInput(f"{path} cannot be read: {reason}. Expected a .vnnlib or .vnnlib.gz file.") from None
+    if len(data) > MAX_BYTES:
+        raise InvalidInput(f"{path} holds more than {MAX_BYTES} bytes of text, which are read at most. Split it.")
     try:
         return loads(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = _line(data[: error.start].decode("latin-1"))
         found = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise InvalidInput(f"{path}, line {line}: {found} is not UTF-8 text. Expected a VNN-LIB file.") from None
 
@@ -77,6 +98,8 @@ def loads(text: str, name: str = "<string>") -> Property:
     gc.disable()  # it would walk the growing tree again and again, for more than half of the time
     try:
         return _Reader(text, name).property()
+    except (MemoryError, RecursionError) as error:
+        raise InvalidInput(f"{name} needs more memory than there is ({type(error).__name__}). Split it.") from None
     finally:
         if collecting:
             gc.enable()
@@ -174,6 +197,11 @@ _Bounds = dict[tuple[int, int], tuple[Fraction, _Part]]
 _Clause = tuple[tuple[_Bounds, ...], Conjunction]
 
 
+def _line(before: str) -> int:
+    """Return the number of the line that comes after a text."""
+    return len(_LINE_END.findall(before)) + 1
+
+
 def _tighten(bounds: _Bounds, key: tuple[int, int], value: Fraction, part: _Part) -> None:
     if key not in bounds or value * key[1] < bounds[key][0] * key[1]:
         bounds[key] = (value, part)
@@ -183,9 +211,10 @@ class _Reader:
     def __init__(self, text: str, name: str) -> None:
         self.text, self.name = text, name
         self.declared: dict[str, _Part] = {}
+        self.coefficients = 0  # of all rows so far
 
     def line(self, part: _Part) -> int:
-        return self.text.count("\n", 0, part.start) + 1
+        return _line(self.text[: part.start])
 
     def fail(self, part: _Part, why: str) -> NoReturn:
         shown = " ".join(self.text[part.start : min(part.end, part.start + 200)].split())
@@ -194,35 +223,45 @@ class _Reader:
         raise InvalidInput(f"{self.name}, line {self.line(part)}: {why}" + (f" In: {shown}" if shown else ""))
 
     def property(self) -> Property:
-        asserts, commands = [], self.commands()
+        asserts, asked, commands = [], False, self.commands()
         for command in commands:
             head = command.parts[0].text if command.parts else ""
             if head in ("declare-const", "declare-fun"):
                 self.declare(command)
+            elif head == "assert" and asked:
+                self.fail(
+                    command, "an (assert ...) after (check-sat) is no part of what was asked. Remove one of them."
+                )
             elif head == "assert" and len(command.parts) == 2:
                 asserts.append(command.parts[1])
             elif head in ("vnnlib-version", "declare-network"):
                 self.fail(command, "this is VNN-LIB 2.0; only version 1.0 (declare-const X_0 Real, ...) is read.")
             elif head not in _IGNORED:
                 self.fail(command, "not a command of VNN-LIB 1.0; expected (declare-const X_0 Real) or (assert ...).")
+            asked = asked or head == "check-sat"
         self.inputs, self.outputs = (self.count(kind, commands[-1]) for kind in "XY")
-        ways: dict[tuple[int, ...], tuple[Box, list[Conjunction]]] = {}
+        ways: dict[Box, list[Conjunction]] = {}
+        known: dict[tuple[int, ...], list[Conjunction]] = {}  # the same, by what bounds the box: quicker to find
         for bounds, rows in self.clauses([(part, True) for part in asserts]):
             key = tuple(map(id, bounds))
-            if key not in ways:
-                ways[key] = (self.box(bounds), [])
+            if key not in known:
+                if 2 * self.inputs * len(known) > MAX_NUMBERS:
+                    self.fail(asserts[-1], f"there are more than {len(known)} boxes of {self.inputs} inputs; {_MOST}")
+                known[key] = ways.setdefault(self.box(bounds), [])
             if not rows:
                 _, where = next(reversed(bounds[-1].values()))
                 self.fail(where, "no constraint on outputs Y_j goes with this bound; all of them would be unsafe.")
-            ways[key][1].append(rows)
-        return Property([Case(box, tuple(rows)) for box, rows in ways.values()], self.outputs)
+            known[key].append(rows)
+        return Property([Case(box, tuple(rows)) for box, rows in ways.items()], self.outputs)
 
     def commands(self) -> list[_Part]:
         """Return the parentheses of the file."""
         top = _Part("", 0, len(self.text), [])
         open_ = [top]
-        for match in _TOKEN.finditer(self.text):
+        for count, match in enumerate(_TOKEN.finditer(self.text), 1):
             word = match[0]
+            if count > MAX_WORDS:
+                self.fail(_Part(word, *match.span(), _NONE), f"more than {MAX_WORDS} words and parentheses. Split it.")
             if word[0] == ";":
                 continue
             part = _Part("", match.start(), 0, []) if word == "(" else _Part(word, *match.span(), _NONE)
@@ -231,6 +270,9 @@ class _Reader:
                     self.fail(part, "this parenthesis closes nothing.")
                 open_.pop().end = part.end
                 continue
+            if not "!" <= word[0] <= "~":
+                known = "tab, line feed, carriage return and space"
+                self.fail(part, f"the character U+{ord(word):04X} is none of VNN-LIB, whose white space is {known}.")
             if len(open_) == 1 and word != "(":
                 self.fail(part, "expected a command in parentheses, such as (assert ...).")
             open_[-1].parts.append(part)
@@ -273,7 +315,7 @@ class _Reader:
         bounds: _Bounds = {}
         rows: list[Halfspace] = []
         factors: list[list[_Clause]] = []
-        todo, count = parts[::-1], 1
+        todo, count, held = parts[::-1], 1, 0
         while todo:
             part, wanted = todo.pop()
             head, args = (part.parts[0].text, part.parts[1:]) if part.parts else ("", [])
@@ -296,22 +338,36 @@ class _Reader:
                 continue
             factors.append([])
             for each in inner:
-                factors[-1] += self.clauses([each])
+                factors[-1] += (more := self.clauses([each]))
+                held += self.size(more)
                 if count * len(factors[-1]) > MAX_CLAUSES:
-                    self.fail(part, f"the disjunctions multiply to more than {MAX_CLAUSES} clauses.")
+                    self.fail(
+                        part, f"the disjunctions multiply to more than {MAX_CLAUSES} clauses. Split the property."
+                    )
+                if held > MAX_NUMBERS:
+                    self.fail(part, f"{len(factors[-1])} clauses of these disjunctions are too long; {_MOST}")
             count *= len(factors[-1])
+        if (
+            sum((count // len(each) * self.size(each) for each in factors), count * self.outputs * len(rows))
+            > MAX_NUMBERS
+        ):
+            self.fail(parts[0][0], f"the disjunctions multiply to {count} clauses; {_MOST}")
         own = (bounds,) if bounds else ()
         return [
             (sum((b for b, _ in chosen), own), sum((r for _, r in chosen), tuple(rows)))
             for chosen in itertools.product(*factors)
         ]
 
+    def size(self, clauses: list[_Clause]) -> int:
+        """Return how many numbers the rows of clauses have, with the sets of bounds."""
+        return sum(len(bounds) + self.outputs * len(rows) for bounds, rows in clauses)
+
     def compare(self, part: _Part, wanted: bool, bounds: _Bounds, rows: list[Halfspace]) -> None:
         """Add what a comparison, or its negation, says."""
         op, left, right = part.parts
         sign, strict = _COMPARISONS[op.text]
         sign, strict = (sign, strict) if wanted else (-sign, not strict)
-        terms = _add(self.term(left), self.term(right), -1)
+        terms = self.add(part, self.term(left), self.term(right), -1)
         limit = -terms.pop("", Fraction(0))
         kinds = {name[0] for name in terms}
         if len(kinds) != 1:
@@ -323,54 +379,73 @@ class _Reader:
                 self.fail(part, "a constraint on inputs must bound exactly one X_i by a constant.")
             if strict:
                 self.fail(part, f"{'a' if wanted else 'the negation is a'} strict bound on {name}; boxes are closed.")
-            side = sign if value > 0 else -sign
-            limit = limit if value == 1 else limit / value
-            _tighten(bounds, (int(name[2:]), side), limit, part)
-        else:
-            coefficients = [Fraction(0)] * self.outputs
-            for name, value in terms.items():
-                coefficients[int(name[2:])] = sign * value
-            rows.append(Halfspace(tuple(coefficients), sign * limit, strict))
+            sign, limit = (sign if value > 0 else -sign), (limit if value == 1 else limit / value)
         try:
             list(map(float, (limit, *terms.values())))
         except OverflowError:
             self.fail(part, "a number is too large for float64.")
+        if kinds == {"X"}:
+            _tighten(bounds, (int(name[2:]), sign), limit, part)
+            return
+        self.coefficients += self.outputs
+        if self.coefficients > MAX_NUMBERS:
+            self.fail(part, f"{self.coefficients // self.outputs} rows for {self.outputs} outputs; {_MOST}")
+        coefficients = [Fraction(0)] * self.outputs
+        for name, value in terms.items():
+            coefficients[int(name[2:])] = sign * value
+        rows.append(Halfspace(tuple(coefficients), sign * limit, strict))
 
     def term(self, part: _Part) -> dict[str, Fraction]:
         """Return a linear term: the coefficient of each variable, and the constant under ""."""
         if part.text:
             return {part.text: Fraction(1)} if part.text in self.declared else {"": self.constant(part)}
         op = part.parts[0].text if part.parts else ""
-        if op not in ("+", "-", "*", "/") or len(part.parts) < 2:
-            self.fail(part, "not a linear term; expected a constant, X_i, Y_j, or + - * / of terms.")
-        first, *rest = map(self.term, part.parts[1:])
-        if op == "-" and not rest:
-            return _add({}, first, -1)
-        for other in rest:
-            if op in "+-":
-                first = _add(first, other, 1 if op == "+" else -1)
-                continue
-            if op == "*" and first.keys() == {""}:
-                first, other = other, first
-            factor = other.get("", Fraction(0))
-            if other.keys() != {""}:
+        if len(part.parts) - 1 < _LEAST_TERMS.get(op, len(part.parts)):
+            self.fail(
+                part, "not a linear term; expected a constant, X_i, Y_j, (- term), or + - * / of two or more terms."
+            )
+        first, *rest = terms = [self.term(each) for each in part.parts[1:]]
+        if op == "+" or op == "-":
+            total = first if rest else self.add(part, {}, first, -1)
+            for other in rest:
+                self.add(part, total, other, 1 if op == "+" else -1)
+            return total
+        form, factor = {"": Fraction(1)}, Fraction(1)
+        for each in terms:
+            if each.keys() == {""}:
+                if op == "/" and each is not first and not each[""]:
+                    self.fail(part, "division by zero.")
+                factor = self.fitting(part, factor / each[""] if op == "/" and each is not first else factor * each[""])
+            elif form.keys() == {""} and (op == "*" or each is first):
+                form = each
+            else:
                 self.fail(part, "this is not linear: only constants may multiply or divide a variable.")
-            if op == "/" and not factor:
-                self.fail(part, "division by zero.")
-            first = {name: value / factor if op == "/" else value * factor for name, value in first.items()}
-        return first
+        return {name: self.fitting(part, value * factor) for name, value in form.items()}
+
+    def add(self, part: _Part, a: dict[str, Fraction], b: dict[str, Fraction], sign: int) -> dict[str, Fraction]:
+        """Add b, or -b, to a."""
+        for name, value in b.items():
+            value = value if sign > 0 else -value
+            a[name] = self.fitting(part, a[name] + value) if name in a else value
+        return a
+
+    def fitting(self, part: _Part, value: Fraction) -> Fraction:
+        """Return a number that a term came to, unless it is too long to compute with."""
+        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS:
+            self.fail(part, f"a number that this term comes to has more than {3 * MAX_DIGITS} digits.")
+        return value
 
     def constant(self, part: _Part) -> Fraction:
         word = part.text
         if word.lstrip("+-").lower() in ("nan", "inf", "infinity"):
             self.fail(part, "constants must be finite numbers.")
-        if not _CONSTANT.fullmatch(word):
+        match = _CONSTANT.fullmatch(word)
+        if not match:
             known = f"X_0 to X_{self.inputs - 1} and Y_0 to Y_{self.outputs - 1}"
             self.fail(part, f"neither a number nor a declared name; declared are {known}.")
-        number = Decimal(word)
-        if len(word) > MAX_DIGITS + 9 or abs(number.adjusted()) > MAX_DIGITS:
-            self.fail(part, f"a constant may have at most {MAX_DIGITS} digits.")
-        return Fraction(number)
+        if len(word) > MAX_DIGITS + 9 or len(match["exponent"] or "") > MAX_EXPONENT_DIGITS:
+            self.fail(part, f"a constant may have at most {MAX_DIGITS} digits, and its exponent {MAX_EXPONENT_DIGITS}.")
+        return Fraction(Decimal(word))
 
     def box(self, bounds: tuple[_Bounds, ...]) -> Box:
         """Return the intersection of bounds, which must all be there and not cross."""
@@ -392,11 +467,3 @@ class _Reader:
                 self.fail(second, f"the box is empty: {crossed}, with the bound of line {self.line(first)}.")
         each = range(self.inputs)
         return Box([tightest[i, -1][0] for i in each], [tightest[i, 1][0] for i in each])
-
-
-def _add(a: dict[str, Fraction], b: dict[str, Fraction], sign: int) -> dict[str, Fraction]:
-    """Add b, or -b, to a."""
-    for name, value in b.items():
-        value = value if sign > 0 else -value
-        a[name] = a[name] + value if name in a else value
-    return a
