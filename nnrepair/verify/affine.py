@@ -26,6 +26,11 @@ class Affine(ABC):
     terms: int
     inexact: float = 0.0
 
+    @property
+    def work(self) -> int:
+        """How many multiplications one application takes."""
+        return len(self.bias)
+
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
         """Return W x for x (..., inputs), without the bias."""
@@ -54,6 +59,10 @@ class Dense(Affine):
         self.weight = weight.detach().double().contiguous()
         self.bias = self.weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         self.absolute, self.terms, self.inexact = self.weight.abs(), max((1, *weight.shape)), inexact
+
+    @property
+    def work(self) -> int:
+        return self.weight.numel()
 
     def part(self, outputs: Tensor | None, inputs: Tensor | None) -> Dense:
         """Return the map between chosen outputs and inputs; None is all of them."""
@@ -91,14 +100,17 @@ class Convolution(Affine):
             "dilation": layer.dilation,
             "groups": layer.groups,
         }
-        with torch.no_grad():
-            out = F.conv2d(self.weight.new_zeros(1, *shape), self.weight, **self.settings)
+        out = F.conv2d(torch.empty(1, *shape, device="meta"), self.weight.to("meta").float(), **self.settings)
         self.out_shape: Shape = tuple(out.shape[1:])
         self.left_over = self._left_over()
         kernel = self.weight[0, 0].numel()
         self.terms = kernel * max(self.weight.shape[:2])
         bias = self.weight.new_zeros(len(self.weight)) if layer.bias is None else layer.bias.detach().double()
         self.bias = bias[:, None, None].expand(self.out_shape).reshape(-1)
+
+    @property
+    def work(self) -> int:
+        return len(self.bias) * self.weight[0].numel()
 
     def _left_over(self) -> tuple[int, ...]:
         """Rows and columns at the end that no window reaches, which the transposed convolution must be told."""
