@@ -100,8 +100,9 @@ class Convolution(Affine):
             "dilation": layer.dilation,
             "groups": layer.groups,
         }
-        out = F.conv2d(torch.empty(1, *shape, device="meta"), self.weight.to("meta").float(), **self.settings)
-        self.out_shape: Shape = tuple(out.shape[1:])
+        sizes = zip(shape[1:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
+        out = ((size + 2 * int(p) - d * (kernel - 1) - 1) // stride + 1 for size, p, d, kernel, stride in sizes)
+        self.out_shape: Shape = (len(self.weight), *out)
         self.left_over = self._left_over()
         kernel = self.weight[0, 0].numel()
         self.terms = kernel * max(self.weight.shape[:2])

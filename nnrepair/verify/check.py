@@ -24,7 +24,7 @@ from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.deadline import Deadline, OutOfTime
 from nnrepair.verify.exact import can_be_exact
-from nnrepair.verify.falsify import attack
+from nnrepair.verify.falsify import LEAST, attack
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import NOTHING, Found, Jobs, Options
 from nnrepair.verify.lowering import lower
@@ -37,8 +37,9 @@ from nnrepair.verify.ties import Flat, between, equation, flat, sides
 
 #: Networks with more inputs are split at their ReLUs.
 WIDE = 24
-#: The first attack, and the search for ties, may each take this share of the time that is left.
-FIRST = 0.5
+#: The first attack, and the search for ties, may each take this share of the time that is left. The attack has so many
+#: starts, or enough for all jobs, but at most so many.
+FIRST, STARTS, MOST_STARTS = 0.5, 256, 65_536
 #: Of points that no run shows to be counterexamples, so many at once are tried in exact arithmetic, until that took so
 #: many multiplications.
 ALONE, ALONE_WORK = 2, 500_000_000
@@ -150,7 +151,7 @@ class _Problem:
     ) -> None:
         self.deadline, self.path = deadline, None if isinstance(model, nn.Module) else Path(model)
         deadline.check("reading the property")
-        self.property = property if isinstance(property, Property) else vnnlib.load(property)
+        self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)
         self.property_is_packed = not isinstance(property, Property) and Path(property).read_bytes()[:2] == b"\x1f\x8b"
         deadline.check("reading the network")
@@ -163,7 +164,7 @@ class _Problem:
         self._check_shape(dtype)
         _refuse_hooks(self.model)
         deadline.check()
-        graph = lower(self.model, self.shape)
+        graph = lower(self.model, self.shape, deadline)
         if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
             raise InvalidInput(
                 f"The property is about {self.property.inputs} inputs and {self.property.outputs} outputs, but the "
@@ -253,7 +254,8 @@ class _Problem:
             self.deadline.doing = f"{share:.1%} of the volume proved, {boxes} boxes"
 
         self.deadline.check("looking for counterexamples")
-        self._for_a_while(FIRST, lambda deadline: attacked(256, deadline))
+        starts = max(STARTS, min(LEAST * len(jobs), MOST_STARTS))
+        self._for_a_while(FIRST, lambda deadline: attacked(starts, deadline))
         self.settled = True
         if self.counterexample is None:
             self._for_a_while(FIRST, lambda deadline: self._meet(jobs, generator, deadline))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: Seconds between two lines of progress.
 INTERVAL = 0.2
@@ -49,6 +52,13 @@ class Deadline:
             self.say(self.doing)
         if now >= self.end:
             raise OutOfTime
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items, with a look at the clock now and then; for those that take microseconds each."""
+        for count, item in enumerate(items):
+            if count % 256 == 0:
+                self.check()
+            yield item
 
     def share(self, part: float) -> Deadline:
         """Return an earlier deadline, after a part (0 to 1) of the time that is left."""

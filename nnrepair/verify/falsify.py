@@ -9,8 +9,8 @@ from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import Confirm, Jobs, any_confirmed
 
-#: Starts for each job, at least, and for all jobs where they are many.
-LEAST, MOST = 16, 65_536
+#: Starts for a job, at least.
+LEAST = 16
 #: So many starts go together, at most, with so many numbers and multiplications: well under a second for a step.
 TOGETHER, NUMBERS, WORK = 4096, 10_000_000, 200_000_000
 
@@ -34,13 +34,13 @@ def attack(
         jobs: where to look, and for what.
         confirm: called with the deepest points.
         generator: where random numbers come from.
-        starts: how many altogether, at least 16 for each job; where that are very many, for some of the jobs.
+        starts: how many altogether; LEAST for each of some random jobs where that are too few for all.
         steps: of size width / 8 at first, smaller by a constant factor each time.
         deadline: when to give up, with OutOfTime.
     """
     each, chosen = max(LEAST, starts // len(jobs)), torch.arange(len(jobs), device=jobs.lower.device)
-    if len(jobs) * each > max(starts, MOST):
-        chosen = torch.randperm(len(jobs), generator=generator)[: MOST // each].to(chosen)
+    if len(jobs) * each > starts:
+        chosen = torch.randperm(len(jobs), generator=generator)[: max(1, starts // each)].to(chosen)
     together = max(1, min(TOGETHER, NUMBERS // (graph.size + jobs.rows[0].numel()), WORK // max(1, graph.work)))
     for part in torch.split(chosen, max(1, together // each)):
         for start in range(0, each, together):

@@ -110,6 +110,13 @@ class Halfspace:
     bound: Fraction
     strict: bool = False
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.coefficients, self.bound, self.strict))
+
+    def __hash__(self) -> int:
+        return self._hash  # fractions are slow to hash, and a row may belong to thousands of conjunctions
+
     def contains(self, y: Sequence[Fraction]) -> bool:
         """Tell, exactly, whether an output lies inside."""
         value = sum((c * v for c, v in zip(self.coefficients, y, strict=True) if c), Fraction(0))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
 #: A file may nest this deeply, and hold this many clauses in disjunctive normal form.
@@ -37,7 +38,7 @@ _COMPARISONS = {"<=": (1, False), "<": (1, True), ">=": (-1, False), ">": (-1, T
 _IGNORED = ("set-logic", "set-info", "set-option", "check-sat", "get-model")
 
 
-def load(path: str | Path) -> Property:
+def load(path: str | Path, deadline: Deadline = NEVER) -> Property:
     """Read a VNN-LIB 1.0 file, or a gzipped one.
 
     Constants are taken exactly, as fractions. Clauses on the same box become one case. Nothing is guessed: strict
@@ -55,15 +56,15 @@ def load(path: str | Path) -> Property:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInput(f"{path} cannot be read: {reason}. Expected a .vnnlib or .vnnlib.gz file.") from None
     try:
-        return loads(data.decode("utf-8-sig"), str(path))
+        return loads(data.decode("utf-8-sig"), str(path), deadline)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         found = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise InvalidInput(f"{path}, line {line}: {found} is not UTF-8 text. Expected a VNN-LIB file.") from None
 
 
-def loads(text: str, name: str = "<string>") -> Property:
-    """Read a property from text, as `load` does; errors call it `name`.
+def loads(text: str, name: str = "<string>", deadline: Deadline = NEVER) -> Property:
+    """Read a property from text, as `load` does; errors call it `name`, and OutOfTime says that the deadline passed.
 
     >>> loads('''
     ... (declare-const X_0 Real)
@@ -76,7 +77,7 @@ def loads(text: str, name: str = "<string>") -> Property:
     collecting = gc.isenabled()
     gc.disable()  # it would walk the growing tree again and again, for more than half of the time
     try:
-        return _Reader(text, name).property()
+        return _Reader(text, name, deadline).property()
     finally:
         if collecting:
             gc.enable()
@@ -180,8 +181,8 @@ def _tighten(bounds: _Bounds, key: tuple[int, int], value: Fraction, part: _Part
 
 
 class _Reader:
-    def __init__(self, text: str, name: str) -> None:
-        self.text, self.name = text, name
+    def __init__(self, text: str, name: str, deadline: Deadline) -> None:
+        self.text, self.name, self.deadline = text, name, deadline
         self.declared: dict[str, _Part] = {}
 
     def line(self, part: _Part) -> int:
@@ -207,7 +208,7 @@ class _Reader:
                 self.fail(command, "not a command of VNN-LIB 1.0; expected (declare-const X_0 Real) or (assert ...).")
         self.inputs, self.outputs = (self.count(kind, commands[-1]) for kind in "XY")
         ways: dict[tuple[int, ...], tuple[Box, list[Conjunction]]] = {}
-        for bounds, rows in self.clauses([(part, True) for part in asserts]):
+        for bounds, rows in self.deadline.each(self.clauses([(part, True) for part in asserts])):
             key = tuple(map(id, bounds))
             if key not in ways:
                 ways[key] = (self.box(bounds), [])
@@ -221,7 +222,7 @@ class _Reader:
         """Return the parentheses of the file."""
         top = _Part("", 0, len(self.text), [])
         open_ = [top]
-        for match in _TOKEN.finditer(self.text):
+        for match in self.deadline.each(_TOKEN.finditer(self.text)):
             word = match[0]
             if word[0] == ";":
                 continue
@@ -275,6 +276,7 @@ class _Reader:
         factors: list[list[_Clause]] = []
         todo, count = parts[::-1], 1
         while todo:
+            self.deadline.check()
             part, wanted = todo.pop()
             head, args = (part.parts[0].text, part.parts[1:]) if part.parts else ("", [])
             if head in _COMPARISONS and len(args) == 2:
@@ -303,7 +305,7 @@ class _Reader:
         own = (bounds,) if bounds else ()
         return [
             (sum((b for b, _ in chosen), own), sum((r for _, r in chosen), tuple(rows)))
-            for chosen in itertools.product(*factors)
+            for chosen in self.deadline.each(itertools.product(*factors))
         ]
 
     def compare(self, part: _Part, wanted: bool, bounds: _Bounds, rows: list[Halfspace]) -> None:
