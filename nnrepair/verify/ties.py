@@ -121,20 +121,22 @@ def between(graph: Graph, p: Exact, q: Exact, row: Halfspace, deadline: Deadline
 def _multipliers(rows: Conjunction) -> dict[int, Fraction] | None:
     """Return, by row, the multipliers above with the least second sum, for rows of which some combination is zero."""
     sizes = [max(map(abs, row.coefficients), default=Fraction(0)) for row in rows]
-    if not all(sizes):  # a row about nothing
-        return {min((i for i, size in enumerate(sizes) if not size), key=lambda i: rows[i].bound): Fraction(1)}
-    A = np.array([[float(c / size) for c in row.coefficients] for row, size in zip(rows, sizes, strict=True)])
-    if np.linalg.matrix_rank(A) == len(rows):
+    nothing = [i for i, size in enumerate(sizes) if not size and rows[i].bound <= 0]
+    if nothing:
+        return {min(nothing, key=lambda i: (rows[i].bound, not rows[i].strict)): Fraction(1)}
+    some = [i for i, size in enumerate(sizes) if size]
+    A = np.array([[float(c / sizes[i]) for c in rows[i].coefficients] for i in some])
+    if not some or np.linalg.matrix_rank(A) == len(some):
         return None
     try:
-        b = np.array([float(row.bound / size) for row, size in zip(rows, sizes, strict=True)])
+        b = np.array([float(rows[i].bound / sizes[i]) for i in some])
     except OverflowError:
         return None
     equal = np.vstack([A.T, np.ones(len(A))])
     answer = linprog(b / (np.abs(b).max() or 1.0), A_eq=equal, b_eq=[*[0.0] * A.shape[1], 1.0])
     if answer.status != 0:
         return None
-    used = np.flatnonzero(answer.x > 1e-9).tolist()
+    used = [i for i, m in zip(some, answer.x.tolist(), strict=True) if m > 1e-9]
     exact = _dependence([rows[i].coefficients for i in used])
     return None if exact is None or min(exact) <= 0 else dict(zip(used, exact, strict=True))
 
