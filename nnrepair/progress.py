@@ -9,12 +9,19 @@ from tqdm import tqdm
 
 
 @contextmanager
-def progress_bar(title: str, show: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows a line of text beside a counter; it does nothing unless `show`."""
+def progress_bar(title: str, show: bool, counts: bool = True) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows a line of text and the time; it does nothing unless `show`.
+
+    Args:
+        title: of the line.
+        show: whether there is a line.
+        counts: whether to show how often the function was called.
+    """
     if not show:
         yield lambda text: None
         return
-    with tqdm(desc=title, unit=" rounds", leave=False) as bar:
+    form = None if counts else "{desc}: {elapsed}{postfix}"
+    with tqdm(desc=title, unit=" rounds", leave=False, bar_format=form) as bar:
 
         def report(text: str) -> None:
             bar.set_postfix_str(text, refresh=False)

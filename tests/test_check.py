@@ -61,15 +61,30 @@ def assert_counterexample(result: CheckResult, model: nn.Module, prop: Property)
     x = torch.from_numpy(found.input).to(dtype)
     assert found.input.dtype == found.output.dtype == np.float64
     assert torch.equal(x.double(), torch.from_numpy(found.input))  # numbers of the model's own precision
+    exact, most = torch.tensor([float(v) for v in found.exact_input], dtype=torch.float64), torch.finfo(dtype).max
+    assert torch.equal(x, exact.clamp(-most, most).to(dtype))  # the nearest ones
     shape = prop.cases[0].box.shape
-    assert any(case.box.contains(found.input) for case in prop.cases)
-    assert violates(Network(model, shape), prop, [Fraction(v) for v in found.input.tolist()])
+    assert any(case.box.contains(found.exact_input) for case in prop.cases)
+    network = Network(model, shape)
+    assert violates(network, prop, found.exact_input)
+    assert all(a <= v <= b for v, (a, b) in zip(network.at(found.exact_input), found.exact_output, strict=True))
+    assert found.is_rounded == (tuple(map(Fraction, found.input.tolist())) != found.exact_input)
     with torch.no_grad():
         y = copy.deepcopy(model).eval()(x.reshape(1, *shape)).flatten().double()
     torch.testing.assert_close(torch.from_numpy(found.output), y, rtol=1e-6, atol=1e-6)
-    assert prop.violated_at(found.input, [Fraction(v) for v in found.output.tolist()])
-    assert found.margin >= 0 and found.replayed[0] == "network" and found.replayed[-1] in ("exact", "enclosure")
-    assert "inside the unsafe set; replayed by: network" in str(result)
+    ran = [Fraction(v) for v in found.output.tolist()]
+    unsafe = (rows for case in prop.cases for rows in case.unsafe)
+    assert any(all(r.contains(ran) for r in rows) for rows in unsafe) == ("network" in found.replayed)
+    assert found.margin >= 0 and found.replayed[-1] in ("exact", "enclosure")
+    assert f"inside the unsafe set; replayed by: {', '.join(found.replayed)}" in str(result)
+    assert ("a run rounds it away" in str(result)) == ("network" not in found.replayed)
+    assert ("to the exact input" in str(result)) == found.is_rounded
+
+
+def assert_full_replay(result: CheckResult) -> None:
+    """Check that the witness is a number of the network's own precision in the box, and that every run shows it."""
+    found = result.counterexample
+    assert found is not None and found.replayed[0] == "network" and not found.is_rounded
 
 
 # Verdicts ------------------------------------------------------------------------------------------------------------
@@ -87,7 +102,9 @@ def test_verdicts_on_both_sides_of_the_exact_minimum(seed: int, dtype: torch.dty
     assert (result.proved, result.worst_bound) == (1.0, None)
     assert result.boxes >= 1 and result.wall_seconds > 0 and result.cpu_seconds > 0
     violated = never(box, (row([1, -1], edge + Fraction(1, 1000)),), outputs=2)
-    assert_counterexample(check(model, violated), model, violated)
+    found = check(model, violated)
+    assert_counterexample(found, model, violated)
+    assert_full_replay(found)
 
 
 @pytest.mark.parametrize("distance", [1e-4, 1e-7, 1e-12, 0.0])
@@ -198,21 +215,56 @@ def test_boxes_without_a_float32_number() -> None:
     """Between 0.1 and 0.1 + 1e-12 there is no float32 number, but there are real ones."""
     thin = Box([TENTH], [TENTH + NEAR])
     assert check(identity(), never(thin, (row([1], 0.09),), outputs=1)).verdict == "holds"
-    result = check(identity(), never(thin, (row([1], 1),), outputs=1), timeout=0.5)
-    assert result.verdict == "unknown" and result.counterexample is None
-    assert "1 boxes hold no float32 number" in result.reason
-    double = never(thin, (row([1], 1),), outputs=1)
-    assert_counterexample(check(identity(torch.float64), double), identity(torch.float64), double)
+    prop = never(thin, (row([1], 1),), outputs=1)
+    result = check(identity(), prop)
+    assert_counterexample(result, identity(), prop)
+    assert result.counterexample is not None and result.counterexample.is_rounded
+    assert result.counterexample.replayed == ("network", "exact")  # the nearest float32 number shows it too
+    double = check(identity(torch.float64), prop)
+    assert_counterexample(double, identity(torch.float64), prop)
+    assert_full_replay(double)
+
+
+def test_inputs_fixed_to_decimals() -> None:
+    """y = x0 + x1 with x0 fixed to 0.1, which is no float of any size; every x1 >= 0.4 is a counterexample."""
+    for dtype in (torch.float32, torch.float64):
+        model = nn.Linear(2, 1).to(dtype)
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+            model.bias.zero_()
+        fixed = never(Box([TENTH, 0], [TENTH, 1]), (row([-1], Fraction(-1, 2)),), outputs=1)
+        result = check(model, fixed)
+        assert_counterexample(result, model, fixed)
+        found = result.counterexample
+        assert found is not None and found.exact_input[0] == TENTH and found.exact_input[1] >= Fraction(2, 5)
+        assert Fraction(float(found.input[1])) == found.exact_input[1]  # other inputs are numbers of the network's own
+        assert found.replayed == ("network", "exact")
+        assert check(model, never(Box([TENTH, 0], [TENTH, 1]), (row([-1], -1.2),), outputs=1)).verdict == "holds"
 
 
 def test_violations_that_no_float_shows() -> None:
     """The only unsafe inputs lie strictly between neighbouring float32 numbers."""
     a, b = 1.0, float(np.nextafter(np.float32(1), np.float32(2)))
     quarter = (Fraction(b) - 1) / 4
-    between = (row([-1], -(1 + quarter)), row([1], 1 + 3 * quarter))
+    between = never(Box([a], [b]), (row([-1], -(1 + quarter)), row([1], 1 + 3 * quarter)), outputs=1)
     for options in (None, Options(split="relus")):
-        result = check(identity(), never(Box([a], [b]), between, outputs=1), timeout=0.5, options=options)
-        assert result.verdict == "unknown" and result.counterexample is None
+        result = check(identity(), between, options=options)
+        assert_counterexample(result, identity(), between)
+        assert result.counterexample is not None and result.counterexample.replayed == ("exact",)
+
+
+def test_witnesses_that_every_run_shows_are_preferred() -> None:
+    """The deepest points are ones that no float32 number comes near, but there are others."""
+    step = np.float32(2) ** -23
+    thin = Box([1 + Fraction(float(step)) / 3, 0], [1 + Fraction(float(step)) / 3, 1])
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[float(2**23), -2.0]]))
+        model.bias.fill_(-float(2**23))  # 1/3 - 2 x1 in truth, -2 x1 in float32
+    prop = never(thin, (row([1], 0),), outputs=1)
+    result = check(model, prop)
+    assert_counterexample(result, model, prop)
+    assert result.counterexample is not None and result.counterexample.replayed == ("network", "exact")
 
 
 def test_single_points() -> None:
@@ -224,13 +276,20 @@ def test_single_points() -> None:
         strict = check(model, never(Box([x], [x]), (row([1], x, True),), outputs=1), timeout=1)
         assert strict.verdict in ("holds", "unknown")
     third = Fraction(1, 3)
-    result = check(model, never(Box([third], [third]), (row([1], third),), outputs=1), timeout=1)
-    assert result.verdict == "unknown" and "float32" in result.reason
+    prop = never(Box([third], [third]), (row([1], third),), outputs=1)  # the output is exactly on the border
+    result = check(model, prop)
+    assert_counterexample(result, model, prop)
+    assert result.counterexample is not None and result.counterexample.exact_input == (third,)
+    assert result.counterexample.exact_output == ((third, third),) and result.counterexample.margin == 0
+    strict = check(model, never(Box([third], [third]), (row([1], third, True),), outputs=1))
+    assert strict.verdict == "unknown" and "cannot be split" in strict.reason
 
 
 def test_boxes_outside_the_range_of_float32() -> None:
-    result = check(identity(), never(Box([1e300], [2e300]), (row([1], 3e300),), outputs=1), timeout=0.5)
-    assert result.verdict == "unknown" and "float32" in result.reason
+    far = never(Box([1e300], [2e300]), (row([1], 3e300),), outputs=1)
+    result = check(identity(), far)
+    assert_counterexample(result, identity(), far)
+    assert result.counterexample is not None and np.isfinite(result.counterexample.input).all()
     huge = never(Box([1e300], [2e300]), (row([1], 1e299),), outputs=1)  # true, but nothing that large is proved
     assert check(identity(), huge, timeout=2).verdict == "unknown"
     wide = never(Box([-1e300], [1e300]), (row([1], 0),), outputs=1)
@@ -249,8 +308,8 @@ def test_ties() -> None:
     assert strict.verdict in ("holds", "unknown") and strict.counterexample is None
 
 
-def test_what_only_float32_computes_is_no_violation() -> None:
-    """The float32 network says 1e8 + 1 - 1e8 = 0, the real-valued function 1: neither verdict is confirmed by both."""
+def test_verdicts_are_about_the_real_valued_function() -> None:
+    """The float32 network says 2^26 + 1 - 2^26 = 0, the real-valued function 1, and that is what counts."""
     model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
     with torch.no_grad():
         for p, v in zip(model.parameters(), ([[0.0], [0.0]], [2.0**26, 1.0], [[1.0, 1.0]], [-(2.0**26)]), strict=True):
@@ -258,8 +317,11 @@ def test_what_only_float32_computes_is_no_violation() -> None:
         assert model(torch.zeros(1, 1)).item() != 1.0
     prop = never(Box([0], [1]), (row([1], 0.5),), outputs=1)
     assert check(model, prop).verdict == "holds"
-    result = check(model, never(Box([0], [1]), (row([-1], -0.5),), outputs=1), timeout=0.5)
-    assert result.verdict == "unknown" and "failed exact replay" in result.reason
+    violated = never(Box([0], [1]), (row([-1], -0.5),), outputs=1)
+    result = check(model, violated)
+    assert_counterexample(result, model, violated)
+    assert result.counterexample is not None and result.counterexample.replayed == ("exact",)
+    assert result.counterexample.margin == 0.5 and "the unsafe output [1]; a run rounds it away" in str(result)
 
 
 def test_what_every_float_computes_may_still_be_no_violation() -> None:
@@ -269,7 +331,7 @@ def test_what_every_float_computes_may_still_be_no_violation() -> None:
         for p, v in zip(model.parameters(), ([[0.0], [0.0]], [2.0**60, 1.0], [[1.0, 1.0]], [-(2.0**60)]), strict=True):
             p.copy_(torch.tensor(v))
     result = check(model, never(Box([0], [1]), (row([1], 0.5),), outputs=1), timeout=0.3)
-    assert result.verdict == "unknown" and "failed exact replay" in result.reason
+    assert result.verdict == "unknown" and "failed replay" in result.reason
 
 
 # Limits --------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,17 @@ import torch
 from networks import mlp, randn, seeded
 from reference.regions import Network
 from reference.regions import Residual as Added
-from torch import nn
+from torch import Tensor, nn
 
 from nnrepair.verify import exact
 from nnrepair.verify.exact import enclosure, inside
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.property import Halfspace
+
+
+def fractions(x: Tensor) -> list[Fraction]:
+    return [Fraction(v) for v in x.tolist()]
+
 
 MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "chain": (lambda: mlp(3, 6, 5, 2), (3,)),
@@ -47,7 +52,7 @@ def test_outputs_are_exact(name: str, dtype: torch.dtype) -> None:
     reference, graph = Network(model, shape), lower(model, shape)
     for seed, scale in enumerate((1.0, 1e-20, 1e15, 0.0)):
         x = randn(graph.inputs, seed=seed, dtype=dtype) * scale
-        outputs, is_exact = enclosure(graph, x)
+        outputs, is_exact = enclosure(graph, fractions(x))
         wanted = reference.at([Fraction(v) for v in x.tolist()])
         assert is_exact and outputs == [(v, v) for v in wanted]
 
@@ -60,7 +65,7 @@ def test_enclosures_contain_the_exact_outputs(name: str, monkeypatch: pytest.Mon
     reference, graph = Network(model, shape), lower(model, shape)
     for seed, scale in enumerate((1.0, 1e-20, 1e15)):
         x = randn(graph.inputs, seed=seed) * scale
-        outputs, is_exact = enclosure(graph, x)
+        outputs, is_exact = enclosure(graph, fractions(x))
         assert not is_exact
         for (low, high), value in zip(outputs, reference.at([Fraction(v) for v in x.tolist()]), strict=True):
             assert low <= value <= high
@@ -75,7 +80,7 @@ def test_numbers_of_all_sizes() -> None:
         model[0].weight.copy_(torch.tensor(numbers, dtype=torch.float64).reshape(3, 3))
         model[0].bias.copy_(torch.tensor([1e300, 1e-300, -5e-324], dtype=torch.float64))
     x = torch.tensor([1.7e308, -5e-324, 1.0], dtype=torch.float64)
-    outputs, is_exact = enclosure(lower(model, (3,)), x)
+    outputs, is_exact = enclosure(lower(model, (3,)), fractions(x))
     wanted = Network(model, (3,)).at([Fraction(v) for v in x.tolist()])
     assert is_exact and outputs == [(v, v) for v in wanted]
 
@@ -84,11 +89,11 @@ def test_what_is_not_exact_says_so() -> None:
     """Groups and factors that are no floats are enclosed instead."""
     x = randn(16)
     grouped = seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Flatten()))
-    (pairs, is_exact), reference = enclosure(lower(grouped, (4, 2, 2)), x), Network(grouped, (4, 2, 2))
+    (pairs, is_exact), reference = enclosure(lower(grouped, (4, 2, 2)), fractions(x)), Network(grouped, (4, 2, 2))
     values = reference.at([Fraction(v) for v in x.tolist()])
     assert not is_exact and all(low <= v <= high for (low, high), v in zip(pairs, values, strict=True))
     thirds = nn.AvgPool2d(3, stride=1)
-    pairs, is_exact = enclosure(lower(thirds, (1, 4, 4)), x)
+    pairs, is_exact = enclosure(lower(thirds, (1, 4, 4)), fractions(x))
     values = Network(thirds, (1, 4, 4)).at([Fraction(v) for v in x.tolist()])
     assert not is_exact and all(low <= v <= high for (low, high), v in zip(pairs, values, strict=True))
 
@@ -98,7 +103,7 @@ def test_enclosures_that_overflow_say_nothing(monkeypatch: pytest.MonkeyPatch) -
     model = nn.Linear(1, 1).double()
     with torch.no_grad():
         model.weight.fill_(1e300)
-    ((low, high),), is_exact = enclosure(lower(model, (1,)), torch.tensor([1e300], dtype=torch.float64))
+    ((low, high),), is_exact = enclosure(lower(model, (1,)), [Fraction(1e300)])
     assert not is_exact and low < -(10**399) and high > 10**399
     assert not inside((Halfspace((Fraction(1),), Fraction(10**300)),), [(low, high)])
     assert not inside((Halfspace((Fraction(-1),), Fraction(10**300)),), [(low, high)])

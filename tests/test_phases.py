@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +12,7 @@ from test_search import hard, jobs, minimum, network, refuse, spike
 from torch import Tensor, nn
 
 from nnrepair.verify import Box, Case, Halfspace, Options, Property, check
+from nnrepair.verify.deadline import Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import Found, Jobs
 from nnrepair.verify.lowering import lower
@@ -23,7 +23,7 @@ def search(graph: Graph, what: Jobs, seconds: float = 20, confirm: Any = refuse,
     def report(share: float, boxes: int) -> None:
         assert -1e-9 <= share <= 1 + 1e-9
 
-    return PhaseSearch(graph, what, confirm, **options).run(time.monotonic() + seconds, report)
+    return PhaseSearch(graph, what, confirm, deadline=Deadline(seconds), **options).run(report)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 3])

@@ -13,6 +13,7 @@ import torch
 from networks import mlp, randn
 from torch import Tensor, nn
 
+from nnrepair.verify.deadline import Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import Found, Jobs, Options
 from nnrepair.verify.lowering import lower
@@ -41,7 +42,7 @@ def search(graph: Graph, what: Jobs, seconds: float = 20, confirm: Any = refuse,
     def report(share: float, boxes: int) -> None:
         assert -1e-9 <= share <= 1 + 1e-9
 
-    return Search(graph, what, confirm, Options(**options)).run(time.monotonic() + seconds, report)
+    return Search(graph, what, confirm, Options(**options), Deadline(seconds)).run(report)
 
 
 def network(seed: int = 0, outputs: int = 1) -> Graph:
@@ -218,7 +219,7 @@ def test_random_attacks_are_asked_for_now_and_then() -> None:
         return len(asked) == 2
 
     what = jobs(([-1.0, -1.0], [1.0, 1.0], [([1.0], minimum(graph, torch.ones(1)) + 1e-9)]))
-    found = Search(graph, what, refuse, Options()).run(time.monotonic() + 20, lambda share, boxes: None, attack)
+    found = Search(graph, what, refuse, Options(), Deadline(20)).run(lambda share, boxes: None, attack)
     assert found.violated and len(asked) == 2 and asked[0] < asked[1]
 
 

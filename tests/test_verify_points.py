@@ -22,6 +22,8 @@ from nnrepair import UnsupportedModel as Unsupported
 from nnrepair.domains import vision
 from nnrepair.methods import MinimalNorm
 from nnrepair.verify import Box, Property, exact, points, vnnlib
+from nnrepair.verify.bounds import outputs_over
+from nnrepair.verify.deadline import NEVER
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.points import check_points
 
@@ -116,7 +118,7 @@ def test_large_networks_are_decided_on_the_safe_side(seed: int, whole: bool) -> 
     expected = [truth(criterion, i, exactly(model, x[i])) for i in range(8)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "EXACT_LIMIT", 0)
-        judged = points._Points("points", x, criterion).judge(model, math.inf)
+        judged = points._Points("points", x, criterion).judge(model, NEVER)
     assert not judged.exact.any()
     for holds, fails, right in zip(judged.holds.tolist(), judged.fails.tolist(), expected, strict=True):
         assert (not holds or right) and (not fails or not right)
@@ -129,7 +131,7 @@ def test_enclosures_contain_the_exact_outputs_and_are_narrow(sizes: tuple[int, .
     x[7] *= 1e6
     with torch.no_grad():
         graph = lower(model, (sizes[0],))
-        ((_, low, high),) = points._enclosed(graph, x.double())
+        low, high = outputs_over(graph, x.double(), x.double())
     for i in range(0, 20, 7):
         for a, v, b in zip(low[i].tolist(), exactly(model, x[i]), high[i].tolist(), strict=True):
             assert Fraction(a) <= v <= Fraction(b)

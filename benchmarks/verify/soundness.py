@@ -90,7 +90,7 @@ def judged(trial: Trial, result: Any) -> str:
     if result.verdict == "violated":
         if result.counterexample is None:
             return "violated without a counterexample"
-        x = reference.stored(result.counterexample.input)
+        x = result.counterexample.exact_input
         if len(x) != trial.network.inputs:
             return f"the counterexample has {len(x)} inputs"
         if not reference.violates(trial.network, trial.property, x):

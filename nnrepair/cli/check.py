@@ -70,7 +70,7 @@ def _single(arguments: argparse.Namespace) -> int:
         timed_out = arguments.timeout is not None and result.wall_seconds >= arguments.timeout
         word = vnncomp.word(result.verdict, timed_out=timed_out)
         found = result.counterexample
-        text = vnncomp.result_text(word, None if found is None else (found.input, found.output))
+        text = vnncomp.result_text(word, None if found is None else (found.exact_input, found.output))
         outputs.write(arguments.vnncomp, "result for VNN-COMP", lambda path: write_atomically(path, text.encode()))
     return outputs.tell(EXIT_CODES[result.verdict], arguments.quiet)
 

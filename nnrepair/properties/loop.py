@@ -199,7 +199,8 @@ class HeadRepair:
             self.say(f"{task.name}: {result.verdict}")
             self.proofs[task.name] = result
             if result.counterexample is not None:
-                self._add_points(task, *self._near(task, torch.from_numpy(result.counterexample.input)))
+                found = torch.tensor([float(v) for v in result.counterexample.exact_input], dtype=torch.float64)
+                self._add_points(task, *self._near(task, found))
                 self._solve()
                 return True
             if not result.holds:

@@ -6,13 +6,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import nn
 
 from nnrepair.errors import InvalidInput
@@ -20,6 +18,7 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.falsify import random_starts
 from nnrepair.verify.jobs import Jobs
 from nnrepair.verify.property import Conjunction, Halfspace, Property
+from nnrepair.verify.ties import flat
 
 #: Ways to satisfy two cases at once that are tried before they are taken to be compatible.
 MOST_WAYS = 2000
@@ -147,28 +146,10 @@ def _impossible(unsafe: Sequence[Conjunction]) -> bool:
 
 
 def _contradictory(rows: Sequence[Halfspace]) -> bool:
-    """Tell whether certainly no output is outside all halfspaces: multipliers show it, in exact arithmetic.
-
-    Outside is `c . y > b` (`>= b` for a strict halfspace). With multipliers m >= 0 and sum m c = 0, sum m b > 0 is a
-    contradiction; so is sum m b = 0 if one row that m uses has to be exceeded.
-    """
-    exact = [(row.coefficients, row.bound) for row in rows]
-    size = [max(map(abs, (*c, Fraction(0)))) or Fraction(1) for c, _ in exact]
-    exact = [(tuple(v / s for v in c), b / s) for (c, b), s in zip(exact, size, strict=True)]
-    try:
-        A, b = np.array([[float(v) for v in c] for c, _ in exact]), np.array([float(v) for _, v in exact])
-        scale = np.abs(b).max() or 1.0
-        equal = np.vstack([A.T, np.ones(len(A))])
-        answer = linprog(-b / scale, A_eq=equal, b_eq=[*[0.0] * A.shape[1], 1.0])
-    except (OverflowError, ValueError):
-        return False
-    if answer.status != 0:
-        return False
-    m = [Fraction(float(v)).limit_denominator(1000) for v in answer.x]
-    zero = all(sum(k * c[i] for k, (c, _) in zip(m, exact, strict=True)) == 0 for i in range(A.shape[1]))
-    worth = sum((k * bound for k, (_, bound) in zip(m, exact, strict=True)), Fraction(0))
-    exceeded = any(k > 0 and not row.strict for k, row in zip(m, rows, strict=True))
-    return zero and min(m) >= 0 and (worth > 0 or (worth == 0 and exceeded))
+    """Tell whether certainly no output is outside all halfspaces, in exact arithmetic."""
+    outside = tuple(Halfspace(tuple(-c for c in row.coefficients), -row.bound, not row.strict) for row in rows)
+    found = flat(outside)
+    return found is not None and found.empty
 
 
 def median_distance(task: Task, outputs: Any) -> float:

@@ -26,6 +26,11 @@ class Affine(ABC):
     terms: int
     inexact: float = 0.0
 
+    @property
+    def work(self) -> int:
+        """How many multiplications one application takes."""
+        return len(self.bias)
+
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
         """Return W x for x (..., inputs), without the bias."""
@@ -54,6 +59,10 @@ class Dense(Affine):
         self.weight = weight.detach().double().contiguous()
         self.bias = self.weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         self.absolute, self.terms, self.inexact = self.weight.abs(), max((1, *weight.shape)), inexact
+
+    @property
+    def work(self) -> int:
+        return self.weight.numel()
 
     def part(self, outputs: Tensor | None, inputs: Tensor | None) -> Dense:
         """Return the map between chosen outputs and inputs; None is all of them."""
@@ -91,14 +100,19 @@ class Convolution(Affine):
             "dilation": layer.dilation,
             "groups": layer.groups,
         }
-        with torch.no_grad():
-            out = F.conv2d(self.weight.new_zeros(1, *shape), self.weight, **self.settings)
-        self.out_shape: Shape = tuple(out.shape[1:])
+        grown = (size + 2 * int(pad) for size, pad in zip(shape[1:], layer.padding, strict=True))
+        windows = (d * (kernel - 1) + 1 for d, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
+        out = ((size - w) // stride + 1 for size, w, stride in zip(grown, windows, layer.stride, strict=True))
+        self.out_shape: Shape = (len(self.weight), *out)
         self.left_over = self._left_over()
         kernel = self.weight[0, 0].numel()
         self.terms = kernel * max(self.weight.shape[:2])
         bias = self.weight.new_zeros(len(self.weight)) if layer.bias is None else layer.bias.detach().double()
         self.bias = bias[:, None, None].expand(self.out_shape).reshape(-1)
+
+    @property
+    def work(self) -> int:
+        return len(self.bias) * self.weight[0].numel()
 
     def _left_over(self) -> tuple[int, ...]:
         """Rows and columns at the end that no window reaches, which the transposed convolution must be told."""

@@ -22,8 +22,6 @@ computed: no value of the root box is lost, and the centre and radius of the nex
 from __future__ import annotations
 
 import copy
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,16 +29,42 @@ import torch
 from torch import Tensor
 
 from nnrepair.verify.affine import Dense
+from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph, Node
 
 EPS = 2.0**-53
 #: Added to every error bound, and once to every linear bound, against underflow. With magnitudes below LIMIT no product
 #: that underflows, times a value, comes near the latter.
 TINY, UNDERFLOW, LIMIT = 1e-280, 1e-200, 1e100
+#: Multiplications, and numbers kept, of the rows that are bounded at once: well under a second, and little memory.
+PIECE_WORK, PIECE_SIZE = 1_000_000_000, 5_000_000
 
 
-class OutOfTime(Exception):
-    """The deadline passed in the middle of bounding; nothing was found out."""
+def outputs_over(graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> tuple[Tensor, Tensor]:
+    """Return bounds of the outputs over boxes (n, inputs) by intervals alone: for points, and boxes like points.
+
+    Each step is centre and radius, as above, with each box's own intervals as the m that bounds rounding errors.
+    Infinities and NaN say that numbers became too large.
+    """
+    values = [(lower, upper)]
+    for node in graph.nodes[1:]:
+        deadline.check()
+        low, high = values[node.sources[0]]
+        if node.affine is not None:
+            gamma = (node.affine.terms + 64) * EPS * 1.01
+            size = torch.maximum(low.abs(), high.abs())
+            center = node.affine.apply((low + high) / 2) + node.affine.bias
+            radius = node.affine.magnitude((high - low) / 2 + (2 * gamma + node.affine.inexact) * size)
+            radius = (radius + 2 * gamma * node.affine.bias.abs()) * (1 + 1e-9) + TINY
+            values.append((center - radius, center + radius))
+        elif node.relu is not None:
+            values.append((low.clamp(min=0), high.clamp(min=0)))
+        else:
+            each = [values[source] for source in node.sources]
+            size = sum((torch.maximum(a.abs(), b.abs()) for a, b in each), torch.zeros_like(low))
+            error = 4 * len(each) * EPS * size + TINY
+            values.append((sum(a for a, _ in each) - error, sum(b for _, b in each) + error))
+    return values[-1]
 
 
 @dataclass
@@ -102,18 +126,16 @@ class Bounder:
         graph: the network.
         lower, upper: (inputs,), the root box.
         refine: whether to bound the root box backwards too; its values decide how large rounding errors can be.
-
-    Attributes:
-        deadline: when time.monotonic() reaches it, bounding raises OutOfTime.
+        deadline: when it has passed, bounding raises OutOfTime, and so does this.
     """
 
-    def __init__(self, graph: Graph, lower: Tensor, upper: Tensor, refine: bool = True) -> None:
-        self.graph, self.deadline = graph, math.inf
+    def __init__(
+        self, graph: Graph, lower: Tensor, upper: Tensor, refine: bool = True, deadline: Deadline = NEVER
+    ) -> None:
+        self.graph, self.deadline = graph, deadline
         self.alone = self._linear_before()
         self.place = {k: i for i, k in enumerate(graph.relus)}
-        widest = max(node.size for node in graph.nodes)
-        # Rows at once: what fits a core's cache, or enough to keep a GPU busy.
-        self.chunk = max(32, (25_000 if graph.device.type == "cpu" else 20_000_000) // widest)
+        self.chunk = self._chunk()
         self.folded = self._folded()
         reach = torch.maximum(lower.abs(), upper.abs())
         self.magnitude = self._magnitudes(reach)
@@ -123,6 +145,14 @@ class Bounder:
             self.root = relaxation.joined(lower[None])  # hold in every box inside
             self.magnitude = self._magnitudes(reach, relaxation)
             self.rho = self._errors(self.magnitude)
+
+    def _chunk(self) -> int:
+        """Return how many neurons to bound at once: what fits a core's cache, or enough to keep a GPU busy."""
+        cache, faster = (25_000, 1) if self.graph.device.type == "cpu" else (20_000_000, 100)
+        many = max(32, cache // max(node.size for node in self.graph.nodes))
+        hardest = max((node.affine.work for node in self.graph.nodes if node.affine is not None), default=0)
+        most = faster * min(PIECE_WORK // max(1, hardest), PIECE_SIZE // self.graph.size) // 2  # two rows a neuron
+        return max(1, min(many, most))
 
     def restricted(self, live: Tensor) -> tuple[Bounder, Tensor | None]:
         """Return the same bounds without ReLUs that are off in all boxes at hand, and the places of those that stay.
@@ -178,6 +208,7 @@ class Bounder:
         up = 1 + 1e-9  # far above the rounding of these few sums
         m = [reach]
         for k, node in enumerate(self.graph.nodes[1:], 1):
+            self.deadline.check()
             if node.affine is not None:
                 grown = node.affine.magnitude(m[node.sources[0]][None])[0]
                 m.append((grown * (1 + node.affine.inexact) + node.affine.bias.abs()) * up + TINY)
@@ -204,6 +235,7 @@ class Bounder:
                 through = torch.stack([m[s] for s in node.sources or (k,)]).sum(0)  # its own bound may be far smaller
                 rho.append(4 * terms * EPS * 1.01 * through + folded + TINY)
                 continue
+            self.deadline.check()
             gamma = (terms + node.affine.terms) * EPS * 1.01
             through = node.affine.magnitude(m[node.sources[0]][None])[0]
             rho.append(2 * gamma * (through + node.affine.bias.abs() + m[k]) + node.affine.inexact * through + TINY)
@@ -218,10 +250,6 @@ class Bounder:
         return offset + 8 * EPS * (rows.abs() @ reach + offset.abs()) + 1e-290 * reach.sum()
 
     # Bounds ----------------------------------------------------------------------------------------------------------
-
-    def output(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Return bounds (boxes, outputs) of the outputs by intervals alone."""
-        return self._intervals(lower, upper, None, False)[1][-1]
 
     def relax(
         self,
@@ -249,6 +277,7 @@ class Bounder:
         relaxation = Relaxation([], [], [], [], [], [])
         values: list[tuple[Tensor, Tensor]] = [(lower, upper)]
         for k, node in enumerate(graph.nodes[1:], 1):
+            self.deadline.check()
             first = values[node.sources[0]]
             if node.affine is not None:
                 middle, radius = (first[0] + first[1]) / 2, (first[1] - first[0]) / 2
@@ -283,8 +312,6 @@ class Bounder:
             return low, high
         low, high = low.clone(), high.clone()
         for start in range(0, len(box), self.chunk):
-            if time.monotonic() >= self.deadline:
-                raise OutOfTime
             b, n = box[start : start + self.chunk], neuron[start : start + self.chunk]
             twice, current = torch.cat([b, b]), self.graph.nodes[node]
             if current.affine is not None:  # its rows are there to be picked
@@ -346,6 +373,7 @@ class Bounder:
         for k in range(node, -1, -1):
             if k not in pending:
                 continue
+            self.deadline.check()
             A = pending.pop(k)
             current = self.graph.nodes[k]
             if current.relu is not None:

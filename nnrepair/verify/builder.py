@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.verify.affine import Affine, Dense, Diagonal, Pick, Shape
+from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph, Node
 
 # Maps without structure of their own are written as matrices up to this many entries.
 MATRIX_LIMIT = 50_000_000
+# So many numbers go through them at once for that.
+UNIT_NUMBERS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Unreadable(Exception):
 class Builder:
     """Collect nodes while a model is read operation by operation."""
 
-    def __init__(self, model: nn.Module, shape: Shape) -> None:
-        self.problems = list[str]()
+    def __init__(self, model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> None:
+        self.problems, self.deadline = list[str](), deadline
         self.nodes = [Node((), math.prod(shape))]
         self.input = Value(0, tuple(shape))
         self.dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
@@ -116,11 +119,17 @@ class Builder:
             origin = call(torch.zeros(1, *x.shape, dtype=torch.float64))
             if size * origin.numel() > MATRIX_LIMIT:
                 raise Unreadable(f"it would need a matrix of {origin.numel()} x {size} numbers")
-            columns = call(torch.eye(size, dtype=torch.float64).reshape(size, *x.shape)) - origin
+            columns = torch.cat([call(unit.reshape(-1, *x.shape)) - origin for unit in self._units(size)])
         shape = tuple(origin.shape[1:])
         if bias is not None:
             origin = bias.detach().double().reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
         return self.affine(x, Dense(columns.reshape(size, -1).T, origin.reshape(-1), inexact), shape)
+
+    def _units(self, size: int) -> Iterator[Tensor]:
+        """Yield the unit vectors (n, size) in batches of a few numbers: all of them may not fit in memory."""
+        for part in torch.split(torch.arange(size), max(1, UNIT_NUMBERS // size)):
+            self.deadline.check()
+            yield torch.zeros(len(part), size, dtype=torch.float64).scatter_(1, part[:, None], 1.0)
 
     def owner(self, value: Value) -> int:
         """Return the node that owns the memory of a value."""

@@ -7,7 +7,7 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,18 +23,32 @@ from nnrepair.rounding import percent
 from nnrepair.verify import vnnlib
 from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
-from nnrepair.verify.falsify import attack
+from nnrepair.verify.deadline import Deadline, OutOfTime
+from nnrepair.verify.exact import can_be_exact
+from nnrepair.verify.falsify import LEAST, attack
 from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import Found, Jobs, Options
+from nnrepair.verify.jobs import NOTHING, Found, Jobs, Options
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.phases import PhaseSearch
 from nnrepair.verify.property import Case, Conjunction, Property
 from nnrepair.verify.replay import Replay
 from nnrepair.verify.result import CheckResult, Counterexample
 from nnrepair.verify.search import Search
+from nnrepair.verify.ties import Flat, between, equation, flat, sides
 
 #: Networks with more inputs are split at their ReLUs.
 WIDE = 24
+#: The first attack, and the search for ties, may each take this share of the time that is left. The attack has so many
+#: starts, or enough for all jobs, but at most so many.
+FIRST, STARTS, MOST_STARTS = 0.5, 256, 65_536
+#: Of points that no run shows to be counterexamples, so many at once are tried in exact arithmetic, until that took so
+#: many multiplications.
+ALONE, ALONE_WORK = 2, 500_000_000
+#: Unsafe sets that are looked at for an interior, and those without in which ties are sought.
+FLAT, TIES = 2000, 20
+#: Seconds that it takes to write down one number of a property, at most.
+DUMPED = 1e-5
+TIED = "Where that is allowed, say so: conditions of Linear may hold with equality (docs/properties.md, Ties)"
 
 
 def check(
@@ -58,8 +72,9 @@ def check(
     Args:
         model: a module that maps (n, *shape) to (n, outputs), taken in eval mode and left untouched, or an ONNX file.
         property: see `Property.on`, or a VNN-LIB 1.0 file.
-        timeout: in seconds; then the verdict is "unknown" and says how far it got. None: no limit, and where outputs
-            touch the border of the unsafe set, no end within a lifetime.
+        timeout: in seconds, of everything from this call on, except that a step in code that is not ours (importing
+            it, reading the file, one run of the network) is not cut short; then the verdict is "unknown" and says how
+            far it got. None: no limit; a hard property may take a lifetime.
         device: where to compute; None is the CPU.
         certificate: whether to keep the proof.
         progress: show a line on stderr.
@@ -82,25 +97,31 @@ def check(
     started, cpu = time.monotonic(), time.process_time()
     if timeout is not None and not timeout > 0:
         raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
-    problem = _Problem(model, property, device)
-    deadline = math.inf if timeout is None else started + timeout
-    with torch.no_grad(), _one_thread(problem.graph.device), progress_bar("check", progress) as say:
-
-        def report(share: float, boxes: int) -> None:
-            say(f"{percent(share, 1)} of the volume proved, {boxes} boxes")
-
-        with torch.backends.cudnn.flags(enabled=False):  # its convolutions may go through Fourier space
-            found = problem.solve(deadline, torch.Generator().manual_seed(seed), options or Options(), report)
-    verdict = "violated" if found.violated else "holds" if found.closed else "unknown"
-    kept, reason = problem.certificate(found) if certificate and found.closed else (None, "")
-    if verdict == "unknown":
-        limits = [f"the time limit of {timeout:g} s was reached"] if time.monotonic() >= deadline else []
-        if options is not None and options.most is not None and found.boxes >= options.most:
-            limits.append(f"the limit of {options.most} boxes was reached")
-        reason = problem.why_open(found, limits)
+    place, problem = _device(device), None
+    with torch.no_grad(), _one_thread(place), progress_bar("check", progress, counts=False) as say:
+        deadline = Deadline(timeout, say)
+        try:
+            problem = _Problem(model, property, place, deadline)
+            with torch.backends.cudnn.flags(enabled=False):  # its convolutions may go through Fourier space
+                found = problem.solve(torch.Generator().manual_seed(seed), options or Options(), certificate)
+        except OutOfTime:
+            found = NOTHING
+    counterexample = None if problem is None else problem.counterexample
+    verdict = "violated" if counterexample is not None else "holds" if found.closed else "unknown"
+    kept, reason = None, ""
+    if problem is not None and verdict == "holds" and certificate:
+        kept, reason = problem.certificate(found)
+    elif verdict == "violated":
+        reason = "" if problem is None else problem.remark
+    elif verdict == "unknown":
+        limits = [found.limit] if found.limit else []
+        if deadline.passed:
+            where = f" while {deadline.doing}" if not found.boxes else ""
+            limits = [f"the time limit of {timeout:g} s was reached{where}"]
+        reason = "; ".join(limits if problem is None else [*limits, *problem.why_open(found)])
     return CheckResult(
         verdict=verdict,  # type: ignore[arg-type]
-        counterexample=problem.counterexample,
+        counterexample=counterexample,
         boxes=found.boxes,
         cpu_seconds=time.process_time() - cpu,
         wall_seconds=time.monotonic() - started,
@@ -126,12 +147,15 @@ def _one_thread(device: torch.device) -> Iterator[None]:
 class _Problem:
     """A network and a property that fit each other, and the counterexample once there is one."""
 
-    def __init__(self, model: nn.Module | str | Path, property: Property | str | Path, device: Any) -> None:
-        self.path = None if isinstance(model, nn.Module) else Path(model)
-        self.property = property if isinstance(property, Property) else vnnlib.load(property)
+    def __init__(
+        self, model: nn.Module | str | Path, property: Property | str | Path, device: torch.device, deadline: Deadline
+    ) -> None:
+        self.deadline, self.path = deadline, None if isinstance(model, nn.Module) else Path(model)
+        deadline.check("reading the property")
+        self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)
         self.property_is_packed = not isinstance(property, Property) and Path(property).read_bytes()[:2] == b"\x1f\x8b"
-        place = _device(device)
+        deadline.check("reading the network")
         self.model, self.shape = self._read(model)
         dtypes = [p.dtype for p in self.model.parameters()]
         other = {str(dtype) for dtype in dtypes} - {"torch.float32", "torch.float64"}
@@ -140,18 +164,25 @@ class _Problem:
         dtype = dtypes[0] if dtypes else torch.float32
         self._check_shape(dtype)
         _refuse_hooks(self.model)
-        graph = lower(self.model, self.shape)
+        deadline.check()
+        graph = lower(self.model, self.shape, deadline)
         if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
             raise InvalidInput(
                 f"The property is about {self.property.inputs} inputs and {self.property.outputs} outputs, but the "
                 f"network has {graph.inputs} and {graph.outputs}."
             )
-        self.replay = Replay(self.model, self.shape, dtype, graph, self.path)
+        self.replay = Replay(self.model, self.shape, dtype, graph, self.path, deadline)
+        deadline.check("comparing what was read with the network")
         self._compare(graph)
-        self.graph = graph.to(place)
+        self.graph = graph.to(device)
         self.work: list[tuple[Case, Conjunction]] = [(c, u) for c in self.property.cases for u in c.unsafe]
+        self.empty = 0  # unsafe sets without any output
+        self.flat: dict[int, Flat] = {}  # unsafe sets without interior, by job
         self.counterexample: Counterexample | None = None
+        self.settled = False  # whether a counterexample that no run of the network shows is enough
+        self.spent = 0  # multiplications, on such counterexamples
         self.refused = 0  # points that seemed to be counterexamples and failed replay
+        self.remark = ""
 
     def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
         if isinstance(model, nn.Module):
@@ -186,7 +217,7 @@ class _Problem:
         double = copy.deepcopy(self.model).double()
         for x in low + drawn * (high - low):
             with torch.no_grad(), torch.random.fork_rng([]):
-                values = graph.values(x[None])
+                values = graph.values(x[None], self.deadline)
                 try:
                     y, tolerance = double(x.reshape(1, *self.shape).clone()), 1e-6
                 except RuntimeError:  # it has constants of its own type
@@ -197,69 +228,141 @@ class _Problem:
                     "change tensors in place may do that; remove them, or write the model to ONNX "
                     "(nnrepair.onnx.save) and check the file."
                 )
-        point = self.replay.rounded((low + drawn * (high - low))[0], cases[0].box)
-        run = None if point is None else self.replay.onnxruntime(point)
-        if point is not None and run is not None and not _same(graph.values(point[None].double()), run, 1e-3):
+        self.deadline.check()
+        point = self.replay.rounded(self.replay.in_box((low + drawn * (high - low))[0], cases[0].box))
+        run = self.replay.onnxruntime(point)
+        if run is not None and not _same(graph.values(point[None].double()), run, 1e-3):
             raise UnsupportedModel(f"The checker read {self.path} as another function than onnxruntime computes.")
 
-    def solve(self, deadline: float, generator: torch.Generator, options: Options, report: Any) -> Found:
+    def solve(self, generator: torch.Generator, options: Options, proof: bool) -> Found:
+        """Look for counterexamples, then for a proof."""
         if not self.work:
             return Found(True, False, 0, 1.0, None, 0, (np.zeros(0, np.int16), np.zeros(0)))
-        jobs = Jobs.of(self.property, self.graph.device)
-
-        def attacked(starts: int) -> bool:
-            return attack(self.graph, jobs, self.confirm, generator, starts)
-
-        if attacked(256):
-            return Found(False, True, 0, 0.0, None, 0, None)
+        self.deadline.check("reading the property")
+        jobs = self._jobs()
+        if not self.work:
+            return Found(True, False, 0, 1.0, None, 0, None)
         split = options.split
         if split == "auto":
             split = "inputs" if self.graph.inputs <= WIDE else "relus"
         if split == "inputs" and self.graph.inputs > np.iinfo(np.int16).max:
             raise InvalidInput(f"{self.graph.inputs} inputs are too many to split: leave Options.split at 'auto'.")
+
+        def attacked(starts: int, deadline: Deadline = self.deadline) -> bool:
+            return attack(self.graph, jobs, self.confirm, generator, starts, deadline=deadline)
+
+        def report(share: float, boxes: int) -> None:
+            self.deadline.doing = f"{percent(share, 1)} of the volume proved, {boxes} boxes"
+
+        self.deadline.check("looking for counterexamples")
+        starts = max(STARTS, min(LEAST * len(jobs), MOST_STARTS))
+        self._for_a_while(FIRST, lambda deadline: attacked(starts, deadline))
+        self.settled = True
+        if self.counterexample is None:
+            self._for_a_while(FIRST, lambda deadline: self._meet(jobs, generator, deadline))
+        if self.counterexample is not None:
+            return Found(False, True, 0, 0.0, None, 0, None)
+        self.deadline.check("bounding whole boxes")
         if split == "relus":
-            return PhaseSearch(self.graph, jobs, self.confirm, most=options.most).run(deadline, report, attacked)
-        return Search(self.graph, jobs, self.confirm, options).run(deadline, report, attacked)
+            phases = PhaseSearch(self.graph, jobs, self.confirm, most=options.most, deadline=self.deadline)
+            return phases.run(report, attacked)
+        search = Search(self.graph, jobs, self.confirm, options, self.deadline, proof and not self.empty)
+        return search.run(report, attacked)
+
+    def _jobs(self) -> Jobs:
+        """Return what is to be proved, without unsafe sets that contain nothing."""
+        jobs, known = Jobs.of(self.property, self.graph.device, self.deadline), dict[int, Flat | None]()
+        for _, conjunction in self.work:
+            self.deadline.check()
+            if id(conjunction) not in known and len(known) < FLAT:
+                known[id(conjunction)] = flat(conjunction)
+        found = [known.get(id(conjunction)) for _, conjunction in self.work]
+        kept = [t for t, each in enumerate(found) if each is None or not each.empty]
+        self.empty = len(found) - len(kept)
+        self.work = [self.work[t] for t in kept]
+        self.flat = {new: each for new, t in enumerate(kept) if (each := found[t]) is not None}
+        if self.empty:
+            jobs = jobs[torch.tensor(kept, device=jobs.lower.device)]
+        if self.flat:
+            jobs.flat = torch.zeros(len(jobs), dtype=torch.bool, device=jobs.lower.device)
+            jobs.flat[list(self.flat)] = True
+        return jobs
+
+    def _for_a_while(self, share: float, work: Callable[[Deadline], object]) -> None:
+        """Do some work for a share of the time that is left, at most."""
+        try:
+            work(self.deadline.share(share))
+        except OutOfTime:
+            self.deadline.check()
 
     # Counterexamples -------------------------------------------------------------------------------------------------
 
     def confirm(self, points: Tensor, jobs: Tensor) -> bool:
-        """Keep the first point that is a counterexample after rounding to the network's own precision."""
-        for point, job in zip(points.cpu(), jobs.tolist(), strict=True):
-            case, conjunction = self.work[job]
-            x = self.replay.rounded(point, case.box)
-            if x is None:
-                continue
-            agreed = self.replay(x, conjunction) if case.box.contains(x.double().numpy()) else None
-            if agreed is not None:
-                self.counterexample = agreed
+        """Keep the first point that everyone finds to be a counterexample, else one that exact arithmetic does.
+
+        Returns:
+            Whether that is enough: a better one may follow until the first attack is over.
+        """
+        points, each = points.cpu(), [self.work[job] for job in jobs.tolist()]
+        for point, (case, conjunction) in zip(points, each, strict=True):
+            self.deadline.check()
+            found = self.replay(self.replay.in_box(point, case.box), conjunction)
+            if found is not None:
+                self.counterexample = found
                 return True
-            self.refused += 1
-        return False
+        for point, (case, conjunction) in list(zip(points, each, strict=True))[:ALONE]:
+            if self.counterexample is None and self.spent < ALONE_WORK:
+                self.spent += self.graph.work
+                self.counterexample = self.replay(
+                    self.replay.in_box(point, case.box, own=False), conjunction, alone=True
+                )
+        self.refused += len(points) if self.counterexample is None else 0
+        return self.settled and self.counterexample is not None
+
+    def _meet(self, jobs: Jobs, generator: torch.Generator, deadline: Deadline) -> None:
+        """Look for points whose outputs meet unsafe sets without interior."""
+        for job in list(self.flat)[:TIES] if can_be_exact(self.graph) else []:
+            case, conjunction = self.work[job]
+            row = conjunction[self.flat[job].equal[0]]
+            for pair in sides(self.graph, jobs[job : job + 1], self.flat[job].equal, generator, deadline):
+                p, q = (self.replay.in_box(end.cpu(), case.box) for end in pair)
+                x = between(self.graph, p, q, row, deadline)
+                self.counterexample = None if x is None else self.replay(x, conjunction, alone=True)
+                if self.counterexample is not None:
+                    self.remark = f"the outputs meet an unsafe set without interior: {equation(row)}. {TIED}"
+                    return
 
     # What to say -----------------------------------------------------------------------------------------------------
 
-    def why_open(self, found: Found, limits: list[str]) -> str:
-        """Return why a search ended without a verdict; `limits` are those that it reached."""
-        said = list(limits)
+    def why_open(self, found: Found) -> list[str]:
+        """Return why a search ended without a verdict, besides the limits that it reached."""
+        said = []
         if found.stuck:
             said.append(f"{found.stuck} parts that cannot be split further have bounds that touch the unsafe set")
         if self.refused:
-            said.append(f"{self.refused} points that seemed to violate the property failed exact replay")
-        corners = [(torch.from_numpy(case.box.outer[0]), case.box) for case in self.property.cases]
-        thin = sum(self.replay.rounded(corner, box) is None for corner, box in corners)
-        if thin:
-            kind = str(self.replay.dtype).removeprefix("torch.")
-            said.append(f"{thin} boxes hold no {kind} number, so that no counterexample in them could be replayed")
-        return "; ".join(said)
+            said.append(f"{self.refused} points that seemed to violate the property failed replay")
+        if self.flat:
+            job, which = next(iter(self.flat.items()))
+            row = equation(self.work[job][1][which.equal[0]])
+            said.append(f"{len(self.flat)} unsafe sets have no interior, as {row}, which no splitting decides. {TIED}")
+        return said
+
+    def _numbers(self) -> int:
+        """Return how many numbers the property has."""
+        rows = sum(len(conjunction) for _, conjunction in self.work)
+        return 2 * self.property.inputs * len(self.property.cases) + self.property.outputs * rows
 
     def certificate(self, found: Found) -> tuple[PropertyCertificate | None, str]:
         """Return the proof that the search found, or why there is none for the independent checker."""
+        if self.empty:
+            return None, f"no certificate: {self.empty} unsafe sets are empty, which the independent checker cannot see"
         if found.tree is None:
             return (
                 None,
                 "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only",
             )
+        if self.property_sha256 is None and DUMPED * self._numbers() > self.deadline.left():
+            return None, "no certificate: too little time was left to write down the property"
         if self.property_sha256 is None:
             try:
                 self.property_sha256 = hashlib.sha256(vnnlib.dumps(self.property).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -12,55 +13,93 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.verify.affine import Affine, Convolution, Dense, Diagonal, Pick, Place
-from nnrepair.verify.bounds import Bounder
+from nnrepair.verify.bounds import Bounder, outputs_over
+from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph
-from nnrepair.verify.property import Conjunction
+from nnrepair.verify.property import Box, Conjunction, Halfspace
 
-#: Larger networks (in multiplications) are enclosed in float64 instead.
-EXACT_LIMIT = 5_000_000
+#: Larger networks (in multiplications) are enclosed in float64 instead; so many of them between two looks at the clock.
+EXACT_LIMIT, PIECE = 5_000_000, 20_000
 
 Enclosure = list[tuple[Fraction, Fraction]]
 
 
-def enclosure(graph: Graph, x: Tensor) -> tuple[Enclosure, bool]:
+def enclosure(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) -> tuple[Enclosure, bool]:
     """Return the outputs at x (inputs,), each between two fractions, and whether these are equal (exact)."""
-    values = _rational(graph, x)
-    if values is not None:
-        return [(v, v) for v in values], True
-    point = x.double().to(graph.device)
-    low, high = Bounder(graph, point, point).output(point[None], point[None])
+    if can_be_exact(graph):
+        return [(v, v) for v in rational(graph, x, deadline)], True
+    low, high = _around(graph, x)
+    bounder = Bounder(graph, low, high, deadline=deadline)
+    relaxation, least = bounder.relax(low[None], high[None]), list[Tensor]()
+    both = torch.cat([sign * torch.eye(graph.outputs).to(low) for sign in (1, -1)])
+    for rows in torch.split(both, bounder.chunk):
+        box = torch.zeros(len(rows), dtype=torch.long, device=graph.device)
+        least.append(bounder.backward(relaxation, len(graph.nodes) - 1, rows, box).minimum(low, high))
+    lower, upper = torch.cat(least).chunk(2)
+    return _fractions(lower, -upper), False
+
+
+def enclosed(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) -> Enclosure:
+    """Return the same by intervals alone: quick, and wide in deep networks."""
+    low, high = _around(graph, x)
+    low, high = outputs_over(graph, low[None], high[None], deadline)
+    return _fractions(low[0], high[0])
+
+
+def _around(graph: Graph, x: Sequence[Fraction]) -> tuple[Tensor, Tensor]:
+    """Return the nearest floats (inputs,) below and above a point."""
+    low, high = (torch.from_numpy(end).to(graph.device) for end in Box(x, x).outer)
+    return low, high
+
+
+def _fractions(low: Tensor, high: Tensor) -> Enclosure:
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         infinite = Fraction(10) ** 400
-        return [(-infinite, infinite)] * graph.outputs, False
-    pairs = zip(low[0].tolist(), high[0].tolist(), strict=True)
-    return [(Fraction(a), Fraction(b)) for a, b in pairs], False
+        return [(-infinite, infinite)] * len(low)
+    return [(Fraction(a), Fraction(b)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
 
 
 def inside(conjunction: Conjunction, outputs: Enclosure) -> bool:
     """Tell whether every output in the enclosure lies in every halfspace."""
-
-    def largest(coefficients: tuple[Fraction, ...]) -> Fraction:
-        pairs = zip(coefficients, outputs, strict=True)
-        return sum((c * (high if c > 0 else low) for c, (low, high) in pairs if c), Fraction(0))
-
     return all(
-        largest(row.coefficients) < row.bound if row.strict else largest(row.coefficients) <= row.bound
-        for row in conjunction
+        largest(row, outputs) < row.bound if row.strict else largest(row, outputs) <= row.bound for row in conjunction
     )
 
 
-# Rational arithmetic: every float is an integer times a power of two; integers and one exponent per vector suffice. --
+def outside(conjunction: Conjunction, outputs: Enclosure) -> bool:
+    """Tell whether some halfspace contains no output in the enclosure."""
+    least = [(row, -largest(Halfspace(tuple(-c for c in row.coefficients), row.bound), outputs)) for row in conjunction]
+    return any(value >= row.bound if row.strict else value > row.bound for row, value in least)
 
 
-def _rational(graph: Graph, x: Tensor) -> list[Fraction] | None:
-    work = sum(_work(node.affine) for node in graph.nodes if node.affine is not None)
-    if work > EXACT_LIMIT or any(node.affine is not None and node.affine.inexact for node in graph.nodes):
-        return None
-    values = [_integers(x)]
+def largest(row: Halfspace, outputs: Enclosure) -> Fraction:
+    """Return the largest `coefficients . y` over the outputs of an enclosure."""
+    pairs = zip(row.coefficients, outputs, strict=True)
+    return sum((c * (high if c > 0 else low) for c, (low, high) in pairs if c), Fraction(0))
+
+
+# Rational arithmetic: every float is an integer times a power of two, so integers and one exponent for a whole vector
+# suffice. An input with another denominator d is multiplied by d, and with it every bias: ReLUs do not mind.
+
+
+def can_be_exact(graph: Graph) -> bool:
+    """Tell whether a network's weights are exact, and few enough to compute with them."""
+    maps = [node.affine for node in graph.nodes if node.affine is not None]
+    grouped = any(isinstance(map, Convolution) and map.layer.groups > 1 for map in maps)
+    return graph.work <= EXACT_LIMIT and not grouped and not any(map.inexact for map in maps)
+
+
+def rational(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) -> list[Fraction]:
+    """Return the outputs at x (inputs,)."""
+    common = math.lcm(*(v.denominator for v in x))
+    twos = (common & -common).bit_length() - 1
+    odd = common >> twos
+    values: list[Numbers] = [(np.array([v.numerator * (common // v.denominator) for v in x], object), -twos)]
     for node in graph.nodes[1:]:
+        deadline.check()
         numbers, exponent = values[node.sources[0]]
         if node.affine is not None:
-            values.append(_affine(node.affine, numbers, exponent))
+            values.append(_affine(node.affine, numbers, exponent, odd, deadline))
         elif node.relu is not None:
             values.append((np.maximum(numbers, 0), exponent))
         else:
@@ -69,19 +108,10 @@ def _rational(graph: Graph, x: Tensor) -> list[Fraction] | None:
                 total = _added(total, values[source])
             values.append(total)
     numbers, exponent = values[-1]
-    return [Fraction(int(v)) * Fraction(2) ** exponent for v in numbers]
+    return [Fraction(int(v)) * Fraction(2) ** exponent / odd for v in numbers]
 
 
 Numbers = tuple[NDArray[Any], int]
-
-
-def _work(affine: Affine) -> float:
-    if isinstance(affine, Dense):
-        return affine.weight.numel()
-    if isinstance(affine, Convolution):
-        groups = affine.layer.groups
-        return math.inf if groups > 1 else len(affine.bias) * affine.weight[0].numel()
-    return len(affine.bias)
 
 
 def _integers(values: Tensor) -> Numbers:
@@ -99,7 +129,7 @@ def _added(a: Numbers, b: Numbers) -> Numbers:
     return a[0] * 2 ** (a[1] - least) + b[0] * 2 ** (b[1] - least), least
 
 
-def _affine(affine: Affine, x: NDArray[Any], exponent: int) -> Numbers:
+def _affine(affine: Affine, x: NDArray[Any], exponent: int, odd: int, deadline: Deadline) -> Numbers:
     if isinstance(affine, Pick):
         return x[affine.index.cpu().numpy()], exponent
     if isinstance(affine, Place):
@@ -110,14 +140,27 @@ def _affine(affine: Affine, x: NDArray[Any], exponent: int) -> Numbers:
         factor, shift = _integers(affine.factor)
         product: Numbers = (factor * x, exponent + shift)
     elif isinstance(affine, Dense):
-        weight, shift = _integers(affine.weight)
-        product = (weight.dot(x), exponent + shift)
+        product = _product(affine.weight, x[:, None], exponent, deadline)
     else:
         assert isinstance(affine, Convolution)
-        weight, shift = _integers(affine.weight)
         windows = np.append(x, 0)[_windows(affine)]  # the last entry stands for the padding
-        product = (weight.reshape(len(weight), -1).dot(windows).reshape(-1), exponent + shift)
-    return _added(product, _integers(affine.bias))
+        product = _product(affine.weight.flatten(1), windows, exponent, deadline)
+    bias, shift = _integers(affine.bias)
+    return _added(product, (bias * odd, shift))
+
+
+def _product(weight: Tensor, x: NDArray[Any], exponent: int, deadline: Deadline) -> Numbers:
+    """Return weight (rows, inputs) times x (inputs, columns), flat."""
+    whole, shift = _integers(weight)
+    height = max(1, PIECE // whole.shape[1])
+    width = max(1, PIECE // (whole.shape[1] * min(height, len(whole))))
+    product = np.zeros((len(whole), x.shape[1]), object)
+    for row in range(0, len(whole), height):
+        for column in range(0, x.shape[1], width):
+            deadline.check()
+            some = slice(row, row + height), slice(column, column + width)
+            product[some] = whole[some[0]].dot(x[:, some[1]])
+    return product.reshape(-1), exponent + shift
 
 
 def _windows(map: Convolution) -> NDArray[np.int64]:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import Confirm, Jobs, any_confirmed
+
+#: Starts for a job, at least.
+LEAST = 16
+#: So many starts go together, at most, with so many numbers and multiplications: well under a second for a step.
+TOGETHER, NUMBERS, WORK = 4096, 10_000_000, 200_000_000
 
 
 def attack(
@@ -16,6 +22,7 @@ def attack(
     generator: torch.Generator,
     starts: int,
     steps: int = 24,
+    deadline: Deadline = NEVER,
 ) -> bool:
     """Tell whether signed gradient steps reach a counterexample that `confirm` accepts.
 
@@ -27,21 +34,43 @@ def attack(
         jobs: where to look, and for what.
         confirm: called with the deepest points.
         generator: where random numbers come from.
-        starts: how many altogether, at least 16 for each job.
+        starts: how many altogether; LEAST for each of some random jobs where that are too few for all.
         steps: of size width / 8 at first, smaller by a constant factor each time.
+        deadline: when to give up, with OutOfTime.
     """
-    count = len(jobs.lower)
-    starts = max(16, starts // count)
-    x, job = random_starts(jobs, generator, starts)
+    each, chosen = max(LEAST, starts // len(jobs)), torch.arange(len(jobs), device=jobs.lower.device)
+    if len(jobs) * each > starts:
+        chosen = torch.randperm(len(jobs), generator=generator)[: max(1, starts // each)].to(chosen)
+    together = max(1, min(TOGETHER, NUMBERS // (graph.size + jobs.rows[0].numel()), WORK // max(1, graph.work)))
+    for part in torch.split(chosen, max(1, together // each)):
+        for start in range(0, each, together):
+            if _climbed(graph, jobs, part, confirm, generator, min(together, each - start), steps, deadline):
+                return True
+    return False
+
+
+def _climbed(
+    graph: Graph,
+    jobs: Jobs,
+    part: Tensor,
+    confirm: Confirm,
+    generator: torch.Generator,
+    each: int,
+    steps: int,
+    deadline: Deadline,
+) -> bool:
+    """Do so for some of the jobs, from `each` starts in every box, all at once."""
+    jobs = jobs[part]
+    x, job = random_starts(jobs, generator, each)
     lower, upper = jobs.lower[job], jobs.upper[job]
     size = (upper - lower) / 8
     for step in range(steps):
-        depth, slope = depth_and_slope(graph, jobs, x, job)
+        depth, slope = depth_and_slope(graph, jobs, x, job, deadline)
         if step in (4, 10):  # most starts lead nowhere: go on with the deepest quarter
             best = depth.topk(max(16, len(depth) // 4)).indices if len(depth) > 16 else slice(None)
             x, job, lower, upper, size = x[best], job[best], lower[best], upper[best], size[best]
             depth, slope = depth[best], slope[best]
-        if any_confirmed(confirm, x, job, depth):
+        if any_confirmed(confirm, x, part[job], depth):
             return True
         x = torch.clamp(x + size * slope.sign(), lower, upper)
         size = size * 0.8
@@ -59,10 +88,12 @@ def random_starts(jobs: Jobs, generator: torch.Generator, each: int) -> tuple[Te
     return x, job
 
 
-def depth_and_slope(graph: Graph, jobs: Jobs, x: Tensor, job: Tensor) -> tuple[Tensor, Tensor]:
+def depth_and_slope(
+    graph: Graph, jobs: Jobs, x: Tensor, job: Tensor, deadline: Deadline = NEVER
+) -> tuple[Tensor, Tensor]:
     """Return how deep each point's output lies in its unsafe set, and the gradient of that."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        depth = jobs.depth(graph(x), job)
+        depth = jobs.depth(graph(x, deadline), job)
         (slope,) = torch.autograd.grad(depth.sum(), x)
     return depth.detach(), slope

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.verify.affine import Affine
+from nnrepair.verify.deadline import NEVER, Deadline
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Graph:
     Attributes:
         nodes: see `Node`.
         hidden: how many ReLUs there are altogether.
+        size: how many values all nodes have together.
+        work: how many multiplications one point takes.
     """
 
     def __init__(self, nodes: Sequence[Node], device: torch.device | None = None) -> None:
@@ -38,16 +41,19 @@ class Graph:
         self.inputs, self.outputs = nodes[0].size, nodes[-1].size
         self.relus = [k for k, node in enumerate(nodes) if node.relu is not None]
         self.hidden = sum(nodes[k].size for k in self.relus)
+        self.size = sum(node.size for node in nodes)
+        self.work = sum(node.affine.work for node in nodes if node.affine is not None)
 
     def to(self, device: torch.device) -> Graph:
         """Return the graph on another device."""
         moved = [Node(n.sources, n.size, n.affine.to(device), n.relu) if n.affine else n for n in self.nodes]
         return Graph(moved, device)
 
-    def values(self, x: Tensor) -> list[Tensor]:
+    def values(self, x: Tensor, deadline: Deadline = NEVER) -> list[Tensor]:
         """Return every node's value for inputs x (n, inputs), in float64."""
         values = [x]
         for node in self.nodes[1:]:
+            deadline.check()
             first = values[node.sources[0]]
             if node.affine is not None:
                 values.append(node.affine.apply(first) + node.affine.bias)
@@ -57,6 +63,6 @@ class Graph:
                 values.append(sum((values[k] for k in node.sources[1:]), first))
         return values
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, deadline: Deadline = NEVER) -> Tensor:
         """Return the outputs (n, outputs) for inputs x (n, inputs), in float64."""
-        return self.values(x)[-1]
+        return self.values(x, deadline)[-1]

@@ -18,21 +18,23 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.onnx import modules as ops
 from nnrepair.verify.affine import Shape
 from nnrepair.verify.builder import Builder, Unreadable, Value
+from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.operations import CHANGING, FUNCTIONS, HANDLERS, reshape
 
 
-def lower(model: nn.Module, shape: Shape) -> Graph:
+def lower(model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> Graph:
     """Return the graph of a model for inputs (n, *shape).
 
     Raises:
+        OutOfTime: the deadline passed.
         UnsupportedModel: something in the model is not piecewise linear, or cannot be read; all such things at once.
         InvalidInput: a weight is not finite, or the shape does not fit.
     """
     bad = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if not bool(torch.isfinite(p).all())]
     if bad:
         raise InvalidInput(f"The model's weights must be finite; NaN or infinity in {', '.join(map(repr, bad))}.")
-    reader = _Reader(model, shape)
+    reader = _Reader(model, shape, deadline)
     output = reader.trace(model)
     if reader.problems or output is None:
         listed = "\n  ".join(dict.fromkeys(reader.problems))
@@ -155,6 +157,7 @@ class _Reader(Builder):
         lost: bool = False,
     ) -> None:
         """Read one operation; if something before it could not be read, tell only whether it could be."""
+        self.deadline.check()
         try:
             handler = _handler(what)
             if not lost:

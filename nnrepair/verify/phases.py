@@ -7,8 +7,6 @@ open is split at the ReLU whose relaxation loses most. Rounding is covered as in
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnrepair.verify.bounds import Bounder, OutOfTime, Relaxation
+from nnrepair.verify.bounds import Bounder, Relaxation
+from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import Columns, Confirm, Found, Jobs, any_confirmed
+from nnrepair.verify.jobs import NOTHING, Confirm, Found, Jobs, Open, Part, any_confirmed
 
 #: Parts are bounded in batches of so many numbers (ReLUs and inputs).
 BATCH_NUMBERS = 200_000
@@ -29,7 +28,7 @@ LAST_STEPS = 500
 
 
 @dataclass
-class _Parts(Columns):
+class _Parts(Part):
     low: Tensor  # (parts, ReLUs): bounds that hold under the part's conditions
     high: Tensor
     phase: Tensor  # (parts, ReLUs): 1 on, -1 off, 0 free
@@ -46,93 +45,103 @@ class PhaseSearch:
         jobs: what to prove.
         confirm: called with points that seem to be counterexamples.
         steps: improvement steps for the bound of a part.
+        root_steps: the same for each ReLU of a whole box.
+        most: give up once so many parts were bounded.
+        deadline: when to end.
     """
 
     def __init__(
-        self, graph: Graph, jobs: Jobs, confirm: Confirm, steps: int = 20, root_steps: int = 12, most: int | None = None
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        confirm: Confirm,
+        steps: int = 20,
+        root_steps: int = 12,
+        most: int | None = None,
+        deadline: Deadline = NEVER,
     ) -> None:
-        self.graph, self.jobs, self.confirm = graph, jobs, confirm
-        self.steps, self.root_steps, self.most = steps, root_steps, most or math.inf
-        self.boxes, self.box = torch.unique(torch.cat([jobs.lower, jobs.upper], 1), dim=0, return_inverse=True)
-        self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False)
-        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
-        self.batch = max(1, BATCH_NUMBERS // (graph.hidden + graph.inputs))
+        self.graph, self.jobs, self.confirm, self.deadline = graph, jobs, confirm, deadline
+        self.steps, self.root_steps, self.most = steps, root_steps, most
         self.refine = sum(graph.nodes[k].size for k in graph.relus) * graph.hidden < REFINE_WORK
 
-    def run(
-        self, deadline: float, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False
-    ) -> Found:
-        """Search until all is closed, a counterexample is confirmed, or time.monotonic() reaches the deadline."""
-        jobs = len(self.jobs.lower)
-        self.bounder.deadline = deadline
-        boxes, done, split, worst, stuck, next_attack = jobs, 0.0, False, torch.inf, 0, 64
-        stack: list[_Parts] = []
+    def run(self, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False) -> Found:
+        """Search until all is closed, a counterexample is confirmed, nothing can be proved any more, or it is time."""
+        batch = max(1, BATCH_NUMBERS // (self.graph.hidden + self.graph.inputs))
+        open_ = Open[_Parts](batch, self.jobs, self.most, self.deadline)
+        boxes, split, next_attack, current = len(self.jobs), False, 64, None
         try:
             roots, row = self._roots()
-            done = 1 - float(roots.share.sum())
-            stack = [roots] if len(roots) else []
-            while stack:
-                report(done, boxes)
-                if time.monotonic() >= deadline or boxes >= self.most:
-                    raise OutOfTime
-                part = stack[-1][-self.batch :]
-                boxes += len(part)
+            for part in roots:
+                open_.push(part)
+            while open_.parts:
+                share = open_.closed_share()
+                report(share, boxes)
+                self.deadline.check()
+                if limit := open_.limit(boxes):
+                    return open_.found(boxes, limit)
+                current = open_.pop()
+                boxes += len(current)
                 if boxes >= next_attack:
                     next_attack *= 2
                     if attack(next_attack):
-                        return Found(False, True, boxes, done, None, 0, None)
-                opened, keep, relaxation = self._bound(part, row, self.steps)
+                        return Found(False, True, boxes, share, None, open_.stuck, None)
+                opened, keep, relaxation = self._bound(current, row, self.steps)
                 if opened is None:
-                    return Found(False, True, boxes, done, None, 0, None)
-                rest = stack.pop()[: -self.batch]
-                stack += [rest] if len(rest) else []
-                done += float(part.share.sum() - opened.share.sum())
+                    return Found(False, True, boxes, share, None, open_.stuck, None)
+                current = None
                 if not len(opened):
                     continue
                 children, last = self._split(opened, keep, relaxation)
                 split = True
-                stack += [children] if len(children) else []
+                open_.push(children)
                 if len(last):  # affine now: nothing left to split, only better multipliers to find
+                    current = last
                     lost, _, _ = self._bound(last, row, LAST_STEPS)
                     if lost is None:
-                        return Found(False, True, boxes, done, None, 0, None)
-                    done += float(last.share.sum() - lost.share.sum())
-                    stuck, worst = stuck + len(lost), min([worst, *lost.bound.tolist()])
+                        return Found(False, True, boxes, share, None, open_.stuck, None)
+                    if len(lost):
+                        open_.lose(lost, boxes)
+                    current = None
         except OutOfTime:
-            worst = min([worst, *(float(part.bound.min()) for part in stack)])
-            return Found(False, False, boxes, done, worst if worst < torch.inf else None, stuck, None)
-        if stuck:
-            return Found(False, False, boxes, done, worst, stuck, None)
-        leaves = (np.full(jobs, -1, np.int16), np.zeros(0))
+            if current is not None:
+                open_.push(current)
+            return open_.found(boxes) if open_.parts else NOTHING
+        if open_.stuck:
+            return open_.found(boxes)
+        leaves = (np.full(len(self.jobs), -1, np.int16), np.zeros(0))
         return Found(True, False, boxes, 1.0, None, 0, None if split else leaves)
 
-    def _roots(self) -> tuple[_Parts, Tensor]:
+    def _roots(self) -> tuple[list[_Parts], Tensor]:
         """Return the jobs that plain bounds leave open, and for every job the row that they bring closest to proof."""
-        jobs, d = self.jobs, self.graph.inputs
-        parts, rows = [], torch.zeros_like(self.box)
-        last = len(self.graph.nodes) - 1
-        for b in range(len(self.boxes)):
-            lower, upper = self.boxes[b : b + 1, :d], self.boxes[b : b + 1, d:]
-            mine = (self.box == b).nonzero()[:, 0]
-            n, m = jobs.real[mine].shape
+        jobs = self.jobs
+        self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False, deadline=self.deadline)
+        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        first, box = jobs.boxes()
+        parts, rows = [], torch.zeros_like(box)
+        for b, job in enumerate(first.tolist()):
+            lower, upper = jobs.lower[job][None], jobs.upper[job][None]
+            mine = (box == b).nonzero()[:, 0]
             known = self.bounder.root
             for steps in (0, self.root_steps):  # most jobs do not need the second
                 relaxation = self.bounder.relax(lower, upper, known, steps=steps)
                 known = relaxation.joined(lower)
-                bound = self.bounder.backward(
-                    relaxation, last, jobs.rows[mine].reshape(n * m, -1), torch.zeros(n * m, dtype=torch.long).to(mine)
-                )
-                value = bound.minimum(lower, upper).reshape(n, m) - self.offset[mine]
-                best, row = jobs.best(value, mine)
+                best, rows[mine] = self._plain(relaxation, lower, upper, mine)
                 if bool((best > 0).all()):
                     break
-            rows[mine] = row
             still = ~(best > 0)
             count = int(still.sum())
-            low, high = (ends.expand(count, -1) for ends in relaxation.joined(lower))
-            share = torch.full_like(best[still], 1 / len(jobs.lower))
-            parts.append(_Parts(low, high, torch.zeros_like(low), mine[still], share, best[still]))
-        return _Parts.joined(parts), rows
+            low, high, free = (v.expand(count, -1) for v in (*known, torch.zeros_like(known[0])))
+            parts.append(_Parts(low, high, free, mine[still], torch.full_like(best[still], 1 / len(jobs)), best[still]))
+        return parts, rows
+
+    def _plain(self, relaxation: Relaxation, lower: Tensor, upper: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bounds of some jobs on their common box, each the best of its rows, and which row that is."""
+        values, m = [], self.jobs.rows.shape[1]
+        for part in torch.split(mine, max(1, self.bounder.chunk // m)):
+            rows, box = self.jobs.rows[part].flatten(0, 1), torch.zeros(len(part) * m, dtype=torch.long).to(mine)
+            bound = self.bounder.backward(relaxation, len(self.graph.nodes) - 1, rows, box)
+            values.append(bound.minimum(lower, upper).reshape(-1, m) - self.offset[part])
+        return self.jobs.best(torch.cat(values), mine)
 
     def _bound(self, parts: _Parts, row: Tensor, steps: int) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
         """Return the parts that stay open, with their coefficients, or None when a counterexample was confirmed."""
@@ -151,7 +160,7 @@ class PhaseSearch:
         index = (~(best > 0) & ~empty).nonzero()[:, 0]
         if len(index):
             x = bound[index].corner(lower[index], upper[index])
-            if any_confirmed(self.confirm, x, job[index], self.jobs.depth(self.graph(x), job[index])):
+            if any_confirmed(self.confirm, x, job[index], self.jobs.depth(self.graph(x, self.deadline), job[index])):
                 return None, keep, relaxation
         opened = _Parts(low[index], high[index], parts.phase[index], job[index], parts.share[index], best[index])
         return opened, [None if a is None else a[index] for a in keep], relaxation[index]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,8 +26,9 @@ from nnrepair.problem import outputs
 from nnrepair.shapes import Regions
 from nnrepair.spec import AnyInputs
 from nnrepair.verify import vnnlib
-from nnrepair.verify.bounds import EPS, TINY, Bounder
+from nnrepair.verify.bounds import EPS, TINY, outputs_over
 from nnrepair.verify.check import check
+from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.exact import enclosure, inside
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.lowering import lower
@@ -34,8 +36,8 @@ from nnrepair.verify.over import Over
 from nnrepair.verify.property import Box, Property
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 
-#: A batch of points may have so many values in all nodes.
-BATCH = 2_000_000
+#: A batch of points may have so many values in all nodes, and take so many multiplications.
+BATCH, BATCH_WORK = 2_000_000, 500_000_000
 #: An answer names at most this many points.
 NAMED = 20
 
@@ -60,7 +62,7 @@ def check_points(model: nn.Module, inputs: Tensor, criterion: Criterion) -> Tens
         InvalidInput: the inputs are no plain tensor, or do not fit the model or the criterion.
         UnsupportedModel: the model has operations that are not piecewise linear.
     """
-    return _Points("check_points", inputs, criterion).judge(_eval_copy(model), math.inf).holds
+    return _Points("check_points", inputs, criterion).judge(_eval_copy(model), NEVER).holds
 
 
 @dataclass(frozen=True)
@@ -97,26 +99,26 @@ class _Points:
         self.inputs = inputs.detach().cpu()[self.index]
         self.criterion = criterion[self.index]
 
-    def judge(self, model: nn.Module, deadline: float) -> Judged:
-        """Judge every point; those that need rational numbers only until the deadline."""
+    def judge(self, model: nn.Module, deadline: Deadline) -> Judged:
+        """Judge points until the deadline; it is not known of the others whether they hold or fail."""
+        judged = Judged(*(torch.zeros(len(self.inputs), dtype=torch.bool) for _ in range(4)))
         if not len(self.inputs):
-            return Judged(*(torch.zeros(0, dtype=torch.bool) for _ in range(4)))
+            return judged
         shape = item_shape(model, self.inputs)
-        with torch.no_grad():
+        with torch.no_grad(), suppress(OutOfTime):
             graph = lower(model, shape)  # before the model runs: it says best what it cannot read
-            y = _run(model, self.inputs)
-            self.criterion.check(y)
-            run = self.criterion.holds(y.double())
             x = self.inputs.double().flatten(1)
-            holds, fails = (torch.zeros(len(x), dtype=torch.bool) for _ in range(2))
-            for part, low, high in _enclosed(graph, x):
-                holds[part], fails[part] = _signs(self.criterion[part], low, high)
-            exact = torch.zeros_like(holds)
-            for i in (~holds & ~fails).nonzero()[:, 0].tolist():
-                if time.monotonic() > deadline:
-                    break
-                holds[i], fails[i], exact[i] = _alone(graph, x[i], self.criterion[torch.tensor([i])])
-        return Judged(holds, fails, run, exact)
+            size = max(1, min(BATCH // graph.size, BATCH_WORK // max(1, graph.work)))
+            for part in torch.split(torch.arange(len(x)), size):
+                y, criterion = _run(model, self.inputs[part]), self.criterion[part]
+                criterion.check(y)
+                deadline.check()
+                judged.run[part] = criterion.holds(y.double())
+                judged.holds[part], judged.fails[part] = _signs(criterion, *outputs_over(graph, x[part], x[part]))
+            for i in (~judged.holds & ~judged.fails).nonzero()[:, 0].tolist():
+                signs = _alone(graph, x[i], self.criterion[torch.tensor([i])], deadline)
+                judged.holds[i], judged.fails[i], judged.exact[i] = signs
+        return judged
 
     def counterexample(self, model: nn.Module, judged: Judged, i: int) -> Counterexample:
         """Return the i-th point as a counterexample."""
@@ -161,14 +163,6 @@ def _eval_copy(model: nn.Module) -> nn.Module:
 
 
 # Signs of slacks -----------------------------------------------------------------------------------------------------
-
-
-def _enclosed(graph: Graph, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield batches of points with bounds (points, outputs) of their outputs."""
-    bounder = Bounder(graph, x.amin(0), x.amax(0), refine=False)  # bounds rounding errors for all points
-    size = max(1, BATCH // sum(node.size for node in graph.nodes))
-    for part in torch.split(torch.arange(len(x)), size):
-        yield part, *bounder.output(x[part], x[part])
 
 
 def _signs(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,9 +219,9 @@ def _slacks(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Te
     )
 
 
-def _alone(graph: Graph, x: Tensor, criterion: Criterion) -> tuple[bool, bool, bool]:
+def _alone(graph: Graph, x: Tensor, criterion: Criterion, deadline: Deadline) -> tuple[bool, bool, bool]:
     """Return the signs of one point (inputs,), and whether they are from rational arithmetic."""
-    values, exactly = enclosure(graph, x)
+    values, exactly = enclosure(graph, tuple(map(Fraction, x.tolist())), deadline)
     if exactly:
         holds = _satisfied(criterion, [low for low, _ in values])
         return holds, not holds, True
@@ -272,7 +266,7 @@ def confirm(
     started, cpu = time.monotonic(), time.process_time()
     if timeout is not None and not timeout > 0:
         raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
-    deadline = math.inf if timeout is None else started + timeout
+    deadline = Deadline(timeout)
     over = [(name, inputs, criterion) for name, inputs, criterion, _ in points if isinstance(inputs, Regions)]
     sets = [_Points(*each) for each in points if not isinstance(each[1], Regions)]
     model = _eval_copy(model)
@@ -295,23 +289,29 @@ def confirm(
             reasons[-1] += f"; {int(wrong.sum())} certainly wrong: {each.named(wrong)}"
             found = found or each.counterexample(model, judged, int(wrong.nonzero()[0, 0]))
         if bool(unsure.any()):
-            when = " before the time limit" if time.monotonic() > deadline else ""
+            when = " before the time limit" if deadline.passed else ""
             reasons[-1] += f"; {int(unsure.sum())} too close to tell{when}: {each.named(unsure)}"
         shares.append(float(right.double().mean()) if len(right) else 1.0)
 
-    def checked(network: nn.Module, claim: Property | str | Path) -> CheckResult:
-        left = None if timeout is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            return CheckResult("unknown", reason=f"the time limit of {timeout:g} s was reached")
-        return check(network, claim, timeout=left, **settings)
+    late = CheckResult("unknown", reason="" if timeout is None else f"the time limit of {timeout:g} s was reached")
 
-    results = []
+    def checked(network: nn.Module, claim: Property | str | Path) -> CheckResult:
+        left = deadline.left()
+        return late if left <= 0 else check(network, claim, timeout=left if math.isfinite(left) else None, **settings)
+
+    def checked_region(corners: Tensor, criterion: Criterion) -> CheckResult:
+        along = Over(model, corners)
+        return checked(along, along.property(criterion, graph.outputs))
+
+    results = list[CheckResult]()
     for name, regions, criterion in over:
-        for k, corners in enumerate(regions.corners):
-            along = Over(model, corners)
-            result = checked(along, along.property(criterion[torch.tensor([k])], graph.outputs))
-            results.append(result)
-        found_here = [result.verdict for result in results]
+        each_criterion = (criterion[torch.tensor([k])] for k in range(len(regions)))
+        here = [
+            late if deadline.passed else checked_region(corners, one)
+            for corners, one in zip(regions.corners, each_criterion, strict=True)
+        ]
+        results += here
+        found_here = [result.verdict for result in here]
         verdicts += found_here
         reasons.append(f"{name}: {found_here.count('holds')} of {len(regions)} regions confirmed")
         for verdict, said in (("violated", "certainly wrong"), ("unknown", "open")):
@@ -321,7 +321,7 @@ def confirm(
         shares.append(found_here.count("holds") / len(regions))
         wrong_region = next((k for k, verdict in enumerate(found_here) if verdict == "violated"), None)
         if found is None and wrong_region is not None:
-            found = _placed(model, regions.corners[wrong_region], results[wrong_region].counterexample)
+            found = _placed(model, regions.corners[wrong_region], here[wrong_region].counterexample)
     for name, each_property in properties:
         result = checked(model, each_property)
         results.append(result)

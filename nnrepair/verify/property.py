@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,12 +84,12 @@ class Box:
         least, most = (float(min(width, Fraction(sys.float_info.max))) for width in (min(exact), max(exact)))
         return f"Box of {len(self)} inputs, widths {least:g} to {most:g}"
 
-    @property
+    @cached_property
     def outer(self) -> tuple[Array, Array]:
         """Bounds in float64 of the smallest box of floats around this one, each (inputs,)."""
         return _rounded(self.lower, -1), _rounded(self.upper, +1)
 
-    @property
+    @cached_property
     def inner(self) -> tuple[Array, Array]:
         """Bounds in float64 of the largest box of floats inside this one; where none is inside, lower > upper."""
         return _rounded(self.lower, +1), _rounded(self.upper, -1)
@@ -113,6 +114,13 @@ class Halfspace:
         *numbers, bound = _numbers([*self.coefficients, self.bound], "a halfspace", "place")
         object.__setattr__(self, "coefficients", tuple(numbers))
         object.__setattr__(self, "bound", bound)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.coefficients, self.bound, self.strict))
+
+    def __hash__(self) -> int:
+        return self._hash  # fractions are slow to hash, and a row may belong to thousands of conjunctions
 
     def contains(self, y: Sequence[Fraction]) -> bool:
         """Tell, exactly, whether an output lies inside."""
@@ -243,7 +251,8 @@ def _numbers(values: Sequence[Any], name: str, place: str) -> Exact:
 def _rounded(values: Exact, direction: int) -> Array:
     """Return the nearest floats on one side: below for -1, above for +1."""
     near = np.array([float(v) for v in values])
-    off = np.array([(Fraction(f) - v) * direction < 0 for f, v in zip(near.tolist(), values, strict=True)])
+    ratios = map(float.as_integer_ratio, near.tolist())
+    off = [(n * v.denominator - v.numerator * d) * direction < 0 for (n, d), v in zip(ratios, values, strict=True)]
     near[off] = np.nextafter(near[off], direction * np.inf)
     return near
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -19,27 +20,48 @@ class Counterexample:
     """An input inside the property's region whose output is unsafe.
 
     Attributes:
-        input: (inputs,), numbers of the network's own precision, inside the box exactly.
-        output: (outputs,), what the network returns there.
+        input: (inputs,), the witness in numbers of the network's own precision; where the box has no such numbers (it
+            fixes an input to 0.1, for example) the nearest ones, just outside.
+        output: (outputs,), what the network returns at `input`.
         margin: how deep the output lies in the unsafe set, in units of its rows; 0 is its border.
-        replayed: who agreed before this was reported: "network" (torch), "onnxruntime", and "exact" (rational
-            arithmetic) or "enclosure" (float64 with every rounding error bounded, for networks too large for it).
+        replayed: who found the output unsafe before this was reported. "exact" (rational arithmetic) or "enclosure"
+            (float64 with every rounding error bounded, for networks too large for it), about `exact_input`; and
+            "network" (torch) and "onnxruntime", about `input`. Where these are missing the violation is that of the
+            real-valued function alone, and too narrow to survive the rounding of a run.
+        exact_input: (inputs,), the witness in exact numbers, inside the box; the numbers of `input` if left out.
+        exact_output: (outputs,), two fractions around each output of the real-valued function there, equal if "exact".
     """
 
     input: NDArray[np.float64]
     output: NDArray[np.float64]
     margin: float
     replayed: tuple[str, ...]
+    exact_input: tuple[Fraction, ...] = field(default=(), repr=False)
+    exact_output: tuple[tuple[Fraction, Fraction], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.exact_input:
+            object.__setattr__(self, "exact_input", tuple(map(Fraction, self.input.tolist())))
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether `input` differs from the exact input."""
+        return any(Fraction(v) != exact for v, exact in zip(self.input.tolist(), self.exact_input, strict=True))
 
     def __str__(self) -> str:
-        def shown(values: NDArray[np.float64]) -> str:
-            text = ", ".join(f"{v:.9g}" for v in values[:12])
-            return f"[{text}{', ...' if len(values) > 12 else ''}]"
+        lines = [f"input  {_shown(self.input)}", f"output {_shown(self.output)}"]
+        if self.is_rounded:
+            lines[0] += ", the nearest numbers of the network's own precision to the exact input, which is in the box"
+        lines.append(f"{self.margin:.3g} inside the unsafe set; replayed by: {', '.join(self.replayed)}")
+        if self.replayed[:1] in (("exact",), ("enclosure",)):
+            exact = np.array([float((low + high) / 2) for low, high in self.exact_output])
+            lines.append(f"the real-valued function has the unsafe output {_shown(exact)}; a run rounds it away")
+        return "\n".join(lines)
 
-        return (
-            f"input  {shown(self.input)}\noutput {shown(self.output)}\n"
-            f"{self.margin:.3g} inside the unsafe set; replayed by: {', '.join(self.replayed)}"
-        )
+
+def _shown(values: NDArray[np.float64]) -> str:
+    text = ", ".join(f"{v:.9g}" for v in values[:12])
+    return f"[{text}{', ...' if len(values) > 12 else ''}]"
 
 
 @dataclass(frozen=True)
@@ -57,7 +79,7 @@ class CheckResult:
         proved: the share of the region's volume, 0 to 1, that is proved.
         worst_bound: the lowest bound on what is still open, in units of the unsafe set's rows, each scaled by a power
             of two to a largest coefficient near 1; None when nothing is.
-        reason: why the verdict is unknown, or why there is no certificate.
+        reason: why the verdict is unknown, or why there is no certificate; what a violation by a tie means.
     """
 
     verdict: Verdict

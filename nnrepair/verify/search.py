@@ -6,8 +6,6 @@ nothing. All jobs are searched together, in batches, depth first, so that memory
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,16 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnrepair.verify.bounds import EPS, Bounder, Linear, OutOfTime, Relaxation
+from nnrepair.verify.bounds import EPS, Bounder, Linear, Relaxation
+from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import Columns, Confirm, Found, Jobs, Options, any_confirmed
+from nnrepair.verify.jobs import NOTHING, Columns, Confirm, Found, Jobs, Open, Options, Part, any_confirmed
 
 #: What a split wins back of the looseness of a box, as a share; measured on ACAS Xu networks.
 HOPELESS = 0.15
+#: Numbers that a batch of boxes may need at once, and multiplications of one pass through the network.
+BATCH_NUMBERS, BATCH_WORK = 64_000_000, 2_000_000_000
+#: The corners of boxes that cannot be split are replayed whatever floats say, for the first so many of them.
+LAST_RESORT = 1000
 
 
 @dataclass
-class _Boxes(Columns):
+class _Boxes(Part):
     lower: Tensor
     upper: Tensor
     low: Tensor  # (boxes, ReLUs): bounds that hold already
@@ -38,9 +41,10 @@ class _Boxes(Columns):
 
 @dataclass
 class _Tree:
-    """The splits, in the order in which they were made."""
+    """The splits, in the order in which they were made; without them if they are not `wanted`."""
 
     size: int
+    wanted: bool
     parent: list[Tensor] = field(default_factory=list)
     dim: list[Tensor] = field(default_factory=list)
     cut: list[Tensor] = field(default_factory=list)
@@ -50,9 +54,17 @@ class _Tree:
         """Record splits; return the ids of the lower children, each followed by the upper one's."""
         child = self.size + 2 * torch.arange(len(parent), device=parent.device)
         self.size += 2 * len(parent)
+        if not self.wanted:
+            return child
         for part, value in zip((self.parent, self.dim, self.cut, self.child), (parent, dim, cut, child), strict=True):
             part.append(value.cpu())
         return child
+
+    def forget(self) -> None:
+        """Drop the splits: nothing will be proved."""
+        self.wanted = False
+        for part in (self.parent, self.dim, self.cut, self.child):
+            part.clear()
 
     def preorder(self, jobs: int) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         """Return dim and cut of all nodes, each tree in preorder."""
@@ -80,78 +92,80 @@ class Search:
         jobs: what to prove.
         confirm: called with points that seem to be counterexamples.
         options: how.
+        deadline: when to end.
+        proof: whether to keep how boxes were split.
     """
 
-    def __init__(self, graph: Graph, jobs: Jobs, confirm: Confirm, options: Options) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        confirm: Confirm,
+        options: Options,
+        deadline: Deadline = NEVER,
+        proof: bool = True,
+    ) -> None:
         self.graph, self.jobs, self.confirm, self.options = graph, jobs, confirm, options
-        self.bounder = Bounder(graph, jobs.lower.amin(0), jobs.upper.amax(0))
-        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
-        self.batch = options.batch or (256 if graph.device.type == "cpu" else 16_384)
+        self.deadline, self.proof = deadline, proof
         self.reach = torch.maximum(jobs.lower.abs(), jobs.upper.abs()).amax(0)
 
-    def run(
-        self, deadline: float, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False
-    ) -> Found:
-        """Search until all is closed, a counterexample is confirmed, or time.monotonic() reaches the deadline.
+    def run(self, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False) -> Found:
+        """Search until all is closed, a counterexample is confirmed, nothing can be proved any more, or time is over.
 
         `attack(n)` looks for counterexamples from n random starts; it is called whenever the number of boxes has
         doubled, so that it costs a fixed share of the search.
         """
-        self.bounder.deadline = deadline
-        most = self.options.most or math.inf
-        stack = [self._roots()]
-        tree = _Tree(len(stack[0]))
-        boxes, stuck, next_attack = 0, 0, 256
-        stuck_share, stuck_bound = 0.0, torch.inf
-        while stack:
-            share = sum(float(part.share.sum()) for part in stack) + stuck_share
-            report(1 - share, boxes)
-            if time.monotonic() >= deadline or boxes >= most:
-                worst = min(min(float(part.bound.min()) for part in stack), stuck_bound)
-                return Found(False, False, boxes, 1 - share, worst, stuck, None)
-            current = self._pop(stack)
-            boxes += len(current)
-            if boxes >= next_attack and attack(next_attack):
-                return Found(False, True, boxes, 1 - share, None, stuck, None)
-            next_attack = next_attack if boxes < next_attack else 2 * next_attack
-            try:
+        open_ = Open[_Boxes](self._batch(), self.jobs, self.options.most, self.deadline)
+        tree = _Tree(len(self.jobs), self.proof)
+        boxes, next_attack, current = 0, 256, None
+        try:
+            open_.push(self._roots())
+            while open_.parts:
+                share = open_.closed_share()
+                report(share, boxes)
+                self.deadline.check()
+                if limit := open_.limit(boxes):
+                    return open_.found(boxes, limit)
+                current = open_.pop()
+                boxes += len(current)
+                if boxes >= next_attack and attack(next_attack):
+                    return Found(False, True, boxes, share, None, open_.stuck, None)
+                next_attack = next_attack if boxes < next_attack else 2 * next_attack
                 opened = self._bound(current)
-            except OutOfTime:
-                stack.append(current)
-                continue
-            if opened is None:
-                return Found(False, True, boxes, 1 - share, None, stuck, None)
-            children, lost = self._split(opened, tree)
-            if lost is not None:
-                stuck += len(lost)
-                stuck_share += float(lost.share.sum())
-                stuck_bound = min(stuck_bound, float(lost.bound.min()))
-            if len(children):
-                stack.append(children)
-        if stuck:
-            return Found(False, False, boxes, 1 - stuck_share, stuck_bound, stuck, None)
-        return Found(True, False, boxes, 1.0, None, 0, tree.preorder(len(self.jobs.lower)))
+                if opened is None:
+                    return Found(False, True, boxes, share, None, open_.stuck, None)
+                children, lost = self._split(opened, tree)
+                if len(lost) and open_.stuck < LAST_RESORT and self._violated(lost, everywhere=True):
+                    return Found(False, True, boxes, share, None, open_.stuck, None)
+                if len(lost):
+                    open_.lose(lost.boxes, boxes)
+                    tree.forget()
+                open_.push(children)
+                current = None
+        except OutOfTime:
+            if current is not None:
+                open_.push(current)
+            return open_.found(boxes) if open_.parts else NOTHING
+        if open_.stuck:
+            return open_.found(boxes)
+        return Found(True, False, boxes, 1.0, None, 0, tree.preorder(len(self.jobs)) if self.proof else None)
+
+    def _batch(self) -> int:
+        """Return how many boxes to bound at once: what a cache holds, unless the network is large."""
+        usual, faster = (256, 1) if self.graph.device.type == "cpu" else (16_384, 50)
+        rows = max(self.jobs.rows.shape[1], self.graph.inputs)
+        fits = min(BATCH_NUMBERS // (self.graph.size * rows), BATCH_WORK // max(1, self.graph.work))
+        return self.options.batch or max(1, min(usual, faster * fits))
 
     def _roots(self) -> _Boxes:
         jobs = self.jobs
-        n = len(jobs.lower)
-        low, high = (end.repeat(n, 1) for end in self.bounder.root)
+        self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), deadline=self.deadline)
+        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        n = len(jobs)
+        low, high = (end.expand(n, -1) for end in self.bounder.root)
         each = torch.arange(n, device=low.device)
         share = low.new_full((n,), 1 / n)
         return _Boxes(jobs.lower, jobs.upper, low, high, each, each.clone(), share, low.new_full((n,), -torch.inf))
-
-    def _pop(self, stack: list[_Boxes]) -> _Boxes:
-        """Take the newest boxes, a batch at most."""
-        parts: list[_Boxes] = []
-        room = self.batch
-        while stack and room:
-            part = stack.pop()
-            if len(part) > room:
-                stack.append(part[: len(part) - room])
-                part = part[len(part) - room :]
-            parts.append(part)
-            room -= len(part)
-        return _Boxes.joined(parts)
 
     def _bound(self, boxes: _Boxes) -> _Opened | None:
         """Return what stays open, clipped, or None when a counterexample was confirmed."""
@@ -183,7 +197,7 @@ class Search:
         )
         if self.options.steps and len(index):
             opened = self._improved(opened, row[index])
-        return None if self._violated(opened) else opened
+        return None if len(opened) and self._violated(opened) else opened
 
     def _improved(self, opened: _Opened, row: Tensor) -> _Opened:
         """Try better slopes for the best row of every open box, and clip by what they give."""
@@ -217,14 +231,13 @@ class Search:
         lower = torch.where((A < 0) & (limit > lower) & finite, limit, lower)
         return lower, upper
 
-    def _violated(self, opened: _Opened) -> bool:
-        """Ask the network itself at the corners where the bounds are lowest."""
-        if not len(opened):
-            return False
+    def _violated(self, opened: _Opened, everywhere: bool = False) -> bool:
+        """Ask the network itself at the corners where the bounds are lowest, if floats say so or `everywhere`."""
         x, job = opened.bound.corner(opened.lower, opened.upper), opened.boxes.job
-        return any_confirmed(self.confirm, x, job, self.jobs.depth(self.graph(x), job))
+        depth = self.jobs.depth(self.graph(x, self.deadline), job)
+        return any_confirmed(self.confirm, x, job, depth, -torch.inf if everywhere else 0.0)
 
-    def _split(self, opened: _Opened, tree: _Tree) -> tuple[_Boxes, _Boxes | None]:
+    def _split(self, opened: _Opened, tree: _Tree) -> tuple[_Boxes, _Opened]:
         """Return the halves of the open boxes, and the boxes that cannot be halved."""
         width = opened.upper - opened.lower
         if self.options.attribute:
@@ -234,7 +247,7 @@ class Search:
         cut, can = self._cuts(opened.lower, opened.upper)
         score = torch.where(can, torch.fmax(score, width * 1e-12), -1.0)
         good = can.any(1)
-        lost = None if bool(good.all()) else opened.boxes[(~good).nonzero()[:, 0]]
+        lost = opened[(~good).nonzero()[:, 0]]
         index = good.nonzero()[:, 0]
         opened, score, cut = opened[index], score[index], cut[index]
         boxes = opened.boxes

@@ -345,6 +345,8 @@ def _solve(task: _Task, check: Callable[..., CheckResult]) -> Row:
     if found is not None:
         point = {"input": found.input.tolist(), "output": found.output.tolist(), "margin": _finite(found.margin)}
         point["replayed"] = list(found.replayed)
+        if found.is_rounded:
+            point["exact_input"] = [str(v) for v in found.exact_input]
     return task.row(
         result.verdict,
         result.reason,

@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Context, Decimal, Inexact, localcontext
+from fractions import Fraction
 from pathlib import Path
 
 from nnrepair.errors import InvalidInput
@@ -103,8 +105,8 @@ def word(verdict: str, *, timed_out: bool = False) -> str:
     return "timeout" if verdict == "unknown" and timed_out else WORDS[verdict]
 
 
-def result_text(word: str, point: tuple[Iterable[float], Iterable[float]] | None = None) -> str:
-    """Return the text of a result file; numbers read back exactly.
+def result_text(word: str, point: tuple[Iterable[float | Fraction], Iterable[float]] | None = None) -> str:
+    """Return the text of a result file; floats read back exactly, and so do other numbers that are decimals.
 
     >>> print(result_text("sat", ([0.1, 1.0], [-2.5])), end="")
     sat
@@ -114,12 +116,29 @@ def result_text(word: str, point: tuple[Iterable[float], Iterable[float]] | None
 
     Args:
         word: sat, unsat, timeout or unknown.
-        point: input and output of a counterexample.
+        point: input and output of a counterexample; of the input its exact numbers, so that it lies inside its box.
     """
     if point is None:
         return f"{word}\n"
-    named = [(f"{name}_{i}", float(v)) for name, values in zip("XY", point, strict=True) for i, v in enumerate(values)]
-    return f"{word}\n(" + "\n ".join(f"({name} {value!r})" for name, value in named) + ")\n"
+    named = [(f"{name}_{i}", v) for name, values in zip("XY", point, strict=True) for i, v in enumerate(values)]
+    return f"{word}\n(" + "\n ".join(f"({name} {_number(value)})" for name, value in named) + ")\n"
+
+
+def _number(value: float | Fraction) -> str:
+    """Return a float in the fewest digits, or a decimal that is none in all of its digits.
+
+    >>> _number(0.1), _number(Fraction(1, 10)), _number(Fraction(10**20 + 1, 10**21)), _number(Fraction(1, 3))
+    ('0.1', '0.1', '0.100000000000000000001', '0.3333333333333333')
+    """
+    near, exact = repr(float(value)), Fraction(value)
+    rest = exact.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if rest > 1 or Fraction(float(value)) == exact or Fraction(near) == exact:
+        return near
+    with localcontext(Context(prec=10_000, traps=[Inexact])):
+        return format(Decimal(exact.numerator) / Decimal(exact.denominator), "f")
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
 #: Of a file: bytes once unpacked; words, parentheses and comments; how deeply parentheses nest.
@@ -54,7 +55,7 @@ _LEAST_TERMS = {"+": 2, "-": 1, "*": 2, "/": 2}
 _IGNORED = ("set-logic", "set-info", "set-option", "check-sat", "get-model")
 
 
-def load(path: str | Path) -> Property:
+def load(path: str | Path, deadline: Deadline = NEVER) -> Property:
     """Read a VNN-LIB 1.0 file, or a gzipped one.
 
     Constants are taken exactly, as fractions. Clauses on the same box become one case. Nothing is guessed: strict
@@ -76,15 +77,15 @@ def load(path: str | Path) -> Property:
     if len(data) > MAX_BYTES:
         raise InvalidInput(f"{path} holds more than {MAX_BYTES} bytes of text, which are read at most. Split it.")
     try:
-        return loads(data.decode("utf-8-sig"), str(path))
+        return loads(data.decode("utf-8-sig"), str(path), deadline)
     except UnicodeDecodeError as error:
         line = _line(data[: error.start].decode("latin-1"))
         found = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise InvalidInput(f"{path}, line {line}: {found} is not UTF-8 text. Expected a VNN-LIB file.") from None
 
 
-def loads(text: str, name: str = "<string>") -> Property:
-    """Read a property from text, as `load` does; errors call it `name`.
+def loads(text: str, name: str = "<string>", deadline: Deadline = NEVER) -> Property:
+    """Read a property from text, as `load` does; errors call it `name`, and OutOfTime says that the deadline passed.
 
     >>> loads('''
     ... (declare-const X_0 Real)
@@ -97,7 +98,7 @@ def loads(text: str, name: str = "<string>") -> Property:
     collecting = gc.isenabled()
     gc.disable()  # it would walk the growing tree again and again, for more than half of the time
     try:
-        return _Reader(text, name).property()
+        return _Reader(text, name, deadline).property()
     except (MemoryError, RecursionError) as error:
         raise InvalidInput(f"{name} needs more memory than there is ({type(error).__name__}). Split it.") from None
     finally:
@@ -208,8 +209,8 @@ def _tighten(bounds: _Bounds, key: tuple[int, int], value: Fraction, part: _Part
 
 
 class _Reader:
-    def __init__(self, text: str, name: str) -> None:
-        self.text, self.name = text, name
+    def __init__(self, text: str, name: str, deadline: Deadline) -> None:
+        self.text, self.name, self.deadline = text, name, deadline
         self.declared: dict[str, _Part] = {}
         self.coefficients = 0  # of all rows so far
 
@@ -242,7 +243,7 @@ class _Reader:
         self.inputs, self.outputs = (self.count(kind, commands[-1]) for kind in "XY")
         ways: dict[Box, list[Conjunction]] = {}
         known: dict[tuple[int, ...], list[Conjunction]] = {}  # the same, by what bounds the box: quicker to find
-        for bounds, rows in self.clauses([(part, True) for part in asserts]):
+        for bounds, rows in self.deadline.each(self.clauses([(part, True) for part in asserts])):
             key = tuple(map(id, bounds))
             if key not in known:
                 if 2 * self.inputs * len(known) > MAX_NUMBERS:
@@ -258,7 +259,7 @@ class _Reader:
         """Return the parentheses of the file."""
         top = _Part("", 0, len(self.text), [])
         open_ = [top]
-        for count, match in enumerate(_TOKEN.finditer(self.text), 1):
+        for count, match in enumerate(self.deadline.each(_TOKEN.finditer(self.text)), 1):
             word = match[0]
             if count > MAX_WORDS:
                 self.fail(_Part(word, *match.span(), _NONE), f"more than {MAX_WORDS} words and parentheses. Split it.")
@@ -317,6 +318,7 @@ class _Reader:
         factors: list[list[_Clause]] = []
         todo, count, held = parts[::-1], 1, 0
         while todo:
+            self.deadline.check()
             part, wanted = todo.pop()
             head, args = (part.parts[0].text, part.parts[1:]) if part.parts else ("", [])
             if head in _COMPARISONS and len(args) == 2:
@@ -355,7 +357,7 @@ class _Reader:
         own = (bounds,) if bounds else ()
         return [
             (sum((b for b, _ in chosen), own), sum((r for _, r in chosen), tuple(rows)))
-            for chosen in itertools.product(*factors)
+            for chosen in self.deadline.each(itertools.product(*factors))
         ]
 
     def size(self, clauses: list[_Clause]) -> int:

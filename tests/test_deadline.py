@@ -1,0 +1,242 @@
+"""Time limits: whatever is being done when time is over, check() ends soon, says so, and says nothing false."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import mlp, randn, seeded
+from torch import Tensor, nn
+
+import nnrepair
+from nnrepair.verify import Box, Case, Halfspace, Options, Property, check, deadline, vnnlib
+from nnrepair.verify.deadline import Deadline, OutOfTime
+from nnrepair.verify.points import check_points, confirm
+
+
+def row(coefficients: list[Any], bound: Any) -> Halfspace:
+    return Halfspace(tuple(map(Fraction, coefficients)), Fraction(bound))
+
+
+# A deadline ----------------------------------------------------------------------------------------------------------
+
+
+def test_deadlines_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(deadline.time, "monotonic", lambda: now[0])
+    said: list[str] = []
+    limit, never = Deadline(2.0, said.append), Deadline()
+    half = limit.share(0.5)
+    assert (limit.left(), half.left(), never.left(), never.share(0.5).left()) == (2.0, 1.0, math.inf, math.inf)
+    limit.check("this")
+    now[0] += 0.1
+    limit.check("that")  # too soon to say it
+    now[0] += 0.9
+    limit.check()
+    assert said == ["this", "that"] and limit.doing == "that" and not limit.passed and half.passed
+    with pytest.raises(OutOfTime):
+        half.check()
+    assert list(limit.each("abc")) == ["a", "b", "c"]
+    now[0] += 1.0
+    with pytest.raises(OutOfTime):
+        limit.check("more")
+    with pytest.raises(OutOfTime):
+        list(limit.each("abc"))
+    assert limit.passed and limit.doing == "more"
+    never.check()
+
+
+# Time is over at any look at the clock -------------------------------------------------------------------------------
+
+
+class Ends:
+    """Deadlines end at the k-th look at the clock, wherever that is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks, self.last = 0, math.inf
+        old = Deadline.check
+
+        def check(limit: Deadline, doing: str | None = None) -> None:
+            old(limit, doing)
+            self.looks += limit.end < math.inf
+            if limit.end < math.inf and self.looks >= self.last:
+                limit.end = -math.inf  # it has passed, and stays so
+                raise OutOfTime
+
+        monkeypatch.setattr(Deadline, "check", check)
+
+    def after(self, looks: float, work: Callable[[], Any]) -> Any:
+        self.looks, self.last = 0, looks
+        return work()
+
+
+def chain(seed: int) -> nn.Sequential:
+    return mlp(2, 8, 8, 3, seed=seed)
+
+
+def images() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3, 3)))
+
+
+SQUARE, IMAGE = Box([-1, -1], [1, 1]), Box(np.full((1, 3, 3), -0.5), np.full((1, 3, 3), 0.5))
+
+
+def least(model: nn.Module, box: Box) -> float:
+    """Return nearly the least output 0 over a box."""
+    low, high = (torch.tensor([float(v) for v in end]) for end in (box.lower, box.upper))
+    x = low + torch.rand(20_000, len(box), generator=torch.Generator().manual_seed(0)) * (high - low)
+    with torch.no_grad():
+        return float(model(x.reshape(-1, *box.shape))[:, 0].min())
+
+
+@pytest.mark.parametrize("what", ["holds", "holds by relus", "violated", "ties", "image", "file", "decimals"])
+def test_time_may_be_over_anywhere(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, box, options = chain(0), SQUARE, Options()
+    if what == "image":
+        model, box, options = images(), IMAGE, Options(split="relus")
+    bound = Fraction(least(model, box))
+    cases = [Case(box, ((row([1, 0, 0], bound - Fraction(1, 20)),), (row([1, 0, 0], -100), row([0, 1, 0], -100))))]
+    given: Any = Property(cases, 3)
+    if what == "holds by relus":
+        options = Options(split="relus")
+    elif what == "violated":
+        given = Property([Case(box, ((row([1, 0, 0], bound + Fraction(1, 100)),),))], 3)
+    elif what == "ties":
+        with torch.no_grad():
+            model[-1].bias[0] -= 10
+        given = Property.on(Box([-3, -3], [3, 3]), nnrepair.Argmax([1]) | nnrepair.Argmax([2]), outputs=3)
+    elif what == "decimals":
+        tenth = Fraction(1, 10)
+        given = Property([Case(Box([tenth, -1], [tenth, 1]), ((row([-1, 0, 0], 100),),))], 3)
+    elif what == "file":
+        given = tmp_path / "p.vnnlib"
+        given.write_text(vnnlib.dumps(Property(cases, 3)))
+    ends = Ends(monkeypatch)
+
+    def work() -> Any:
+        return check(model, given, timeout=1000, options=options)
+
+    truth = ends.after(math.inf, work)
+    assert truth.verdict == {"violated": "violated", "ties": "violated", "decimals": "violated"}.get(what, "holds")
+    looks, seen = ends.looks, set()
+    for k in sorted({*range(1, 60), *np.linspace(1, looks, 60).astype(int).tolist()}):
+        result = ends.after(k, work)
+        seen.add(result.verdict)
+        assert result.verdict in (truth.verdict, "unknown")
+        if result.verdict == "unknown":
+            assert "the time limit of 1000 s was reached" in result.reason and result.counterexample is None
+            assert result.certificate is None and 0 <= result.proved < 1 and result.worst_bound is not None
+    assert seen == {truth.verdict, "unknown"}
+
+
+def test_confirming_points_may_end_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = chain(0), randn(40, 2)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    near = Property.on(Box.around(x[0], 1e-3), nnrepair.Argmax(labels[:1]), outputs=3)
+    ends = Ends(monkeypatch)
+
+    def work() -> Any:
+        return confirm(model, [("edits", x, nnrepair.Argmax(labels), None)], near, timeout=1000)
+
+    assert ends.after(math.inf, work).verdict == "holds"
+    verdicts = [ends.after(k, work).verdict for k in range(1, ends.looks, 3)]
+    assert set(verdicts) <= {"holds", "unknown"} and verdicts[0] == "unknown"
+
+
+def test_no_time_limit_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit the clock says nothing, however late it is."""
+    monkeypatch.setattr(deadline.time, "monotonic", itertools.count(0, 10**6).__next__)
+    model = chain(0)
+    prop = Property([Case(SQUARE, ((row([1, 0, 0], Fraction(least(model, SQUARE)) - 1),),))], 3)
+    assert check(model, prop).verdict == "holds"
+    assert bool(check_points(model, torch.zeros(1, 2), nnrepair.Near(torch.zeros(1, 3), 10.0)).all())
+
+
+# Time limits are kept ------------------------------------------------------------------------------------------------
+
+
+class Image(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(-1, 3, 32, 32)
+
+
+def biased(model: nn.Sequential) -> nn.Sequential:
+    """Double the weights, and let class 0 win everywhere, so that bounds are bad and there is nothing to be found."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+        model[-1].bias[0] += 1e3
+    return model
+
+
+def few_inputs() -> tuple[Any, Any]:
+    """Sixteen inputs, then images: the first bounds alone take a minute."""
+    parts = [nn.Linear(16, 3 * 32 * 32), Image()]
+    for a, b, kernel, stride in ((3, 16, 4, 2), (16, 32, 3, 1), (32, 32, 3, 1), (32, 32, 4, 2)):
+        parts += [nn.Conv2d(a, b, kernel, stride, 1), nn.ReLU()]
+    model = nn.Sequential(*parts, nn.Flatten(), nn.Linear(2048, 100), nn.ReLU(), nn.Linear(100, 10))
+    return biased(model), Property.on(Box([-0.3] * 16, [0.3] * 16), nnrepair.Argmax([0]), outputs=10)
+
+
+def many_inputs() -> tuple[Any, Any]:
+    convolutions = [nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU()]
+    model = biased(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(32 * 24 * 24, 10)))
+    return model, Property.on(Box.around(torch.zeros(3, 48, 48), 1.0), nnrepair.Argmax([0]), outputs=10)
+
+
+def wide() -> tuple[Any, Any]:
+    model = biased(mlp(20, 1500, 1500, 1500, 5))
+    return model, Property.on(Box([-1] * 20, [1] * 20), nnrepair.Argmax([0]), outputs=5)
+
+
+def deep() -> tuple[Any, Any]:
+    return biased(mlp(8, *[100] * 25, 5)), Property.on(Box([-1] * 8, [1] * 8), nnrepair.Argmax([0]), outputs=5)
+
+
+def many_cases() -> tuple[Any, Any]:
+    """A short file with 2 ** 14 ways to be unsafe."""
+    ends = "(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 0) (<= X_1 1) (>= Y_0 99)))"
+    names = "".join(f"(declare-const {name} Real)" for name in ("X_0", "X_1", "Y_0", "Y_1"))
+    return mlp(2, 10, 2), names + ends + "".join(f"(assert (or (<= Y_0 {i}) (<= Y_1 {i})))" for i in range(14))
+
+
+def many_boxes() -> tuple[Any, Any]:
+    """A short file with 2 ** 14 boxes."""
+    ends = "(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 0) (<= X_1 1) (>= Y_0 99)))"
+    names = "".join(f"(declare-const {name} Real)" for name in ("X_0", "X_1", "Y_0", "Y_1"))
+    return mlp(2, 10, 2), names + ends + "".join(f"(assert (or (<= X_0 0.{i}) (<= X_1 0.{i})))" for i in range(85, 99))
+
+
+@pytest.mark.parametrize("make", [few_inputs, many_inputs, wide, deep, many_cases, many_boxes])
+def test_time_limits_are_kept(make: Callable[[], tuple[Any, Any]], tmp_path: Path) -> None:
+    """With CPU seconds, as other processes may hold up this one; most of these took from 20 to 100."""
+    model, given = seeded(make)
+    if isinstance(given, str):
+        (tmp_path / "p.vnnlib").write_text(given)
+        given = tmp_path / "p.vnnlib"
+    started = time.process_time()
+    result = check(model, given, timeout=1)
+    assert time.process_time() - started < 4
+    assert result.verdict in ("unknown", "holds")
+
+
+# Progress ------------------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_shown_before_the_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deadline, "INTERVAL", 0.0)
+    model, prop = seeded(few_inputs)
+    check(model, prop, timeout=1, progress=True)
+    shown = capsys.readouterr().err
+    assert all(f"check: 00:00, {doing}" in shown for doing in ("looking for counterexamples", "bounding whole boxes"))
