@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
 from benchmarks.graph import table as graphs
+from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
 from nnrepair.files import write_atomically
@@ -246,6 +247,7 @@ and "mean+max", the restricted linear programs; with *weights*, one product with
     write_atomically(ROOT / "docs" / "results-mnist.md", text.encode())
     figure()
     properties.write()
+    readers.write()
     regions.write()
     acas.write()
     editing.write()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "relu, in place": (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), (4,)),
     "relu6": (lambda: nn.Sequential(nn.Linear(4, 40), nn.ReLU6()), (4,)),
     "hardtanh": (lambda: nn.Sequential(nn.Linear(4, 9), nn.Hardtanh(-0.3, 1.7)), (4,)),
+    "hardtanh, far ends": (lambda: nn.Sequential(nn.Linear(4, 9), nn.Hardtanh(-1e30, 1e35)), (4,)),
     "hardtanh, one side": (lambda: nn.Sequential(nn.Linear(4, 9), nn.Hardtanh(-math.inf, 0.1)), (4,)),
     "leaky relu": (lambda: nn.Sequential(nn.Linear(4, 9), nn.LeakyReLU(0.1)), (4,)),
     "leaky relu, slope above 1": (lambda: nn.LeakyReLU(1.5), (4,)),
@@ -416,6 +417,18 @@ def branching(m: Lambda, x: Tensor) -> Tensor:
     return m.fc(x) if x.sum() > 0 else x
 
 
+def weight_changed(m: Lambda, x: Tensor) -> Tensor:
+    bias = m.fc.bias
+    bias += 1
+    return x + bias
+
+
+def buffer_changed(m: Lambda, x: Tensor) -> Tensor:
+    row = m.row
+    row += 1
+    return x + row
+
+
 REFUSED: dict[str, tuple[Callable[[Lambda, Tensor], Any], Shape, str]] = {
     "product of values": (lambda m, x: x * m.fc(x), (4,), "'mul': the product of two values is not piecewise linear"),
     "square": (lambda m, x: x**2, (4,), "pow 'pow_1': this function is not supported"),
@@ -451,6 +464,13 @@ REFUSED: dict[str, tuple[Callable[[Lambda, Tensor], Any], Shape, str]] = {
     "input changed in place": (lambda m, x: F.relu(x, inplace=True) + x, (4,), "changed in place"),
     "two outputs": (lambda m, x: (x, x), (4,), "it does not return one tensor"),
     "a constant": (lambda m, x: m.row, (4,), "it does not return one tensor"),
+    "a layer of constants": (lambda m, x: x + m.fc(m.row), (4,), "it works on constants alone"),
+    "a weight changed in place": (weight_changed, (4,), "it changes a weight in place"),
+    "a weight changed by a method": (lambda m, x: x + m.fc.bias.add_(1), (4,), "it changes a weight in place"),
+    "a buffer changed": (buffer_changed, (4,), "it changes 'row' when it runs"),
+    "constants that do not fit": (lambda m, x: x + (m.fc.bias @ m.fc.bias[:3]), (4,), "not in this form"),
+    "the whole shape as a value": (lambda m, x: torch.relu(x.shape), (4,), "not in this form"),
+    "division by the largest": (lambda m, x: x / torch.tensor(1e308, dtype=torch.float64), (4,), "too few digits"),
     "an error of its own": (lambda m, x: m.nothing, (4,), "torch.fx cannot trace it: .*nothing"),
 }  # fmt: skip
 
@@ -592,3 +612,59 @@ def test_operators_of_onnx_graphs() -> None:
     for name, part in parts.items():
         model.add_module(name, part)
     assert_same(model.double(), (3, 2, 4))
+
+
+def onnx_graph(shape: Sequence[int | None], **parts: nn.Module) -> ops.OnnxGraph:
+    """Run modules one after the other; a constant begins anew."""
+    steps, last = [], "x"
+    for name, part in parts.items():
+        steps.append(ops.Step(name, () if isinstance(part, ops.Constant) else (last,), name))
+        last = name
+    model = ops.OnnxGraph(steps, "x", last, shape)
+    for name, part in parts.items():
+        model.add_module(name, part)
+    return model.eval()
+
+
+def test_numbers_of_onnx_files_are_taken_as_they_are() -> None:
+    """There is no parameter to tell that the file is in double precision."""
+    graph = lower(onnx_graph((3,), cut=nn.Hardtanh(0.1, 0.7), slope=nn.LeakyReLU(0.3)), (3,))
+    given = graph(torch.tensor([[-5.0, 0.5, 5.0]], dtype=torch.float64))
+    torch.testing.assert_close(given, torch.tensor([[0.1, 0.5, 0.7]], dtype=torch.float64), rtol=1e-15, atol=0)
+
+
+def test_layers_on_constants_of_an_onnx_graph_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="ReLU 'r': it works on constants alone"):
+        lower(onnx_graph((4,), c=ops.Constant(ROW), r=nn.ReLU()), (4,))
+
+
+def test_points_must_fit_an_onnx_graph() -> None:
+    assert lower(onnx_graph((1, 2, 2), r=nn.ReLU()), (4,)).inputs == 4
+    with pytest.raises(UnsupportedModel, match=r"makes \(1, 2, 2\) of \(5,\)"):
+        lower(onnx_graph((1, 2, 2), r=nn.ReLU()), (5,))
+    with pytest.raises(UnsupportedModel, match=r"makes \(4,\) of \(5,\)"):
+        lower(onnx_graph((4,), r=nn.ReLU()), (5,))
+    assert lower(onnx_graph((3, None), r=nn.ReLU()), (3, 5)).inputs == 15
+    for shape in ((15,), (4, 5)):
+        with pytest.raises(UnsupportedModel, match=r"it takes points of shape \(3, None\)"):
+            lower(onnx_graph((3, None), r=nn.ReLU()), shape)
+
+
+def test_infinite_padding_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="it adds infinities"):
+        lower(nn.Sequential(nn.ConstantPad2d(1, -math.inf), nn.MaxPool2d(2)), (1, 3, 3))
+
+
+def test_lowering_leaves_weights_alone_that_a_model_changes() -> None:
+    for call in (weight_changed, buffer_changed):
+        model = Lambda(call, fc=fc(), row=ROW.clone())
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(UnsupportedModel):
+            lower(model, (4,))
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_may_have_any_strides() -> None:
+    layer = nn.Linear(1, 4, bias=False)
+    layer.weight = nn.Parameter(randn(1, 4).T)
+    assert_same(layer.double(), (3, 2, 1))

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import nnrepair.onnx as nonnx  # noqa: E402
 from nnrepair.errors import InvalidInput, NNRepairError, UnsupportedModel  # noqa: E402
-from nnrepair.onnx import operators  # noqa: E402
+from nnrepair.onnx import constants, operators  # noqa: E402
 
 DataDir = Callable[..., Path]
 RNG = np.random.default_rng(0)
@@ -443,7 +443,7 @@ def test_the_documentation_lists_all_operators() -> None:
         "Without",
         "On",
     }
-    assert listed == operators.HANDLERS.keys() | operators.SAME | operators.FOLDABLE
+    assert listed == operators.HANDLERS.keys() | operators.SAME | constants.FOLDERS.keys()
 
 
 def test_graphs_of_another_form_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
 from benchmarks.graph import table as graphs
+from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.verify import table
 
@@ -13,6 +14,10 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_page_about_properties_is_what_the_results_say():
     assert (ROOT / "docs" / "results-properties.md").read_text() == table.page()
+
+
+def test_the_page_about_reading_files_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-checkers.md").read_text() == readers.page()
 
 
 def test_the_page_about_regions_is_what_the_results_say():

@@ -80,7 +80,11 @@ class Reshape(_Operation):
         self.sizes = tuple(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(self.sizes)])
+        sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(self.sizes)]
+        if self.sizes[0] == 0 and -1 in self.sizes:  # torch cannot infer a size for a batch of no points
+            known = math.prod(size for size in sizes[1:] if size != -1)
+            sizes[self.sizes.index(-1)] = math.prod(x.shape[1:]) // max(known, 1)
+        return x.reshape(sizes)
 
 
 class Permute(_Operation):
@@ -133,11 +137,17 @@ class OnnxGraph(nn.Module):
         self.steps = tuple(steps)
         self.input_name, self.output_name = input_name, output_name
         self.item_shape = tuple(item_shape)
+        last = {name: k for k, step in enumerate(self.steps) for name in step.inputs}
+        self._done = [[name for name in {*step.inputs} if last[name] == k] for k, step in enumerate(self.steps)]
 
     def forward(self, x: Tensor) -> Tensor:
         values = {self.input_name: self._shaped(x)}
-        for step in self.steps:
-            values[step.output] = self.get_submodule(step.module)(*(values[name] for name in step.inputs))
+        for step, done in zip(self.steps, self._done, strict=True):
+            made = self.get_submodule(step.module)(*(values[name] for name in step.inputs))
+            for name in done:  # nothing reads it again
+                if name != self.output_name:
+                    del values[name]
+            values[step.output] = made
         return values[self.output_name]
 
     def _shaped(self, x: Tensor) -> Tensor:

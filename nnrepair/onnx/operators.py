@@ -5,82 +5,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nnrepair.extras import needed
 from nnrepair.onnx.modules import Add, Concat, Div, Mean, Mul, Permute, Reshape, Sub
-
-with needed("onnx", "nnrepair.onnx needs the onnx packages"):
-    import onnx
-
-Array = npt.NDArray[Any]
-
-# Shape arithmetic (x.view(x.size(0), -1)) runs once, with this number in place of the batch size; wherever it comes out
-# as a size, the batch is meant. A prime that no real layer size equals.
-BATCH = 1_000_003
+from nnrepair.onnx.node import BATCH, LIMIT, Node, Refused
 
 
-class Refused(Exception):
-    """The graph or one of its nodes cannot be read, for the reason given."""
-
-
-class Node:
-    """One ONNX node; its inputs are constants, or names of values that exist only when the model runs."""
-
-    def __init__(
-        self, proto: onnx.NodeProto, values: Mapping[str, Array | str], rank: int | None, batch: int | None, opset: int
-    ) -> None:
-        self.name: str = proto.name or proto.output[0]
-        self.op: str = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}::{proto.op_type}"
-        self.names: tuple[str, ...] = tuple(proto.input)
-        self.inputs = [values.get(name) for name in self.names]
-        self.output: str = proto.output[0]
-        self.attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
-        self.rank = rank  # the number of axes of the first input
-        self.batch = batch  # its size, where the file fixes it
-        self.opset = opset
-
-    def get(self, attribute: str, default: Any) -> Any:
-        """Return an attribute."""
-        return self.attributes.get(attribute, default)
-
-    def has(self, index: int) -> bool:
-        """Tell whether an optional input is given."""
-        return index < len(self.inputs) and self.inputs[index] is not None
-
-    def constant(self, index: int) -> Array:
-        """Return an input that must be known now."""
-        value = self.inputs[index]
-        if not isinstance(value, np.ndarray):
-            raise Refused(f"its input {self.names[index]!r} must be constant")
-        return value
-
-    def weight(self, index: int) -> Tensor:
-        """Return a copy of a constant floating-point input."""
-        array = self.constant(index)
-        if array.dtype.kind != "f":
-            raise Refused(f"its constant {self.names[index]!r} has type {array.dtype}, expected floating point")
-        return torch.from_numpy(np.array(array, order="C"))
-
-    def axes(self) -> int:
-        """Return the number of axes of the first input, with the batch."""
-        if self.rank is None:
-            raise Refused("the number of axes of its input is not known before the model runs")
-        return self.rank
-
-    def axis(self, axis: int) -> int:
-        """Return an axis counted from the front, which must not be the batch."""
-        axis = axis if axis > 0 else axis % self.axes()
-        if axis == 0:
-            raise Refused("its axis 0 is the batch")
-        return axis
+def single(number: float) -> float:
+    """Round to float32: the precision of attributes, and of what stands for those that are left out."""
+    return float(np.float32(number))
 
 
 def _filled(layer: nn.Module, **weights: Tensor | None) -> nn.Module:
@@ -98,19 +37,34 @@ def _spatial(kind: str, axes: int) -> type[nn.Module]:
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-    """Make a linear layer from a weight (in, out) and a bias (out,), (1, out) or (1,)."""
+    """Make a linear layer from a weight (in, out) and a bias that is (out,), (1, out), or a single number."""
     if weight.ndim != 2:
         raise Refused(f"its weight has shape {tuple(weight.shape)}, expected a matrix")
     inputs, outputs = weight.shape
+    if bias is not None and bias.numel() != 1 and tuple(bias.shape) not in ((outputs,), (1, outputs)):
+        raise Refused(f"its bias has shape {tuple(bias.shape)}, expected ({outputs},): one number for each output")
     layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
     return _filled(layer, weight=weight.T, bias=None if bias is None else bias.reshape(-1).expand(outputs))
+
+
+def _scaled(node: Node, weight: Tensor, name: str) -> Tensor:
+    """Multiply weights by a factor: exactly, as proofs are about the weights that the file stores."""
+    factor = float(node.get(name, 1.0))
+    made = weight * factor
+    if weight.dtype == torch.float64:
+        exact = factor == 0 or math.frexp(abs(factor))[0] == 0.5  # a power of two
+    else:
+        exact = torch.equal(made.double(), weight.double() * factor)
+    if not exact and not bool(weight.isnan().any()):
+        raise Refused(f"{name}={factor:g} cannot be multiplied into its weights without rounding; use {name}=1")
+    return made
 
 
 def _gemm(node: Node) -> nn.Module:
     if node.get("transA", 0):
         raise Refused("transA=1 mixes the inputs of a batch")
-    weight = node.weight(1) * node.get("alpha", 1.0)
-    bias = node.weight(2) * node.get("beta", 1.0) if node.has(2) else None
+    weight = _scaled(node, node.weight(1), "alpha")
+    bias = _scaled(node, node.weight(2), "beta") if node.has(2) else None
     return _linear(weight.t() if node.get("transB", 0) else weight, bias)
 
 
@@ -126,12 +80,14 @@ def _conv(node: Node) -> nn.Module:
 
 
 def _batch_norm(node: Node) -> nn.Module:
-    if node.get("training_mode", 0):
+    if node.get("training_mode", 0) or len(node.outputs) > 1:
         raise Refused("it is in training mode; export the model in eval mode")
+    if not node.get("spatial", 1):
+        raise Refused("spatial=0 has statistics for every number of a point, expected one for each channel")
     scale, shift, mean, var = (node.weight(index) for index in range(1, 5))
     momentum = round(1 - node.get("momentum", 0.9), 6)  # torch weighs the new value, ONNX the old one
     kind, batches = _spatial("BatchNorm", max(node.axes() - 2, 1)), torch.tensor(0)
-    layer = kind(len(scale), node.get("epsilon", 1e-5), momentum, device="meta")
+    layer = kind(len(scale), node.get("epsilon", single(1e-5)), momentum, device="meta")
     return _filled(layer, weight=scale, bias=shift, running_mean=mean, running_var=var, num_batches_tracked=batches)
 
 
@@ -140,24 +96,40 @@ def _window(node: Node, fill: float, default: Sequence[int] = ()) -> tuple[list[
     kernel = tuple(node.get("kernel_shape", default))
     axes, ones = len(kernel), (1,) * len(kernel)
     stride, dilation = tuple(node.get("strides", ones)), tuple(node.get("dilations", ones))
-    pads = tuple(node.get("pads", (0, 0) * axes))
-    if node.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise Refused("auto_pad is not supported; use explicit pads")
+    pads, auto = tuple(node.get("pads", (0, 0) * axes)), node.get("auto_pad", b"NOTSET")
+    if auto not in (b"NOTSET", b"VALID") or (auto == b"VALID" and any(pads)):
+        raise Refused(f"auto_pad={auto.decode()} with pads={list(pads)} is not supported; use explicit pads")
+    if min(pads, default=0) < 0:
+        raise Refused(f"pads={list(pads)} cut its input, expected no negative ones")
     before, after = pads[:axes], pads[axes:]
+    sizes = (node.shapes[0] or [])[2:]
+    padded = math.prod((size or 1) + low + high for size, low, high in zip(sizes, before, after, strict=True))
+    if padded > LIMIT:
+        raise Refused(f"pads={list(pads)} make {padded} numbers of a channel, more than {LIMIT}")
     if before == after:
         return [kernel, stride, before, dilation], []
     uneven = [n for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
     return [kernel, stride, (0,) * axes, dilation], [_spatial("ConstantPad", axes)(tuple(uneven), fill)]
 
 
+def _pool_window(node: Node, fill: float) -> tuple[list[tuple[int, ...]], list[nn.Module]]:
+    sizes, pad = _window(node, fill)
+    kernel, pads = sizes[0], node.get("pads", (0, 0) * len(sizes[0]))
+    if any(p >= k for p, k in zip(pads, kernel * 2, strict=True)):
+        raise Refused(f"pads={list(pads)} are not smaller than its window {list(kernel)}")
+    return sizes, pad
+
+
 def _max_pool(node: Node) -> nn.Module:
-    sizes, pad = _window(node, -math.inf)
+    sizes, pad = _pool_window(node, -math.inf)
+    if pad and node.get("ceil_mode", 0):
+        raise Refused("ceil_mode=1 with uneven padding is not supported")
     pool = _spatial("MaxPool", len(sizes[0]))(*sizes, ceil_mode=bool(node.get("ceil_mode", 0)))
     return nn.Sequential(*pad, pool) if pad else pool
 
 
 def _average_pool(node: Node) -> nn.Module:
-    (*sizes, dilation), uneven = _window(node, 0.0)
+    (*sizes, dilation), uneven = _pool_window(node, 0.0)
     if uneven or set(dilation) != {1}:
         raise Refused("uneven padding and dilations are not supported")
     ceil, counts_padding = bool(node.get("ceil_mode", 0)), bool(node.get("count_include_pad", 0))
@@ -165,7 +137,11 @@ def _average_pool(node: Node) -> nn.Module:
 
 
 def _reduce_mean(node: Node) -> nn.Module:
-    axes = node.constant(1).tolist() if node.has(1) else node.get("axes", [0])
+    axes = node.constant(1).tolist() if node.has(1) else list(node.get("axes", []))
+    if not axes and node.get("noop_with_empty_axes", 0):
+        return nn.Identity()
+    if not axes:
+        raise Refused("it averages over all axes, and the batch with them; name the others in axes")
     return Mean([node.axis(axis) for axis in axes], bool(node.get("keepdims", 1)))
 
 
@@ -176,9 +152,14 @@ def _flatten(node: Node) -> nn.Module:
 
 
 def _reshape(node: Node) -> nn.Module:
-    first, *others = (int(size) for size in node.constant(1))
+    first, *others = (int(size) for size in node.sizes(1))
+    shown = tuple("batch" if size == BATCH else size for size in (first, *others))
     if not others or first not in (0, -1, BATCH, node.batch) or BATCH in others:
-        raise Refused(f"the new shape {(first, *others)} does not keep the batch as its first axis")
+        raise Refused(f"the new shape {shown} does not keep the batch as its first axis")
+    if node.get("allowzero", 0) and 0 in (first, *others):
+        raise Refused(f"the new shape {shown} is empty, as allowzero=1")
+    if first == -1 and None in (node.shapes[0] or [None])[1:]:
+        raise Refused(f"the new shape {shown} tells the batch only where all sizes are fixed; use 0 for the batch")
     return Reshape([-1 if first == -1 else 0, *others])
 
 
@@ -199,7 +180,29 @@ def _softmax(node: Node) -> nn.Module:
 def _clip(node: Node) -> nn.Module:
     low = node.constant(1).item() if node.has(1) else node.get("min", -math.inf)
     high = node.constant(2).item() if node.has(2) else node.get("max", math.inf)
+    if not low < high:
+        raise Refused(f"min={low:g} and max={high:g} leave one value, expected min < max")
+    most = float(np.finfo(node.dtype).max)
+    low, high = -math.inf if low <= -most else low, math.inf if high >= most else high  # no number lies beyond these
     return nn.ReLU() if (low, high) == (0, math.inf) else nn.Hardtanh(low, high)
+
+
+def _concat(node: Node) -> nn.Module:
+    if any(isinstance(value, np.ndarray) for value in node.inputs):
+        raise Refused("it joins a constant, which has no batch")
+    return Concat(node.axis(node.get("axis", 0)))
+
+
+def _joined(node: Node, operation: nn.Module) -> nn.Module:
+    """Let an operation through whose broadcasting leaves the batch where it is."""
+    parts = list(zip(node.shapes, node.inputs, strict=True))
+    ranks = {None if shape is None else len(shape) for shape, value in parts if isinstance(value, str)}
+    if None in ranks or len(ranks) > 1:
+        raise Refused("the numbers of axes of its inputs differ, or are not known: their batches may not meet")
+    for rank, value in itertools.product(ranks, node.inputs):
+        if isinstance(value, np.ndarray) and (value.ndim, *value.shape[:1]) > (rank, 1):
+            raise Refused(f"a constant of shape {value.shape} moves or fixes the batch of a value with {rank} axes")
+    return operation
 
 
 HANDLERS: dict[str, Callable[[Node], nn.Module]] = {
@@ -208,11 +211,11 @@ HANDLERS: dict[str, Callable[[Node], nn.Module]] = {
     "Conv": _conv,
     "BatchNormalization": _batch_norm,
     "Relu": lambda node: nn.ReLU(),
-    "LeakyRelu": lambda node: nn.LeakyReLU(node.get("alpha", 0.01)),
+    "LeakyRelu": lambda node: nn.LeakyReLU(node.get("alpha", single(0.01))),
     "Elu": lambda node: nn.ELU(node.get("alpha", 1.0)),
     "Sigmoid": lambda node: nn.Sigmoid(),
     "Tanh": lambda node: nn.Tanh(),
-    "Softplus": lambda node: nn.Softplus(),
+    "Softplus": lambda node: nn.Softplus(threshold=40),  # from there on log(1 + exp(x)) is x in float64
     "Clip": _clip,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
@@ -223,11 +226,11 @@ HANDLERS: dict[str, Callable[[Node], nn.Module]] = {
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Transpose": _transpose,
-    "Concat": lambda node: Concat(node.axis(node.get("axis", 0))),
-    "Add": lambda node: Add(),
-    "Sub": lambda node: Sub(),
-    "Mul": lambda node: Mul(),
-    "Div": lambda node: Div(),
+    "Concat": _concat,
+    "Add": lambda node: _joined(node, Add()),
+    "Sub": lambda node: _joined(node, Sub()),
+    "Mul": lambda node: _joined(node, Mul()),
+    "Div": lambda node: _joined(node, Div()),
 }
 
 # Read all their inputs when the model runs; the others read the first, and the rest are weights or settings.
@@ -235,7 +238,3 @@ JOINS = {"Add", "Sub", "Mul", "Div", "Concat"}
 
 # Give their first input back when the model is in eval mode.
 SAME = {"Identity", "Dropout"}
-
-# Computed while reading, when all inputs are constants.
-FOLDABLE = {"Add", "Cast", "Concat", "Constant", "Div", "Gather", "Mul", "Neg", "Reshape", "Shape", "Slice", "Sqrt"}
-FOLDABLE |= {"Squeeze", "Sub", "Transpose", "Unsqueeze"}

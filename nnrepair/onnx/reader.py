@@ -14,12 +14,15 @@ from nnrepair.extras import needed
 from nnrepair.onnx.external import MAX_BYTES, read_external
 from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import OnnxGraph
-from nnrepair.onnx.operators import Refused
+from nnrepair.onnx.node import Refused
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
     import onnx.checker
     import onnx.inliner
+
+#: Sizes that are tried where a file leaves some open.
+OPEN = (1, 2, 3, 4, 5, 6, 7, 8, 16, 28, 32, 64)
 
 
 def load(path: str | os.PathLike[str]) -> OnnxGraph:
@@ -40,10 +43,13 @@ def load(path: str | os.PathLike[str]) -> OnnxGraph:
     try:
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
-        model = Importer(proto).build()
-        _check_batches(model)
+        importer = Importer(proto)
+        model = importer.build()
+        _check_batches(model, getattr(torch, importer.dtype.name))
     except Refused as refusal:
         raise UnsupportedModel(f"{path} {refusal}") from refusal
+    except (MemoryError, RecursionError) as error:
+        raise UnsupportedModel(f"{path} is too large or too deep to be read: {type(error).__name__}.") from error
     except Exception as error:  # attributes and types that the checker lets pass and no layer accepts
         raise InvalidInput(f"{path} is malformed: {type(error).__name__}: {error}") from error
     return model
@@ -67,19 +73,44 @@ def _read(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check_batches(model: OnnxGraph) -> None:
-    """Refuse graphs that mix the inputs of a batch, by running two inputs together and alone."""
-    sizes = [size for size in model.item_shape if size is not None]
-    if len(sizes) < len(model.item_shape):
-        return
-    pair = torch.linspace(-1, 1, 2 * math.prod(sizes), dtype=torch.float64).reshape(2, *sizes)
+def _check_batches(model: OnnxGraph, dtype: torch.dtype) -> None:
+    """Refuse graphs that mix the inputs of a batch, by running two inputs together and alone; also what cannot run."""
     double = copy.deepcopy(model).double()  # then only mixing makes a difference, not rounding
+    sizes = OPEN if None in model.item_shape else (0,)
+    shapes = [tuple(number if size is None else size for size in model.item_shape) for number in sizes]
+    failures = []
+    for shape in shapes:
+        try:
+            _run(model, torch.zeros(1, *shape, dtype=dtype))
+            _check_pair(double, shape)
+        except _Failed as failure:  # perhaps a size that the network is not made for
+            failures.append(failure)
+    if len(failures) == len(shapes) == 1:
+        raise failures[0]
+    if len(failures) == len(shapes):
+        raise Refused(
+            f"leaves sizes of its input open ({model.item_shape}), and runs with none of {', '.join(map(str, OPEN))}. "
+            "Fix the sizes in the file."
+        )
+
+
+class _Failed(Refused):
+    """The model does not run on inputs of this shape."""
+
+
+def _run(model: OnnxGraph, x: torch.Tensor) -> torch.Tensor:
     try:
         with torch.no_grad():
-            together, alone = double(pair), [double(pair[:1]), double(pair[1:])]
+            y: torch.Tensor = model(x)
     except (RuntimeError, IndexError) as error:
-        raise Refused(f"cannot run on batches of its input shape {model.item_shape}: {error}") from error
-    one_by_one = together.shape == torch.cat(alone).shape and all(len(y) == 1 for y in alone)
+        raise _Failed(f"cannot run on an input of shape {tuple(x.shape)} and type {x.dtype}: {error}") from error
+    return y
+
+
+def _check_pair(model: OnnxGraph, shape: tuple[int, ...]) -> None:
+    pair = torch.linspace(-1, 1, 2 * math.prod(shape), dtype=torch.float64).reshape(2, *shape)
+    together, *alone = (_run(model, x) for x in (pair, pair[:1], pair[1:]))
+    one_by_one = all(len(y) == 1 for y in alone) and together.shape == torch.cat(alone).shape
     if not one_by_one or not torch.allclose(together, torch.cat(alone), rtol=1e-6, atol=1e-9, equal_nan=True):
         raise Refused(
             f"does not treat the inputs of a batch one by one: two inputs give {tuple(together.shape)} together "

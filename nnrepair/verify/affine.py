@@ -100,7 +100,8 @@ class Convolution(Affine):
             "dilation": layer.dilation,
             "groups": layer.groups,
         }
-        grown = (size + 2 * int(pad) for size, pad in zip(shape[1:], layer.padding, strict=True))
+        padding = [int(p) for p in layer.padding]
+        grown = (size + 2 * p for size, p in zip(shape[1:], padding, strict=True))
         windows = (d * (kernel - 1) + 1 for d, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
         out = ((size - w) // stride + 1 for size, w, stride in zip(grown, windows, layer.stride, strict=True))
         self.out_shape: Shape = (len(self.weight), *out)

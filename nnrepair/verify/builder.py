@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.verify.affine import Affine, Dense, Diagonal, Pick, Shape
 from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph, Node
@@ -40,6 +41,8 @@ class Builder:
         self.nodes = [Node((), math.prod(shape))]
         self.input = Value(0, tuple(shape))
         self.dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
+        if isinstance(model, OnnxGraph):
+            self.dtype = torch.float64  # the numbers in its layers are those of the file, not decimals to be rounded
         self.memory: dict[int, int] = {}  # views: whose memory a node's value shares
         self.changed = set[int]()  # nodes whose values were overwritten in place
 
@@ -120,6 +123,8 @@ class Builder:
             if size * origin.numel() > MATRIX_LIMIT:
                 raise Unreadable(f"it would need a matrix of {origin.numel()} x {size} numbers")
             columns = torch.cat([call(unit.reshape(-1, *x.shape)) - origin for unit in self._units(size)])
+        if not bool(torch.isfinite(columns).all()):
+            raise Unreadable("it adds infinities")
         shape = tuple(origin.shape[1:])
         if bias is not None:
             origin = bias.detach().double().reshape(-1, *[1] * (len(shape) - 1)).expand(shape)

@@ -91,30 +91,41 @@ class _Reader(Builder):
 
     def trace(self, model: nn.Module) -> Value | None:
         """Read a model; return what it returns, or None where that cannot be read."""
-        output = self.trace_onnx(model, self.input) if isinstance(model, ops.OnnxGraph) else self.trace_fx(model)
+        if isinstance(model, ops.OnnxGraph):
+            values = dict[str, Any]()
+            self._keep(values, "output", model.output_name, model, [self.input])
+            output = values.get("output")
+        else:
+            output = self.trace_fx(model)
         if output is None and not self.problems:
             self.problems.append("it does not return one tensor that depends on its input")
         return output
 
     def trace_onnx(self, model: ops.OnnxGraph, x: Value) -> Value | None:
         """Read a model from `nnrepair.onnx.load`."""
-        shape = tuple(-1 if size is None else size for size in model.item_shape)
-        values: dict[str, Any] = {model.input_name: x if len(x.shape) == len(shape) else reshape(self, x, (0, *shape))}
+        wanted = model.item_shape
+        if None not in wanted:
+            x = reshape(self, x, (0, *wanted))
+        elif len(wanted) != len(x.shape) or any(w not in (None, k) for w, k in zip(wanted, x.shape, strict=True)):
+            raise Unreadable(f"it takes points of shape {wanted}, given {x.shape}")
+        values: dict[str, Any] = {model.input_name: x}
         for step in model.steps:
-            module = model.get_submodule(step.module)
-            lost = any(values.get(name) is None for name in step.inputs)
-            self._keep(values, step.output, step.module, module, [values.get(name) for name in step.inputs], lost=lost)
+            module, inputs = model.get_submodule(step.module), [values.get(name) for name in step.inputs]
+            lost = any(value is None for value in inputs)
+            self._keep(values, step.output, step.module, module, inputs, lost=lost)
         output = values.get(model.output_name)
         return output if isinstance(output, Value) else None
 
     def trace_fx(self, model: nn.Module) -> Value | None:
         """Read any module that torch.fx can trace."""
-        root = _Call(model)
+        root, stored = _Call(model), _Stored(model)
         try:
             graph = _Tracer().trace(root)
         except Exception as error:  # tracing raises what the user's forward raises
             self.problems.append(f"torch.fx cannot trace it: {_first_line(error)}")
             return None
+        finally:
+            self.problems += [f"it changes {name!r} when it runs" for name in stored.restore()]
         values: dict[str, Any] = {}
         for node in graph.nodes:
             given = [values.get(a.name) for a in node.all_input_nodes]
@@ -133,10 +144,7 @@ class _Reader(Builder):
             elif node.op == "output":
                 return arguments[0] if isinstance(arguments[0], Value) else None
             elif node.op != "call_module" and given and all(isinstance(v, Tensor | int) for v in given):
-                owner = arguments[0] if node.op == "call_method" else None  # what depends on weights and sizes alone
-                with torch.no_grad():
-                    call = getattr(owner, what) if owner is not None else what
-                    values[name] = call(*arguments[owner is not None :], **settings)
+                self._keep(values, name, name, _Known(what, node.op == "call_method"), arguments, settings)
             else:
                 lost = any(value is None for value in given)
                 self._keep(values, node.name, name, what, arguments, settings, lost)
@@ -160,17 +168,54 @@ class _Reader(Builder):
         self.deadline.check()
         try:
             handler = _handler(what)
+            if isinstance(what, nn.Module) and inputs and all(isinstance(value, Tensor) for value in inputs):
+                raise Unreadable("it works on constants alone")
             if not lost:
                 settings = {key: value for key, value in (settings or {}).items() if key != "inplace"}
                 values[output] = handler(self, *inputs, **settings)
-        except (Unreadable, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (Unreadable, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, Unreadable) else f"not in this form: {_first_line(error)}"
             kind = type(what).__name__ if isinstance(what, nn.Module) else getattr(what, "__name__", str(what))
             self.problems.append(f"{kind} {name!r}: {reason}")
 
 
+class _Stored:
+    """The tensors of a model as they were before its code ran."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors = dict((*model.named_parameters(), *model.named_buffers()))
+        self.before = {name: (t._version, t.detach().clone()) for name, t in self.tensors.items()}
+
+    def restore(self) -> list[str]:
+        """Put back what has changed, and return its names."""
+        changed = [name for name, (version, _) in self.before.items() if self.tensors[name]._version != version]
+        with torch.no_grad():
+            for name in changed:
+                self.tensors[name].copy_(self.before[name][1])
+        return changed
+
+
+class _Known:
+    """Compute a function, or a method, of weights and sizes alone."""
+
+    def __init__(self, what: Any, method: bool) -> None:
+        self.what, self.method, self.__name__ = what, method, getattr(what, "__name__", str(what))
+
+    def __call__(self, b: Builder, *inputs: Any, **settings: Any) -> Any:
+        if _in_place(self.what, inputs, settings) or self.__name__.endswith("_"):
+            raise Unreadable("it changes a weight in place")
+        with torch.no_grad():
+            return (
+                getattr(inputs[0], self.what)(*inputs[1:], **settings)
+                if self.method
+                else self.what(*inputs, **settings)
+            )
+
+
 def _handler(what: Any) -> Callable[..., Any]:
     """Return what reads a layer, or a function."""
+    if isinstance(what, _Known):
+        return what
     if isinstance(what, ops.Constant):
         return lambda b: what.value
     if isinstance(what, ops.OnnxGraph):

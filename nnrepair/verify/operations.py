@@ -19,6 +19,9 @@ from nnrepair.onnx import modules as ops
 from nnrepair.verify.affine import Convolution, Dense, Pick, Place
 from nnrepair.verify.builder import MATRIX_LIMIT, Builder, Unreadable, Value
 
+# From here on `x - end + end` would lose digits of x that matter.
+FAR = 1e6
+
 # Stands for the size of the batch where a model asks for it.
 BATCH = "batch"
 
@@ -31,7 +34,9 @@ def _linear(b: Builder, layer: nn.Linear, x: Value) -> Value:
     lead = math.prod(x.shape[:-1])
     if lead**2 * layer.weight.numel() > MATRIX_LIMIT:
         raise Unreadable(f"it would need a matrix for {lead} rows of {layer.in_features} numbers at once")
-    weight = torch.kron(torch.eye(lead, dtype=torch.float64), layer.weight.detach().double())
+    # kron refuses some strides, such as those of the transpose of a single row
+    single = layer.weight.detach().double().clone(memory_format=torch.contiguous_format)
+    weight = torch.kron(torch.eye(lead, dtype=torch.float64), single)
     bias = None if layer.bias is None else layer.bias.detach().repeat(lead)
     return b.affine(x, Dense(weight, bias), (*x.shape[:-1], layer.out_features))
 
@@ -176,10 +181,17 @@ def _leaky(b: Builder, x: Value, slope: float) -> Value:
 def _clipped(b: Builder, x: Value, low: float, high: float) -> Value:
     y = x
     if low > -math.inf:
-        y = b.scaled(b.relu(b.scaled(y, 1.0, -low)), 1.0, low)
+        y = _above(b, y, low, 1.0)
     if high < math.inf:
-        y = b.scaled(b.relu(b.scaled(y, -1.0, high)), -1.0, high)
+        y = _above(b, y, high, -1.0)
     return y
+
+
+def _above(b: Builder, x: Value, end: float, sign: float) -> Value:
+    """Return max(x, end), or min(x, end) if `sign` is -1."""
+    if abs(end) < FAR:
+        return b.scaled(b.relu(b.scaled(x, sign, -sign * end)), sign, end)
+    return b.total(x, b.scaled(b.relu(b.scaled(x, -sign, sign * end)), sign))
 
 
 def _concat(b: Builder, parts: Sequence[Value], dim: int) -> Value:
@@ -244,6 +256,8 @@ def _divide(b: Builder, x: Any, y: Any) -> Any:
     inverse = 1 / _item(b, y, x)
     if not bool(torch.isfinite(inverse).all()):
         raise Unreadable("division by zero")
+    if bool((inverse.abs() < torch.finfo(torch.float64).tiny).any()):
+        raise Unreadable("division by a number whose inverse has too few digits")
     return b.scaled(x, inverse, inexact=1e-15)
 
 

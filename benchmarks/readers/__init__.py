@@ -1,0 +1,1 @@
+"""The four readers of ONNX files against onnxruntime, on random graphs."""

@@ -1,0 +1,201 @@
+"""Random ONNX graphs through all four readers, each compared with onnxruntime.
+
+`python -m benchmarks.readers.campaign` runs what is missing in results/readers.json; `--show linear 17` shows a graph.
+A reader either computes what onnxruntime computes, or refuses with its own error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import subprocess
+import tempfile
+import warnings
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx.printer
+import torch
+
+from benchmarks import measure
+from benchmarks.readers.graphs import POINTS, SEED, STYLES, Case, case
+from benchmarks.readers.readers import READERS, Reading
+from benchmarks.readers.truth import Mixed, Truth, apart, by_reference, invalid
+
+RESULTS = Path(__file__).parent / "results"
+BLOCK = 5000
+#: How many graphs each reader must have read.
+TARGET = 50_000
+#: The reader that each style is drawn for.
+AIMS = {"chain": "reading", "images": "minimality", "linear": "lower", "all": "load"}
+#: How many faults of a reader in a block are kept in words; all are counted.
+SHOWN = 6
+#: How wide an enclosure may be, relative to the numbers in it, before it is called wide.
+WIDE = 1e-6
+#: Sizes of batches, whatever the file fixes.
+BATCHES = (POINTS, 1, 2, 0)
+
+
+def judged(case: Case, reader: str, truth: Truth, path: Path) -> str:
+    """Return what became of one graph: "agrees", or a word and, where it is a fault, what is wrong."""
+    how = READERS[reader]
+    try:
+        reading = how.read(path, case)
+    except how.refusals as refusal:
+        return f"refused: {refusal}"
+    except Exception as error:  # a crash is what is looked for
+        return f"crash: reading: {type(error).__name__}: {error}"
+    try:
+        return compared(case, reading, truth)
+    except how.refusals as refusal:
+        return f"refused: {refusal}"
+    except Exception as error:  # a crash is what is looked for
+        return f"crash: running: {type(error).__name__}: {error}"
+
+
+def compared(case: Case, reading: Reading, truth: Truth) -> str:
+    size = int(np.prod(case.shape))
+    if reading.inputs != size:
+        if truth.whole is None:
+            return unconfirmed(case, reading, truth)
+        if reading.inputs != truth.whole[0].shape[1]:
+            return f"difference: it has {reading.inputs} inputs, the file {truth.whole[0].shape[1]}"
+        return difference(reading, truth, *truth.whole) or "agrees"
+    wanted = truth.items
+    if wanted is None:
+        return unconfirmed(case, reading, truth)
+    if isinstance(wanted, Mixed):
+        return f"difference: read, but {wanted.how}"
+    for n in BATCHES if reading.exact else (POINTS, 2):
+        wrong = difference(reading, truth, case.points[:n], wanted[:n])
+        if wrong:
+            return f"{wrong} (batch of {n})"
+    return "agrees"
+
+
+def difference(reading: Reading, truth: Truth, points: Any, wanted: Any) -> str:
+    """Compare outputs; return what is wrong, or nothing."""
+    low, high = reading.run(points)
+    if reading.exact and (low.shape != wanted.shape or low.dtype != wanted.dtype):
+        return f"difference: {low.dtype} {low.shape}, expected {wanted.dtype} {wanted.shape}"
+    if low.size != wanted.size or len(low) != len(wanted):
+        return f"difference: outputs {low.shape}, expected {wanted.shape}"
+    if not (reading.exact or np.isfinite(low).all()) and np.isfinite(wanted).all():
+        return "overflow: bounds that are not finite"
+    low, high = low.reshape(wanted.shape), high.reshape(wanted.shape)
+    tolerance = truth.tolerance(wanted)
+    wrong = apart(low, high, wanted, tolerance, reading.exact)
+    if wrong.any():
+        if not truth.finite or not (reading.exact or truth.scale < np.finfo(truth.dtype).max / 4):
+            return "overflow: infinities on the way"
+        tolerance = max(tolerance, truth.scale * truth.rounding)
+        wrong = apart(low, high, wanted, tolerance, reading.exact)
+    if wrong.any():
+        k = tuple(np.argwhere(wrong)[0])
+        return (
+            f"difference: {low[k]!r} to {high[k]!r} at {[int(i) for i in k]}, expected {wanted[k]!r}, +-{tolerance:.2g}"
+        )
+    with np.errstate(all="ignore"):
+        wide = (high - low > WIDE * (1 + np.abs(low))).any() and (high - low).max() > WIDE * (1 + truth.scale)
+    return f"wide: {(high - low).max():.2g}" if wide else ""
+
+
+def unconfirmed(case: Case, reading: Reading, truth: Truth) -> str:
+    """Say of a graph that onnxruntime refuses what onnx says of it."""
+    reason = invalid(case.model)
+    if reason:
+        return f"invalid: {reason}"
+    wanted = by_reference(case)
+    if wanted is None or wanted.dtype.kind != "f" or reading.inputs != np.prod(case.shape):
+        return f"unconfirmed: {truth.refusal}"
+    return difference(reading, truth, case.points, wanted) or "reference agrees"
+
+
+def block(style: str, first: int, count: int, seed: int) -> dict[str, Any]:
+    """Try a block of graphs, and count what became of them."""
+    outcomes = {reader: Counter[str]() for reader in READERS}
+    operators = {reader: Counter[str]() for reader in READERS}
+    faults: dict[str, list[str]] = {reader: [] for reader in READERS}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for index in range(first, first + count):
+            drawn = case(style, index, seed)
+            path, truth = Path(folder) / "graph.onnx", Truth(drawn)
+            path.write_bytes(drawn.data)
+            for reader in READERS:
+                outcome = judged(drawn, reader, truth, path)
+                word = outcome.split(":")[0]
+                outcomes[reader][word] += 1
+                if word == "agrees":
+                    operators[reader].update(set(drawn.operators))
+                elif word not in ("refused", "reference agrees", "overflow"):
+                    faults[reader].append(f"{style} {index} {reader} {outcome}"[:300])
+    return {
+        "seed": seed,
+        "style": style,
+        "first": first,
+        "graphs": count,
+        "outcomes": {reader: dict(sorted(counts.items())) for reader, counts in outcomes.items()},
+        "operators": {reader: dict(sorted(counts.items())) for reader, counts in operators.items()},
+        "faults": [fault for found in faults.values() for fault in found[:SHOWN]],
+    }
+
+
+def run(path: Path, seed: int, target: int) -> list[dict[str, Any]]:
+    """Run blocks of each style until its reader has read `target` of its graphs, beginning with those of the file."""
+    rows = measure.load(path)
+    for style, reader in AIMS.items():
+        mine = [row for row in rows if (row["style"], row["seed"]) == (style, seed)]
+        first, read = sum(row["graphs"] for row in mine), sum(row["outcomes"][reader].get("agrees", 0) for row in mine)
+        while read < target:
+            row = measure.measured(functools.partial(block, style, first, BLOCK, seed))
+            row |= {"commit": _commit(), "packages": {p: version(p) for p in ("onnx", "onnxruntime")}}
+            rows.append(row)
+            measure.save(path, rows, "random ONNX graphs: four readers against onnxruntime")
+            first, read = first + BLOCK, read + row["outcomes"][reader].get("agrees", 0)
+            print(
+                f"{style} {first}: {BLOCK / row['cpu_seconds']:.0f} graphs per CPU second, {reader} has read {read}",
+                flush=True,
+            )
+            print(*row["faults"], sep="\n", flush=True)
+    return rows
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=measure.ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def show(style: str, index: int, seed: int) -> None:
+    """Print a graph and what becomes of it."""
+    drawn = case(style, index, seed)
+    print(onnx.printer.to_text(drawn.model), f"batch {drawn.batch}, one point {drawn.shape}", sep="\n")
+    truth = Truth(drawn)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "graph.onnx"
+        path.write_bytes(drawn.data)
+        print("onnxruntime:", truth.refusal or (truth.items if isinstance(truth.items, Mixed) else "runs"))
+        for reader in READERS:
+            print(f"{reader}: {judged(drawn, reader, truth, path)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readers.campaign", description=__doc__)
+    parser.add_argument("--target", type=int, default=TARGET)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--show", nargs=2, metavar=("STYLE", "INDEX"), help=f"one graph; styles: {', '.join(STYLES)}")
+    parser.add_argument("--path", type=Path, default=RESULTS / "readers.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.show:
+        show(arguments.show[0], int(arguments.show[1]), arguments.seed)
+    else:
+        run(arguments.path, arguments.seed, arguments.target)
+
+
+if __name__ == "__main__":
+    main()

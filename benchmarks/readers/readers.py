@@ -1,0 +1,116 @@
+"""The four readers, each behind one function: from the bytes of a file to what computes its outputs."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx.checker
+import onnx.shape_inference
+import torch
+from torch import nn
+
+from benchmarks import measure
+from benchmarks.readers.draft import Array
+from benchmarks.readers.graphs import Case
+from benchmarks.verify.cases import module_at
+from nnrepair import onnx as loader
+from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.verify.lowering import lower
+
+minimality: Any = module_at("minimality", measure.ROOT / "verification" / "minimality.py")
+reading: Any = module_at("reading", measure.ROOT / "verification" / "reading.py")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file as one reader understands it.
+
+    Attributes:
+        run: gives bounds (n, ...) of the outputs for points (n, ...); both are one for what computes numbers.
+        inputs: how many numbers one point has.
+        exact: whether overflow and NaN must be those of the file's own precision.
+    """
+
+    run: Callable[[Array], tuple[Array, Array]]
+    inputs: int
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a file is read, with the errors that refuse it."""
+
+    read: Callable[[Path, Case], Reading]
+    refusals: tuple[type[Exception], ...]
+
+
+def by_minimality(path: Path, case: Case) -> Reading:
+    """verification/minimality.py: an enclosure of the outputs."""
+    network = minimality.Network(path)
+
+    def run(points: Array) -> tuple[Array, Array]:
+        with np.errstate(all="ignore"):
+            output = network.run(points.astype(np.float64))[0][network.output]
+            return output.lower, output.upper
+
+    return Reading(run, math.prod(case.shape))
+
+
+def by_reading(path: Path, case: Case) -> Reading:
+    """verification/reading.py: the layers of a chain."""
+    layers = reading.read_network(path.read_bytes())
+
+    def run(points: Array) -> tuple[Array, Array]:
+        y = points.reshape(len(points), -1).astype(np.float64)
+        with np.errstate(all="ignore"):
+            for layer in layers:
+                y = y @ layer.weight.T + layer.bias
+                y = np.maximum(y, 0) if layer.relu else y
+        return y, y
+
+    return Reading(run, layers[0].weight.shape[1])
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path, data: bytes) -> nn.Module:
+    """Load a graph once for both of the next."""
+    return loader.load(path)
+
+
+def by_load(path: Path, case: Case) -> Reading:
+    """nnrepair.onnx.load: a module."""
+    model = _loaded(path, case.data)
+
+    def run(points: Array) -> tuple[Array, Array]:
+        with torch.no_grad():
+            y = model(torch.from_numpy(points)).numpy()
+        return y, y
+
+    return Reading(run, math.prod(case.shape), exact=True)
+
+
+def by_lower(path: Path, case: Case) -> Reading:
+    """nnrepair.verify.lowering.lower: the graph of that module."""
+    graph = lower(_loaded(path, case.data), case.shape)
+
+    def run(points: Array) -> tuple[Array, Array]:
+        with torch.no_grad():
+            y = graph(torch.from_numpy(points.reshape(len(points), -1).astype(np.float64))).numpy()
+        return y, y
+
+    return Reading(run, graph.inputs)
+
+
+_ONNX = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+READERS = {
+    "minimality": Reader(by_minimality, (minimality.Unusable,)),
+    "reading": Reader(by_reading, (ValueError, *_ONNX)),
+    "load": Reader(by_load, (InvalidInput, UnsupportedModel)),
+    "lower": Reader(by_lower, (InvalidInput, UnsupportedModel)),
+}
