@@ -46,7 +46,7 @@ class RepairFailed(NNRepairError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing.
+    r"""Return the first line of what an error says, or its kind where it says nothing.
 
     >>> first_line(ValueError("no such thing\nmore"))
     'no such thing'

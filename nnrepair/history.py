@@ -80,6 +80,8 @@ def _is_right(step: Step) -> bool:
     rates = [step.retained, *(rate for rate in step.generalization if rate is not None)]
     numbers, counts = [step.seconds], [*step.edits, step.rehearsed]
     for kept in step.kept.values():
+        if (kept.locality is None) != (kept.decisions == 0):
+            return False
         moved = kept.moved
         within, sizes = ((moved.within,), (moved.tolerance, moved.mean, moved.largest)) if moved else ((), ())
         rates += _known(kept.accuracy_before, kept.accuracy_after, kept.locality, *within)

@@ -113,7 +113,7 @@ def test_labels_of_answers(outputs: int, dtype: type, tmp_path: Path, capsys) ->
     files = ["--edits", tmp_path / "edits.npz", "--locality", tmp_path / "keep.npz", "--test", tmp_path / "test.npz"]
     files += ["--out", tmp_path / "out.onnx", "--report", tmp_path / "report.json"]
     assert run("fix", tmp_path / "base.onnx", *files, "--method", "ft") == 0
-    repaired = cli.ModelFile.load(tmp_path / "out.onnx").model
+    repaired = ModelFile.load(tmp_path / "out.onnx").model
     with torch.no_grad():
         after = (repaired(points) > 0).numpy()
     assert (after[:2] == wrong).all()
@@ -440,7 +440,7 @@ def test_a_disk_that_fills_up_costs_no_repair(base: Path, tmp_path: Path, capsys
     edits = np.load(base / "edits.npz")
     assert (labels_of(found["out.onnx"], edits["inputs"]) == edits["labels"]).all()
     patch = nnrepair.Patch.load(found["p.safetensors"])
-    assert fingerprint(patch.apply(network())) == fingerprint(cli.ModelFile.load(found["out.onnx"]).model)
+    assert fingerprint(patch.apply(network())) == fingerprint(ModelFile.load(found["out.onnx"]).model)
     assert Certificate.load(found["c.npz"]).norm == "l1"
     assert json.loads(found["report.json"].read_text())["outcome"]["status"] == "repaired"
     assert {path.parent.parent for path in places.values()} == {temporary}

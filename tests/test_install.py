@@ -160,7 +160,10 @@ refused("demo", lambda: nnrepair.demo.run(nnrepair.demo.Path("page.html")))
 sys.path.insert(0, {str(Path(__file__).parents[1] / "verification" / "acas")!r})
 refused("sweep", lambda: runpy.run_path(sys.path[0] + "/repair.py"))
 """
-    needing = [f"nnrepair.onnx.{name}" for name in ("importer", "operators", "reader", "writer")]
+    needing = [
+        f"nnrepair.onnx.{name}"
+        for name in ("constants", "external", "importer", "node", "operators", "reader", "writer")
+    ]
     said, error = run(program)
     assert said.split() == needing and error == ""
 

@@ -344,7 +344,7 @@ class Idle(nn.Module):
 @pytest.mark.parametrize("names", [["unused.weight"], ["unused.weight", "unused.bias"]])
 def test_layers_without_effect_are_refused(names: list[str]) -> None:
     model = seeded(Idle)
-    with pytest.raises(InvalidInput, match=r"does not depend on \['unused.weight'.*choose another layer"):
+    with pytest.raises(InvalidInput, match=r"does not depend on \['unused.weight'.*Choose another layer"):
         Linearization(model, names, randn(4, 4))
 
 

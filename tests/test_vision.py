@@ -189,7 +189,7 @@ def test_networks_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="do not fit"):
         vision.relu_mlp(tmp_path / "misfit.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "net.npz").read_bytes()[:100])
-    with pytest.raises(InvalidInput, match="cannot be read"):
+    with pytest.raises(InvalidInput, match="it is damaged"):
         vision.relu_mlp(tmp_path / "cut.npz")
     with pytest.raises(InvalidInput, match="Did you mean '3x100'"):
         vision.relu_mlp("3x10")

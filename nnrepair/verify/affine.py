@@ -105,6 +105,8 @@ class Convolution(Affine):
         windows = (d * (kernel - 1) + 1 for d, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
         out = ((size - w) // stride + 1 for size, w, stride in zip(grown, windows, layer.stride, strict=True))
         self.out_shape: Shape = (len(self.weight), *out)
+        if min(self.out_shape) < 1:
+            raise ValueError(f"its kernel is larger than the image of shape {shape}")
         self.left_over = self._left_over()
         kernel = self.weight[0, 0].numel()
         self.terms = kernel * max(self.weight.shape[:2])

@@ -13,7 +13,6 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
 from nnrepair.verify.deadline import Deadline
@@ -132,6 +131,8 @@ def _multipliers(rows: Conjunction) -> dict[int, Fraction] | None:
         b = np.array([float(rows[i].bound / sizes[i]) for i in some])
     except OverflowError:
         return None
+    from scipy.optimize import linprog  # slow to import, and rarely needed
+
     equal = np.vstack([A.T, np.ones(len(A))])
     answer = linprog(b / (np.abs(b).max() or 1.0), A_eq=equal, b_eq=[*[0.0] * A.shape[1], 1.0])
     if answer.status != 0:
