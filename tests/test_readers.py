@@ -17,14 +17,11 @@ from benchmarks.readers import campaign, graphs, readers
 from benchmarks.readers.readers import Reader, Reading
 from benchmarks.readers.truth import Mixed, Truth
 
-#: Those that are compared here.
-COMPARED = ("load", "lower")
-
 
 @pytest.mark.parametrize("style", list(graphs.STYLES))
 def test_readers_compute_what_onnxruntime_computes_or_refuse(style: str) -> None:
     made = campaign.block(style, 0, 60, graphs.SEED)
-    for reader in COMPARED:
+    for reader in readers.READERS:
         counts = made["outcomes"][reader]
         assert counts.keys() <= {"agrees", "refused", "reference agrees", "overflow"}, made["faults"]
         assert counts["agrees"] > 15 and made["operators"][reader]

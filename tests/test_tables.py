@@ -17,7 +17,7 @@ def test_the_page_about_properties_is_what_the_results_say():
 
 
 def test_the_page_about_reading_files_is_what_the_results_say():
-    assert (ROOT / "docs" / "results-checkers.md").read_text() == readers.page()
+    assert (ROOT / "docs" / "results-readers.md").read_text() == readers.page()
 
 
 def test_the_page_about_regions_is_what_the_results_say():

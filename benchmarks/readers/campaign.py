@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ RESULTS = Path(__file__).parent / "results"
 BLOCK = 5000
 #: How many graphs each reader must have read.
 TARGET = 50_000
+#: Graphs of each style, at least.
+LEAST = 30_000
 #: The reader that each style is drawn for.
 AIMS = {"chain": "reading", "images": "minimality", "linear": "lower", "all": "load"}
 #: How many faults of a reader in a block are kept in words; all are counted.
@@ -144,24 +147,39 @@ def block(style: str, first: int, count: int, seed: int) -> dict[str, Any]:
     }
 
 
-def run(path: Path, seed: int, target: int) -> list[dict[str, Any]]:
-    """Run blocks of each style until its reader has read `target` of its graphs, beginning with those of the file."""
+def run(path: Path, seed: int, target: int, jobs: int) -> list[dict[str, Any]]:
+    """Run blocks until every reader has read `target` graphs, going on with those of the file.
+
+    After LEAST graphs of each style come those that are drawn for the reader that has read the fewest.
+    """
     rows = measure.load(path)
-    for style, reader in AIMS.items():
-        mine = [row for row in rows if (row["style"], row["seed"]) == (style, seed)]
-        first, read = sum(row["graphs"] for row in mine), sum(row["outcomes"][reader].get("agrees", 0) for row in mine)
-        while read < target:
-            row = measure.measured(functools.partial(block, style, first, BLOCK, seed))
-            row |= {"commit": _commit(), "packages": {p: version(p) for p in ("onnx", "onnxruntime")}}
-            rows.append(row)
-            measure.save(path, rows, "random ONNX graphs: four readers against onnxruntime")
-            first, read = first + BLOCK, read + row["outcomes"][reader].get("agrees", 0)
-            print(
-                f"{style} {first}: {BLOCK / row['cpu_seconds']:.0f} graphs per CPU second, {reader} has read {read}",
-                flush=True,
-            )
-            print(*row["faults"], sep="\n", flush=True)
+    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        while (style := wanted([row for row in rows if row["seed"] == seed], target)) is not None:
+            first = sum(row["graphs"] for row in rows if (row["style"], row["seed"]) == (style, seed))
+            blocks = [functools.partial(block, style, first + k * BLOCK, BLOCK, seed) for k in range(jobs)]
+            for row in pool.map(measure.measured, blocks):
+                rows.append(row | {"commit": _commit(), "packages": {p: version(p) for p in ("onnx", "onnxruntime")}})
+                measure.save(path, rows, "random ONNX graphs: four readers against onnxruntime")
+                speed = BLOCK / row["cpu_seconds"]
+                print(
+                    f"{style} {row['first']}: {speed:.0f} graphs per CPU second, read so far: {read(rows)}", flush=True
+                )
+                print(*row["faults"], sep="\n", flush=True)
     return rows
+
+
+def read(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many graphs each reader has read, and computed what onnxruntime computes."""
+    return {reader: sum(row["outcomes"][reader].get("agrees", 0) for row in rows) for reader in READERS}
+
+
+def wanted(rows: list[dict[str, Any]], target: int) -> str | None:
+    """Return the style that is to be drawn next."""
+    graphs = {style: sum(row["graphs"] for row in rows if row["style"] == style) for style in AIMS}
+    counts = read(rows)
+    behind = min(AIMS, key=lambda style: counts[AIMS[style]])
+    short = [style for style in AIMS if graphs[style] < min(LEAST, target)]
+    return short[0] if short else behind if counts[AIMS[behind]] < target else None
 
 
 def _commit() -> str:
@@ -186,6 +204,7 @@ def show(style: str, index: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readers.campaign", description=__doc__)
     parser.add_argument("--target", type=int, default=TARGET)
+    parser.add_argument("--jobs", type=int, default=1, metavar="PROCESSES")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--show", nargs=2, metavar=("STYLE", "INDEX"), help=f"one graph; styles: {', '.join(STYLES)}")
     parser.add_argument("--path", type=Path, default=RESULTS / "readers.json")
@@ -194,7 +213,7 @@ def main() -> None:
     if arguments.show:
         show(arguments.show[0], int(arguments.show[1]), arguments.seed)
     else:
-        run(arguments.path, arguments.seed, arguments.target)
+        run(arguments.path, arguments.seed, arguments.target, arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def case(style: str, index: int, seed: int = SEED) -> Case:
     if item and d.odd(0.03):
         item[d.below(len(item))] = 0
     fixed = d.chance(0.5)
-    d.batch = d.pick([1, 1, 1, 1, 2, POINTS]) if fixed else d.pick([1, 2, 3, POINTS])
+    d.batch = d.pick([*[1] * 10, 2, POINTS]) if fixed else d.pick([1, 2, 3, POINTS])
     kind = dtype if not d.odd(0.03) else d.pick([np.int64, np.int32])
     d.input = Value(d.name("x"), (d.batch, *item), kind)
     d.values = [d.input]
@@ -138,7 +138,7 @@ def assembled(d: Draft, output: Value, fixed: bool) -> onnx.ModelProto:
     # onnx's own shape inference ends the process at a Slice of a negative size (onnx 1.23), whoever asks it.
     open_size = None if any(node.op_type == "Slice" for node in d.nodes) else -1
     if not fixed:
-        sizes[0] = d.pick(["n", "batch", None, open_size])
+        sizes[0] = d.pick(["n", "batch", None, "n", "batch", None, "n", open_size])
     if len(sizes) > 1 and d.odd(0.05):
         sizes[1 + d.below(len(sizes) - 1)] = d.pick(["size", None, open_size])
     ends = [helper.make_tensor_value_info(d.input.name, kind_of(d.input.dtype), sizes)]

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx.checker
-import onnx.shape_inference
 import torch
 from torch import nn
 
@@ -52,7 +50,7 @@ class Reader:
 
 def by_minimality(path: Path, case: Case) -> Reading:
     """verification/minimality.py: an enclosure of the outputs."""
-    network = minimality.Network(path)
+    network = minimality.Network(path.read_bytes())
 
     def run(points: Array) -> tuple[Array, Array]:
         with np.errstate(all="ignore"):
@@ -107,10 +105,9 @@ def by_lower(path: Path, case: Case) -> Reading:
     return Reading(run, graph.inputs)
 
 
-_ONNX = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 READERS = {
-    "minimality": Reader(by_minimality, (minimality.Unusable,)),
-    "reading": Reader(by_reading, (ValueError, *_ONNX)),
+    "minimality": Reader(by_minimality, (minimality.Unreadable,)),
+    "reading": Reader(by_reading, (reading.Unreadable,)),
     "load": Reader(by_load, (InvalidInput, UnsupportedModel)),
     "lower": Reader(by_lower, (InvalidInput, UnsupportedModel)),
 }

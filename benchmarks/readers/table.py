@@ -1,4 +1,4 @@
-"""Write docs/results-checkers.md from the committed result file alone."""
+"""Write docs/results-readers.md from the committed result file alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def by_operator(rows: list[Row]) -> str:
 
 
 def page() -> str:
-    """Return docs/results-checkers.md."""
+    """Return docs/results-readers.md."""
     file = json.loads(RESULTS.read_text())
     rows: list[Row] = file["rows"]
     graphs, cpu = sum(row["graphs"] for row in rows), sum(row["cpu_seconds"] for row in rows)
@@ -87,5 +87,5 @@ How many graphs with an operator each reader has read:
 
 
 def write() -> None:
-    """Write docs/results-checkers.md."""
-    write_atomically(ROOT / "docs" / "results-checkers.md", page().encode())
+    """Write docs/results-readers.md."""
+    write_atomically(ROOT / "docs" / "results-readers.md", page().encode())
