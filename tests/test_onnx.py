@@ -368,6 +368,21 @@ def test_names_that_a_module_owns_are_changed(tmp_path: Path) -> None:
     assert model(torch.zeros(2, 3)).shape == (2, 3)
 
 
+def test_names_within_other_layers_are_changed(tmp_path: Path) -> None:
+    """A layer cannot hold another one; no number behind its name would help."""
+    names = ["net.weight", "net.fc.weight", "net.fc.deep.weight", "other.net.weight"]
+    values = ["x", "a", "b", "c", "y"]
+    nodes = [helper.make_node("MatMul", [values[k], name], [values[k + 1]]) for k, name in enumerate(names)]
+    path = write(tmp_path / "m.onnx", nodes, {name: normal(3, 3) for name in names}, ["n", 3], ["n", 3])
+    model = nonnx.load(path)
+    assert [name for name, _ in model.named_parameters()] == [
+        "net.weight", "net_fc.weight", "net_fc_deep.weight", "other.net.weight",
+    ]  # fmt: skip
+    x = torch.randn(6, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), run(path, x), rtol=1e-5, atol=1e-5)
+
+
 def test_batch_size_arithmetic_is_followed(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Shape", ["x"], ["s"]),

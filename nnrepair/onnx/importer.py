@@ -219,11 +219,10 @@ class Importer:
         self.taken.update(_paths(name))
 
     def _free_name(self, wanted: str) -> str:
-        """Return the wanted name, or one with a number where it is taken or holds other modules."""
-        name = wanted
-        while name in self.taken or any(
-            part in self.modules for part in itertools.accumulate(name.split("."), "{}.{}".format)
-        ):
+        """Return the wanted name; a number follows where it is taken, and no other module holds it."""
+        *outer, _ = _paths(wanted)
+        wanted = name = wanted.replace(".", "_") if any(part in self.modules for part in outer) else wanted
+        while name in self.taken:
             self.numbers[wanted] += 1
             name = f"{wanted}_{self.numbers[wanted] + 1}"
         return name
