@@ -282,7 +282,7 @@ class _Problem:
         self.work = [self.work[t] for t in kept]
         self.flat = {new: each for new, t in enumerate(kept) if (each := found[t]) is not None}
         if self.empty:
-            jobs = jobs[torch.tensor(kept, device=jobs.lower.device)]
+            jobs = jobs[torch.tensor(kept, dtype=torch.long, device=jobs.lower.device)]
         if self.flat:
             jobs.flat = torch.zeros(len(jobs), dtype=torch.bool, device=jobs.lower.device)
             jobs.flat[list(self.flat)] = True
