@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnrepair.verify.affine import Dense
+from nnrepair.verify.affine import Affine, Dense
 from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph, Node
 
@@ -197,7 +197,10 @@ class Bounder:
 
     def _folded(self) -> list[bool]:
         """Tell for each node whether one ReLU alone reads it: its error is counted there, as slopes are at most 1."""
-        readers = [[r for r, node in enumerate(self.graph.nodes) if k in node.sources] for k in range(len(self.alone))]
+        readers: list[list[int]] = [[] for _ in self.graph.nodes]
+        for r, node in enumerate(self.graph.nodes):
+            for source in set(node.sources):
+                readers[source].append(r)
         return [
             len(by) == 1 and self.graph.nodes[by[0]].relu is not None and self.graph.nodes[k].affine is not None
             for k, by in enumerate(readers)
@@ -532,6 +535,7 @@ class Bounder:
         """
         values, i = [x], 0
         for current in self.graph.nodes[1 : node + 1]:
+            self.deadline.check()
             first = values[current.sources[0]]
             if current.affine is not None:
                 values.append(current.affine.apply(first) + current.affine.bias)
@@ -562,7 +566,7 @@ class Bounder:
         for node in self.graph.nodes[1:-1]:
             first = moves[node.sources[0]]
             if node.affine is not None:
-                moves.append(node.affine.apply(first))
+                moves.append(self._applied(node.affine, first))
             elif node.relu is None:
                 moves.append(sum((moves[s] for s in node.sources[1:]), first))
             else:
@@ -574,3 +578,12 @@ class Bounder:
                 moves.append(first * relaxation.slope[i][:, None, :])
                 i += 1
         return total.nan_to_num(0.0)
+
+    def _applied(self, affine: Affine, x: Tensor) -> Tensor:
+        """Return W x for x (boxes, inputs of the network, inputs), with looks at the clock."""
+        rows, size = x.flatten(0, 1), max(1, PIECE_WORK // max(1, affine.work))
+        parts = []
+        for part in torch.split(rows, size):
+            self.deadline.check()
+            parts.append(affine.apply(part))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(*x.shape[:-1], len(affine.bias))

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.deadline import Deadline, OutOfTime
-from nnrepair.verify.exact import can_be_exact
+from nnrepair.verify.exact import TooLong, can_be_exact
 from nnrepair.verify.falsify import LEAST, attack
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import NOTHING, Found, Jobs, Options
@@ -326,7 +326,9 @@ class _Problem:
             row = conjunction[self.flat[job].equal[0]]
             for pair in sides(self.graph, jobs[job : job + 1], self.flat[job].equal, generator, deadline):
                 p, q = (self.replay.in_box(end.cpu(), case.box) for end in pair)
-                x = between(self.graph, p, q, row, deadline)
+                x = None
+                with suppress(TooLong):
+                    x = between(self.graph, p, q, row, deadline)
                 self.counterexample = None if x is None else self.replay(x, conjunction, alone=True)
                 if self.counterexample is not None:
                     self.remark = f"the outputs meet an unsafe set without interior: {equation(row)}. {TIED}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -20,14 +21,21 @@ from nnrepair.verify.property import Box, Conjunction, Halfspace
 
 #: Larger networks (in multiplications) are enclosed in float64 instead; so many of them between two looks at the clock.
 EXACT_LIMIT, PIECE = 5_000_000, 20_000
+#: So are the outputs at points whose common denominator has more bits.
+DENOMINATOR_BITS = 50_000
 
 Enclosure = list[tuple[Fraction, Fraction]]
+
+
+class TooLong(Exception):
+    """Exact arithmetic would take numbers that are too long."""
 
 
 def enclosure(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) -> tuple[Enclosure, bool]:
     """Return the outputs at x (inputs,), each between two fractions, and whether these are equal (exact)."""
     if can_be_exact(graph):
-        return [(v, v) for v in rational(graph, x, deadline)], True
+        with suppress(TooLong):
+            return [(v, v) for v in rational(graph, x, deadline)], True
     low, high = _around(graph, x)
     bounder = Bounder(graph, low, high, deadline=deadline)
     relaxation, least = bounder.relax(low[None], high[None]), list[Tensor]()
@@ -90,8 +98,16 @@ def can_be_exact(graph: Graph) -> bool:
 
 
 def rational(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) -> list[Fraction]:
-    """Return the outputs at x (inputs,)."""
-    common = math.lcm(*(v.denominator for v in x))
+    """Return the outputs at x (inputs,).
+
+    Raises:
+        OutOfTime: the deadline passed. TooLong: the common denominator has more than DENOMINATOR_BITS.
+    """
+    common = 1
+    for v in x:
+        common = math.lcm(common, v.denominator)
+        if common.bit_length() > DENOMINATOR_BITS:
+            raise TooLong
     twos = (common & -common).bit_length() - 1
     odd = common >> twos
     values: list[Numbers] = [(np.array([v.numerator * (common // v.denominator) for v in x], object), -twos)]

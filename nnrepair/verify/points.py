@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class _Points:
             return judged
         shape = item_shape(model, self.inputs)
         with torch.no_grad(), suppress(OutOfTime):
-            graph = lower(model, shape)  # before the model runs: it says best what it cannot read
+            graph = lower(model, shape, deadline)  # before the model runs: it says best what it cannot read
             x = self.inputs.double().flatten(1)
             size = max(1, min(BATCH // graph.size, BATCH_WORK // max(1, graph.work)))
             for part in torch.split(torch.arange(len(x)), size):
@@ -114,7 +114,8 @@ class _Points:
                 criterion.check(y)
                 deadline.check()
                 judged.run[part] = criterion.holds(y.double())
-                judged.holds[part], judged.fails[part] = _signs(criterion, *outputs_over(graph, x[part], x[part]))
+                ends = outputs_over(graph, x[part], x[part], deadline)
+                judged.holds[part], judged.fails[part] = _signs(criterion, *ends)
             for i in (~judged.holds & ~judged.fails).nonzero()[:, 0].tolist():
                 signs = _alone(graph, x[i], self.criterion[torch.tensor([i])], deadline)
                 judged.holds[i], judged.fails[i], judged.exact[i] = signs
@@ -273,8 +274,12 @@ def confirm(
     shape = item_shape(model, sets[0].inputs if sets else over[0][1].corners[0])
     vars(model)["item_shape"] = shape  # for properties, whose boxes may be flat
     properties = _properties(property)
-    graph = lower(model, shape)
-    _require_sizes(properties, graph)
+    late = CheckResult("unknown", reason="" if timeout is None else f"the time limit of {timeout:g} s was reached")
+    try:
+        graph = lower(model, shape, deadline)
+        _require_sizes(properties, graph, deadline)
+    except OutOfTime:
+        return replace(late, cpu_seconds=time.process_time() - cpu, wall_seconds=time.monotonic() - started)
     verdicts: list[Verdict] = []
     shares, reasons, found = list[float](), list[str](), None
     for each in sets:
@@ -292,8 +297,6 @@ def confirm(
             when = " before the time limit" if deadline.passed else ""
             reasons[-1] += f"; {int(unsure.sum())} too close to tell{when}: {each.named(unsure)}"
         shares.append(float(right.double().mean()) if len(right) else 1.0)
-
-    late = CheckResult("unknown", reason="" if timeout is None else f"the time limit of {timeout:g} s was reached")
 
     def checked(network: nn.Module, claim: Property | str | Path) -> CheckResult:
         left = deadline.left()
@@ -368,10 +371,10 @@ def _properties(given: Any) -> list[tuple[str, Property | str | Path]]:
     ]
 
 
-def _require_sizes(properties: Sequence[tuple[str, Property | str | Path]], graph: Graph) -> None:
+def _require_sizes(properties: Sequence[tuple[str, Property | str | Path]], graph: Graph, deadline: Deadline) -> None:
     """Refuse properties that do not fit, before the long computation."""
     for name, one in properties:
-        loaded = one if isinstance(one, Property) else vnnlib.load(one)
+        loaded = one if isinstance(one, Property) else vnnlib.load(one, deadline)
         if (loaded.inputs, loaded.outputs) != (graph.inputs, graph.outputs):
             raise InvalidInput(
                 f"{name} is about {loaded.inputs} inputs and {loaded.outputs} outputs, but the network has "

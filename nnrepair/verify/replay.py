@@ -62,11 +62,13 @@ class Replay:
                 x = torch.where(x.double() > high, torch.nextafter(x, torch.full_like(x, -torch.inf)), x)
             fits = (x.double() >= low) & (x.double() <= high)
         given = zip(fits.tolist(), x.tolist(), point.tolist(), box.lower, box.upper, strict=True)
-        return tuple(Fraction(v) if fit else min(max(Fraction(p), a), b) for fit, v, p, a, b in given)
+        each = self.deadline.each(given)
+        return tuple(Fraction(v) if fit else min(max(Fraction(p), a), b) for fit, v, p, a, b in each)
 
     def rounded(self, point: Exact) -> Tensor:
         """Return the nearest numbers of the network's own precision."""
-        x, most = torch.tensor([float(v) for v in point], dtype=torch.float64), torch.finfo(self.dtype).max
+        values, most = [float(v) for v in self.deadline.each(point)], torch.finfo(self.dtype).max
+        x = torch.tensor(values, dtype=torch.float64)
         return x.clamp(-most, most).to(self.dtype)
 
     def __call__(self, point: Exact, conjunction: Conjunction, alone: bool = False) -> Counterexample | None:
