@@ -30,7 +30,7 @@ from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import NOTHING, Found, Jobs, Options
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.phases import PhaseSearch
-from nnrepair.verify.property import Case, Conjunction, Property
+from nnrepair.verify.property import Case, Conjunction, Exact, Property
 from nnrepair.verify.replay import Replay
 from nnrepair.verify.result import CheckResult, Counterexample
 from nnrepair.verify.search import Search
@@ -303,21 +303,30 @@ class _Problem:
         Returns:
             Whether that is enough: a better one may follow until the first attack is over.
         """
-        points, each = points.cpu(), [self.work[job] for job in jobs.tolist()]
-        for point, (case, conjunction) in zip(points, each, strict=True):
+        points, each = points.cpu(), jobs.tolist()
+        for point, job in zip(points, each, strict=True):
             self.deadline.check()
-            found = self.replay(self.replay.in_box(point, case.box), conjunction)
-            if found is not None:
-                self.counterexample = found
+            if self._try(self.replay.in_box(point, self.work[job][0].box), job):
                 return True
-        for point, (case, conjunction) in list(zip(points, each, strict=True))[:ALONE]:
+        for point, job in list(zip(points, each, strict=True))[:ALONE]:
             if self.counterexample is None and self.spent < ALONE_WORK:
                 self.spent += self.graph.work
-                self.counterexample = self.replay(
-                    self.replay.in_box(point, case.box, own=False), conjunction, alone=True
-                )
+                self._try(self.replay.in_box(point, self.work[job][0].box, own=False), job, alone=True)
         self.refused += len(points) if self.counterexample is None else 0
         return self.settled and self.counterexample is not None
+
+    def _try(self, point: Exact, job: int, alone: bool = False) -> bool:
+        """Keep a point of a job's box if it is a counterexample; see `Replay`."""
+        found = self.replay(point, self.work[job][1], alone)
+        if found is not None:
+            self.counterexample, self.remark = found, ""
+            if job in self.flat:
+                self.remark = f"the outputs meet an unsafe set without interior: {self._equation(job)}. {TIED}"
+        return found is not None
+
+    def _equation(self, job: int) -> str:
+        """Return in words what holds in an unsafe set without interior."""
+        return equation(self.work[job][1][self.flat[job].equal[0]])
 
     def _meet(self, jobs: Jobs, generator: torch.Generator, deadline: Deadline) -> None:
         """Look for points whose outputs meet unsafe sets without interior."""
@@ -326,13 +335,10 @@ class _Problem:
             row = conjunction[self.flat[job].equal[0]]
             for pair in sides(self.graph, jobs[job : job + 1], self.flat[job].equal, generator, deadline):
                 p, q = (self.replay.in_box(end.cpu(), case.box) for end in pair)
-                x = None
                 with suppress(TooLong):
                     x = between(self.graph, p, q, row, deadline)
-                self.counterexample = None if x is None else self.replay(x, conjunction, alone=True)
-                if self.counterexample is not None:
-                    self.remark = f"the outputs meet an unsafe set without interior: {equation(row)}. {TIED}"
-                    return
+                    if x is not None and self._try(x, job, alone=True):
+                        return
 
     # What to say -----------------------------------------------------------------------------------------------------
 
@@ -344,8 +350,7 @@ class _Problem:
         if self.refused:
             said.append(f"{self.refused} points that seemed to violate the property failed replay")
         if self.flat:
-            job, which = next(iter(self.flat.items()))
-            row = equation(self.work[job][1][which.equal[0]])
+            row = self._equation(next(iter(self.flat)))
             said.append(f"{len(self.flat)} unsafe sets have no interior, as {row}, which no splitting decides. {TIED}")
         return said
 
