@@ -202,12 +202,13 @@ def heldout() -> dict[str, Any]:
 def deadlines() -> str:
     """Return in one sentence whether time limits were kept."""
     rows = _rows("deadlines.json")
-    late, clocks = sum(row["late"] for row in rows), sorted({row["clock"] for row in rows})
+    late = sum(row["late"] for row in rows)
+    clocks = " and ".join(sorted({"CPU" if row["clock"] == "cpu" else "wall" for row in rows}))
     limits = ", ".join(f"{v:g}" for v in sorted({row["limit"] for row in rows}))
     over = max(row["cpu_seconds" if row["clock"] == "cpu" else "wall_seconds"] - row["limit"] for row in rows)
     return (
-        f"{len(rows)} random networks and properties with limits of {limits} s of {' and '.join(clocks)} time: {late} "
-        f"late (more than 20 % and one second over), the worst {over:+.2f} s."
+        f"{len(rows)} random networks and properties with limits of {limits} s of {clocks} time: {late} late\n"
+        f"(more than 20 % and one second over), the worst {over:+.2f} s."
     )
 
 
