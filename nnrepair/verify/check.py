@@ -44,10 +44,9 @@ FIRST, STARTS, MOST_STARTS = 0.5, 256, 65_536
 #: Of points that no run shows to be counterexamples, so many at once are tried in exact arithmetic, until that took so
 #: many multiplications.
 ALONE, ALONE_WORK = 2, 500_000_000
-#: Unsafe sets that are looked at for an interior, and those without in which ties are sought.
-FLAT, TIES = 2000, 20
-#: Seconds that it takes to write down one number of a property, at most.
-DUMPED = 1e-5
+#: Unsafe sets that are looked at for an interior, during at most this share of the time; those without in which ties
+#: are sought.
+FLAT, RECOGNISING, TIES = 2000, 0.1, 20
 TIED = "Where that is allowed, say so: conditions of Linear may hold with equality (docs/properties.md, Ties)"
 
 
@@ -272,10 +271,14 @@ class _Problem:
     def _jobs(self) -> Jobs:
         """Return what is to be proved, without unsafe sets that contain nothing."""
         jobs, known = Jobs.of(self.property, self.graph.device, self.deadline), dict[int, Flat | None]()
-        for _, conjunction in self.work:
-            self.deadline.check()
-            if id(conjunction) not in known and len(known) < FLAT:
-                known[id(conjunction)] = flat(conjunction)
+
+        def recognise(deadline: Deadline) -> None:
+            for _, conjunction in self.work:
+                deadline.check()
+                if id(conjunction) not in known and len(known) < FLAT:
+                    known[id(conjunction)] = flat(conjunction)
+
+        self._for_a_while(RECOGNISING, recognise)
         found = [known.get(id(conjunction)) for _, conjunction in self.work]
         kept = [t for t, each in enumerate(found) if each is None or not each.empty]
         self.empty = len(found) - len(kept)
@@ -354,11 +357,6 @@ class _Problem:
             said.append(f"{len(self.flat)} unsafe sets have no interior, as {row}, which no splitting decides. {TIED}")
         return said
 
-    def _numbers(self) -> int:
-        """Return how many numbers the property has."""
-        rows = sum(len(conjunction) for _, conjunction in self.work)
-        return 2 * self.property.inputs * len(self.property.cases) + self.property.outputs * rows
-
     def certificate(self, found: Found) -> tuple[PropertyCertificate | None, str]:
         """Return the proof that the search found, or why there is none for the independent checker."""
         if self.empty:
@@ -368,13 +366,6 @@ class _Problem:
                 None,
                 "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only",
             )
-        if self.property_sha256 is None and DUMPED * self._numbers() > self.deadline.left():
-            return None, "no certificate: too little time was left to write down the property"
-        if self.property_sha256 is None:
-            try:
-                self.property_sha256 = hashlib.sha256(vnnlib.dumps(self.property).encode()).hexdigest()
-            except InvalidInput as error:
-                return None, f"no certificate: {error}"
         dim, cut = found.tree
         if any(n.relu is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
             return None, "no certificate: the independent checker reads fully connected chains only"
@@ -382,6 +373,14 @@ class _Problem:
             return None, "no certificate: the independent checker reads properties that are not packed (.gz)"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"
+        if self.property_sha256 is None:
+            try:
+                text = vnnlib.dumps(self.property, self.deadline)
+            except InvalidInput as error:
+                return None, f"no certificate: {error}"
+            except OutOfTime:
+                return None, "no certificate: too little time was left to write down the property"
+            self.property_sha256 = hashlib.sha256(text.encode()).hexdigest()
         versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
         return PropertyCertificate(len(self.work), dim, cut, network, self.property_sha256, versions), ""

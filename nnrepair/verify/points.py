@@ -29,7 +29,7 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.bounds import EPS, TINY, outputs_over
 from nnrepair.verify.check import check
 from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
-from nnrepair.verify.exact import enclosure, inside
+from nnrepair.verify.exact import enclosure, inside, nearest
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.over import Over
@@ -227,16 +227,9 @@ def _alone(graph: Graph, x: Tensor, criterion: Criterion, deadline: Deadline) ->
         holds = _satisfied(criterion, [low for low, _ in values])
         return holds, not holds, True
     # Too large for floats (an overflow) stays open: infinities decide nothing
-    low, high = (torch.tensor([[_float(pair[i]) for pair in values]], dtype=torch.float64) for i in (0, 1))
+    low, high = (torch.tensor([[nearest(pair[i]) for pair in values]], dtype=torch.float64) for i in (0, 1))
     above, below = _signs(criterion, low, high)
     return bool(above), bool(below), False
-
-
-def _float(value: Fraction) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
 
 
 def _satisfied(criterion: Criterion, y: Sequence[Fraction]) -> bool:

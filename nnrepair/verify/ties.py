@@ -102,7 +102,8 @@ def between(graph: Graph, p: Exact, q: Exact, row: Halfspace, deadline: Deadline
     """Return a point between two inputs on either side of a row where it holds with equality, exactly.
 
     Raises:
-        OutOfTime: the deadline passed. TooLong: that would take numbers that are too long.
+        OutOfTime: the deadline passed.
+        TooLong: the numbers that this takes are too long.
     """
 
     def at(share: Fraction) -> tuple[Exact, Fraction]:

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, localcontext
 from fractions import Fraction
@@ -137,8 +138,9 @@ def _number(value: float | Fraction) -> str:
             rest //= prime
     if rest > 1 or Fraction(float(value)) == exact or Fraction(near) == exact:
         return near
-    with localcontext(Context(prec=10_000, traps=[Inexact])):
+    with localcontext(Context(prec=10_000, traps=[Inexact])), suppress(Inexact):
         return format(Decimal(exact.numerator) / Decimal(exact.denominator), "f")
+    return near
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
