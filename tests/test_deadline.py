@@ -17,8 +17,10 @@ from networks import mlp, randn, seeded
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair.verify import Box, Case, Halfspace, Options, Property, check, deadline, vnnlib
+from nnrepair.verify import Box, Case, Halfspace, Options, Property, affine, check, deadline, vnnlib
+from nnrepair.verify.bounds import Bounder, outputs_over
 from nnrepair.verify.deadline import Deadline, OutOfTime
+from nnrepair.verify.lowering import lower
 from nnrepair.verify.points import check_points, confirm
 
 
@@ -257,6 +259,43 @@ def test_confirming_counts_reading(tmp_path: Path) -> None:
     result = confirm(model, [("edits", torch.zeros(1, 2), near, None)], path, timeout=0.01)
     assert time.process_time() - started < 1
     assert result.verdict == "unknown" and result.reason == "the time limit of 0.01 s was reached"
+
+
+def test_wide_layers_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values are the same, and the clock is looked at before each piece."""
+    looks: list[None] = []
+    monkeypatch.setattr(Deadline, "check", lambda limit, doing=None: looks.append(None))
+    graph, x, limit = lower(images(), (1, 3, 3)), randn(50, 9, dtype=torch.float64), Deadline()
+    rows = randn(50, 3, dtype=torch.float64)
+    found = []
+    for piece in (affine.PIECE_WORK, 30):
+        monkeypatch.setattr(affine, "PIECE_WORK", piece)
+        looks.clear()
+        bounder = Bounder(graph, -torch.ones(9).double(), torch.ones(9).double(), deadline=limit)
+        relaxation = bounder.relax(x - 0.1, x + 0.1)
+        bound = bounder.backward(relaxation, len(graph.nodes) - 1, rows, torch.arange(50))
+        values = [graph(x, limit), *outputs_over(graph, x - 0.1, x + 0.1, limit), bound.A, bound.c]
+        found.append((len(looks), [*values, *relaxation.lower, *relaxation.upper]))
+    (few, whole), (many, parts) = found
+    assert many > few + 50
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(whole, parts, strict=True))
+
+
+def test_writing_down_a_property_counts() -> None:
+    """A short property with numbers that take seconds to write: it holds, and there is no certificate."""
+    model = chain(0)
+    with torch.no_grad():
+        model[-1].bias[0] += 100
+    thin = [Fraction(k, 5**5600) for k in range(1, 200)]
+    unsafe = tuple((row([1 - t, -1, 0], t),) for t in thin)
+    assert check(model, Property([Case(SQUARE, unsafe[:1])], 3), timeout=60).certificate is not None
+    started = time.process_time()
+    result = check(model, Property([Case(SQUARE, unsafe)], 3), timeout=1)
+    assert time.process_time() - started < 4
+    assert result.verdict == "holds" and result.certificate is None
+    assert result.reason == "no certificate: too little time was left to write down the property"
+    with pytest.raises(OutOfTime):
+        vnnlib.dumps(Property([Case(SQUARE, unsafe)], 3), Deadline(1e-9))
 
 
 # Progress ------------------------------------------------------------------------------------------------------------

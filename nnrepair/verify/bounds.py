@@ -572,7 +572,7 @@ class Bounder:
             first = moves[node.sources[0]]
             if node.affine is not None:
                 moved = self._pieces(node.affine, node.affine.apply, first.flatten(0, 1))
-                moves.append(moved.reshape(n, d, -1))
+                moves.append(moved.reshape(n, d, node.size))
             elif node.relu is None:
                 moves.append(sum((moves[s] for s in node.sources[1:]), first))
             else:

@@ -371,7 +371,11 @@ def _certified(path: Path, certificate: PropertyCertificate) -> dict[str, Any]:
 
 
 def _exact(value: Fraction) -> str:
-    """Return a fraction as text, in hexadecimal digits where it has more decimal ones than Python writes."""
+    """Return a fraction as text, in hexadecimal digits where it has more decimal ones than Python writes.
+
+    >>> _exact(Fraction(1, 3)), _exact(Fraction(1, 2**20_000))[:12]
+    ('1/3', '0x1/0x100000')
+    """
     try:
         return str(value)
     except ValueError:
