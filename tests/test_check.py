@@ -681,3 +681,13 @@ def test_outputs_beyond_float64_are_shown() -> None:
     huge = Fraction(10) ** 400
     found = Counterexample(np.zeros(1), np.full(1, np.inf), math.inf, ("exact",), (Fraction(0),), ((huge, huge),))
     assert "has the unsafe output [inf]" in str(found)
+
+
+def test_numbers_beyond_float64_are_no_other_function() -> None:
+    """Infinities and NaN on the way say nothing about what was read; the verdict stays open."""
+    model = seeded(lambda: mlp(3, 8, 8, 2))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e35)
+    result = check(model, Property.on(Box([-1e300] * 3, [1e300] * 3), nnrepair.Argmax([0]), outputs=2), timeout=5)
+    assert result.verdict in ("unknown", "violated")

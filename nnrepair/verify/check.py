@@ -72,8 +72,8 @@ def check(
         model: a module that maps (n, *shape) to (n, outputs), taken in eval mode and left untouched, or an ONNX file.
         property: see `Property.on`, or a VNN-LIB 1.0 file.
         timeout: in seconds, of everything from this call on, except that a step in code that is not ours (importing
-            it, reading the file, one run of the network) is not cut short; then the verdict is "unknown" and says how
-            far it got. None: no limit; a hard property may take a lifetime.
+            it, copying the model, reading the file, one run of the network or of a layer) is not cut short; then the
+            verdict is "unknown" and says how far it got. None: no limit; a hard property may take a lifetime.
         device: where to compute; None is the CPU.
         certificate: whether to keep the proof.
         progress: show a line on stderr.
@@ -403,7 +403,7 @@ def _refuse_hooks(model: nn.Module) -> None:
 
 def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:
     """Tell whether outputs equal the last of a graph's values, as far as their size lets one see."""
-    y, near = torch.as_tensor(y).reshape(1, -1), tolerance * max(float(v.abs().max()) for v in values)
+    y, near = torch.as_tensor(y).reshape(1, -1), tolerance * float(torch.stack([v.abs().max() for v in values]).max())
     return not math.isfinite(near) or (y.shape == values[-1].shape and torch.allclose(y, values[-1], tolerance, near))
 
 
