@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -343,10 +344,13 @@ def _placed(model: nn.Module, corners: Tensor, along: Counterexample | None) -> 
     if along is None:
         return None
     over = Over(model, corners)
-    with torch.no_grad():
-        x = over.place(torch.from_numpy(along.input)[None])[0].numpy()
-        size = len(along.output) - (0 if over.edges is None else over.edges.out_features)
-    return Counterexample(x, along.output[:size], along.margin, along.replayed)
+    rows = zip(over.place.weight.tolist(), over.place.bias.tolist(), strict=True)
+    exact = tuple(
+        sum((Fraction(w) * t for w, t in zip(row, along.exact_input, strict=True)), Fraction(shift))
+        for row, shift in rows
+    )
+    x, size = np.array([float(v) for v in exact]), len(along.output) - over.sides
+    return Counterexample(x, along.output[:size], along.margin, along.replayed, exact, along.exact_output[:size])
 
 
 def _properties(given: Any) -> list[tuple[str, Property | str | Path]]:
