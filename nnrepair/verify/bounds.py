@@ -250,8 +250,11 @@ class Bounder:
 
         That is what coefficients lose that are not exact, and the final subtraction of the offset.
         """
-        reach = self.magnitude[-1]
-        return offset + 8 * EPS * (rows.abs() @ reach + offset.abs()) + 1e-290 * reach.sum()
+        reach, sizes = self.magnitude[-1], list[Tensor]()
+        for part in torch.split(rows, max(1, PIECE_SIZE // max(1, rows[:1].numel()))):
+            self.deadline.check()
+            sizes.append(part.abs() @ reach)
+        return offset + 8 * EPS * (torch.cat(sizes) + offset.abs()) + 1e-290 * reach.sum()
 
     # Bounds ----------------------------------------------------------------------------------------------------------
 
