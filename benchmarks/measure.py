@@ -69,6 +69,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """Return the commit that is measured, `-dirty` where files have changed since."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def save(path: Path, rows: list[dict[str, Any]], about: str) -> None:
     """Write a result file, atomically; called after every row so that a kill loses nothing."""
     content = json.dumps({"about": about, **made_with(path, rows), "rows": rows}, indent=1)

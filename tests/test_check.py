@@ -19,7 +19,18 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.verify import Box, Case, CheckResult, Halfspace, Options, Property, PropertyCertificate, check, vnnlib
+from nnrepair.verify import (
+    Box,
+    Case,
+    CheckResult,
+    Counterexample,
+    Halfspace,
+    Options,
+    Property,
+    PropertyCertificate,
+    check,
+    vnnlib,
+)
 
 DataDir = Callable[..., Path]
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -663,3 +674,20 @@ def test_acas_round_trip(data_dir: DataDir, net: str, tmp_path: Path) -> None:
     for other in outputs[1:]:
         torch.testing.assert_close(other, outputs[0], rtol=1e-6, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), nonnx.load(again).parameters(), strict=True))
+
+
+def test_outputs_beyond_float64_are_shown() -> None:
+    """Exact arithmetic knows no largest number; what is printed does."""
+    huge = Fraction(10) ** 400
+    found = Counterexample(np.zeros(1), np.full(1, np.inf), math.inf, ("exact",), (Fraction(0),), ((huge, huge),))
+    assert "has the unsafe output [inf]" in str(found)
+
+
+def test_numbers_beyond_float64_are_no_other_function() -> None:
+    """Infinities and NaN on the way say nothing about what was read; the verdict stays open."""
+    model = seeded(lambda: mlp(3, 8, 8, 2))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e35)
+    result = check(model, Property.on(Box([-1e300] * 3, [1e300] * 3), nnrepair.Argmax([0]), outputs=2), timeout=5)
+    assert result.verdict in ("unknown", "violated")

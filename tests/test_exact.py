@@ -14,7 +14,7 @@ from reference.regions import Residual as Added
 from torch import Tensor, nn
 
 from nnrepair.verify import exact
-from nnrepair.verify.exact import enclosure, inside
+from nnrepair.verify.exact import enclosure, inside, outside
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.property import Halfspace
 
@@ -109,6 +109,16 @@ def test_enclosures_that_overflow_say_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert not inside((Halfspace((Fraction(-1),), Fraction(10**300)),), [(low, high)])
 
 
+def test_points_with_long_denominators_are_enclosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "DENOMINATOR_BITS", 100)
+    model = seeded(lambda: mlp(3, 6, 5, 2))
+    graph, reference = lower(model, (3,)), Network(model, (3,))
+    assert enclosure(graph, [Fraction(1, 3), Fraction(1, 2**40), Fraction(2)])[1]
+    x = [Fraction(1, 3**40 + k) for k in range(3)]
+    pairs, is_exact = enclosure(graph, x)
+    assert not is_exact and all(low <= v <= high for (low, high), v in zip(pairs, reference.at(x), strict=True))
+
+
 def row(coefficients: list[Any], bound: Any, strict: bool = False) -> Halfspace:
     return Halfspace(tuple(map(Fraction, coefficients)), Fraction(bound), strict)
 
@@ -137,3 +147,11 @@ def test_inside_agrees_with_halfspaces_at_points() -> None:
             for _ in range(2)
         )
         assert inside(rows, [(v, v) for v in y]) == all(r.contains(y) for r in rows)
+        assert outside(rows, [(v, v) for v in y]) != inside(rows, [(v, v) for v in y])
+
+
+def test_outside() -> None:
+    spread = [(Fraction(0), Fraction(1)), (Fraction(-1), Fraction(1, 3))]
+    assert outside((row([1, 1], -2),), spread) and not outside((row([1, 1], -1),), spread)
+    assert outside((row([1, 1], -1, True),), spread) and outside((row([1, -1], Fraction(-2, 5)),), spread)
+    assert not outside((row([1, -1], Fraction(-1, 3)), row([0, 1], 0)), spread) and not outside((), spread)

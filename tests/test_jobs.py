@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+import pytest
 import torch
 from test_search import jobs
 from torch import Tensor
 
-from nnrepair.verify.jobs import REPLAYED, Columns, any_confirmed
+from nnrepair.verify import Box, Case, Halfspace, Property
+from nnrepair.verify import jobs as module
+from nnrepair.verify.jobs import REPLAYED, Columns, Jobs, any_confirmed
 
 
 @dataclass
@@ -35,6 +39,24 @@ def test_columns() -> None:
     assert first is not None and first.tolist() == [3, 1] and second is None
     joined = Pair.joined([pair[:1], pair[2:]])
     assert joined.a.tolist() == [0, 2, 3] and joined.b.tolist() == [[0, 1], [4, 5], [6, 7]]
+
+
+def test_properties_are_written_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Halfspace((Fraction(k), Fraction(1)), Fraction(k)) for k in range(4)]
+    ways = tuple(tuple(rows[:k]) for k in (1, 3, 2, 4))
+    prop = Property([Case(Box([0], [1]), ways), Case(Box([2], [3]), ways[:2])], 2)
+    whole = Jobs.of(prop)
+    assert whole.real.sum(1).tolist() == [1, 3, 2, 4, 1, 3]
+    for t, way in enumerate([*ways, *ways[:2]]):
+        scale = whole.rows[t, : len(way), 1]  # each row times a power of two
+        assert torch.equal(whole.rows[t, : len(way), 0], scale * torch.arange(len(way)))
+        assert torch.equal(whole.offset[t, : len(way)], scale * torch.arange(len(way)))
+        assert not whole.rows[t, len(way) :].any() and not whole.offset[t, len(way) :].any()
+    for piece in (1, 16, 24):
+        monkeypatch.setattr(module, "PIECE_NUMBERS", piece)
+        parts = Jobs.of(prop)
+        for name in ("lower", "upper", "rows", "offset", "real"):
+            assert torch.equal(getattr(parts, name), getattr(whole, name))
 
 
 def test_the_best_row_is_real_and_finite() -> None:

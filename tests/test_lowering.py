@@ -517,8 +517,12 @@ def test_refused_layers(layer: nn.Module, shape: Shape, words: str) -> None:
 def test_matrices_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in ("builder", "operations"):
         monkeypatch.setattr(f"nnrepair.verify.{room}.MATRIX_LIMIT", 100)
-    for layer, shape in ((nn.AvgPool2d(1), (1, 4, 4)), (nn.Linear(4, 4), (3, 4))):
-        with pytest.raises(UnsupportedModel, match="matrix"):
+    for layer, shape, words in (
+        (nn.AvgPool2d(1), (1, 4, 4), "matrix"),
+        (nn.Linear(4, 4), (3, 4), "matrix"),
+        (nn.MaxPool2d(3, stride=1, padding=1), (1, 4, 4), "windows have 144 numbers, expected at most 100"),
+    ):
+        with pytest.raises(UnsupportedModel, match=words):
             lower(layer, shape)
 
 

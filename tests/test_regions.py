@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import mistakes, mlp, randn, seeded
+from reference.regions import Network
 from torch import Tensor, nn
 
 import nnrepair
@@ -298,8 +299,12 @@ def test_a_repair_is_verified_over_its_whole_regions(regions):
     object.__setattr__(undone, "model", model)
     broken = undone.verify(timeout=60)
     assert broken.verdict == "violated" and "certainly wrong: 0" in broken.reason
-    x = torch.from_numpy(broken.counterexample.input)
+    found = broken.counterexample
+    x = torch.from_numpy(found.input)
     assert model.double()(x[None]).argmax(1) != wanted[0]
+    assert [float(v) for v in found.exact_input] == found.input.tolist()
+    values = Network(model, (3,)).at(found.exact_input)
+    assert all(low <= v <= high for v, (low, high) in zip(values, found.exact_output, strict=True))
 
 
 def test_verifying_a_triangle_says_nothing_about_the_rest_of_its_plane():

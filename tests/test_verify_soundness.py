@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +22,18 @@ pytest.importorskip("onnx")
 sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.verify import cases, soundness
+from nnrepair.verify import deadline
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 
 THIRD, TENTH = Fraction(1, 3), Fraction(1, 10)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cpu_clock() -> Iterator[None]:
+    """Let time limits count CPU seconds: other processes may hold up this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deadline, "time", SimpleNamespace(monotonic=time.process_time))
+        yield
 
 
 def layer(weight: Any, bias: Any, dtype: torch.dtype = torch.float32) -> nn.Linear:

@@ -190,12 +190,6 @@ class Campaign:
         }
 
 
-def commit() -> str:
-    """Give the commit that the checkers are of."""
-    git = ["git", "-C", str(measure.ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkers.forge", description=__doc__)
     parser.add_argument("--count", type=int, default=COUNT)
@@ -203,7 +197,7 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=PROGRAMS)
     parser.add_argument("--path", type=Path, default=RESULTS)
     given = parser.parse_args()
-    campaign, started, of = Campaign(given.seed), time.process_time(), commit()
+    campaign, started, of = Campaign(given.seed), time.process_time(), measure.commit()
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # three small files for every forgery
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         campaign.run(given.count, Path(folder), given.programs)

@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--path", type=Path, default=RESULTS)
     given = parser.parse_args()
-    started, of = time.process_time(), forge.commit()
+    started, of = time.process_time(), measure.commit()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

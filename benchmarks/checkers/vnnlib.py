@@ -12,7 +12,6 @@ import argparse
 import functools
 import itertools
 import random
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -336,13 +335,11 @@ def run(texts: int, seed: int, path: Path) -> list[dict[str, Any]]:
     """Run the blocks that the result file lacks."""
     rows = measure.load(path)
     done = {(row["seed"], row["first"]) for row in rows}
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=measure.ROOT, capture_output=True, text=True
-    )
+    commit = measure.commit()
     for first in range(0, texts, BLOCK):
         if (seed, first) not in done:
             row = measure.measured(functools.partial(block, first, min(BLOCK, texts - first), seed))
-            rows.append(row | {"commit": commit.stdout.strip()})
+            rows.append(row | {"commit": commit})
             measure.save(path, rows, "random VNN-LIB texts: two readers, and what the text says at points")
             print(first, f"{row['cpu_seconds']:.0f} CPU s", len(row["wrong"]), "wrong", flush=True)
     return rows

@@ -199,6 +199,19 @@ def heldout() -> dict[str, Any]:
     }
 
 
+def deadlines() -> str:
+    """Return in one sentence whether time limits were kept."""
+    rows = _rows("deadlines.json")
+    late = sum(row["late"] for row in rows)
+    clocks = " and ".join(sorted({"CPU" if row["clock"] == "cpu" else "wall" for row in rows}))
+    limits = ", ".join(f"{v:g}" for v in sorted({row["limit"] for row in rows}))
+    over = max(row["cpu_seconds" if row["clock"] == "cpu" else "wall_seconds"] - row["limit"] for row in rows)
+    return (
+        f"{len(rows)} random networks and properties with limits of {limits} s of {clocks} time: {late} late\n"
+        f"(more than 20 % and one second over), the worst {over:+.2f} s."
+    )
+
+
 def readme() -> list[str]:
     """Return the checker's lines for README.md."""
     a = acas()
@@ -291,6 +304,10 @@ conjunctions and disjunctions, convolutions, pooling, residuals) against exact a
 chains only, and "refused" proofs are sound verdicts that it could not follow to the end.
 
 {soundness()}
+
+## Time limits
+
+{deadlines()}
 
 ## Images
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnrepair.verify.deadline import Deadline
+
 Shape = tuple[int, ...]
+
+#: So many multiplications go on between two looks at the clock: well under a second.
+PIECE_WORK = 1_000_000_000
 
 
 class Affine(ABC):
@@ -50,6 +56,19 @@ class Affine(ABC):
     @abstractmethod
     def to(self, device: torch.device) -> Affine:
         """Return the map on another device."""
+
+
+def in_pieces(map: Callable[[Tensor], Tensor], x: Tensor, work: int, deadline: Deadline) -> Tensor:
+    """Return map(x) for x (rows, ...), where each row takes so many multiplications, with looks at the clock."""
+    deadline.check()
+    size = max(1, PIECE_WORK // max(1, work))
+    if len(x) <= size:
+        return map(x)
+    parts = list[Tensor]()
+    for part in torch.split(x, size):
+        deadline.check()
+        parts.append(map(part))
+    return torch.cat(parts)
 
 
 class Dense(Affine):

@@ -22,13 +22,13 @@ computed: no value of the root box is lost, and the centre and radius of the nex
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nnrepair.verify.affine import Dense
+from nnrepair.verify.affine import PIECE_WORK, Affine, Dense, in_pieces
 from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph, Node
 
@@ -36,8 +36,8 @@ EPS = 2.0**-53
 #: Added to every error bound, and once to every linear bound, against underflow. With magnitudes below LIMIT no product
 #: that underflows, times a value, comes near the latter.
 TINY, UNDERFLOW, LIMIT = 1e-280, 1e-200, 1e100
-#: Multiplications, and numbers kept, of the rows that are bounded at once: well under a second, and little memory.
-PIECE_WORK, PIECE_SIZE = 1_000_000_000, 5_000_000
+#: Numbers kept of the rows that are bounded at once.
+PIECE_SIZE = 5_000_000
 
 
 def outputs_over(graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> tuple[Tensor, Tensor]:
@@ -53,8 +53,9 @@ def outputs_over(graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline 
         if node.affine is not None:
             gamma = (node.affine.terms + 64) * EPS * 1.01
             size = torch.maximum(low.abs(), high.abs())
-            center = node.affine.apply((low + high) / 2) + node.affine.bias
-            radius = node.affine.magnitude((high - low) / 2 + (2 * gamma + node.affine.inexact) * size)
+            spread = (high - low) / 2 + (2 * gamma + node.affine.inexact) * size
+            center = in_pieces(node.affine.apply, (low + high) / 2, node.affine.work, deadline) + node.affine.bias
+            radius = in_pieces(node.affine.magnitude, spread, node.affine.work, deadline)
             radius = (radius + 2 * gamma * node.affine.bias.abs()) * (1 + 1e-9) + TINY
             values.append((center - radius, center + radius))
         elif node.relu is not None:
@@ -197,7 +198,10 @@ class Bounder:
 
     def _folded(self) -> list[bool]:
         """Tell for each node whether one ReLU alone reads it: its error is counted there, as slopes are at most 1."""
-        readers = [[r for r, node in enumerate(self.graph.nodes) if k in node.sources] for k in range(len(self.alone))]
+        readers: list[list[int]] = [[] for _ in self.graph.nodes]
+        for r, node in enumerate(self.graph.nodes):
+            for source in set(node.sources):
+                readers[source].append(r)
         return [
             len(by) == 1 and self.graph.nodes[by[0]].relu is not None and self.graph.nodes[k].affine is not None
             for k, by in enumerate(readers)
@@ -246,8 +250,11 @@ class Bounder:
 
         That is what coefficients lose that are not exact, and the final subtraction of the offset.
         """
-        reach = self.magnitude[-1]
-        return offset + 8 * EPS * (rows.abs() @ reach + offset.abs()) + 1e-290 * reach.sum()
+        reach, sizes = self.magnitude[-1], list[Tensor]()
+        for part in torch.split(rows, max(1, PIECE_SIZE // max(1, rows[:1].numel()))):
+            self.deadline.check()
+            sizes.append(part.abs() @ reach)
+        return offset + 8 * EPS * (torch.cat(sizes) + offset.abs()) + 1e-290 * reach.sum()
 
     # Bounds ----------------------------------------------------------------------------------------------------------
 
@@ -281,8 +288,8 @@ class Bounder:
             first = values[node.sources[0]]
             if node.affine is not None:
                 middle, radius = (first[0] + first[1]) / 2, (first[1] - first[0]) / 2
-                center = node.affine.apply(middle) + node.affine.bias
-                radius = node.affine.magnitude(radius) + self.rho[k]
+                center = self._pieces(node.affine, node.affine.apply, middle) + node.affine.bias
+                radius = self._pieces(node.affine, node.affine.magnitude, radius) + self.rho[k]
                 values.append(self._clipped(k, center - radius, center + radius))
             elif node.relu is None:
                 low, high = (sum((values[s][i] for s in node.sources[1:]), first[i]) for i in (0, 1))
@@ -297,6 +304,10 @@ class Bounder:
                 self._append(relaxation, low, high)
                 values.append((low.clamp(min=0), high.clamp(min=0)))
         return relaxation, values
+
+    def _pieces(self, affine: Affine, map: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return what one of an affine map's functions does to x (rows, size)."""
+        return in_pieces(map, x, affine.work, self.deadline)
 
     def _clipped(self, node: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return an interval without what no input of the root box reaches: rho covers rounding within this only."""
@@ -394,7 +405,7 @@ class Bounder:
                 c += A @ current.affine.bias
                 if not self.folded[k]:
                     c -= A.abs() @ self.rho[k]
-                parts = [current.affine.back(A)]
+                parts = [self._pieces(current.affine, current.affine.back, A)]
             elif not current.sources:
                 return Linear(A, c - A.abs() @ self.rho[k] - UNDERFLOW)
             else:
@@ -532,9 +543,10 @@ class Bounder:
         """
         values, i = [x], 0
         for current in self.graph.nodes[1 : node + 1]:
+            self.deadline.check()
             first = values[current.sources[0]]
             if current.affine is not None:
-                values.append(current.affine.apply(first) + current.affine.bias)
+                values.append(self._pieces(current.affine, current.affine.apply, first) + current.affine.bias)
             elif current.relu is None:
                 values.append(sum((values[s] for s in current.sources[1:]), first))
             else:
@@ -562,7 +574,8 @@ class Bounder:
         for node in self.graph.nodes[1:-1]:
             first = moves[node.sources[0]]
             if node.affine is not None:
-                moves.append(node.affine.apply(first))
+                moved = self._pieces(node.affine, node.affine.apply, first.flatten(0, 1))
+                moves.append(moved.reshape(n, d, node.size))
             elif node.relu is None:
                 moves.append(sum((moves[s] for s in node.sources[1:]), first))
             else:

@@ -69,6 +69,7 @@ class Builder:
     # Building blocks -------------------------------------------------------------------------------------------------
 
     def affine(self, x: Value, map: Affine, shape: Shape) -> Value:
+        self.deadline.check()
         self.nodes.append(Node((x.node,), len(map.bias), map))
         return Value(len(self.nodes) - 1, shape)
 

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.deadline import Deadline, OutOfTime
-from nnrepair.verify.exact import can_be_exact
+from nnrepair.verify.exact import TooLong, can_be_exact
 from nnrepair.verify.falsify import LEAST, attack
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import NOTHING, Found, Jobs, Options
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.phases import PhaseSearch
-from nnrepair.verify.property import Case, Conjunction, Property
+from nnrepair.verify.property import Case, Conjunction, Exact, Property
 from nnrepair.verify.replay import Replay
 from nnrepair.verify.result import CheckResult, Counterexample
 from nnrepair.verify.search import Search
@@ -44,10 +44,9 @@ FIRST, STARTS, MOST_STARTS = 0.5, 256, 65_536
 #: Of points that no run shows to be counterexamples, so many at once are tried in exact arithmetic, until that took so
 #: many multiplications.
 ALONE, ALONE_WORK = 2, 500_000_000
-#: Unsafe sets that are looked at for an interior, and those without in which ties are sought.
-FLAT, TIES = 2000, 20
-#: Seconds that it takes to write down one number of a property, at most.
-DUMPED = 1e-5
+#: Unsafe sets that are looked at for an interior, during at most this share of the time; those without in which ties
+#: are sought.
+FLAT, RECOGNISING, TIES = 2000, 0.1, 20
 TIED = "Where that is allowed, say so: conditions of Linear may hold with equality (docs/properties.md, Ties)"
 
 
@@ -73,8 +72,8 @@ def check(
         model: a module that maps (n, *shape) to (n, outputs), taken in eval mode and left untouched, or an ONNX file.
         property: see `Property.on`, or a VNN-LIB 1.0 file.
         timeout: in seconds, of everything from this call on, except that a step in code that is not ours (importing
-            it, reading the file, one run of the network) is not cut short; then the verdict is "unknown" and says how
-            far it got. None: no limit; a hard property may take a lifetime.
+            it, copying the model, reading the file, one run of the network or of a layer) is not cut short; then the
+            verdict is "unknown" and says how far it got. None: no limit; a hard property may take a lifetime.
         device: where to compute; None is the CPU.
         certificate: whether to keep the proof.
         progress: show a line on stderr.
@@ -272,17 +271,21 @@ class _Problem:
     def _jobs(self) -> Jobs:
         """Return what is to be proved, without unsafe sets that contain nothing."""
         jobs, known = Jobs.of(self.property, self.graph.device, self.deadline), dict[int, Flat | None]()
-        for _, conjunction in self.work:
-            self.deadline.check()
-            if id(conjunction) not in known and len(known) < FLAT:
-                known[id(conjunction)] = flat(conjunction)
+
+        def recognise(deadline: Deadline) -> None:
+            for _, conjunction in self.work:
+                deadline.check()
+                if id(conjunction) not in known and len(known) < FLAT:
+                    known[id(conjunction)] = flat(conjunction)
+
+        self._for_a_while(RECOGNISING, recognise)
         found = [known.get(id(conjunction)) for _, conjunction in self.work]
         kept = [t for t, each in enumerate(found) if each is None or not each.empty]
         self.empty = len(found) - len(kept)
         self.work = [self.work[t] for t in kept]
         self.flat = {new: each for new, t in enumerate(kept) if (each := found[t]) is not None}
         if self.empty:
-            jobs = jobs[torch.tensor(kept, device=jobs.lower.device)]
+            jobs = jobs[torch.tensor(kept, dtype=torch.long, device=jobs.lower.device)]
         if self.flat:
             jobs.flat = torch.zeros(len(jobs), dtype=torch.bool, device=jobs.lower.device)
             jobs.flat[list(self.flat)] = True
@@ -303,21 +306,30 @@ class _Problem:
         Returns:
             Whether that is enough: a better one may follow until the first attack is over.
         """
-        points, each = points.cpu(), [self.work[job] for job in jobs.tolist()]
-        for point, (case, conjunction) in zip(points, each, strict=True):
+        points, each = points.cpu(), jobs.tolist()
+        for point, job in zip(points, each, strict=True):
             self.deadline.check()
-            found = self.replay(self.replay.in_box(point, case.box), conjunction)
-            if found is not None:
-                self.counterexample = found
+            if self._try(self.replay.in_box(point, self.work[job][0].box), job):
                 return True
-        for point, (case, conjunction) in list(zip(points, each, strict=True))[:ALONE]:
+        for point, job in list(zip(points, each, strict=True))[:ALONE]:
             if self.counterexample is None and self.spent < ALONE_WORK:
                 self.spent += self.graph.work
-                self.counterexample = self.replay(
-                    self.replay.in_box(point, case.box, own=False), conjunction, alone=True
-                )
+                self._try(self.replay.in_box(point, self.work[job][0].box, own=False), job, alone=True)
         self.refused += len(points) if self.counterexample is None else 0
         return self.settled and self.counterexample is not None
+
+    def _try(self, point: Exact, job: int, alone: bool = False) -> bool:
+        """Keep a point of a job's box if it is a counterexample; see `Replay`."""
+        found = self.replay(point, self.work[job][1], alone)
+        if found is not None:
+            self.counterexample, self.remark = found, ""
+            if job in self.flat:
+                self.remark = f"the outputs meet an unsafe set without interior: {self._equation(job)}. {TIED}"
+        return found is not None
+
+    def _equation(self, job: int) -> str:
+        """Return in words what holds in an unsafe set without interior."""
+        return equation(self.work[job][1][self.flat[job].equal[0]])
 
     def _meet(self, jobs: Jobs, generator: torch.Generator, deadline: Deadline) -> None:
         """Look for points whose outputs meet unsafe sets without interior."""
@@ -326,11 +338,10 @@ class _Problem:
             row = conjunction[self.flat[job].equal[0]]
             for pair in sides(self.graph, jobs[job : job + 1], self.flat[job].equal, generator, deadline):
                 p, q = (self.replay.in_box(end.cpu(), case.box) for end in pair)
-                x = between(self.graph, p, q, row, deadline)
-                self.counterexample = None if x is None else self.replay(x, conjunction, alone=True)
-                if self.counterexample is not None:
-                    self.remark = f"the outputs meet an unsafe set without interior: {equation(row)}. {TIED}"
-                    return
+                with suppress(TooLong):
+                    x = between(self.graph, p, q, row, deadline)
+                    if x is not None and self._try(x, job, alone=True):
+                        return
 
     # What to say -----------------------------------------------------------------------------------------------------
 
@@ -342,15 +353,9 @@ class _Problem:
         if self.refused:
             said.append(f"{self.refused} points that seemed to violate the property failed replay")
         if self.flat:
-            job, which = next(iter(self.flat.items()))
-            row = equation(self.work[job][1][which.equal[0]])
+            row = self._equation(next(iter(self.flat)))
             said.append(f"{len(self.flat)} unsafe sets have no interior, as {row}, which no splitting decides. {TIED}")
         return said
-
-    def _numbers(self) -> int:
-        """Return how many numbers the property has."""
-        rows = sum(len(conjunction) for _, conjunction in self.work)
-        return 2 * self.property.inputs * len(self.property.cases) + self.property.outputs * rows
 
     def certificate(self, found: Found) -> tuple[PropertyCertificate | None, str]:
         """Return the proof that the search found, or why there is none for the independent checker."""
@@ -361,13 +366,6 @@ class _Problem:
                 None,
                 "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only",
             )
-        if self.property_sha256 is None and DUMPED * self._numbers() > self.deadline.left():
-            return None, "no certificate: too little time was left to write down the property"
-        if self.property_sha256 is None:
-            try:
-                self.property_sha256 = hashlib.sha256(vnnlib.dumps(self.property).encode()).hexdigest()
-            except InvalidInput as error:
-                return None, f"no certificate: {error}"
         dim, cut = found.tree
         if any(n.relu is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
             return None, "no certificate: the independent checker reads fully connected chains only"
@@ -375,6 +373,14 @@ class _Problem:
             return None, "no certificate: the independent checker reads properties that are not packed (.gz)"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"
+        if self.property_sha256 is None:
+            try:
+                text = vnnlib.dumps(self.property, self.deadline)
+            except InvalidInput as error:
+                return None, f"no certificate: {error}"
+            except OutOfTime:
+                return None, "no certificate: too little time was left to write down the property"
+            self.property_sha256 = hashlib.sha256(text.encode()).hexdigest()
         versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
         return PropertyCertificate(len(self.work), dim, cut, network, self.property_sha256, versions), ""
@@ -397,7 +403,7 @@ def _refuse_hooks(model: nn.Module) -> None:
 
 def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:
     """Tell whether outputs equal the last of a graph's values, as far as their size lets one see."""
-    y, near = torch.as_tensor(y).reshape(1, -1), tolerance * max(float(v.abs().max()) for v in values)
+    y, near = torch.as_tensor(y).reshape(1, -1), tolerance * float(torch.stack([v.abs().max() for v in values]).max())
     return not math.isfinite(near) or (y.shape == values[-1].shape and torch.allclose(y, values[-1], tolerance, near))
 
 

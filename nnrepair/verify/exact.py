@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -20,14 +21,21 @@ from nnrepair.verify.property import Box, Conjunction, Halfspace
 
 #: Larger networks (in multiplications) are enclosed in float64 instead; so many of them between two looks at the clock.
 EXACT_LIMIT, PIECE = 5_000_000, 20_000
+#: So are outputs at points whose common denominator has more bits.
+DENOMINATOR_BITS = 50_000
 
 Enclosure = list[tuple[Fraction, Fraction]]
+
+
+class TooLong(Exception):
+    """Exact arithmetic would take numbers that are too long."""
 
 
 def enclosure(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) -> tuple[Enclosure, bool]:
     """Return the outputs at x (inputs,), each between two fractions, and whether these are equal (exact)."""
     if can_be_exact(graph):
-        return [(v, v) for v in rational(graph, x, deadline)], True
+        with suppress(TooLong):
+            return [(v, v) for v in rational(graph, x, deadline)], True
     low, high = _around(graph, x)
     bounder = Bounder(graph, low, high, deadline=deadline)
     relaxation, least = bounder.relax(low[None], high[None]), list[Tensor]()
@@ -59,23 +67,40 @@ def _fractions(low: Tensor, high: Tensor) -> Enclosure:
     return [(Fraction(a), Fraction(b)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
 
 
-def inside(conjunction: Conjunction, outputs: Enclosure) -> bool:
+def inside(conjunction: Conjunction, outputs: Enclosure, deadline: Deadline = NEVER) -> bool:
     """Tell whether every output in the enclosure lies in every halfspace."""
-    return all(
-        largest(row, outputs) < row.bound if row.strict else largest(row, outputs) <= row.bound for row in conjunction
-    )
+    tops = ((row, largest(row, outputs)) for row in deadline.each(conjunction))
+    return all(top < row.bound if row.strict else top <= row.bound for row, top in tops)
 
 
-def outside(conjunction: Conjunction, outputs: Enclosure) -> bool:
+def outside(conjunction: Conjunction, outputs: Enclosure, deadline: Deadline = NEVER) -> bool:
     """Tell whether some halfspace contains no output in the enclosure."""
-    least = [(row, -largest(Halfspace(tuple(-c for c in row.coefficients), row.bound), outputs)) for row in conjunction]
-    return any(value >= row.bound if row.strict else value > row.bound for row, value in least)
+    ends = ((row, smallest(row, outputs)) for row in deadline.each(conjunction))
+    return any(end >= row.bound if row.strict else end > row.bound for row, end in ends)
 
 
 def largest(row: Halfspace, outputs: Enclosure) -> Fraction:
     """Return the largest `coefficients . y` over the outputs of an enclosure."""
     pairs = zip(row.coefficients, outputs, strict=True)
     return sum((c * (high if c > 0 else low) for c, (low, high) in pairs if c), Fraction(0))
+
+
+def smallest(row: Halfspace, outputs: Enclosure) -> Fraction:
+    """Return the least `coefficients . y` over the outputs of an enclosure."""
+    pairs = zip(row.coefficients, outputs, strict=True)
+    return sum((c * (low if c > 0 else high) for c, (low, high) in pairs if c), Fraction(0))
+
+
+def nearest(value: Fraction) -> float:
+    """Return the nearest float, or an infinity.
+
+    >>> nearest(Fraction(1, 3)), nearest(Fraction(-(10**400)))
+    (0.3333333333333333, -inf)
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 # Rational arithmetic: every float is an integer times a power of two, so integers and one exponent for a whole vector
@@ -90,8 +115,17 @@ def can_be_exact(graph: Graph) -> bool:
 
 
 def rational(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) -> list[Fraction]:
-    """Return the outputs at x (inputs,)."""
-    common = math.lcm(*(v.denominator for v in x))
+    """Return the outputs at x (inputs,).
+
+    Raises:
+        OutOfTime: the deadline passed.
+        TooLong: the common denominator has more than DENOMINATOR_BITS.
+    """
+    common = 1
+    for v in deadline.each(x):
+        common = math.lcm(common, v.denominator)
+        if common.bit_length() > DENOMINATOR_BITS:
+            raise TooLong
     twos = (common & -common).bit_length() - 1
     odd = common >> twos
     values: list[Numbers] = [(np.array([v.numerator * (common // v.denominator) for v in x], object), -twos)]
@@ -117,11 +151,22 @@ Numbers = tuple[NDArray[Any], int]
 def _integers(values: Tensor) -> Numbers:
     """Return integers (object array) and e with values = integers * 2 ** e."""
     mantissa, exponents = np.frexp(values.detach().cpu().double().numpy())
+    least = _least(mantissa, exponents)
+    return _whole(mantissa, exponents, least), least
+
+
+def _least(mantissa: NDArray[Any], exponents: NDArray[Any]) -> int:
+    """Return e so that all floats are integers times 2 ** e."""
     used = exponents[mantissa != 0]
-    least = int(used.min()) - 53 if used.size else 0
+    return int(used.min()) - 53 if used.size else 0
+
+
+def _whole(mantissa: NDArray[Any], exponents: NDArray[Any], least: int) -> NDArray[Any]:
+    """Return floats divided by 2 ** least, as integers."""
     whole = (mantissa * 2.0**53).astype(np.int64).astype(object)
     shifts = np.where(mantissa != 0, exponents - 53 - least, 0).astype(object)
-    return np.left_shift(whole, shifts), least
+    shifted: NDArray[Any] = np.left_shift(whole, shifts)
+    return shifted
 
 
 def _added(a: Numbers, b: Numbers) -> Numbers:
@@ -151,16 +196,19 @@ def _affine(affine: Affine, x: NDArray[Any], exponent: int, odd: int, deadline: 
 
 def _product(weight: Tensor, x: NDArray[Any], exponent: int, deadline: Deadline) -> Numbers:
     """Return weight (rows, inputs) times x (inputs, columns), flat."""
-    whole, shift = _integers(weight)
-    height = max(1, PIECE // whole.shape[1])
-    width = max(1, PIECE // (whole.shape[1] * min(height, len(whole))))
-    product = np.zeros((len(whole), x.shape[1]), object)
-    for row in range(0, len(whole), height):
+    mantissa, exponents = np.frexp(weight.detach().cpu().double().numpy())
+    least, (count, inputs) = _least(mantissa, exponents), mantissa.shape
+    height = max(1, PIECE // inputs)
+    width = max(1, PIECE // (inputs * min(height, count)))
+    product = np.zeros((count, x.shape[1]), object)
+    for row in range(0, count, height):
+        rows = slice(row, row + height)
+        whole = _whole(mantissa[rows], exponents[rows], least)
         for column in range(0, x.shape[1], width):
             deadline.check()
-            some = slice(row, row + height), slice(column, column + width)
-            product[some] = whole[some[0]].dot(x[:, some[1]])
-    return product.reshape(-1), exponent + shift
+            columns = slice(column, column + width)
+            product[rows, columns] = whole.dot(x[:, columns])
+    return product.reshape(-1), exponent + least
 
 
 def _windows(map: Convolution) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnrepair.verify.affine import Affine
+from nnrepair.verify.affine import Affine, in_pieces
 from nnrepair.verify.deadline import NEVER, Deadline
 
 
@@ -56,7 +56,7 @@ class Graph:
             deadline.check()
             first = values[node.sources[0]]
             if node.affine is not None:
-                values.append(node.affine.apply(first) + node.affine.bias)
+                values.append(in_pieces(node.affine.apply, first, node.affine.work, deadline) + node.affine.bias)
             elif node.relu is not None:
                 values.append(first.clamp(min=0))
             else:

@@ -27,6 +27,8 @@ Confirm = Callable[[Tensor, Tensor], bool]
 REPLAYED = 16
 #: A property may have so many numbers, in all its rows and boxes; and all open parts of a search together.
 MOST_NUMBERS, MOST_OPEN = 200_000_000, 64_000_000
+#: Numbers that are written between two looks at the clock.
+PIECE_NUMBERS = 5_000_000
 #: A part that cannot be split further leaves nothing to be proved. The search for a counterexample goes on for so many
 #: boxes, and a few for each job.
 AFTER_STUCK, FOR_EACH = 20_000, 4
@@ -124,8 +126,14 @@ class Jobs(Columns):
         low, high = torch.from_numpy(np.array(ends)).unbind(1)
         low, high = (end.expand(count, -1) if len(end) == 1 else end[box] for end in (low, high))
         real = torch.arange(most) < torch.tensor(sizes)[:, None]
-        rows, offset = torch.zeros(count, most, property.outputs, dtype=torch.float64), torch.zeros(real.shape).double()
-        rows[real], offset[real] = coefficients[places], bounds[places]
+        rows = torch.from_numpy(np.zeros((count, most, property.outputs)))  # writes nothing yet, unlike torch's
+        offset = torch.zeros(count, most, dtype=torch.float64)
+        together = max(1, PIECE_NUMBERS // (most * property.outputs))
+        filled = torch.split(torch.tensor(places, dtype=torch.long), _sums(sizes, together))
+        for k, here in enumerate(filled):
+            deadline.check()
+            some = slice(k * together, (k + 1) * together)
+            rows[some][real[some]], offset[some][real[some]] = coefficients[here], bounds[here]
         return cls(*(part.to(device or "cpu") for part in (low, high, rows, offset, real)))
 
     def boxes(self) -> tuple[Tensor, Tensor]:
@@ -147,6 +155,11 @@ class Jobs(Columns):
         value = torch.where(self.real[job], value, -torch.inf).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
         best, row = value.max(1)
         return best, row
+
+
+def _sums(sizes: Sequence[int], together: int) -> list[int]:
+    """Return the sums of so many sizes each, one after the other."""
+    return [sum(sizes[k : k + together]) for k in range(0, len(sizes), together)]
 
 
 def _table(rows: Sequence[Halfspace], outputs: int, deadline: Deadline) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.onnx import modules as ops
 from nnrepair.verify.affine import Shape
 from nnrepair.verify.builder import Builder, Unreadable, Value
-from nnrepair.verify.deadline import NEVER, Deadline
+from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.operations import CHANGING, FUNCTIONS, HANDLERS, reshape
 
@@ -76,7 +76,15 @@ class _Proxy(torch.fx.Proxy):
 
 
 class _Tracer(torch.fx.Tracer):
-    """Do not look inside what `HANDLERS` reads, nor inside models from ONNX files."""
+    """Do not look inside what `HANDLERS` reads, nor inside models from ONNX files; look at the clock."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        super().__init__()
+        self.deadline = deadline
+
+    def create_node(self, *arguments: Any, **settings: Any) -> torch.fx.Node:
+        self.deadline.check()
+        return super().create_node(*arguments, **settings)
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
@@ -120,7 +128,9 @@ class _Reader(Builder):
         """Read any module that torch.fx can trace."""
         root, stored = _Call(model), _Stored(model)
         try:
-            graph = _Tracer().trace(root)
+            graph = _Tracer(self.deadline).trace(root)
+        except OutOfTime:
+            raise
         except Exception as error:  # tracing raises what the user's forward raises
             self.problems.append(f"torch.fx cannot trace it: {_first_line(error)}")
             return None

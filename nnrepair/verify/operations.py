@@ -165,12 +165,15 @@ def _max_pool(b: Builder, layer: nn.MaxPool2d, x: Value) -> Value:
     if layer.ceil_mode or layer.return_indices:
         raise Unreadable("ceil_mode and return_indices are not supported")
     padded = F.pad(places.double(), (padding[1], padding[1], padding[0], padding[0]), value=-1.0)
+    sizes = [(padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    numbers = x.shape[0] * math.prod(sizes) * math.prod(kernel)
+    if numbers > MATRIX_LIMIT:
+        raise Unreadable(f"its windows have {numbers} numbers, expected at most {MATRIX_LIMIT}")
     windows = F.unfold(padded.transpose(0, 1), kernel, dilation, 0, stride)  # (channels, kernel, windows)
     windows = windows.permute(0, 2, 1).reshape(-1, math.prod(kernel)).long()
     windows = torch.where(windows < 0, windows.amax(1, keepdim=True), windows)  # padding repeats an entry of the window
     if bool((windows < 0).any()):
         raise Unreadable("a window lies in the padding alone")
-    sizes = [(padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
     return b.maximum(x, windows, (x.shape[0], *sizes))
 
 

@@ -38,6 +38,7 @@ class Over(nn.Module):
         self.box = Box(place.amin(0), place.amax(0))
         self.place = _linear(axes.T, origin)
         self.edges = _linear(*_edges(place)) if len(corners) > 2 else None
+        self.sides = 0 if self.edges is None else self.edges.out_features
 
     def forward(self, z: Tensor) -> Tensor:
         y: Tensor = self.model(self.place(z).reshape(-1, *self.shape)).flatten(1)
@@ -45,18 +46,17 @@ class Over(nn.Module):
 
     def property(self, criterion: Criterion, outputs: int) -> Property:
         """Return the property that a criterion (about one point) holds on all of the region."""
-        (case,) = Property.on(self.box, criterion, outputs).cases
-        count = 0 if self.edges is None else self.edges.out_features
-        nothing = (Fraction(0),) * count
+        (case,), each = Property.on(self.box, criterion, outputs).cases, range(self.sides)
+        nothing = (Fraction(0),) * self.sides
         inside = [
-            Halfspace((Fraction(0),) * outputs + tuple(Fraction(int(k == edge)) for k in range(count)), Fraction(0))
-            for edge in range(count)
+            Halfspace((Fraction(0),) * outputs + tuple(Fraction(int(k == edge)) for k in each), Fraction(0))
+            for edge in each
         ]
         unsafe = tuple(
             (*(Halfspace(row.coefficients + nothing, row.bound, row.strict) for row in conjunction), *inside)
             for conjunction in case.unsafe
         )
-        return Property([Case(self.box, unsafe)], outputs + count)
+        return Property([Case(self.box, unsafe)], outputs + self.sides)
 
 
 def _edges(place: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.bounds import EPS, TINY, outputs_over
 from nnrepair.verify.check import check
 from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
-from nnrepair.verify.exact import enclosure, inside
+from nnrepair.verify.exact import enclosure, inside, nearest
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.over import Over
@@ -106,7 +107,7 @@ class _Points:
             return judged
         shape = item_shape(model, self.inputs)
         with torch.no_grad(), suppress(OutOfTime):
-            graph = lower(model, shape)  # before the model runs: it says best what it cannot read
+            graph = lower(model, shape, deadline)  # before the model runs: it says best what it cannot read
             x = self.inputs.double().flatten(1)
             size = max(1, min(BATCH // graph.size, BATCH_WORK // max(1, graph.work)))
             for part in torch.split(torch.arange(len(x)), size):
@@ -114,7 +115,8 @@ class _Points:
                 criterion.check(y)
                 deadline.check()
                 judged.run[part] = criterion.holds(y.double())
-                judged.holds[part], judged.fails[part] = _signs(criterion, *outputs_over(graph, x[part], x[part]))
+                ends = outputs_over(graph, x[part], x[part], deadline)
+                judged.holds[part], judged.fails[part] = _signs(criterion, *ends)
             for i in (~judged.holds & ~judged.fails).nonzero()[:, 0].tolist():
                 signs = _alone(graph, x[i], self.criterion[torch.tensor([i])], deadline)
                 judged.holds[i], judged.fails[i], judged.exact[i] = signs
@@ -226,16 +228,9 @@ def _alone(graph: Graph, x: Tensor, criterion: Criterion, deadline: Deadline) ->
         holds = _satisfied(criterion, [low for low, _ in values])
         return holds, not holds, True
     # Too large for floats (an overflow) stays open: infinities decide nothing
-    low, high = (torch.tensor([[_float(pair[i]) for pair in values]], dtype=torch.float64) for i in (0, 1))
+    low, high = (torch.tensor([[nearest(pair[i]) for pair in values]], dtype=torch.float64) for i in (0, 1))
     above, below = _signs(criterion, low, high)
     return bool(above), bool(below), False
-
-
-def _float(value: Fraction) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
 
 
 def _satisfied(criterion: Criterion, y: Sequence[Fraction]) -> bool:
@@ -273,8 +268,12 @@ def confirm(
     shape = item_shape(model, sets[0].inputs if sets else over[0][1].corners[0])
     vars(model)["item_shape"] = shape  # for properties, whose boxes may be flat
     properties = _properties(property)
-    graph = lower(model, shape)
-    _require_sizes(properties, graph)
+    late = CheckResult("unknown", reason="" if timeout is None else f"the time limit of {timeout:g} s was reached")
+    try:
+        graph = lower(model, shape, deadline)
+        _require_sizes(properties, graph, deadline)
+    except OutOfTime:
+        return replace(late, cpu_seconds=time.process_time() - cpu, wall_seconds=time.monotonic() - started)
     verdicts: list[Verdict] = []
     shares, reasons, found = list[float](), list[str](), None
     for each in sets:
@@ -292,8 +291,6 @@ def confirm(
             when = " before the time limit" if deadline.passed else ""
             reasons[-1] += f"; {int(unsure.sum())} too close to tell{when}: {each.named(unsure)}"
         shares.append(float(right.double().mean()) if len(right) else 1.0)
-
-    late = CheckResult("unknown", reason="" if timeout is None else f"the time limit of {timeout:g} s was reached")
 
     def checked(network: nn.Module, claim: Property | str | Path) -> CheckResult:
         left = deadline.left()
@@ -347,10 +344,13 @@ def _placed(model: nn.Module, corners: Tensor, along: Counterexample | None) -> 
     if along is None:
         return None
     over = Over(model, corners)
-    with torch.no_grad():
-        x = over.place(torch.from_numpy(along.input)[None])[0].numpy()
-        size = len(along.output) - (0 if over.edges is None else over.edges.out_features)
-    return Counterexample(x, along.output[:size], along.margin, along.replayed)
+    rows = zip(over.place.weight.tolist(), over.place.bias.tolist(), strict=True)
+    exact = tuple(
+        sum((Fraction(w) * t for w, t in zip(row, along.exact_input, strict=True)), Fraction(shift))
+        for row, shift in rows
+    )
+    x, size = np.array([float(v) for v in exact]), len(along.output) - over.sides
+    return Counterexample(x, along.output[:size], along.margin, along.replayed, exact, along.exact_output[:size])
 
 
 def _properties(given: Any) -> list[tuple[str, Property | str | Path]]:
@@ -368,10 +368,10 @@ def _properties(given: Any) -> list[tuple[str, Property | str | Path]]:
     ]
 
 
-def _require_sizes(properties: Sequence[tuple[str, Property | str | Path]], graph: Graph) -> None:
+def _require_sizes(properties: Sequence[tuple[str, Property | str | Path]], graph: Graph, deadline: Deadline) -> None:
     """Refuse properties that do not fit, before the long computation."""
     for name, one in properties:
-        loaded = one if isinstance(one, Property) else vnnlib.load(one)
+        loaded = one if isinstance(one, Property) else vnnlib.load(one, deadline)
         if (loaded.inputs, loaded.outputs) != (graph.inputs, graph.outputs):
             raise InvalidInput(
                 f"{name} is about {loaded.inputs} inputs and {loaded.outputs} outputs, but the network has "

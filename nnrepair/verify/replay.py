@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnrepair.extras import needed
 from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
-from nnrepair.verify.exact import Enclosure, enclosed, enclosure, inside, largest, outside
+from nnrepair.verify.exact import Enclosure, enclosed, enclosure, inside, largest, nearest, outside
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.property import Box, Conjunction, Exact
 from nnrepair.verify.result import Counterexample
@@ -61,7 +61,7 @@ class Replay:
                 x = torch.where(x.double() < low, torch.nextafter(x, torch.full_like(x, torch.inf)), x)
                 x = torch.where(x.double() > high, torch.nextafter(x, torch.full_like(x, -torch.inf)), x)
             fits = (x.double() >= low) & (x.double() <= high)
-        given = zip(fits.tolist(), x.tolist(), point.tolist(), box.lower, box.upper, strict=True)
+        given = self.deadline.each(zip(fits.tolist(), x.tolist(), point.tolist(), box.lower, box.upper, strict=True))
         return tuple(Fraction(v) if fit else min(max(Fraction(p), a), b) for fit, v, p, a, b in given)
 
     def rounded(self, point: Exact) -> Tensor:
@@ -79,7 +79,7 @@ class Replay:
         """
         x = self.rounded(point)
         runs = self.runs(x)
-        agreed = [name for name, y in runs.items() if _is_inside(conjunction, y)]
+        agreed = [name for name, y in runs.items() if self._is_inside(conjunction, y)]
         if len(agreed) < len(runs) and not alone:
             return None
         outputs, how = self._exactly(point, conjunction)
@@ -94,7 +94,7 @@ class Replay:
     def _exactly(self, point: Exact, conjunction: Conjunction) -> tuple[Enclosure | None, str]:
         """Return the outputs of the real-valued function if they are unsafe, and how they were computed."""
         quick = enclosed(self.graph, point, self.deadline)
-        if outside(conjunction, quick):
+        if outside(conjunction, quick, self.deadline):
             return None, ""
         try:
             outputs, is_exact = enclosure(self.graph, point, self.deadline)
@@ -103,7 +103,12 @@ class Replay:
                 raise
             return quick, "enclosure"
         how = "exact" if is_exact else "enclosure"
-        return (outputs if inside(conjunction, outputs) else None), how
+        return (outputs if inside(conjunction, outputs, self.deadline) else None), how
+
+    def _is_inside(self, conjunction: Conjunction, y: NDArray[np.float64]) -> bool:
+        """Tell whether an output lies in an unsafe set; what is not finite lies nowhere."""
+        seen = [(Fraction(v), Fraction(v)) for v in y.tolist()] if np.isfinite(y).all() else None
+        return seen is not None and inside(conjunction, seen, self.deadline)
 
     def runs(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
         """Return what everyone who runs the network returns at x (inputs,)."""
@@ -134,14 +139,7 @@ class Replay:
         return np.asarray(y, np.float64).reshape(-1)
 
 
-def _is_inside(conjunction: Conjunction, y: NDArray[np.float64]) -> bool:
-    """Tell whether an output lies in an unsafe set; what is not finite lies nowhere."""
-    return bool(np.isfinite(y).all()) and inside(conjunction, [(Fraction(v), Fraction(v)) for v in y.tolist()])
-
-
 def _margin(conjunction: Conjunction, outputs: Enclosure) -> float:
     """Return how deep outputs lie in an unsafe set, at least."""
-    try:
-        return float(min((row.bound - largest(row, outputs) for row in conjunction), default=math.inf))
-    except OverflowError:
-        return math.inf
+    depths = [row.bound - largest(row, outputs) for row in conjunction]
+    return nearest(min(depths)) if depths else math.inf

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nnrepair.rounding import percent
 from nnrepair.verify.certificate import PropertyCertificate
+from nnrepair.verify.exact import nearest
 
 Verdict = Literal["holds", "violated", "unknown"]
 
@@ -54,7 +55,7 @@ class Counterexample:
             lines[0] += ", the nearest numbers of the network's own precision to the exact input, which is in the box"
         lines.append(f"{self.margin:.3g} inside the unsafe set; replayed by: {', '.join(self.replayed)}")
         if self.replayed[:1] in (("exact",), ("enclosure",)):
-            exact = np.array([float((low + high) / 2) for low, high in self.exact_output])
+            exact = np.array([nearest((low + high) / 2) for low, high in self.exact_output])
             lines.append(f"the real-valued function has the unsafe output {_shown(exact)}; a run rounds it away")
         return "\n".join(lines)
 

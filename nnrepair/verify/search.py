@@ -186,7 +186,7 @@ class Search:
         index = (~(best > 0)).nonzero()[:, 0]
         lower, upper = boxes.lower[index], boxes.upper[index]
         if self.options.clip:
-            for r in range(m):
+            for r in self.deadline.each(range(m)):
                 lower, upper = self._clip(bound[index * m + r], lower, upper)
             kept = (lower <= upper).all(1)
             index, lower, upper = index[kept], lower[kept], upper[kept]

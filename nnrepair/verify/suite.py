@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -346,7 +347,7 @@ def _solve(task: _Task, check: Callable[..., CheckResult]) -> Row:
         point = {"input": found.input.tolist(), "output": found.output.tolist(), "margin": _finite(found.margin)}
         point["replayed"] = list(found.replayed)
         if found.is_rounded:
-            point["exact_input"] = [str(v) for v in found.exact_input]
+            point["exact_input"] = [_exact(v) for v in found.exact_input]
     return task.row(
         result.verdict,
         result.reason,
@@ -367,6 +368,18 @@ def _certified(path: Path, certificate: PropertyCertificate) -> dict[str, Any]:
     if problem is not None:
         return {"incomplete": str(problem)}
     return {"certificate": path.name, "certificate_sha256": sha256_of(path)}
+
+
+def _exact(value: Fraction) -> str:
+    """Return a fraction as text, in hexadecimal digits where it has more decimal ones than Python writes.
+
+    >>> _exact(Fraction(1, 3)), _exact(Fraction(1, 2**20_000))[:12]
+    ('1/3', '0x1/0x100000')
+    """
+    try:
+        return str(value)
+    except ValueError:
+        return f"{value.numerator:#x}/{value.denominator:#x}"
 
 
 def _finite(value: float | None) -> float | None:

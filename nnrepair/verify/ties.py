@@ -24,6 +24,8 @@ from nnrepair.verify.property import Conjunction, Exact, Halfspace
 
 #: Points from which a tie is sought, steps towards it, pairs of points on either side, halvings between two of them.
 STARTS, STEPS, PAIRS, HALVINGS = 256, 24, 8, 60
+#: Conjunctions with more numbers are not looked at, nor combinations of more rows: that would take more than a moment.
+NUMBERS, ROWS = 20_000, 24
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,12 @@ def sides(
 
 
 def between(graph: Graph, p: Exact, q: Exact, row: Halfspace, deadline: Deadline) -> Exact | None:
-    """Return a point between two inputs on either side of a row where it holds with equality, exactly."""
+    """Return a point between two inputs on either side of a row where it holds with equality, exactly.
+
+    Raises:
+        OutOfTime: the deadline passed.
+        TooLong: the numbers that this takes are too long.
+    """
 
     def at(share: Fraction) -> tuple[Exact, Fraction]:
         x = tuple(a + share * (b - a) for a, b in zip(p, q, strict=True))
@@ -124,6 +131,8 @@ def _multipliers(rows: Conjunction) -> dict[int, Fraction] | None:
     if nothing:
         return {min(nothing, key=lambda i: (rows[i].bound, not rows[i].strict)): Fraction(1)}
     some = [i for i, size in enumerate(sizes) if size]
+    if sum(len(rows[i].coefficients) for i in some) > NUMBERS:
+        return None
     A = np.array([[float(c / sizes[i]) for c in rows[i].coefficients] for i in some])
     if not some or np.linalg.matrix_rank(A) == len(some):
         return None
@@ -138,7 +147,7 @@ def _multipliers(rows: Conjunction) -> dict[int, Fraction] | None:
     if answer.status != 0:
         return None
     used = [i for i, m in zip(some, answer.x.tolist(), strict=True) if m > 1e-9]
-    exact = _dependence([rows[i].coefficients for i in used])
+    exact = _dependence([rows[i].coefficients for i in used]) if len(used) <= ROWS else None
     return None if exact is None or min(exact) <= 0 else dict(zip(used, exact, strict=True))
 
 

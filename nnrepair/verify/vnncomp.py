@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, localcontext
 from fractions import Fraction
@@ -125,10 +126,12 @@ def result_text(word: str, point: tuple[Iterable[float | Fraction], Iterable[flo
 
 
 def _number(value: float | Fraction) -> str:
-    """Return a float in the fewest digits, or a decimal that is none in all of its digits.
+    """Return a float in the fewest digits, or a decimal that is none in all of its digits, if these are at most 10 000.
 
     >>> _number(0.1), _number(Fraction(1, 10)), _number(Fraction(10**20 + 1, 10**21)), _number(Fraction(1, 3))
     ('0.1', '0.1', '0.100000000000000000001', '0.3333333333333333')
+    >>> len(_number(1 + Fraction(1, 2**9_000))), _number(1 + Fraction(1, 2**11_000))
+    (9002, '1.0')
     """
     near, exact = repr(float(value)), Fraction(value)
     rest = exact.denominator
@@ -137,8 +140,9 @@ def _number(value: float | Fraction) -> str:
             rest //= prime
     if rest > 1 or Fraction(float(value)) == exact or Fraction(near) == exact:
         return near
-    with localcontext(Context(prec=10_000, traps=[Inexact])):
+    with localcontext(Context(prec=10_000, traps=[Inexact])), suppress(Inexact):
         return format(Decimal(exact.numerator) / Decimal(exact.denominator), "f")
+    return near
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:

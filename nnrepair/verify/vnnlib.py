@@ -106,7 +106,7 @@ def loads(text: str, name: str = "<string>", deadline: Deadline = NEVER) -> Prop
             gc.enable()
 
 
-def dumps(prop: Property) -> str:
+def dumps(prop: Property, deadline: Deadline = NEVER) -> str:
     """Write a property as VNN-LIB 1.0, so that `loads` returns an equal one.
 
     Every disjunction is a flat `(or (and ...) ...)`, which other tools read too. Fractions without a finite decimal
@@ -114,14 +114,15 @@ def dumps(prop: Property) -> str:
 
     Raises:
         InvalidInput: a case has no way to be unsafe, or one without any row; VNN-LIB files say something about both.
+        OutOfTime: the deadline passed.
     """
     if not all(case.unsafe and all(case.unsafe) for case in prop.cases):
         raise InvalidInput(
             "The property has a box without unsafe outputs, or with all outputs unsafe; such cases cannot be written. "
             "Leave out what is always true."
         )
-    boxes = [list(_bounds(case.box)) for case in prop.cases]
-    unsafe = [[[_row(row) for row in rows] for rows in case.unsafe] for case in prop.cases]
+    boxes = [list(_bounds(case.box, deadline)) for case in prop.cases]
+    unsafe = [[[_row(row, deadline) for row in rows] for rows in case.unsafe] for case in prop.cases]
     if all(ways == unsafe[0] for ways in unsafe):
         asserts = [*_any(boxes), *_any(unsafe[0])]
     else:
@@ -141,14 +142,16 @@ def _any(clauses: Sequence[list[str]]) -> list[str]:
     return ["(or\n" + "\n".join(f"    (and {' '.join(clause)})" for clause in clauses) + "\n)"]
 
 
-def _bounds(box: Box) -> Iterable[str]:
+def _bounds(box: Box, deadline: Deadline) -> Iterable[str]:
     for i, (low, high) in enumerate(zip(box.lower, box.upper, strict=True)):
+        deadline.check()
         yield f"(>= X_{i} {_number(low)})"
         yield f"(<= X_{i} {_number(high)})"
 
 
-def _row(row: Halfspace) -> str:
+def _row(row: Halfspace, deadline: Deadline) -> str:
     """Return a halfspace, in the words that files usually have for it."""
+    deadline.check()
     less, more = ("<", ">") if row.strict else ("<=", ">=")
     terms = [(f"Y_{k}", c) for k, c in enumerate(row.coefficients) if c] or [("Y_0", Fraction(0))]
     if len(terms) == 1 and abs(terms[0][1]) == 1:
@@ -246,6 +249,7 @@ class _Reader:
         for bounds, rows in self.deadline.each(self.clauses([(part, True) for part in asserts])):
             key = tuple(map(id, bounds))
             if key not in known:
+                self.deadline.check()
                 if 2 * self.inputs * len(known) > MAX_NUMBERS:
                     self.fail(asserts[-1], f"there are more than {len(known)} boxes of {self.inputs} inputs; {_MOST}")
                 known[key] = ways.setdefault(self.box(bounds), [])
@@ -409,7 +413,7 @@ class _Reader:
         first, *rest = terms = [self.term(each) for each in part.parts[1:]]
         if op == "+" or op == "-":
             total = first if rest else self.add(part, {}, first, -1)
-            for other in rest:
+            for other in self.deadline.each(rest):
                 self.add(part, total, other, 1 if op == "+" else -1)
             return total
         form, factor = {"": Fraction(1)}, Fraction(1)
