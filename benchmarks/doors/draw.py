@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ class Residual(nn.Module):
 
     def __init__(self, features: int, outputs: int) -> None:
         super().__init__()
-        self.a, self.norm, self.head = nn.Linear(features, features), nn.LayerNorm(features), nn.Linear(features, outputs)
+        self.a, self.norm = nn.Linear(features, features), nn.LayerNorm(features)
+        self.head = nn.Linear(features, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.head(x + torch.relu(self.a(self.norm(x))))
@@ -83,7 +85,7 @@ def _mlp(rng: np.random.Generator, features: int, outputs: int) -> nn.Sequential
     activation = kinds[int(rng.integers(len(kinds)))]
     sizes = [features, *(int(s) for s in rng.integers(2, 9, int(rng.integers(0, 3)))), outputs]
     parts: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         parts += [nn.Linear(a, b, bias=bool(rng.random() < 0.8)), activation()]
     return nn.Sequential(*parts[:-1])
 
@@ -113,9 +115,8 @@ def _pruned(rng: np.random.Generator, features: int, outputs: int) -> nn.Module:
 
 
 def _weight_norm(rng: np.random.Generator, features: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        parametrizations.weight_norm(nn.Linear(features, 6)), nn.ReLU(), parametrizations.weight_norm(nn.Linear(6, outputs))
-    )
+    first, last = (parametrizations.weight_norm(nn.Linear(*sizes)) for sizes in ((features, 6), (6, outputs)))
+    return nn.Sequential(first, nn.ReLU(), last)
 
 
 def _convolution(rng: np.random.Generator, features: int, outputs: int) -> nn.Module:
@@ -142,6 +143,9 @@ NETWORKS: dict[str, Callable[[np.random.Generator, int, int], nn.Module]] = {
     "convolution": _convolution,
     "tokens": _tokens,
 }
+
+#: Of these, edits may be about regions.
+STRAIGHT = ("layers", "dead units", "batch normalisation", "tied", "pruned", "weight norm")
 
 
 def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
@@ -251,7 +255,7 @@ def call(index: int, seed: int) -> Call:
     model = model.to(dtype).eval()
     scale = 1.0 if rng.random() < 0.85 else _pick(rng, SCALES)
     count = int(rng.integers(1, 6))
-    straight = dtype in (torch.float32, torch.float64) and kind in ("layers", "dead units", "batch normalisation", "residual")
+    straight = dtype in (torch.float32, torch.float64) and kind in STRAIGHT
     about = [kind, str(dtype).removeprefix("torch."), sized, f"inputs times {scale:g}", f"{outputs} outputs"]
     x: Any
     if straight and rng.random() < 0.4:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks.doors.draw import Call
 from nnrepair import Argmax, Argmin, Criterion, Linear, Near, Threshold
 from nnrepair.criteria import AllOf, AnyOf
+from nnrepair.forward import InFloat64
 from nnrepair.history import History
 from nnrepair.methods import MinimalNorm
 from nnrepair.problem import build
@@ -181,9 +182,10 @@ def _rows(call: Call, names: list[str], margin: float, locality: bool) -> tuple[
             return None if some is None or len(x) else (np.concatenate(G), np.concatenate(h))
         own = problem.model(inputs).double().detach()  # the branch of a disjunction is chosen in the model's own dtype
         decided = criterion.resolve(own)
-        jacobian = torch.func.jacrev(lambda p, x=x: torch.func.functional_call(model, p, (x,)))(chosen)
-        J = torch.cat([jacobian[n].detach().flatten(2) for n in names], 2).numpy()
-        y = model(x).detach()
+        with InFloat64(), torch.enable_grad():
+            y, leaves = _run(model, chosen, x)
+        J = np.stack([[_gradient(y[p, o], leaves) for o in range(y.shape[1])] for p in range(len(y))])
+        y = y.detach()
         has = decided.slack(own)
         need = torch.full_like(has, margin) if some is None else has.clamp(max=margin)
         missing = (need - decided.slack(y)).numpy()
@@ -192,6 +194,17 @@ def _rows(call: Call, names: list[str], margin: float, locality: bool) -> tuple[
         G.append(np.einsum("ro,ron->rn", A, J[point]))
         h.append(missing[point, condition])
     return np.concatenate(G), np.concatenate(h)
+
+
+def _run(model: nn.Module, chosen: dict[str, Tensor], x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return the outputs at x, and the named parameters that they depend on."""
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in chosen.items()}
+    return torch.func.functional_call(model, leaves, (x,)), list(leaves.values())
+
+
+def _gradient(y: Tensor, leaves: list[Tensor]) -> Array:
+    found = torch.autograd.grad(y, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return np.concatenate([g.flatten().numpy() for g in found])
 
 
 def _least(G: Array, h: Array, norm: str) -> float | None:
