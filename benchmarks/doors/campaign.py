@@ -1,6 +1,6 @@
 """Random calls of `nnrepair.fix`: what becomes of each, and what is false about it.
 
-    python -m benchmarks.doors.campaign [--count 3000] [--seed 0] [--show INDEX] [--path FILE]
+    python -m benchmarks.doors.campaign [--count 2500] [--seed 0] [--show INDEX] [--path FILE]
 
 A call ends in an outcome, of which everything that it claims is checked by other means (`truth`), or in an error of the
 package's own. Anything else, numpy's warnings included, is listed.
@@ -9,10 +9,9 @@ package's own. Anything else, numpy's warnings included, is listed.
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import subprocess
 import sys
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -24,11 +23,10 @@ import torch
 from benchmarks import measure
 from benchmarks.doors import draw, truth
 from nnrepair.errors import NNRepairError
-from nnrepair.files import write_atomically
 from nnrepair.fix import fix
 
 RESULTS = Path(__file__).parent / "results" / "campaign.json"
-COUNT, SEED = 3000, 20261128
+COUNT, SEED, BLOCK = 2500, 20261128, 100
 
 
 def judged(call: draw.Call, loud: bool = False) -> tuple[str, list[str]]:
@@ -52,8 +50,8 @@ def judged(call: draw.Call, loud: bool = False) -> tuple[str, list[str]]:
     return result.outcome.status, truth.false(call, result, before)
 
 
-def run(first: int, count: int, seed: int) -> dict[str, Any]:
-    """Make so many calls."""
+def block(first: int, count: int, seed: int) -> dict[str, Any]:
+    """Make so many calls, and count what became of them."""
     outcomes, drawn = Counter[str](), Counter[str]()
     wrong: list[str] = []
     for index in range(first, first + count):
@@ -70,6 +68,7 @@ def run(first: int, count: int, seed: int) -> dict[str, Any]:
             print(wrong[-1], flush=True)
     return {
         "seed": seed,
+        "first": first,
         "calls": count,
         "outcomes": dict(sorted(outcomes.items())),
         "wrong": wrong,
@@ -77,9 +76,25 @@ def run(first: int, count: int, seed: int) -> dict[str, Any]:
     }
 
 
+def run(path: Path, seed: int, count: int) -> list[dict[str, Any]]:
+    """Make `count` calls, beginning with those of the file, and store them block by block."""
+    rows = measure.load(path)
+    done = sum(row["calls"] for row in rows)
+    for first in range(done, count, BLOCK):
+        row = measure.measured(functools.partial(block, first, min(BLOCK, count - first), seed))
+        rows.append(row | {"commit": _commit()})
+        measure.save(path, rows, "random calls of fix: every outcome is checked by other means")
+        print(f"{first + row['calls']} calls, {len(row['wrong'])} of the last {row['calls']} wrong", flush=True)
+    return rows
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=measure.ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.doors.campaign", description=__doc__)
-    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--show", type=int, metavar="INDEX", help="one call")
@@ -91,14 +106,9 @@ def main() -> None:
         print(call.model, call.edits.inputs, call.edits.criterion, call.method, call.options, call.about, sep="\n")
         print(*judged(call, loud=True)[1], sep="\n")
         return
-    started = time.process_time()
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=measure.ROOT, capture_output=True, text=True)
-    found = run(given.first, given.count, given.seed)
-    about = {"about": "random calls of fix, each outcome checked by other means", **measure.machine()}
-    about |= {"commit": done.stdout.strip(), "cpu_seconds": round(time.process_time() - started, 1)}
-    write_atomically(given.path, (json.dumps(about | found, indent=1) + "\n").encode())
-    print(json.dumps(found["outcomes"], indent=1))
-    sys.exit(bool(found["wrong"]))
+    rows = run(given.path, given.seed, given.count)
+    print(sum((Counter(row["outcomes"]) for row in rows), Counter[str]()))
+    sys.exit(any(row["wrong"] for row in rows))
 
 
 if __name__ == "__main__":
