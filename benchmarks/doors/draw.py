@@ -145,7 +145,7 @@ NETWORKS: dict[str, Callable[[np.random.Generator, int, int], nn.Module]] = {
 }
 
 #: Of these, edits may be about regions.
-STRAIGHT = ("layers", "dead units", "batch normalisation", "tied", "pruned", "weight norm")
+STRAIGHT = ("layers", "dead units", "batch normalisation", "pruned")
 
 
 def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
@@ -217,7 +217,7 @@ def _method(rng: np.random.Generator, model: nn.Module, locality: bool) -> Metho
             margin=None if rng.random() < 0.8 else float(10 ** rng.uniform(-6, 1)),
             architecture="same" if rng.random() < 0.7 else "decoupled",
             locality=_pick(rng, ("hard", "hard", "soft", "none")),
-            max_steps=10,
+            max_steps=6,
         )
     if drawn < 0.9:
         penalties = [L2(0.1), LInf(0.5), *([KL(0.1), EWC(0.1)] if locality else [])]
@@ -259,7 +259,7 @@ def call(index: int, seed: int) -> Call:
     about = [kind, str(dtype).removeprefix("torch."), sized, f"inputs times {scale:g}", f"{outputs} outputs"]
     x: Any
     if straight and rng.random() < 0.4:
-        x = _regions(rng, features, count, scale)
+        x = _regions(rng, features, min(count, 3), scale)
         like = torch.stack([corners.mean(0) for corners in x.corners])
     else:
         x = like = _points(rng, kind, features, count, scale)
@@ -269,7 +269,7 @@ def call(index: int, seed: int) -> Call:
         edits = Edits(x, _criterion(rng, torch.nan_to_num(y)))
         locality = None
         if rng.random() < 0.6:
-            kept = _in(_points(rng, kind, features, int(rng.integers(1, 80)), scale), dtype)
+            kept = _in(_points(rng, kind, features, int(rng.integers(1, 40)), scale), dtype)
             given = _criterion(rng, torch.nan_to_num(model(kept).double())) if rng.random() < 0.2 else None
             locality = LocalitySet(kept, given)
     method = _method(rng, model, locality is not None)
