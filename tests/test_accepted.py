@@ -17,7 +17,7 @@ import nnrepair
 from nnrepair import Argmax, InvalidInput, UnsupportedModel
 from nnrepair.methods import EGNN, FineTune, MinimalNorm
 from nnrepair.methods.base import Method
-from nnrepair.network import unwrapped
+from nnrepair.network import copied, unwrapped
 from nnrepair.verify import Box, Property, check
 
 METHODS: dict[str, tuple[Method, str]] = {
@@ -285,6 +285,20 @@ def test_a_pruned_weight_is_read_as_its_mask_leaves_it() -> None:
     assert now != label
     region = Property.on(Box(x[0] - 1e-6, x[0] + 1e-6), Argmax([now]), outputs=3)
     assert check(model, region).verdict == "holds"
+
+
+@pytest.mark.parametrize("kind", ["pruned", "old weight norm", "remembers"])
+def test_a_decoupled_network_keeps_nothing_of_its_passes(kind: str) -> None:
+    """Its passes run on dual numbers, which nothing can copy once the pass is over."""
+    make, x = WORK[kind]
+    model = make()
+    labels = (decisions(model, x[:2]) + 1) % 3
+    result = nnrepair.fix(
+        model, (x[:2], labels), method=MinimalNorm("0" if kind != "remembers" else "a", architecture="decoupled")
+    )
+    twin = copied(result.model)
+    assert torch.equal(decisions(twin, x[:2]), labels)
+    assert torch.equal(decisions(copied(twin), x), decisions(result.model, x))
 
 
 def test_several_faults_of_one_kind_are_all_named() -> None:

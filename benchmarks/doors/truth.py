@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from nnrepair.criteria import AllOf, AnyOf
 from nnrepair.forward import InFloat64
 from nnrepair.history import History
 from nnrepair.methods import MinimalNorm
+from nnrepair.network import copied
 from nnrepair.problem import build
 from nnrepair.result import RepairResult
 from nnrepair.shapes import Regions
@@ -118,7 +118,7 @@ def _edits(call: Call, model: nn.Module, said: list[bool]) -> list[str]:
 def _over_regions(call: Call, model: nn.Module, said: list[bool]) -> list[str]:
     """Look for points of a region that is said to hold which do not, in float64."""
     assert isinstance(call.edits.inputs, Regions)
-    rng, double = np.random.default_rng(0), copy.deepcopy(model).double()
+    rng, double = np.random.default_rng(0), copied(model).double()
     for k, corners in enumerate(call.edits.inputs.corners):
         weights = torch.from_numpy(rng.dirichlet(np.full(len(corners), 0.5), 300))
         x = torch.cat([corners, torch.einsum("pk,kf->pf", weights, corners)])
@@ -167,8 +167,8 @@ def _program(call: Call, result: RepairResult) -> list[str]:
 
 def _rows(call: Call, names: list[str], margin: float, locality: bool) -> tuple[Array, Array] | None:
     """Return G, h: the conditions G d >= h on a change d of the named parameters, from a plain Jacobian."""
-    problem = build(copy.deepcopy(call.model), call.edits, call.locality)
-    model = copy.deepcopy(call.model).double()
+    problem = build(copied(call.model), call.edits, call.locality)
+    model = copied(call.model).double()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen = {n: parameters[n] for n in names}
     sets: list[tuple[Any, Criterion, Tensor | None]] = [(problem.edits.inputs, problem.edits.criterion, None)]
