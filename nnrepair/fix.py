@@ -18,7 +18,7 @@ from nnrepair.errors import RepairFailed
 from nnrepair.history import History
 from nnrepair.judge import held, judge, propose, watch
 from nnrepair.methods.base import Method, named
-from nnrepair.network import private_copy, unwrapped
+from nnrepair.network import private_copy, uncompiled, unwrapped
 from nnrepair.problem import Problem, build, check_model
 from nnrepair.result import RepairResult
 from nnrepair.shapes import Regions
@@ -179,10 +179,10 @@ def fix(
 
 @contextmanager
 def undisturbed(seed: int | None) -> Iterator[None]:
-    """Keep the global random state as it was, and make the work inside reproducible."""
+    """Keep the global random state as it was, and make the work inside reproducible and free of compiling."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     before = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), uncompiled():
         torch.manual_seed(0 if seed is None else seed)
         try:
             yield

@@ -140,7 +140,8 @@ def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs
         return call_with(model, {**rest, **chosen}, inputs)
 
     try:
-        return _forward_mode(run, start, change)
+        with _forgotten(model):
+            return _forward_mode(run, start, change)
     except (UnsupportedModel, NotImplementedError, RuntimeError):  # some operations know reverse mode only
         return _reverse_twice(run, start, change)
 
@@ -149,6 +150,19 @@ def _forward_mode(run: Any, start: Any, change: Any) -> Tensor:
     with _plain_attention():
         moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (start,), (change,))  # type: ignore[assignment]
     return moved[0] + moved[1]
+
+
+@contextmanager
+def _forgotten(model: nn.Module) -> Iterator[None]:
+    """Take back what modules keep of a pass (masked weights, activations): dual numbers are dead after it."""
+    before = [(vars(m), dict(vars(m))) for m in model.modules()]
+    inside = [(v, v.copy()) for _, kept in before for k, v in kept.items() if isinstance(v, dict) and k[0] != "_"]
+    try:
+        yield
+    finally:
+        for now, kept in before + inside:
+            now.clear()
+            now.update(kept)
 
 
 def _reverse_twice(run: Any, start: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> Tensor:

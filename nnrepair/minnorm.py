@@ -153,7 +153,8 @@ class Infeasible(Exception):
     def certain(self) -> bool:
         """Whether the ray shows it: any change would have to be far larger than each row alone asks for."""
         rows, need = self.conditions.rows, self.conditions.need
-        alone = need / np.maximum(rows.lengths(), 1e-300)
+        lengths = rows.lengths()
+        alone = np.divide(need, lengths, out=np.zeros_like(need), where=lengths > 0)
         size = float(np.linalg.norm(rows.rmatvec(self.ray)))
         return float(need @ self.ray) > 1e6 * float(alone.max(initial=0.0)) * size
 

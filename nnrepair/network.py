@@ -1,32 +1,84 @@
-"""A network as users give it: a module, wrapped or not, or an ONNX file."""
+"""A network as users give it: a module, wrapped or not, or an ONNX file. Other kinds are refused by name."""
 
 from __future__ import annotations
 
 import copy
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from nnrepair.errors import InvalidInput, first_line
+from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
+
+#: Floating dtypes that parameters may have.
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def private_copy(model: nn.Module | str | Path) -> nn.Module:
     """Return a copy of a module in eval mode, on its device, or what an ONNX file holds.
 
     Raises:
-        InvalidInput: it is neither, it cannot be copied, or the file is damaged.
+        InvalidInput: it is neither, it has no weights or cannot be copied, or the file is damaged.
+        UnsupportedModel: it is of a kind that cannot be changed or read, see `refuse_kinds`.
     """
     if isinstance(model, nn.Module):
-        return copied(unwrapped(model)).eval()
+        model = unwrapped(model)
+        refuse_kinds(model)
+        return copied(model).eval()
     if not isinstance(model, str | Path):
         raise InvalidInput(f"model must be a torch.nn.Module or an ONNX file, got {type(model).__name__}.")
     from nnrepair import onnx
 
     return onnx.load(model).eval()
+
+
+def refuse_kinds(model: nn.Module) -> None:
+    """Refuse models with parts that no method can change or run; all such parts are named.
+
+    Raises:
+        UnsupportedModel: TorchScript, quantised layers, or parameters that are sparse or of eight bits.
+        InvalidInput: parameters without numbers.
+    """
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    tensors = parameters | dict(model.named_buffers())
+    unsupported = {
+        "The model is compiled to TorchScript, whose layers can be neither read nor repaired. Give the Python module "
+        "that was scripted or traced, and script or trace what comes of it (result.model)": [
+            n for n, m in modules.items() if isinstance(m, torch.jit.ScriptModule)
+        ],
+        "The model has quantised layers, whose weights are integers. Give the model as it was before it was prepared "
+        "for that, and quantise what comes of it (result.model)": [n for n, m in modules.items() if _is_quantised(m)],
+        "The model has sparse parameters. Make them dense: parameter.to_dense()": [
+            n for n, p in parameters.items() if p.layout != torch.strided
+        ],
+        "The model has floating-point parameters of eight bits or fewer. Cast it to torch.bfloat16 or more": [
+            n for n, p in parameters.items() if p.dtype.is_floating_point and p.dtype not in DTYPES
+        ],
+    }
+    without_numbers = {
+        "The model has lazy layers without weights. Run it once on some inputs first: model(inputs)": [
+            n for n, t in tensors.items() if is_lazy(t)
+        ],
+        'The model is on the "meta" device and has no weights. Load them first (model.to_empty, ...)': [
+            n for n, t in tensors.items() if t.is_meta
+        ],
+    }
+    for kind, table in ((UnsupportedModel, unsupported), (InvalidInput, without_numbers)):
+        for said, names in table.items():
+            if names:
+                shown = ", ".join(name or "the model itself" for name in names[:5])
+                raise kind(f"{said}. Found in: {shown}{', ...' if len(names) > 5 else ''}.")
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether a layer computes with integers, or imitates it while it is trained to."""
+    home = type(module).__module__
+    return home.startswith("torch.") and ("quantized" in home or "fake_quantize" in home)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -47,8 +99,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether a module is what torch.compile returned."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # where nothing was compiled, it need not be imported
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run parts that torch.compile wrapped as they were before: every change of a weight would be compiled anew."""
+    if "torch._dynamo" not in sys.modules:  # where nothing was compiled, it need not be imported
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def plain(name: str) -> str:

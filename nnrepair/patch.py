@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
@@ -17,8 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import PatchError, printable
+from nnrepair.errors import InvalidInput, PatchError, printable
 from nnrepair.files import plain, write_atomically
+from nnrepair.network import copied
 
 FORMAT = "nnrepair-patch-1"
 #: A line of `str(patch)` is cut here: what it tells may come from a stranger's file.
@@ -331,9 +331,9 @@ class Patch:
 
 def _twin(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever the model's own parts raise
-        raise PatchError(f"The model cannot be copied: {type(error).__name__}: {error}") from error
+        return copied(model)
+    except InvalidInput as error:
+        raise PatchError(str(error)) from error
 
 
 def _kind(tensor: Tensor) -> str:

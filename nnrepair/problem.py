@@ -18,6 +18,7 @@ from nnrepair.criteria import AnyOf, Argmax, Argmin, Chosen, Criterion, Threshol
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.forward import call
 from nnrepair.kinds import Binary, Classes, Kind, is_mixed, kind_of, leaves
+from nnrepair.network import refuse_kinds
 from nnrepair.spec import AnyInputs, Edits, EditScope, LocalitySet
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def check_model(model: Any) -> Tensor:
     """Refuse what is no network with finite weights; return one of its parameters."""
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    accepted.refuse_kinds(model)
+    refuse_kinds(model)
     like = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
     if like is None:
         raise InvalidInput(
@@ -278,45 +279,10 @@ def _refuse_probabilities(model: nn.Module, edits: Edits) -> None:
 
 def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
     """Return the outputs of all points, after checks that need a look at a few of them."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            y = _unwritten(model, inputs)
-    except UnsupportedModel as error:
-        if error.__cause__ is None:
-            raise
-        if len(inputs) > FEW and accepted.accepts(model, inputs):
-            raise UnsupportedModel(
-                f"The model accepts {len(inputs)} points at once, but not {FEW} of them "
-                f"({first_line(error.__cause__)}). {accepted.ANY_SIZE}"
-            ) from error.__cause__
-        given = f"shape {tuple(inputs.shape)}, {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
-        parts = (
-            " Where a model takes several arguments or keywords, give an nnrepair.Inputs object whose call() runs it."
-            if isinstance(error.__cause__, TypeError)
-            else ""
-        )
-        raise InvalidInput(
-            f"The model does not accept {what} ({given}): {first_line(error.__cause__)}{parts}"
-        ) from error.__cause__
-    if not y.dtype.is_floating_point or y.layout != torch.strided:
-        kind = str(y.dtype if y.layout == torch.strided else y.layout).removeprefix("torch.")
-        raise UnsupportedModel(
-            f"The model returns {kind} outputs. A repair needs scores, dense floating-point numbers: no decisions, "
-            "counts or complex numbers."
-        )
-    if y.ndim == 0 or len(y) != len(inputs) or y.numel() == 0:
-        raise InvalidInput(
-            f"The model returns outputs of shape {tuple(y.shape)} for {len(inputs)} points; the first axis must be the "
-            "points. Give inputs with one point per row."
-        )
-    if not torch.isfinite(y).all():
-        bad = torch.nonzero(~torch.isfinite(y.flatten(1)).all(1)).flatten().tolist() if y.ndim > 1 else []
-        raise InvalidInput(f"The model's outputs on {what} are not finite, at indices {bad[:10]}.")
+    y = _first_run(model, inputs, what)
+    _refuse_outputs(y, len(inputs), what)
     few = torch.arange(len(inputs)).flip(0)[: max(1, min(FEW, len(inputs) // 2))]  # fewer points, in another order
-    with torch.no_grad():
-        again = call(model, inputs[few])
-        twice = call(model, inputs[few])
+    again, twice = accepted.some(model, inputs[few]), accepted.some(model, inputs[few])
     # Sums over edges on a GPU add up in another order every time: no randomness, and no more than rounding.
     if not (torch.equal(again, twice) or (again.is_cuda and differ_by_rounding(again, twice))):
         raise UnsupportedModel(
@@ -324,8 +290,50 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
             "A repair could not be confirmed; make it deterministic in eval mode."
         )
     if isinstance(inputs, Tensor) or inputs.independent:
-        accepted.refuse_dependence(model, y, [(few, again), (few[:1], accepted.alone(model, inputs[few[:1]]))])
+        accepted.refuse_dependence(model, y, [(few, again), (few[:1], accepted.some(model, inputs[few[:1]]))])
     return y
+
+
+def _first_run(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
+    """Return the outputs of all points; what the model raises is told as what was wrong with the points."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _unwritten(model, inputs)
+    except UnsupportedModel as error:
+        if error.__cause__ is None:
+            raise
+        cause = error.__cause__
+    if len(inputs) > FEW and accepted.accepts(model, inputs):
+        raise UnsupportedModel(
+            f"The model accepts {len(inputs)} points at once, but not {FEW} of them ({first_line(cause)}). "
+            f"{accepted.ANY_SIZE}"
+        ) from cause
+    given = f"shape {tuple(inputs.shape)}, {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
+    advice = (
+        " Where a model takes several arguments or keywords, give an nnrepair.Inputs object whose call() runs it."
+        if isinstance(cause, TypeError)
+        else ""
+    )
+    raise InvalidInput(f"The model does not accept {what} ({given}): {first_line(cause)}{advice}") from cause
+
+
+def _refuse_outputs(y: Tensor, count: int, what: str) -> None:
+    """Refuse outputs that are no finite scores, one row for each of `count` points."""
+    if not y.dtype.is_floating_point or y.layout != torch.strided:
+        kind = str(y.dtype if y.layout == torch.strided else y.layout).removeprefix("torch.")
+        raise UnsupportedModel(
+            f"The model returns {kind} outputs. A repair needs scores, dense floating-point numbers: no decisions, "
+            "counts or complex numbers."
+        )
+    if y.ndim == 0 or len(y) != count or y.numel() == 0:
+        raise InvalidInput(
+            f"The model returns outputs of shape {tuple(y.shape)} for {count} points; the first axis must be the "
+            "points. Give inputs with one point per row."
+        )
+    if not torch.isfinite(y).all():
+        bad = torch.nonzero(~torch.isfinite(y.flatten(1)).all(1)).flatten().tolist() if y.ndim > 1 else []
+        raise InvalidInput(f"The model's outputs on {what} are not finite, at indices {bad[:10]}.")
 
 
 @torch.no_grad()

@@ -237,9 +237,13 @@ def _padded(x: Array, positions: int) -> Array:
 
 
 def _lengths(x: Array) -> Array:
-    """Return (m,) the Euclidean lengths of the rows of x; squares of small numbers must not vanish."""
+    """Return (m,) the Euclidean lengths of the rows of x, not finite where x is not.
+
+    Squares of small numbers must not vanish.
+    """
     largest = np.abs(x).max(1, initial=0.0)
-    return np.asarray(largest * np.linalg.norm(x / np.where(largest > 0, largest, 1.0)[:, None], axis=1))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(largest * np.linalg.norm(x / np.where(largest > 0, largest, 1.0)[:, None], axis=1))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from nnrepair.domains.large_graph import LargeGraph, chunks
 from nnrepair.domains.layerwise import BLOCK, Convolution, Layer, _checked, take_apart
 from nnrepair.domains.nodes import as_index, picked
 from nnrepair.errors import InvalidInput
+from nnrepair.network import copied
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def cached(model: nn.Module, data: Any, *, block: int = BLOCK) -> CachedNetwork:
         UnsupportedModel: all that is not understood in the model.
     """
     graph = LargeGraph.of(data)
-    model = copy.deepcopy(model).eval()
+    model = copied(model).eval()
     *before, last = take_apart(model)
     h = graph.x
     for layer in before:
@@ -175,7 +176,7 @@ class CachedNetwork(nn.Module):
             return self._whole(repaired)
         if not any(isinstance(module, CachedNetwork) for module in repaired.modules()):
             raise InvalidInput(f"restore() takes a repaired copy of this network, got {type(repaired).__name__}.")
-        around = copy.deepcopy(repaired)
+        around = copied(repaired)
         for name, module in list(around.named_modules()):
             if isinstance(module, CachedNetwork):
                 around.set_submodule(name, self._whole(module))

@@ -6,7 +6,6 @@ and can be imported from here; real graphs are in `graph_data`.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from nnrepair.domains.nodes import (
     refuse_weights,
 )
 from nnrepair.errors import DataUnavailable, InvalidInput
+from nnrepair.network import copied
 from nnrepair.problem import fitted
 from nnrepair.spec import as_criterion
 
@@ -206,7 +206,7 @@ def train(
     nodes = as_index(data.train_mask, len(data.x))
     if len(nodes) == 0:
         raise InvalidInput("The training set is empty.")
-    model = copy.deepcopy(model).train()
+    model = copied(model).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InvalidInput("The model has no trainable parameters: set requires_grad_(True) on some.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gzip
 import math
 import struct
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from nnrepair import data
 from nnrepair.data import Resource
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
+from nnrepair.network import copied
 
 Split = Literal["train", "test"]
 
@@ -261,7 +261,7 @@ def train_classifier(
         raise InvalidInput(f"epochs, batch_size and lr must be positive, given {epochs}, {batch_size} and {lr}.")
     if len(images) == 0:
         raise InvalidInput("The training set is empty.")
-    model = copy.deepcopy(model).train()
+    model = copied(model).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InvalidInput("The model has no trainable parameters: set requires_grad_(True) on some.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 import warnings
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
 from nnrepair.files import write_atomically
+from nnrepair.network import copied
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
@@ -45,7 +45,7 @@ def save(model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]) 
     example = example_input.detach().cpu()
     if len(example) == 1:
         example = torch.cat([example, example])  # the exporter would take a batch of 1 for a fixed size
-    proto = _exported(copy.deepcopy(model).cpu().eval(), example)
+    proto = _exported(copied(model).cpu().eval(), example)
     ends = (*proto.graph.input, *proto.graph.output)
     fixed = [end.name for end in ends if not any(size.dim_param for size in end.type.tensor_type.shape.dim[:1])]
     if fixed:  # the exporter does not always say so itself

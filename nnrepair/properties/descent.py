@@ -7,7 +7,6 @@ promised of the answer; the linear program over its last layer makes it exact.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from nnrepair.criteria import Criterion
 from nnrepair.kinds import kind_of
+from nnrepair.network import copied
 from nnrepair.verify.jobs import Jobs
 
 #: A guess of what a point around the boxes, and a unit of drift, are worth beside a point of the locality set.
@@ -55,7 +55,7 @@ def descend(
         generator: where random numbers come from.
         steps, rate, batch: of Adam; points of the locality set per step, at most.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     like = next(twin.parameters())
 
     def run(x: Tensor) -> Tensor:

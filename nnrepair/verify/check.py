@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import platform
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.network import copied, private_copy
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
 from nnrepair.verify import vnnlib
@@ -162,7 +162,6 @@ class _Problem:
             raise InvalidInput(f"The model has {sorted(other)[0]} parameters; the checker reads float32 and float64.")
         dtype = dtypes[0] if dtypes else torch.float32
         self._check_shape(dtype)
-        _refuse_hooks(self.model)
         deadline.check()
         graph = lower(self.model, self.shape, deadline)
         if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
@@ -185,9 +184,10 @@ class _Problem:
 
     def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
         if isinstance(model, nn.Module):
-            shape = tuple(getattr(model, "item_shape", None) or ())
+            private = private_copy(model).cpu()
+            shape = tuple(getattr(private, "item_shape", None) or ())
             known = shape and None not in shape
-            return copy.deepcopy(model).cpu().eval(), shape if known else self.property.cases[0].box.shape or (1,)
+            return private, shape if known else self.property.cases[0].box.shape or (1,)
         from nnrepair import onnx
 
         loaded = onnx.load(model)
@@ -213,7 +213,7 @@ class _Problem:
         cases = [self.property.cases[k * len(self.property.cases) // 6] for k in range(6)]
         low, high = (torch.from_numpy(np.stack([case.box.outer[end] for case in cases])) for end in (0, 1))
         drawn = torch.rand(6, graph.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        double = copy.deepcopy(self.model).double()
+        double = copied(self.model).double()
         for x in low + drawn * (high - low):
             with torch.no_grad(), torch.random.fork_rng([]):
                 values = graph.values(x[None], self.deadline)
@@ -389,16 +389,6 @@ class _Problem:
 def _plain(affine: Affine | None) -> bool:
     """Tell whether the independent checker knows a map: a matrix, or the sum with a constant."""
     return isinstance(affine, Dense) or (isinstance(affine, Diagonal) and bool((affine.factor == 1).all()))
-
-
-def _refuse_hooks(model: nn.Module) -> None:
-    """Refuse what runs beside a model's own code: it is not seen when the model is read."""
-    for name, part in model.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
-            raise UnsupportedModel(
-                f"The module {name or 'itself'!r} has forward hooks or a forward of its own, so that the checker would "
-                "read another function than it computes. Remove them, or write the model to ONNX and check the file."
-            )
 
 
 def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:

@@ -13,6 +13,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.onnx import modules as ops
@@ -22,6 +25,9 @@ from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.operations import CHANGING, FUNCTIONS, HANDLERS, reshape
 
+#: Hooks of torch's own that make a weight of other parameters.
+MAKE_WEIGHTS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+
 
 def lower(model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> Graph:
     """Return the graph of a model for inputs (n, *shape).
@@ -29,11 +35,13 @@ def lower(model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> Graph:
     Raises:
         OutOfTime: the deadline passed.
         UnsupportedModel: something in the model is not piecewise linear, or cannot be read; all such things at once.
+            Or something runs beside the model's own code.
         InvalidInput: a weight is not finite, or the shape does not fit.
     """
     bad = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if not bool(torch.isfinite(p).all())]
     if bad:
         raise InvalidInput(f"The model's weights must be finite; NaN or infinity in {', '.join(map(repr, bad))}.")
+    _refuse_hooks(model)
     reader = _Reader(model, shape, deadline)
     output = reader.trace(model)
     if reader.problems or output is None:
@@ -43,6 +51,24 @@ def lower(model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> Graph:
             "linear and convolution layers, batch normalisation, pooling, sums, reshaping, ReLU, leaky ReLU, clipping."
         )
     return reader.graph(output)
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    """Refuse what runs beside a model's own code: it is not seen when the model is read.
+
+    Hooks that only make a weight of others (pruning, the older normalisations) are run, so that it is up to date.
+    """
+    for name, part in model.named_modules():
+        made = [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, MAKE_WEIGHTS)]
+        if part._forward_hooks or len(part._forward_pre_hooks) > len(made) or "forward" in vars(part):
+            raise UnsupportedModel(
+                f"The module {name or 'itself'!r} has forward hooks or a forward of its own, so that the checker would "
+                "read another function than it computes. Remove them (of torch.compile: give the module inside), or "
+                "write the model to ONNX and check the file."
+            )
+        with torch.no_grad():
+            for hook in made:
+                hook(part, ())
 
 
 class _Call(nn.Module):

@@ -5,7 +5,6 @@ A new one is a short function and a row there. It raises Unreadable where it is 
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnrepair.network import copied
 from nnrepair.onnx import modules as ops
 from nnrepair.verify.affine import Convolution, Dense, Pick, Place
 from nnrepair.verify.builder import MATRIX_LIMIT, Builder, Unreadable, Value
@@ -62,7 +62,7 @@ def _conv(b: Builder, layer: nn.Conv2d, x: Value) -> Value:
 
 
 def _as_matrix(b: Builder, layer: nn.Module, x: Value) -> Value:
-    linear, bias = copy.deepcopy(layer).double(), getattr(layer, "bias", None)
+    linear, bias = copied(layer).double(), getattr(layer, "bias", None)
     if bias is not None:
         setattr(linear, "bias", None)  # noqa: B010 - mypy
     exact = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.ConstantPad2d)

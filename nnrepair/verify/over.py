@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from fractions import Fraction
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.criteria import Criterion
+from nnrepair.network import copied
 from nnrepair.shapes import plane
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 
@@ -28,7 +28,7 @@ class Over(nn.Module):
 
     def __init__(self, model: nn.Module, corners: Tensor) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).cpu().double().eval()
+        self.model = copied(model).cpu().double().eval()
         flat, self.shape = corners.flatten(1), tuple(corners.shape[1:])
         if len(corners) == 2:
             origin, axes, place = flat[0], (flat[1] - flat[0])[None], torch.tensor([[0.0], [1.0]], dtype=torch.float64)

@@ -7,7 +7,6 @@ is small enough.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, Threshold, flat
 from nnrepair.errors import InvalidInput
+from nnrepair.network import private_copy
 from nnrepair.problem import outputs
 from nnrepair.shapes import Regions
 from nnrepair.spec import AnyInputs
@@ -161,7 +161,7 @@ def _run(model: nn.Module, inputs: Tensor) -> Tensor:
 def _eval_copy(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    return copy.deepcopy(model).cpu().eval()
+    return private_copy(model).cpu()
 
 
 # Signs of slacks -----------------------------------------------------------------------------------------------------
