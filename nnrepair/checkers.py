@@ -43,6 +43,7 @@ def kind_of(certificate: Path) -> Kind:
     """
     try:
         with open_npz(certificate) as file:
+            assert file.zip is not None  # only once it is closed
             sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in file.zip.infolist()}
             if sizes["meta"] > MAX_META:
                 raise ValueError(f"its meta data have {sizes['meta']} bytes; at most {MAX_META} are read")

@@ -307,16 +307,33 @@ def test_lists_of_entries_without_numbers(tmp_path: Path, capsys: pytest.Capture
     assert code == 2 and f"{name} has type {none.dtype} and shape {none.shape}" in text
 
 
+def in_double(path: Path, weight: np.ndarray) -> Path:
+    ends = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", k]) for name, k in (("x", 4), ("y", 2))]
+    graph = helper.make_graph(PLAIN, "graph", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+def test_a_change_in_float64_is_the_one_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There the file's own rounding is as small as that of the comparison."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        before, change = rng.normal(size=(2, 4, 2))
+        nets = in_double(tmp_path / "b.onnx", before), in_double(tmp_path / "r.onnx", before + change)
+        label = [int((np.array([0, 1, 0, 0]) @ (before + change)).argmax())]
+        for claimed, code in ((change, 0), (change * (1 + 1e-13), 1)):
+            size = float(np.abs(change).sum())
+            cert = certificate(tmp_path / "c.npz", [[0, 1, 0, 0]], label, delta_weight=claimed.T, objective=size)
+            assert run(capsys, cert, *nets)[0] == code
+
+
 def test_a_change_too_large_for_float64_has_no_claimed_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What rounding may have made of it is infinite too: that allows no claim."""
-    ends = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", k]) for name, k in (("x", 4), ("y", 2))]
     paths = []
     for name, first in (("base", -1.7e308), ("repaired", 1.7e308)):
         weight = HALF.astype(float)
         weight[0, 0] = first
-        graph = helper.make_graph(PLAIN, "graph", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
-        paths.append(tmp_path / f"{name}.onnx")
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), paths[-1])
+        paths.append(in_double(tmp_path / f"{name}.onnx", weight))
     cert = certificate(tmp_path / "c.npz", [[0, 1, 0, 0]], [0])
     assert run(capsys, cert, paths[0])[0] == 0
     code, text = run(capsys, cert, *paths)

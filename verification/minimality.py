@@ -408,7 +408,8 @@ def change_of(layer: Layer, arrays: dict[str, np.ndarray], repaired: Network | N
         raise Rejected(f"The repaired file is not the base with other {names}: {found} differs.")
     before, after = layer.matrix_in(base), layer.matrix_in(repaired)
     change = add(exact(after), exact(before), -1)
-    rounding = np.finfo(base.graph.dtype).eps * (np.abs(before) + np.abs(after)) + TINY
+    eps = max(np.finfo(base.graph.dtype).eps, 8 * U)  # the latter for the two differences here
+    rounding = eps * (np.abs(before) + np.abs(after)) + TINY
     if claimed is not None and not (add(change, claimed, -1).size <= rounding).all():
         raise Rejected("The repaired weights are not the base's plus the certificate's change, up to rounding.")
     return change, np.where(change.mid != 0, rounding, 0.0)
