@@ -98,7 +98,8 @@ split tree, the property, or the archive. Where onnxruntime shows a claim to be 
 each other, it is a forgery. {forge["forgeries"]} forgeries, {of["repair"]} about repairs and {of["property"]} about
 properties: {forge["verdicts"].get("accepted", 0)} accepted. {others} changes left all true, or made files that
 onnxruntime does not run (to accept one of these would be an error too); they are not counted. Valid certificates, as
-they are and with harmless changes: {taken} of {valid} accepted. Run as programs, one in {forge["forgeries"] // sum(forge["programs"].values())}:
+they are and with harmless changes: {taken} of {valid} accepted. {sum(forge["programs"].values())} were checked by the
+programs themselves:
 {", ".join(f"{count} ended with {code}" for code, count in sorted(forge["programs"].items()))}.
 
 {why}
@@ -110,8 +111,8 @@ they are and with harmless changes: {taken} of {valid} accepted. Run as programs
 `python -m benchmarks.checkers.fuzz`. {_measured(fuzz, fuzz["seed"], fuzz["commit"], fuzz["cpu_seconds"])}
 
 Bytes of one file of a valid certificate are flipped, overwritten, cut or repeated, in the file, in one array or in one
-field of the network, with 1 GiB of memory beside what the process has. {fuzz["files"]} files; {len(fuzz["wrong"])} ended
-in anything but a verdict or a refusal, or were accepted with a false claim. Those that are accepted claim what is true
+field of the network, with 1 GiB of memory beside what the process has. {fuzz["files"]} files;
+{len(fuzz["wrong"])} ended in anything but a verdict or a refusal, or were accepted with a false claim. Those that are accepted claim what is true
 still: a remark, the guide of a proof, or a number that does not matter was hit.
 
 {spoiled}
@@ -122,8 +123,8 @@ still: a remark, the guide of a proof, or a number that does not matter was hit.
 
 {sum(row["texts"] for row in texts["rows"])} random VNN-LIB texts, many of them damaged, went through the reader of the
 package and that of `verification/check.py`, and were compared with what their assertions say at points.
-{counts["package: read"]} were read by the package, {counts["checker: read"]} by the checker, {counts["read by both"]} by
-both. At {counts["points: safe"] + counts["points: unsafe"]} points, {counts["points: unsafe"]} of them unsafe,
+{counts["package: read"]} were read by the package, {counts["checker: read"]} by the checker,
+{counts["read by both"]} by both. At {counts["points: safe"] + counts["points: unsafe"]} points, {counts["points: unsafe"]} of them unsafe,
 {wrong} readings were wrong.
 """
 
