@@ -112,8 +112,8 @@ programs themselves:
 
 Bytes of one file of a valid certificate are flipped, overwritten, cut or repeated, in the file, in one array or in one
 field of the network, with 1 GiB of memory beside what the process has. {fuzz["files"]} files;
-{len(fuzz["wrong"])} ended in anything but a verdict or a refusal, or were accepted with a false claim. Those that are accepted claim what is true
-still: a remark, the guide of a proof, or a number that does not matter was hit.
+{len(fuzz["wrong"])} ended in anything but a verdict or a refusal, or were accepted with a false claim. Those that are
+accepted claim what is true still: a remark, the guide of a proof, or a number that does not matter was hit.
 
 {spoiled}
 
@@ -124,8 +124,8 @@ still: a remark, the guide of a proof, or a number that does not matter was hit.
 {sum(row["texts"] for row in texts["rows"])} random VNN-LIB texts, many of them damaged, went through the reader of the
 package and that of `verification/check.py`, and were compared with what their assertions say at points.
 {counts["package: read"]} were read by the package, {counts["checker: read"]} by the checker,
-{counts["read by both"]} by both. At {counts["points: safe"] + counts["points: unsafe"]} points, {counts["points: unsafe"]} of them unsafe,
-{wrong} readings were wrong.
+{counts["read by both"]} by both. At {counts["points: safe"] + counts["points: unsafe"]} points,
+{counts["points: unsafe"]} of them unsafe, {wrong} readings were wrong.
 """
 
 
