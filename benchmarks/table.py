@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
+from benchmarks.checkers import table as checkers
 from benchmarks.graph import table as graphs
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
@@ -248,6 +249,7 @@ and "mean+max", the restricted linear programs; with *weights*, one product with
     figure()
     properties.write()
     readers.write()
+    checkers.write()
     regions.write()
     acas.write()
     editing.write()

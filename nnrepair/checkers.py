@@ -6,7 +6,6 @@ installed package. Here they run in a process of their own in which `nnrepair` c
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -14,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
+from nnrepair.archives import open_npz
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.extras import needed
 
 Kind = Literal["minimality", "property"]
 
 ACCEPTED, REJECTED, UNREADABLE = 0, 1, 2
+MAX_META = 2**20  # bytes of a certificate's meta data; the checkers read no more either
 FOLDERS = (Path(__file__).parent / "_checkers", Path(__file__).parents[1] / "verification")
 PROGRAMS: dict[Kind, str] = {"minimality": "minimality.py", "property": "check.py"}
 
@@ -43,7 +42,11 @@ def kind_of(certificate: Path) -> Kind:
         InvalidInput: it is neither, or damaged.
     """
     try:
-        with np.load(io.BytesIO(certificate.read_bytes()), allow_pickle=False) as file:
+        with open_npz(certificate) as file:
+            assert file.zip is not None  # only once it is closed
+            sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in file.zip.infolist()}
+            if sizes["meta"] > MAX_META:
+                raise ValueError(f"its meta data have {sizes['meta']} bytes; at most {MAX_META} are read")
             name = json.loads(file["meta"].tobytes())["format"]
         for kind in PROGRAMS:  # which version of it, the checker says
             if name.startswith(f"nnrepair-{kind}-"):
@@ -51,7 +54,7 @@ def kind_of(certificate: Path) -> Kind:
         raise ValueError(f"its format is {name!r}")
     except OSError as error:
         raise InvalidInput(f"The certificate {certificate} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # np.load raises many kinds on a damaged file
+    except Exception as error:  # damaged arrays raise many kinds
         raise InvalidInput(f"{certificate} is not a certificate of nnrepair, or it is damaged: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import archives
 import numpy as np
 import pytest
 import torch
@@ -40,9 +42,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result.certificate.save(folder / "repair.npz")
     near = Property.on(Box((x[1] - 1e-4).tolist(), (x[1] + 1e-4).tolist()), Argmax(order[1:2, 0]), outputs=3)
     (folder / "near.vnnlib").write_text(vnnlib.dumps(near))
-    proof = check(folder / "base.onnx", folder / "near.vnnlib").certificate
-    assert proof is not None
-    proof.save(folder / "property.npz")
+    (folder / "near.vnnlib.gz").write_bytes(gzip.compress(vnnlib.dumps(near).encode()))
+    for name, end in (("property.npz", ""), ("gzipped.npz", ".gz")):
+        proof = check(folder / "base.onnx", folder / f"near.vnnlib{end}").certificate
+        assert proof is not None
+        proof.save(folder / name)
     return folder
 
 
@@ -63,6 +67,8 @@ def certify(line: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str
         ("repair.npz base.onnx", 0, "ACCEPTED\nWhether the edits hold was not checked"),
         ("repair.npz base.onnx --repaired base.onnx", 1, "REJECTED\n"),
         ("property.npz base.onnx near.vnnlib", 0, "Accepted: proved"),
+        ("gzipped.npz base.onnx near.vnnlib.gz", 0, "Accepted: proved"),
+        ("gzipped.npz base.onnx near.vnnlib", 1, "Rejected: property_sha256"),
         ("property.npz repaired.onnx near.vnnlib", 1, "Rejected: network_sha256"),
         ("property.npz near.vnnlib near.vnnlib", 2, "Cannot be read: "),
     ],
@@ -103,10 +109,19 @@ def test_other_files_are_no_certificates(made: Path, tmp_path: Path) -> None:
     (tmp_path / "short.npz").write_bytes((made / "repair.npz").read_bytes()[:200])
     with zipfile.ZipFile(tmp_path / "empty.npz", "w"):
         pass
+    format = b'{"format": "nnrepair-property-1"'
+    np.savez(tmp_path / "long.npz", meta=np.frombuffer(format + b" " * checkers.MAX_META + b"}", np.uint8))
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(InvalidInput, match=f"{path.name} is not a certificate of nnrepair"):
             checkers.kind_of(path)
     assert not (tmp_path / "unpickled").exists()
+    arrays = {"meta": np.frombuffer(format + b"}", np.uint8), "x": np.zeros(3)}
+    np.savez(tmp_path / "good.npz", **arrays)
+    assert checkers.kind_of(tmp_path / "good.npz") == "property"
+    for what, make in archives.hostile(arrays, "meta"):
+        (tmp_path / "hostile.npz").write_bytes(make())
+        with pytest.raises(InvalidInput, match="not a certificate of nnrepair, or it is damaged"):
+            print(what, checkers.kind_of(tmp_path / "hostile.npz"))
     with pytest.raises(InvalidInput, match="cannot be read"):
         checkers.kind_of(tmp_path)
 

@@ -445,8 +445,8 @@ def test_networks_that_grow_when_written_out(tmp_path: Path, monkeypatch: pytest
     nodes[0].input[0] = "x"
     net = graph(tmp_path / "n.onnx", nodes, {"b": np.ones(9, np.float32)}, [1, 9])
     assert len(checker.read_network(net.read_bytes())) == 40
-    monkeypatch.setattr(checker.onnx_graph, "CONSTANTS", 1000)
-    with pytest.raises(checker.bounded.Unreadable, match="over 2000 weights"):
+    monkeypatch.setitem(checker.read_network.__globals__, "MAX_WEIGHTS", 2000)
+    with pytest.raises(checker.bounded.Unreadable, match="there are 2025 weights, or more; at most 2000 are read"):
         checker.read_network(net.read_bytes())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import subprocess
@@ -261,6 +262,29 @@ def test_properties_that_cannot_be_read(program: Program, files: tuple[Path, Pat
         code, said = program(cert, net, path)
         assert code == 1 and "property_sha256 is" in said
         assert program(write(tmp_path / "c.npz", net, path, [-1, -1], [], trees=2), net, path)[0] in (0, 1)
+
+
+def test_gzipped_properties(
+    program: Program, files: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is what counts, and the hash is that of the file; within the limits once unpacked."""
+    _, net, prop = files
+    path, good = tmp_path / "p.vnnlib.gz", prop.read_bytes()
+    half = len(good) // 2
+    for content in (gzip.compress(good), gzip.compress(good[:half]) + gzip.compress(good[half:])):
+        path.write_bytes(content)
+        cert = write(tmp_path / "c.npz", net, path, [-1, -1], [], trees=2)
+        assert program(cert, net, path)[0] == 0
+        assert program(cert, net, prop)[0] == 1
+    for content in (gzip.compress(good)[:-9], gzip.compress(good)[:-8] + bytes(8), gzip.compress(gzip.compress(good))):
+        path.write_bytes(content)
+        assert program(write(tmp_path / "c.npz", net, path, [-1, -1], [], trees=2), net, path)[0] == 2
+    path.write_bytes(gzip.compress(good.replace(b"0.4", b"0.51")))
+    assert program(write(tmp_path / "c.npz", net, path, [-1, -1], [], trees=2), net, path)[0] == 1
+    monkeypatch.setattr(checker, "MAX_BYTES", len(good))
+    path.write_bytes(gzip.compress(good + b" "))
+    code, said = program(write(tmp_path / "c.npz", net, path, [-1, -1], [], trees=2), net, path)
+    assert code == 2 and f"unpacks to more than {len(good)} bytes" in said
 
 
 # Damage --------------------------------------------------------------------------------------------------------------

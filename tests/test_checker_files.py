@@ -259,13 +259,27 @@ def test_other_kinds_of_archive(tmp_path: Path, capsys: pytest.CaptureFixture[st
         b"\xff",
         b'{"format": "nnrepair-minimality-1"}',
         b'{"margin": 1' + b"0" * 5000 + b"}",
+        b"{}" + b" " * bounded.META,
+        b"[" + b"[]," * 10**7 + b"[]]",
     ],
+    ids=lambda meta: meta[:12],
 )
 def test_meta_data_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], meta: bytes) -> None:
     cert, net = plain(tmp_path)
     certificate(cert, [[0, 1, 0, 0]], [0], meta=np.frombuffer(meta, np.uint8))
     code, text = run(capsys, cert, net)
     assert code == 2 and "c.npz cannot be read" in text
+
+
+def test_meta_data_that_say_two_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cert, net = plain(tmp_path)
+    assert run(capsys, cert, net)[0] == 0
+    with np.load(cert) as file:
+        meta = file["meta"].tobytes()
+    for more in (b'"margin": 0.0', b'"remark": {"a": 1, "a": 2}'):
+        certificate(cert, [[0, 1, 0, 0]], [0], meta=np.frombuffer(meta[:-1] + b", " + more + b"}", np.uint8))
+        code, text = run(capsys, cert, net)
+        assert code == 2 and "a key of the meta data is there twice" in text
 
 
 @pytest.mark.parametrize("change", [{"objective": 10**400}, {"margin": "0"}, {"lowest": 1}, {"weight": None}])
@@ -279,6 +293,51 @@ def test_lists_without_entries_may_have_lost_their_axes(tmp_path: Path, capsys: 
     _, net = plain(tmp_path)
     code, text = run(capsys, certificate(tmp_path / "c.npz", [[0, 1, 0, 0]], [0], row_A=np.zeros(0)), net)
     assert code == 0 and "No conditions are listed" in text
+
+
+@pytest.mark.parametrize("name", ["edit_point", "edit_label", "row_point", "row_b", "row_multiplier", "row_A"])
+def test_lists_of_entries_without_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """No numbers, but as many entries as the others: nothing would be compared with anything."""
+    _, net = plain(tmp_path)
+    whole = {"row_point": np.zeros(1, int), "row_A": np.zeros((1, 2)), "row_b": np.zeros(1)}
+    whole |= {"row_multiplier": np.zeros(1), "edit_point": np.zeros(1, int), "edit_label": np.zeros(1, int)}
+    assert run(capsys, certificate(tmp_path / "c.npz", [[0, 1, 0, 0]], [0], **whole), net)[0] == 0
+    none = whole[name][..., None][..., :0]
+    code, text = run(capsys, certificate(tmp_path / "c.npz", [[0, 1, 0, 0]], [0], **whole | {name: none}), net)
+    assert code == 2 and f"{name} has type {none.dtype} and shape {none.shape}" in text
+
+
+def in_double(path: Path, weight: np.ndarray) -> Path:
+    ends = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", k]) for name, k in (("x", 4), ("y", 2))]
+    graph = helper.make_graph(PLAIN, "graph", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+def test_a_change_in_float64_is_the_one_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There the file's own rounding is as small as that of the comparison."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        before, change = rng.normal(size=(2, 4, 2))
+        nets = in_double(tmp_path / "b.onnx", before), in_double(tmp_path / "r.onnx", before + change)
+        label = [int((np.array([0, 1, 0, 0]) @ (before + change)).argmax())]
+        for claimed, code in ((change, 0), (change * (1 + 1e-13), 1)):
+            size = float(np.abs(change).sum())
+            cert = certificate(tmp_path / "c.npz", [[0, 1, 0, 0]], label, delta_weight=claimed.T, objective=size)
+            assert run(capsys, cert, *nets)[0] == code
+
+
+def test_a_change_too_large_for_float64_has_no_claimed_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What rounding may have made of it is infinite too: that allows no claim."""
+    paths = []
+    for name, first in (("base", -1.7e308), ("repaired", 1.7e308)):
+        weight = HALF.astype(float)
+        weight[0, 0] = first
+        paths.append(in_double(tmp_path / f"{name}.onnx", weight))
+    cert = certificate(tmp_path / "c.npz", [[0, 1, 0, 0]], [0])
+    assert run(capsys, cert, paths[0])[0] == 0
+    code, text = run(capsys, cert, *paths)
+    assert code == 1 and "more than the objective 0.0 claimed" in text
 
 
 def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

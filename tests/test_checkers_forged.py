@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-from benchmarks.checkers import forge, fuzz
+from benchmarks.checkers import forge, fuzz, table
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +42,16 @@ def test_spoiled_files_are_refused_or_true(tmp_path: Path) -> None:
     assert not found["wrong"], found["wrong"]
     verdicts = {verdict for counts in found["verdicts"].values() for verdict in counts}
     assert verdicts <= {"accepted", "rejected", "unreadable"} and "unreadable" in verdicts
+
+
+def test_the_committed_texts_have_one_meaning() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "checkers" / "results" / "vnnlib.json").read_text())["rows"]
+    assert sum(row["texts"] for row in rows) >= 60_000 and not any(row["wrong"] for row in rows)
+
+
+def test_the_committed_forgeries_are_about_both() -> None:
+    forged = table.totals(json.loads((ROOT / "benchmarks" / "checkers" / "results" / "forge.json").read_text()))
+    assert forged["property"] >= 5_000 and forged["repair"] >= 5_000
 
 
 @pytest.mark.parametrize(("name", "count"), [("forge", "forgeries"), ("fuzz", "files")])

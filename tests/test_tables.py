@@ -4,6 +4,7 @@ from pathlib import Path
 
 from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
+from benchmarks.checkers import table as checkers
 from benchmarks.graph import table as graphs
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
@@ -18,6 +19,10 @@ def test_the_page_about_properties_is_what_the_results_say():
 
 def test_the_page_about_reading_files_is_what_the_results_say():
     assert (ROOT / "docs" / "results-readers.md").read_text() == readers.page()
+
+
+def test_the_page_about_attacks_on_checkers_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-checkers.md").read_text() == checkers.page()
 
 
 def test_the_page_about_regions_is_what_the_results_say():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import math
 import sys
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ARCHIVE = 2**27  # bytes of an .npz file, and of all that it unpacks to
 MEMBERS = 32  # arrays in it
+META = 2**20  # bytes of a certificate's meta data
 LONGEST = 5000  # letters of a message
 NUMBERS = {np.dtype(kind) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")}
 
@@ -33,6 +38,35 @@ def content(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise Unreadable(f"{path.name} has {max(size, len(data))} bytes; at most {most} are read")
     return data
+
+
+def text(data: bytes, most: int) -> str:
+    """Give the text of a file, which may be gzipped, of at most so many bytes."""
+    if data[:2] == b"\x1f\x8b":
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+                data = stream.read(most + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise Unreadable(f"it is gzipped, but damaged: {error}") from error
+    if len(data) > most:
+        raise Unreadable(f"it unpacks to more than {most} bytes, which are read at most")
+    return data.decode("utf-8-sig")
+
+
+def meta(array: np.ndarray) -> dict[str, Any]:
+    """Give the meta data of a certificate: one JSON object, no key of which is there twice."""
+    if array.nbytes > META:
+        raise Unreadable(f"the meta data have {array.nbytes} bytes; at most {META} are read")
+    given = json.loads(array.tobytes(), object_pairs_hook=_once)
+    if not isinstance(given, dict):
+        raise Unreadable("the meta data are no JSON object")
+    return given
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise Unreadable("a key of the meta data is there twice")
+    return dict(pairs)
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

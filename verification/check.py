@@ -1,6 +1,6 @@
 """Check a proof that a property holds for every input of its boxes; trusts neither the search nor the library.
 
-    python verification/check.py CERT.npz NET.onnx PROP.vnnlib
+    python verification/check.py CERT.npz NET.onnx PROP.vnnlib[.gz]
 
 Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, holds more than reading.py knows (fully
 connected ReLU networks) or more than the limits here and there, or the command line is wrong.
@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -59,7 +58,7 @@ Array = np.ndarray
 U, TINY, LIMIT = 2.0**-53, 1e-150, 1e100
 BATCH, STEPS, AHEAD = 256, 4, 0.5  # boxes at once; steps of ascent, and how far above 0 they aim
 SPARE, SHARE = 5000, 0.2  # so many halvings are allowed, and so many more for each node of the certificate
-NODES, META, WAITING = 2**22, 2**20, 2**28  # of a certificate; bytes of its meta data, and of boxes that wait
+NODES, WAITING = 2**22, 2**28  # of a certificate; bytes of boxes that wait
 
 
 class Rejected(Exception):
@@ -188,25 +187,15 @@ class Bounder:
             slopes[box] = np.fmin(np.fmax(a + length[:, None] * slope, 0), 1)
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise bounded.Unreadable("a key of the meta data is there twice")
-    return dict(pairs)
-
-
 def read_certificate(path: str, expected: dict[str, Any], inputs: int) -> tuple[list[int], Any]:
     """Give where trees start, and the nodes: dim, cut, lower and upper child; a leaf's children are one more leaf."""
     arrays = bounded.arrays(Path(path))
     if not arrays.keys() >= {"meta", "dim", "cut"}:
         raise bounded.Unreadable(f"the certificate has the arrays {sorted(arrays)}, not all of meta, dim and cut")
     meta, dim, cut = (arrays[name] for name in ("meta", "dim", "cut"))
-    limit("bytes of meta data", meta.nbytes, META)
     limit("nodes", dim.size, NODES)
-    given = json.loads(meta.tobytes(), object_pairs_hook=once)
-    if not isinstance(given, dict):
-        raise bounded.Unreadable("the meta data are no JSON object")
     size, inner = dim.size, np.flatnonzero(dim >= 0)
-    given |= {"arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
+    given = bounded.meta(meta) | {"arrays": [f"{v.dtype}{v.shape}" for v in (dim, cut)]}
     expected |= {"nodes": size, "arrays": [f"int16({size},)", f"float64({len(inner)},)"]}
     for key, value in expected.items():
         if given.get(key) != value:
@@ -255,11 +244,11 @@ def replay(bounder: Bounder, nodes: Any, start: int, spare: int) -> int:
 
 def check(certificate: str, network: str, property_: str) -> str:
     """Say what was proved, or raise Rejected, or another exception where a file cannot be read."""
-    data, text = bounded.content(Path(network), onnx_graph.FILE), bounded.content(Path(property_), MAX_BYTES)
+    data, asked = bounded.content(Path(network), onnx_graph.FILE), bounded.content(Path(property_), MAX_BYTES)
     layers = read_network(data)
     inputs, outputs = layers[0].weight.shape[1], len(layers[-1].bias)
-    tasks = read_property(text.decode("utf-8-sig"), inputs, outputs)
-    expected = {f"{k}_sha256": hashlib.sha256(v).hexdigest() for k, v in (("network", data), ("property", text))}
+    tasks = read_property(bounded.text(asked, MAX_BYTES), inputs, outputs)
+    expected = {f"{k}_sha256": hashlib.sha256(v).hexdigest() for k, v in (("network", data), ("property", asked))}
     expected |= {"format": "nnrepair-property-1", "trees": len(tasks)}
     starts, nodes = read_certificate(certificate, expected, inputs)
     total, halved = len(nodes[0]) - 1, 0

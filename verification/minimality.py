@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import decimal
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -338,10 +337,7 @@ def digits(number: float, direction: str, count: int | None = None) -> str:
 
 
 def read_meta(array: np.ndarray) -> dict[str, Any]:
-    meta = json.loads(array.tobytes())
-    if not isinstance(meta, dict):
-        raise Unreadable("meta is not a JSON object")
-    meta = {"bias": None, "lowest": False} | meta
+    meta = {"bias": None, "lowest": False} | bounded.meta(array)
     wrong = [f"{name} {meta[name]!a}" for name, kind in META.items() if not isinstance(meta[name], kind)]
     wrong += [f"{name} {meta[name]!a}" for name in SIZES if type(meta[name]) not in (int, float)]
     if wrong:
@@ -363,7 +359,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         lengths = {kind: len(arrays[f"{kind}_point"]) for kind in ("row", "edit")}
         for name, array in arrays.items():
             kind, axes = KINDS[name]
-            if array.dtype.kind not in kind or array.ndim == 0 or (axes not in (0, array.ndim) and array.size):
+            if array.dtype.kind not in kind or array.ndim == 0 or (axes not in (0, array.ndim) and len(array)):
                 raise Unreadable(f"{name} has type {array.dtype} and shape {array.shape}")
             if len(array) != lengths.get(name.split("_")[0], len(array)):
                 raise Unreadable(f"{name} has {len(array)} entries, {lengths}")
@@ -412,7 +408,8 @@ def change_of(layer: Layer, arrays: dict[str, np.ndarray], repaired: Network | N
         raise Rejected(f"The repaired file is not the base with other {names}: {found} differs.")
     before, after = layer.matrix_in(base), layer.matrix_in(repaired)
     change = add(exact(after), exact(before), -1)
-    rounding = np.finfo(base.graph.dtype).eps * (np.abs(before) + np.abs(after)) + TINY
+    eps = max(np.finfo(base.graph.dtype).eps, 8 * U)  # the latter for the two differences here
+    rounding = eps * (np.abs(before) + np.abs(after)) + TINY
     if claimed is not None and not (add(change, claimed, -1).size <= rounding).all():
         raise Rejected("The repaired weights are not the base's plus the certificate's change, up to rounding.")
     return change, np.where(change.mid != 0, rounding, 0.0)
@@ -518,7 +515,7 @@ def check_bound(
         raise Unreadable(f"metric has shape {metric.shape}, expected a symmetric {(layer.shape[1],) * 2}.")
     size = None if d is None else norm_of(norm, d, metric)
     allowed = meta["objective"] * (1 + SLACK) + norm_of(norm, Ball(0 * rounding, rounding), metric)
-    if size is not None and not size <= allowed:
+    if size is not None and not size <= allowed < math.inf:
         raise Rejected(f"The change has {norm} norm {size!r}, more than the objective {meta['objective']!r} claimed.")
     if k == 0:
         return "No conditions are listed, so minimality was not checked."

@@ -8,6 +8,7 @@ other, or are none at all: to accept them would be wrong whatever is true.
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import numpy as np
 import onnx.defs
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from benchmarks.checkers.valid import Proof, Repair
+from benchmarks.checkers.valid import Proof, Repair, proof
 
 Rng = np.random.Generator
 Change = Callable[[Rng, Any], Any]
@@ -222,6 +223,7 @@ def _store(tensor: Any, value: Any) -> None:
 def another_constant(rng: Rng, proto: ModelProto) -> Any:
     tensor = _constant(rng, proto)
     value = numpy_helper.to_array(tensor).copy()
+    stored = value.dtype
     if value.dtype.kind == "i":
         value[int(rng.integers(len(value)))] += int(pick(rng, [-2, -1, 1, 2]))
     else:
@@ -230,7 +232,7 @@ def another_constant(rng: Rng, proto: ModelProto) -> Any:
         value = [-value, value + noise, value * 3, np.roll(value, 1), np.zeros_like(value), value][how]
         if how == 5:
             value[at] = float(pick(rng, [np.nan, np.inf, 1e30, -5.0, 5.0]))
-        value = value.astype(np.float32)
+        value = value.astype(stored)
     _store(tensor, value)
 
 
@@ -251,8 +253,9 @@ def broadcast_as_before_opset_7(rng: Rng, proto: ModelProto) -> Any:
 
 def another_type_of_a_constant(rng: Rng, proto: ModelProto) -> Any:
     tensor = _constant(rng, proto)
-    kind = pick(rng, [np.float64, np.float16, np.int64, np.int32, np.int8, bool])
-    _store(tensor, numpy_helper.to_array(tensor).astype(kind))
+    value = numpy_helper.to_array(tensor)
+    kinds = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int8, bool]
+    _store(tensor, value.astype(pick(rng, [kind for kind in kinds if kind != value.dtype])))
 
 
 def constant_twice(rng: Rng, proto: ModelProto) -> Any:
@@ -466,7 +469,9 @@ def the_base_as_repaired(rng: Rng, made: Repair) -> Any:
 
 def another_layer(rng: Rng, made: Repair) -> Any:
     names = [t.name.removesuffix(".weight") for t in made.base.graph.initializer if t.name.endswith(".weight")]
-    name = pick(rng, names)
+    name = pick(rng, [name for name in names if f"{name}.weight" != made.meta["weight"]])
+    if name is None:
+        return False
     made.meta |= {"weight": f"{name}.weight", "bias": f"{name}.bias"}
 
 
@@ -550,9 +555,12 @@ def array_of_another_type(rng: Rng, made: Repair) -> Any:
 
 def points_that_are_no_inputs(rng: Rng, made: Repair) -> Any:
     points = made.arrays["points"].astype(np.float64)
+    narrow = made.base.graph.input[0].type.tensor_type.elem_type != TensorProto.DOUBLE
     turned = np.ascontiguousarray(points.swapaxes(-1, -2)) if points.ndim > 2 else points[:, None]
     unlike = turned if turned.shape != points.shape else points[..., None]
-    made.arrays["points"] = pick(rng, [points + 1e-12, points.reshape(len(points), -1, 1), points[:, :0], unlike])
+    made.arrays["points"] = pick(
+        rng, [points.reshape(len(points), -1, 1), points[:, :0], unlike, points + 1e-12][: 3 + narrow]
+    )
 
 
 def metric_that_is_none(rng: Rng, made: Repair) -> Any:
@@ -582,7 +590,7 @@ def another_weight_of_the_repaired(rng: Rng, made: Repair) -> Any:
     tensor = pick(rng, [t for t in made.repaired.graph.initializer if t.name not in names])
     value = numpy_helper.to_array(tensor).copy()
     at = tuple(int(rng.integers(n)) for n in value.shape)
-    value[at] = np.nextafter(value[at], np.float32(9)) if value.dtype.kind == "f" else value[at] + 1
+    value[at] = np.nextafter(value[at], value.dtype.type(9)) if value.dtype.kind == "f" else value[at] + 1
     _store(tensor, value)
 
 
@@ -682,7 +690,100 @@ def one_more_unsafe_set(rng: Rng, made: Proof) -> Any:
     made.dim, made.cut = np.append(made.dim, np.int16(-1)), made.cut
 
 
-PROPERTY: list[Change] = [another_threshold, another_row, a_larger_box, another_box, one_more_unsafe_set]
+def the_safe_set(rng: Rng, made: Proof) -> Any:
+    rows = pick(rng, made.unsafe)
+    rows[:] = [([-v for v in a], -b) for a, b in rows]
+
+
+def a_row_left_out(rng: Rng, made: Proof) -> Any:
+    rows = pick(rng, [rows for rows in made.unsafe if len(rows) > 1])
+    if rows is None:
+        return False
+    del rows[int(rng.integers(len(rows)))]
+
+
+def hidden_by_cuts(rng: Rng, made: Proof) -> Any:
+    """Ask for more than is true, and cut beside the box, so that all of it is on one side."""
+    if len(made.cut) == 0:
+        return False
+    another_threshold(rng, made)
+    made.cut = rng.choice([-1e300, -10.0, 10.0, 1e300], len(made.cut))
+
+
+def other_cuts(rng: Rng, made: Proof) -> Any:
+    """Ask for more than is true, in parts that nobody has proved."""
+    another_threshold(rng, made)
+    made.cut = rng.uniform(-2, 2, len(made.cut))
+    inner = made.dim >= 0
+    made.dim = np.where(inner, rng.integers(0, len(made.lower), len(inner)), made.dim).astype(np.int16)
+
+
+def the_network_of_another(rng: Rng, made: Proof) -> Any:
+    """Take a network of the same shape, about which nothing was proved; the hashes are right."""
+    made.network = proof(rng, made.kind).network
+
+
+def the_property_of_another(rng: Rng, made: Proof) -> Any:
+    """Take a property that another network has; the hashes are right."""
+    other = proof(rng, made.kind)
+    made.lower, made.upper, made.unsafe = other.lower, other.upper, other.unsafe
+    made.dim, made.cut = other.dim, other.cut
+
+
+PROPERTY: list[Change] = [
+    another_threshold,
+    another_row,
+    a_larger_box,
+    another_box,
+    one_more_unsafe_set,
+    the_safe_set,
+    a_row_left_out,
+    hidden_by_cuts,
+    other_cuts,
+    the_network_of_another,
+    the_property_of_another,
+]
+
+
+def _digests(made: Proof) -> dict[str, str]:
+    files = {"network": made.network.SerializeToString(), "property": made.property().encode()}
+    return {f"{name}_sha256": hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def certificate_of_other_files(rng: Rng, made: Proof) -> Any:
+    """Keep the files, and take a certificate that is right for others."""
+    other = proof(rng, made.kind)
+    digests = _digests(other)
+    name = pick(rng, [("network_sha256",), ("property_sha256",), ("network_sha256", "property_sha256")])
+    made.meta |= {key: digests[key] for key in name}
+    made.dim, made.cut = other.dim, other.cut
+
+
+def files_exchanged(rng: Rng, made: Proof) -> Any:
+    digests = _digests(made)
+    made.meta |= {"network_sha256": digests["property_sha256"], "property_sha256": digests["network_sha256"]}
+
+
+def a_weight_after_the_proof(rng: Rng, made: Proof) -> Any:
+    """Change the last bit of a weight, and keep the hash."""
+    made.meta["network_sha256"] = _digests(made)["network_sha256"]
+    tensor = pick(rng, [t for t in made.network.graph.initializer if t.data_type != TensorProto.INT64])
+    value = numpy_helper.to_array(tensor).copy()
+    at = tuple(int(rng.integers(n)) for n in value.shape)
+    value[at] = np.nextafter(value[at], value.dtype.type(9))
+    _store(tensor, value)
+
+
+def a_text_after_the_proof(rng: Rng, made: Proof) -> Any:
+    """Change the text of the property, to one of the same meaning even, and keep the hash."""
+    made.meta["property_sha256"] = _digests(made)["property_sha256"]
+    ways: list[Callable[[str], str]] = [
+        lambda text: text + "\n",
+        lambda text: "; a comment\n" + text,
+        lambda text: text.replace("(<= ", "(<  ", 1),
+        lambda text: text.replace("\n", "\r\n"),
+    ]
+    made.text = pick(rng, ways)
 
 
 def another_hash(rng: Rng, made: Proof) -> Any:
@@ -745,6 +846,10 @@ def proof_archive_spoiled(rng: Rng, made: Proof) -> Any:
 
 PROOF_MUST: list[Change] = [
     another_hash,
+    certificate_of_other_files,
+    files_exchanged,
+    a_weight_after_the_proof,
+    a_text_after_the_proof,
     another_count,
     node_missing,
     node_more,

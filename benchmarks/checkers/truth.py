@@ -45,16 +45,20 @@ def session(proto: ModelProto) -> Any:
 
 
 def _widened(proto: ModelProto) -> ModelProto:
-    """Give the same network in float64."""
+    """Give the same network in float64; one that mixes types stays as it is, and onnxruntime refuses it."""
     wide = copy.deepcopy(proto)
     constants = [*wide.graph.initializer]
     constants += [a.t for node in wide.graph.node for a in node.attribute if node.op_type == "Constant"]
+    values = [v.type.tensor_type for v in (*wide.graph.input, *wide.graph.output, *wide.graph.value_info)]
+    kinds = {tensor.data_type for tensor in constants} | {value.elem_type for value in values}
+    if len(kinds & {TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE}) > 1:
+        return wide
     for tensor in constants:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type in (TensorProto.FLOAT16, TensorProto.FLOAT):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
-    for value in (*wide.graph.input, *wide.graph.output, *wide.graph.value_info):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for value in values:
+        if value.elem_type in (TensorProto.FLOAT16, TensorProto.FLOAT):
+            value.elem_type = TensorProto.DOUBLE
     return wide
 
 

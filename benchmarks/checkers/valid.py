@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 from scipy.optimize import linprog, nnls
 
 VERIFICATION = Path(__file__).resolve().parents[2] / "verification"
@@ -66,6 +66,7 @@ class Builder:
 
     def __init__(self, rng: np.random.Generator, shape: tuple[int, ...], opset: int) -> None:
         self.rng, self.shape, self.opset = rng, shape, opset
+        self.dtype: Any = np.float32
         self.nodes: list[Any] = []
         self.constants: dict[str, Array] = {}
 
@@ -95,9 +96,11 @@ class Builder:
 
     def model(self, outputs: int) -> ModelProto:
         batch = "n" if self.rng.random() < 0.7 else 1
-        source = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *self.shape])
-        sink = helper.make_tensor_value_info(self.nodes[-1].output[0], TensorProto.FLOAT, [batch, outputs])
-        tensors = [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+        source = helper.make_tensor_value_info("x", kind, [batch, *self.shape])
+        sink = helper.make_tensor_value_info(self.nodes[-1].output[0], kind, [batch, outputs])
+        stored = {k: v.astype(self.dtype) if v.dtype.kind == "f" else v for k, v in self.constants.items()}
+        tensors = [numpy_helper.from_array(value, name) for name, value in stored.items()]
         graph = helper.make_graph(self.nodes, "net", [source], [sink], tensors)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
 
@@ -190,6 +193,16 @@ def _residual(rng: np.random.Generator) -> tuple[Builder, str]:
     return b, str(rng.choice(["second", "fc"]))
 
 
+def _chain(rng: np.random.Generator) -> tuple[Builder, str]:
+    b = Builder(rng, (2, 2), int(rng.choice([7, 10, 13, 14, 19, 21])))
+    h = b.add("Reshape", "x", b.constant("to", np.array([int(rng.choice([0, -1])), 4])))
+    h = b.add("Identity", b.add("Relu", b.linear("fc1", h, 4, 4, "transposed")))
+    h = b.add("Add", b.weight("step", 1, 4), h)
+    h = b.add("Relu", b.linear("fc2", h, 4, 3, "matmul"))
+    b.linear("fc3", h, 3, 3, "plain")
+    return b, str(rng.choice(["fc2", "fc3"]))
+
+
 def _shifted(rng: np.random.Generator) -> tuple[Builder, str]:
     b = Builder(rng, (1, 1, 4), int(rng.choice([8, 13])))
     h = b.add("Flatten", b.add("Sub", "x", b.weight("mean", 1, 1, 1, 4)), _axis=1)
@@ -207,6 +220,7 @@ KINDS: dict[str, Callable[[np.random.Generator], tuple[Builder, str]]] = {
     "mirrored": _mirrored,
     "one channel": _one_channel,
     "residual": _residual,
+    "chain": _chain,
     "shifted": _shifted,
 }
 
@@ -263,6 +277,8 @@ def repair(rng: np.random.Generator, kind: str, norm: str, edits: str) -> Repair
     """Give a valid certificate; `edits` is "labels", "lowest" or "conditions"."""
     while True:
         builder, layer = KINDS[kind](rng)
+        if rng.random() < 0.2 and all(node.op_type != "Conv" for node in builder.nodes):
+            builder.dtype = np.float64  # onnxruntime has no such convolutions
         made = _solved(rng, kind, builder, layer, norm, edits)
         if made is not None:
             return made
@@ -334,7 +350,7 @@ def _solved(rng: np.random.Generator, kind: str, builder: Builder, layer: str, n
                 old = numpy_helper.to_array(tensor)
                 new = arrays["delta_bias"] if tensor.name == names[1] else change
                 new = new.T if new.shape != old.shape or (new.ndim == 2 and not turned(proto, names[0])) else new
-                tensor.CopyFrom(numpy_helper.from_array((old + new).astype(np.float32), tensor.name))
+                tensor.CopyFrom(numpy_helper.from_array((old + new).astype(old.dtype), tensor.name))
     return Repair(kind, proto, repaired, meta, arrays)
 
 
@@ -409,6 +425,7 @@ def _tree(rng: np.random.Generator, lower: Array, upper: Array, depth: int) -> t
 def proof(rng: np.random.Generator, kind: str) -> Proof:
     """Give a property that holds by some margin, and a certificate."""
     builder, _ = KINDS[kind](rng)
+    builder.dtype = rng.choice([np.float16, np.float32, np.float64], p=[0.2, 0.6, 0.2])
     network, size = builder.model(3), math.prod(builder.shape)
     lower = rng.uniform(-1, 0, size)
     upper = lower + rng.uniform(0.2, 1, size)
@@ -421,7 +438,11 @@ def proof(rng: np.random.Generator, kind: str) -> Proof:
     for _ in range(int(rng.integers(1, 3))):
         a = np.round(rng.normal(size=3), 3)
         far = float((h @ a).min()) - 0.05 - 0.1 * float(np.ptp(h @ a))
-        sets.append([(a.tolist(), -far)])
+        rows = [(a.tolist(), -far)]
+        if rng.random() < 0.3:  # one more that does not count
+            b = np.round(rng.normal(size=3), 3)
+            rows.insert(int(rng.integers(2)), (b.tolist(), -float((h @ b).max())))
+        sets.append(rows)
         dim, cut = _tree(rng, lower, upper, int(rng.integers(0, 4)))
         dims, cuts = dims + dim, cuts + cut
     return Proof(

@@ -1,7 +1,7 @@
 """Two readers of VNN-LIB against each other, and against what the text says at points.
 
 `python -m benchmarks.checkers.vnnlib` writes random properties with every kind of number, white space and comment,
-damages half of them, and has them read by `nnrepair.verify.vnnlib.load` and by `read_property` of
+damages many of them, and has them read by `nnrepair.verify.vnnlib.load` and by `read_property` of
 verification/reading.py. What both read must be the same boxes and unsafe sets in the same order; what one reads must be
 true exactly where the assertions are, by tests/reference/smtlib.py; what none reads must be refused in its own words.
 """

@@ -195,7 +195,7 @@ files:
   CERTIFICATE  .npz, of a repair (nnrepair fix --certificate) or of a property (nnrepair check --certificate, nnrepair
                repair --certificates); the file itself says which
   NETWORK      .onnx: the network before the repair, or the one that the property is about
-  PROPERTY     .vnnlib
+  PROPERTY     .vnnlib or .vnnlib.gz
 
 The program shares no code with this package and runs in a process of its own. It needs numpy and onnx: pip install
 'nnrepair[onnx]'.

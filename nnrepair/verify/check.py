@@ -153,7 +153,6 @@ class _Problem:
         deadline.check("reading the property")
         self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)
-        self.property_is_packed = not isinstance(property, Property) and Path(property).read_bytes()[:2] == b"\x1f\x8b"
         deadline.check("reading the network")
         self.model, self.shape = self._read(model)
         dtypes = [p.dtype for p in self.model.parameters()]
@@ -369,8 +368,6 @@ class _Problem:
         dim, cut = found.tree
         if any(n.relu is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
             return None, "no certificate: the independent checker reads fully connected chains only"
-        if self.property_is_packed:
-            return None, "no certificate: the independent checker reads properties that are not packed (.gz)"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"
         if self.property_sha256 is None:
