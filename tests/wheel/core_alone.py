@@ -52,7 +52,8 @@ def test_every_module_can_be_imported_or_names_its_extra() -> None:
             importlib.import_module(module.name)
         except nnrepair.MissingExtra as error:
             missing[module.name] = str(error)
-    assert set(missing) == {f"nnrepair.onnx.{name}" for name in ("importer", "operators", "reader", "writer")}
+    needing = ("constants", "external", "importer", "node", "operators", "reader", "writer")
+    assert set(missing) == {f"nnrepair.onnx.{name}" for name in needing}
     assert all("pip install 'nnrepair[onnx]'" in said for said in missing.values())
 
 
