@@ -289,7 +289,8 @@ def test_the_command_line_needs_neither_torch_nor_the_library(tmp_path: Path) ->
     shape = CASES["last layer"][1]
     nonnx.save(made.model, torch.zeros(1, *shape), tmp_path / "base.onnx")  # a fresh export is the same graph
     checked = (
-        "import sys, runpy; sys.argv[0] = sys.argv.pop(1)\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "import os, sys, runpy; sys.argv[0] = sys.argv.pop(1); sys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     checked += "finally: assert not {'torch', 'nnrepair'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", checked, str(FILE), *arguments], capture_output=True, text=True)
