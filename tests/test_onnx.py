@@ -368,6 +368,16 @@ def test_names_that_a_module_owns_are_changed(tmp_path: Path) -> None:
     assert model(torch.zeros(2, 3)).shape == (2, 3)
 
 
+def test_images_without_pixels_are_refused_where_the_file_leaves_their_size_open(tmp_path: Path) -> None:
+    """Padding makes windows of nothing, which torch refuses in its own words."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[1, 3], pads=[1, 2, 1, 2])]
+    path = write(tmp_path / "m.onnx", nodes, {"w": normal(2, 3, 1, 3)}, ["n", 3, "height", 4], ["n", 2, None, None])
+    model = nonnx.load(path)
+    assert model(torch.zeros(2, 3, 1, 4)).shape == (2, 2, 3, 6)
+    with pytest.raises(InvalidInput, match=r"\(n, 3, \?, 4\) \(\? is any size from 1 on\), given \(2, 3, 0, 4\)"):
+        model(torch.zeros(2, 3, 0, 4))
+
+
 def test_names_within_other_layers_are_changed(tmp_path: Path) -> None:
     """A layer cannot hold another one; no number behind its name would help."""
     names = ["net.weight", "net.fc.weight", "net.fc.deep.weight", "other.net.weight"]

@@ -152,13 +152,16 @@ class OnnxGraph(nn.Module):
 
     def _shaped(self, x: Tensor) -> Tensor:
         item = self.item_shape
-        if x.ndim == len(item) + 1 and all(want in (None, size) for want, size in zip(item, x.shape[1:], strict=True)):
+        if x.ndim == len(item) + 1 and all(
+            size > 0 if want is None else size == want for want, size in zip(item, x.shape[1:], strict=True)
+        ):
             return x
         sizes = [size for size in item if size is not None]
         if x.ndim == 2 and len(sizes) == len(item) and x.shape[1] == math.prod(sizes):
             return x.reshape(-1, *sizes)
         shape = ", ".join("?" if size is None else str(size) for size in item)
-        raise InvalidInput(f"The model takes inputs of shape (n, {shape}), given {tuple(x.shape)}.")
+        open_ = " (? is any size from 1 on)" if None in item else ""
+        raise InvalidInput(f"The model takes inputs of shape (n, {shape}){open_}, given {tuple(x.shape)}.")
 
     def extra_repr(self) -> str:
         """Show the shape of one input."""
