@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.decoupled import Decoupled
-from nnrepair.network import copied as twin
+from nnrepair.network import copied
 from nnrepair.stitched import Stitched
 
 #: A list of differences names at most so many.
@@ -123,8 +123,8 @@ def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
     pairs, lost, fresh, moved = _matched(_tensors(before), _tensors(after), prefix)
     differences = _modules(before, after, prefix)
     if differences:  # what copying alone takes away (hooks of an exported program) is no change of the method's
-        copied = _modules(before, twin(before), "")
-        differences = [difference for difference in differences if difference not in copied]
+        alike = _modules(before, copied(before), "")
+        differences = [difference for difference in differences if difference not in alike]
     both, parameters, buffers = (Size.of(_changes(pairs, is_parameter)) for is_parameter in (None, True, False))
     found = WeightChange(
         both.l1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 
 from nnrepair.errors import MissingExtra
 
@@ -26,3 +27,11 @@ def needed(extra: str, why: str) -> Iterator[None]:
         if isinstance(error, MissingExtra):
             raise
         raise MissingExtra(f"{why}: pip install 'nnrepair[{extra}]' ({error}).", name=error.name) from error
+
+
+def installed(package: str = "nnrepair") -> str:
+    """Return the version of a package, or that it is not installed, as ours is not when run from a source tree."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"

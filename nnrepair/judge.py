@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from nnrepair import metrics
 from nnrepair.changes import unsized, weight_change
 from nnrepair.criteria import Criterion, Near, Threshold, flat
 from nnrepair.errors import InvalidInput
+from nnrepair.extras import installed
 from nnrepair.kinds import Binary, Kind, kind_of, leaves
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.outcome import Outcome
@@ -297,8 +297,4 @@ def like(model: nn.Module, repaired: nn.Module) -> nn.Module:
 def about(report: Report) -> dict[str, Any]:
     """Return what a patch tells a reviewer about its repair."""
     about = {k: v for k, v in report.as_dict().items() if k not in ("held_before", "held_after", "seconds")}
-    try:
-        about["versions"] = {"nnrepair": version("nnrepair"), "torch": torch.__version__}
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        about["versions"] = {"torch": torch.__version__}
-    return about
+    return about | {"versions": {"nnrepair": installed(), "torch": torch.__version__}}

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.criteria import Criterion
+from nnrepair.extras import installed
 from nnrepair.patch import digest_of_state
 from nnrepair.shapes import Regions
 from nnrepair.spec import Edits, EditScope, LocalitySet
@@ -23,15 +23,7 @@ from nnrepair.spec import Edits, EditScope, LocalitySet
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of Python and of some packages."""
-    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # or ours, run from a source tree that was never installed
-        return "(not installed)"
+    return {"python": platform.python_version()} | {package: installed(package) for package in packages}
 
 
 @cache

@@ -7,6 +7,7 @@ as proved only where a bound clears SLACK. Counterexamples are confirmed in exac
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import time
 from collections.abc import Iterable, Sequence
@@ -49,10 +50,10 @@ class Net:
             x = torch.addmm(b, x.clamp(min=0) if k else x, W.T)
         return x
 
-    def exact(self, x: Sequence[float]) -> list[Fraction]:
-        """Return the output in exact arithmetic: integers over a growing power of two."""
+    def exact(self, x: Sequence[float | Fraction]) -> list[Fraction]:
+        """Return the output in exact arithmetic: integers over a growing denominator."""
         point = [Fraction(value) for value in x]
-        scale = max(value.denominator for value in point)
+        scale = math.lcm(*(value.denominator for value in point))
         v = [int(value * scale) for value in point]
         for k, (rows, constants, unit) in enumerate(self._integers):
             v = [max(value, 0) for value in v] if k else v

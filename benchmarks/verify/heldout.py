@@ -103,7 +103,7 @@ def one(index: int, who: str, limit: float) -> dict[str, Any]:
     from nnrepair.verify import check
 
     result = check(path, prop, timeout=limit)
-    x = None if result.counterexample is None else result.counterexample.input.tolist()
+    x = None if result.counterexample is None else [str(value) for value in result.counterexample.exact_input]
     row |= {"verdict": result.verdict, "boxes": result.boxes, "cpu_seconds": result.cpu_seconds, "counterexample": x}
     return row | ({"reason": result.reason} if result.verdict == "unknown" else {})
 
@@ -136,7 +136,7 @@ def compare() -> tuple[str, list[str]]:
         _, path, prop = drawn(index)
         for who, row in (("checker", ours), ("plain", plain)):
             if row["verdict"] == "violated":
-                x = row["counterexample"]
+                x = [Fraction(value) for value in row["counterexample"]]
                 if not prop.violated_at(x, exhaustive.read(path).exact(x)):
                     wrong.append(f"property {index}: the counterexample of {who} is none")
     lines = [f"{'kind':10} {'checker':>9} {'plain':>9}  count"]

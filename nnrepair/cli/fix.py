@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
-from nnrepair.cli.parser import own_version
 from nnrepair.errors import InvalidInput
+from nnrepair.extras import installed
 from nnrepair.files import plain, write_atomically
 from nnrepair.fix import fix
 from nnrepair.history import History
@@ -152,7 +152,7 @@ def _as_json(arguments: argparse.Namespace, result: RepairResult | History) -> b
         **_measured(result),
         "files": {name: str(getattr(arguments, name)) for name in _PLACES},
         "seed": arguments.seed,
-        "versions": {"nnrepair": own_version(), "torch": torch.__version__},
+        "versions": {"nnrepair": installed(), "torch": torch.__version__},
     }
     return json.dumps(plain(about), indent=2, allow_nan=False).encode()
 

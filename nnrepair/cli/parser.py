@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from nnrepair.extras import installed
+
 #: The exit code of every command where an input cannot be used or an output not be written.
 ERROR = 3
-
-
-def own_version() -> str:
-    """Return the version of this package."""
-    try:
-        return version("nnrepair")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "(not installed)"
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -27,7 +20,7 @@ def command_line() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action="version", version=f"nnrepair {own_version()}")
+    made.add_argument("--version", action="version", version=f"nnrepair {installed()}")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     _demo(_added(commands, "demo", "repair a real digits classifier, prove it, and write a page about it"))
     _fix(_added(commands, "fix", "repair a model file", FIX_FILES + EXIT_CODES))
