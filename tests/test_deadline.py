@@ -17,9 +17,10 @@ from networks import mlp, randn, seeded
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair.verify import Box, Case, Halfspace, Options, Property, affine, check, deadline, vnnlib
+from nnrepair import deadline
+from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.verify import Box, Case, Halfspace, Options, Property, affine, check, vnnlib
 from nnrepair.verify.bounds import Bounder, outputs_over
-from nnrepair.verify.deadline import Deadline, OutOfTime
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.points import check_points, confirm
 

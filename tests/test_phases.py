@@ -11,8 +11,8 @@ from networks import mlp
 from test_search import hard, jobs, minimum, network, refuse, spike
 from torch import Tensor, nn
 
+from nnrepair.deadline import Deadline
 from nnrepair.verify import Box, Case, Halfspace, Options, Property, check
-from nnrepair.verify.deadline import Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import Found, Jobs
 from nnrepair.verify.lowering import lower

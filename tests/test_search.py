@@ -13,7 +13,7 @@ import torch
 from networks import mlp, randn
 from torch import Tensor, nn
 
-from nnrepair.verify.deadline import Deadline
+from nnrepair.deadline import Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import Found, Jobs, Options
 from nnrepair.verify.lowering import lower

@@ -16,8 +16,8 @@ from scipy.optimize import linprog
 from torch import nn
 
 from nnrepair import Argmax, Argmin, Linear, Near
+from nnrepair.deadline import NEVER
 from nnrepair.verify import Box, Case, Halfspace, Options, Property, check, exact, jobs
-from nnrepair.verify.deadline import NEVER
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.ties import Flat, between, equation, flat
 

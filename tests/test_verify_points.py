@@ -19,11 +19,11 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, Edits, InvalidInput, Linear, LocalitySet, Near, Threshold
 from nnrepair import UnsupportedModel as Unsupported
+from nnrepair.deadline import NEVER
 from nnrepair.domains import vision
 from nnrepair.methods import MinimalNorm
 from nnrepair.verify import Box, Property, exact, points, vnnlib
 from nnrepair.verify.bounds import outputs_over
-from nnrepair.verify.deadline import NEVER
 from nnrepair.verify.lowering import lower
 from nnrepair.verify.points import check_points
 

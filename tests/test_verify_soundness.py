@@ -22,7 +22,7 @@ pytest.importorskip("onnx")
 sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.verify import cases, soundness
-from nnrepair.verify import deadline
+from nnrepair import deadline
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 
 THIRD, TENTH = Fraction(1, 3), Fraction(1, 10)

@@ -250,7 +250,8 @@ def run_case(index: int, clock: str, seed: int = SEED) -> dict[str, Any]:
     import onnxruntime  # noqa: F401 - now, so that no case pays for it
 
     from benchmarks.verify.soundness import onnx_bytes
-    from nnrepair.verify import check, deadline
+    from nnrepair import deadline
+    from nnrepair.verify import check
 
     warnings.simplefilter("ignore")
     if clock == "cpu":

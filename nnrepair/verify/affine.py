@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnrepair.verify.deadline import Deadline
+from nnrepair.deadline import Deadline
 
 Shape = tuple[int, ...]
 

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.affine import PIECE_WORK, Affine, Dense, in_pieces
-from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph, Node
 
 EPS = 2.0**-53

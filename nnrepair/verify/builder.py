@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.verify.affine import Affine, Dense, Diagonal, Pick, Shape
-from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph, Node
 
 # Maps without structure of their own are written as matrices up to this many entries.

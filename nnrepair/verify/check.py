@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnrepair.deadline import Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.network import copied, private_copy
 from nnrepair.progress import progress_bar
@@ -23,7 +24,6 @@ from nnrepair.rounding import percent
 from nnrepair.verify import vnnlib
 from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
-from nnrepair.verify.deadline import Deadline, OutOfTime
 from nnrepair.verify.exact import TooLong, can_be_exact
 from nnrepair.verify.falsify import LEAST, attack
 from nnrepair.verify.graph import Graph

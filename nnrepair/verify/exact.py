@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.affine import Affine, Convolution, Dense, Diagonal, Pick, Place
 from nnrepair.verify.bounds import Bounder, outputs_over
-from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.property import Box, Conjunction, Halfspace
 

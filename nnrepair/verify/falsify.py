@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnrepair.verify.deadline import NEVER, Deadline
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import Confirm, Jobs, any_confirmed
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.affine import Affine, in_pieces
-from nnrepair.verify.deadline import NEVER, Deadline
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.errors import InvalidInput
-from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.property import Halfspace, Property
 
 #: Tells whether one of the points (n, inputs), each with its job, is a counterexample that counts.

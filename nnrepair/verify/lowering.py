@@ -17,11 +17,11 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.onnx import modules as ops
 from nnrepair.verify.affine import Shape
 from nnrepair.verify.builder import Builder, Unreadable, Value
-from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.operations import CHANGING, FUNCTIONS, HANDLERS, reshape
 

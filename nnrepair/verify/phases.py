@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.bounds import Bounder, Relaxation
-from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import NOTHING, Confirm, Found, Jobs, Open, Part, any_confirmed
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, Threshold, flat
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput
 from nnrepair.network import private_copy
 from nnrepair.problem import outputs
@@ -29,7 +30,6 @@ from nnrepair.spec import AnyInputs
 from nnrepair.verify import vnnlib
 from nnrepair.verify.bounds import EPS, TINY, outputs_over
 from nnrepair.verify.check import check
-from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.exact import enclosure, inside, nearest
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.lowering import lower

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.extras import needed
-from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.exact import Enclosure, enclosed, enclosure, inside, largest, nearest, outside
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.property import Box, Conjunction, Exact

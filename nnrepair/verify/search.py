@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.bounds import EPS, Bounder, Linear, Relaxation
-from nnrepair.verify.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.graph import Graph
 from nnrepair.verify.jobs import NOTHING, Columns, Confirm, Found, Jobs, Open, Options, Part, any_confirmed
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnrepair.verify.deadline import Deadline
+from nnrepair.deadline import Deadline
 from nnrepair.verify.exact import rational
 from nnrepair.verify.falsify import depth_and_slope, random_starts
 from nnrepair.verify.graph import Graph

@@ -25,8 +25,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.errors import InvalidInput
-from nnrepair.verify.deadline import NEVER, Deadline
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
 #: Of a file: bytes once unpacked; words, parentheses and comments; how deeply parentheses nest.
