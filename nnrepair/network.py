@@ -7,34 +7,37 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 
+M = TypeVar("M", bound=nn.Module)
 #: Floating dtypes that parameters may have.
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def private_copy(model: nn.Module | str | Path) -> nn.Module:
+def private_copy(model: nn.Module | str | Path, deadline: Deadline = NEVER) -> nn.Module:
     """Return a copy of a module in eval mode, on its device, or what an ONNX file holds.
 
     Raises:
         InvalidInput: it is neither, it has no weights or cannot be copied, or the file is damaged.
         UnsupportedModel: it is of a kind that cannot be changed or read, see `refuse_kinds`.
+        OutOfTime: it is too late.
     """
     if isinstance(model, nn.Module):
         model = unwrapped(model)
         refuse_kinds(model)
-        return copied(model).eval()
+        return copied(model, deadline).eval()
     if not isinstance(model, str | Path):
         raise InvalidInput(f"model must be a torch.nn.Module or an ONNX file, got {type(model).__name__}.")
     from nnrepair import onnx
 
-    return onnx.load(model).eval()
+    return onnx.load(model, deadline).eval()
 
 
 def refuse_kinds(model: nn.Module) -> None:
@@ -122,7 +125,7 @@ def plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: M, deadline: Deadline = NEVER) -> M:
     """Return a deep copy that shares nothing with the model.
 
     Tensors that modules keep from a forward pass (masked or normalised weights, activations) are copied as plain
@@ -130,9 +133,13 @@ def copied(model: nn.Module) -> nn.Module:
 
     Raises:
         InvalidInput: some attribute cannot be copied, or the copy shares weights with the model.
+        OutOfTime: it is too late.
     """
     try:
-        twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in _computed(model)})
+        known = {id(t): t.detach().clone() for t in _computed(model)}
+        twin = copy.deepcopy(model, _Watched(known, deadline))
+    except OutOfTime:
+        raise
     except Exception as error:  # __deepcopy__ and __reduce__ of a user's objects may raise anything
         where = _uncopied(model)
         raise InvalidInput(
@@ -145,6 +152,18 @@ def copied(model: nn.Module) -> nn.Module:
             "change yours. Let __deepcopy__ copy the parameters."
         )
     return twin
+
+
+class _Watched(dict[int, Any]):
+    """What was copied already. It is asked about every object, and looks at the clock then."""
+
+    def __init__(self, known: dict[int, Any], deadline: Deadline) -> None:
+        super().__init__(known)
+        self.deadline = deadline
+
+    def get(self, key: int, default: Any = None) -> Any:
+        self.deadline.check()
+        return super().get(key, default)
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:

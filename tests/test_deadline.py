@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -17,8 +19,9 @@ from networks import mlp, randn, seeded
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import deadline
+from nnrepair import deadline, progress
 from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.network import private_copy
 from nnrepair.verify import Box, Case, Halfspace, Options, Property, affine, check, vnnlib
 from nnrepair.verify.bounds import Bounder, outputs_over
 from nnrepair.verify.lowering import lower
@@ -167,6 +170,25 @@ def test_no_time_limit_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(check_points(model, torch.zeros(1, 2), nnrepair.Near(torch.zeros(1, 3), 10.0)).all())
 
 
+def test_copying_and_reading_end_where_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both look at the clock once for each part, however many there are."""
+    many = nn.Sequential(nn.Linear(2, 3), *(nn.ReLU() for _ in range(300)), nn.Linear(3, 3))
+    pytest.importorskip("onnxruntime")
+    file, chained = tmp_path / "n.onnx", nn.Sequential(nn.Linear(2, 3), *(nn.ReLU() for _ in range(9)))
+    nnrepair.onnx.save(chained, torch.zeros(1, 2), file)
+    ends = Ends(monkeypatch)
+    for model, parts in ((many, 300), (file, 10)):
+
+        def work(model: Any = model) -> Any:
+            return private_copy(model, Deadline(1000))
+
+        ends.after(math.inf, work)
+        assert ends.looks > parts
+        for k in range(2, ends.looks, 1 + ends.looks // 9):
+            with pytest.raises(OutOfTime):
+                ends.after(k, work)
+
+
 # Time limits are kept ------------------------------------------------------------------------------------------------
 
 
@@ -305,8 +327,16 @@ def test_writing_down_a_property_counts() -> None:
 def test_progress_is_shown_before_the_search(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(deadline, "INTERVAL", 0.0)
-    model, prop = seeded(few_inputs)
-    check(model, prop, timeout=1, progress=True)
-    shown = capsys.readouterr().err
-    assert all(f"check: 00:00, {doing}" in shown for doing in ("looking for counterexamples", "bounding whole boxes"))
+    monkeypatch.setattr(deadline, "INTERVAL", -1.0)  # nothing is left out
+    monkeypatch.setattr(progress, "tqdm", functools.partial(progress.tqdm, mininterval=0, miniters=1))
+    model = chain(0)
+    unsafe = row([1, 0, 0], Fraction(least(model, SQUARE)) - 1)
+    assert check(model, Property([Case(SQUARE, ((unsafe,),))], 3), progress=True).verdict == "holds"
+    shown = re.findall(r"check: \d\d:\d\d, ([a-z ]+)", capsys.readouterr().err)
+    assert list(dict.fromkeys(text.strip() for text in shown))[:5] == [
+        "reading the property",
+        "reading the network",
+        "comparing what was read with the network",
+        "looking for counterexamples",
+        "bounding whole boxes",
+    ]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.extras import needed
 from nnrepair.onnx.constants import FOLDERS, folded, folded_size
 from nnrepair.onnx.modules import Constant, OnnxGraph, Step
@@ -35,8 +36,9 @@ DEPTH = 30
 class Importer:
     """Read one graph node by node; `values` are constants or names of what steps compute, without the refused ones."""
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self.graph = proto.graph
+    def __init__(self, proto: onnx.ModelProto, deadline: Deadline = NEVER) -> None:
+        self.graph, self.deadline = proto.graph, deadline
+        deadline.check()
         self.opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
         self.values: dict[str, Array | str] = {t.name: onnx.numpy_helper.to_array(t) for t in self.graph.initializer}
         self.unsupported, readable = _sorted_out(self.graph)
@@ -58,6 +60,7 @@ class Importer:
         problems: list[str] = []
         lost = set[str]()  # what nodes that are refused would have computed
         for proto in self.graph.node:
+            self.deadline.check()
             node = Node(proto, self.values, self.shapes, file)
             missing = [name for name in node.names if name and name not in self.values]
             if node.op in self.unsupported or not lost.isdisjoint(missing):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from pathlib import Path
 
 import torch
 
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
+from nnrepair.network import copied
 from nnrepair.onnx.external import MAX_BYTES, read_external
 from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import OnnxGraph
@@ -25,13 +26,18 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
 OPEN = (1, 2, 3, 4, 5, 6, 7, 8, 16, 28, 32, 64)
 
 
-def load(path: str | os.PathLike[str]) -> OnnxGraph:
+def load(path: str | os.PathLike[str], deadline: Deadline = NEVER) -> OnnxGraph:
     """Read a feed-forward ONNX file as a trainable module in eval mode.
 
     The graph has one input and one output, both with the batch as their first axis. Batches of any size work, also
     where the file fixes the batch to 1.
 
+    Args:
+        path: a file, with its weights in it or beside it.
+        deadline: looked at between the steps of reading, and before each operation of the graph.
+
     Raises:
+        OutOfTime: It is too late.
         InvalidInput: The file is missing, damaged, not ONNX, or keeps weights outside its own folder.
         UnsupportedModel: The graph uses something that cannot be read; all such things are listed at once.
 
@@ -39,13 +45,15 @@ def load(path: str | os.PathLike[str]) -> OnnxGraph:
     >>> model(torch.zeros(7, 5)).shape  # doctest: +SKIP
     torch.Size([7, 5])
     """
-    proto = _read(Path(path))
+    proto = _read(Path(path), deadline)
     try:
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
-        importer = Importer(proto)
+        importer = Importer(proto, deadline)
         model = importer.build()
-        _check_batches(model, getattr(torch, importer.dtype.name))
+        _check_batches(model, getattr(torch, importer.dtype.name), deadline)
+    except OutOfTime:
+        raise
     except Refused as refusal:
         raise UnsupportedModel(f"{path} {refusal}") from refusal
     except (MemoryError, RecursionError) as error:
@@ -55,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> OnnxGraph:
     return model
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def _read(path: Path, deadline: Deadline) -> onnx.ModelProto:
     if not path.is_file():
         raise InvalidInput(f"There is no file {str(path)!r}. Expected an ONNX file.")
     size = path.stat().st_size
@@ -65,7 +73,9 @@ def _read(path: Path) -> onnx.ModelProto:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
     except Exception as error:  # protobuf's own error class is not part of onnx
         raise InvalidInput(f"{path} is not an ONNX file, or it was cut short ({error}).") from error
+    deadline.check()
     read_external(proto, path)
+    deadline.check()
     try:
         onnx.checker.check_model(proto)
     except Exception as error:  # ValidationError, OSError, ValueError: all mean that the file cannot be used
@@ -73,13 +83,14 @@ def _read(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check_batches(model: OnnxGraph, dtype: torch.dtype) -> None:
+def _check_batches(model: OnnxGraph, dtype: torch.dtype, deadline: Deadline) -> None:
     """Refuse graphs that mix the inputs of a batch, by running two inputs together and alone; also what cannot run."""
-    double = copy.deepcopy(model).double()  # then only mixing makes a difference, not rounding
+    double = copied(model, deadline).double()  # then only mixing makes a difference, not rounding
     sizes = OPEN if None in model.item_shape else (0,)
     shapes = [tuple(number if size is None else size for size in model.item_shape) for number in sizes]
     failures = []
     for shape in shapes:
+        deadline.check()
         try:
             _run(model, torch.zeros(1, *shape, dtype=dtype))
             _check_pair(double, shape)

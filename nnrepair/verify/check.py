@@ -72,7 +72,7 @@ def check(
         model: a module that maps (n, *shape) to (n, outputs), taken in eval mode and left untouched, or an ONNX file.
         property: see `Property.on`, or a VNN-LIB 1.0 file.
         timeout: in seconds, of everything from this call on, except that a step in code that is not ours (importing
-            it, copying the model, reading the file, one run of the network or of a layer) is not cut short; then the
+            it, parsing the file, one run of the network or of a layer) is not cut short; then the
             verdict is "unknown" and says how far it got. None: no limit; a hard property may take a lifetime.
         device: where to compute; None is the CPU.
         certificate: whether to keep the proof.
@@ -183,13 +183,13 @@ class _Problem:
 
     def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
         if isinstance(model, nn.Module):
-            private = private_copy(model).cpu()
+            private = private_copy(model, self.deadline).cpu()
             shape = tuple(getattr(private, "item_shape", None) or ())
             known = shape and None not in shape
             return private, shape if known else self.property.cases[0].box.shape or (1,)
         from nnrepair import onnx
 
-        loaded = onnx.load(model)
+        loaded = onnx.load(model, self.deadline)
         if None in loaded.item_shape:
             raise InvalidInput(f"{model} leaves the size of its input open ({loaded.item_shape}).")
         return loaded, tuple(size for size in loaded.item_shape if size is not None)
@@ -212,7 +212,7 @@ class _Problem:
         cases = [self.property.cases[k * len(self.property.cases) // 6] for k in range(6)]
         low, high = (torch.from_numpy(np.stack([case.box.outer[end] for case in cases])) for end in (0, 1))
         drawn = torch.rand(6, graph.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        double = copied(self.model).double()
+        double = copied(self.model, self.deadline).double()
         for x in low + drawn * (high - low):
             with torch.no_grad(), torch.random.fork_rng([]):
                 values = graph.values(x[None], self.deadline)
