@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 import nnrepair
 from benchmarks.measure import measured
-from nnrepair import Edits, EditScope, LocalitySet, penalties
+from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.history import History
 from nnrepair.methods.base import Method, named
-from nnrepair.metrics import generalization_rates, mean_rate
-from nnrepair.problem import outputs_of
-from nnrepair.result import Kept, RepairResult
+from nnrepair.methods.fine_tune import penalties
+from nnrepair.results.history import History
+from nnrepair.results.metrics import generalization_rates, mean_rate
+from nnrepair.results.result import Kept, RepairResult
+from nnrepair.spec.problem import outputs_of
 
 Row = dict[str, Any]
 

@@ -20,7 +20,8 @@ matplotlib.use("Agg")
 
 from PIL import Image
 
-from nnrepair.domains import acas, acas_plot
+from nnrepair.domains import acas
+from nnrepair.domains.acas import plot as acas_plot
 from nnrepair.verify import check
 
 HERE = Path(__file__).parent

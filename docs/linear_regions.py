@@ -23,7 +23,7 @@ from benchmarks.regions.acas import LAYER, MEAN, RANGE, REPAIRED, phi_8, slices
 from nnrepair import Edits, Polygons, fix, onnx
 from nnrepair.domains import acas
 from nnrepair.methods import MinimalNorm
-from nnrepair.splitting import split
+from nnrepair.regions.splitting import split
 
 HERE = Path(__file__).parent
 HOLDS, BREAKS = "#eef3f8", "#d95f02"

@@ -15,9 +15,16 @@ import torch
 from matplotlib import pyplot
 
 import nnrepair
-from nnrepair.domains.graph import NodeEdits, NodeLocality, inductive_split, mistakes, network, train
-from nnrepair.domains.graph_data import load
-from nnrepair.domains.graph_plot import neighbourhood
+from nnrepair.domains.graphs.data import load
+from nnrepair.domains.graphs.graph import (
+    NodeEdits,
+    NodeLocality,
+    inductive_split,
+    mistakes,
+    network,
+    train,
+)
+from nnrepair.domains.graphs.plot import neighbourhood
 from nnrepair.methods import EGNN, FineTune
 
 OUT = Path(__file__).parent / "graph-neighbourhood.png"

@@ -13,16 +13,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnrepair import data as data
     from nnrepair import domains as domains
     from nnrepair import methods
-    from nnrepair import metrics as metrics
     from nnrepair import onnx as onnx
-    from nnrepair import penalties as penalties
     from nnrepair import plot as plot
     from nnrepair import verify as verify
-    from nnrepair.criteria import AllOf, AnyOf, Argmax, Argmin, Criterion, Linear, Near, Threshold
-    from nnrepair.decoupled import Decoupled
+    from nnrepair.domains import files as data
     from nnrepair.errors import (
         DataUnavailable,
         InvalidInput,
@@ -33,13 +29,26 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from nnrepair.fix import fix
-    from nnrepair.history import History, Step
-    from nnrepair.outcome import Outcome
-    from nnrepair.patch import Patch
+    from nnrepair.methods.fine_tune import penalties
     from nnrepair.properties import repair_property
-    from nnrepair.result import Kept, RepairResult, Report
-    from nnrepair.shapes import Polygons, Segments
-    from nnrepair.spec import Edits, EditScope, Inputs, LocalitySet
+    from nnrepair.results import metrics
+    from nnrepair.results.history import History, Step
+    from nnrepair.results.outcome import Outcome
+    from nnrepair.results.patch import Patch
+    from nnrepair.results.result import Kept, RepairResult, Report
+    from nnrepair.spec.criteria import (
+        AllOf,
+        AnyOf,
+        Argmax,
+        Argmin,
+        Criterion,
+        Linear,
+        Near,
+        Threshold,
+    )
+    from nnrepair.spec.edits import Edits, EditScope, Inputs, LocalitySet
+    from nnrepair.spec.regions import Polygons, Segments
+    from nnrepair.wrappers.decoupled import Decoupled
 
 __all__ = [
     "AllOf",

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnrepair.history import History
-    from nnrepair.result import RepairResult
+    from nnrepair.results.history import History
+    from nnrepair.results.result import RepairResult
 
 
 class NNRepairError(Exception):

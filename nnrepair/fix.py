@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from nnrepair import regions, sequence
 from nnrepair.errors import RepairFailed
-from nnrepair.history import History
 from nnrepair.judge import held, judge, propose, watch
 from nnrepair.methods.base import Method, named
-from nnrepair.network import private_copy, uncompiled, unwrapped
-from nnrepair.problem import Problem, build, check_model
-from nnrepair.result import RepairResult
-from nnrepair.shapes import Regions
-from nnrepair.spec import Edits
+from nnrepair.results.history import History
+from nnrepair.results.result import RepairResult
+from nnrepair.spec.edits import Edits
+from nnrepair.spec.network import private_copy, uncompiled, unwrapped
+from nnrepair.spec.problem import Problem, build, check_model
+from nnrepair.spec.regions import Regions
 
 
 @overload

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnrepair import metrics
-from nnrepair.changes import unsized, weight_change
-from nnrepair.criteria import Criterion, Near, Threshold, flat
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
-from nnrepair.kinds import Binary, Kind, kind_of, leaves
 from nnrepair.methods.base import Method, Proposal
-from nnrepair.outcome import Outcome
-from nnrepair.patch import Patch
-from nnrepair.problem import (
+from nnrepair.results import metrics
+from nnrepair.results.changes import unsized, weight_change
+from nnrepair.results.outcome import Outcome
+from nnrepair.results.patch import Patch
+from nnrepair.results.result import Asked, Kept, Moved, RepairResult, Report
+from nnrepair.spec.criteria import Criterion, Near, Threshold, flat
+from nnrepair.spec.edits import AnyInputs, EditScope, LocalitySet
+from nnrepair.spec.kinds import Binary, Kind, kind_of, leaves
+from nnrepair.spec.problem import (
     Problem,
     differ_by_rounding,
     held_out,
@@ -28,8 +30,6 @@ from nnrepair.problem import (
     outputs_of,
     to_like,
 )
-from nnrepair.result import Asked, Kept, Moved, RepairResult, Report
-from nnrepair.spec import AnyInputs, EditScope, LocalitySet
 
 #: How the report calls the locality set and a test set without a name.
 LOCALITY, TEST = "locality set", "test set"

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nnrepair import metrics
-from nnrepair.changes import weight_change
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import require_writable
-from nnrepair.history import History, Mode, Step
 from nnrepair.judge import Watched, held, like, measure, outcome_of, propose
 from nnrepair.methods.base import Method, Proposal
-from nnrepair.outcome import Outcome
-from nnrepair.patch import Patch
-from nnrepair.problem import Problem, kind_notes, outputs
-from nnrepair.provenance import digest, versions
-from nnrepair.shapes import Regions
-from nnrepair.spec import Edits, EditScope, LocalitySet
+from nnrepair.results import metrics
+from nnrepair.results.changes import weight_change
+from nnrepair.results.history import History, Mode, Step
+from nnrepair.results.outcome import Outcome
+from nnrepair.results.patch import Patch
+from nnrepair.results.provenance import digest, versions
+from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+from nnrepair.spec.problem import Problem, kind_notes, outputs
+from nnrepair.spec.regions import Regions
 
 #: Seconds of work that a kill may cost, at most (and one step).
 SAVE_EVERY = 5.0

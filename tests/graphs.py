@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from networks import randn, seeded
 from torch import Tensor, nn
 
-from nnrepair.domains.graph import Graph
+from nnrepair.domains.graphs.graph import Graph
 
 
 def ring(nodes: int = 12, features: int = 5, classes: int = 3, seed: int = 0) -> Graph:

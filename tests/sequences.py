@@ -10,7 +10,7 @@ from torch import nn
 
 from nnrepair import Edits, LocalitySet
 from nnrepair.methods import Capabilities, MinimalNorm, Proposal
-from nnrepair.problem import Problem
+from nnrepair.spec.problem import Problem
 
 LAST = MinimalNorm("2", norm="l2")
 

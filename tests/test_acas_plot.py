@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair.domains import acas, acas_plot, acas_slice
+from nnrepair.domains import acas
+from nnrepair.domains.acas import plot as acas_plot
+from nnrepair.domains.acas import slice as acas_slice
 from nnrepair.errors import InvalidInput
 from nnrepair.verify import Box, CheckResult, Counterexample, Property
 

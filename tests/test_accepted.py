@@ -17,7 +17,7 @@ import nnrepair
 from nnrepair import Argmax, InvalidInput, UnsupportedModel
 from nnrepair.methods import EGNN, FineTune, MinimalNorm
 from nnrepair.methods.base import Method
-from nnrepair.network import copied, unwrapped
+from nnrepair.spec.network import copied, unwrapped
 from nnrepair.verify import Box, Property, check
 
 METHODS: dict[str, tuple[Method, str]] = {

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnrepair import InvalidInput, archives, data
+from nnrepair import InvalidInput, archives
 from nnrepair.cli.options import read_points
+from nnrepair.domains import files as data
 from nnrepair.files import read_arrays, write_arrays
 from nnrepair.verify.certificate import PropertyCertificate
 

@@ -316,7 +316,7 @@ def test_the_task_of_mnist(data_dir: Callable[..., Path]) -> None:
 @pytest.mark.data
 def test_the_head_of_the_photographs_network_is_the_network(data_dir: Callable[..., Path]) -> None:
     from benchmarks.cifar.task import head, shifted
-    from nnrepair.domains.cifar import cifar10_lossless, resnet20
+    from nnrepair.domains.images.cifar import cifar10_lossless, resnet20
 
     data_dir("cifar10/cifar10_lossless.npz", "cifar10/resnet20-12fca82f.th")
     images, network = cifar10_lossless("test")[:8], resnet20()

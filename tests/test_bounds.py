@@ -17,11 +17,11 @@ from reference.regions import Network, Regions
 from reference.regions import Residual as Added
 from torch import Tensor, nn
 
-from nnrepair.verify.affine import Dense
-from nnrepair.verify.bounds import Bounder, Linear, Relaxation, outputs_over
-from nnrepair.verify.graph import Graph
-from nnrepair.verify.lowering import lower
 from nnrepair.verify.property import Box
+from nnrepair.verify.reading.affine import Dense
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search.bounds import Bounder, Linear, Relaxation, outputs_over
 
 Shape = tuple[int, ...]
 

@@ -18,10 +18,10 @@ from torch import nn
 import nnrepair
 import nnrepair.onnx
 from nnrepair import InvalidInput
-from nnrepair.certificate import Certificate, at_least, at_most
-from nnrepair.domains.cached_graph import cached
-from nnrepair.domains.graph import network
+from nnrepair.domains.graphs.cached import cached
+from nnrepair.domains.graphs.graph import network
 from nnrepair.methods import MinimalNorm
+from nnrepair.results.certificate import Certificate, at_least, at_most
 
 CHECKER = Path(__file__).resolve().parents[1] / "verification" / "minimality.py"
 

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 import nnrepair
-from nnrepair import Argmax, InvalidInput, checkers, cli
+from nnrepair import Argmax, InvalidInput, cli
 from nnrepair.methods import MinimalNorm
+from nnrepair.results import checkers
 from nnrepair.verify import Box, Property, check, vnnlib
 
 pytest.importorskip("onnx")

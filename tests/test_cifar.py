@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnrepair.domains import cifar
-from nnrepair.domains.vision import Images
+from nnrepair.domains.images import cifar
+from nnrepair.domains.images.vision import Images
 from nnrepair.errors import DataUnavailable, InvalidInput
 
 DataDir = Callable[..., Path]

@@ -20,9 +20,9 @@ from torch import nn
 
 import nnrepair
 from nnrepair import cli, onnx
-from nnrepair.certificate import Certificate
-from nnrepair.model_file import ModelFile
-from nnrepair.patch import Patch, fingerprint
+from nnrepair.cli.model_file import ModelFile
+from nnrepair.results.certificate import Certificate
+from nnrepair.results.patch import Patch, fingerprint
 
 
 def network(seed: int = 0) -> nn.Sequential:

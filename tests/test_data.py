@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nnrepair import data
-from nnrepair.data import Resource
+from nnrepair.domains import files as data
+from nnrepair.domains.files import Resource
 from nnrepair.errors import DataUnavailable, InvalidInput
 
 CONTENT = b"0123456789" * 1000

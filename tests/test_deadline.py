@@ -21,11 +21,20 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import deadline, progress
 from nnrepair.deadline import Deadline, OutOfTime
-from nnrepair.network import private_copy
-from nnrepair.verify import Box, Case, Halfspace, Options, Property, affine, check, vnnlib
-from nnrepair.verify.bounds import Bounder, outputs_over
-from nnrepair.verify.lowering import lower
+from nnrepair.spec.network import private_copy
+from nnrepair.verify import (
+    Box,
+    Case,
+    Halfspace,
+    Options,
+    Property,
+    check,
+    vnnlib,
+)
 from nnrepair.verify.points import check_points, confirm
+from nnrepair.verify.reading import affine
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search.bounds import Bounder, outputs_over
 
 
 def row(coefficients: list[Any], bound: Any) -> Halfspace:

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import min_norm_cvxpy
 
-from nnrepair import minnorm, norms
-from nnrepair.minnorm import Conditions, Infeasible
-from nnrepair.quadratic import NotSolvedError, nnqp
-from nnrepair.rows import Dense, Rows
+from nnrepair.solver import minnorm, norms
+from nnrepair.solver.minnorm import Conditions, Infeasible
+from nnrepair.solver.quadratic import NotSolvedError, nnqp
+from nnrepair.solver.rows import Dense, Rows
 
 quick = settings(deadline=None, derandomize=True, max_examples=25)
 NORMS = ("l1", "linf", "l2", "mean+max")

@@ -15,7 +15,7 @@ from networks import clusters, mistakes, mlp, randn
 import nnrepair
 from nnrepair import Argmax, Edits, LocalitySet, Segments
 from nnrepair.methods import MinimalNorm
-from nnrepair.outcome import Outcome
+from nnrepair.results.outcome import Outcome
 
 sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks.doors import campaign, draw, truth

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, Near
-from nnrepair.domains.graph import Graph, NodeEdits, NodeLocality, Nodes
+from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, Nodes
 from nnrepair.methods import EGNN, named
-from nnrepair.penalties import EWC, KL, L2, LInf
-from nnrepair.problem import build, own
-from nnrepair.stitched import OwnMLP, Stitched
+from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
+from nnrepair.spec.problem import build, own
+from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 quick = EGNN(hidden=16, lr=0.01, rehearsal=20, kl=0.1)
 

@@ -13,10 +13,10 @@ from reference.regions import Network
 from reference.regions import Residual as Added
 from torch import Tensor, nn
 
-from nnrepair.verify import exact
-from nnrepair.verify.exact import enclosure, inside, outside
-from nnrepair.verify.lowering import lower
 from nnrepair.verify.property import Halfspace
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search import rational as exact
+from nnrepair.verify.search.rational import enclosure, inside, outside
 
 
 def fractions(x: Tensor) -> list[Fraction]:

@@ -12,7 +12,6 @@ from disks import ODD, elsewhere, fills_up, odd
 from torch import nn
 
 from nnrepair import InvalidInput, Patch
-from nnrepair.certificate import Certificate
 from nnrepair.files import (
     plain,
     read_arrays,
@@ -22,6 +21,7 @@ from nnrepair.files import (
     write_atomically,
     write_or_rescue,
 )
+from nnrepair.results.certificate import Certificate
 from nnrepair.verify.certificate import PropertyCertificate
 
 

@@ -12,10 +12,18 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Argmax, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed, Segments, UnsupportedModel
-from nnrepair.domains import vision
+from nnrepair.domains.images import vision
 from nnrepair.methods import FineTune, fine_tune, named
-from nnrepair.penalties import EWC, KL, L2, L2Ball, LInf, Penalty, Pull
-from nnrepair.problem import build
+from nnrepair.methods.fine_tune.penalties import (
+    EWC,
+    KL,
+    L2,
+    L2Ball,
+    LInf,
+    Penalty,
+    Pull,
+)
+from nnrepair.spec.problem import build
 
 quick = FineTune(lr=0.01)
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import DataUnavailable, Edits, Inputs, InvalidInput, LocalitySet, UnsupportedModel
-from nnrepair.domains import nodes as module
-from nnrepair.domains.cached_graph import cached
-from nnrepair.domains.graph import (
+from nnrepair.domains.graphs import nodes as module
+from nnrepair.domains.graphs.cached import cached
+from nnrepair.domains.graphs.data import load
+from nnrepair.domains.graphs.graph import (
     Graph,
     NodeEdits,
     NodeLocality,
@@ -34,11 +35,10 @@ from nnrepair.domains.graph import (
     train,
     undirected,
 )
-from nnrepair.domains.graph_data import load
-from nnrepair.domains.large_graph import LargeGraph
-from nnrepair.forward import call_with
+from nnrepair.domains.graphs.large import LargeGraph
+from nnrepair.jacobian.tangents import call_with
 from nnrepair.methods import MinimalNorm
-from nnrepair.problem import differ_by_rounding, first_look
+from nnrepair.spec.problem import differ_by_rounding, first_look
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 

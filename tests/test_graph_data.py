@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nnrepair import DataUnavailable, InvalidInput
-from nnrepair.domains.graph_data import load
+from nnrepair.domains.graphs.data import load
 
 #: name -> nodes, edges in PyTorch Geometric's tables, self loops, features, classes, and the file.
 COUNTS = {

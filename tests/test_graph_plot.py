@@ -11,7 +11,7 @@ import torch
 from graphs import net, ring
 
 from nnrepair import InvalidInput
-from nnrepair.domains.graph_plot import _hops, _layout, neighbourhood
+from nnrepair.domains.graphs.plot import _hops, _layout, neighbourhood
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="pictures need the extra [plot]")
 

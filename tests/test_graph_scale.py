@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nnrepair
-from nnrepair import DataUnavailable, InvalidInput, UnsupportedModel, keys
-from nnrepair.domains.cached_graph import CachedNetwork, CachedNodes, cached
-from nnrepair.domains.graph import Graph, NodeEdits, NodeLocality, Nodes, induced
-from nnrepair.domains.large_graph import Csr, LargeGraph
-from nnrepair.domains.layerwise import evaluate
+from nnrepair import DataUnavailable, InvalidInput, UnsupportedModel
+from nnrepair.domains.graphs.cached import CachedNetwork, CachedNodes, cached
+from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, Nodes, induced
+from nnrepair.domains.graphs.large import Csr, LargeGraph
+from nnrepair.domains.graphs.layerwise import evaluate
 from nnrepair.domains.reddit import reddit, reddit_like, statistics
-from nnrepair.linearize import Linearization
+from nnrepair.jacobian import keys
+from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import FineTune, MinimalNorm
 
 with warnings.catch_warnings():

@@ -13,8 +13,8 @@ from test_search import jobs
 from torch import Tensor
 
 from nnrepair.verify import Box, Case, Halfspace, Property
-from nnrepair.verify import jobs as module
-from nnrepair.verify.jobs import REPLAYED, Columns, Jobs, any_confirmed
+from nnrepair.verify.search import jobs as module
+from nnrepair.verify.search.jobs import REPLAYED, Columns, Jobs, any_confirmed
 
 
 @dataclass

@@ -11,13 +11,14 @@ from networks import mlp, randn, seeded
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmax, Inputs, linearize
-from nnrepair.domains.graph import NodeEdits, NodeLocality, Nodes
-from nnrepair.kinds import Classes
-from nnrepair.layers import choose
-from nnrepair.linearize import Linearization
+from nnrepair import Argmax, Inputs
+from nnrepair.domains.graphs.graph import NodeEdits, NodeLocality, Nodes
+from nnrepair.jacobian import linearize
+from nnrepair.jacobian.layers import choose
+from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import MinimalNorm
-from nnrepair.rows import Factored
+from nnrepair.solver.rows import Factored
+from nnrepair.spec.kinds import Classes
 
 EVERY = torch.arange(12)
 

@@ -5,7 +5,8 @@ import torch
 from networks import Tied, mlp
 from torch import nn
 
-from nnrepair import InvalidInput, layers
+from nnrepair import InvalidInput
+from nnrepair.jacobian import layers
 
 
 class Nested(nn.Module):

@@ -14,10 +14,10 @@ from reference.fisher import moved
 from torch import Tensor, nn
 
 from nnrepair import Argmax, Criterion, InvalidInput, Linear, Near
-from nnrepair import linearize as module
-from nnrepair.kinds import Binary, Classes, Regression
-from nnrepair.linearize import Linearization
-from nnrepair.rows import Dense, Factored, Rows
+from nnrepair.jacobian import linearize as module
+from nnrepair.jacobian.linearize import Linearization
+from nnrepair.solver.rows import Dense, Factored, Rows
+from nnrepair.spec.kinds import Binary, Classes, Regression
 
 
 class Functional(nn.Module):

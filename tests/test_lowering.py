@@ -17,8 +17,15 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.onnx import modules as ops
-from nnrepair.verify.affine import Affine, Convolution, Dense, Diagonal, Pick, Place
-from nnrepair.verify.lowering import lower
+from nnrepair.verify.reading.affine import (
+    Affine,
+    Convolution,
+    Dense,
+    Diagonal,
+    Pick,
+    Place,
+)
+from nnrepair.verify.reading.lowering import lower
 
 Shape = tuple[int, ...]
 

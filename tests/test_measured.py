@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Argmax, Argmin, Edits, EditScope, Linear, LocalitySet, Near, Threshold
-from nnrepair.decoupled import Decoupled
-from nnrepair.history import History
 from nnrepair.methods import EGNN, Capabilities, FineTune, Method, MinimalNorm, Proposal
-from nnrepair.penalties import EWC, KL
-from nnrepair.stitched import OwnMLP, Stitched
+from nnrepair.methods.fine_tune.penalties import EWC, KL
+from nnrepair.results.history import History
+from nnrepair.wrappers.decoupled import Decoupled
+from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 POINTS, SCOPE = 30, 7
 #: What depends on the machine or is words; words have tests of their own.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, RepairFailed
 from nnrepair.methods import EGNN, REGISTRY, Capabilities, FineTune, Method, MinimalNorm, named
-from nnrepair.penalties import EWC, KL, L2, LInf
+from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
 
 #: Under every registered name but "auto": hyper-parameters that suit the tiny tasks below.
 METHODS: dict[str, Callable[[], Method]] = {

@@ -5,7 +5,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nnrepair import Argmax, metrics
+from nnrepair import Argmax
+from nnrepair.results import metrics
 from nnrepair.rounding import percent, percentage_points
 
 

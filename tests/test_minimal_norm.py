@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import AnyOf, Argmax, Argmin, Decoupled, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed
-from nnrepair.demands import Demand
-from nnrepair.exact import ExactRepair
-from nnrepair.linearize import Linearization
+from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import MinimalNorm
-from nnrepair.norms import NAMES
+from nnrepair.methods.minimal_norm.affine import ExactRepair
+from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.solver.norms import NAMES
 
 MARGIN = 0.05
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from reference import min_norm_cvxpy, norm_cvxpy
 from reference.min_norm import minimum
 
-from nnrepair import minnorm, norms
 from nnrepair.errors import InvalidInput
-from nnrepair.minnorm import Conditions, Infeasible
-from nnrepair.norms import NAMES
-from nnrepair.rows import Dense, Factored, Metric, Rows
+from nnrepair.solver import minnorm, norms
+from nnrepair.solver.minnorm import Conditions, Infeasible
+from nnrepair.solver.norms import NAMES
+from nnrepair.solver.rows import Dense, Factored, Metric, Rows
 
 quick = settings(deadline=None, derandomize=True, max_examples=10)
 PLAIN = [name for name in NAMES if name != "drift"]  # "drift" is "l2" in other coordinates

@@ -14,7 +14,7 @@ from torch import nn
 import nnrepair
 from nnrepair import Patch, PatchError
 from nnrepair.methods import MinimalNorm
-from nnrepair.patch import fingerprint
+from nnrepair.results.patch import fingerprint
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

@@ -14,11 +14,29 @@ from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmin, Edits, InvalidInput, LocalitySet, Near, Threshold, fisher
-from nnrepair.kinds import Binary, Classes, Regression
+from nnrepair import (
+    Argmin,
+    Edits,
+    InvalidInput,
+    LocalitySet,
+    Near,
+    Threshold,
+)
+from nnrepair.jacobian import fisher
 from nnrepair.methods import FineTune
-from nnrepair.penalties import EWC, KL, L2, L2Ball, Labels, LInf, Penalty, between, fisher_diagonal
-from nnrepair.problem import Problem, build
+from nnrepair.methods.fine_tune.penalties import (
+    EWC,
+    KL,
+    L2,
+    L2Ball,
+    Labels,
+    LInf,
+    Penalty,
+    between,
+    fisher_diagonal,
+)
+from nnrepair.spec.kinds import Binary, Classes, Regression
+from nnrepair.spec.problem import Problem, build
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 HALF = (torch.bfloat16, torch.float16)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline
 from nnrepair.verify import Box, Case, Halfspace, Options, Property, check
-from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import Found, Jobs
-from nnrepair.verify.lowering import lower
-from nnrepair.verify.phases import PhaseSearch
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search.jobs import Found, Jobs
+from nnrepair.verify.search.phases import PhaseSearch
 
 
 def search(graph: Graph, what: Jobs, seconds: float = 20, confirm: Any = refuse, **options: Any) -> Found:

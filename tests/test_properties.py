@@ -14,10 +14,10 @@ from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt, spread
 from nnrepair.properties.leaves import Leaves
-from nnrepair.properties.program import Contradiction, Program
+from nnrepair.solver.program import Contradiction, Program
 from nnrepair.verify import Box, Property
-from nnrepair.verify.jobs import Jobs
-from nnrepair.verify.lowering import lower
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search.jobs import Jobs
 
 PROPERTY = Property.on(Box([-1, -1], [1, 0.5]), Argmax([1]), outputs=3)
 

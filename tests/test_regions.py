@@ -30,11 +30,11 @@ from nnrepair import (
     Threshold,
     UnsupportedModel,
 )
-from nnrepair.criteria import Chosen
 from nnrepair.methods import MinimalNorm
-from nnrepair.regions import RegionEdits
-from nnrepair.shapes import Regions
-from nnrepair.splitting import split
+from nnrepair.regions.edits import RegionEdits
+from nnrepair.regions.splitting import split
+from nnrepair.spec.criteria import Chosen
+from nnrepair.spec.regions import Regions
 
 LAST = MinimalNorm("4", margin=0.01)
 A, B = Segments(randn(3, 3), randn(3, 3, seed=1)), Segments(randn(3, 3, seed=2), randn(3, 3, seed=3))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Argmax, InvalidInput, LocalitySet, RepairFailed, Threshold, UnsupportedModel, repair_property
-from nnrepair.criteria import Linear
 from nnrepair.properties.task import read_tasks, refuse_contradictions
+from nnrepair.spec.criteria import Linear
 from nnrepair.verify import Box, Case, Halfspace, Property, check, vnnlib
 
 
@@ -309,9 +309,9 @@ def test_networks_without_linear_bounds_or_last_linear_layer_are_refused() -> No
 
 def test_acas_xu_from_file_to_accepted_certificate(tmp_path: Path) -> None:
     from nnrepair import onnx
+    from nnrepair.cli.model_file import ModelFile
     from nnrepair.domains import acas
     from nnrepair.errors import DataUnavailable
-    from nnrepair.model_file import ModelFile
 
     try:
         path, wanted = acas.network(5, 3), acas.property_file(2)

@@ -13,10 +13,12 @@ from disks import elsewhere, fills_up
 from torch import nn
 
 import nnrepair
-from nnrepair import checkers, cli, demo, onnx
+from nnrepair import cli, onnx
+from nnrepair.cli import demonstration as demo
 from nnrepair.errors import InvalidInput
 from nnrepair.methods import MinimalNorm
-from nnrepair.report import _pooled, _ticks, html_report
+from nnrepair.plot.page import _pooled, _ticks, html_report
+from nnrepair.results import checkers
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

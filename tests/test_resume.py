@@ -34,8 +34,8 @@ from nnrepair import (
     sequence,
 )
 from nnrepair.methods import MinimalNorm, Proposal
-from nnrepair.patch import fingerprint
-from nnrepair.problem import Problem
+from nnrepair.results.patch import fingerprint
+from nnrepair.spec.problem import Problem
 
 
 class Stop(Exception):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnrepair.rows import Dense, Factored, Metric, Rows
+from nnrepair.solver.rows import Dense, Factored, Metric, Rows
 
 quick = settings(deadline=None, derandomize=True, max_examples=30)
 

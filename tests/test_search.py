@@ -14,10 +14,10 @@ from networks import mlp, randn
 from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline
-from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import Found, Jobs, Options
-from nnrepair.verify.lowering import lower
-from nnrepair.verify.search import Search
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search.boxes import Search
+from nnrepair.verify.search.jobs import Found, Jobs, Options
 
 Rows = Sequence[tuple[Sequence[float], float]]
 

@@ -20,7 +20,7 @@ from nnrepair import (
     Segments,
 )
 from nnrepair.methods import Capabilities, MinimalNorm, Proposal
-from nnrepair.problem import Problem
+from nnrepair.spec.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import nnrepair
 from nnrepair import InvalidInput, Polygons, Segments
-from nnrepair.shapes import Regions
+from nnrepair.spec.regions import Regions
 
 SQUARE = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]])
 

@@ -15,10 +15,10 @@ from reference.regions import Regions as ExactRegions
 from torch import Tensor, nn
 
 from nnrepair import InvalidInput, Polygons, Segments, UnsupportedModel
-from nnrepair.shapes import Regions
-from nnrepair.splitting import Pieces, split
+from nnrepair.regions.splitting import Pieces, split
+from nnrepair.spec.regions import Regions
 from nnrepair.verify import Box
-from nnrepair.verify.lowering import lower
+from nnrepair.verify.reading.lowering import lower
 
 SQUARE = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
 

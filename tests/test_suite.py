@@ -18,8 +18,9 @@ from suites import listed, one_by_one, scripted, statuses
 
 import nnrepair
 from nnrepair.errors import InvalidInput, NNRepairError
-from nnrepair.verify import CheckResult, suite, vnncomp, workers
-from nnrepair.verify.suite import run_suite
+from nnrepair.verify import CheckResult, suite
+from nnrepair.verify.suite import vnncomp, workers
+from nnrepair.verify.suite.suite import run_suite
 
 
 @pytest.fixture

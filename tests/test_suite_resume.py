@@ -21,8 +21,8 @@ from suites import PROOF, listed, one_by_one, scripted, statuses
 import nnrepair
 from nnrepair.errors import InvalidInput
 from nnrepair.verify import CheckResult, PropertyCertificate, suite
-from nnrepair.verify.stored import FORMAT, LARGEST, checksum, stored
-from nnrepair.verify.suite import run_suite
+from nnrepair.verify.suite.stored import FORMAT, LARGEST, checksum, stored
+from nnrepair.verify.suite.suite import run_suite
 
 
 @pytest.fixture

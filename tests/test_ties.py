@@ -17,9 +17,18 @@ from torch import nn
 
 from nnrepair import Argmax, Argmin, Linear, Near
 from nnrepair.deadline import NEVER
-from nnrepair.verify import Box, Case, Halfspace, Options, Property, check, exact, jobs
-from nnrepair.verify.lowering import lower
-from nnrepair.verify.ties import Flat, between, equation, flat
+from nnrepair.verify import (
+    Box,
+    Case,
+    Halfspace,
+    Options,
+    Property,
+    check,
+)
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search import jobs
+from nnrepair.verify.search import rational as exact
+from nnrepair.verify.search.ties import Flat, between, equation, flat
 
 quick = settings(deadline=None, derandomize=True, max_examples=150)
 

@@ -20,12 +20,13 @@ import nnrepair
 from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, Edits, InvalidInput, Linear, LocalitySet, Near, Threshold
 from nnrepair import UnsupportedModel as Unsupported
 from nnrepair.deadline import NEVER
-from nnrepair.domains import vision
+from nnrepair.domains.images import vision
 from nnrepair.methods import MinimalNorm
-from nnrepair.verify import Box, Property, exact, points, vnnlib
-from nnrepair.verify.bounds import outputs_over
-from nnrepair.verify.lowering import lower
+from nnrepair.verify import Box, Property, points, vnnlib
 from nnrepair.verify.points import check_points
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search import rational as exact
+from nnrepair.verify.search.bounds import outputs_over
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 

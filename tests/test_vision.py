@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnrepair.data import Resource
-from nnrepair.domains import vision
-from nnrepair.domains.vision import Images
+from nnrepair.domains.files import Resource
+from nnrepair.domains.images import vision
+from nnrepair.domains.images.vision import Images
 from nnrepair.errors import DataUnavailable, InvalidInput
 
 DataDir = Callable[..., Path]

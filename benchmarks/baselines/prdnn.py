@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from nnrepair import highs
+from nnrepair.solver import highs
 
 
 def jacobian(

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from benchmarks.editing import Task, drawn
 from benchmarks.measure import ROOT
 from nnrepair import Edits, EditScope, LocalitySet
-from nnrepair.data import find
-from nnrepair.domains.cifar import ResNet, cifar10_jpeg, cifar10_lossless, lossless_rows, resnet20
+from nnrepair.domains.files import find
+from nnrepair.domains.images.cifar import ResNet, cifar10_jpeg, cifar10_lossless, lossless_rows, resnet20
 from nnrepair.errors import InvalidInput
 from nnrepair.files import read_arrays, write_arrays
-from nnrepair.provenance import source
+from nnrepair.results.provenance import source
 
 CACHE = ROOT / "build" / "cifar10-features.npz"
 FORMAT = "nnrepair benchmark features 1"

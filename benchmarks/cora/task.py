@@ -8,8 +8,8 @@ from __future__ import annotations
 from benchmarks.editing import Task
 from benchmarks.graph.task import KINDS, posed, trained
 from benchmarks.measure import ROOT
-from nnrepair.domains import graph
-from nnrepair.domains.graph_data import load
+from nnrepair.domains.graphs import graph
+from nnrepair.domains.graphs.data import load
 from nnrepair.errors import InvalidInput, near_matches
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 from nnrepair import Argmax, Argmin, Criterion, Edits, Linear, LocalitySet, Near, Polygons, Segments, Threshold
 from nnrepair.methods import EGNN, FineTune, Method, MinimalNorm
-from nnrepair.penalties import EWC, KL, L2, LInf
+from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
 
 #: Sizes of weights and inputs.
 SCALES = (1e-20, 1e-12, 1e-6, 1e-3, 1e3, 1e6, 1e12, 1e20)

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from benchmarks.doors.draw import Call
 from nnrepair import Argmax, Argmin, Criterion, Linear, Near, Threshold
-from nnrepair.criteria import AllOf, AnyOf
-from nnrepair.forward import InFloat64
-from nnrepair.history import History
+from nnrepair.jacobian.tangents import InFloat64
 from nnrepair.methods import MinimalNorm
-from nnrepair.network import copied
-from nnrepair.problem import build
-from nnrepair.result import RepairResult
-from nnrepair.shapes import Regions
+from nnrepair.results.history import History
+from nnrepair.results.result import RepairResult
+from nnrepair.spec.criteria import AllOf, AnyOf
+from nnrepair.spec.network import copied
+from nnrepair.spec.problem import build
+from nnrepair.spec.regions import Regions
 
 Array = NDArray[np.float64]
 #: By this share of the largest output, a border counts as either side.

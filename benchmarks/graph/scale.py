@@ -52,9 +52,9 @@ def case(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure one size of graph."""
-    from nnrepair.domains.cached_graph import cached
-    from nnrepair.domains.graph import network, train
-    from nnrepair.domains.layerwise import evaluate
+    from nnrepair.domains.graphs.cached import cached
+    from nnrepair.domains.graphs.graph import network, train
+    from nnrepair.domains.graphs.layerwise import evaluate
     from nnrepair.domains.reddit import reddit_like
     from nnrepair.domains.reddit import statistics as count
 

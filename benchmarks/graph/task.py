@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from benchmarks.editing import Task, drawn
 from benchmarks.measure import ROOT
-from nnrepair.domains import graph
-from nnrepair.domains.cached_graph import cached
-from nnrepair.domains.graph import Graph, NodeEdits, NodeLocality, NodeScope
-from nnrepair.domains.graph_data import load
-from nnrepair.domains.nodes import inputs_of
+from nnrepair.domains.graphs import graph
+from nnrepair.domains.graphs.cached import cached
+from nnrepair.domains.graphs.data import load
+from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, NodeScope
+from nnrepair.domains.graphs.nodes import inputs_of
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.files import read_arrays, write_arrays
-from nnrepair.provenance import digest, source
+from nnrepair.results.provenance import digest, source
 
 FORMAT = "nnrepair benchmark network 2"
 KINDS: dict[str, Any] = {"gcn": "GCN", "sage": "GraphSAGE", "gat": "GAT"}

@@ -18,7 +18,7 @@ import nnrepair
 from benchmarks import measure
 from benchmarks.editing import DOMAINS, figures
 from nnrepair.methods import FineTune, Method, MinimalNorm
-from nnrepair.penalties import KL
+from nnrepair.methods.fine_tune.penalties import KL
 
 RESULTS = Path(__file__).parent / "results" / "long.json"
 METHODS: dict[str, Method] = {

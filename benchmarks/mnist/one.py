@@ -10,8 +10,8 @@ import torch
 
 import nnrepair
 from benchmarks.measure import measured
-from nnrepair.domains.vision import Images, mnist, mnist_fog, relu_mlp
-from nnrepair.problem import outputs
+from nnrepair.domains.images.vision import Images, mnist, mnist_fog, relu_mlp
+from nnrepair.spec.problem import outputs
 
 
 def accuracy(model: torch.nn.Module, images: Images) -> float:

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.editing import Task, drawn
 from nnrepair import Edits, EditScope, LocalitySet
-from nnrepair.domains.vision import fog, mnist, mnist_fog, relu_mlp
+from nnrepair.domains.images.vision import fog, mnist, mnist_fog, relu_mlp
 
 #: Size of the locality set, and in how many other fogs each edited digit is put to see whether its repair generalises.
 LOCALITY, FOGS = 2000, 4

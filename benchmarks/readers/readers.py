@@ -19,7 +19,7 @@ from benchmarks.readers.graphs import Case
 from benchmarks.verify.cases import module_at
 from nnrepair import onnx as loader
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.verify.lowering import lower
+from nnrepair.verify.reading.lowering import lower
 
 minimality: Any = module_at("minimality", measure.ROOT / "verification" / "minimality.py")
 reading: Any = module_at("reading", measure.ROOT / "verification" / "reading.py")

@@ -26,13 +26,13 @@ from benchmarks.baselines import prdnn
 from benchmarks.measure import measured
 from benchmarks.mnist.one import warm_up
 from nnrepair import Edits, Linear, Polygons, onnx
-from nnrepair.criteria import Criterion
 from nnrepair.domains import acas
 from nnrepair.methods import MinimalNorm
 from nnrepair.methods.base import Capabilities, Proposal
-from nnrepair.problem import Problem, outputs
-from nnrepair.regions import RegionEdits
-from nnrepair.splitting import Pieces, split
+from nnrepair.regions.edits import RegionEdits
+from nnrepair.regions.splitting import Pieces, split
+from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.problem import Problem, outputs
 
 LOW, HIGH = (0.0, -3.141593, -3.141593, 100.0, 0.0), (60760.0, 3.141593, 3.141593, 1200.0, 1200.0)
 MEAN, RANGE = (19791.091, 0.0, 0.0, 650.0, 600.0), (60261.0, 6.28318530718, 6.28318530718, 1100.0, 1200.0)

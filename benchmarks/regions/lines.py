@@ -21,9 +21,9 @@ from benchmarks.baselines import prdnn
 from benchmarks.measure import measured
 from benchmarks.mnist.one import accuracy, warm_up
 from nnrepair import Edits, Segments
-from nnrepair.domains.vision import Images, fog, mnist, mnist_fog, relu_mlp
+from nnrepair.domains.images.vision import Images, fog, mnist, mnist_fog, relu_mlp
 from nnrepair.methods import MinimalNorm
-from nnrepair.splitting import Pieces, split
+from nnrepair.regions.splitting import Pieces, split
 
 FOG_SEED, MARGIN = 7, 0.05
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from benchmarks import measure
 from benchmarks.verify.exhaustive import plain_search
-from nnrepair import data
 from nnrepair.domains import acas
+from nnrepair.domains import files as data
 from nnrepair.verify import CheckResult, Options, check, vnnlib
 
 RESULTS = Path(__file__).parent / "results"

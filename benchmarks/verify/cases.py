@@ -22,7 +22,7 @@ from numpy.random import Generator
 from torch import nn
 
 from benchmarks import measure
-from nnrepair.criteria import Argmax, Argmin, Linear
+from nnrepair.spec.criteria import Argmax, Argmin, Linear
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
 SEED = 20261121

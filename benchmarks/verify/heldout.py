@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.verify import exhaustive
-from nnrepair.data import find
+from nnrepair.domains.files import find
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
 RESULTS = Path(__file__).parent / "results"

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import measure
-from nnrepair import Argmax, data
-from nnrepair.domains import vision
+from nnrepair import Argmax
+from nnrepair.domains import files as data
+from nnrepair.domains.images import vision
 from nnrepair.verify import Box, Property, check
-from nnrepair.verify.bounds import Bounder
-from nnrepair.verify.lowering import lower
+from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search.bounds import Bounder
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT = 5.0  # seconds of wall time for each image

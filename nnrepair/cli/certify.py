@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnrepair import checkers
 from nnrepair.errors import InvalidInput
+from nnrepair.results import checkers
 
 _FILES = ("certificate", "network", "property", "repaired")
 

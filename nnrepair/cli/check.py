@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nnrepair.cli.model_file import ModelFile
 from nnrepair.cli.options import Outputs, require_device, require_places
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
-from nnrepair.model_file import ModelFile
-from nnrepair.verify import CheckResult, check, vnncomp
-from nnrepair.verify.suite import run_suite
+from nnrepair.verify import CheckResult, check
+from nnrepair.verify.suite import vnncomp
+from nnrepair.verify.suite.suite import run_suite
 
 EXIT_CODES = {"holds": 0, "violated": 1, "unknown": 2, "error": 3}
 _SINGLE = ("certificate", "vnncomp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnrepair import demo
+from nnrepair.cli import demonstration as demo
 
 
 def run(arguments: argparse.Namespace) -> int:

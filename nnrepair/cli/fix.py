@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnrepair.cli.model_file import ModelFile
 from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
 from nnrepair.files import plain, write_atomically
 from nnrepair.fix import fix
-from nnrepair.history import History
 from nnrepair.methods import Method, named
-from nnrepair.model_file import ModelFile
-from nnrepair.result import RepairResult
+from nnrepair.results.history import History
+from nnrepair.results.result import RepairResult
 
 REPAIRED, NOT_REPAIRED = 0, 1
 _PLACES = ("model", "edits", "locality", "scope", "test", "out")

@@ -17,8 +17,8 @@ from nnrepair.archives import open_npz
 from nnrepair.cli.parser import ERROR
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import NotWritten, destination, require_writable, write_or_rescue
-from nnrepair.patch import Patch
-from nnrepair.verify.stored import external_data
+from nnrepair.results.patch import Patch
+from nnrepair.verify.suite.stored import external_data
 
 
 def require_device(device: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from nnrepair.cli.model_file import ModelFile
 from nnrepair.cli.options import require_outputs
-from nnrepair.model_file import ModelFile
-from nnrepair.patch import Patch
+from nnrepair.results.patch import Patch
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
+from nnrepair.cli.model_file import ModelFile
 from nnrepair.cli.options import Outputs, read_points, require_places
-from nnrepair.criteria import Argmin
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.files import replacing, require_writable, write_atomically
-from nnrepair.model_file import ModelFile
-from nnrepair.problem import outputs
 from nnrepair.properties import repair_property
-from nnrepair.result import RepairResult
-from nnrepair.spec import LocalitySet
+from nnrepair.results.result import RepairResult
+from nnrepair.spec.criteria import Argmin
+from nnrepair.spec.edits import LocalitySet
+from nnrepair.spec.problem import outputs
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnrepair.data import cache_folder
-from nnrepair.domains.graph import _pyg
-from nnrepair.domains.large_graph import CHUNK, NODES, Csr, LargeGraph, chunks
+from nnrepair.domains.files import cache_folder
+from nnrepair.domains.graphs.graph import _pyg
+from nnrepair.domains.graphs.large import CHUNK, NODES, Csr, LargeGraph, chunks
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
 
 Array = np.ndarray[Any, Any]

@@ -2,8 +2,8 @@
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
 from nnrepair.methods.egnn import EGNN
-from nnrepair.methods.fine_tune import FineTune
-from nnrepair.methods.minimal_norm import MinimalNorm
+from nnrepair.methods.fine_tune.method import FineTune
+from nnrepair.methods.minimal_norm.method import MinimalNorm
 
 __all__ = [
     "EGNN",

@@ -13,9 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from nnrepair.certificate import Certificate
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.problem import Problem
+from nnrepair.results.certificate import Certificate
+from nnrepair.spec.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import flat
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Capabilities, Proposal, register
-from nnrepair.methods.fine_tune import FineTune
-from nnrepair.network import copied
-from nnrepair.penalties import KL, Penalty
-from nnrepair.problem import Problem, outputs_of, own
-from nnrepair.spec import Edits, LocalitySet
-from nnrepair.stitched import OwnMLP, Stitched
+from nnrepair.methods.fine_tune.method import FineTune
+from nnrepair.methods.fine_tune.penalties import KL, Penalty
+from nnrepair.spec.criteria import flat
+from nnrepair.spec.edits import Edits, LocalitySet
+from nnrepair.spec.network import copied
+from nnrepair.spec.problem import Problem, outputs_of, own
+from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 #: Features are scaled to this root mean square before the MLP sees them: edits lose more elsewhere with larger ones,
 #: and take more steps with smaller ones (measured on Cora).

@@ -11,11 +11,11 @@ import torch
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
-from nnrepair.network import copied
 from nnrepair.onnx.external import MAX_BYTES, read_external
 from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.onnx.node import Refused
+from nnrepair.spec.network import copied
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx

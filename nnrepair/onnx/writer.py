@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
 from nnrepair.files import write_atomically
-from nnrepair.network import copied
+from nnrepair.spec.network import copied
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx

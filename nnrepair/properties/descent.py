@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import Criterion
-from nnrepair.kinds import kind_of
-from nnrepair.network import copied
-from nnrepair.verify.jobs import Jobs
+from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.kinds import kind_of
+from nnrepair.spec.network import copied
+from nnrepair.verify.search.jobs import Jobs
 
 #: A guess of what a point around the boxes, and a unit of drift, are worth beside a point of the locality set.
 AROUND, DRIFT = 0.2, 0.01

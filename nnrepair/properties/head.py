@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import UnsupportedModel
-from nnrepair.layers import candidates, layers, moved, trainable
-from nnrepair.verify.affine import Dense
-from nnrepair.verify.graph import Graph, Node
-from nnrepair.verify.lowering import lower
+from nnrepair.jacobian.layers import candidates, layers, moved, trainable
+from nnrepair.verify.reading.affine import Dense
+from nnrepair.verify.reading.graph import Graph, Node
+from nnrepair.verify.reading.lowering import lower
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnrepair.verify.falsify import depth_and_slope, random_starts
-from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import Jobs
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.search.attack import depth_and_slope, random_starts
+from nnrepair.verify.search.jobs import Jobs
 
 #: Of the points found, so many at most become rows: the deepest quarter, the rest far apart.
 MOST = 128

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nnrepair.properties.head import Head, rows_of
-from nnrepair.properties.program import Array
-from nnrepair.verify.bounds import Bounder, Linear, Relaxation
-from nnrepair.verify.jobs import Jobs
+from nnrepair.solver.program import Array
+from nnrepair.verify.search.bounds import Bounder, Linear, Relaxation
+from nnrepair.verify.search.jobs import Jobs
 
 #: Parts bounded together.
 BATCH = 512

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from nnrepair.criteria import Criterion
 from nnrepair.properties.head import Head, rows_of
 from nnrepair.properties.hunt import hunt, spread
 from nnrepair.properties.leaves import Leaves
-from nnrepair.properties.program import Contradiction, Program
 from nnrepair.properties.task import Task
+from nnrepair.solver.program import Contradiction, Program
+from nnrepair.spec.criteria import Criterion
 from nnrepair.verify.check import check
-from nnrepair.verify.jobs import Jobs, Options
 from nnrepair.verify.result import CheckResult
+from nnrepair.verify.search.jobs import Jobs, Options
 
 #: Parts are proved with this share of the margin to spare: the network's own precision may round the weights.
 SPARE = 0.1

@@ -17,23 +17,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nnrepair.changes import weight_change
-from nnrepair.criteria import Criterion
 from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
 from nnrepair.fix import undisturbed
 from nnrepair.judge import Watched, about, like
-from nnrepair.kinds import Classes, kind_of
-from nnrepair.network import private_copy
-from nnrepair.outcome import Outcome
-from nnrepair.patch import Patch
-from nnrepair.problem import fitted, outputs
 from nnrepair.progress import progress_bar
 from nnrepair.properties.answer import ENOUGH, LARGE, Answer, best, times_as_large, weighed
 from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
 from nnrepair.properties.loop import PARTS, PRICE, THICKER, HeadRepair, KeptStates, Lossy, Unproved
-from nnrepair.properties.program import Contradiction
 from nnrepair.properties.task import (
     Task,
     median_distance,
@@ -42,14 +34,22 @@ from nnrepair.properties.task import (
     refuse_misfit,
     shape_of,
 )
-from nnrepair.quadratic import NotSolvedError
-from nnrepair.result import Kept, Proof, RepairResult, Report
-from nnrepair.spec import LocalitySet
+from nnrepair.results.changes import weight_change
+from nnrepair.results.outcome import Outcome
+from nnrepair.results.patch import Patch
+from nnrepair.results.result import Kept, Proof, RepairResult, Report
+from nnrepair.solver.program import Contradiction
+from nnrepair.solver.quadratic import NotSolvedError
+from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.edits import LocalitySet
+from nnrepair.spec.kinds import Classes, kind_of
+from nnrepair.spec.network import private_copy
+from nnrepair.spec.problem import fitted, outputs
 from nnrepair.verify.check import check
-from nnrepair.verify.falsify import random_starts
-from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import Options
+from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult
+from nnrepair.verify.search.attack import random_starts
+from nnrepair.verify.search.jobs import Options
 
 #: The margin, as a share of the median distance to the unsafe set over the region.
 MARGIN = 0.125

@@ -15,10 +15,10 @@ from torch import nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.verify import vnnlib
-from nnrepair.verify.falsify import random_starts
-from nnrepair.verify.jobs import Jobs
 from nnrepair.verify.property import Conjunction, Halfspace, Property
-from nnrepair.verify.ties import flat
+from nnrepair.verify.search.attack import random_starts
+from nnrepair.verify.search.jobs import Jobs
+from nnrepair.verify.search.ties import flat
 
 #: Ways to satisfy two cases at once that are tried before they are taken to be compatible.
 MOST_WAYS = 2000

@@ -7,9 +7,9 @@ result.verdict, result.counterexample, result.certificate
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
-from nnrepair.verify.jobs import Options
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 from nnrepair.verify.result import CheckResult, Counterexample
+from nnrepair.verify.search.jobs import Options
 
 __all__ = ["Box", "Case", "CheckResult", "Counterexample", "Halfspace", "Options", "Property", "PropertyCertificate"]
 __all__ += ["check", "vnnlib"]

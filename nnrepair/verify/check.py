@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.network import copied, private_copy
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
+from nnrepair.spec.network import copied, private_copy
 from nnrepair.verify import vnnlib
-from nnrepair.verify.affine import Affine, Dense, Diagonal
 from nnrepair.verify.certificate import PropertyCertificate, sha256
-from nnrepair.verify.exact import TooLong, can_be_exact
-from nnrepair.verify.falsify import LEAST, attack
-from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import NOTHING, Found, Jobs, Options
-from nnrepair.verify.lowering import lower
-from nnrepair.verify.phases import PhaseSearch
 from nnrepair.verify.property import Case, Conjunction, Exact, Property
-from nnrepair.verify.replay import Replay
+from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.result import CheckResult, Counterexample
-from nnrepair.verify.search import Search
-from nnrepair.verify.ties import Flat, between, equation, flat, sides
+from nnrepair.verify.search.attack import LEAST, attack
+from nnrepair.verify.search.boxes import Search
+from nnrepair.verify.search.jobs import NOTHING, Found, Jobs, Options
+from nnrepair.verify.search.phases import PhaseSearch
+from nnrepair.verify.search.rational import TooLong, can_be_exact
+from nnrepair.verify.search.replay import Replay
+from nnrepair.verify.search.ties import Flat, between, equation, flat, sides
 
 #: Networks with more inputs are split at their ReLUs.
 WIDE = 24

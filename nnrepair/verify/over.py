@@ -8,9 +8,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import Criterion
-from nnrepair.network import copied
-from nnrepair.shapes import plane
+from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.network import copied
+from nnrepair.spec.regions import plane
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 
 

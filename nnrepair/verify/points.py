@@ -20,22 +20,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, Threshold, flat
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput
-from nnrepair.network import private_copy
-from nnrepair.problem import outputs
-from nnrepair.shapes import Regions
-from nnrepair.spec import AnyInputs
+from nnrepair.spec.criteria import (
+    AllOf,
+    AnyOf,
+    Argmax,
+    Criterion,
+    Linear,
+    Near,
+    Threshold,
+    flat,
+)
+from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.network import private_copy
+from nnrepair.spec.problem import outputs
+from nnrepair.spec.regions import Regions
 from nnrepair.verify import vnnlib
-from nnrepair.verify.bounds import EPS, TINY, outputs_over
 from nnrepair.verify.check import check
-from nnrepair.verify.exact import enclosure, inside, nearest
-from nnrepair.verify.graph import Graph
-from nnrepair.verify.lowering import lower
 from nnrepair.verify.over import Over
 from nnrepair.verify.property import Box, Property
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
+from nnrepair.verify.search.bounds import EPS, TINY, outputs_over
+from nnrepair.verify.search.rational import enclosure, inside, nearest
 
 #: A batch of points may have so many values in all nodes, and take so many multiplications.
 BATCH, BATCH_WORK = 2_000_000, 500_000_000

@@ -20,8 +20,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnrepair.criteria import AllOf, AnyOf, Argmax, Criterion, Linear, Near, Threshold
 from nnrepair.errors import InvalidInput
+from nnrepair.spec.criteria import (
+    AllOf,
+    AnyOf,
+    Argmax,
+    Criterion,
+    Linear,
+    Near,
+    Threshold,
+)
 
 Array = NDArray[np.float64]
 Exact = tuple[Fraction, ...]

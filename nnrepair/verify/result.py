@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nnrepair.rounding import percent
 from nnrepair.verify.certificate import PropertyCertificate
-from nnrepair.verify.exact import nearest
+from nnrepair.verify.search.rational import nearest
 
 Verdict = Literal["holds", "violated", "unknown"]
 

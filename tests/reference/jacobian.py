@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnrepair.criteria import Criterion
+from nnrepair.spec.criteria import Criterion
 
 
 def dense_rows(

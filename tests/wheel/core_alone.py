@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 import nnrepair
-from nnrepair import checkers, cli
+from nnrepair import cli
+from nnrepair.results import checkers
 from nnrepair.verify import Box, Property, check, vnnlib
 
 OF_EXTRAS = ("onnx", "onnxruntime", "onnxscript", "torchvision", "PIL", "torch_geometric", "matplotlib", "sklearn")
@@ -111,13 +112,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _graph() -> object:
-    from nnrepair.domains.graph import Graph, network
+    from nnrepair.domains.graphs.graph import Graph, network
 
     return network("GCN", Graph(torch.eye(3), torch.tensor([[0, 1], [1, 0]]), torch.tensor([0, 1, 1])))
 
 
 def _photographs() -> object:
-    from nnrepair.domains import cifar
+    from nnrepair.domains.images import cifar
 
     return list(cifar._decoded(torch.zeros(4, dtype=torch.uint8).numpy(), torch.tensor([0, 4]).numpy()))
 
@@ -126,7 +127,7 @@ def _page() -> object:
     x = torch.rand(3, 1, 4, 4)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     edits = nnrepair.Edits(x, (net(x).argmax(1) + 1) % 3)
-    from nnrepair.report import html_report
+    from nnrepair.plot.page import html_report
 
     return html_report(net, nnrepair.fix(net, edits, throw=False), edits)
 

@@ -31,7 +31,7 @@ from units import PATCH, RESULTS, Row, Unit, arguments, read_rows, sha256, units
 from nnrepair.domains import acas
 from nnrepair.errors import NNRepairError
 from nnrepair.files import write_atomically
-from nnrepair.patch import Patch
+from nnrepair.results.patch import Patch
 
 #: What --quick leaves out: certificates with more nodes.
 LONG = 2000

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from units import PATCH, RESULTS, Unit, arguments, is_specified, read_rows, sha256, units
 
+from nnrepair.cli.model_file import ModelFile
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.files import replacing, write_atomically
-from nnrepair.model_file import ModelFile
-from nnrepair.patch import Patch
+from nnrepair.results.patch import Patch
 
 
 def materialised(network: Path, patch: Path | None, out: Path) -> Path:

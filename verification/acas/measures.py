@@ -18,8 +18,8 @@ from torch import Tensor
 from nnrepair.domains import acas
 from nnrepair.properties.hunt import hunt
 from nnrepair.verify import vnnlib
-from nnrepair.verify.graph import Graph
-from nnrepair.verify.jobs import Jobs
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.search.jobs import Jobs
 
 Run = Callable[[Tensor], Tensor]
 

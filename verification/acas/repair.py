@@ -57,9 +57,9 @@ from nnrepair.domains import acas
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.extras import needed
 from nnrepair.files import write_atomically
-from nnrepair.result import Proof, RepairResult
+from nnrepair.results.result import Proof, RepairResult
 from nnrepair.verify import CheckResult, Options, check
-from nnrepair.verify.lowering import lower
+from nnrepair.verify.reading.lowering import lower
 
 with needed("sweep", "Sweeps over all networks need joblib"):
     import joblib

@@ -1,0 +1,203 @@
+"""Model files of the command line: .onnx and .pt2 in, the same file with other weights out."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.files import replacing
+from nnrepair.results.certificate import Certificate
+from nnrepair.results.patch import fingerprint
+from nnrepair.spec.edits import Edits
+from nnrepair.spec.problem import fitted, outputs
+
+
+@dataclass
+class ModelFile:
+    """A model as a file holds it: the module to repair, and all that must be the same in the file written."""
+
+    path: Path
+    model: nn.Module
+    program: Any = None  # the ExportedProgram of a .pt2
+
+    @classmethod
+    def load(cls, path: Path) -> ModelFile:
+        """Read an .onnx or .pt2 file.
+
+        Raises:
+            InvalidInput: another kind of file (with what to do), or one that is missing or damaged.
+        """
+        if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"):
+            raise InvalidInput(
+                f"{path} is a pickle: it can run any code when it is opened, and holds no network without its class. "
+                "Export the model instead: torch.export.save(torch.export.export(model, (inputs,), "
+                'dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").'
+            )
+        if path.suffix not in (".onnx", ".pt2"):
+            raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx or .pt2.")
+        if not path.is_file():
+            raise InvalidInput(f"There is no model {str(path)!r}.")
+        if path.suffix == ".onnx":
+            from nnrepair import onnx
+
+            return cls(path, onnx.load(path))
+        program = _exported_program(path)
+        model = program.module()
+        for parameter in model.parameters():
+            if parameter.dtype.is_floating_point:
+                parameter.requires_grad_(True)
+        return cls(path, model, program)
+
+    def refuse_fixed_batch(self) -> None:
+        """Refuse a .pt2 that was exported for one batch size: a repair runs the model on batches of every size."""
+        if self.program is None:
+            return
+        names = self.program.graph_signature.user_inputs
+        shapes = [node.meta["val"].shape for node in self.program.graph.nodes if node.name in names]
+        if shapes and isinstance(shapes[0][0], int):
+            raise InvalidInput(
+                f"{self.path} takes batches of {shapes[0][0]} only. Export it with a free batch size: "
+                'torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},)).'
+            )
+
+    def write(self, changed: nn.Module, out: Path, edits: tuple[Tensor, Tensor] | None = None) -> bool:
+        """Write `changed`, this model with other weights, and return whether the file is this one in all else.
+
+        With edits, the new file is read back, and they must hold in it before it gets its name.
+        """
+        example = self._example() if edits is None else edits[0][:1]
+        with replacing(out, ending=out.suffix) as part:
+            in_place = self._write_in_place(changed, part)
+            if not in_place:
+                self._write_anew(changed, part, example)
+            if edits is not None:
+                _check_written(ModelFile.load(part).model, edits, out)
+        return in_place
+
+    def _write_in_place(self, changed: nn.Module, part: Path) -> bool:
+        """Write this file with other numbers in it, where that is possible."""
+        state = changed.state_dict()
+        if self.path.suffix != part.suffix:
+            return False
+        if self.program is not None:
+            program = _exported_program(self.path)  # a fresh one: ours shares its tensors with `model`
+            with torch.no_grad():
+                for name, tensor in program.state_dict.items():
+                    tensor.copy_(state[name])
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+            part.write_bytes(buffer.getvalue())
+            return True
+        import onnx
+        import onnx.numpy_helper
+
+        proto = onnx.load(self.path)
+        tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+        for name, old in self.model.state_dict().items():
+            if torch.equal(old, state[name]):
+                continue
+            found, transposed = self._in_file(proto, name)
+            if found is None:
+                return False
+            new = state[name].detach().cpu().numpy()
+            array = np.ascontiguousarray(new.T if transposed else new)
+            tensors[found].CopyFrom(onnx.numpy_helper.from_array(array, found))
+        part.write_bytes(proto.SerializeToString())
+        # One tensor of a file may serve several layers, of which only one was to change.
+        return fingerprint(ModelFile.load(part).model) == fingerprint(changed)
+
+    def _in_file(self, proto: Any, name: str) -> tuple[str | None, bool]:
+        """Return which tensor of the file a parameter is, and whether it is transposed there."""
+        import onnx.numpy_helper
+
+        value = self.model.state_dict()[name].detach().cpu().numpy()
+        found = []
+        for tensor in proto.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            for transposed in (False, True):
+                if array.dtype == value.dtype and np.array_equal(array.T if transposed else array, value):
+                    found.append((tensor.name, transposed))
+                    break
+        same_name = [each for each in found if each[0] == name]
+        chosen = same_name or found
+        return chosen[0] if len(chosen) == 1 else (None, False)
+
+    def named_as_in_file(self, certificate: Certificate) -> Certificate:
+        """Return a certificate that calls weight and bias as this ONNX file does: the checker reads the file alone."""
+        if self.program is not None:
+            return certificate
+        import onnx
+
+        proto = onnx.load(self.path)
+        names = {
+            part: self._in_file(proto, name)[0] or name
+            for part, name in (("weight", certificate.weight), ("bias", certificate.bias))
+            if name is not None
+        }
+        return dataclasses.replace(certificate, **names)  # type: ignore[arg-type]
+
+    def _write_anew(self, changed: nn.Module, part: Path, example: Tensor) -> None:
+        """Export the module, to the other format or because the file's own structure cannot take the change."""
+        example = example.to(next(changed.parameters())) if example.dtype.is_floating_point else example
+        if part.suffix == ".onnx":
+            from nnrepair import onnx
+
+            onnx.save(changed, example, part)
+            return
+        batch = torch.cat([example, example])  # the exporter would take a batch of 1 for a fixed size
+        try:
+            program = torch.export.export(changed, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        except Exception as error:  # the exporter raises many kinds
+            reason = str(error).strip().split("\n")[0]
+            raise UnsupportedModel(
+                f"The model could not be written as .pt2 with a free batch size: {reason}"
+            ) from error
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        part.write_bytes(buffer.getvalue())
+
+    def _example(self) -> Tensor:
+        if self.program is not None and self.program.example_inputs:
+            example: Tensor = self.program.example_inputs[0][0][:1]
+            return example
+        shape = getattr(self.model, "item_shape", None)
+        if shape is None or None in shape:
+            return torch.zeros(0)  # good enough in place; an exporter will say what it needs
+        return torch.zeros(1, *shape)
+
+
+def _exported_program(path: Path) -> Any:
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch would fall back to full unpickling of example inputs
+    try:
+        return torch.export.load(io.BytesIO(path.read_bytes()))
+    except Exception as error:  # zipfile, JSON, pickle and torch raise many kinds on a damaged file
+        reason = str(error).strip().split("\n")[0]
+        raise InvalidInput(f"{path} was not written by torch.export.save, or it is damaged: {reason}") from error
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _check_written(model: nn.Module, edits: tuple[Tensor, Tensor], out: Path) -> None:
+    inputs, labels = edits
+    like = next(model.parameters())
+    y = outputs(model, inputs.to(like) if inputs.dtype.is_floating_point else inputs)
+    holds = fitted(Edits(inputs, labels).criterion, y).holds(y.double())
+    if not bool(holds.all()):
+        lost = torch.nonzero(~holds).flatten().tolist()
+        raise UnsupportedModel(
+            f"{out} was not written: edits {lost[:10]} hold in the repaired model, but not in the file made of it, "
+            "whose operations round differently. Give a larger --margin."
+        )

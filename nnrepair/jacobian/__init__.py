@@ -1,0 +1,1 @@
+"""Networks as rows: one per condition."""

@@ -1,0 +1,103 @@
+"""Naming layers and choosing their parameters. A layer is a module that owns floating-point parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.jacobian.tangents import canonical
+from nnrepair.spec.network import copied, plain
+
+_SKIP = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def layers(model: nn.Module) -> dict[str, list[str]]:
+    """Return the repairable layers in the model's own order: layer name -> names of its parameters.
+
+    >>> layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+    {'0': ['0.weight', '0.bias'], '2': ['2.weight', '2.bias']}
+    """
+    found: dict[str, list[str]] = {}
+    for prefix, module in model.named_modules():
+        own = [name for name, p in module.named_parameters(recurse=False) if p.dtype.is_floating_point]
+        if own:
+            names = [f"{prefix}.{name}" if prefix else name for name in own]
+            found[prefix or names[0]] = names
+    return found
+
+
+def candidates(model: nn.Module) -> list[str]:
+    """Return the layers worth trying one by one: trainable ones that carry a weight matrix, input to output."""
+    parameters = dict(model.named_parameters())
+    modules = dict(model.named_modules())
+    return [
+        layer
+        for layer, names in layers(model).items()
+        if not isinstance(modules.get(layer), _SKIP)
+        and any(n in parameters and parameters[n].ndim >= 2 and parameters[n].requires_grad for n in names)
+    ]
+
+
+def trainable(model: nn.Module, layer: str) -> list[str]:
+    """Return the names of a layer's parameters that are not frozen."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return [n for n in layers(model)[layer] if parameters[n].requires_grad]
+
+
+def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+    """Return the parameter names that a layer name, a parameter name, or several of them stand for.
+
+    Raises:
+        InvalidInput: a name that does not exist (near matches are listed), or parameters that are integer or frozen.
+    """
+    known, modules = layers(model), dict(model.named_modules())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen: list[str] = []
+    for name in [wanted] if isinstance(wanted, str) else list(wanted):
+        name = _known(name, model)
+        if name in known or (name and name in modules):
+            # A graph convolution owns its bias, and its weight is in a module below: both are the layer.
+            below = [p for layer, ps in known.items() if layer.startswith(name + ".") for p in ps]
+            if name not in known and not below:
+                raise InvalidInput(f"Layer {name!r} has no floating-point parameters. Layers: {', '.join(known)}.")
+            chosen += known.get(name, []) + below
+        elif name in parameters:
+            chosen.append(name)
+        else:
+            hint = near_matches(name, [*known, *parameters])
+            raise InvalidInput(f"Layer {name!r} not found.{hint} Layers: {', '.join(map(plain, known))}.")
+    if not chosen:
+        raise InvalidInput(f"No layer was chosen. Layers: {', '.join(known)}.")
+    first = canonical(model)
+    chosen = list(dict.fromkeys(first[name] for name in chosen if name in first))
+    whole = [n for n in chosen if n in parameters and not parameters[n].dtype.is_floating_point]
+    if whole:
+        raise InvalidInput(f"Parameters {whole} are integers; only floating-point parameters can be repaired.")
+    frozen = [n for n in chosen if n in parameters and not parameters[n].requires_grad]
+    if frozen:
+        raise InvalidInput(
+            f"Parameters {frozen} are frozen (requires_grad=False). Unfreeze them or choose another layer."
+        )
+    return chosen
+
+
+def _known(name: str, model: nn.Module) -> str:
+    """Return a module's or parameter's name as the model has it, whatever wrappers were around or inside of it."""
+    parameters = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    names = {plain(n): n for n in [*(n for n, _ in model.named_modules()), *parameters]}
+    return next((names[n] for n in (plain(name), plain(name).removeprefix("module.")) if n in names), name)
+
+
+def moved(model: nn.Module, change: dict[str, Tensor]) -> nn.Module:
+    """Return a copy of the model with `change` (float64, by parameter name) added to its parameters."""
+    twin = copied(model)
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, delta in change.items():
+            parameter, delta = parameters[name], delta.to(parameters[name].device)
+            new = (parameter.double() + delta).to(parameter.dtype)
+            parameter.copy_(torch.where(delta == 0, parameter, new))  # -0.0 + 0.0 would be another bit pattern
+    return twin

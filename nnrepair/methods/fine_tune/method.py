@@ -1,0 +1,387 @@
+"""Fine-tuning: gradient descent on the edits, held back by penalties, with rehearsal of what must stay.
+
+The baseline of all editing papers, in one class: plain (as in Mazzia et al.'s survey, 2023), with a bound on each
+weight (Zhu et al., 2020), with a divergence on the locality set (Mitchell et al., 2022), with elastic weight
+consolidation (Kirkpatrick et al., 2017), with rehearsal, and with interpolation towards the old weights (PAINT:
+Ilharco et al., "Patching open-vocabulary models by interpolating weights", 2022, which picks the share by accuracy on
+held-out data; here it is the smallest under which the edits hold). See `penalties` for what differs from published
+code there.
+
+Where this differs from most of it: whether the edits hold is asked before each step and about the weights that are
+returned, so no step is taken that is not needed; published loops judge the outputs from before their last step. The
+model stays in eval mode, and what is returned are the first weights under which most edits held, not the last ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
+from nnrepair.jacobian import layers
+from nnrepair.jacobian.fisher import at_least_float
+from nnrepair.jacobian.tangents import CUT, call, gradients
+from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.methods.fine_tune.penalties import (
+    EWC,
+    KL,
+    L2,
+    LInf,
+    Penalty,
+    between,
+)
+from nnrepair.progress import progress_bar
+from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.network import copied
+from nnrepair.spec.problem import Problem, outputs
+
+Optimizer = Literal["adam", "sgd", "rmsprop"]
+Interpolate = Literal["auto", "none"]
+_OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+#: Steps between the old weights (0) and the new ones (1) at which interpolate="auto" looks for weights that will do.
+GRID = 50
+#: How often the first such step is halved.
+HALVINGS = 10
+#: The loss aims this far beyond the margin asked for, relative to the typical one, so that rounding cannot stall it.
+BEYOND = 1e-5
+ADVICE = "more steps, another lr, more layers, or weaker penalties and less rehearsal"
+#: Stands for every larger step size: weights explode all the same, but optimizers refuse what float32 cannot hold.
+LARGEST_LR = 1e30
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Gradient descent on the edits until all of them hold, held back by penalties and rehearsal.
+
+    Example:
+        >>> FineTune(lr=0.01, penalties=[KL(10.0)], rehearsal=64).capabilities.only_edit_pair
+        False
+
+    Args:
+        layers: names of layers or parameters, or "all" for every trainable floating-point parameter.
+        steps: at most this many; none are taken once all edits hold.
+        lr: the optimizer's step size.
+        optimizer: "adam", "sgd" (no momentum) or "rmsprop".
+        penalties: what holds the change back, see `nnrepair.penalties`; several compose.
+        rehearsal: this many kept points of the locality set join every step's loss, drawn anew each time.
+        interpolate: "auto" returns the smallest step from the old weights towards the tuned ones under which all edits
+            still hold (holding is not monotone: the first on a grid, refined by bisection); "none" takes it whole.
+        margin: by how much every edit must hold, in output units.
+        batch_size: edits per step, and locality points per step for penalties that watch them; points that depend on
+            each other (the nodes of a graph) always run together.
+
+    Raises:
+        InvalidInput: hyper-parameters that cannot be, unknown names, or a missing locality set.
+    """
+
+    layers: str | Sequence[str] = "all"
+    steps: int = 1000
+    lr: float = 1e-3
+    optimizer: Optimizer = "adam"
+    penalties: Sequence[Penalty] = ()
+    rehearsal: int = 0
+    interpolate: Interpolate = "none"
+    margin: float = 0.0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for value, known, what in (
+            (self.optimizer, get_args(Optimizer), "optimizer"),
+            (self.interpolate, get_args(Interpolate), "interpolate"),
+        ):
+            if value not in known:
+                hint = near_matches(str(value), known)
+                raise InvalidInput(f"Unknown {what} {value!r}.{hint} Choose one of {', '.join(known)}.")
+        for count, least, what in (
+            (self.steps, 0, "steps"),
+            (self.rehearsal, 0, "rehearsal"),
+            (self.batch_size, 1, "batch_size"),
+        ):
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise InvalidInput(f"{what} must be an integer >= {least}, got {count!r}.")
+        if not _is_number(self.lr) or self.lr <= 0:
+            raise InvalidInput(f"lr must be a finite number > 0, got {self.lr!r}.")
+        if not _is_number(self.margin) or self.margin < 0:
+            raise InvalidInput(f"margin must be a finite number >= 0, got {self.margin!r}.")
+        listed = (self.penalties,) if isinstance(self.penalties, Penalty) else self.penalties
+        if not isinstance(listed, (list, tuple)):
+            raise InvalidInput(f"penalties must be a list of Penalty objects, got {listed!r}.")
+        for penalty in listed:
+            if not isinstance(penalty, Penalty):
+                raise InvalidInput(
+                    f"penalties must be Penalty objects such as L2(0.1) or KL(1.0) from nnrepair.penalties, "
+                    f"got {penalty!r}."
+                )
+        names = tuple(self.layers) if isinstance(self.layers, (list, tuple)) else self.layers
+        if not isinstance(names, str) and not all(isinstance(name, str) for name in _listed(names)):
+            raise InvalidInput(f"layers must be a name or several names, got {self.layers!r}.")
+        object.__setattr__(self, "penalties", tuple(listed))  # so that equal methods are equal, and have a hash
+        object.__setattr__(self, "layers", names)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities("regularisation", False, True, not self._uses_locality, True, True)
+
+    @property
+    def _uses_locality(self) -> bool:
+        return self.rehearsal > 0 or any(penalty.needs_locality for penalty in self.penalties)
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose fine-tuned weights, see the class."""
+        self._check_locality(problem)
+        names = self._names(problem.model)
+        with torch.enable_grad():
+            return _Run(self, problem, names).proposal()
+
+    def _check_locality(self, problem: Problem) -> None:
+        if problem.locality is not None:
+            return
+        for penalty in self.penalties:
+            if penalty.needs_locality:
+                raise InvalidInput(
+                    f"{penalty!r} measures change on the locality set, and there is none: give a locality set, or "
+                    "choose a penalty without one (L2, LInf, L2Ball)."
+                )
+        if self.rehearsal:
+            raise InvalidInput(
+                f"rehearsal={self.rehearsal} takes points of the locality set, and there is none: give one, or leave "
+                "rehearsal=0."
+            )
+
+    def _names(self, model: nn.Module) -> list[str]:
+        if self.layers != "all":
+            return layers.choose(model, self.layers)
+        names = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype.is_floating_point]
+        if not names:
+            raise InvalidInput("Every parameter is frozen (requires_grad=False): unfreeze those that may change.")
+        return names
+
+
+class _Run:
+    """One repair: a network whose chosen parameters are stepped, and the best weights seen."""
+
+    def __init__(self, method: FineTune, problem: Problem, names: list[str]) -> None:
+        self.method, self.problem = method, problem
+        self.generator = torch.Generator().manual_seed(problem.seed)
+        self.network = copied(problem.model).requires_grad_(False)
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        self.weights = {name: parameters[name].requires_grad_(True) for name in names}
+        self.old = self._snapshot()
+        self.stepped = {n: at_least_float(p.detach()) for n, p in self.weights.items()}
+        optimizer = _OPTIMIZERS[method.optimizer]
+        self.optimizer = optimizer(list(self.stepped.values()), lr=min(method.lr, LARGEST_LR))
+        self.pulls = [penalty.start(problem, self.old, self.generator) for penalty in method.penalties]
+        self.points = _Points(method, problem, self.generator, any(pull.watches for pull in self.pulls))
+        y = outputs(problem.model, problem.edits.inputs).double()
+        rounding = 8 * torch.finfo(self.weights[names[0]].dtype).eps * float(y.abs().amax())
+        self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
+        self.best, self.score, self.steps = self.old, (-1, -1), 0
+        self.loss, self.notes = math.nan, [note for pull in self.pulls for note in pull.notes]
+
+    def proposal(self) -> Proposal:
+        done = self._descend()
+        self._set(self.best)
+        stats: dict[str, Any] = {"layers": list(self.weights), "steps": self.steps, "loss": self.loss}
+        if self.method.interpolate == "auto" and self.steps and done:
+            stats["alpha"] = self._interpolate()
+        elif self.method.interpolate == "auto" and not done:
+            self.notes.append("no interpolation: not all edits hold with their margin under the tuned weights.")
+        return Proposal(self.network, stats, self.notes, advice=ADVICE)
+
+    def _descend(self) -> bool:
+        """Step until every edit holds with its margin; return whether that was reached."""
+        with progress_bar("fine-tune", self.problem.progress) as report:
+            for step in range(self.method.steps + 1):
+                self.steps = step
+                drawn = self.points.run(self.network)
+                y = drawn.edits if self.points.whole else outputs(self.network, self.problem.edits.inputs)
+                if self._reached(y):
+                    self.best = self._snapshot()
+                    return True
+                self._remember(y)
+                report(f"{self.score[0]}/{len(self.problem.edits)} edits hold, loss {self.loss:.3g}")
+                if self.steps == self.method.steps:
+                    break
+                loss = self._loss(drawn)
+                self.loss = float(loss.detach())
+                if not math.isfinite(self.loss):
+                    self.notes.append(
+                        f"stopped at step {self.steps}: the loss became {self.loss}. A smaller lr may help "
+                        f"(now {self.method.lr:g})."
+                    )
+                    break
+                self._step(loss)
+        holds, enough = self.score
+        if holds < len(self.problem.edits):
+            self.notes.append(f"returned the weights under which most edits held: {holds}.")
+        elif enough < len(self.problem.edits):
+            self.notes.append(f"only {enough} of {holds} edits hold with the margin asked for, {self.method.margin:g}.")
+        return False
+
+    def _loss(self, drawn: _Drawn) -> Tensor:
+        if not drawn.edits.requires_grad:
+            raise UnsupportedModel(
+                f"The outputs carry no gradient with respect to {list(self.weights)}: {CUT}. Choose other layers."
+            )
+        index = drawn.index
+        # Conditions are computed in float64, as they are judged: in the model's dtype a hinge may be zero too early.
+        each = [self.problem.edits.criterion[index].loss(drawn.edits.double(), self.aim)]
+        if drawn.rehearsed is not None:
+            assert self.problem.keep is not None
+            each.append(self.problem.keep[drawn.rehearsal].loss(drawn.rehearsed.double()))
+        loss = torch.cat(each).mean()
+        watched = None if drawn.watched is None else drawn.watched.double()
+        for pull in self.pulls:
+            extra = pull.loss(self.weights, watched, drawn.watch)
+            loss = loss if extra is None else loss + extra
+        return loss
+
+    def _step(self, loss: Tensor) -> None:
+        found = gradients(loss, list(self.weights.values()), again=False)
+        for weight, gradient in zip(self.stepped.values(), found, strict=True):
+            weight.grad = torch.zeros_like(weight) if gradient is None else gradient.to(weight.dtype)
+        self.optimizer.step()
+        for pull in self.pulls:
+            pull.project(self.stepped)
+        self._set(self.stepped)
+
+    def _reached(self, y: Tensor) -> bool:
+        """Whether all edits hold at outputs y, and again when they run alone, as they will be judged (it may round)."""
+        return self._enough(y) and self._finite() and self._enough(outputs(self.network, self.problem.edits.inputs))
+
+    def _enough(self, y: Tensor) -> bool:
+        return bool(self._held(y)[1].all())
+
+    def _held(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which edits hold, and which do so with the margin asked for."""
+        criterion, y = self.problem.edits.criterion, y.detach().double()
+        holds = criterion.holds(y)
+        return holds, holds & (criterion.margin(y) >= self.method.margin)
+
+    def _remember(self, y: Tensor) -> None:
+        holds, enough = self._held(y)
+        score = int(holds.sum()), int(enough.sum())
+        if score > self.score and self._finite():
+            self.best, self.score = self._snapshot(), score
+
+    def _finite(self) -> bool:
+        return all(bool(torch.isfinite(weight).all()) for weight in self.weights.values())
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {name: weight.detach().clone() for name, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.weights[name].copy_(value)
+
+    def _interpolate(self) -> float:
+        """Return the share of the way to the best weights at which all edits hold first, and go there."""
+
+        def holds(share: float) -> bool:
+            self._set({name: between(self.old[name], new, share) for name, new in self.best.items()})
+            return self._enough(outputs(self.network, self.problem.edits.inputs))
+
+        high = next((k / GRID for k in range(1, GRID) if holds(k / GRID)), 1.0)
+        low = high - 1 / GRID
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        if high == 1.0:
+            self._set(self.best)
+        else:
+            holds(high)
+        return high
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Outputs at one step's points, and which those are."""
+
+    edits: Tensor
+    index: Tensor
+    rehearsed: Tensor | None
+    rehearsal: Tensor
+    watched: Tensor | None
+    watch: Tensor
+
+
+class _Points:
+    """The points of a step: edits, rehearsed points and those that penalties watch, in one forward pass if possible."""
+
+    def __init__(self, method: FineTune, problem: Problem, generator: torch.Generator, watch: bool) -> None:
+        self.method, self.generator, self.watch = method, generator, watch
+        self.edits = problem.edits.inputs
+        self.locality = problem.locality.inputs if problem.locality is not None else None
+        self.kept = torch.nonzero(problem.kept).flatten().cpu() if problem.kept is not None else torch.arange(0)
+        #: Whether every step sees all edits.
+        self.whole = len(self.edits) <= method.batch_size or not _independent(self.edits)
+
+    def run(self, network: nn.Module) -> _Drawn:
+        """Draw a step's points and return the outputs there."""
+        index = torch.arange(len(self.edits)) if self.whole else self._some(torch.arange(len(self.edits)))
+        edits = self.edits if self.whole else self.edits[index]
+        rehearsal = watch = torch.arange(0)
+        if self.method.rehearsal:
+            rehearsal = self._some(self.kept, self.method.rehearsal)
+        if self.watch:
+            assert self.locality is not None
+            watch = torch.arange(len(self.locality))
+            watch = self._some(watch) if _independent(self.locality) else watch
+        both = torch.cat([rehearsal, watch])
+        if len(both) == 0:
+            return _Drawn(call(network, edits), index, None, rehearsal, None, watch)
+        assert self.locality is not None
+        if _independent(self.locality):
+            y, others = _call_both(network, edits, self.locality[both])
+        else:  # all points together, then those that were drawn
+            y, others = _call_both(network, edits, self.locality)
+            others = others[both]
+        rehearsed, watched = others[: len(rehearsal)], others[len(rehearsal) :]
+        return _Drawn(
+            y, index, rehearsed if len(rehearsed) else None, rehearsal, watched if self.watch else None, watch
+        )
+
+    def _some(self, index: Tensor, count: int | None = None) -> Tensor:
+        """Return some of the indices at random, by default as many as fit a batch; all in order where they fit."""
+        count = self.method.batch_size if count is None else count
+        return index if len(index) <= count else index[torch.randperm(len(index), generator=self.generator)[:count]]
+
+
+def _call_both(network: nn.Module, a: AnyInputs, b: AnyInputs) -> tuple[Tensor, Tensor]:
+    """Return the outputs of both, from one forward pass where they can be joined."""
+    joined: AnyInputs | None = None
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape[1:] == b.shape[1:] and a.dtype == b.dtype:
+            joined = torch.cat([a, b])
+    elif isinstance(b, type(a)) and (join := getattr(a, "joined", None)) is not None:
+        joined = join(b)
+    if joined is None:
+        return call(network, a), call(network, b)
+    y = call(network, joined)
+    return y[: len(a)], y[len(a) :]
+
+
+def _independent(inputs: AnyInputs) -> bool:
+    return isinstance(inputs, Tensor) or inputs.independent
+
+
+def _listed(names: object) -> Sequence[object]:
+    return names if isinstance(names, tuple) else [names]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# Weights at which 50 foggy digits still hold on an MNIST network; other models will want others.
+register("ft", FineTune)
+register("ft+l2", lambda: FineTune(penalties=(L2(0.1),)))
+register("ft+linf", lambda: FineTune(penalties=(LInf(0.1, relative=True),)))
+register("ft+kl", lambda: FineTune(penalties=(KL(10.0),)))
+register("ewc", lambda: FineTune(penalties=(EWC(1000.0),)))

@@ -1,0 +1,237 @@
+"""Repair where outputs are affine in the change: the last layer, or any layer of the decoupled network.
+
+There the linear program is the truth. Rows are found on demand: the network runs on every edit and the whole locality
+set, and the worst missed condition of each point joins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnrepair.jacobian.linearize import Linearization
+from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.progress import progress_bar
+from nnrepair.results.certificate import Certificate
+from nnrepair.solver import norms
+from nnrepair.solver.minnorm import (
+    ROW_TOLERANCE,
+    Conditions,
+    Infeasible,
+    Solution,
+    euclidean,
+    solve,
+)
+from nnrepair.solver.rows import Array, Metric
+from nnrepair.spec.criteria import Argmax, Threshold, flat
+from nnrepair.spec.problem import Problem
+
+#: New rows per round and demand.
+MOST_NEW_ROWS = 1000
+
+
+@dataclass
+class ExactRepair:
+    """The smallest change along which a linearisation satisfies all demands.
+
+    Attributes:
+        line: the chosen parameters' effect on the outputs.
+        demands: edits first.
+        norm, metric, gap: what "small" means, and when to stop.
+        architecture: "same" or "decoupled", for the certificate.
+    """
+
+    line: Linearization
+    demands: list[Demand]
+    norm: str
+    metric: Metric | None
+    gap: float
+    architecture: str
+    progress: bool
+    native64: bool = False
+
+    def __post_init__(self) -> None:
+        self._base = [self.line.outputs_in_batches(d.inputs) for d in self.demands]
+        self._features = [self.line.features(d.inputs) if self.line.ends_affine else None for d in self.demands]
+        self._need = [(d.need - d.criterion.slack(y)).numpy() for d, y in zip(self.demands, self._base, strict=True)]
+        self._caps = [np.inf] * len(self.demands)
+
+    def run(self) -> Solution:
+        """Return the solution, in the metric's coordinates.
+
+        Raises:
+            Infeasible: no change of the chosen parameters satisfies the hard demands.
+        """
+        with progress_bar("minimal norm", self.progress) as report:
+            soft = [k for k, d in enumerate(self.demands) if d.soft]
+            if soft:  # a soft point may be missed at the price of the dearest edit
+                hard = [k for k in range(len(self.demands)) if k not in soft]
+                alone = self._solve("l2", hard, report)
+                dearest = float(alone.y.max(initial=0.0)) * alone.objective
+                for k in soft:
+                    self._caps[k] = dearest
+            solution = self._solve(self.norm, list(range(len(self.demands))), report)
+        return solution
+
+    def _solve(self, norm: str, which: list[int], report: Callable[[str], None]) -> Solution:
+        def separate(d: Array | None, using: Conditions | None) -> Conditions | None:
+            found = [c for k in which if (c := self._worst(k, d, using)) is not None]
+            return reduce(Conditions.joined, found) if found else None
+
+        first = separate(None, None)
+        if first is None:  # everything holds with its margin already
+            nothing = self.line.rows(self.demands[0].inputs, self.demands[0].criterion, *torch.zeros(2, 0).long())
+            empty = Conditions(nothing, np.zeros(0), np.zeros(0), np.zeros((0, 3), np.int64))
+            return Solution(np.zeros(nothing.n), np.zeros(0), 0.0, 0.0, empty)
+        return solve(first, separate, norms.make(norm, first.rows), gap=self.gap, report=report)
+
+    def change(self, solution: Solution) -> Array:
+        """Return the change of weights that a solution stands for."""
+        d = solution.d
+        return d if self.metric is None else self.metric.unwhiten(d, solution.conditions.rows)
+
+    def _missed(self, k: int, d: Array | None) -> Array:
+        demand = self.demands[k]
+        if d is None:
+            return self._need[k]
+        features = self._features[k]
+        if features is not None:
+            y = self._base[k] + features @ self.line.matrix(d).T
+        else:
+            y = self.line.outputs_in_batches(demand.inputs, d)
+        return demand.missed(y).numpy()
+
+    def _worst(self, k: int, d: Array | None, using: Conditions | None) -> Conditions | None:
+        """Return the worst missed condition of each point of demand k that is not in use."""
+        if d is not None and self.metric is not None and using is not None:
+            d = self.metric.unwhiten(d, using.rows)
+        missed = self._missed(k, d)
+        if using is not None:
+            mine = using.tag[using.tag[:, 0] == k]
+            missed = missed.copy()
+            missed[mine[:, 1], mine[:, 2]] = -np.inf
+        scale = max(float(self._need[0].max()), 1e-300)
+        tolerance = ROW_TOLERANCE * scale
+        condition = missed.argmax(1)
+        worst = missed[np.arange(len(missed)), condition]
+        point = np.flatnonzero(worst > tolerance)
+        if len(point) == 0:
+            return None
+        if len(point) > MOST_NEW_ROWS:
+            point = np.sort(point[np.argsort(-worst[point])[:MOST_NEW_ROWS]])
+        condition = condition[point]
+        demand = self.demands[k]
+        rows = self.line.rows(demand.inputs, demand.criterion, torch.from_numpy(point), torch.from_numpy(condition))
+        if self.metric is not None:
+            rows = self.metric.whiten(rows)
+        tag = np.stack([np.full(len(point), k), point, condition], 1)
+        return Conditions(rows, self._need[k][point, condition], np.full(len(point), self._caps[k]), tag)
+
+    def certificate(self, problem: Problem, solution: Solution, margin: float) -> Certificate | None:
+        """Return the proof of minimality, where its file format can hold it (one linear map, hard conditions)."""
+        group = self.line.groups[0]
+        soft = np.isfinite(solution.conditions.cap).any()
+        if len(self.line.groups) != 1 or group.weight is None or soft or not isinstance(problem.edits.inputs, Tensor):
+            return None
+        asked = problem.edits.criterion
+        if not isinstance(asked, Threshold) and not (isinstance(asked, Argmax) and asked.margin_ == 0):
+            return None
+        # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
+        if not all(isinstance(d.inputs, Tensor) and d.inputs.is_floating_point() for d in self.demands):
+            return None
+        busy = np.flatnonzero(solution.y > 0)
+        tag = solution.conditions.tag[busy]
+        points, at, row_A, row_b = [problem.edits.inputs.double().cpu().numpy()], [], [], []
+        count = len(problem.edits)
+        for k, point, condition in tag.tolist():
+            demand = self.demands[k]
+            if k == 0:
+                at.append(point)
+            else:
+                assert isinstance(demand.inputs, Tensor)
+                points.append(demand.inputs[point : point + 1].double().cpu().numpy())
+                at.append(count)
+                count += 1
+            one, which = torch.tensor([point]), torch.tensor([condition])
+            y = self._base[k][:1]
+            A = demand.criterion.rows(one, which, y)[0].flatten()
+            offset = float(A @ self._base[k][point].flatten()) - float(
+                demand.criterion.slack(self._base[k])[point, condition]
+            )
+            row_A.append(A.numpy())
+            row_b.append(offset + float(demand.need[point, condition]))
+        change = self.line.unflatten(self.change(solution))
+        arrays: dict[str, Any] = {
+            "points": np.concatenate(points).astype(np.float64 if self.native64 else np.float32),
+            "row_point": np.asarray(at, np.int64),
+            "row_A": np.asarray(row_A, np.float64),
+            "row_b": np.asarray(row_b, np.float64),
+            "row_multiplier": solution.y[busy],
+            "edit_point": np.arange(len(problem.edits)),
+            "delta_weight": change[group.weight].cpu().numpy(),
+        }
+        arrays |= _conditions(asked) if isinstance(asked, Threshold) else {"edit_label": asked.labels.cpu().numpy()}
+        if group.bias is not None:
+            arrays["delta_bias"] = change[group.bias].cpu().numpy()
+        if self.metric is not None:
+            factor = self.metric.factors[0]
+            arrays["metric"] = factor @ factor.T
+        return Certificate(
+            group.weight,
+            group.bias,
+            self.norm,
+            self.architecture,
+            solution.lower_bound,
+            solution.objective,
+            margin,
+            problem.lowest,
+            arrays,
+        )
+
+
+def _conditions(asked: Threshold) -> dict[str, Array]:
+    """Return edits as conditions A y >= b that imply theirs, strict or not: b is the next larger number.
+
+    Every edit has a row per output; a free output repeats the first that is not.
+    """
+    labels = flat(asked.labels).cpu().numpy()
+    size = labels.shape[1]
+    output = np.where(labels >= 0, np.arange(size), (labels >= 0).argmax(1)[:, None])
+    sign = np.where(np.take_along_axis(labels, output, 1) == 0, -1.0, 1.0)
+    at = np.broadcast_to(asked.threshold.numpy(), (size,))[output]
+    b = np.nextafter(sign * at + asked.margin_, np.inf)
+    return {"edit_A": sign[..., None] * np.eye(size)[output], "edit_b": b}
+
+
+def conflict(reason: Infeasible) -> tuple[list[int], bool]:
+    """Return a small set of edits that cannot hold together, and whether only the locality set forbids it.
+
+    A deletion filter over the rows whose multipliers show the contradiction: dropping any edit of the set would help.
+    """
+    rows = reason.conditions
+    involved = np.flatnonzero((reason.ray > 1e-9) & (rows.tag[:, 0] == 0))
+    others = np.flatnonzero((rows.tag[:, 0] != 0) & (reason.ray > 1e-9))
+    edits = list(dict.fromkeys(rows.tag[involved, 1].tolist()))
+    with_locality = False
+    if len(others):
+        try:
+            euclidean(rows.take(involved))
+            with_locality = True
+        except Infeasible:
+            others = others[:0]
+    for edit in list(edits):
+        trial = [e for e in edits if e != edit]
+        keep = np.concatenate([np.flatnonzero((rows.tag[:, 0] == 0) & np.isin(rows.tag[:, 1], trial)), others])
+        if len(keep) == 0:
+            continue  # one edit alone already contradicts itself
+        try:
+            euclidean(rows.take(keep))
+        except Infeasible:
+            edits = trial
+    return sorted(int(e) for e in edits), with_locality

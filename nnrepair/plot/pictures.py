@@ -1,0 +1,488 @@
+"""Pictures: what a network decides in a slice of its inputs, and what becomes of a sequence of edits.
+
+Needs the extra `nnrepair[plot]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.extras import needed
+from nnrepair.judge import LOCALITY
+from nnrepair.results.history import History
+from nnrepair.spec.network import private_copy
+from nnrepair.verify import vnnlib
+from nnrepair.verify.certificate import PropertyCertificate, sha256
+from nnrepair.verify.property import Box, Property
+from nnrepair.verify.result import CheckResult, Counterexample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+Rectangle = tuple[float, float, float, float]
+
+# Paul Tol's scheme for light fills, which colour-blind readers tell apart too; lines and marks stay legible on them.
+PALETTE = ("#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FFAABB", "#99DDFF", "#AAAA00", "#BBCC33", "#C2A5CF")
+# And his "muted" scheme for lines.
+STRONG = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
+OTHER, INK = "#DDDDDD", "#222222"
+MOST_CELLS = 4000
+#: The title lists the values of at most this many fixed inputs.
+MOST_FIXED = 4
+
+
+def region(
+    model: nn.Module | str | Path,
+    box: Box | tuple[Any, Any],
+    dims: tuple[int, int] = (0, 1),
+    *,
+    at: Any = None,
+    resolution: int = 300,
+    counterexamples: Any = (),
+    certificate: PropertyCertificate | None = None,
+    property: Property | str | Path | None = None,
+    names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    classes: Sequence[str] | None = None,
+    lowest: bool = False,
+) -> Axes:
+    """Draw what the network decides in a slice of the box, and what a check found there.
+
+    The decisions, and where the property is violated, are computed at the middle of each cell: a picture, no proof.
+
+    Example:
+        >>> from nnrepair import plot
+        >>> ax = plot.region(model, result_box, counterexamples=result)  # doctest: +SKIP
+        >>> ax.figure.savefig("region.png")  # doctest: +SKIP
+
+    Args:
+        model: a module that maps (n, ...) to (n, classes), taken in eval mode and left untouched, or an ONNX file.
+        box: what to show: a `nnrepair.verify.Box`, or a pair of its lower and upper ends.
+        dims: the inputs along the horizontal and the vertical axis.
+        at: where the other inputs are held: a point; by default the first counterexample, else the box's middle.
+        resolution: cells along each axis.
+        counterexamples: a `CheckResult`, a `Counterexample`, an array (inputs,) or (n, inputs), or a list of these;
+            hollow marks are not in the slice, their other inputs differ.
+        certificate: draws the outlines of the proof's boxes where they cross the slice (as they were split; what was
+            cut off from them by bounds is not in the file).
+        property: whose violations are hatched, and whose regions the certificate splits; a `Property` or a .vnnlib
+            file. Without it the certificate's only region is taken to be `box`.
+        names: of all inputs.
+        ax: where to draw; a new figure if None.
+        classes: names of all outputs.
+        lowest: the lowest score decides (as in ACAS Xu), not the highest.
+
+    Raises:
+        InvalidInput: something does not fit the model, or the certificate is about another property.
+        MissingExtra: matplotlib is not installed.
+    """
+    box = box if isinstance(box, Box) else _box(box)
+    points = _points(counterexamples, len(box))
+    view = _View(box, dims, at, points, resolution)
+    names = _names(names, len(box), "names", "inputs", "input")
+    claim = None if property is None else _property(property, len(box))
+    boxes = None if certificate is None else _crossing(certificate, claim, property, view)
+    scores = _scores(model, view, box)
+    classes = _names(classes, scores.shape[2], "classes", "outputs", "class")
+    if claim is not None and claim.outputs != scores.shape[2]:
+        raise InvalidInput(f"The property is about {claim.outputs} outputs; the network has {scores.shape[2]}.")
+    require_matplotlib()
+    if ax is None:
+        from matplotlib import pyplot
+
+        _, ax = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    key = _draw_decisions(ax, view, scores.argmin(2) if lowest else scores.argmax(2), classes)
+    if claim is not None:
+        key += _draw_violations(ax, view, _violated(claim, view, scores))
+    if boxes is not None:
+        key += _draw_boxes(ax, view, boxes)
+    key += _draw_points(ax, view, points)
+    _label(ax, view, names)
+    title = "lowest score" if lowest else "highest score"
+    legend = ax.legend(
+        handles=key, title=title, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0, frameon=False
+    )
+    legend.set_alignment("left")
+    return ax
+
+
+# What to show --------------------------------------------------------------------------------------------------------
+
+
+def sequence(histories: History | Mapping[str, History], points: str | None = None) -> Figure:
+    """Draw what becomes of edits, and of everything else, while they are repaired one after another.
+
+    Left: the share of all edits so far that hold in each step's network. Right: drawdown in points; where there are no
+    labels, the share of points whose decisions changed; where there are no decisions, the mean change of outputs.
+
+    Example:
+        >>> from nnrepair import plot
+        >>> figure = plot.sequence({"with rehearsal": history, "without": other})  # doctest: +SKIP
+        >>> figure.savefig("sequence.png")  # doctest: +SKIP
+
+    Args:
+        histories: of `nnrepair.fix(..., mode="successive")`; several are drawn together, by name.
+        points: the set of points on the right, a name in `history.kept`; by default the first test set, else the
+            locality set; without either there is no right picture.
+
+    Raises:
+        InvalidInput: independent edits, which are no sequence, or points that a history does not have.
+        MissingExtra: matplotlib is not installed.
+    """
+    given = {"": histories} if isinstance(histories, History) else dict(histories)
+    if not given:
+        raise InvalidInput("There is no history to draw.")
+    for name, history in given.items():
+        if history.mode != "successive":
+            raise InvalidInput(f"History {name!r} is of independent edits, which have no order; draw successive ones.")
+    known = list(next(iter(given.values())).kept)
+    points = next(iter(sorted(known, key=lambda name: name == LOCALITY)), None) if points is None else points
+    for name, history in given.items():
+        if points is not None and points not in history.kept:
+            hint = near_matches(points, history.kept)
+            raise InvalidInput(f"History {name!r} did not watch {points!r}.{hint} It has: {', '.join(history.kept)}.")
+    measures = {name: _measure(history.curves(), points) for name, history in given.items()} if points else {}
+    measure = next(iter(measures.values()), "")
+    if len(set(measures.values())) > 1:
+        told = ", ".join(f"{name!r}: {what}" for name, what in measures.items())
+        raise InvalidInput(f"The histories measure {points!r} differently ({told}); draw them apart.")
+    require_matplotlib()
+    from matplotlib import pyplot
+
+    columns = 1 if points is None else 2
+    figure, axes = pyplot.subplots(1, columns, figsize=(4.2 * columns, 3.2), layout="constrained", squeeze=False)
+    for k, (name, history) in enumerate(given.items()):
+        curves, style = history.curves(), {"color": STRONG[k % len(STRONG)], "label": name}
+        axes[0, 0].plot(curves["edits"], [100 * share for share in curves["retained"]], **style)
+        if points is not None:
+            axes[0, 1].plot(curves["edits"], _lost(curves, points), **style)
+    axes[0, 0].set(ylabel="edits so far that hold now (%)", ylim=(-4, 104))
+    if points is not None:
+        axes[0, 1].set(ylabel=measure)
+        axes[0, 1].axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    for axis in axes.flat:
+        axis.set_xlabel("edits, one after another")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    if len(given) > 1:
+        axes[0, 0].legend(frameon=False)
+    return figure
+
+
+def _measure(curves: dict[str, list[float]], points: str) -> str:
+    """Say what `_lost` returns."""
+    if f"drawdown_points {points}" in curves:
+        return f"drawdown on the {points} (points)"
+    decides = f"locality {points}" in curves
+    return f"{points}: decisions changed (%)" if decides else f"{points}: mean absolute change of outputs"
+
+
+def _lost(curves: dict[str, list[float]], points: str) -> list[float]:
+    """Return drawdown in points, else changed decisions in percent, else how far outputs moved."""
+    if (drawdown := curves.get(f"drawdown_points {points}")) is not None:
+        return drawdown
+    unchanged = curves.get(f"locality {points}")
+    return curves[f"moved {points}"] if unchanged is None else [100 * (1 - share) for share in unchanged]
+
+
+class _View:
+    """The slice: two inputs between their ends, the others fixed; checked."""
+
+    def __init__(self, box: Box, dims: Any, at: Any, points: Array, resolution: Any) -> None:
+        self.low, self.high = box.outer
+        self.dims = _dims(dims, len(box))
+        for d in self.dims:
+            if not self.low[d] < self.high[d]:
+                raise InvalidInput(f"Input {d} has one value in the box ({self.low[d]:g}); choose others with dims=.")
+        if isinstance(resolution, bool) or not isinstance(resolution, int) or not 2 <= resolution <= MOST_CELLS:
+            raise InvalidInput(f"resolution must be an integer from 2 to {MOST_CELLS}, got {resolution!r}.")
+        self.resolution = resolution
+        if at is not None:
+            fixed = _numbers(at, "at")
+            if fixed.size != len(box) or not np.isfinite(fixed).all():
+                raise InvalidInput(f"at must be {len(box)} finite numbers, one for each input, got {fixed.size}.")
+            self.at = fixed.reshape(-1)
+        else:
+            self.at = points[0].copy() if len(points) else self.low / 2 + self.high / 2
+        self.others = [d for d in range(len(box)) if d not in self.dims]
+
+    @property
+    def extent(self) -> Rectangle:
+        i, j = self.dims
+        return float(self.low[i]), float(self.high[i]), float(self.low[j]), float(self.high[j])
+
+    def middles(self) -> tuple[Array, Array]:
+        """Return the middles of the cells along both axes."""
+        share = (np.arange(self.resolution) + 0.5) / self.resolution
+        x, y = (self.low[d] * (1 - share) + self.high[d] * share for d in self.dims)
+        return x, y
+
+    def inputs(self, rows: slice) -> Array:
+        """Return the inputs (cells, inputs) of some rows of cells, from below."""
+        x, y = self.middles()
+        grid = np.tile(self.at, (len(y[rows]) * len(x), 1))
+        grid[:, self.dims[0]], grid[:, self.dims[1]] = np.tile(x, len(y[rows])), np.repeat(y[rows], len(x))
+        return grid
+
+    def crosses(self, low: Array, high: Array) -> bool:
+        """Tell whether the slice meets a box."""
+        return bool(((low <= self.at) & (self.at <= high))[self.others].all())
+
+
+def _box(ends: Any) -> Box:
+    try:
+        lower, upper = ends
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            f"box must be a nnrepair.verify.Box or a pair (lower, upper), got {type(ends).__name__}."
+        ) from None
+    return Box(lower, upper)
+
+
+def _dims(dims: Any, inputs: int) -> tuple[int, int]:
+    try:
+        i, j = (int(d) for d in dims)
+        whole = [i, j] == list(dims)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole or i == j or not (0 <= i < inputs and 0 <= j < inputs):
+        raise InvalidInput(f"dims must be two different inputs out of 0..{inputs - 1}, got {dims!r}.")
+    return i, j
+
+
+def _numbers(values: Any, name: str) -> Array:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().double().numpy()
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{name} must be numbers, got {type(values).__name__}.") from None
+
+
+def _points(given: Any, inputs: int) -> Array:
+    """Return counterexamples of any kind as an array (n, inputs)."""
+    if isinstance(given, CheckResult):
+        given = () if given.counterexample is None else given.counterexample
+    if isinstance(given, Counterexample):
+        given = given.input
+    if given is None:
+        given = ()
+    kinds = (CheckResult, Counterexample, np.ndarray, torch.Tensor)
+    if isinstance(given, list | tuple) and any(isinstance(one, kinds) for one in given):
+        return np.concatenate([_points(one, inputs) for one in given])
+    numbers = _numbers(given, "counterexamples")
+    if numbers.size % inputs or not np.isfinite(numbers).all():
+        raise InvalidInput(
+            f"A counterexample is a CheckResult, a Counterexample, or {inputs} finite numbers; got an array of shape "
+            f"{numbers.shape}."
+        )
+    return numbers.reshape(-1, inputs)
+
+
+def _names(given: Sequence[str] | None, count: int, option: str, what: str, default: str) -> list[str]:
+    if given is None:
+        return [f"{default} {k}" for k in range(count)]
+    if isinstance(given, str) or len(given) != count:
+        raise InvalidInput(f"{option} must be a list of {count} names, one for each of the {what}; got {given!r}.")
+    return [str(name) for name in given]
+
+
+def _property(given: Property | str | Path, inputs: int) -> Property:
+    claim = given if isinstance(given, Property) else vnnlib.load(given)
+    if claim.inputs != inputs:
+        raise InvalidInput(f"The property is about {claim.inputs} inputs; the box has {inputs}.")
+    return claim
+
+
+# What is there -------------------------------------------------------------------------------------------------------
+
+
+def _scores(model: nn.Module | str | Path, view: _View, box: Box) -> Array:
+    """Return the outputs (rows, columns, outputs) at the middles of the cells."""
+    network = private_copy(model)
+    like = next((p for p in network.parameters() if p.dtype.is_floating_point), torch.zeros(()))
+    known = getattr(network, "item_shape", None)
+    shape = tuple(known) if known is not None and None not in known else box.shape
+    if math.prod(shape) != len(box):
+        raise InvalidInput(f"The box has {len(box)} inputs, but the network reads {math.prod(shape)}.")
+    step = max(1, min(8192, 4_000_000 // len(box)) // view.resolution)
+    found = []
+    for start in range(0, view.resolution, step):
+        grid = torch.from_numpy(view.inputs(slice(start, start + step))).to(like).reshape(-1, *shape)
+        try:
+            with torch.no_grad():
+                y = network(grid)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InvalidInput(f"The model does not accept inputs of shape {tuple(grid.shape)}: {reason}") from error
+        if not isinstance(y, torch.Tensor) or len(y) != len(grid) or y[0].numel() < 2:
+            given = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+            raise InvalidInput(f"Decisions need at least two outputs for each input, (n, classes); got {given}.")
+        found.append(y.double().flatten(1).cpu().numpy())
+    scores = np.concatenate(found).reshape(view.resolution, view.resolution, -1)
+    if np.isnan(scores).any():
+        raise InvalidInput(f"The model returns NaN at {int(np.isnan(scores).any(2).sum())} points of the slice.")
+    return scores
+
+
+def _violated(claim: Property, view: _View, scores: Array) -> NDArray[np.bool_]:
+    """Return (rows, columns): where an output is unsafe."""
+    x, y = view.middles()
+    found = np.zeros(scores.shape[:2], bool)
+    for case in claim.cases:
+        low, high = case.box.outer
+        if not view.crosses(low, high):
+            continue
+        across, up = ((low[d] <= v) & (v <= high[d]) for d, v in zip(view.dims, (x, y), strict=True))
+        unsafe = np.zeros_like(found)
+        for conjunction in case.unsafe:
+            inside = np.ones_like(found)
+            for row in conjunction:
+                value, bound = scores @ np.array([float(c) for c in row.coefficients]), float(row.bound)
+                inside &= value < bound if row.strict else value <= bound
+            unsafe |= inside
+        found |= unsafe & up[:, None] & across
+    return found
+
+
+def _crossing(certificate: PropertyCertificate, claim: Property | None, given: Any, view: _View) -> list[Rectangle]:
+    """Return the proof's boxes where they cross the slice."""
+    if isinstance(given, str | Path) and certificate.property_sha256 != sha256(given):
+        raise InvalidInput(f"The certificate is not about the property {given}: its hash is another one.")
+    if claim is None:
+        roots = [(view.low, view.high)]
+    else:
+        roots = [case.box.outer for case in claim.cases for _ in case.unsafe]
+    if certificate.trees != len(roots):
+        raise InvalidInput(
+            f"The certificate has {certificate.trees} trees, but there are {len(roots)} pairs of a region and a way to "
+            "be unsafe there. Give the property that it is about: property=..."
+        )
+    return list(_leaves(certificate, roots, view))
+
+
+def _leaves(certificate: PropertyCertificate, roots: Sequence[tuple[Array, Array]], view: _View) -> Iterator[Rectangle]:
+    """Walk through the trees, each in preorder, with the part of the slice in each node; None where it is empty."""
+    i, j = view.dims
+    nodes, cuts = iter(certificate.dim.tolist()), iter(certificate.cut.tolist())
+    at = view.at.tolist()
+    try:
+        for low, high in roots:
+            whole = (float(low[i]), float(high[i]), float(low[j]), float(high[j]))
+            stack: list[Rectangle | None] = [whole if view.crosses(low, high) else None]
+            while stack:
+                here, d = stack.pop(), next(nodes)
+                if d < 0:
+                    if here is not None:
+                        yield here
+                    continue
+                cut, fixed = next(cuts), at[d]
+                if here is None:
+                    stack += [None, None]
+                    continue
+                x0, x1, y0, y1 = here
+                if d == i:
+                    below, above = (x0, min(x1, cut), y0, y1), (max(x0, cut), x1, y0, y1)
+                elif d == j:
+                    below, above = (x0, x1, y0, min(y1, cut)), (x0, x1, max(y0, cut), y1)
+                else:
+                    stack += [None, here] if fixed <= cut else [here, None]
+                    continue
+                stack += [r if r[0] <= r[1] and r[2] <= r[3] else None for r in (above, below)]
+        damaged = next(nodes, None) is not None
+    except (StopIteration, IndexError, RuntimeError):
+        damaged = True
+    if damaged:
+        raise InvalidInput("The certificate is damaged, or not about this network: its trees do not add up.")
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+def require_matplotlib() -> None:
+    """Say how to install matplotlib where it is missing."""
+    with needed("plot", "Pictures need matplotlib"):
+        import matplotlib  # noqa: F401
+
+
+def _draw_decisions(ax: Axes, view: _View, decision: NDArray[np.int64], classes: Sequence[str]) -> list[Any]:
+    """Fill each class's part of the slice; return the legend's entries."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    present, area = np.unique(decision, return_counts=True)
+    if len(classes) <= len(PALETTE):
+        shown = {int(k): PALETTE[k] for k in present}
+    else:  # colours go to the largest areas
+        largest = sorted(present[np.argsort(-area, kind="stable")][: len(PALETTE)].tolist())
+        shown = dict(zip(largest, PALETTE, strict=False))
+    order = [*shown, -1]
+    number = {k: n for n, k in enumerate(order)}
+    image = np.vectorize(lambda k: number.get(k, number[-1]), otypes=[int])(decision)
+    colours = ListedColormap([*shown.values(), OTHER])
+    ax.imshow(
+        image, cmap=colours, vmin=-0.5, vmax=len(order) - 0.5, extent=view.extent, origin="lower", aspect="auto",
+        interpolation="nearest",
+    )  # fmt: skip
+    ax.set_xlim(view.extent[:2])
+    ax.set_ylim(view.extent[2:])
+    key = [Patch(color=colour, label=classes[k]) for k, colour in shown.items()]
+    rest = len(present) - len(shown)
+    return [*key, Patch(color=OTHER, label=f"{rest} others")] if rest else key
+
+
+def _draw_violations(ax: Axes, view: _View, violated: NDArray[np.bool_]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    if not violated.any():
+        return []
+    drawn = ax.contourf(*view.middles(), violated, levels=[0.5, 1.5], colors="none", hatches=["////"])
+    drawn.set_edgecolor(INK)
+    drawn.set_linewidth(0)
+    if not violated.all():
+        ax.contour(*view.middles(), violated, levels=[0.5], colors=INK, linewidths=1.2)
+    return [Patch(facecolor="none", edgecolor=INK, hatch="////", label="violated")]
+
+
+def _draw_boxes(ax: Axes, view: _View, boxes: Sequence[Rectangle]) -> list[Any]:
+    from matplotlib.collections import PolyCollection
+    from matplotlib.patches import Patch
+
+    corners = [[(x0, y0), (x1, y0), (x1, y1), (x0, y1)] for x0, x1, y0, y1 in boxes]
+    ax.add_collection(PolyCollection(corners, facecolors="none", edgecolors=INK, linewidths=0.6, alpha=0.7))
+    return [Patch(facecolor="none", edgecolor=INK, linewidth=0.6, label=f"proof ({len(boxes)} boxes here)")]
+
+
+def _draw_points(ax: Axes, view: _View, points: Array) -> list[Any]:
+    near = 1e-6 * (view.high - view.low) + 1e-12
+    inside = (np.abs(points - view.at) <= near)[:, view.others].all(1)
+    drawn = []
+    for mine, face, edge, label in (
+        (inside, INK, "white", "counterexample"),
+        (~inside, "white", INK, "counterexample outside the slice"),
+    ):
+        if mine.any():
+            x, y = (points[mine, d] for d in view.dims)
+            drawn.append(ax.scatter(x, y, s=80, marker="X", c=face, edgecolors=edge, linewidths=1.2, zorder=5))
+            drawn[-1].set_label(label)
+    return drawn
+
+
+def _label(ax: Axes, view: _View, names: Sequence[str]) -> None:
+    ax.set_xlabel(names[view.dims[0]])
+    ax.set_ylabel(names[view.dims[1]])
+    if view.others:
+        fixed = ", ".join(f"{names[d]} = {view.at[d]:.4g}" for d in view.others)
+        text = fixed if len(view.others) <= MOST_FIXED else f"the other {len(view.others)} inputs are fixed"
+        ax.set_title(text, loc="left", fontsize="small", color="#555555")

@@ -1,0 +1,1 @@
+"""Edits over whole regions."""

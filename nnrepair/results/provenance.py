@@ -1,0 +1,68 @@
+"""What decides a result: versions, source code and values, so that only what was made of the same is used again."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnrepair.extras import installed
+from nnrepair.results.patch import digest_of_state
+from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+from nnrepair.spec.regions import Regions
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python and of some packages."""
+    return {"python": platform.python_version()} | {package: installed(package) for package in packages}
+
+
+@cache
+def source() -> str:
+    """Return the sha256 of this package's source code."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a value of any kind: two that differ where it matters have two.
+
+    Tensors and arrays count with every bit, dataclasses, criteria, points and regions with all that is in them, modules
+    with their state. Of other objects only the class and what they print count.
+    """
+    return digest_of_state({"": _contents(value)})
+
+
+def _contents(value: Any) -> Any:
+    """Return a value as nested lists and dictionaries of tensors and plain values."""
+    if isinstance(value, Tensor | bool | int | float | str | torch.dtype) or value is None:
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, list | tuple):
+        return [_contents(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, Mapping):
+        return {repr(key): _contents(each) for key, each in value.items()}
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, nn.Module):
+        return [kind, dict(value.state_dict())]
+    if isinstance(value, Criterion | Regions | Edits | EditScope | LocalitySet):
+        return [kind, {name: _contents(each) for name, each in vars(value).items()}]
+    if is_dataclass(value):
+        return [kind, {field.name: _contents(getattr(value, field.name)) for field in fields(value)}]
+    text = repr(value)
+    return [kind, "" if " at 0x" in text else text]  # an address says nothing

@@ -1,0 +1,348 @@
+"""What `fix` returns: the repaired network, what was measured on it, and what can be proved about it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput
+from nnrepair.results.certificate import Certificate
+from nnrepair.results.changes import WeightChange
+from nnrepair.results.outcome import Outcome
+from nnrepair.results.patch import Patch
+from nnrepair.rounding import percent, percentage_points
+from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.edits import Edits, LocalitySet
+from nnrepair.spec.regions import Regions
+
+if TYPE_CHECKING:
+    from nnrepair.verify import CheckResult, Options, Property
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far outputs that stand for no decisions are from what they were.
+
+    Attributes:
+        tolerance: the largest change of any output that counts as none (None where the points have a criterion of their
+            own), and `within`: the share of points where no output changed by more.
+        mean, largest: absolute change of an output, over all outputs of all points (None where one is not finite).
+    """
+
+    tolerance: float | None
+    within: float | None
+    mean: float | None
+    largest: float | None
+
+    def words(self, points: int) -> str:
+        """Return it in words, of so many points."""
+        within = ""
+        if self.tolerance is not None and self.within is not None:
+            within = f"outputs within {self.tolerance:.3g} of before at {percent(self.within)} of {points} points; "
+        if self.mean is None or self.largest is None:
+            return f"{within}some outputs are not finite now"
+        return f"{within}mean absolute change {self.mean:.3g}, largest {self.largest:.3g}"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What became of points that were no edits.
+
+    Attributes:
+        points: how many were measured.
+        accuracy_before, accuracy_after: share of them whose labels hold, or whose criterion does (None without).
+        drawdown: relative loss of accuracy, negative when it rose (None where there was none to lose);
+            `drawdown_points`: the same in percentage points.
+        locality: share of them whose decisions are unchanged, right or wrong (None where outputs are numbers).
+        decisions: decisions per point: 1 for classes, one per output for yes-or-no answers, 0 for numbers.
+        moved: for numbers, how far they are from before.
+        free: why so many of these points were no condition of the repair: reason -> how many.
+        left_out: why so many more points that were given were not measured: reason -> how many.
+    """
+
+    points: int
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    drawdown: float | None = None
+    drawdown_points: float | None = None
+    locality: float | None = None
+    decisions: int = 1
+    moved: Moved | None = None
+    free: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Kept:
+        """Return what `dataclasses.asdict` made plain."""
+        moved = plain.get("moved")
+        return cls(**plain | {"moved": None if moved is None else Moved(**moved)})
+
+    @property
+    def stayed(self) -> str:
+        """What stayed, in words."""
+        said = []
+        if self.locality is not None:
+            what = "" if self.decisions == 1 else f"points with all {self.decisions} "
+            said.append(f"{percent(self.locality)} of {self.points} {what}decisions unchanged")
+        if self.moved is not None:
+            said.append(self.moved.words(self.points))
+        said += [f"{count} of them {why}: free to change" for why, count in self.free.items()]
+        said += [f"{count} more left out: they {why}" for why, count in self.left_out.items()]
+        return "; ".join(said)
+
+    @property
+    def lost(self) -> str:
+        """Drawdown in words, empty without labels."""
+        if self.drawdown_points is None:
+            return ""
+        relative = "" if self.drawdown is None else f" ({percent(self.drawdown)} relative)"
+        return f"{percentage_points(self.drawdown_points)} points{relative}"
+
+    def __str__(self) -> str:
+        lost = "" if self.drawdown_points is None else f"drawdown {percentage_points(self.drawdown_points)} points, "
+        return f"{lost}{self.stayed}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured by running both networks in their own dtype (edits over whole regions: in float64).
+
+    Attributes:
+        edits: number of edits, points or regions; `held_before` and `held_after` say for each whether it held. Of
+            `repair_property`, these are its properties.
+        success_rate: share of edits that hold afterwards.
+        generalization_rate: share of the edit scope that holds afterwards (None without an edit scope); where its
+            points belong to single edits, the mean of their shares over the edits that have some.
+        kept: what became of the locality set (None without one).
+        weight_change: its size.
+        seconds: wall time of the method.
+        method: the method, with its hyper-parameters.
+        notes: sentences from the method: which layer, which claim.
+        tests: by name, what became of points that the method never saw.
+        scope_points: size of the edit scope, and `scope_edits`: how many edits have points of their own in it (None
+            where all points belong to all edits).
+        asked: what `edits` are: "edits", or "properties".
+    """
+
+    edits: int
+    held_before: list[bool]
+    held_after: list[bool]
+    success_rate: float
+    generalization_rate: float | None
+    kept: Kept | None
+    weight_change: WeightChange
+    seconds: float
+    method: str
+    notes: list[str] = field(default_factory=list)
+    tests: dict[str, Kept] = field(default_factory=dict)
+    scope_points: int = 0
+    scope_edits: int | None = None
+    asked: Literal["edits", "properties"] = "edits"
+
+    @property
+    def drawdown(self) -> float | None:
+        """Relative loss of accuracy on the locality set, see `Kept`."""
+        return None if self.kept is None else self.kept.drawdown
+
+    @property
+    def drawdown_points(self) -> float | None:
+        """Loss of accuracy on the locality set in percentage points, negative when it rose (None without labels)."""
+        return None if self.kept is None else self.kept.drawdown_points
+
+    @property
+    def locality(self) -> float | None:
+        """Share of the locality set's points whose decisions are unchanged (None without it, and for numbers)."""
+        return None if self.kept is None else self.kept.locality
+
+    @property
+    def locality_points(self) -> int:
+        """Points of the locality set that were measured."""
+        return 0 if self.kept is None else self.kept.points
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain numbers, lists and strings (JSON)."""
+        plain = asdict(self)
+        for name in ("drawdown", "drawdown_points", "locality", "locality_points"):
+            plain[name] = getattr(self, name)
+        return {self.asked if name == "edits" else name: value for name, value in plain.items()}
+
+    def _rows(self) -> list[tuple[str, str]]:
+        held = f"{sum(self.held_after)} of {self.edits} {self.asked} hold"
+        rows = [("success rate", f"{percent(self.success_rate)} ({held})")]
+        rows.append(("held before", f"{sum(self.held_before)} of {self.edits}"))
+        if self.generalization_rate is not None:
+            rows.append(("generalization rate", f"{percent(self.generalization_rate)} of {self._scope}"))
+        if self.kept is not None:
+            rows += [("drawdown", self.kept.lost)] if self.kept.lost else []
+            rows.append(("locality", self.kept.stayed))
+        rows += [(name, str(kept)) for name, kept in self.tests.items()]
+        rows += self.weight_change.rows()
+        rows.append(("seconds", f"{self.seconds:.2f}"))
+        return rows
+
+    @property
+    def _scope(self) -> str:
+        if self.scope_edits is None:
+            return f"the {self.scope_points} points of the edit scope"
+        return (
+            f"the edit scope: mean over the {self.scope_edits} of {self.edits} edits that have some of its "
+            f"{self.scope_points} points"
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{name:<20} {value}" for name, value in self._rows()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self._rows())
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return f"<table>{rows}</table><ul>{notes}</ul>"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a repair was asked for: references to the points, not copies.
+
+    Attributes:
+        edits: what must hold.
+        locality: points to keep, or None.
+        keep: the criterion that keeps them, and `kept`: bool (points,), which of them it binds.
+    """
+
+    edits: Edits
+    locality: LocalitySet | None = None
+    keep: Criterion | None = None
+    kept: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What is known about one property of a repaired network.
+
+    Attributes:
+        name: the property's file name without its ending, or "property 1", "property 2", ...
+        role: "repair" for a property that was to be repaired, "keep" for one that held and was to stay.
+        result: the checker's verdict on the network as returned, with its certificate.
+        source: the property's file, if it came from one.
+    """
+
+    name: str
+    role: Literal["repair", "keep"]
+    result: CheckResult
+    source: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.role}): {self.result.verdict}, {self.result.boxes} boxes"
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """The result of a repair.
+
+    Attributes:
+        model: the repaired network, of the same class as the original (a `Decoupled` for that architecture).
+        outcome: what happened, with advice.
+        report: what was measured.
+        patch: the change alone, which can be saved, applied and reverted (None where it is more than other values of
+            the same parameters and buffers: a decoupled network, a replaced layer).
+        certificate: a proof of minimality that `nnrepair certify` can check, where there is one.
+        stats: the method's own numbers (`objective`, `lower_bound`, `gap`, layers tried, steps).
+        asked: the edits and the locality set, for `verify`.
+        proofs: of the properties that `repair_property` was asked to repair and to keep.
+    """
+
+    model: nn.Module
+    outcome: Outcome
+    report: Report
+    patch: Patch | None
+    certificate: Certificate | None
+    stats: dict[str, Any]
+    asked: Asked | None = field(default=None, repr=False, compare=False)
+    proofs: tuple[Proof, ...] = ()
+
+    def verify(
+        self,
+        property: Property | str | Path | Sequence[Property | str | Path] | None = None,
+        *,
+        timeout: float | None = None,
+        device: str | torch.device | None = None,
+        certificate: bool = True,
+        progress: bool = False,
+        seed: int = 0,
+        options: Options | None = None,
+    ) -> CheckResult:
+        """Confirm the repaired network: every edit, every point to keep, and properties over their whole regions.
+
+        A point is confirmed when it holds in a run of the network and for the real-valued function of its stored
+        weights: in float64 with all rounding bounded, and in exact arithmetic where that leaves it open. Nothing is
+        taken from the report. The verdict is "holds" when all of this is confirmed; "violated" when a point is
+        certainly wrong (also a point of the locality set that the repair gave up) or a property is; else "unknown".
+        Edits over regions are checked over their whole regions, as properties are (`nnrepair.verify.over`).
+
+        Args:
+            property: a `nnrepair.verify.Property`, a .vnnlib file, or a list of these.
+            timeout: for everything together, in seconds.
+            device, certificate, progress, seed, options: for the properties; see `nnrepair.verify.check`.
+
+        Returns:
+            The verdict. `reason` says, line by line, what was confirmed and which points were not; `counterexample` is
+            the first edit that is wrong, else the first lost point, else that of a property; `proved` is the smallest
+            share among edits, points to keep and properties; `certificate` is that of the property, if there is one
+            property, and speaks of it alone.
+
+        Raises:
+            InvalidInput: points that are no plain tensors, or a property that does not fit.
+            UnsupportedModel: the network has operations that are not piecewise linear (so has a decoupled one).
+        """
+        from nnrepair.verify.points import confirm
+
+        if self.asked is None:
+            raise InvalidInput(
+                "This result does not know its edits; verify() works on what nnrepair.fix returned. What "
+                "repair_property returned has its proofs; nnrepair.verify.check(result.model, property) makes another."
+            )
+        asked, points = self.asked, list[Any]()
+        points.append(("edits", asked.edits.inputs, asked.edits.criterion, None))
+        if asked.locality is not None and asked.keep is not None:
+            points.append(("points to keep", asked.locality.inputs, asked.keep, asked.kept))
+        return confirm(
+            self.model,
+            points,
+            property,
+            timeout=timeout,
+            device=device,
+            certificate=certificate,
+            progress=progress,
+            seed=seed,
+            options=options,
+        )
+
+    def __str__(self) -> str:
+        lines = [str(self.outcome), str(self.report)]
+        measured = [] if self.report.asked == "properties" else [f"{self.report.edits} edits"]
+        if self.report.locality_points:
+            measured.append(f"{self.report.locality_points} locality points")
+        if measured:
+            lines.append(f"measured on {' and '.join(measured)}, in the model's own arithmetic")
+        if self.proofs:
+            lines.append("checked over whole regions (certificates not yet re-checked):")
+            lines += [f"  {proof}" for proof in self.proofs]
+        if self.asked is not None and isinstance(self.asked.edits.inputs, Regions):
+            lines[-1] += " (edits over whole regions: in float64)"
+        if self.certificate is not None:
+            lines.append(f"certificate (not yet checked): {self.certificate.claim}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        claim = (
+            ""
+            if self.certificate is None
+            else f"<p>Certificate (not yet checked): {html.escape(self.certificate.claim)}</p>"
+        )
+        return f"<p><b>{html.escape(str(self.outcome))}</b></p>{self.report._repr_html_()}{claim}"

@@ -1,0 +1,254 @@
+"""What kind of answer a network's outputs are: one class per point, yes or no per output, or plain numbers.
+
+What a decision is, what keeping a point means, and how far two outputs are apart all follow from it. Criteria say which
+kind it is (`kind_of`); a network itself does not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnrepair.spec.criteria import (
+    Argmax,
+    Argmin,
+    Criterion,
+    Near,
+    Threshold,
+    flat,
+)
+
+
+class Kind(ABC):
+    """How outputs `y` (n, ...) are read.
+
+    Outputs stand for a distribution of labels. `divergence` is its Kullback-Leibler divergence, whose curvature is the
+    Fisher information F: for a small change d of one point's flat outputs, 1/2 d^T F d. `root` and `score` give F as
+    a sum and as an expectation.
+    """
+
+    #: Whether outputs stand for decisions; without, there is nothing but their size.
+    decides: bool = True
+
+    @abstractmethod
+    def decide(self, y: Tensor) -> Tensor:
+        """Return (n, decisions): what the outputs decide."""
+
+    @abstractmethod
+    def keep(self, y: Tensor, tol: float) -> Criterion:
+        """Return the criterion that keeps the decisions; where there are none, outputs within `tol`."""
+
+    @abstractmethod
+    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+        """Return (n,): the divergence of the new distribution from the old one, in nats."""
+
+    @abstractmethod
+    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return labels (n, ...) drawn from the distribution, on the CPU."""
+
+    @abstractmethod
+    def score(self, y: Tensor, labels: Tensor) -> Tensor:
+        """Return (n, outputs): the gradient of a label's log-probability at the outputs."""
+
+    @abstractmethod
+    def root(self, y: Tensor, most: int) -> Tensor | None:
+        """Return (n, k, outputs): for every point k <= most rows r, with sum_k r^T r = F.
+
+        Of more classes than `most`, the most probable ones, which leaves F a little too small; None where no `most`
+        terms come close to the sum.
+        """
+
+    @abstractmethod
+    def labels(self, criterion: Criterion) -> Tensor | None:
+        """Return the labels (n, ...) that a criterion names, as `score` takes them, or None."""
+
+
+@dataclass(frozen=True)
+class Classes(Kind):
+    """One score per class; the highest wins (the lowest, for `Argmin`). The distribution is the softmax.
+
+    >>> Classes().decide(torch.tensor([[0.0, 2.0]]))
+    tensor([[1]])
+
+    Args:
+        lowest: the lowest score wins; the softmax is that of -y.
+    """
+
+    lowest: bool = False
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.lowest else 1.0
+
+    def decide(self, y: Tensor) -> Tensor:
+        return (self._sign * y).argmax(1, keepdim=True)
+
+    def keep(self, y: Tensor, tol: float) -> Criterion:
+        return (Argmin if self.lowest else Argmax)(self.decide(y)[:, 0])
+
+    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+        before, after = (F.log_softmax(self._sign * y, 1) for y in (old, new))
+        return F.kl_div(after, before, reduction="none", log_target=True).sum(1)
+
+    def _p(self, y: Tensor) -> Tensor:
+        return F.softmax(self._sign * y.double(), 1)
+
+    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.multinomial(self._p(y).cpu(), 1, generator=generator)[:, 0]
+
+    def score(self, y: Tensor, labels: Tensor) -> Tensor:
+        p = self._p(y)
+        return self._sign * (F.one_hot(labels.to(y.device), p.shape[1]) - p)
+
+    def root(self, y: Tensor, most: int) -> Tensor | None:
+        p = self._p(y)
+        share, label = p.topk(min(p.shape[1], most), 1)
+        return self._sign * share.sqrt()[..., None] * (F.one_hot(label, p.shape[1]) - p[:, None])
+
+    def labels(self, criterion: Criterion) -> Tensor | None:
+        return criterion.labels if isinstance(criterion, Argmax) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Binary(Kind):
+    """One yes-or-no answer per output: yes above the threshold. Each is a coin with P(yes) = sigmoid(y - threshold).
+
+    >>> Binary().decide(torch.tensor([0.5, -0.5]))
+    tensor([[ True],
+            [False]])
+
+    Args:
+        threshold: (1,) or (outputs,).
+        numbers: (outputs,) bool, outputs that are no answers but numbers, as in `Regression` (another part of the
+            criterion bounds them); None where all are answers.
+    """
+
+    threshold: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    numbers: Tensor | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Binary) and torch.equal(self.threshold, other.threshold)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.threshold.tolist()))
+
+    def _logits(self, y: Tensor) -> Tensor:
+        return flat(y) - self.threshold.to(flat(y))
+
+    def answers(self, y: Tensor) -> Tensor:
+        """Return (outputs,) bool: which outputs are answers."""
+        if self.numbers is None:
+            return torch.ones(flat(y).shape[1], dtype=torch.bool, device=y.device)
+        return ~self.numbers.to(y.device)
+
+    def decide(self, y: Tensor) -> Tensor:
+        return (self._logits(y) > 0)[:, self.answers(y)]
+
+    def keep(self, y: Tensor, tol: float) -> Criterion:
+        labels = torch.where(self.answers(y), (self._logits(y) > 0).long(), -1)
+        return Threshold(labels.reshape(y.shape), self.threshold)
+
+    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+        before, after = self._logits(old), self._logits(new)
+        yes, no = (torch.sigmoid(s * before) * (F.logsigmoid(s * before) - F.logsigmoid(s * after)) for s in (1, -1))
+        return torch.where(self.answers(old), yes + no, (after - before).square() / 2).sum(1)
+
+    def _p(self, y: Tensor) -> Tensor:
+        return torch.sigmoid(self._logits(y.double()))
+
+    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        coins = torch.bernoulli(self._p(y).cpu(), generator=generator)
+        return coins if self.numbers is None else torch.where(self.numbers, Regression().sample(y, generator), coins)
+
+    def score(self, y: Tensor, labels: Tensor) -> Tensor:
+        given = flat(labels.to(y.device)).double()
+        coins = torch.where(given < 0, 0.0, given - self._p(y))
+        return torch.where(self.answers(y), coins, given - flat(y))
+
+    def root(self, y: Tensor, most: int) -> Tensor | None:
+        p = self._p(y)
+        size = torch.where(self.answers(y), (p * (1 - p)).sqrt(), 1.0)
+        return None if p.shape[1] > most else torch.diag_embed(size)
+
+    def labels(self, criterion: Criterion) -> Tensor | None:
+        return criterion.labels if isinstance(criterion, Threshold) else None
+
+
+@dataclass(frozen=True)
+class Regression(Kind):
+    """Plain numbers, each a normal distribution around the output with standard deviation 1, in output units.
+
+    There are no decisions. The divergence is half the squared distance, and F is the identity.
+    """
+
+    decides = False
+
+    def decide(self, y: Tensor) -> Tensor:
+        return flat(y)[:, :0]
+
+    def keep(self, y: Tensor, tol: float) -> Criterion:
+        return Near(y, tol)
+
+    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+        return flat(new - old).square().sum(1) / 2
+
+    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        return flat(y).double().cpu() + torch.randn(flat(y).shape, generator=generator, dtype=torch.float64)
+
+    def score(self, y: Tensor, labels: Tensor) -> Tensor:
+        return flat(labels.to(y.device)).double() - flat(y).double()
+
+    def root(self, y: Tensor, most: int) -> Tensor | None:
+        size = flat(y).shape[1]
+        return None if size > most else torch.eye(size, dtype=torch.float64, device=y.device).expand(len(y), -1, -1)
+
+    def labels(self, criterion: Criterion) -> Tensor | None:
+        return criterion.target if isinstance(criterion, Near) else None
+
+
+def leaves(criterion: Criterion) -> Iterator[Criterion]:
+    """Yield the criteria that a joined criterion is made of."""
+    parts = getattr(criterion, "parts", None)
+    if parts is None:
+        yield criterion
+    else:
+        for part in parts:
+            yield from leaves(part)
+
+
+def kind_of(*criteria: Criterion | None) -> Kind:
+    """Return the kind of the outputs that criteria speak of: of the first one with decisions, else plain numbers.
+
+    Of a criterion that joins several, the first part with decisions tells.
+
+    >>> kind_of(Near(torch.zeros(1, 3), 0.1), Argmin([2]))
+    Classes(lowest=True)
+    """
+    for criterion in criteria:
+        parts = [] if criterion is None else list(leaves(criterion))
+        for part in parts:
+            if isinstance(part, Argmax):
+                return Classes(all(isinstance(p, Argmin) for p in parts if isinstance(p, Argmax)))
+            if isinstance(part, Threshold):
+                return Binary(part.threshold, _numbers(parts))
+    return Regression()
+
+
+def _numbers(parts: list[Criterion]) -> Tensor | None:
+    """Return (outputs,) bool: which outputs are bounded as numbers and have no label; None where none is."""
+    bounded = [torch.isfinite(flat(p.tol)).any(0).cpu() for p in parts if isinstance(p, Near)]
+    answered = [(flat(p.labels) >= 0).any(0).cpu() for p in parts if isinstance(p, Threshold)]
+    if not bounded:
+        return None
+    numbers = torch.stack(bounded).any(0) & ~torch.stack(answered).any(0)
+    return numbers if bool(numbers.any()) else None
+
+
+def is_mixed(criterion: Criterion) -> bool:
+    """Whether a criterion asks for decisions and bounds outputs as numbers too."""
+    return len({isinstance(part, Argmax | Threshold) for part in leaves(criterion)}) == 2

@@ -1,0 +1,1 @@
+"""Bound, split, attack, replay."""

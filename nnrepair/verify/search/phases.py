@@ -1,0 +1,193 @@
+"""Branch and bound over ReLU phases, for inputs too wide to split: images.
+
+A part of a job is the job's box with some ReLUs taken to be on and others off. Its bound optimises the slopes of the
+lines below unstable ReLUs and the multipliers of these conditions (beta-CROWN, Wang et al. 2021). A part that stays
+open is split at the ReLU whose relaxation loses most. Rounding is covered as in `bounds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.search.bounds import Bounder, Relaxation
+from nnrepair.verify.search.jobs import (
+    NOTHING,
+    Confirm,
+    Found,
+    Jobs,
+    Open,
+    Part,
+    any_confirmed,
+)
+
+#: Parts are bounded in batches of so many numbers (ReLUs and inputs).
+BATCH_NUMBERS = 200_000
+#: A part's ReLUs are bounded backwards again only if the network is small enough for it (multiplications for each row).
+REFINE_WORK = 5_000_000
+#: Improvement steps for parts that cannot be split.
+LAST_STEPS = 500
+
+
+@dataclass
+class _Parts(Part):
+    low: Tensor  # (parts, ReLUs): bounds that hold under the part's conditions
+    high: Tensor
+    phase: Tensor  # (parts, ReLUs): 1 on, -1 off, 0 free
+    job: Tensor
+    share: Tensor
+    bound: Tensor
+
+
+class PhaseSearch:
+    """One search; `run` does it. Of every job's rows only the one that plain bounds bring closest to proof is pursued.
+
+    Args:
+        graph: the network.
+        jobs: what to prove.
+        confirm: called with points that seem to be counterexamples.
+        steps: improvement steps for the bound of a part.
+        root_steps: the same for each ReLU of a whole box.
+        most: give up once so many parts were bounded.
+        deadline: when to end.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        jobs: Jobs,
+        confirm: Confirm,
+        steps: int = 20,
+        root_steps: int = 12,
+        most: int | None = None,
+        deadline: Deadline = NEVER,
+    ) -> None:
+        self.graph, self.jobs, self.confirm, self.deadline = graph, jobs, confirm, deadline
+        self.steps, self.root_steps, self.most = steps, root_steps, most
+        self.refine = sum(graph.nodes[k].size for k in graph.relus) * graph.hidden < REFINE_WORK
+
+    def run(self, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False) -> Found:
+        """Search until all is closed, a counterexample is confirmed, nothing can be proved any more, or it is time."""
+        batch = max(1, BATCH_NUMBERS // (self.graph.hidden + self.graph.inputs))
+        open_ = Open[_Parts](batch, self.jobs, self.most, self.deadline)
+        boxes, split, next_attack, current = len(self.jobs), False, 64, None
+        try:
+            roots, row = self._roots()
+            for part in roots:
+                open_.push(part)
+            while open_.parts:
+                share = open_.closed_share()
+                report(share, boxes)
+                self.deadline.check()
+                if limit := open_.limit(boxes):
+                    return open_.found(boxes, limit)
+                current = open_.pop()
+                boxes += len(current)
+                if boxes >= next_attack:
+                    next_attack *= 2
+                    if attack(next_attack):
+                        return Found(False, True, boxes, share, None, open_.stuck, None)
+                opened, keep, relaxation = self._bound(current, row, self.steps)
+                if opened is None:
+                    return Found(False, True, boxes, share, None, open_.stuck, None)
+                current = None
+                if not len(opened):
+                    continue
+                children, last = self._split(opened, keep, relaxation)
+                split = True
+                open_.push(children)
+                if len(last):  # affine now: nothing left to split, only better multipliers to find
+                    current = last
+                    lost, _, _ = self._bound(last, row, LAST_STEPS)
+                    if lost is None:
+                        return Found(False, True, boxes, share, None, open_.stuck, None)
+                    if len(lost):
+                        open_.lose(lost, boxes)
+                    current = None
+        except OutOfTime:
+            if current is not None:
+                open_.push(current)
+            return open_.found(boxes) if open_.parts else NOTHING
+        if open_.stuck:
+            return open_.found(boxes)
+        leaves = (np.full(len(self.jobs), -1, np.int16), np.zeros(0))
+        return Found(True, False, boxes, 1.0, None, 0, None if split else leaves)
+
+    def _roots(self) -> tuple[list[_Parts], Tensor]:
+        """Return the jobs that plain bounds leave open, and for every job the row that they bring closest to proof."""
+        jobs = self.jobs
+        self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False, deadline=self.deadline)
+        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        first, box = jobs.boxes()
+        parts, rows = [], torch.zeros_like(box)
+        for b, job in enumerate(first.tolist()):
+            lower, upper = jobs.lower[job][None], jobs.upper[job][None]
+            mine = (box == b).nonzero()[:, 0]
+            known = self.bounder.root
+            for steps in (0, self.root_steps):  # most jobs do not need the second
+                relaxation = self.bounder.relax(lower, upper, known, steps=steps)
+                known = relaxation.joined(lower)
+                best, rows[mine] = self._plain(relaxation, lower, upper, mine)
+                if bool((best > 0).all()):
+                    break
+            still = ~(best > 0)
+            count = int(still.sum())
+            low, high, free = (v.expand(count, -1) for v in (*known, torch.zeros_like(known[0])))
+            parts.append(_Parts(low, high, free, mine[still], torch.full_like(best[still], 1 / len(jobs)), best[still]))
+        return parts, rows
+
+    def _plain(self, relaxation: Relaxation, lower: Tensor, upper: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bounds of some jobs on their common box, each the best of its rows, and which row that is."""
+        values, m = [], self.jobs.rows.shape[1]
+        for part in torch.split(mine, max(1, self.bounder.chunk // m)):
+            rows, box = self.jobs.rows[part].flatten(0, 1), torch.zeros(len(part) * m, dtype=torch.long).to(mine)
+            bound = self.bounder.backward(relaxation, len(self.graph.nodes) - 1, rows, box)
+            values.append(bound.minimum(lower, upper).reshape(-1, m) - self.offset[part])
+        return self.jobs.best(torch.cat(values), mine)
+
+    def _bound(self, parts: _Parts, row: Tensor, steps: int) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
+        """Return the parts that stay open, with their coefficients, or None when a counterexample was confirmed."""
+        job = parts.job
+        lower, upper = self.jobs.lower[job], self.jobs.upper[job]
+        known = (parts.low, parts.high)
+        relaxation = self.bounder.relax(lower, upper, known, refine=self.refine and bool((parts.phase != 0).any()))
+        low, high = relaxation.joined(lower)
+        empty = (low > high).any(1)
+        slices = [self.graph.nodes[k].relu for k in self.graph.relus]
+        keep: list[Tensor | None] = []
+        last = len(self.graph.nodes) - 1
+        rows, offset = self.jobs.rows[job, row[job]], self.offset[job, row[job]]
+        phase = [parts.phase[:, s] for s in slices]
+        best, bound = self.bounder.improve(relaxation, last, rows, offset, lower, upper, steps, phase=phase, keep=keep)
+        index = (~(best > 0) & ~empty).nonzero()[:, 0]
+        if len(index):
+            x = bound[index].corner(lower[index], upper[index])
+            if any_confirmed(self.confirm, x, job[index], self.jobs.depth(self.graph(x, self.deadline), job[index])):
+                return None, keep, relaxation
+        opened = _Parts(low[index], high[index], parts.phase[index], job[index], parts.share[index], best[index])
+        return opened, [None if a is None else a[index] for a in keep], relaxation[index]
+
+    def _split(self, opened: _Parts, keep: Sequence[Tensor | None], relaxation: Relaxation) -> tuple[_Parts, _Parts]:
+        """Return both phases of the ReLU that loses most in each part, and the parts without unstable ReLUs."""
+        losses = [opened.low[:, :0]]
+        for i, (A, unstable) in enumerate(zip(keep, relaxation.unstable, strict=True)):
+            nothing = torch.zeros_like(relaxation.shift[i])
+            losses.append(nothing if A is None else relaxation.lost(i, A) + 1e-30 * unstable)
+        scores = torch.cat(losses, 1).nan_to_num(0.0)
+        can = (scores > 0).any(1)
+        stays, opened = opened[~can], opened[can]
+        if not len(opened):
+            return opened, stays
+        neuron = scores[can].argmax(1)
+        each = torch.arange(len(neuron), device=neuron.device)
+        on = _Parts(opened.low.clone(), opened.high, opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
+        off = _Parts(opened.low, opened.high.clone(), opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
+        on.low[each, neuron], on.phase[each, neuron] = 0.0, 1.0
+        off.high[each, neuron], off.phase[each, neuron] = 0.0, -1.0
+        return _Parts.joined([on, off]), stays

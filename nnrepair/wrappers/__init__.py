@@ -1,0 +1,1 @@
+"""Networks that carry edits beside their weights."""

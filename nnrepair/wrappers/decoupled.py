@@ -1,0 +1,85 @@
+"""The decoupled network: a change of weights that moves values but never switches an activation.
+
+Sotoudeh & Thakur (PLDI 2021) run two channels. The activation channel is the original network and decides which units
+are active; the value channel carries the change through the same linear pieces. Its output is the original's output
+plus the first-order effect of the change, f(x) + J(x) Delta: exactly linear in Delta, for every layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from nnrepair.jacobian.tangents import canonical, moved_outputs
+from nnrepair.spec.network import copied
+
+
+class Decoupled(nn.Module):
+    """f(x) + J(x) Delta as an ordinary module: it can be saved, moved and exported to ONNX.
+
+    Args:
+        model: the network f; a copy is kept as the submodule `base`, always in eval mode.
+        change: Delta, by parameter name; kept as buffers in the base's dtype.
+        channels: compute in plain tensor operations where they are known (needed for export); False always uses
+            forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> base = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> Decoupled(base, {"0.bias": torch.ones(2)})(torch.zeros(3, 2)).shape
+        torch.Size([3, 1])
+    """
+
+    #: What a report calls `change`.
+    carries: ClassVar[str] = "the change that the decoupled network carries beside the original weights"
+
+    def __init__(self, model: nn.Module, change: dict[str, Tensor], channels: bool = True) -> None:
+        super().__init__()
+        self.channels = channels
+        self.base = copied(model).eval()
+        first = canonical(model)
+        self.names = [first[name] for name in change]
+        parameters = dict(model.named_parameters())
+        for index, (name, delta) in enumerate(zip(self.names, change.values(), strict=True)):
+            like = parameters[name]
+            self.register_buffer(f"change_{index}", delta.to(like.device, like.dtype).detach().clone())
+
+    @property
+    def change(self) -> dict[str, Tensor]:
+        """Delta, by parameter name."""
+        return {name: getattr(self, f"change_{index}") for index, name in enumerate(self.names)}
+
+    def train(self, mode: bool = True) -> Decoupled:
+        """Set this module's mode; the base stays in eval mode."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def forward(self, x: Tensor, second: Any = None) -> Tensor:
+        """Return f + J Delta; `second` is what graph networks take beside their features, the edges."""
+        # Not *inputs: exporters match the names of arguments.
+        inputs = x if second is None else _Arguments((x, second))
+        return moved_outputs(self.base, self.change, inputs, self.channels)
+
+
+class _Arguments:
+    """What a model is called with, as inputs (of a graph network: features and edges)."""
+
+    independent = False
+
+    def __init__(self, given: tuple[Any, ...]) -> None:
+        self.given = given
+
+    def __len__(self) -> int:
+        return len(self.given[0])
+
+    def __getitem__(self, index: Tensor) -> _Arguments:
+        raise NotImplementedError("the arguments of one call cannot be divided")
+
+    def to(self, like: Tensor) -> _Arguments:
+        return self
+
+    def call(self, model: nn.Module) -> Tensor:
+        y: Tensor = model(*self.given)
+        return y
