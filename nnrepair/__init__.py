@@ -13,12 +13,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nnrepair import data as data
     from nnrepair import domains as domains
     from nnrepair import methods
+    from nnrepair import metrics as metrics
     from nnrepair import onnx as onnx
+    from nnrepair import penalties as penalties
     from nnrepair import plot as plot
     from nnrepair import verify as verify
-    from nnrepair.domains import files as data
     from nnrepair.errors import (
         DataUnavailable,
         InvalidInput,
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from nnrepair.fix import fix
-    from nnrepair.methods.fine_tune import penalties
     from nnrepair.properties import repair_property
-    from nnrepair.results import metrics
     from nnrepair.results.history import History, Step
     from nnrepair.results.outcome import Outcome
     from nnrepair.results.patch import Patch
@@ -87,8 +87,8 @@ __all__ = [
 
 #: The module of each name. It is imported when the name is first used: what needs no torch does not wait for it.
 _HOMES = {
-    "criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Criterion", "Linear", "Near", "Threshold"),
-    "decoupled": ("Decoupled",),
+    "spec.criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Criterion", "Linear", "Near", "Threshold"),
+    "wrappers.decoupled": ("Decoupled",),
     "errors": (
         "DataUnavailable",
         "InvalidInput",
@@ -99,13 +99,13 @@ _HOMES = {
         "UnsupportedModel",
     ),
     "fix": ("fix",),
-    "history": ("History", "Step"),
-    "outcome": ("Outcome",),
-    "patch": ("Patch",),
+    "results.history": ("History", "Step"),
+    "results.outcome": ("Outcome",),
+    "results.patch": ("Patch",),
     "properties": ("repair_property",),
-    "result": ("Kept", "RepairResult", "Report"),
-    "shapes": ("Polygons", "Segments"),
-    "spec": ("EditScope", "Edits", "Inputs", "LocalitySet"),
+    "results.result": ("Kept", "RepairResult", "Report"),
+    "spec.regions": ("Polygons", "Segments"),
+    "spec.edits": ("EditScope", "Edits", "Inputs", "LocalitySet"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

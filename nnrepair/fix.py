@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair import regions, sequence
+from nnrepair import sequence
 from nnrepair.errors import RepairFailed
 from nnrepair.judge import held, judge, propose, watch
 from nnrepair.methods.base import Method, named
+from nnrepair.regions import edits as regions
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.edits import Edits

@@ -466,7 +466,7 @@ def test_a_model_that_cannot_be_a_file_costs_no_repair(base: Path, tmp_path: Pat
         raise nnrepair.UnsupportedModel("edits [0] hold in the repaired model, but not in the file made of it.")
 
     temporary = elsewhere(monkeypatch, tmp_path / "elsewhere")
-    monkeypatch.setattr("nnrepair.model_file._check_written", lost)
+    monkeypatch.setattr("nnrepair.cli.model_file._check_written", lost)
     command = ["fix", base / "base.onnx", "--edits", base / "edits.npz", "--layer", "fc2"]
     assert run(*command, "--out", tmp_path / "out.onnx", "--report", tmp_path / "report.json", "--quiet") == 3
     told = capsys.readouterr().err

@@ -91,7 +91,7 @@ ORDERS = (
     "import nnrepair.sequence",
     "import nnrepair.properties",
     "from nnrepair import repair_property",
-    "import nnrepair.demo",
+    "import nnrepair.cli.demonstration",
     "import nnrepair.cli.fix",
     "import nnrepair.plot; nnrepair.plot.sequence",
     "import importlib; assert importlib.import_module('nnrepair.fix').undisturbed",
@@ -156,7 +156,7 @@ for module in pkgutil.walk_packages(nnrepair.__path__, "nnrepair."):
 refused("onnx", lambda: nnrepair.onnx.load)
 refused("onnx", lambda: nnrepair.onnx.save)
 refused("plot", nnrepair.plot.require_matplotlib)
-refused("demo", lambda: nnrepair.demo.run(nnrepair.demo.Path("page.html")))
+refused("demo", lambda: nnrepair.cli.demonstration.run(nnrepair.cli.demonstration.Path("page.html")))
 sys.path.insert(0, {str(Path(__file__).parents[1] / "verification" / "acas")!r})
 refused("sweep", lambda: runpy.run_path(sys.path[0] + "/repair.py"))
 """
@@ -174,7 +174,7 @@ import torch, tempfile
 import nnrepair
 nnrepair.onnx.load
 refused("onnx", lambda: nnrepair.onnx.save(torch.nn.Linear(2, 2), torch.zeros(1, 2), "x.onnx"))
-from nnrepair.verify.replay import Replay
+from nnrepair.verify.search.replay import Replay
 replay = Replay(torch.nn.Linear(2, 2), (2,), torch.float32, None, nnrepair.data.Path("x.onnx"))
 refused("onnx", lambda: replay.onnxruntime(torch.zeros(2)))
 try:

@@ -60,7 +60,7 @@ def test_factored_is_its_dense_form(block: Factored, seed: int) -> None:
 def test_work_in_chunks_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     block = factored(0, m=6, out=5)
     G = dense(block)
-    monkeypatch.setattr("nnrepair.rows.CHUNK", 10)
+    monkeypatch.setattr("nnrepair.solver.rows.CHUNK", 10)
     np.testing.assert_allclose(block.gram(), G @ G.T, atol=1e-12)
     np.testing.assert_allclose(block.dense(slice(1, 3)), G.reshape(6, 5, 4)[:, 1:3], atol=1e-12)
 

@@ -192,7 +192,7 @@ def test_a_line_of_zeros_is_no_cut():
 def test_many_regions_go_in_parts(monkeypatch):
     model, some = mlp(2, 9, 9, 3), regions("segments", (2,))
     whole = split(model, some)
-    monkeypatch.setattr("nnrepair.splitting.TOGETHER", 1)
+    monkeypatch.setattr("nnrepair.regions.splitting.TOGETHER", 1)
     parts = split(model, some)
     assert torch.equal(parts.region.bincount(), whole.region.bincount())
     assert sorted(parts.points.tolist()) == sorted(whole.points.tolist())

@@ -363,7 +363,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import suites
 from nnrepair.verify import suite
-from nnrepair.verify.stored import stored
+from nnrepair.verify.suite.stored import stored
 
 suite.in_processes = suites.one_by_one
 folder, draw = Path({folder!r}), random.Random(0)

@@ -94,7 +94,7 @@ def by_load(path: Path, case: Case) -> Reading:
 
 
 def by_lower(path: Path, case: Case) -> Reading:
-    """nnrepair.verify.lowering.lower: the graph of that module."""
+    """nnrepair.verify.reading.lowering.lower: the graph of that module."""
     graph = lower(_loaded(path, case.data), case.shape)
 
     def run(points: Array) -> tuple[Array, Array]:

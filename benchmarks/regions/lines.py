@@ -1,7 +1,8 @@
 """PRDNN's Task 2: segments from a clean MNIST digit to the same digit in fog, each to be classified right all along.
 
 Sotoudeh & Thakur, "Provable repair of deep neural networks" (PLDI 2021): the 3x100 network, N lines from training
-digits that it gets right, margin 0.05. The fog is this project's (see `nnrepair.domains.vision.fog`), not MNIST-C's.
+digits that it gets right, margin 0.05. The fog is this project's (see `nnrepair.domains.images.vision.fog`), not
+MNIST-C's.
 """
 
 from __future__ import annotations

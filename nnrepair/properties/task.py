@@ -31,7 +31,7 @@ class Task:
     """One property and what becomes of it.
 
     Attributes:
-        name, role: see `nnrepair.result.Proof`.
+        name, role: see `nnrepair.results.result.Proof`.
         given: what the user gave: a property, or its file.
         property, jobs: what it says.
         asked: the slack that its counterexamples must reach.

@@ -74,7 +74,7 @@ class Pieces:
 def split(model: nn.Module, regions: Regions, then: Callable[[Mesh], None] | None = None) -> Pieces:
     """Return the linear regions of a model on each region.
 
-    >>> from nnrepair.shapes import Segments
+    >>> from nnrepair.spec.regions import Segments
     >>> model = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
     >>> with torch.no_grad():
     ...     _ = model[0].weight.fill_(1.0), model[0].bias.zero_()

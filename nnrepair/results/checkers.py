@@ -21,7 +21,7 @@ Kind = Literal["minimality", "property"]
 
 ACCEPTED, REJECTED, UNREADABLE = 0, 1, 2
 MAX_META = 2**20  # bytes of a certificate's meta data; the checkers read no more either
-FOLDERS = (Path(__file__).parent / "_checkers", Path(__file__).parents[1] / "verification")
+FOLDERS = (Path(__file__).parents[1] / "_checkers", Path(__file__).parents[2] / "verification")
 PROGRAMS: dict[Kind, str] = {"minimality": "minimality.py", "property": "check.py"}
 
 # Isolated (-I -S), a program sees Python's own modules alone. It gets its own folder before them, as if it were run as

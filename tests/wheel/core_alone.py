@@ -107,7 +107,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     x, order = points()
     asked = Property.on(Box(x[0], x[0] + 1e-4), nnrepair.Argmax(order[:1, 0]), outputs=3)
     (tmp_path / "property.vnnlib").write_text(vnnlib.dumps(asked))
-    nnrepair.certificate.Certificate("w", None, "l1", "same", 0.0, 0.0, 0.0, False, {}).save("proof.npz")
+    nnrepair.results.certificate.Certificate("w", None, "l1", "same", 0.0, 0.0, 0.0, False, {}).save("proof.npz")
     return tmp_path
 
 
@@ -150,7 +150,7 @@ def _picture() -> object:
         ("plot", _picture),
         ("vision", _photographs),
         ("graph", _graph),
-        ("demo", lambda: importlib.import_module("nnrepair.domains.vision").digits()),
+        ("demo", lambda: importlib.import_module("nnrepair.domains.images.vision").digits()),
     ],
 )
 @pytest.mark.usefixtures("files")

@@ -137,5 +137,5 @@ def _file(path: str) -> Path:
 
 @functools.cache
 def _hashes() -> dict[str, str]:
-    lines = Path(__file__).with_suffix(".sha256").read_text().splitlines()
+    lines = Path(__file__).with_name("acas.sha256").read_text().splitlines()
     return {path: digest for digest, path in (line.split() for line in lines)}

@@ -32,7 +32,7 @@ from nnrepair.spec.network import copied
 def cached(model: nn.Module, data: Any, *, block: int = BLOCK) -> CachedNetwork:
     """Return a graph network as a function of node numbers, with all but its last layer computed.
 
-    >>> from nnrepair.domains.graph import Graph, network
+    >>> from nnrepair.domains.graphs.graph import Graph, network
     >>> graph = Graph(torch.eye(3), torch.tensor([[0, 1], [1, 2]]), torch.tensor([0, 1, 1]))
     >>> cached(network("GCN", graph), graph)(torch.tensor([2, 0])).shape
     torch.Size([2, 2])
@@ -151,7 +151,7 @@ class CachedNetwork(nn.Module):
         Its repairs are repairs of this network, found on plain tensors, so that they come with certificates. What these
         prove holds for the keys as they were computed.
 
-        >>> from nnrepair.domains.graph import Graph, network
+        >>> from nnrepair.domains.graphs.graph import Graph, network
         >>> graph = Graph(torch.eye(3), torch.tensor([[0, 1], [1, 2]]), torch.tensor([0, 1, 1]))
         >>> view = cached(network("GraphSAGE", graph), graph)
         >>> layer, keys = view.linear()

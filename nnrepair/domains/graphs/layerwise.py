@@ -26,7 +26,7 @@ BLOCK = 8192
 def evaluate(model: nn.Module, data: Any, *, block: int = BLOCK, whole: bool = False) -> Tensor:
     """Return the outputs (n, classes) of all nodes of a graph.
 
-    >>> from nnrepair.domains.graph import Graph, network
+    >>> from nnrepair.domains.graphs.graph import Graph, network
     >>> graph = Graph(torch.eye(3), torch.tensor([[0, 1], [1, 2]]), torch.tensor([0, 1, 1]))
     >>> evaluate(network("GCN", graph), graph).shape
     torch.Size([3, 2])

@@ -168,7 +168,7 @@ class Nodes:
 def NodeEdits(data: Any, nodes: Any, labels: Any = None) -> Edits:
     """Return edits of a graph's nodes.
 
-    >>> from nnrepair.domains.graph import Graph
+    >>> from nnrepair.domains.graphs.graph import Graph
     >>> NodeEdits(Graph(torch.eye(3), torch.tensor([[0], [1]]), torch.tensor([0, 1, 1])), [2]).criterion.labels
     tensor([1])
 
@@ -218,7 +218,7 @@ def NodeScope(data: Any, nodes: Any, *, same_class: bool = False, without: Any =
     All neighbours are the edit scope of a graph in Mazzia et al., "A survey on knowledge editing of neural networks"
     (2024). Neighbours of the same class are those that an edit can be hoped to carry over to.
 
-    >>> from nnrepair.domains.graph import Graph
+    >>> from nnrepair.domains.graphs.graph import Graph
     >>> graph = Graph(torch.eye(4), torch.tensor([[0, 1, 2], [1, 2, 3]]), torch.tensor([0, 1, 1, 0]))
     >>> scope = NodeScope(graph, [2, 3])
     >>> scope.inputs.index, scope.of  # nodes 2 and 3 are edits themselves

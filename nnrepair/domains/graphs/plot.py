@@ -41,7 +41,7 @@ def neighbourhood(
     graph is laid out in the same way every time.
 
     Example:
-        >>> from nnrepair.domains.graph_plot import neighbourhood
+        >>> from nnrepair.domains.graphs.plot import neighbourhood
         >>> figure = neighbourhood(model, result.model, graph, node=1701)  # doctest: +SKIP
         >>> figure.savefig("neighbourhood.png")  # doctest: +SKIP
 

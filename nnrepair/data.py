@@ -1,0 +1,3 @@
+"""A public name of what is `nnrepair.domains.files`."""
+
+from nnrepair.domains.files import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""A public name of what is `nnrepair.domains.graphs.data`."""
+
+from nnrepair.domains.graphs.data import *  # noqa: F403

@@ -1,0 +1,5 @@
+"""Gradient descent, held by penalties."""
+
+from nnrepair.methods.fine_tune.method import FineTune
+
+__all__ = ["FineTune"]

@@ -1,0 +1,3 @@
+"""A public name of what is `nnrepair.regions.splitting`."""
+
+from nnrepair.regions.splitting import *  # noqa: F403
