@@ -27,11 +27,11 @@ if TYPE_CHECKING:
         MissingExtra,
         NNRepairError,
         PatchError,
-        RepairFailed,
         UnsupportedModel,
     )
     from nnrepair.fix import fix
     from nnrepair.properties import repair_property
+    from nnrepair.results.failed import RepairFailed
     from nnrepair.results.history import History, Step
     from nnrepair.results.outcome import Outcome
     from nnrepair.results.patch import Patch
@@ -95,10 +95,10 @@ _HOMES = {
         "MissingExtra",
         "NNRepairError",
         "PatchError",
-        "RepairFailed",
         "UnsupportedModel",
     ),
     "fix": ("fix",),
+    "results.failed": ("RepairFailed",),
     "results.history": ("History", "Step"),
     "results.outcome": ("Outcome",),
     "results.patch": ("Patch",),

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nnrepair.results.history import History
-    from nnrepair.results.result import RepairResult
 
 
 class NNRepairError(Exception):
@@ -33,16 +28,6 @@ class MissingExtra(NNRepairError, ModuleNotFoundError):
 
 class PatchError(NNRepairError, ValueError):
     """A patch file is malformed or does not belong to the model it was applied to."""
-
-
-class RepairFailed(NNRepairError):
-    """Not every edit holds after the repair. The full result is in `.result`; `throw=False` returns it instead."""
-
-    def __init__(self, result: RepairResult | History) -> None:
-        super().__init__(
-            f"{result.outcome}\nThe full result is in this exception's .result; throw=False returns it instead."
-        )
-        self.result = result
 
 
 def first_line(error: BaseException) -> str:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair import sequence
-from nnrepair.errors import RepairFailed
 from nnrepair.judge import held, judge, propose, watch
 from nnrepair.methods.base import Method, named
+from nnrepair.network import private_copy
 from nnrepair.regions import edits as regions
+from nnrepair.results.failed import RepairFailed
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.edits import Edits
-from nnrepair.spec.network import private_copy, uncompiled, unwrapped
+from nnrepair.spec.network import uncompiled, unwrapped
 from nnrepair.spec.problem import Problem, build, check_model
 from nnrepair.spec.regions import Regions
 

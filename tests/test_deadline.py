@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import deadline, progress
 from nnrepair.deadline import Deadline, OutOfTime
-from nnrepair.spec.network import private_copy
+from nnrepair.network import private_copy
 from nnrepair.verify import (
     Box,
     Case,

@@ -36,9 +36,9 @@ from nnrepair.domains.graphs.graph import (
     undirected,
 )
 from nnrepair.domains.graphs.large import LargeGraph
-from nnrepair.jacobian.tangents import call_with
 from nnrepair.methods import MinimalNorm
 from nnrepair.spec.problem import differ_by_rounding, first_look
+from nnrepair.spec.running import call_with
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
-from nnrepair.jacobian.tangents import call_with, gradients
+from nnrepair.jacobian.tangents import gradients
 from nnrepair.spec.edits import AnyInputs
 from nnrepair.spec.kinds import Classes, Kind
 from nnrepair.spec.problem import outputs
+from nnrepair.spec.running import call_with
 
 #: "exact" sums over at most this many classes, each point's most probable ones, or draws so many labels.
 MOST_CLASSES = 100

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.jacobian import keys
 from nnrepair.jacobian.fisher import Labels, fisher_diagonal
-from nnrepair.jacobian.tangents import CUT, InFloat64, call, gradients, moved_outputs
+from nnrepair.jacobian.tangents import CUT, InFloat64, gradients, moved_outputs
 from nnrepair.solver.rows import (
     Array,
     Block,
@@ -38,6 +38,7 @@ from nnrepair.spec.edits import AnyInputs
 from nnrepair.spec.kinds import Kind, Regression
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import batches, to_like, together
+from nnrepair.spec.running import call
 
 _LINEAR = {F.linear, torch.ops.aten.linear.default}
 _CONV2D = {F.conv2d, torch.ops.aten.conv2d.default}

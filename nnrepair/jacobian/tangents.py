@@ -1,7 +1,4 @@
-"""A user's network as methods run it: outputs, gradients, other parameters, first-order changes, in float64.
-
-Whatever the network raises is named here: an `UnsupportedModel` with the error as its cause.
-"""
+"""A user's network as methods differentiate it: gradients, first-order changes, in float64."""
 
 from __future__ import annotations
 
@@ -16,60 +13,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from nnrepair.errors import NNRepairError, UnsupportedModel, first_line
+from nnrepair.errors import UnsupportedModel
 from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.running import call_with, named
 
 with warnings.catch_warnings():  # torch's own forward-mode rules warn about torch.jit when they are first loaded
     warnings.simplefilter("ignore")
     import torch._decomp.decompositions_for_jvp
 
 
-#: What to do, by what the error says.
-_HINTS = {
-    "use_reentrant": "Use checkpoint(..., use_reentrant=False).",
-    "modified by an inplace": "Let that operation make a new tensor.",
-    "Inference tensor": "Use torch.no_grad() in place of torch.inference_mode().",
-    "out of memory": "Give fewer points, or a machine with more memory.",
-}
 CUT = (
     "the model does not use them, or cuts their gradients off: torch.no_grad(), torch.inference_mode(), detach(), "
     "reentrant checkpointing or integers in its forward"
-)
-
-
-def _hint(error: Exception) -> str:
-    return next((f" {hint}" for key, hint in _HINTS.items() if key in str(error)), "")
-
-
-@contextmanager
-def named(what: str, advice: str) -> Iterator[None]:
-    """Turn what a user's network raises inside into an UnsupportedModel that says what failed and what to try."""
-    try:
-        yield
-    except NNRepairError:
-        raise
-    except Exception as error:  # a user's forward or backward may raise anything
-        raise UnsupportedModel(
-            f"{what}: {type(error).__name__}: {first_line(error)} {_hint(error) or advice}".replace("  ", " ")
-        ) from error
-
-
-def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
-    """Run the model on a batch. The only place that knows how a domain calls its model."""
-    with named("The model failed on some of the points", _RUNS):
-        y = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
-    if not isinstance(y, Tensor):
-        raise UnsupportedModel(
-            f"The model returns {type(y).__name__}, not a tensor. Wrap it in a module that picks the scores: its "
-            "__init__ keeps your model as self.model, its forward returns self.model(x).logits (or [0], or whatever "
-            "holds them). The repaired network is then result.model.model, and result.patch fits your model too."
-        )
-    return y
-
-
-_RUNS = (
-    "Methods run it in batches of any size and, all but egnn, with gradients; it must accept that. The error that it "
-    "raised is this one's cause."
 )
 
 
@@ -100,20 +55,6 @@ def canonical(model: nn.Module) -> dict[str, str]:
     """Return, for every name of every parameter, the first name of the same tensor (tied weights have several)."""
     first: dict[int, str] = {}
     return {n: first.setdefault(id(p), n) for n, p in model.named_parameters(remove_duplicate=False)}
-
-
-def call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs) -> Tensor:
-    """Run the model with other parameters, whatever the domain's way to call it."""
-    return call(_Swapped(model, parameters), inputs)
-
-
-class _Swapped(nn.Module):
-    def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.__dict__["model"], self.__dict__["swapped"] = model, parameters  # not registered: it owns nothing
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self.__dict__["model"], self.__dict__["swapped"], args, kwargs)
 
 
 def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs, channels: bool = True) -> Tensor:

@@ -18,8 +18,8 @@ from torch import nn
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.extras import needed
 from nnrepair.judge import LOCALITY
+from nnrepair.network import private_copy
 from nnrepair.results.history import History
-from nnrepair.spec.network import private_copy
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.property import Box, Property

@@ -17,9 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput, RepairFailed, UnsupportedModel
+from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.fix import undisturbed
 from nnrepair.judge import Watched, about, like
+from nnrepair.network import private_copy
 from nnrepair.progress import progress_bar
 from nnrepair.properties.answer import ENOUGH, LARGE, Answer, best, times_as_large, weighed
 from nnrepair.properties.descent import Wanted, descend
@@ -35,6 +36,7 @@ from nnrepair.properties.task import (
     shape_of,
 )
 from nnrepair.results.changes import weight_change
+from nnrepair.results.failed import RepairFailed
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
 from nnrepair.results.result import Kept, Proof, RepairResult, Report
@@ -43,7 +45,6 @@ from nnrepair.solver.quadratic import NotSolvedError
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import LocalitySet
 from nnrepair.spec.kinds import Classes, kind_of
-from nnrepair.spec.network import private_copy
 from nnrepair.spec.problem import fitted, outputs
 from nnrepair.verify.check import check
 from nnrepair.verify.reading.graph import Graph

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
-from nnrepair.jacobian.tangents import call
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.splitting import Mesh, Pieces, split
 from nnrepair.spec.criteria import (
@@ -48,6 +47,7 @@ from nnrepair.spec.problem import (
 )
 from nnrepair.spec.problem import build as build_points
 from nnrepair.spec.regions import Regions
+from nnrepair.spec.running import call
 from nnrepair.wrappers.decoupled import Decoupled
 
 #: How often a repair that moves linear regions is made anew with the corners where it still failed.

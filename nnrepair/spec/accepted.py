@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import UnsupportedModel, first_line
-from nnrepair.jacobian.tangents import call
 from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.running import call
 
 #: By how much a point's outputs may differ from those among other points, relative to the largest output.
 DEPENDENCE = 1e-3

@@ -1,4 +1,4 @@
-"""A network as users give it: a module, wrapped or not, or an ONNX file. Other kinds are refused by name."""
+"""A network as a module, wrapped or not. Kinds that no method can change are refused by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,25 +18,6 @@ from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 M = TypeVar("M", bound=nn.Module)
 #: Floating dtypes that parameters may have.
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-def private_copy(model: nn.Module | str | Path, deadline: Deadline = NEVER) -> nn.Module:
-    """Return a copy of a module in eval mode, on its device, or what an ONNX file holds.
-
-    Raises:
-        InvalidInput: it is neither, it has no weights or cannot be copied, or the file is damaged.
-        UnsupportedModel: it is of a kind that cannot be changed or read, see `refuse_kinds`.
-        OutOfTime: it is too late.
-    """
-    if isinstance(model, nn.Module):
-        model = unwrapped(model)
-        refuse_kinds(model)
-        return copied(model, deadline).eval()
-    if not isinstance(model, str | Path):
-        raise InvalidInput(f"model must be a torch.nn.Module or an ONNX file, got {type(model).__name__}.")
-    from nnrepair import onnx
-
-    return onnx.load(model, deadline).eval()
 
 
 def refuse_kinds(model: nn.Module) -> None:

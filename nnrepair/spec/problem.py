@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
-from nnrepair.jacobian.tangents import call
 from nnrepair.spec import accepted
 from nnrepair.spec.criteria import (
     AnyOf,
@@ -35,6 +34,7 @@ from nnrepair.spec.kinds import (
     leaves,
 )
 from nnrepair.spec.network import refuse_kinds
+from nnrepair.spec.running import call
 
 if TYPE_CHECKING:
     from nnrepair.regions.edits import RegionEdits

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.network import private_copy
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
-from nnrepair.spec.network import copied, private_copy
+from nnrepair.spec.network import copied
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.property import Case, Conjunction, Exact, Property

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput
+from nnrepair.network import private_copy
 from nnrepair.spec.criteria import (
     AllOf,
     AnyOf,
@@ -33,7 +34,6 @@ from nnrepair.spec.criteria import (
     flat,
 )
 from nnrepair.spec.edits import AnyInputs
-from nnrepair.spec.network import private_copy
 from nnrepair.spec.problem import outputs
 from nnrepair.spec.regions import Regions
 from nnrepair.verify import vnnlib

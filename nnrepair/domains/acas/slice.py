@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnrepair.domains import acas
 from nnrepair.errors import InvalidInput
-from nnrepair.spec.network import private_copy
+from nnrepair.network import private_copy
 from nnrepair.verify import CheckResult, Counterexample, check, vnnlib
 from nnrepair.verify.property import Case, Property
 from nnrepair.verify.search.attack import random_starts

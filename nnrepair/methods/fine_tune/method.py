@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.fisher import at_least_float
-from nnrepair.jacobian.tangents import CUT, call, gradients
+from nnrepair.jacobian.tangents import CUT, gradients
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.penalties import (
     EWC,
@@ -39,6 +39,7 @@ from nnrepair.progress import progress_bar
 from nnrepair.spec.edits import AnyInputs
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem, outputs
+from nnrepair.spec.running import call
 
 Optimizer = Literal["adam", "sgd", "rmsprop"]
 Interpolate = Literal["auto", "none"]
