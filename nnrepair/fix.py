@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,20 +10,19 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nnrepair import sequence
-from nnrepair.judge import held, judge, propose, watch
+from nnrepair.judge import judge, propose, watch
 from nnrepair.methods.base import Method, named
 from nnrepair.network import private_copy
-from nnrepair.regions import edits as regions
+from nnrepair.request import Request
 from nnrepair.results.failed import RepairFailed
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.network import uncompiled, unwrapped
-from nnrepair.spec.problem import Problem, build, check_model
-from nnrepair.spec.regions import Regions
+from nnrepair.spec.problem import check_model
 
 
 @overload
@@ -123,55 +121,30 @@ def fix(
     edits = Edits.coerce(edits)
     sequence.check(chosen, mode, len(edits), batch_size, rehearsal, resume)
 
-    show = progress and mode == "batch"
-
-    def pose(network: nn.Module, some: Edits, scope: Any = None) -> Problem:
-        if isinstance(some.inputs, Regions):
-            inside = not chosen.capabilities.keeps_architecture
-            return regions.build(network, some, locality_set, scope, inside, seed=seed, progress=show)
-        return build(network, some, locality_set, scope, seed=seed, progress=show)
-
-    def pose_again(network: nn.Module, which: Tensor, seed: int) -> Problem:
-        """Ask for some of the edits, all of which were checked before, in another network; what is to stay stays."""
-        if problem.regions is None:
-            again = dataclasses.replace(problem, edits=problem.edits[which])
-        else:  # what linear regions there are depends on the network
-            again = pose(network, edits[which])
-        return dataclasses.replace(
-            again,
-            model=network,
-            locality=problem.locality,
-            keep=problem.keep,
-            kept=problem.kept,
-            scope=None,
-            seed=seed,
-        )
-
+    request = Request(edits, locality_set, edit_scope, chosen, seed, progress and mode == "batch")
     result: RepairResult | History
     with undisturbed(seed):
         check_model(model)
         model = unwrapped(model)
         private = private_copy(model)
-        problem = pose(private, edits, edit_scope)
-        watched = watch(problem, test_set)
+        posed = request.pose(private)
+        watched = watch(posed.problem, test_set)
         if mode == "batch":
-            before = held(problem, private)
-            proposal, seconds = propose(problem, chosen, before)
-            result = judge(model, problem, proposal, before, seconds, chosen, watched)
+            before = posed.holds(private)
+            proposal, seconds = propose(posed, chosen, before)
+            result = judge(model, posed, proposal, before, seconds, chosen, watched)
         else:
             result = sequence.Sequence(
                 original=model,
                 private=private,
-                pose=pose_again,
-                whole=problem,
+                request=request,
+                whole=posed,
                 watched=watched,
                 seeded=lambda: undisturbed(seed),
-                method=chosen,
                 mode=mode,
                 batch_size=batch_size,
                 rehearsal=rehearsal,
                 resume=None if resume is None else Path(resume),
-                seed=problem.seed,
                 progress=progress,
             ).run()
     if throw and not result.outcome.ok:

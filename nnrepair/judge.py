@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
 from nnrepair.methods.base import Method, Proposal
+from nnrepair.request import Posed
 from nnrepair.results import metrics
 from nnrepair.results.changes import unsized, weight_change
 from nnrepair.results.outcome import Outcome
@@ -24,8 +25,6 @@ from nnrepair.spec.problem import (
     Problem,
     differ_by_rounding,
     held_out,
-    kept_edits,
-    kind_notes,
     outputs,
     outputs_of,
     to_like,
@@ -114,14 +113,6 @@ def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
     return found
 
 
-def held(problem: Problem, model: nn.Module) -> Tensor:
-    """Return (edits,) bool: which edits hold, over their whole regions where they are about regions."""
-    if problem.regions is not None:
-        return problem.regions.judge(model).holds
-    with torch.no_grad():
-        return problem.edits.criterion.holds(outputs(model, problem.edits.inputs).double())
-
-
 @dataclass(frozen=True)
 class Measured:
     """What a network does.
@@ -137,21 +128,21 @@ class Measured:
     kept: dict[str, Kept]
 
 
-def measure(model: nn.Module, problem: Problem, watched: dict[str, Watched], only: Tensor | None = None) -> Measured:
+def measure(model: nn.Module, posed: Posed, watched: dict[str, Watched], only: Tensor | None = None) -> Measured:
     """Measure a network; whatever can run in one pass does.
 
     Args:
         model: the network.
-        problem: its edits and edit scope.
+        posed: its edits and edit scope.
         watched: the other points.
         only: the edits whose scope is run; all of them by default.
     """
-    scope, names = _scope(problem, only), list(watched)
+    scope, names = _scope(posed.problem, only), list(watched)
     several = [watched[name].points.inputs for name in names]
     several += [] if scope is None else [scope.inputs]
-    several += [] if problem.regions is not None else [problem.edits.inputs]
+    several += [posed.edits.inputs] if posed.regions is None else []
     y = outputs_of(model, [_own(inputs, model) for inputs in several])
-    holds = held(problem, model) if problem.regions is not None else problem.edits.criterion.holds(y.pop().double())
+    holds = posed.edits.criterion.holds(y.pop().double()) if posed.regions is None else posed.holds(model)
     rates: list[float | None] = [None] * len(holds)
     if scope is not None:
         rates = metrics.generalization_rates(scope.criterion.holds(y.pop().double()), scope.of, len(holds))
@@ -173,21 +164,19 @@ def _scope(problem: Problem, only: Tensor | None) -> EditScope | None:
     return scope[mine] if len(mine) else None
 
 
-def propose(problem: Problem, method: Method, before: Tensor) -> tuple[Proposal, float]:
+def propose(posed: Posed, method: Method, before: Tensor) -> tuple[Proposal, float]:
     """Return the method's proposal and the seconds that it took; none is asked for where every edit held `before`."""
     started = time.perf_counter()
     if bool(before.all()):
-        proposal = Proposal(problem.model, notes=["every edit held before; nothing was changed."])
-    elif problem.regions is not None:
-        proposal = problem.regions.repair(problem, method)
+        proposal = Proposal(posed.problem.model, notes=["every edit held before; nothing was changed."])
     else:
-        proposal = method.repair(problem)
+        proposal = posed.repair(method)
     return proposal, time.perf_counter() - started
 
 
 def judge(
     model: nn.Module,
-    problem: Problem,
+    posed: Posed,
     proposal: Proposal,
     before: Tensor,
     seconds: float,
@@ -198,21 +187,20 @@ def judge(
 
     Args:
         model: as the user gave it.
-        problem: what was asked.
+        posed: what was asked.
         proposal: what the method made of it, in `seconds`.
         before: (edits,) bool, which edits held in the original.
         method: for the report.
         watched: the points to compare, from `watch`.
     """
-    repaired = proposal.model
-    found = measure(repaired, problem, watched)
+    repaired, problem = proposal.model, posed.problem
+    found = measure(repaired, posed, watched)
     holds, tests = found.holds, dict(found.kept)
     failing = torch.nonzero(~holds).flatten().tolist()
     kept = tests.pop(LOCALITY, None)
     change = weight_change(model, repaired)
     if change.nonzeros == 0 and _says_otherwise(problem, repaired):
         change = unsized(change, "outputs changed, but no parameter, buffer or layer did: what did is not known")
-    more = kept_edits(problem) if problem.regions is None else problem.regions.notes(repaired)
     report = Report(
         edits=len(holds),
         held_before=before.tolist(),
@@ -223,7 +211,7 @@ def judge(
         weight_change=change,
         seconds=seconds,
         method=repr(method),
-        notes=[*proposal.notes, *kind_notes(problem), *more],
+        notes=[*proposal.notes, *posed.notes_on_labels(), *posed.notes(repaired)],
         tests=tests,
         scope_points=0 if problem.scope is None else len(problem.scope),
         scope_edits=None if problem.scope is None or problem.scope.of is None else len(torch.unique(problem.scope.of)),
@@ -238,8 +226,7 @@ def judge(
             patch = Patch.between(model, final, about(report))
         else:
             report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
-    edits = problem.edits if problem.regions is None else problem.regions.asked
-    asked = Asked(edits, problem.locality, problem.keep, problem.kept)
+    asked = Asked(posed.edits, problem.locality, problem.keep, problem.kept)
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
 

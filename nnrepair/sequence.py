@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import require_writable
-from nnrepair.judge import Watched, held, like, measure, outcome_of, propose
+from nnrepair.judge import Watched, like, measure, outcome_of, propose
 from nnrepair.methods.base import Method, Proposal
+from nnrepair.request import Posed, Request
 from nnrepair.results import metrics
 from nnrepair.results.changes import weight_change
 from nnrepair.results.history import History, Mode, Step
@@ -30,7 +31,7 @@ from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
 from nnrepair.results.provenance import digest, versions
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
-from nnrepair.spec.problem import Problem, kind_notes, outputs
+from nnrepair.spec.problem import outputs
 from nnrepair.spec.regions import Regions
 
 #: Seconds of work that a kill may cost, at most (and one step).
@@ -86,25 +87,23 @@ class Sequence:
 
     Attributes:
         original: the user's model, and `private`: a copy in eval mode.
-        pose: makes the problem of some edits, by their numbers, for a network and a seed.
+        request: what poses the problem of some of the edits for another network.
         whole: the problem of all edits at once, already checked.
         watched: the points to compare after every step.
         seeded: keeps the random state as it was and seeds it, for one step.
-        method, mode, batch_size, rehearsal, resume, seed, progress: see `fix`.
+        mode, batch_size, rehearsal, resume, progress: see `fix`.
     """
 
     original: nn.Module
     private: nn.Module
-    pose: Callable[[nn.Module, Tensor, int], Problem]
-    whole: Problem
+    request: Request
+    whole: Posed
     watched: dict[str, Watched]
     seeded: Callable[[], Any]
-    method: Method
     mode: Mode
     batch_size: int
     rehearsal: bool | int
     resume: Path | None
-    seed: int
     progress: bool
     _steps: list[Step] = field(default_factory=list)
     _advice: str = Proposal.advice
@@ -113,9 +112,9 @@ class Sequence:
 
     def run(self) -> History:
         """Repair step by step and return the history."""
-        steps = torch.split(torch.arange(len(self._asked)), self.batch_size)
+        steps = torch.split(torch.arange(len(self.whole.edits)), self.batch_size)
         network = self._resumed([step.tolist() for step in steps])
-        self._holds = held(self.whole, network)
+        self._holds = self.whole.holds(network)
         done, saved = len(self._steps), time.monotonic()
         with tqdm(total=len(steps), initial=done, desc=self.mode, leave=False, disable=not self.progress) as bar:
             for number in range(done, len(steps)):
@@ -135,8 +134,10 @@ class Sequence:
         asked = torch.cat([self._rehearsed(new, number), new])
         before = self._holds[asked]
         # Another seed each time: what a method draws would be the same points at every step of a sequence.
-        seed = self.seed + (number if self.mode == "successive" else 0)
-        proposal, seconds = propose(self.pose(network, asked, seed), self.method, before)
+        seed = self._seed + (number if self.mode == "successive" else 0)
+        proposal, seconds = propose(
+            self.request.pose_again(self.whole, network, asked, seed), self.request.method, before
+        )
         repaired = like(self.private, proposal.model)
         found = measure(repaired, self.whole, self.watched, new)
         now, so_far = found.holds, int(new[-1]) + 1
@@ -164,7 +165,7 @@ class Sequence:
         past = torch.arange(int(new[0]) if self.mode == "successive" and self.rehearsal else 0)
         if self.rehearsal is True or len(past) <= self.rehearsal:
             return past
-        generator = torch.Generator().manual_seed(self.seed + number)
+        generator = torch.Generator().manual_seed(self._seed + number)
         return past[torch.randperm(len(past), generator=generator)[: int(self.rehearsal)]].sort().values
 
     def _history(self, network: nn.Module) -> History:
@@ -177,7 +178,7 @@ class Sequence:
             last = like(self.original, network)
             change = weight_change(self.original, last)
             if change.is_patch:
-                patch = Patch.between(self.original, last, {"method": repr(self.method), "mode": self.mode})
+                patch = Patch.between(self.original, last, {"method": repr(self.request.method), "mode": self.mode})
         return History(
             mode=self.mode,
             steps=self._steps,
@@ -186,10 +187,13 @@ class Sequence:
             held_finally=finally_,
             generalization_retain_rate=retained,
             patch=patch,
-            method=repr(self.method),
+            method=repr(self.request.method),
             last=last,
             weight_change=change,
-            notes=[*([self._not_stored] if self._not_stored else []), *kind_notes(self.whole)],
+            notes=[
+                *([self._not_stored] if self._not_stored else []),
+                *self.whole.notes_on_labels(),
+            ],
         )
 
     def _outcome(self, holds: list[bool]) -> Outcome:
@@ -207,25 +211,24 @@ class Sequence:
     # Resuming --------------------------------------------------------------------------------------------------------
 
     @property
-    def _asked(self) -> Edits:
-        """The edits as the caller gave them: over regions, not the corners that the methods see."""
-        return self.whole.edits if self.whole.regions is None else self.whole.regions.asked
+    def _seed(self) -> int:
+        return self.whole.problem.seed
 
     @cached_property
     def _key(self) -> dict[str, str]:
         """What must be equal for a stored sequence to be this one; the network is compared by the patch."""
-        points: dict[str, Edits | EditScope | LocalitySet] = {"edits": self._asked}
+        points: dict[str, Edits | EditScope | LocalitySet] = {"edits": self.whole.edits}
         points |= {name: watched.points for name, watched in self.watched.items()}
-        if self.whole.scope is not None:
-            points["edit scope"] = self.whole.scope
+        if self.whole.problem.scope is not None:
+            points["edit scope"] = self.whole.problem.scope
         device = next((p.device.type for p in self.private.parameters()), "cpu")
         return {
-            "method": repr(self.method),
-            "method's values": digest(self.method),
+            "method": repr(self.request.method),
+            "method's values": digest(self.request.method),
             "mode": self.mode,
             "batch_size": str(self.batch_size),
             "rehearsal": repr(self.rehearsal),
-            "seed": str(self.seed),
+            "seed": str(self._seed),
             "device": device,
             "versions": ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items()),
             **{f"points: {name}": self._digest(some) for name, some in points.items()},

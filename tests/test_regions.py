@@ -152,7 +152,7 @@ def test_the_decoupled_network_is_worse_off_with_corners_seen_from_outside():
             p.copy_(torch.tensor(value))
     edits = Edits(Segments([[-1.0]], [[1.0]]), Linear([[-1.0, 1.0]], [0.5], points=1))  # fails near 1 alone
     result = nnrepair.fix(model, edits, method=MinimalNorm("0", architecture="decoupled", margin=0.0))
-    judge = RegionEdits(model, edits, True, torch.zeros(1)).judge(result.model)
+    judge = RegionEdits(model, edits, True).judge(result.model)
     assert bool(judge.holds.all()) and judge.least >= -1e-9
     assert holds_everywhere(result.model, edits.inputs, edits.criterion)
 
@@ -162,10 +162,7 @@ def test_hidden_layers_in_the_same_architecture_are_split_again(layer):
     model, criterion = net(), Argmax(labels(A))
     result = nnrepair.fix(model, Edits(A, criterion), method=MinimalNorm(layer, margin=0.01), throw=False)
     assert type(result.model) is type(model)
-    assert (
-        result.report.held_after
-        == RegionEdits(model, Edits(A, criterion), False, randn(1)).judge(result.model).holds.tolist()
-    )
+    assert result.report.held_after == RegionEdits(model, Edits(A, criterion), False).judge(result.model).holds.tolist()
     if result.outcome.ok:
         assert holds_everywhere(result.model, A, criterion)
 
@@ -203,7 +200,7 @@ def test_the_judge_is_right(seed, wanted, other):
     model = mlp(2, 6, 6, 3, seed=seed)
     regions = Polygons([2 * randn(3, 2, seed=seed)])
     asked = Argmax([wanted]) if wanted == other else Near(torch.zeros(1, 3), 0.4) | halves(wanted, other)
-    judged = RegionEdits(model, Edits(regions, asked), False, randn(1)).judge(model)
+    judged = RegionEdits(model, Edits(regions, asked), False).judge(model)
     assert bool(judged.holds[0]) == (len(judged.failing) == 0)
     if judged.holds[0]:
         assert holds_everywhere(model, regions, asked)
@@ -238,7 +235,7 @@ def test_a_disjunction_of_halfspaces_may_change_its_part_within_a_region():
     either = Linear([[1.0, 0]], [0.0], points=1) | Linear([[0.0, 1]], [0.0], points=1)
     result = nnrepair.fix(model, Edits(Segments([[-1.0]], [[1.0]]), either))
     assert result.outcome.status == "nothing to do"
-    pieces = RegionEdits(model, Edits(Segments([[-1.0]], [[1.0]]), either), False, torch.zeros(1))._pieces
+    pieces = RegionEdits(model, Edits(Segments([[-1.0]], [[1.0]]), either), False)._pieces
     assert len(pieces) == 2 and 0.0 in pieces.points.flatten().tolist()
 
 
@@ -312,7 +309,7 @@ def test_verifying_a_triangle_says_nothing_about_the_rest_of_its_plane():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[-1.0, -1], [0, 0]]))  # class 0 where x + y < 0
     corners = torch.tensor([[0.0, 0], [-1, 0], [0, -1]])
-    assert not RegionEdits(model, Edits(Polygons([corners]), [0]), False, randn(1)).judge(model).holds[0]  # a tie
+    assert not RegionEdits(model, Edits(Polygons([corners]), [0]), False).judge(model).holds[0]  # a tie
     for shift, verdict in ((-0.1, "holds"), (0.1, "violated")):
         edits = Edits(Polygons([corners + shift]), [0])
         result = nnrepair.fix(model, edits, throw=False)

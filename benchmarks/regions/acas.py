@@ -216,7 +216,7 @@ def quality(model: nn.Module, repaired: nn.Module) -> dict[str, Any]:
     """Return what became of the slices, and of the points around the others."""
     regions = Polygons(slices()[:REPAIRED])
     like = next(model.parameters())
-    judged = RegionEdits(repaired, Edits(regions, phi_8(len(regions))), False, like.detach()).judge(repaired)
+    judged = RegionEdits(repaired, Edits(regions, phi_8(len(regions))), False).judge(repaired)
     counterexamples, right = (points.to(like.dtype) for points in held_out(copy.deepcopy(model).double()))
     before, after = outputs(model, counterexamples), outputs(repaired, counterexamples)
     kept, still = outputs(model, right), outputs(repaired, right)

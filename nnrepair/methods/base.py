@@ -20,7 +20,7 @@ from nnrepair.spec.problem import Problem
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The columns of the survey's Table 3 (Mazzia et al. 2023) for one method."""
+    """The columns of the survey's Table 3 (Mazzia et al. 2023) for one method, and whether edits may be regions."""
 
     family: str
     extra_training: bool
@@ -28,6 +28,7 @@ class Capabilities:
     only_edit_pair: bool
     batch: bool
     successive: bool
+    regions: bool = True
 
     @property
     def modes(self) -> dict[str, bool]:

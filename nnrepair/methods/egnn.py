@@ -92,15 +92,10 @@ class EGNN:
     @property
     def capabilities(self) -> Capabilities:
         only_edits = self._tuning(True).capabilities.only_edit_pair
-        return Capabilities("architectural", False, False, only_edits, True, True)
+        return Capabilities("architectural", False, False, only_edits, True, True, regions=False)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose a stitched network, see the class."""
-        if problem.regions is not None:
-            raise InvalidInput(
-                "EGNN repairs points, but these edits are about regions: the MLP that it adds bends the network inside "
-                "of them. Give points, or use MinimalNorm."
-            )
         model, tuning, notes = problem.model, self._tuning(problem.locality is not None), list[str]()
         if problem.locality is None and (self.rehearsal or self.kl):
             notes.append("no locality set: little keeps other decisions as they are.")

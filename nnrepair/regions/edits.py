@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +44,6 @@ from nnrepair.spec.problem import (
     fitted,
     has_choice,
 )
-from nnrepair.spec.problem import build as build_points
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import call
 from nnrepair.wrappers.decoupled import Decoupled
@@ -56,32 +54,6 @@ ROUNDS = 8
 EQUAL = 1e-12
 #: Stands for conditions that always hold (a label's against itself), in place of infinity: corners are interpolated.
 HUGE = 1e300
-
-
-def build(
-    model: nn.Module,
-    edits: Edits,
-    locality_set: Any,
-    edit_scope: Any,
-    inside: bool,
-    *,
-    seed: int | None = None,
-    progress: bool = False,
-) -> Problem:
-    """Return the problem whose edits are the corners of all linear regions; see `problem.build`.
-
-    Args:
-        model, locality_set, edit_scope, seed, progress: as for points.
-        edits: their inputs are `Regions`.
-        inside: whether the method keeps the original's activations (a decoupled network), so that corners must be seen
-            from inside their pieces.
-    """
-    like = check_model(model)
-    _refuse_contradictions(edits)
-    regions = RegionEdits(model, edits, inside, like)
-    points = Edits(regions.corners.inputs(inside, like), regions.corners.criterion(regions.asked.criterion))
-    problem = build_points(model, points, locality_set, edit_scope, seed=seed, progress=progress)
-    return replace(problem, regions=regions)
 
 
 @dataclass(frozen=True)
@@ -196,12 +168,15 @@ class RegionEdits:
 
     Attributes:
         asked: the edits as given.
-        inside: whether corners are seen from inside their pieces.
+        inside: whether the method keeps the original's activations (a decoupled network), so that corners must be seen
+            from inside their pieces.
         corners: what the method gets to see.
     """
 
-    def __init__(self, model: nn.Module, asked: Edits, inside: bool, like: Tensor) -> None:
+    def __init__(self, model: nn.Module, asked: Edits, inside: bool) -> None:
         assert isinstance(asked.inputs, Regions)
+        like = check_model(model)
+        _refuse_contradictions(asked)
         self.inside, self.regions, self._like = inside, asked.inputs, like
         some = torch.stack([corners[0] for corners in self.regions.corners])
         y = first_look(model, Points(some).to(like), "the edits")
@@ -211,6 +186,10 @@ class RegionEdits:
         every = self._corners(self._pieces)
         self._last = (model, self._judged(self._pieces, every))
         self.corners = every if inside else every.distinct(self.asked.criterion)
+
+    def points(self) -> Edits:
+        """Return the corners of all linear regions as edits of points."""
+        return Edits(self.corners.inputs(self.inside, self._like), self.corners.criterion(self.asked.criterion))
 
     def _split(self, model: nn.Module) -> Pieces:
         criterion = self.asked.criterion

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +35,6 @@ from nnrepair.spec.kinds import (
 )
 from nnrepair.spec.network import refuse_kinds
 from nnrepair.spec.running import call
-
-if TYPE_CHECKING:
-    from nnrepair.regions.edits import RegionEdits
 
 #: Points per forward pass when nothing but the outputs is needed.
 BATCH = 4096
@@ -152,7 +149,6 @@ class Problem:
         kind: what outputs stand for, as the edits (or else the locality set) say: decisions, or numbers.
         seed: for every random choice.
         progress: whether to show a progress bar.
-        regions: the whole regions that the edits stand for, or None for plain points; only `fix` looks at them.
     """
 
     model: nn.Module
@@ -164,7 +160,6 @@ class Problem:
     kind: Kind
     seed: int
     progress: bool = False
-    regions: RegionEdits | None = None
 
     @property
     def lowest(self) -> bool:
@@ -479,10 +474,14 @@ def _numbered(points: NDArray[Any]) -> NDArray[np.int64]:
     return np.unique(np.concatenate(hashed), return_inverse=True)[1].reshape(-1)
 
 
-def kind_notes(problem: Problem) -> list[str]:
-    """Return what the report says of how labels and outputs were read, where that may not be what was meant."""
-    notes, asked = list[str](), problem.edits if problem.regions is None else problem.regions.asked
-    criterion = asked.criterion
+def kind_notes(problem: Problem, criterion: Criterion) -> list[str]:
+    """Return what the report says of how labels and outputs were read, where that may not be what was meant.
+
+    Args:
+        problem: the task.
+        criterion: of the edits as the caller gave them.
+    """
+    notes = list[str]()
     if isinstance(criterion, Threshold) and flat(criterion.labels).shape[1] > 1:
         labels = flat(criterion.labels)
         if bool(((labels == 1).sum(1) == 1).all() & (labels >= 0).all()):

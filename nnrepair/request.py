@@ -1,0 +1,105 @@
+"""What was asked of one repair, and the problem that it poses for a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput
+from nnrepair.methods.base import Method, Proposal
+from nnrepair.regions.edits import RegionEdits
+from nnrepair.spec.edits import Edits
+from nnrepair.spec.problem import Problem, build, kept_edits, kind_notes, outputs
+from nnrepair.spec.regions import Regions
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A problem, and the regions that its edits stand for; a method sees the problem alone.
+
+    Attributes:
+        problem: the task, about points.
+        regions: what its points are corners of, or None where the edits are points.
+    """
+
+    problem: Problem
+    regions: RegionEdits | None = None
+
+    @property
+    def edits(self) -> Edits:
+        """The edits as the caller gave them: over regions, not the corners that a method sees."""
+        return self.problem.edits if self.regions is None else self.regions.asked
+
+    def holds(self, network: nn.Module) -> Tensor:
+        """Return (edits,) bool: which edits hold, over their whole regions where they are about regions."""
+        if self.regions is not None:
+            return self.regions.judge(network).holds
+        with torch.no_grad():
+            return self.edits.criterion.holds(outputs(network, self.edits.inputs).double())
+
+    def repair(self, method: Method) -> Proposal:
+        """Return what a method proposes."""
+        return method.repair(self.problem) if self.regions is None else self.regions.repair(self.problem, method)
+
+    def notes_on_labels(self) -> list[str]:
+        """Return what a report says of how labels and outputs were read."""
+        return kind_notes(self.problem, self.edits.criterion)
+
+    def notes(self, repaired: nn.Module) -> list[str]:
+        """Return what a report says of edits that are kept too, or of the regions."""
+        return kept_edits(self.problem) if self.regions is None else self.regions.notes(repaired)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller of `fix` asks for; see there.
+
+    Attributes:
+        edits, locality_set, edit_scope, method, seed: as given.
+        progress: whether a method shows a progress bar.
+    """
+
+    edits: Edits
+    locality_set: Any
+    edit_scope: Any
+    method: Method
+    seed: int | None
+    progress: bool
+
+    def pose(self, network: nn.Module) -> Posed:
+        """Check everything against a network and return the problem."""
+        return self._posed(network, self.edits, self.edit_scope)
+
+    def pose_again(self, first: Posed, network: nn.Module, which: Tensor, seed: int) -> Posed:
+        """Ask for some of the edits in another network.
+
+        Args:
+            first: the problem of all edits in the original network; what is to stay is what it says.
+            network: from which to repair.
+            which: (n,) the numbers of the edits.
+            seed: for the method's random choices.
+        """
+        if first.regions is None:  # checked before
+            again = Posed(replace(first.problem, edits=first.problem.edits[which]))
+        else:  # what linear regions there are depends on the network
+            again = self._posed(network, self.edits[which], None)
+        stays = {name: getattr(first.problem, name) for name in ("locality", "keep", "kept")}
+        return replace(again, problem=replace(again.problem, model=network, scope=None, seed=seed, **stays))
+
+    def _posed(self, network: nn.Module, edits: Edits, scope: Any) -> Posed:
+        regions = None
+        if isinstance(edits.inputs, Regions):
+            able, name = self.method.capabilities, type(self.method).__name__
+            if not able.regions:
+                raise InvalidInput(
+                    f"{name} repairs points, but these edits are about regions: what it adds bends the network inside "
+                    "of them. Give points, or use MinimalNorm."
+                )
+            inside = not able.keeps_architecture
+            regions = RegionEdits(network, edits, inside)
+            edits = regions.points()
+        problem = build(network, edits, self.locality_set, scope, seed=self.seed, progress=self.progress)
+        return Posed(problem, regions)
