@@ -23,13 +23,13 @@ from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import require_writable
 from nnrepair.judge import Watched, like, measure, outcome_of, propose
 from nnrepair.methods.base import Method, Proposal
+from nnrepair.provenance import digest, versions
 from nnrepair.request import Posed, Request
 from nnrepair.results import metrics
 from nnrepair.results.changes import weight_change
 from nnrepair.results.history import History, Mode, Step
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
-from nnrepair.results.provenance import digest, versions
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.problem import outputs
 from nnrepair.spec.regions import Regions

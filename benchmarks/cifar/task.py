@@ -23,7 +23,7 @@ from nnrepair.domains.files import find
 from nnrepair.domains.images.cifar import ResNet, cifar10_jpeg, cifar10_lossless, lossless_rows, resnet20
 from nnrepair.errors import InvalidInput
 from nnrepair.files import read_arrays, write_arrays
-from nnrepair.results.provenance import source
+from nnrepair.provenance import source
 
 CACHE = ROOT / "build" / "cifar10-features.npz"
 FORMAT = "nnrepair benchmark features 1"

@@ -29,7 +29,7 @@ from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, NodeSc
 from nnrepair.domains.graphs.nodes import inputs_of
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.files import read_arrays, write_arrays
-from nnrepair.results.provenance import digest, source
+from nnrepair.provenance import digest, source
 
 FORMAT = "nnrepair benchmark network 2"
 KINDS: dict[str, Any] = {"gcn": "GCN", "sage": "GraphSAGE", "gat": "GAT"}

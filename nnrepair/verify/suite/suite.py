@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import destination, require_writable, write_atomically, write_or_rescue
-from nnrepair.results.provenance import source, versions
+from nnrepair.provenance import source, versions
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
 from nnrepair.verify.result import CheckResult

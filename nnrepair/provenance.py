@@ -29,7 +29,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 @cache
 def source() -> str:
     """Return the sha256 of this package's source code."""
-    folder, digest = Path(__file__).parents[1], hashlib.sha256()
+    folder, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
