@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.extras import installed
-from nnrepair.results.patch import digest_of_state
+from nnrepair.fingerprint import digest_of_state
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.regions import Regions

@@ -34,7 +34,8 @@ import units  # noqa: E402
 from nnrepair import onnx  # noqa: E402
 from nnrepair.domains import acas  # noqa: E402
 from nnrepair.errors import InvalidInput, NNRepairError  # noqa: E402
-from nnrepair.results.patch import Patch, fingerprint  # noqa: E402
+from nnrepair.fingerprint import fingerprint  # noqa: E402
+from nnrepair.results.patch import Patch  # noqa: E402
 
 SMALL = ["--networks", "5_3,2_3"]
 NEEDED = ("acasxu/acasxu_instances.csv", "acasxu/onnx", "acasxu/vnnlib")

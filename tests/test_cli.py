@@ -21,8 +21,9 @@ from torch import nn
 import nnrepair
 from nnrepair import cli, onnx
 from nnrepair.cli.model_file import ModelFile
+from nnrepair.fingerprint import fingerprint
 from nnrepair.results.certificate import Certificate
-from nnrepair.results.patch import Patch, fingerprint
+from nnrepair.results.patch import Patch
 
 
 def network(seed: int = 0) -> nn.Sequential:

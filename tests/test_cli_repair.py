@@ -13,7 +13,7 @@ from torch import nn
 
 from nnrepair import Argmax, Patch, Threshold, onnx
 from nnrepair.cli import main
-from nnrepair.results.patch import fingerprint
+from nnrepair.fingerprint import fingerprint
 from nnrepair.verify import Box, Property, check, vnnlib
 
 

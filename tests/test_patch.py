@@ -13,8 +13,8 @@ from torch import nn
 
 import nnrepair
 from nnrepair import Patch, PatchError
+from nnrepair.fingerprint import fingerprint
 from nnrepair.methods import MinimalNorm
-from nnrepair.results.patch import fingerprint
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

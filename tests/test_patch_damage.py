@@ -16,7 +16,7 @@ from patches import bits, changed
 from torch import nn
 
 from nnrepair import Patch, PatchError
-from nnrepair.results.patch import fingerprint
+from nnrepair.fingerprint import fingerprint
 
 
 def made(base: nn.Module, content: bytes, path: Path) -> dict[str, bytes] | None:

@@ -33,8 +33,8 @@ from nnrepair import (
     Segments,
     sequence,
 )
+from nnrepair.fingerprint import fingerprint
 from nnrepair.methods import MinimalNorm, Proposal
-from nnrepair.results.patch import fingerprint
 from nnrepair.spec.problem import Problem
 
 

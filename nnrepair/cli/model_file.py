@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.files import replacing
+from nnrepair.fingerprint import fingerprint
 from nnrepair.results.certificate import Certificate
-from nnrepair.results.patch import fingerprint
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.problem import fitted, outputs
 
