@@ -1,4 +1,7 @@
-"""The command `nnrepair`: repair models and properties, check these and their proofs, apply patches, run the demo."""
+"""The command line and demo.
+
+`nnrepair` repairs models and properties, checks these and their proofs, applies patches, runs the demo.
+"""
 
 from __future__ import annotations
 

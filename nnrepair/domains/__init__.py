@@ -1,1 +1,4 @@
-"""Data sets, models and specifications of the worlds that the library is used in; no repair code lives here."""
+"""Data, networks and their tasks.
+
+Data sets, models and specifications of the fields that the library is used in; no repair code.
+"""

@@ -1,1 +1,1 @@
-"""Networks as rows: one per condition."""
+"""Networks as rows of conditions."""

@@ -1,4 +1,7 @@
-"""Repair methods: one file each, one row each in the table of tests."""
+"""Editors: one file each.
+
+One row each in the table of tests/test_methods.py.
+"""
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
 from nnrepair.methods.egnn import EGNN

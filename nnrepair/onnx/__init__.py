@@ -1,4 +1,6 @@
-"""Feed-forward ONNX models in and out: `load` gives an ordinary trainable `torch.nn.Module`, `save` writes one.
+"""ONNX models in and out.
+
+`load` gives an ordinary trainable `torch.nn.Module`, `save` writes one.
 
 A loaded model keeps the file's structure: one named submodule per operation, `nn.Linear` and `nn.Conv2d` for layers
 with weights. A weight called `layer1.conv.weight` in the file is the parameter `layer1.conv.weight` of the model.

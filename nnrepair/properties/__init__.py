@@ -1,4 +1,7 @@
-"""Property repair: a violated property in, a network out for which it is proved over its whole region."""
+"""Repair until properties are proved.
+
+A violated property in, a network out for which it is proved over its whole region.
+"""
 
 from nnrepair.properties.repair import repair_property
 

@@ -1,1 +1,1 @@
-"""What came out, and how it is saved."""
+"""Results, patches and certificates."""

@@ -1,4 +1,6 @@
-"""The property checker: is something true of every point of a region? Sound, complete up to rounding, with proofs.
+"""The property checker.
+
+Is something true of every point of a region? Sound, complete up to rounding, with proofs.
 
 result = nnrepair.verify.check(model, Property.on(Box(lower, upper), nnrepair.Argmax([3]), outputs=10))
 result.verdict, result.counterexample, result.certificate

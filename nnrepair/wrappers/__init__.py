@@ -1,1 +1,1 @@
-"""Networks that carry edits beside their weights."""
+"""Networks carrying edits beside weights."""

@@ -1,4 +1,4 @@
-"""The smallest change, by linear programs."""
+"""The smallest change, certified."""
 
 from nnrepair.methods.minimal_norm.method import MinimalNorm
 
