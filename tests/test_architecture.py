@@ -1,4 +1,4 @@
-"""The house is as docs/architecture.md draws it: rooms in one order, no import upwards or in a circle, nothing large."""
+"""The house is as docs/architecture.md draws it: no import runs upwards or in a circle, and nothing is large."""
 
 from __future__ import annotations
 
