@@ -24,7 +24,7 @@ from nnrepair.methods.fine_tune import penalties
 from nnrepair.results.history import History
 from nnrepair.results.metrics import generalization_rates, mean_rate
 from nnrepair.results.result import Kept, RepairResult
-from nnrepair.spec.problem import outputs_of
+from nnrepair.spec.running import outputs_of
 
 Row = dict[str, Any]
 

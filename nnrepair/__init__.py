@@ -46,7 +46,8 @@ if TYPE_CHECKING:
         Near,
         Threshold,
     )
-    from nnrepair.spec.edits import Edits, EditScope, Inputs, LocalitySet
+    from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+    from nnrepair.spec.inputs import Inputs
     from nnrepair.spec.regions import Polygons, Segments
     from nnrepair.wrappers.decoupled import Decoupled
 
@@ -105,7 +106,8 @@ _HOMES = {
     "properties": ("repair_property",),
     "results.result": ("Kept", "RepairResult", "Report"),
     "spec.regions": ("Polygons", "Segments"),
-    "spec.edits": ("EditScope", "Edits", "Inputs", "LocalitySet"),
+    "spec.edits": ("EditScope", "Edits", "LocalitySet"),
+    "spec.inputs": ("Inputs",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -18,17 +18,13 @@ from nnrepair.results.changes import unsized, weight_change
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
 from nnrepair.results.result import Asked, Kept, Moved, RepairResult, Report
+from nnrepair.spec.accepted import differ_by_rounding
 from nnrepair.spec.criteria import Criterion, Near, Threshold, flat
-from nnrepair.spec.edits import AnyInputs, EditScope, LocalitySet
+from nnrepair.spec.edits import EditScope, LocalitySet
+from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.kinds import Binary, Kind, kind_of, leaves
-from nnrepair.spec.problem import (
-    Problem,
-    differ_by_rounding,
-    held_out,
-    outputs,
-    outputs_of,
-    to_like,
-)
+from nnrepair.spec.problem import Problem, held_out
+from nnrepair.spec.running import outputs, outputs_of
 
 #: How the report calls the locality set and a test set without a name.
 LOCALITY, TEST = "locality set", "test set"

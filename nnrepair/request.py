@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.edits import RegionEdits
+from nnrepair.spec.duplicates import kept_edits
 from nnrepair.spec.edits import Edits
-from nnrepair.spec.problem import Problem, build, kept_edits, kind_notes, outputs
+from nnrepair.spec.problem import Problem, build, kind_notes
 from nnrepair.spec.regions import Regions
+from nnrepair.spec.running import outputs
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ class Posed:
 
     def notes(self, repaired: nn.Module) -> list[str]:
         """Return what a report says of edits that are kept too, or of the regions."""
-        return kept_edits(self.problem) if self.regions is None else self.regions.notes(repaired)
+        if self.regions is not None:
+            return self.regions.notes(repaired)
+        posed = self.problem
+        if posed.locality is None or posed.keep is None or posed.kept is None:
+            return []
+        return kept_edits(posed.edits, posed.locality, posed.keep, posed.kept)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from nnrepair.results.history import History, Mode, Step
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
-from nnrepair.spec.problem import outputs
 from nnrepair.spec.regions import Regions
+from nnrepair.spec.running import outputs
 
 #: Seconds of work that a kill may cost, at most (and one step).
 SAVE_EVERY = 5.0

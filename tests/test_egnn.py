@@ -13,7 +13,8 @@ from nnrepair import Edits, InvalidInput, LocalitySet, Near
 from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, Nodes
 from nnrepair.methods import EGNN, named
 from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
-from nnrepair.spec.problem import build, own
+from nnrepair.spec.inputs import own
+from nnrepair.spec.problem import build
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 quick = EGNN(hidden=16, lr=0.01, rehearsal=20, kl=0.1)

@@ -37,7 +37,7 @@ from nnrepair.domains.graphs.graph import (
 )
 from nnrepair.domains.graphs.large import LargeGraph
 from nnrepair.methods import MinimalNorm
-from nnrepair.spec.problem import differ_by_rounding, first_look
+from nnrepair.spec.accepted import differ_by_rounding, first_look
 from nnrepair.spec.running import call_with
 
 DOUBLE = torch.zeros((), dtype=torch.float64)

@@ -11,7 +11,7 @@ import torch
 import nnrepair
 from benchmarks.measure import measured
 from nnrepair.domains.images.vision import Images, mnist, mnist_fog, relu_mlp
-from nnrepair.spec.problem import outputs
+from nnrepair.spec.running import outputs
 
 
 def accuracy(model: torch.nn.Module, images: Images) -> float:

@@ -32,7 +32,8 @@ from nnrepair.methods.base import Capabilities, Proposal
 from nnrepair.regions.edits import RegionEdits
 from nnrepair.regions.splitting import Pieces, split
 from nnrepair.spec.criteria import Criterion
-from nnrepair.spec.problem import Problem, outputs
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import outputs
 
 LOW, HIGH = (0.0, -3.141593, -3.141593, 100.0, 0.0), (60760.0, 3.141593, 3.141593, 1200.0, 1200.0)
 MEAN, RANGE = (19791.091, 0.0, 0.0, 650.0, 600.0), (60261.0, 6.28318530718, 6.28318530718, 1100.0, 1200.0)

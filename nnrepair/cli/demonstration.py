@@ -27,7 +27,7 @@ from nnrepair.results.certificate import Certificate, at_most
 from nnrepair.results.result import RepairResult
 from nnrepair.rounding import percent
 from nnrepair.spec.edits import Edits, LocalitySet
-from nnrepair.spec.problem import outputs
+from nnrepair.spec.running import outputs
 
 CHECK_SECONDS = 300
 

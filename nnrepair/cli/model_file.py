@@ -18,7 +18,8 @@ from nnrepair.files import replacing
 from nnrepair.fingerprint import fingerprint
 from nnrepair.results.certificate import Certificate
 from nnrepair.spec.edits import Edits
-from nnrepair.spec.problem import fitted, outputs
+from nnrepair.spec.problem import fitted
+from nnrepair.spec.running import outputs
 
 
 @dataclass

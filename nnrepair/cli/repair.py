@@ -19,7 +19,7 @@ from nnrepair.properties import repair_property
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.criteria import Argmin
 from nnrepair.spec.edits import LocalitySet
-from nnrepair.spec.problem import outputs
+from nnrepair.spec.running import outputs
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.tangents import gradients
-from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.kinds import Classes, Kind
-from nnrepair.spec.problem import outputs
-from nnrepair.spec.running import call_with
+from nnrepair.spec.running import call_with, outputs
 
 #: "exact" sums over at most this many classes, each point's most probable ones, or draws so many labels.
 MOST_CLASSES = 100

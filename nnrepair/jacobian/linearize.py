@@ -34,10 +34,9 @@ from nnrepair.solver.rows import (
     Rows,
 )
 from nnrepair.spec.criteria import Criterion, flat
-from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.inputs import AnyInputs, batches, to_like, together
 from nnrepair.spec.kinds import Kind, Regression
 from nnrepair.spec.network import copied
-from nnrepair.spec.problem import batches, to_like, together
 from nnrepair.spec.running import call
 
 _LINEAR = {F.linear, torch.ops.aten.linear.default}

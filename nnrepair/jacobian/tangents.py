@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from nnrepair.errors import UnsupportedModel
-from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.running import call_with, named
 
 with warnings.catch_warnings():  # torch's own forward-mode rules warn about torch.jit when they are first loaded

@@ -22,8 +22,10 @@ from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.fine_tune.penalties import KL, Penalty
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.edits import Edits, LocalitySet
+from nnrepair.spec.inputs import own
 from nnrepair.spec.network import copied
-from nnrepair.spec.problem import Problem, outputs_of, own
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import outputs_of
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 #: Features are scaled to this root mean square before the MLP sees them: edits lose more elsewhere with larger ones,

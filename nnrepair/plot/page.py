@@ -26,7 +26,8 @@ from nnrepair.results.result import RepairResult
 from nnrepair.rounding import percent, percentage_points
 from nnrepair.spec.criteria import Argmax
 from nnrepair.spec.edits import Edits, LocalitySet
-from nnrepair.spec.problem import outputs, to_like
+from nnrepair.spec.inputs import to_like
+from nnrepair.spec.running import outputs
 
 Array = npt.NDArray[np.float64]
 

@@ -45,7 +45,8 @@ from nnrepair.solver.quadratic import NotSolvedError
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import LocalitySet
 from nnrepair.spec.kinds import Classes, kind_of
-from nnrepair.spec.problem import fitted, outputs
+from nnrepair.spec.problem import fitted
+from nnrepair.spec.running import outputs
 from nnrepair.verify.check import check
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.splitting import Mesh, Pieces, split
+from nnrepair.spec.accepted import first_look
 from nnrepair.spec.criteria import (
     AllOf,
     AnyOf,
@@ -33,17 +34,11 @@ from nnrepair.spec.criteria import (
     Threshold,
     flat,
 )
+from nnrepair.spec.duplicates import differ
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.kinds import kind_of
 from nnrepair.spec.network import copied
-from nnrepair.spec.problem import (
-    Problem,
-    check_model,
-    differ,
-    first_look,
-    fitted,
-    has_choice,
-)
+from nnrepair.spec.problem import Problem, check_model, fitted, has_choice
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import call
 from nnrepair.wrappers.decoupled import Decoupled

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import UnsupportedModel, first_line
-from nnrepair.spec.edits import AnyInputs
-from nnrepair.spec.running import call
+from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
+from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.running import call, outputs
 
 #: By how much a point's outputs may differ from those among other points, relative to the largest output.
 DEPENDENCE = 1e-3
+#: Points on which the model is tried first.
+FEW = 4
+#: Inputs other than tensors are copied for their first pass where they hold no more numbers than this.
+COPIED = 100_000_000
+WRITES = (
+    "The model writes into its inputs, so running it changes your data. Some operation works in place (such as "
+    "nn.ReLU(inplace=True) as the first layer): let it make a new tensor."
+)
+#: By how much two passes may differ on a GPU, relative to the largest output.
+ROUNDINGS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 ANY_SIZE = (
     "Methods run it on batches of any size: let it accept them, or give inputs as an nnrepair.Inputs object whose "
     "call() fills a batch up."
@@ -71,3 +83,101 @@ def _batch_norms(model: nn.Module) -> str:
     kind = nn.modules.batchnorm._BatchNorm
     found = [n for n, m in model.named_modules() if isinstance(m, kind) and m.running_mean is None]
     return f" Batch normalisation without running statistics ({', '.join(found[:5])}) does that." if found else ""
+
+
+def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
+    """Return the outputs of all points, after checks that need a look at a few of them."""
+    y = _first_run(model, inputs, what)
+    _refuse_outputs(y, len(inputs), what)
+    few = torch.arange(len(inputs)).flip(0)[: max(1, min(FEW, len(inputs) // 2))]  # fewer points, in another order
+    again, twice = some(model, inputs[few]), some(model, inputs[few])
+    # Sums over edges on a GPU add up in another order every time: no randomness, and no more than rounding.
+    if not (torch.equal(again, twice) or (again.is_cuda and differ_by_rounding(again, twice))):
+        raise UnsupportedModel(
+            "Two forward passes in eval mode differ: the model is random (dropout applied by hand, sampling, noise). "
+            "A repair could not be confirmed; make it deterministic in eval mode."
+        )
+    if isinstance(inputs, Tensor) or inputs.independent:
+        refuse_dependence(model, y, [(few, again), (few[:1], some(model, inputs[few[:1]]))])
+    return y
+
+
+def _first_run(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
+    """Return the outputs of all points; what the model raises is told as what was wrong with the points."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _unwritten(model, inputs)
+    except UnsupportedModel as error:
+        if error.__cause__ is None:
+            raise
+        cause = error.__cause__
+    if len(inputs) > FEW and accepts(model, inputs):
+        raise UnsupportedModel(
+            f"The model accepts {len(inputs)} points at once, but not {FEW} of them ({first_line(cause)}). {ANY_SIZE}"
+        ) from cause
+    given = f"shape {tuple(inputs.shape)}, {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
+    advice = (
+        " Where a model takes several arguments or keywords, give an nnrepair.Inputs object whose call() runs it."
+        if isinstance(cause, TypeError)
+        else ""
+    )
+    raise InvalidInput(f"The model does not accept {what} ({given}): {first_line(cause)}{advice}") from cause
+
+
+def _refuse_outputs(y: Tensor, count: int, what: str) -> None:
+    """Refuse outputs that are no finite scores, one row for each of `count` points."""
+    if not y.dtype.is_floating_point or y.layout != torch.strided:
+        kind = str(y.dtype if y.layout == torch.strided else y.layout).removeprefix("torch.")
+        raise UnsupportedModel(
+            f"The model returns {kind} outputs. A repair needs scores, dense floating-point numbers: no decisions, "
+            "counts or complex numbers."
+        )
+    if y.ndim == 0 or len(y) != count or y.numel() == 0:
+        raise InvalidInput(
+            f"The model returns outputs of shape {tuple(y.shape)} for {count} points; the first axis must be the "
+            "points. Give inputs with one point per row."
+        )
+    if not torch.isfinite(y).all():
+        bad = torch.nonzero(~torch.isfinite(y.flatten(1)).all(1)).flatten().tolist() if y.ndim > 1 else []
+        raise InvalidInput(f"The model's outputs on {what} are not finite, at indices {bad[:10]}.")
+
+
+@torch.no_grad()
+def _unwritten(model: nn.Module, inputs: AnyInputs) -> Tensor:
+    """Return the outputs (n, ...), having refused a model that changes its user's tensors.
+
+    Of tensors, some points are tried first; other inputs (graphs) run as a copy, unless they are large: then a write is
+    seen once it has happened.
+    """
+    if isinstance(inputs, Tensor):
+        few = inputs[:FEW].clone()
+        if len(inputs):
+            call(model, few)
+        _refuse_written([(few, inputs[:FEW])])
+        return outputs(model, inputs)
+    parts = {name: value for name, value in getattr(inputs, "__dict__", {}).items() if isinstance(value, Tensor)}
+    if sum(value.numel() for value in parts.values()) > COPIED:
+        counts = {name: value._version for name, value in parts.items() if not value.is_inference()}
+        y = outputs(model, inputs)
+        if any(parts[name]._version != count for name, count in counts.items()):
+            raise UnsupportedModel(f"{WRITES} It has just done so: load your data again.")
+        return y
+    copied = copy.copy(inputs)
+    for name, value in parts.items():
+        object.__setattr__(copied, name, value.clone())
+    y = outputs(model, copied)
+    _refuse_written([(getattr(copied, name), value) for name, value in parts.items()])
+    return y
+
+
+def _refuse_written(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for now, before in pairs:
+        same = before.layout != torch.strided or ((now == before) | ((now != now) & (before != before))).all()  # NaN
+        if not same:
+            raise UnsupportedModel(WRITES)
+
+
+def differ_by_rounding(a: Tensor, b: Tensor) -> bool:
+    """Whether outputs differ by no more than some roundings, relative to the largest of them."""
+    return torch.allclose(a, b, rtol=0, atol=ROUNDINGS.get(a.dtype, 0.0) * float(a.abs().max()))

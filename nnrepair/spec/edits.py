@@ -9,43 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nnrepair.errors import InvalidInput, first_line
 from nnrepair.spec.criteria import Argmax, Criterion, Threshold
+from nnrepair.spec.inputs import AnyInputs, Inputs
 from nnrepair.spec.regions import Regions
-
-
-@runtime_checkable
-class Inputs(Protocol):
-    """How a domain presents points to a model; a plain tensor needs none of this.
-
-    An object may offer more, and is used better where it does: `own()`, (n, ...) each point's own features;
-    `same()`, (n,) or (n, ...), equal for two points exactly where they are one, so that a point with two labels is
-    refused; `joined(other)`, both in one where one pass serves both, else None; and `whole()`, all points of the
-    domain, where they influence each other and one pass computes all of them anyway.
-    """
-
-    #: Whether one point's output depends on that point alone (not so for the nodes of a graph).
-    independent: bool
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Tensor) -> Inputs: ...
-
-    def to(self, like: Tensor) -> Inputs:
-        """Return the same points on `like`'s device, floating tensors in `like`'s dtype."""
-
-    def call(self, model: nn.Module) -> Tensor:
-        """Return the outputs, one row per point."""
-
-
-AnyInputs = Tensor | Inputs
 
 
 def _as_inputs(inputs: Any, what: str) -> AnyInputs:

@@ -5,7 +5,7 @@ Whatever the network raises becomes an `UnsupportedModel` with the error as its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import NNRepairError, UnsupportedModel, first_line
-from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.inputs import BATCH, AnyInputs, batches, together
 
 #: What to do, by what the error says.
 _HINTS = {
@@ -58,6 +58,25 @@ _RUNS = (
     "Methods run it in batches of any size and, all but egnn, with gradients; it must accept that. The error that it "
     "raised is this one's cause."
 )
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
+    """Return the outputs (n, ...) of all points, in batches."""
+    if not isinstance(inputs, Tensor) and not inputs.independent:
+        return call(model, inputs)
+    if len(inputs) <= BATCH:
+        return call(model, inputs)
+    return torch.cat([call(model, inputs[step]) for step in batches(len(inputs))])
+
+
+def outputs_of(model: nn.Module, several: Sequence[AnyInputs]) -> list[Tensor]:
+    """Return the outputs of several sets of points; those that can be joined (nodes of one graph) run together."""
+    found: dict[int, Tensor] = {}
+    for inputs, members in together(several):
+        sizes = [len(several[k]) for k in members]
+        found |= dict(zip(members, torch.split(outputs(model, inputs), sizes), strict=True))
+    return [found[k] for k in range(len(several))]
 
 
 def call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs) -> Tensor:

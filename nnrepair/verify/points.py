@@ -33,9 +33,9 @@ from nnrepair.spec.criteria import (
     Threshold,
     flat,
 )
-from nnrepair.spec.edits import AnyInputs
-from nnrepair.spec.problem import outputs
+from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.regions import Regions
+from nnrepair.spec.running import outputs
 from nnrepair.verify import vnnlib
 from nnrepair.verify.check import check
 from nnrepair.verify.over import Over

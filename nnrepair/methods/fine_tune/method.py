@@ -36,10 +36,10 @@ from nnrepair.methods.fine_tune.penalties import (
     between,
 )
 from nnrepair.progress import progress_bar
-from nnrepair.spec.edits import AnyInputs
+from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.network import copied
-from nnrepair.spec.problem import Problem, outputs
-from nnrepair.spec.running import call
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import call, outputs
 
 Optimizer = Literal["adam", "sgd", "rmsprop"]
 Interpolate = Literal["auto", "none"]

@@ -29,7 +29,8 @@ from nnrepair.jacobian.fisher import Weights, at_least_float, known_labels
 from nnrepair.jacobian.fisher import fisher_diagonal as fisher_diagonal
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.kinds import Kind, Regression
-from nnrepair.spec.problem import Problem, outputs
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import outputs
 
 
 class Pull:

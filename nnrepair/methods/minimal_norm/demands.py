@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.spec.criteria import Criterion
-from nnrepair.spec.edits import AnyInputs
-from nnrepair.spec.problem import Problem, outputs
+from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import outputs
 
 #: Locality points held out to compare layers: every fifth.
 HELD_OUT = 5

@@ -26,7 +26,8 @@ from nnrepair.solver.quadratic import NotSolvedError
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.kinds import kind_of
 from nnrepair.spec.network import plain
-from nnrepair.spec.problem import Problem, has_choice, outputs
+from nnrepair.spec.problem import Problem, has_choice
+from nnrepair.spec.running import outputs
 from nnrepair.wrappers.decoupled import Decoupled
 
 #: The smallest margin, relative to the typical one: a repair must survive the rounding of the model's own dtype.

@@ -24,7 +24,7 @@ from nnrepair.solver.norms import Euclidean, make
 from nnrepair.solver.quadratic import NotSolvedError, nnqp
 from nnrepair.solver.rows import Array, Metric, Rows
 from nnrepair.spec.network import copied
-from nnrepair.spec.problem import outputs
+from nnrepair.spec.running import outputs
 
 #: Rows of edits per step; the nearest to failing are kept when there are more.
 MOST_ROWS = 3000
