@@ -13,7 +13,7 @@ from reference import dense_rows
 from reference.fisher import moved
 from torch import Tensor, nn
 
-from nnrepair import Argmax, Criterion, InvalidInput, Linear, Near
+from nnrepair import Argmax, Criterion, Inputs, InvalidInput, Linear, Near
 from nnrepair.jacobian import linearize as module
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.solver.rows import Dense, Factored, Rows
@@ -383,7 +383,7 @@ class Scaled(nn.Module):
         return self.out(torch.tanh(self.fc(x)) * self.scale)
 
 
-class Path:
+class Path(Inputs):
     """Points that run together."""
 
     independent = False

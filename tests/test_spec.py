@@ -164,7 +164,13 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "data set": (Pairs, r"got Pairs.*torch\.stack"),
     "data set of tensors": (lambda: TensorDataset(X), r"got TensorDataset.*torch\.stack"),
     "iterator": (lambda: iter(X), r"torch\.stack"),
-    "dictionary": (lambda: {"x": X}, "got dict"),
+    "dictionary of no arguments": (dict, "got the keys"),
+    "dictionary of numbers": (lambda: {"x": 3.0}, "must have one point per row, got a single number"),
+    "dictionary of words": (
+        lambda: {"x": X, "names": ["a", "b"]},
+        r"\['names'\] must be a tensor, got list",
+    ),
+    "arguments of unequal lengths": (lambda: (X, X[:2]), r"got as many as 0: 3, 1: 2.*A list of points"),
     "words": (lambda: ["a", "b", "c"], "got list"),
     "array of objects": (lambda: np.array([X, None, 3], object), "ndarray of object"),
     "array of words": (lambda: np.array(["a", "b", "c"]), "ndarray of <U1"),
@@ -196,7 +202,7 @@ def test_what_holds_no_plain_numbers_is_refused(form: str) -> None:
             kind(make(), LABELS)
 
 
-@pytest.mark.parametrize("form", ["loader", "words", "array of objects", "ragged list", "sparse", "meta", "dictionary"])
+@pytest.mark.parametrize("form", ["loader", "words", "array of objects", "ragged list", "sparse", "meta"])
 def test_labels_without_numbers_are_refused(form: str) -> None:
     with pytest.raises(InvalidInput, match="Edits: labels (must be|are)"):
         Edits(X, BAD[form][0]())

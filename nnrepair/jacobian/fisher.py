@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.tangents import gradients
-from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.kinds import Classes, Kind
 from nnrepair.spec.running import call_with, outputs
 
@@ -175,8 +175,7 @@ def _one_by_one(
     model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
 ) -> Iterator[dict[str, Tensor]]:
     leaves = {n: weight.clone().requires_grad_(True) for n, weight in start.items()}
-    together = not isinstance(inputs, Tensor) and not inputs.independent
-    y = call_with(model, leaves, inputs) if together else None
+    y = None if independent(inputs) else call_with(model, leaves, inputs)
     for k, point in enumerate(which.tolist()):
         row = y[point] if y is not None else call_with(model, leaves, inputs[torch.tensor([point])])[0]
         for slope in terms.slopes(slice(k, k + 1))[0]:

@@ -34,7 +34,7 @@ from nnrepair.solver.rows import (
     Rows,
 )
 from nnrepair.spec.criteria import Criterion, flat
-from nnrepair.spec.inputs import AnyInputs, batches, to_like, together
+from nnrepair.spec.inputs import AnyInputs, batches, independent, to_like, together
 from nnrepair.spec.kinds import Kind, Regression
 from nnrepair.spec.network import copied
 from nnrepair.spec.running import call
@@ -160,7 +160,7 @@ class Linearization:
             parameter.requires_grad_(True)
         self._start = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.like = next(iter(self.parameters.values())).detach()
-        self.independent = _independent(example)
+        self.independent = independent(example)
         self._known_keys: dict[int, tuple[AnyInputs, Tensor]] = {}
         self._said = False
         few = self.prepare(_spread(example, PROBES) if self.independent else example)
@@ -216,13 +216,13 @@ class Linearization:
         if not keys.fits(y, parameters):
             return False
         self._said = self._say(few) is not None
-        given = [g for g in given if len(g) and _independent(g) == self.independent]
+        given = [g for g in given if len(g) and independent(g) == self.independent]
         if self.independent:
             points = [few, *(self.prepare(_spread(g, MORE_PROBES)) for g in given[1:])]
         else:
             points = [self.prepare(g) for g in given]
-            if callable(whole := getattr(few, "whole", None)):
-                points.append(whole())
+            if not isinstance(few, Tensor) and (whole := few.whole()) is not None:
+                points.append(whole)
         parts = together(points)
         ys, found = [], []
         mine: dict[int, Tensor] = {}
@@ -259,7 +259,7 @@ class Linearization:
         if id(inputs) in self._known_keys:
             return self._known_keys[id(inputs)][1]
         found = []
-        for step in batches(len(inputs)) if self.independent else [None]:
+        for step in batches(inputs) if self.independent else [None]:
             y, _ = self._run(self.prepare(inputs if step is None else inputs[step]))
             part = keys.keys(y, list(self.parameters.values()))
             assert part is not None  # it could be differentiated twice before
@@ -437,7 +437,7 @@ class Linearization:
         """Return `outputs` of any number of points, on the CPU."""
         if not self.independent:
             return self.outputs(inputs, d).cpu()
-        return torch.cat([self.outputs(inputs[step], d).cpu() for step in batches(len(inputs))])
+        return torch.cat([self.outputs(inputs[step], d).cpu() for step in batches(inputs)])
 
     def features(self, inputs: AnyInputs) -> Tensor | None:
         """Return (points, inp), the last map's inputs, when `ends_affine` and it is applied once per point."""
@@ -445,7 +445,7 @@ class Linearization:
         if group.keyed:
             return self._keys(inputs)
         found = []
-        for step in batches(len(inputs)):
+        for step in batches(inputs):
             y, tap = self._run(self.prepare(inputs[step]))
             if not self.ends_affine or y.ndim != 2:
                 return None
@@ -608,10 +608,6 @@ class Linearization:
             for name, g in zip(names, grads, strict=True):
                 total[name] += 0.0 if g is None else _numpy(g).ravel() ** 2 / (SKETCHES * len(y))
         return total
-
-
-def _independent(inputs: AnyInputs) -> bool:
-    return isinstance(inputs, Tensor) or inputs.independent
 
 
 def _spread(inputs: AnyInputs, count: int) -> AnyInputs:

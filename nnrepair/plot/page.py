@@ -26,7 +26,7 @@ from nnrepair.results.result import RepairResult
 from nnrepair.rounding import percent, percentage_points
 from nnrepair.spec.criteria import Argmax
 from nnrepair.spec.edits import Edits, LocalitySet
-from nnrepair.spec.inputs import to_like
+from nnrepair.spec.inputs import described, to_like
 from nnrepair.spec.running import outputs
 
 Array = npt.NDArray[np.float64]
@@ -448,7 +448,7 @@ def _pooled(matrix: Array) -> Array:
 def _pictures(inputs: Any) -> Array:
     """Return (n, height, width) or (n, height, width, 3) in [0, 1]."""
     if not isinstance(inputs, Tensor):
-        raise InvalidInput(f"A report about images needs a tensor of them, got {type(inputs).__name__}.")
+        raise InvalidInput(f"A report about images needs a tensor of them, got {described(inputs)}.")
     images = inputs.detach().cpu().double().numpy()
     side = math.isqrt(images[0].size)
     if images.ndim == 4 and images.shape[1] == 3:

@@ -36,6 +36,7 @@ from nnrepair.spec.criteria import (
 )
 from nnrepair.spec.duplicates import differ
 from nnrepair.spec.edits import Edits
+from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.kinds import kind_of
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem, check_model, fitted, has_choice
@@ -102,7 +103,7 @@ class Corners:
 
 
 @dataclass(frozen=True)
-class Points:
+class Points(Inputs):
     """Points in float64 that are rounded to the model's dtype only when it runs (`Inputs`).
 
     Attributes:
@@ -115,7 +116,6 @@ class Points:
     point: Tensor
     center: Tensor | None = None
     like: Tensor | None = None
-    independent = True
 
     def __len__(self) -> int:
         return len(self.point)

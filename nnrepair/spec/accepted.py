@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
-from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.inputs import AnyInputs, described, independent
 from nnrepair.spec.running import call, outputs
 
 #: By how much a point's outputs may differ from those among other points, relative to the largest output.
@@ -97,7 +96,7 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
             "Two forward passes in eval mode differ: the model is random (dropout applied by hand, sampling, noise). "
             "A repair could not be confirmed; make it deterministic in eval mode."
         )
-    if isinstance(inputs, Tensor) or inputs.independent:
+    if independent(inputs):
         refuse_dependence(model, y, [(few, again), (few[:1], some(model, inputs[few[:1]]))])
     return y
 
@@ -116,13 +115,15 @@ def _first_run(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
         raise UnsupportedModel(
             f"The model accepts {len(inputs)} points at once, but not {FEW} of them ({first_line(cause)}). {ANY_SIZE}"
         ) from cause
-    given = f"shape {tuple(inputs.shape)}, {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
     advice = (
-        " Where a model takes several arguments or keywords, give an nnrepair.Inputs object whose call() runs it."
+        " Of a model with several arguments give a tuple of tensors, with keywords a dictionary; otherwise an "
+        "nnrepair.Inputs object whose call() runs it."
         if isinstance(cause, TypeError)
         else ""
     )
-    raise InvalidInput(f"The model does not accept {what} ({given}): {first_line(cause)}{advice}") from cause
+    raise InvalidInput(
+        f"The model does not accept {what} ({described(inputs)}): {first_line(cause)}{advice}"
+    ) from cause
 
 
 def _refuse_outputs(y: Tensor, count: int, what: str) -> None:
@@ -156,18 +157,16 @@ def _unwritten(model: nn.Module, inputs: AnyInputs) -> Tensor:
             call(model, few)
         _refuse_written([(few, inputs[:FEW])])
         return outputs(model, inputs)
-    parts = {name: value for name, value in getattr(inputs, "__dict__", {}).items() if isinstance(value, Tensor)}
-    if sum(value.numel() for value in parts.values()) > COPIED:
-        counts = {name: value._version for name, value in parts.items() if not value.is_inference()}
+    parts = inputs.tensors()
+    if sum(value.numel() for value in parts) > COPIED:
+        counts = [(value, value._version) for value in parts if not value.is_inference()]
         y = outputs(model, inputs)
-        if any(parts[name]._version != count for name, count in counts.items()):
+        if any(value._version != count for value, count in counts):
             raise UnsupportedModel(f"{WRITES} It has just done so: load your data again.")
         return y
-    copied = copy.copy(inputs)
-    for name, value in parts.items():
-        object.__setattr__(copied, name, value.clone())
+    copied = inputs.copied()
     y = outputs(model, copied)
-    _refuse_written([(getattr(copied, name), value) for name, value in parts.items()])
+    _refuse_written(list(zip(copied.tensors(), parts, strict=True)))
     return y
 
 

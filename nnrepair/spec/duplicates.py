@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,7 +10,7 @@ from torch import Tensor
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import Argmax, Criterion, Threshold, flat
 from nnrepair.spec.edits import Edits, LocalitySet
-from nnrepair.spec.inputs import BATCH, AnyInputs
+from nnrepair.spec.inputs import AnyInputs, batches, words
 from nnrepair.spec.kinds import kind_of
 
 
@@ -21,16 +18,16 @@ def refuse_contradictions(edits: Edits) -> None:
     """Refuse equal inputs with different labels: no network can satisfy both."""
     if not isinstance(edits.criterion, Argmax | Threshold):
         return
-    points = _identity(edits.inputs)
-    if points is None:
+    hashes = _hashes(edits.inputs)
+    if hashes is None:
         return
-    which, labels = _numbered(points), flat(edits.criterion.labels).tolist()
+    labels = flat(edits.criterion.labels).tolist()
     groups: dict[int, list[int]] = {}
     clashes = []
-    for index, group in enumerate(which.tolist()):
+    for index, group in enumerate(hashes.tolist()):
         others = groups.setdefault(group, [])
         seen = next((seen for seen in others if differ(labels[seen], labels[index])), None)
-        if seen is not None and np.array_equal(points[seen], points[index]):
+        if seen is not None and _equal(edits.inputs, seen, edits.inputs, index):
             clashes.append((seen, index))
         elif all(labels[seen] != labels[index] for seen in others):
             others.append(index)
@@ -53,19 +50,16 @@ def kept_edits(edits: Edits, locality: LocalitySet, keep: Criterion, kept: Tenso
         return []
     if not isinstance(asked, Argmax | Threshold) or not isinstance(keep, Argmax | Threshold):
         return []
-    points, others = _identity(edits.inputs), _identity(locality.inputs)
-    if points is None or others is None or points.shape[1:] != others.shape[1:]:
+    mine, theirs = _hashes(edits.inputs), _hashes(locality.inputs)
+    if mine is None or theirs is None:
         return []
-    which = _numbered(np.concatenate([points, others]))
-    mine, theirs = which[: len(points)], which[len(points) :]
     binding = torch.nonzero(kept).flatten().cpu().numpy()
-    place = np.full(which.max() + 1, -1)
-    place[theirs[binding]] = binding
+    place = dict(zip(theirs[binding].tolist(), binding.tolist(), strict=True))
     labels, decisions = flat(asked.labels).tolist(), flat(keep.labels).tolist()
     clashes = [
         edit
-        for edit, point in enumerate(place[mine].tolist())
-        if point >= 0 and differ(labels[edit], decisions[point]) and np.array_equal(points[edit], others[point])
+        for edit, point in enumerate(place.get(number, -1) for number in mine.tolist())
+        if point >= 0 and differ(labels[edit], decisions[point]) and _equal(edits.inputs, edit, locality.inputs, point)
     ]
     if not clashes:
         return []
@@ -76,30 +70,31 @@ def kept_edits(edits: Edits, locality: LocalitySet, keep: Criterion, kept: Tenso
     ]
 
 
-def _identity(inputs: AnyInputs) -> NDArray[Any] | None:
-    """Return (n, ...) what is equal where two points are the same, or None where the inputs do not say."""
-    if not isinstance(inputs, Tensor):
-        same: Callable[[], Tensor] | None = getattr(inputs, "same", None)
-        if not callable(same):
+def _hashes(inputs: AnyInputs) -> NDArray[np.uint64] | None:
+    """Return (n,) a number for each point, the same for equal ones and hardly ever for others; None if not known."""
+    found = []
+    for step in batches(inputs):
+        numbers = _words(inputs, step)
+        if numbers is None:
             return None
-        found = same()
-        if len(found) != len(inputs):
-            raise InvalidInput(
-                f"same() must return one row for each of {len(inputs)} points, got {tuple(found.shape)}."
-            )
-        inputs = found
-    rows = flat(inputs.detach())
-    if rows.element_size() < 4:
-        rows = rows.float() if rows.dtype.is_floating_point else rows.int()
-    return rows.cpu().numpy()
+        factors = np.random.default_rng(0).integers(1, 2**63, numbers.shape[1], dtype=np.uint64)
+        found.append((numbers.astype(np.uint64) * factors).sum(1))
+    return np.concatenate(found)
 
 
-def _numbered(points: NDArray[Any]) -> NDArray[np.int64]:
-    """Return (n,) a number for each point (n, d), the same for equal ones and, all but certainly, no others."""
-    words = np.ascontiguousarray(points + 0).view(np.uint32).reshape(len(points), -1)  # -0.0 is 0.0
-    factors = np.random.default_rng(0).integers(1, 2**63, words.shape[1], dtype=np.uint64)
-    hashed = [(words[s : s + BATCH].astype(np.uint64) * factors).sum(1) for s in range(0, len(words), BATCH)]
-    return np.unique(np.concatenate(hashed), return_inverse=True)[1].reshape(-1)
+def _words(inputs: AnyInputs, index: Tensor) -> NDArray[np.uint32] | None:
+    """Return (k, words), equal where two of the points `index` are the same; None where the inputs do not say."""
+    some = inputs[index]
+    rows = some if isinstance(some, Tensor) else some.same()
+    if rows is not None and len(rows) != len(index):
+        raise InvalidInput(f"same() must return one row for each of {len(index)} points, got {tuple(rows.shape)}.")
+    return None if rows is None else words(rows)
+
+
+def _equal(first: AnyInputs, one: int, second: AnyInputs, other: int) -> bool:
+    """Whether two points of the same hash are the same."""
+    a, b = _words(first, torch.tensor([one])), _words(second, torch.tensor([other]))
+    return a is not None and b is not None and np.array_equal(a, b)
 
 
 def differ(a: list[int], b: list[int]) -> bool:

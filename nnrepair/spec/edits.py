@@ -7,89 +7,17 @@ Edits may also be about `Segments` or `Polygons`: then each criterion must hold 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
-from nnrepair.errors import InvalidInput, first_line
-from nnrepair.spec.criteria import Argmax, Criterion, Threshold
-from nnrepair.spec.inputs import AnyInputs, Inputs
-from nnrepair.spec.regions import Regions
-
-
-def _as_inputs(inputs: Any, what: str) -> AnyInputs:
-    if isinstance(inputs, Regions):
-        if what != "Edits":
-            raise InvalidInput(
-                f"{what}: {inputs!r} cannot be used here; only edits can be about whole regions. Give points."
-            )
-        return inputs
-    if isinstance(inputs, Inputs) and not isinstance(inputs, Tensor):
-        return inputs
-    points = dense(inputs, f"{what}: inputs", "a tensor or an Inputs object")
-    if points.ndim == 0:
-        raise InvalidInput(f"{what}: inputs must have one point per row, got a single number.")
-    if points.dtype.is_floating_point and not torch.isfinite(points).all():
-        bad = torch.nonzero(~torch.isfinite(points.flatten(1) if points.ndim > 1 else points[:, None]).all(1))
-        raise InvalidInput(f"{what}: inputs {bad.flatten().tolist()[:10]} contain NaN or infinity.")
-    return points
-
-
-def dense(value: Any, what: str, expected: str) -> Tensor:
-    """Return a tensor of plain numbers without a history, from a tensor, array, data frame or list.
-
-    Args:
-        value: what was given.
-        what, expected: how the message calls it, and what it should have been.
-
-    Raises:
-        InvalidInput: it holds no such numbers, or is a tensor without them (meta), sparse, nested or of eight bits.
-    """
-    advice = " Stack the items of a data set: torch.stack([x for x, _ in items])." if _holds_items(value) else ""
-    try:
-        found = value if isinstance(value, Tensor) else _converted(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        given = f"{type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
-        reason = f" ({first_line(error)})" if isinstance(value, list | tuple | np.ndarray) else ""
-        raise InvalidInput(f"{what} must be {expected}, got {given}{reason}.{advice}") from None
-    if found.layout != torch.strided or found.is_nested:
-        raise InvalidInput(f"{what} are {'nested' if found.is_nested else 'sparse'}; give a dense tensor (to_dense()).")
-    if found.is_meta or found.is_quantized or (found.dtype.is_floating_point and found.element_size() < 2):
-        kind = "on the meta device, without numbers" if found.is_meta else f"{found.dtype}"
-        raise InvalidInput(f"{what} are {kind}; give a tensor of plain numbers.")
-    return found.detach() if found.requires_grad else found
-
-
-def _converted(value: Any) -> Tensor:
-    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor | np.ndarray) for part in value):
-        return torch.stack([dense(part, "parts", "tensors or arrays") for part in value])
-    if not hasattr(value, "__array__"):
-        return torch.as_tensor(value)
-    array = np.asarray(value)
-    kind = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
-    return torch.from_numpy(np.array(array, kind, order="C"))  # a copy: torch takes no array that must not be written
-
-
-def _holds_items(value: Any) -> bool:
-    return isinstance(value, Dataset | DataLoader | Iterator)
-
-
-def as_criterion(target: Any, what: str) -> Criterion:
-    """Return a criterion as it is, and labels as one that says that they were nothing but labels."""
-    if isinstance(target, Criterion):
-        return target
-    labels = dense(target, f"{what}: labels", "a tensor of labels, or a Criterion")
-    try:
-        made = Threshold(labels) if labels.dtype == torch.bool or labels.ndim > 1 else Argmax(labels)
-        made.plain = True
-        return made
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInput(f"{what}: {error}") from None
+from nnrepair.errors import InvalidInput
+from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.given import as_criterion, as_inputs
+from nnrepair.spec.inputs import AnyInputs
 
 
 def _as_index(index: Any, count: int) -> Tensor:
@@ -103,7 +31,7 @@ class _Points:
 
     def __init__(self, inputs: Any, target: Any = None) -> None:
         name = type(self).__name__
-        object.__setattr__(self, "inputs", _as_inputs(inputs, name))
+        object.__setattr__(self, "inputs", as_inputs(inputs, name))
         object.__setattr__(self, "criterion", None if target is None else as_criterion(target, name))
         if self.criterion is not None and len(self.criterion) != len(self.inputs):
             raise InvalidInput(f"{name}: {len(self.inputs)} inputs but {len(self.criterion)} labels or conditions.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.spec.inputs import Inputs
 
 #: Points may lie off their polygon's plane, and angles may bend inward, by this share of the polygon's size.
 FLATNESS = 1e-6
 
 
-class Regions(ABC):
+class Regions(Inputs):
     """n bounded regions of inputs, as `Edits(regions, labels)` takes them: one label or condition per region.
 
     Attributes:
@@ -24,7 +25,6 @@ class Regions(ABC):
     """
 
     corners: list[Tensor]
-    independent = True
 
     def __len__(self) -> int:
         return len(self.corners)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import NNRepairError, UnsupportedModel, first_line
-from nnrepair.spec.inputs import BATCH, AnyInputs, batches, together
+from nnrepair.spec.inputs import AnyInputs, batches, independent, together
 
 #: What to do, by what the error says.
 _HINTS = {
@@ -63,11 +63,10 @@ _RUNS = (
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
     """Return the outputs (n, ...) of all points, in batches."""
-    if not isinstance(inputs, Tensor) and not inputs.independent:
+    steps = batches(inputs)
+    if len(steps) <= 1 or not independent(inputs):
         return call(model, inputs)
-    if len(inputs) <= BATCH:
-        return call(model, inputs)
-    return torch.cat([call(model, inputs[step]) for step in batches(len(inputs))])
+    return torch.cat([call(model, inputs[step]) for step in steps])
 
 
 def outputs_of(model: nn.Module, several: Sequence[AnyInputs]) -> list[Tensor]:

@@ -33,7 +33,7 @@ from nnrepair.spec.criteria import (
     Threshold,
     flat,
 )
-from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.inputs import AnyInputs, described
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import outputs
 from nnrepair.verify import vnnlib
@@ -94,7 +94,7 @@ class _Points:
     def __init__(self, name: str, inputs: AnyInputs, criterion: Criterion, kept: Tensor | None = None) -> None:
         if not isinstance(inputs, Tensor):
             raise InvalidInput(
-                f"{name}: only points in a plain tensor (n, ...) can be confirmed, got {type(inputs).__name__}: the "
+                f"{name}: only points in a plain tensor (n, ...) can be confirmed, got {described(inputs)}: the "
                 "checker cannot see what its call() does with the model."
             )
         if inputs.ndim < 2 or len(inputs) != len(criterion):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from nnrepair.jacobian.tangents import canonical, moved_outputs
+from nnrepair.spec.inputs import Arguments
 from nnrepair.spec.network import copied
 
 
@@ -59,27 +60,5 @@ class Decoupled(nn.Module):
     def forward(self, x: Tensor, second: Any = None) -> Tensor:
         """Return f + J Delta; `second` is what graph networks take beside their features, the edges."""
         # Not *inputs: exporters match the names of arguments.
-        inputs = x if second is None else _Arguments((x, second))
+        inputs = x if second is None else Arguments((x, second))
         return moved_outputs(self.base, self.change, inputs, self.channels)
-
-
-class _Arguments:
-    """What a model is called with, as inputs (of a graph network: features and edges)."""
-
-    independent = False
-
-    def __init__(self, given: tuple[Any, ...]) -> None:
-        self.given = given
-
-    def __len__(self) -> int:
-        return len(self.given[0])
-
-    def __getitem__(self, index: Tensor) -> _Arguments:
-        raise NotImplementedError("the arguments of one call cannot be divided")
-
-    def to(self, like: Tensor) -> _Arguments:
-        return self
-
-    def call(self, model: nn.Module) -> Tensor:
-        y: Tensor = model(*self.given)
-        return y

@@ -16,7 +16,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from nnrepair.domains.graphs.large import LargeGraph, chunks
 from nnrepair.domains.graphs.layerwise import BLOCK, Convolution, Layer, _checked, take_apart
 from nnrepair.domains.graphs.nodes import as_index, picked
 from nnrepair.errors import InvalidInput
+from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.network import copied
 
 
@@ -272,7 +273,7 @@ class LastLayer(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class CachedNodes:
+class CachedNodes(Inputs):
     """Nodes as inputs of a cached network, or of a network around it that also looks at each node's own features.
 
     A network that adds something to frozen outputs (an MLP of the own features) needs nothing else of the graph.
@@ -285,7 +286,7 @@ class CachedNodes:
     cache: _Frozen
     index: Tensor
 
-    independent: ClassVar[bool] = True
+    independent = True
 
     def __len__(self) -> int:
         return len(self.index)

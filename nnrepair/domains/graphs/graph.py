@@ -31,7 +31,7 @@ from nnrepair.domains.graphs.nodes import (
     refuse_weights,
 )
 from nnrepair.errors import DataUnavailable, InvalidInput
-from nnrepair.spec.edits import as_criterion
+from nnrepair.spec.given import as_criterion
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import fitted
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+from nnrepair.spec.inputs import Inputs
 
 
 @dataclass
@@ -84,7 +85,7 @@ def _to(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Nodes:
+class Nodes(Inputs):
     """Some nodes of a graph, as inputs of a model that is called as `model(x, edge_index)`.
 
     >>> nodes = Nodes(torch.eye(4), torch.tensor([[0, 1], [1, 2]]), [0, 3])
@@ -107,7 +108,7 @@ class Nodes:
     edge_index: Tensor
     index: Tensor
 
-    independent: ClassVar[bool] = False
+    independent = False
 
     def __post_init__(self) -> None:
         check_graph(self.x, self.edge_index)

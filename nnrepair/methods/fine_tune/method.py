@@ -36,7 +36,7 @@ from nnrepair.methods.fine_tune.penalties import (
     between,
 )
 from nnrepair.progress import progress_bar
-from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.inputs import AnyInputs, appended, independent
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import call, outputs
@@ -321,7 +321,7 @@ class _Points:
         self.locality = problem.locality.inputs if problem.locality is not None else None
         self.kept = torch.nonzero(problem.kept).flatten().cpu() if problem.kept is not None else torch.arange(0)
         #: Whether every step sees all edits.
-        self.whole = len(self.edits) <= method.batch_size or not _independent(self.edits)
+        self.whole = len(self.edits) <= method.batch_size or not independent(self.edits)
 
     def run(self, network: nn.Module) -> _Drawn:
         """Draw a step's points and return the outputs there."""
@@ -333,12 +333,12 @@ class _Points:
         if self.watch:
             assert self.locality is not None
             watch = torch.arange(len(self.locality))
-            watch = self._some(watch) if _independent(self.locality) else watch
+            watch = self._some(watch) if independent(self.locality) else watch
         both = torch.cat([rehearsal, watch])
         if len(both) == 0:
             return _Drawn(call(network, edits), index, None, rehearsal, None, watch)
         assert self.locality is not None
-        if _independent(self.locality):
+        if independent(self.locality):
             y, others = _call_both(network, edits, self.locality[both])
         else:  # all points together, then those that were drawn
             y, others = _call_both(network, edits, self.locality)
@@ -356,20 +356,11 @@ class _Points:
 
 def _call_both(network: nn.Module, a: AnyInputs, b: AnyInputs) -> tuple[Tensor, Tensor]:
     """Return the outputs of both, from one forward pass where they can be joined."""
-    joined: AnyInputs | None = None
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.shape[1:] == b.shape[1:] and a.dtype == b.dtype:
-            joined = torch.cat([a, b])
-    elif isinstance(b, type(a)) and (join := getattr(a, "joined", None)) is not None:
-        joined = join(b)
+    joined = appended(a, b)
     if joined is None:
         return call(network, a), call(network, b)
     y = call(network, joined)
     return y[: len(a)], y[len(a) :]
-
-
-def _independent(inputs: AnyInputs) -> bool:
-    return isinstance(inputs, Tensor) or inputs.independent
 
 
 def _listed(names: object) -> Sequence[object]:

@@ -28,6 +28,7 @@ from nnrepair.jacobian.fisher import Labels as Labels
 from nnrepair.jacobian.fisher import Weights, at_least_float, known_labels
 from nnrepair.jacobian.fisher import fisher_diagonal as fisher_diagonal
 from nnrepair.spec.criteria import flat
+from nnrepair.spec.inputs import independent
 from nnrepair.spec.kinds import Kind, Regression
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs
@@ -303,8 +304,7 @@ class EWC(Penalty):
                 'EWC(labels="empirical") needs labels beside the locality set\'s inputs; give them, or choose '
                 'labels="exact".'
             )
-        alone = isinstance(locality.inputs, Tensor) or locality.inputs.independent
-        most = self.points or (1000 if alone else 100)
+        most = self.points or (1000 if independent(locality.inputs) else 100)
         fisher = fisher_diagonal(
             problem.model,
             list(old),

@@ -1,0 +1,126 @@
+"""What a caller gives, in any form: inputs and labels, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nnrepair.errors import InvalidInput, first_line
+from nnrepair.spec.criteria import Argmax, Criterion, Threshold, flat
+from nnrepair.spec.inputs import Adapted, AnyInputs, Arguments, Inputs
+from nnrepair.spec.regions import Regions
+
+
+def as_inputs(inputs: Any, what: str) -> AnyInputs:
+    """Return points as models run on them.
+
+    Args:
+        inputs: a tensor, or what becomes one, with one point per row; several as a tuple, `model(*inputs)`, or by name
+            in a dictionary, `model(**inputs)`; an `Inputs` object or what can do the same; or regions, for edits.
+        what: how the message calls it.
+
+    Raises:
+        InvalidInput: it is none of these, holds NaN, or arguments of unequal lengths.
+    """
+    if isinstance(inputs, Regions):
+        if what != "Edits":
+            raise InvalidInput(
+                f"{what}: {inputs!r} cannot be used here; only edits can be about whole regions. Give points."
+            )
+        return inputs
+    if isinstance(inputs, Inputs):
+        return inputs
+    if isinstance(inputs, Mapping):
+        return _as_arguments(dict(inputs), what)
+    if isinstance(inputs, tuple) and inputs and all(isinstance(part, Tensor | np.ndarray) for part in inputs):
+        return _as_arguments(dict(enumerate(inputs)), what)
+    if not isinstance(inputs, Tensor) and Adapted.fits(inputs):
+        return Adapted(inputs)
+    return _rows(inputs, f"{what}: inputs", "a tensor or an Inputs object")
+
+
+def _as_arguments(given: dict[Any, Any], what: str) -> Arguments:
+    """Return the arguments of a call, by place (integers) or by name: tensors with one row per point."""
+    parts = {name: _rows(part, f"{what}: inputs[{name!r}]", "a tensor") for name, part in given.items()}
+    if not parts or not all(isinstance(name, int | str) for name in parts):
+        raise InvalidInput(
+            f"{what}: inputs in a dictionary are a model's arguments by name, model(**inputs), got the keys "
+            f"{list(parts)}."
+        )
+    lengths = {name: len(part) for name, part in parts.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
+        raise InvalidInput(
+            f"{what}: inputs of several arguments need one row per point in each, got as many as {listed}. A list of "
+            "points, unlike a tuple, is stacked."
+        )
+    positional = tuple(part for name, part in parts.items() if isinstance(name, int))
+    return Arguments(positional, {name: part for name, part in parts.items() if isinstance(name, str)})
+
+
+def _rows(given: Any, what: str, expected: str) -> Tensor:
+    """Return a tensor (n, ...) of finite numbers."""
+    points = dense(given, what, expected)
+    if points.ndim == 0:
+        raise InvalidInput(f"{what} must have one point per row, got a single number.")
+    if points.dtype.is_floating_point and not torch.isfinite(points).all():
+        bad = torch.nonzero(~torch.isfinite(flat(points)).all(1))
+        raise InvalidInput(f"{what} {bad.flatten().tolist()[:10]} contain NaN or infinity.")
+    return points
+
+
+def dense(value: Any, what: str, expected: str) -> Tensor:
+    """Return a tensor of plain numbers without a history, from a tensor, array, data frame or list.
+
+    Args:
+        value: what was given.
+        what, expected: how the message calls it, and what it should have been.
+
+    Raises:
+        InvalidInput: it holds no such numbers, or is a tensor without them (meta), sparse, nested or of eight bits.
+    """
+    advice = " Stack the items of a data set: torch.stack([x for x, _ in items])." if _holds_items(value) else ""
+    try:
+        found = value if isinstance(value, Tensor) else _converted(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        given = f"{type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
+        reason = f" ({first_line(error)})" if isinstance(value, list | tuple | np.ndarray) else ""
+        raise InvalidInput(f"{what} must be {expected}, got {given}{reason}.{advice}") from None
+    if found.layout != torch.strided or found.is_nested:
+        raise InvalidInput(f"{what} are {'nested' if found.is_nested else 'sparse'}; give a dense tensor (to_dense()).")
+    if found.is_meta or found.is_quantized or (found.dtype.is_floating_point and found.element_size() < 2):
+        kind = "on the meta device, without numbers" if found.is_meta else f"{found.dtype}"
+        raise InvalidInput(f"{what} are {kind}; give a tensor of plain numbers.")
+    return found.detach() if found.requires_grad else found
+
+
+def _converted(value: Any) -> Tensor:
+    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor | np.ndarray) for part in value):
+        return torch.stack([dense(part, "parts", "tensors or arrays") for part in value])
+    if not hasattr(value, "__array__"):
+        return torch.as_tensor(value)
+    array = np.asarray(value)
+    kind = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, kind, order="C"))  # a copy: torch takes no array that must not be written
+
+
+def _holds_items(value: Any) -> bool:
+    return isinstance(value, Dataset | DataLoader | Iterator)
+
+
+def as_criterion(target: Any, what: str) -> Criterion:
+    """Return a criterion as it is, and labels as one that says that they were nothing but labels."""
+    if isinstance(target, Criterion):
+        return target
+    labels = dense(target, f"{what}: labels", "a tensor of labels, or a Criterion")
+    try:
+        made = Threshold(labels) if labels.dtype == torch.bool or labels.ndim > 1 else Argmax(labels)
+        made.plain = True
+        return made
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"{what}: {error}") from None
