@@ -1,0 +1,7 @@
+"""Training: one loop for small networks, first guesses, fine-tuning and editors that are trained first."""
+
+from nnrepair.training.batches import Batches
+from nnrepair.training.checkpoint import Checkpoint, Stateful
+from nnrepair.training.loop import Descent, Trained, Training
+
+__all__ = ["Batches", "Checkpoint", "Descent", "Stateful", "Trained", "Training"]
