@@ -7,7 +7,7 @@ promised of the answer; the linear program over its last layer makes it exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.kinds import kind_of
 from nnrepair.spec.network import copied
+from nnrepair.training import Descent, Training
 from nnrepair.verify.search.jobs import Jobs
 
 #: A guess of what a point around the boxes, and a unit of drift, are worth beside a point of the locality set.
@@ -45,6 +46,7 @@ def descend(
     steps: int = 500,
     rate: float = 1e-4,
     batch: int = 2048,
+    say: Callable[[str], None] = lambda text: None,
 ) -> nn.Module:
     """Return a copy of the model, all its trainable weights moved (Adam, one cycle of the learning rate).
 
@@ -54,6 +56,7 @@ def descend(
         inputs: (points, inputs), the locality set, and `criterion`, which it satisfies.
         generator: where random numbers come from.
         steps, rate, batch: of Adam; points of the locality set per step, at most.
+        say: told how far it is.
     """
     twin = copied(model).eval()
     like = next(twin.parameters())
@@ -76,19 +79,18 @@ def descend(
     def missed(criterion: Criterion, index: Tensor, y: Tensor, goal: Tensor | float) -> Tensor:
         return (goal - criterion[index].slack(y) / typical).clamp(min=0).amax(1).mean()
 
-    for _ in range(steps):
+    def loss() -> Tensor:
         i = torch.randint(len(inputs), (batch,), generator=generator)
         j = torch.randint(len(near), (max(1, batch // 4),), generator=generator)
         y = run(inputs[i])
-        loss = missed(criterion, i, y, goal[i]) + DRIFT * ((y - before[i]).abs().mean() / typical)
-        loss = loss + AROUND * missed(decided, j, run(near[j]), 0.1)
+        total = missed(criterion, i, y, goal[i]) + DRIFT * ((y - before[i]).abs().mean() / typical)
+        total = total + AROUND * missed(decided, j, run(near[j]), 0.1)
         for part in wanted:
             depth = part.jobs.depth(run(part.x).double(), part.job)
-            loss = loss + 0.3 * ((part.margin + depth) / typical).clamp(min=0).mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
+            total = total + 0.3 * ((part.margin + depth) / typical).clamp(min=0).mean()
+        return total
+
+    Training(loss, Descent(optimizer, schedule), steps, model=twin, report=say).run()
     return twin
 
 

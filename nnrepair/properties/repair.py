@@ -286,9 +286,12 @@ class _Work:
             drawn = random_starts(task.jobs, generator, 256)
             x, job = (torch.cat([a, b[some]]) for a, b in zip(drawn, violated, strict=True))
             wanted.append(Wanted(task.jobs, x, job, task.margin * (2 if task.role == "repair" else 0.1)))
-        self.say("gradient descent on all layers")
         kept = self.locality
-        return descend(self.model, self.head.shape, wanted, kept.inputs, kept.criterion, generator, rate=rate)
+
+        def say(text: str) -> None:
+            self.say(f"gradient descent on all layers: {text}")
+
+        return descend(self.model, self.head.shape, wanted, kept.inputs, kept.criterion, generator, rate=rate, say=say)
 
     def _last(self, head: Head, enough: float, price: float) -> Answer:
         """Repair the last layer of a network; give up when that keeps less than `enough` of the locality set."""

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,9 +32,12 @@ from nnrepair.domains.graphs.nodes import (
     refuse_weights,
 )
 from nnrepair.errors import DataUnavailable, InvalidInput
+from nnrepair.progress import progress_bar
+from nnrepair.provenance import digest
 from nnrepair.spec.given import as_criterion
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import fitted
+from nnrepair.training import Checkpoint, Descent, Training
 
 __all__ = [
     "Graph", "NodeEdits", "NodeLocality", "NodeScope", "Nodes", "induced", "inductive_split", "mistakes", "network",
@@ -192,12 +196,22 @@ def network(
 
 
 def train(
-    model: nn.Module, data: Any, *, epochs: int = 200, lr: float = 0.01, weight_decay: float = 0.0, seed: int = 0
+    model: nn.Module,
+    data: Any,
+    *,
+    epochs: int = 200,
+    lr: float = 0.01,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+    resume: str | Path | None = None,
 ) -> nn.Module:
     """Train a copy of a model inductively with Adam on the cross-entropy, and return it in eval mode.
 
     Inductively: only nodes of `data.train_mask` and edges among them are seen. The model given and the global random
-    state stay as they were; the same seed gives the same result on the CPU.
+    state stay as they were; the same seed gives the same result on the CPU. With `resume`, a file (.safetensors),
+    progress is stored there, and the same call goes on from it. Warns when the loss becomes infinite or no number; the
+    network is then that of the step before.
     """
     if epochs < 1 or not (lr > 0 and math.isfinite(lr)):
         raise InvalidInput(f"epochs and lr must be positive, given {epochs} and {lr}.")
@@ -213,18 +227,27 @@ def train(
     device, dtype = parameters[0].device, parameters[0].dtype
     x, labels = data.x[nodes].to(device, dtype), labels_of(data, nodes, None).to(device)
     edges = induced(data.edge_index, nodes, len(data.x)).to(device)
-    optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    checkpoint = None
+    if resume is not None:
+        values = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "seed": seed, "device": device.type}
+        key = {"model": digest(model), "graph": digest([x, edges, labels])} | {n: repr(v) for n, v in values.items()}
+        checkpoint = Checkpoint(Path(resume), key)
+    step = Descent(torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay))
+
+    def loss() -> Tensor:
+        return nn.functional.cross_entropy(model(x, edges), labels)
+
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), progress_bar("train", progress) as report:
         torch.default_generator.manual_seed(seed)
+        generators = {"dropout": torch.default_generator}
         for one in devices:
             with torch.cuda.device(one):
                 torch.cuda.manual_seed(seed)
-        for _ in range(epochs):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x, edges), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+                generators["dropout on the device"] = torch.cuda.default_generators[torch.cuda.current_device()]
+        Training(
+            loss, step, epochs, model=model, state={**step.state, **generators}, checkpoint=checkpoint, report=report
+        ).run().warn()
     model.zero_grad()
     return model.eval()
 

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from nnrepair.domains import files as data
 from nnrepair.domains.files import Resource
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
+from nnrepair.progress import progress_bar
+from nnrepair.provenance import digest
 from nnrepair.spec.network import copied
+from nnrepair.training import Batches, Checkpoint, Descent, Training
 
 Split = Literal["train", "test"]
 
@@ -238,6 +241,8 @@ def train_classifier(
     batch_size: int = 64,
     weight_decay: float = 0.0,
     seed: int = 0,
+    progress: bool = False,
+    resume: str | Path | None = None,
 ) -> nn.Module:
     """Train a copy of a classifier with Adam on the cross-entropy, and return it in eval mode.
 
@@ -251,6 +256,13 @@ def train_classifier(
         batch_size: Images per step.
         weight_decay: Adam's L2 penalty.
         seed: Decides the order of the images, and the dropout masks if there are any (on the CPU).
+        progress: Show a progress bar on stderr.
+        resume: A file (.safetensors) in which progress is stored; the same call goes on from there.
+
+    Raises:
+        InvalidInput: What cannot be trained, or `resume` is the progress of another training.
+
+    Warns when the loss becomes infinite or no number; the network is then that of the step before.
 
     >>> train, test = digits()
     >>> model = train_classifier(digits_cnn(), train, epochs=1)
@@ -265,18 +277,31 @@ def train_classifier(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InvalidInput("The model has no trainable parameters: set requires_grad_(True) on some.")
-    optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    checkpoint = None
+    if resume is not None:
+        values = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "weight_decay": weight_decay, "seed": seed}
+        key = {"model": digest(model), "images": digest(images)} | {name: repr(each) for name, each in values.items()}
+        checkpoint = Checkpoint(Path(resume), key)
+    step = Descent(torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay))
     order = torch.Generator().manual_seed(seed)
+    batches = Batches(len(images), batch_size, order)
     device, dtype = parameters[0].device, parameters[0].dtype
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+
+    def loss() -> Tensor:
+        batch = images[batches.next()]
+        return nn.functional.cross_entropy(model(batch.inputs.to(device, dtype)), batch.labels.to(device))
+
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), progress_bar("train", progress) as report:
         torch.default_generator.manual_seed(seed)
-        for _ in range(epochs):
-            for index in torch.split(torch.randperm(len(images), generator=order), batch_size):
-                batch = images[index]
-                loss = nn.functional.cross_entropy(model(batch.inputs.to(device, dtype)), batch.labels.to(device))
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+        Training(
+            loss,
+            step,
+            epochs * batches.a_pass,
+            model=model,
+            state={**step.state, "order": order, "batches": batches, "dropout": torch.default_generator},
+            checkpoint=checkpoint,
+            report=report,
+        ).run().warn()
     model.zero_grad()
     return model.eval()
 

@@ -40,6 +40,7 @@ from nnrepair.spec.inputs import AnyInputs, appended, independent
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import call, outputs
+from nnrepair.training import Training
 
 Optimizer = Literal["adam", "sgd", "rmsprop"]
 Interpolate = Literal["auto", "none"]
@@ -182,6 +183,7 @@ class _Run:
         rounding = 8 * torch.finfo(self.weights[names[0]].dtype).eps * float(y.abs().amax())
         self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
         self.best, self.score, self.steps = self.old, (-1, -1), 0
+        self.reached = False
         self.loss, self.notes = math.nan, [note for pull in self.pulls for note in pull.notes]
 
     def proposal(self) -> Proposal:
@@ -197,32 +199,40 @@ class _Run:
     def _descend(self) -> bool:
         """Step until every edit holds with its margin; return whether that was reached."""
         with progress_bar("fine-tune", self.problem.progress) as report:
-            for step in range(self.method.steps + 1):
-                self.steps = step
-                drawn = self.points.run(self.network)
-                y = drawn.edits if self.points.whole else outputs(self.network, self.problem.edits.inputs)
-                if self._reached(y):
-                    self.best = self._snapshot()
-                    return True
-                self._remember(y)
+
+            def say(step: str) -> None:
                 report(f"{self.score[0]}/{len(self.problem.edits)} edits hold, loss {self.loss:.3g}")
-                if self.steps == self.method.steps:
-                    break
-                loss = self._loss(drawn)
-                self.loss = float(loss.detach())
-                if not math.isfinite(self.loss):
-                    self.notes.append(
-                        f"stopped at step {self.steps}: the loss became {self.loss}. A smaller lr may help "
-                        f"(now {self.method.lr:g})."
-                    )
-                    break
-                self._step(loss)
+
+            trained = Training(self._next_loss, self._step, self.method.steps, report=say).run()
+        self.steps = trained.steps
+        if trained.stopped:
+            self.notes.append(f"{trained.stopped}. A smaller lr may help (now {self.method.lr:g}).")
+        elif self.reached or self._drawn() is None:
+            return True
         holds, enough = self.score
         if holds < len(self.problem.edits):
             self.notes.append(f"returned the weights under which most edits held: {holds}.")
         elif enough < len(self.problem.edits):
             self.notes.append(f"only {enough} of {holds} edits hold with the margin asked for, {self.method.margin:g}.")
         return False
+
+    def _drawn(self) -> _Drawn | None:
+        """Return outputs to take a step from, or None where every edit holds with its margin."""
+        drawn = self.points.run(self.network)
+        y = drawn.edits if self.points.whole else outputs(self.network, self.problem.edits.inputs)
+        if self._reached(y):
+            self.best, self.reached = self._snapshot(), True
+            return None
+        self._remember(y)
+        return drawn
+
+    def _next_loss(self) -> Tensor | None:
+        drawn = self._drawn()
+        if drawn is None:
+            return None
+        loss = self._loss(drawn)
+        self.loss = float(loss.detach())
+        return loss
 
     def _loss(self, drawn: _Drawn) -> Tensor:
         if not drawn.edits.requires_grad:
