@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from nnrepair.errors import InvalidInput
-from nnrepair.verify import CheckResult, Counterexample, PropertyCertificate, suite
+from nnrepair.verify import CheckResult, Counterexample, PropertyCertificate
+from nnrepair.verify.suite import suite
 
 PROOF = PropertyCertificate(1, np.array([-1], np.int16), np.zeros(0), "", "", {})
 

@@ -18,8 +18,9 @@ pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
 from nnrepair import cli
-from nnrepair.verify import CheckResult, suite
+from nnrepair.verify import CheckResult
 from nnrepair.verify.certificate import PropertyCertificate, sha256
+from nnrepair.verify.suite import suite
 
 #: y = (|a|, a + b)
 W1 = np.array([[1, 0], [-1, 0], [1, 1], [-1, -1]], np.float32)

@@ -18,8 +18,8 @@ from suites import listed, one_by_one, scripted, statuses
 
 import nnrepair
 from nnrepair.errors import InvalidInput, NNRepairError
-from nnrepair.verify import CheckResult, suite
-from nnrepair.verify.suite import vnncomp, workers
+from nnrepair.verify import CheckResult
+from nnrepair.verify.suite import suite, vnncomp, workers
 from nnrepair.verify.suite.suite import run_suite
 
 

@@ -20,7 +20,8 @@ from suites import PROOF, listed, one_by_one, scripted, statuses
 
 import nnrepair
 from nnrepair.errors import InvalidInput
-from nnrepair.verify import CheckResult, PropertyCertificate, suite
+from nnrepair.verify import CheckResult, PropertyCertificate
+from nnrepair.verify.suite import suite
 from nnrepair.verify.suite.stored import FORMAT, LARGEST, checksum, stored
 from nnrepair.verify.suite.suite import run_suite
 
@@ -362,7 +363,7 @@ import os, random, signal, sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import suites
-from nnrepair.verify import suite
+from nnrepair.verify.suite import suite
 from nnrepair.verify.suite.stored import stored
 
 suite.in_processes = suites.one_by_one
