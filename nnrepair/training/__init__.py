@@ -1,4 +1,7 @@
-"""Training: one loop for small networks, first guesses, fine-tuning and editors that are trained first."""
+"""One loop for all training.
+
+Of small networks, first guesses, fine-tuning, and editors that are trained first.
+"""
 
 from nnrepair.training.batches import Batches
 from nnrepair.training.checkpoint import Checkpoint, Stateful
