@@ -223,8 +223,8 @@ and measures, and exits with 1 if anything differs. Without `--results` both tak
 writes this page; the fourth draws the pictures behind the names of networks. Networks and properties come from
 `NNREPAIR_DATA` or are downloaded once, with pinned hashes.
 
-On a cluster, the workers need `verification/acas` on their `PYTHONPATH` and the folder of `--out`; then two lines take
-the sweep to dask (`import joblib, repair; from dask.distributed import Client`):
+On a cluster, the workers need nnrepair, and this folder, that of the data and that of `--out` under the same names;
+then two lines take the sweep to dask (`import joblib, repair; from dask.distributed import Client`):
 
     client = Client("scheduler:8786")
     with joblib.parallel_config(backend="dask"): repair.main(["--all", "--out", "shared/results"])
