@@ -111,7 +111,7 @@ def _write_certificate(arguments: argparse.Namespace, result: CheckResult, outpu
         "unknown": "nothing was proved",
     }
     outputs.lines.append(f"not written: {path}, because {why[result.verdict]}")
-    if arguments.quiet:  # asked for and not delivered: that is never silent
+    if arguments.quiet:  # a file that was asked for is missing: --quiet does not hide that
         print(outputs.lines[-1], file=sys.stderr)
 
 

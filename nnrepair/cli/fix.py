@@ -101,7 +101,7 @@ def _write_all(
             f"not written: {arguments.certificate}. A certificate of minimality exists for changes of one layer after "
             "which everything is affine (usually the last one): choose it with --layer."
         )
-        if arguments.quiet:  # asked for and not delivered: that is never silent
+        if arguments.quiet:  # a file that was asked for is missing: --quiet does not hide that
             print(outputs.lines[-1], file=sys.stderr)
     elif arguments.certificate is not None and certificate is not None:
 

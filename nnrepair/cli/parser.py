@@ -1,4 +1,4 @@
-"""What can be typed after `nnrepair`: commands, options and help. Nothing heavy is imported before a command runs."""
+"""The commands of `nnrepair`, their options and help. torch is imported only when a command runs."""
 
 from __future__ import annotations
 
