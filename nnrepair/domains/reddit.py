@@ -30,7 +30,7 @@ ROUNDS = 60
 def reddit(name: Literal["Reddit", "Reddit2"] = "Reddit") -> LargeGraph:
     """Load Reddit, or Reddit2 (a sparser version), through PyTorch Geometric, which downloads it into the user's cache.
 
-    It checks no hash of the files: what they hold is trusted as far as their server is.
+    It checks no hash of the files, so trust them only as far as their server.
 
     Raises:
         InvalidInput: another name.

@@ -39,8 +39,8 @@ def load(name: str) -> Graph:
       offers a version with 128, so this one is not downloaded. Self loops are listed twice, as there.
     * tolokers (`graphs/tolokers.npz`): workers of a crowd, banned or not; the masks are the first of ten splits.
 
-    Downloads by PyTorch Geometric: the citation networks are pickles, and it checks no hash of any file, so what they
-    hold is trusted as far as their server is.
+    Downloads by PyTorch Geometric: the citation networks are pickles, and it checks no hash of any file, so
+    trust them only as far as their server.
 
     >>> load("Cora").x.shape  # doctest: +SKIP
     torch.Size([2708, 1433])
