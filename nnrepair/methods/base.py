@@ -1,7 +1,7 @@
 """What a repair method is, and the table of those that exist.
 
-A method is a frozen dataclass of hyper-parameters with one verb, `repair`. It may do what it likes with its copy of the
-model; `fix` measures the proposal itself. A method that must be trained first has `prepare(model, data)`, which
+A method is a frozen dataclass of hyper-parameters with one verb, `repair`. It may change its copy of the model in
+any way; `fix` measures the proposal itself. A method that must be trained first has `prepare(model, data)`, which
 returns a saved, reloadable editor that is itself a `Method`.
 """
 
@@ -44,7 +44,7 @@ SSE  one edit after another, each from the last    BSE  several at once, after o
 
 @dataclass
 class Proposal:
-    """What a method hands to the judge.
+    """What a method returns; `judge` measures it.
 
     Attributes:
         model: the changed model, in the original's dtype.

@@ -1,10 +1,10 @@
-"""Editing beside the network: a small MLP, stitched to it, that sees each point's own features and nothing else.
+"""Edit a network by adding the output of a small MLP, whose input is each point's own features alone.
 
 After Liu et al., "Editable graph neural network for node classifications" (EGNN, 2023, arXiv 2305.15529), with the
 rehearsal of training nodes of Zhong et al., "GNNs also deserve editing, and they need it more than once" (SEED-GNN,
 ICML 2024); their rehearsal of past edits is `fix(mode="successive", rehearsal=True)`. An edit of a graph network
-reaches all neighbours through the weights that they share. Here the network is frozen, and what is edited knows of no
-neighbours. Nothing of this is about graphs, so it works wherever points have features of their own.
+reaches all neighbours through the weights that they share. Here the network is frozen, and the MLP that is edited uses
+no neighbours. Nothing of this is about graphs, so it works wherever points have features of their own.
 """
 
 from __future__ import annotations

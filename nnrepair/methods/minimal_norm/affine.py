@@ -1,7 +1,7 @@
 """Repair where outputs are affine in the change: the last layer, or any layer of the decoupled network.
 
-There the linear program is the truth. Rows are found on demand: the network runs on every edit and the whole locality
-set, and the worst missed condition of each point joins.
+There the solution of the linear program needs no further correction. Rows are found on demand: the network runs on
+every edit and the whole locality set, and the worst missed condition of each point joins.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ExactRepair:
         """
         with progress_bar("minimal norm", self.progress) as report:
             soft = [k for k, d in enumerate(self.demands) if d.soft]
-            if soft:  # a soft point may be missed at the price of the dearest edit
+            if soft:  # missing a soft condition costs as much as the edit with the largest multiplier
                 hard = [k for k in range(len(self.demands)) if k not in soft]
                 alone = self._solve("l2", hard, report)
                 dearest = float(alone.y.max(initial=0.0)) * alone.objective

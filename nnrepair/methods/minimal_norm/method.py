@@ -62,8 +62,8 @@ class MinimalNorm:
             linearisation. "decoupled" returns the network with separate value and activation channels, exact for
             every layer.
         gap: the certified relative distance from the minimum at which to stop.
-        locality: "hard" (every kept point is a constraint), "soft" (a point may fail at the price of the dearest edit)
-            or "none".
+        locality: "hard" (every kept point is a constraint), "soft" (a point may fail, for a penalty as large as
+            the largest multiplier of an edit) or "none".
         max_steps: successive linearisations per layer.
 
     Raises:
