@@ -5,7 +5,7 @@ least value of w . h over a fixed convex set of keys h, and so concave in w. At 
 of that set, a *virtual point*: requiring the property there is a linear row that cuts w off where the part is not
 proved. (It cuts off hardly any w for which it is: bounds that a part inherits may be tighter than its own lines, and
 then the virtual point lies a little outside the set. Nothing but the size of the change depends on that.) A few such
-rows make parts proved by construction, where points alone leave a proof that splits without end.
+rows make parts proved by construction, where with points alone a proof would split for ever.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def repair_property(
         model: a module that maps (n, *shape) to (n, outputs), left untouched, or an ONNX file.
         property: what is to hold: a `nnrepair.verify.Property`, a VNN-LIB file, or a list of these, repaired jointly.
         keep: properties that hold before and must still hold; proved again, and conditions where they break.
-        locality_set: points whose decisions are to stay (soft: each may fail at a price): a `LocalitySet`; plain
+        locality_set: points whose decisions are to stay (soft: each may fail, for a penalty): a `LocalitySet`; plain
             inputs stand for their largest output's class. Where a network's smallest output decides, give
             `LocalitySet(inputs, Argmin(decisions))`; a network with one output needs labels 0 and 1 (its sign) or a
             criterion. Points that violate a property, or whose criterion does not hold before, are left out; the report
@@ -267,7 +267,7 @@ class _Work:
         return weighed(tried)
 
     def _last_layer(self, head: Head, enough: float = 0.0) -> list[Answer]:
-        """Repair the last layer of a network, again at a tenth of the price while the change is large."""
+        """Repair the last layer of a network, again with a tenth of the penalty while the change is large."""
         price = PRICE
         answers = [self._last(head, enough, price)]
         while answers[-1].proved and answers[-1].size > LARGE and self.locality is not None and price > 1:

@@ -1,4 +1,4 @@
-"""The door of property repair: properties that fit the model and each other."""
+"""The properties of a repair, after checks that they fit the model and each other."""
 
 from __future__ import annotations
 
