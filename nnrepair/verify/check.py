@@ -74,7 +74,7 @@ def check(
         property: see `Property.on`, or a VNN-LIB 1.0 file.
         timeout: in seconds, of everything from this call on, except that a step in code that is not ours (importing
             it, parsing the file, one run of the network or of a layer) is not cut short; then the
-            verdict is "unknown" and says how far it got. None: no limit; a hard property may take a lifetime.
+            verdict is "unknown" and says how far it got. None: no limit; a hard property may take years.
         device: where to compute; None is the CPU.
         certificate: whether to keep the proof.
         progress: show a line on stderr.
@@ -196,7 +196,7 @@ class _Problem:
         return loaded, tuple(size for size in loaded.item_shape if size is not None)
 
     def _check_shape(self, dtype: torch.dtype) -> None:
-        """Call the model once, so that what does not fit is told in its own words."""
+        """Call the model once, so that inputs that do not fit are reported with its own error."""
         x = torch.zeros(1, *self.shape, dtype=dtype)
         try:
             with torch.no_grad(), torch.random.fork_rng([]):
@@ -301,7 +301,7 @@ class _Problem:
     # Counterexamples -------------------------------------------------------------------------------------------------
 
     def confirm(self, points: Tensor, jobs: Tensor) -> bool:
-        """Keep the first point that everyone finds to be a counterexample, else one that exact arithmetic does.
+        """Keep the first point that all evaluations find to be a counterexample, else one that exact arithmetic does.
 
         Returns:
             Whether that is enough: a better one may follow until the first attack is over.

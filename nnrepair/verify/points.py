@@ -77,9 +77,9 @@ def check_points(model: nn.Module, inputs: Tensor, criterion: Criterion) -> Tens
 
 @dataclass(frozen=True)
 class Judged:
-    """What is known about n points: who certainly satisfies the criterion, who certainly does not, all (n,) bool.
+    """What is known about n points: which certainly satisfy the criterion, and which certainly do not, all (n,) bool.
 
-    `run` says what the network itself returns in its own arithmetic, `exact` who needed rational numbers.
+    `run` says what the network itself returns in its own arithmetic, `exact` which points needed rational numbers.
     """
 
     holds: Tensor
@@ -177,7 +177,7 @@ def _eval_copy(model: nn.Module) -> nn.Module:
 
 
 def _signs(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return who certainly satisfies the criterion and who certainly does not, given bounds of the outputs."""
+    """Return which points certainly satisfy the criterion and which certainly do not, given bounds of the outputs."""
     if isinstance(criterion, AllOf | AnyOf):
         holds, fails = (
             torch.stack(part) for part in zip(*(_signs(p, low, high) for p in criterion.parts), strict=True)
