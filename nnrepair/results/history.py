@@ -76,7 +76,7 @@ class Step:
 
 
 def _is_right(step: Step) -> bool:
-    """Tell whether a step that was read from a file is made of what steps are made of."""
+    """Tell whether a step that was read from a file has values of the right types."""
     rates = [step.retained, *(rate for rate in step.generalization if rate is not None)]
     numbers, counts = [step.seconds], [*step.edits, step.rehearsed]
     for kept in step.kept.values():

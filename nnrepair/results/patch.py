@@ -22,7 +22,7 @@ from nnrepair.fingerprint import digest_of_state, raw_bytes
 from nnrepair.spec.network import copied
 
 FORMAT = "nnrepair-patch-1"
-#: A line of `str(patch)` is cut here: what it tells may come from a stranger's file.
+#: A line of `str(patch)` is cut here: its text may come from an untrusted file.
 LONGEST = 2000
 
 
@@ -298,5 +298,5 @@ def _text(value: Any) -> str:
 
 
 def _line(text: str) -> str:
-    """Return a line that no terminal takes for anything but text, whoever wrote it."""
+    """Return one line without control characters, since a patch file may come from anybody."""
     return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)")
