@@ -1,4 +1,4 @@
-"""The front door: `fix` copies the model, lets a method propose, and has the proposal judged."""
+"""`fix`: copy the model, let a method propose a change, and measure what it proposes."""
 
 from __future__ import annotations
 

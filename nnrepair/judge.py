@@ -1,4 +1,4 @@
-"""The judge: what a proposal is worth, measured from scratch in the model's own dtype."""
+"""Measure what a method proposes, from scratch and in the model's own dtype."""
 
 from __future__ import annotations
 

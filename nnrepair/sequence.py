@@ -257,7 +257,7 @@ class Sequence:
         """Return the network of the last stored step; the private copy when there is none."""
         if self.resume is None:
             return self.private
-        mine = self._key  # now, before the steps could leave traces in what it is made of
+        mine = self._key  # now, as the steps could change the objects that it describes
         try:
             stored = Patch.load(self.resume)
             self._refuse_another(stored, mine)
