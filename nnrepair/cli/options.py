@@ -56,7 +56,7 @@ def _beside(path: Path) -> list[Path]:
 
 
 class Outputs:
-    """The files that a command writes at its end. Where a disk is full, a file is saved elsewhere, and a line says where.
+    """The files that a command writes at its end. Where a disk is full they are saved elsewhere, and a line says where.
 
     Attributes:
         lines: what to tell on stdout, and `problems`: on stderr.
