@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.tangents import gradients
+from nnrepair.spec.given import as_inputs
 from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.kinds import Classes, Kind
 from nnrepair.spec.running import call_with, outputs
@@ -73,6 +74,7 @@ def fisher_diagonal(
     """
     names, kind = layers.choose(model, names), Classes() if kind is None else kind
     known_labels(labels)
+    inputs = as_inputs(inputs, "fisher_diagonal")
     if labels == "empirical" and (targets is None or len(targets) != len(inputs)):
         given = "none" if targets is None else f"{len(targets)} for {len(inputs)} points"
         raise InvalidInput(f'fisher_diagonal(labels="empirical") needs one target per point, got {given}.')

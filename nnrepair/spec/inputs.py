@@ -54,7 +54,7 @@ class Inputs(ABC):
             InvalidInput: the inputs do not say what is a point's own.
         """
         raise InvalidInput(
-            f"This method needs every point's own features, and {type(self).__name__} does not say which these are. "
+            f"This method needs every point's own features, and {described(self)} does not say which these are. "
             "Give it a method own() that returns them, one row per point: those rows of the model's first argument."
         )
 
