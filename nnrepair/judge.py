@@ -104,7 +104,15 @@ def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
     if problem.locality is not None and problem.keep is not None:
         found[LOCALITY] = Watched(problem.model, problem.kind, problem.locality, problem.keep, problem.kept)
     for name, points in given.items():
-        measured = held_out(problem, points, f"test_set {str(name)!r}")
+        try:
+            measured = held_out(problem, points, f"test_set {str(name)!r}")
+        except InvalidInput as error:
+            if not isinstance(error.__cause__, TypeError) or test_set is not given:
+                raise
+            raise InvalidInput(
+                f"{error} A dictionary names several test sets; points that are a model's arguments by name are "
+                "LocalitySet(dictionary)."
+            ) from error
         found[str(name)] = Watched(problem.model, problem.kind, *measured)
     return found
 

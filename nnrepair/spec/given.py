@@ -47,7 +47,8 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
 def _as_arguments(given: dict[Any, Any], what: str) -> Arguments:
     """Return the arguments of a call, by place (integers) or by name: tensors with one row per point."""
     parts = {name: _rows(part, f"{what}: inputs[{name!r}]", "a tensor") for name, part in given.items()}
-    if not parts or not all(isinstance(name, int | str) for name in parts):
+    by_place = list(parts) == list(range(len(parts)))
+    if not parts or not (by_place or all(isinstance(name, str) for name in parts)):
         raise InvalidInput(
             f"{what}: inputs in a dictionary are a model's arguments by name, model(**inputs), got the keys "
             f"{list(parts)}."
@@ -59,8 +60,7 @@ def _as_arguments(given: dict[Any, Any], what: str) -> Arguments:
             f"{what}: inputs of several arguments need one row per point in each, got as many as {listed}. A list of "
             "points, unlike a tuple, is stacked."
         )
-    positional = tuple(part for name, part in parts.items() if isinstance(name, int))
-    return Arguments(positional, {name: part for name, part in parts.items() if isinstance(name, str)})
+    return Arguments(tuple(parts.values())) if by_place else Arguments((), parts)
 
 
 def _rows(given: Any, what: str, expected: str) -> Tensor:

@@ -57,8 +57,9 @@ class Decoupled(nn.Module):
         self.base.eval()
         return self
 
-    def forward(self, x: Tensor, second: Any = None) -> Tensor:
-        """Return f + J Delta; `second` is what graph networks take beside their features, the edges."""
+    def forward(self, x: Any = None, second: Any = None, *rest: Any, **named: Any) -> Tensor:
+        """Return f + J Delta at whatever the network takes: `second` are the edges where it runs on a graph."""
         # Not *inputs: exporters match the names of arguments.
-        inputs = x if second is None else Arguments((x, second))
+        given = tuple(part for part in (x, second, *rest) if part is not None)
+        inputs = x if len(given) == 1 and not named else Arguments(given, named)
         return moved_outputs(self.base, self.change, inputs, self.channels)
