@@ -146,7 +146,10 @@ def measure(model: nn.Module, posed: Posed, watched: dict[str, Watched], only: T
     several += [] if scope is None else [scope.inputs]
     several += [posed.edits.inputs] if posed.regions is None else []
     y = outputs_of(model, [_own(inputs, model) for inputs in several])
-    holds = posed.edits.criterion.holds(y.pop().double()) if posed.regions is None else posed.holds(model)
+    if posed.regions is None:
+        holds = posed.edits.together(posed.edits.criterion.holds(y.pop().double()))
+    else:
+        holds = posed.holds(model)
     rates: list[float | None] = [None] * len(holds)
     if scope is not None:
         rates = metrics.generalization_rates(scope.criterion.holds(y.pop().double()), scope.of, len(holds))

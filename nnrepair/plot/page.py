@@ -107,7 +107,8 @@ class _Page:
         self.margins = [self.edits.criterion.margin(y).tolist() for y in self.y]
         self.scores = [y.softmax(1)[torch.arange(len(y)), self.labels].tolist() for y in self.y]
         self.decisions = [y.argmax(1).tolist() for y in self.y]
-        self.holds = self.result.report.held_after
+        held, of = self.result.report.held_after, self.edits.of
+        self.holds = held if of is None else [held[edit] for edit in of.tolist()]
         #: Share of the held-out images that each network gets right, the unrepaired one first.
         self.accuracies: list[float] = []
         if self.held_out is not None and self.held_out.criterion is not None:

@@ -308,7 +308,14 @@ class RepairResult:
                 "repair_property returned has its proofs; nnrepair.verify.check(result.model, property) makes another."
             )
         asked, points = self.asked, list[Any]()
-        points.append(("edits", asked.edits.inputs, asked.edits.criterion, None))
+        points.append(
+            (
+                "edits" if asked.edits.of is None else "points of the edits",
+                asked.edits.inputs,
+                asked.edits.criterion,
+                None,
+            )
+        )
         if asked.locality is not None and asked.keep is not None:
             points.append(("points to keep", asked.locality.inputs, asked.keep, asked.kept))
         return confirm(

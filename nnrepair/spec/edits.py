@@ -7,6 +7,7 @@ Edits may also be about `Segments` or `Polygons`: then each criterion must hold 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,17 @@ from nnrepair.spec.inputs import AnyInputs
 
 def _as_index(index: Any, count: int) -> Tensor:
     return torch.arange(count)[index] if isinstance(index, slice) else torch.as_tensor(index)
+
+
+def _owners(of: Any, points: int, what: str) -> Tensor:
+    """Return (points,) int64 on the CPU: the edit that each point belongs to."""
+    found: Tensor = torch.as_tensor(of)
+    if found.shape != (points,) or found.dtype.is_floating_point or found.dtype == torch.bool:
+        raise InvalidInput(
+            f"{what}: `of` must name one edit, an integer, for each of the {points} points; got shape "
+            f"{tuple(found.shape)}, {found.dtype}."
+        )
+    return found.detach().cpu().long()
 
 
 @dataclass(frozen=True, init=False)
@@ -40,8 +52,12 @@ class _Points:
         return len(self.inputs)
 
     def __getitem__(self, index: Any) -> Any:
-        index = _as_index(index, len(self))
-        return type(self)(self.inputs[index], None if self.criterion is None else self.criterion[index])
+        return type(self)(*self._some(index))
+
+    def _some(self, index: Any) -> tuple[AnyInputs, Criterion | None]:
+        """Return some of the points, and what they must satisfy."""
+        index = _as_index(index, len(self.inputs))
+        return self.inputs[index], None if self.criterion is None else self.criterion[index]
 
     @classmethod
     def coerce(cls, value: Any) -> Any:
@@ -65,23 +81,64 @@ class Edits(_Points):
     Argmax(2 labels, margin=0)
 
     Args:
-        inputs: (n, ...) tensor, an `Inputs` object, or regions: `Segments` or `Polygons`.
+        inputs: (n, ...) tensor; several tensors as a tuple, `model(*inputs)`, or by name in a dictionary,
+            `model(**inputs)`; an `Inputs` object; or regions: `Segments` or `Polygons`.
         target: a `Criterion`, or labels. Integers (n,) are classes, `Argmax(labels)`; for a model with a single output
             0 and 1 are the sign of it, `Threshold(labels)`, as are booleans (n,). Labels (n, outputs) of 0 and 1 (or
             booleans; -1 leaves an output free) are one yes-or-no answer per output.
+        of: (n,) the edit that each point belongs to, numbered from 0 without gaps: an edit with several points (views
+            of one sample) holds where all of its points do, and is repaired as one. Each point is an edit by default.
 
     Raises:
-        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are neither integers nor booleans.
+        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are neither integers nor booleans, `of` that
+            leaves numbers out.
     """
 
     criterion: Criterion
+    of: Tensor | None
 
-    def __init__(self, inputs: Any, target: Any = None) -> None:
+    def __init__(self, inputs: Any, target: Any = None, of: Any = None) -> None:
         super().__init__(inputs, target)
+        object.__setattr__(self, "of", None if of is None else _owners(of, len(self.inputs), "Edits"))
         if self.criterion is None:
             raise InvalidInput("Edits need labels or a criterion beside their inputs: Edits(inputs, labels).")
         if len(self) == 0:
             raise InvalidInput("There is nothing to repair: the edits are empty.")
+        if self.of is not None and not torch.equal(torch.unique(self.of), torch.arange(len(self))):
+            raise InvalidInput(
+                f"Edits: `of` must number the edits 0, 1, 2, ... without gaps, got {torch.unique(self.of).tolist()[:10]}."
+            )
+
+    def __len__(self) -> int:
+        """Return the number of edits, each of one point or several."""
+        return len(self.inputs) if self.of is None else int(self.of.max()) + 1
+
+    def __getitem__(self, index: Any) -> Edits:
+        if self.of is None:
+            return Edits(*self._some(index))
+        chosen = torch.arange(len(self))[_as_index(index, len(self))].reshape(-1)
+        mine = self.of == chosen[:, None]  # (chosen, points)
+        edit, point = torch.nonzero(mine, as_tuple=True)
+        return Edits(*self._some(point), of=edit)
+
+    def points(self) -> Edits:
+        """Return every point as an edit of its own."""
+        return self if self.of is None else Edits(self.inputs, self.criterion)
+
+    def together(self, holds: Tensor) -> Tensor:
+        """Return (edits,) bool: the edits all of whose points hold.
+
+        Args:
+            holds: (points,) bool.
+        """
+        if self.of is None:
+            return holds
+        failing = torch.bincount(self.of.to(holds.device), (~holds).double(), minlength=len(self))
+        return failing == 0
+
+    def owners(self, points: Sequence[int]) -> list[int]:
+        """Return the edits that some points belong to, in order."""
+        return sorted(set(points if self.of is None else self.of[torch.tensor(points, dtype=torch.long)].tolist()))
 
 
 class LocalitySet(_Points):
@@ -112,14 +169,7 @@ class EditScope(_Points):
         super().__init__(inputs, target)
         if self.criterion is None:
             raise InvalidInput("An edit scope needs labels or a criterion beside its inputs.")
-        if of is not None:
-            of = torch.as_tensor(of)
-            if of.shape != (len(self),) or of.dtype.is_floating_point or of.dtype == torch.bool:
-                raise InvalidInput(
-                    f"EditScope: `of` must name one edit, an integer, for each of the {len(self)} points; got shape "
-                    f"{tuple(of.shape)}, {of.dtype}."
-                )
-        object.__setattr__(self, "of", of)
+        object.__setattr__(self, "of", None if of is None else _owners(of, len(self), "EditScope"))
 
     def __getitem__(self, index: Any) -> EditScope:
         index = _as_index(index, len(self))

@@ -80,10 +80,16 @@ def build(
     locality_set: Any = None,
     edit_scope: Any = None,
     *,
+    count: int | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> Problem:
-    """Check everything and return the problem.
+    """Check everything and return the problem, in which every point of an edit is an edit of its own.
+
+    Args:
+        model: in eval mode.
+        edits, locality_set, edit_scope, seed, progress: see `nnrepair.fix`.
+        count: how many edits the points stand for, where that is not how many the edits say.
 
     Raises:
         InvalidInput: edits, labels, locality set or model that cannot be used; the message says which and why.
@@ -93,10 +99,11 @@ def build(
     edits = Edits.coerce(edits)
     inputs = to_like(edits.inputs, like)
     y = first_look(model, inputs, "the edits")
-    edits = Edits(inputs, fitted(edits.criterion, y))
+    count, edits = len(edits) if count is None else count, Edits(inputs, fitted(edits.criterion, y), edits.of)
     edits.criterion.check(y)
     _refuse_probabilities(model, edits)
     refuse_contradictions(edits)
+    edits = edits.points()
     locality = keep = kept = None
     kind = kind_of(edits.criterion)
     if locality_set is not None:
@@ -114,7 +121,7 @@ def build(
         y = first_look(model, inputs, "the edit scope")
         scope = EditScope(inputs, fitted(scope.criterion, y, edits.criterion), scope.of)
         scope.criterion.check(y)
-        _refuse_strangers(scope, len(edits))
+        _refuse_strangers(scope, count)
     return Problem(model, edits, locality, keep, kept, scope, kind, 0 if seed is None else seed, progress)
 
 
