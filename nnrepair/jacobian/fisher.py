@@ -138,7 +138,8 @@ def _sum_of_squares(
     model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
 ) -> dict[str, Tensor]:
     """Return the sum of squared gradients over points and labels, by parameter name, float64."""
-    if isinstance(inputs, Tensor):
+    first = inputs if isinstance(inputs, Tensor) else inputs[which[:1]].loaded()
+    if isinstance(first, Tensor):
         try:
             return _summed(start, _vectorised(model, start, inputs, which, terms))
         except (RuntimeError, NotImplementedError, TypeError, ValueError):
@@ -155,7 +156,7 @@ def _summed(start: Weights, parts: Iterator[dict[str, Tensor]]) -> dict[str, Ten
 
 
 def _vectorised(
-    model: nn.Module, start: dict[str, Tensor], x: Tensor, which: Tensor, terms: _Terms
+    model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
 ) -> Iterator[dict[str, Tensor]]:
     def gradients(one: Tensor, slopes: Tensor) -> Any:
         """Return the gradients (k, ...) at one point (...), by name."""
@@ -168,7 +169,10 @@ def _vectorised(
         some = slice(first, first + step)
         with warnings.catch_warnings():  # about operations whose vectorised form is slow
             warnings.simplefilter("ignore")
-            each = torch.func.vmap(gradients)(x[which[some]], terms.slopes(some))
+            points = inputs[which[some]]
+            x = points if isinstance(points, Tensor) else points.loaded()
+            assert isinstance(x, Tensor)  # as the first one was
+            each = torch.func.vmap(gradients)(x, terms.slopes(some))
         norms = {n: torch.linalg.vector_norm(at_least_float(g).flatten(0, 1), dim=0) for n, g in each.items()}
         yield {n: norm.double().square() for n, norm in norms.items()}  # one pass, and no copy of the gradients
 

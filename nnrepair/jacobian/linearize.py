@@ -567,8 +567,7 @@ class Linearization:
     def _moments(self, inputs: AnyInputs) -> dict[str, Array]:
         """Return the sum of a a^T over all inputs a of each map, at every position, by the map's name."""
         moments: dict[str, Array] = {}
-        for start in range(0, len(inputs), POINTS * 4):
-            index = torch.arange(start, min(len(inputs), start + POINTS * 4))
+        for index in batches(inputs, POINTS * 4):
             _, tap = self._run(self.prepare(inputs[index] if self.independent else inputs))
             for group in self.groups:
                 for use in tap.uses[group.tapped] if group.plain is None else []:

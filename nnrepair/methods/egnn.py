@@ -26,6 +26,7 @@ from nnrepair.spec.inputs import own
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs_of
+from nnrepair.spec.streams import Stream
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 #: Features are scaled to this root mean square before the MLP sees them: edits lose more elsewhere with larger ones,
@@ -104,6 +105,8 @@ class EGNN:
         base = model.base if isinstance(model, Stitched) else model
         like = next(p for p in base.parameters() if p.dtype.is_floating_point)
         locality = None if tuning.capabilities.only_edit_pair else problem.locality
+        if locality is not None and isinstance(locality.inputs, Stream):
+            notes.append(f"held the own features of all {len(locality)} points of the locality set in memory.")
         several = [problem.edits.inputs, *([] if locality is None else [locality.inputs])]
         seen = [_Seen(own(inputs).to(like), y) for inputs, y in zip(several, outputs_of(base, several), strict=True)]
         edits, known = seen[0], seen[-1]

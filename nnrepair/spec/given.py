@@ -14,6 +14,7 @@ from nnrepair.errors import InvalidInput, first_line
 from nnrepair.spec.criteria import Argmax, Criterion, Threshold, flat
 from nnrepair.spec.inputs import Adapted, AnyInputs, Arguments, Inputs
 from nnrepair.spec.regions import Regions
+from nnrepair.spec.streams import streamed
 
 
 def as_inputs(inputs: Any, what: str) -> AnyInputs:
@@ -21,7 +22,8 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
 
     Args:
         inputs: a tensor, or what becomes one, with one point per row; several as a tuple, `model(*inputs)`, or by name
-            in a dictionary, `model(**inputs)`; an `Inputs` object or what can do the same; or regions, for edits.
+            in a dictionary, `model(**inputs)`; a data set or a loader, which is read a batch at a time; an `Inputs`
+            object or what can do the same; or regions, for edits.
         what: how the message calls it.
 
     Raises:
@@ -39,6 +41,8 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
         return _as_arguments(dict(inputs), what)
     if isinstance(inputs, tuple) and inputs and all(isinstance(part, Tensor | np.ndarray) for part in inputs):
         return _as_arguments(dict(enumerate(inputs)), what)
+    if isinstance(inputs, Dataset | DataLoader):
+        return streamed(inputs, lambda x: as_inputs(tuple(x) if isinstance(x, list) else x, what), what)
     if not isinstance(inputs, Tensor) and Adapted.fits(inputs):
         return Adapted(inputs)
     return _rows(inputs, f"{what}: inputs", "a tensor or an Inputs object")

@@ -271,9 +271,14 @@ def tensor_like(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like) if x.dtype.is_floating_point else x.to(like.device)
 
 
-def batches(inputs: AnyInputs) -> list[Tensor]:
-    """Return the indices of all points in batches, each small enough for one pass without gradients."""
-    return list(torch.split(torch.arange(len(inputs)), BATCH if isinstance(inputs, Tensor) else inputs.batch))
+def batches(inputs: AnyInputs, most: int | None = None) -> list[Tensor]:
+    """Return the indices of all points in batches of at most so many, by default what one pass without gradients takes.
+
+    No batch has more points than the inputs hold in memory at once.
+    """
+    most = BATCH if most is None else most
+    size = most if isinstance(inputs, Tensor) else min(most, inputs.batch)
+    return list(torch.split(torch.arange(len(inputs)), size))
 
 
 def together(several: Sequence[AnyInputs]) -> list[tuple[AnyInputs, list[int]]]:

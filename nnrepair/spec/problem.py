@@ -110,7 +110,7 @@ def build(
         locality = LocalitySet.coerce(locality_set)
         if len(locality) == 0:
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
-        locality, keep, kept = _keep(model, LocalitySet(to_like(locality.inputs, like), locality.criterion), edits)
+        locality, keep, kept = _keep(model, locality.to(like), edits)
         kind = kind_of(edits.criterion, keep)
     scope = None
     if edit_scope is not None:
@@ -134,8 +134,7 @@ def held_out(problem: Problem, points: Any, name: str) -> tuple[LocalitySet, Cri
     points = LocalitySet.coerce(points)
     if len(points) == 0:
         raise InvalidInput(f"{name} is empty; leave it out, or give points to measure on.")
-    points = LocalitySet(to_like(points.inputs, check_model(problem.model)), points.criterion)
-    points, keep, _ = _keep(problem.model, points, problem.edits, problem.kind, name)
+    points, keep, _ = _keep(problem.model, points.to(check_model(problem.model)), problem.edits, problem.kind, name)
     return points, keep
 
 

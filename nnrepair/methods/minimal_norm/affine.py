@@ -30,6 +30,7 @@ from nnrepair.solver.minnorm import (
 )
 from nnrepair.solver.rows import Array, Metric
 from nnrepair.spec.criteria import Argmax, Threshold, flat
+from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.problem import Problem
 
 #: New rows per round and demand.
@@ -143,7 +144,7 @@ class ExactRepair:
         if not isinstance(asked, Threshold) and not (isinstance(asked, Argmax) and asked.margin_ == 0):
             return None
         # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
-        if not all(isinstance(d.inputs, Tensor) and d.inputs.is_floating_point() for d in self.demands):
+        if not all(_point(d.inputs, 0) is not None for d in self.demands):
             return None
         busy = np.flatnonzero(solution.y > 0)
         tag = solution.conditions.tag[busy]
@@ -154,8 +155,9 @@ class ExactRepair:
             if k == 0:
                 at.append(point)
             else:
-                assert isinstance(demand.inputs, Tensor)
-                points.append(demand.inputs[point : point + 1].double().cpu().numpy())
+                kept = _point(demand.inputs, point)
+                assert kept is not None
+                points.append(kept.double().cpu().numpy())
                 at.append(count)
                 count += 1
             one, which = torch.tensor([point]), torch.tensor([condition])
@@ -235,3 +237,10 @@ def conflict(reason: Infeasible) -> tuple[list[int], bool]:
         except Infeasible:
             edits = trial
     return sorted(int(e) for e in edits), with_locality
+
+
+def _point(inputs: AnyInputs, k: int) -> Tensor | None:
+    """Return (1, ...) a point's numbers, or None where it is no plain tensor of them."""
+    some = inputs[torch.tensor([k])]
+    point = some if isinstance(some, Tensor) else some.loaded()
+    return point if isinstance(point, Tensor) and point.is_floating_point() else None
