@@ -65,6 +65,7 @@ class Watched:
                 accuracy_after=after,
                 drawdown=metrics.drawdown(before, after),
                 drawdown_points=metrics.drawdown_points(before, after),
+                measures=metrics.before_and_after(self._keep, self.before.double(), y.double()),
             )
         if not self._kind.decides:
             return replace(kept, moved=self._moved(y))

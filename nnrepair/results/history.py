@@ -84,7 +84,10 @@ def _is_right(step: Step) -> bool:
             return False
         moved = kept.moved
         within, sizes = ((moved.within,), (moved.tolerance, moved.mean, moved.largest)) if moved else ((), ())
+        if not all(type(name) is str and type(pair) is list and len(pair) == 2 for name, pair in kept.measures.items()):
+            return False
         rates += _known(kept.accuracy_before, kept.accuracy_after, kept.locality, *within)
+        numbers += [number for pair in kept.measures.values() for number in pair]
         numbers += _known(kept.drawdown, kept.drawdown_points, *sizes)
         counts += [kept.points, kept.decisions, *kept.free.values(), *kept.left_out.values()]
     return (
@@ -285,5 +288,10 @@ def _mean(kept: list[Kept]) -> Kept:
         drawdown=mean([k.drawdown for k in kept]),
         drawdown_points=mean([k.drawdown_points for k in kept]),
         locality=mean([k.locality for k in kept]),
+        measures={
+            name: [fmean(k.measures[name][when] for k in kept) for when in (0, 1)]
+            for name in kept[0].measures
+            if all(name in k.measures for k in kept)
+        },
         moved=together,
     )

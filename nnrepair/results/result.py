@@ -64,6 +64,8 @@ class Kept:
         moved: for numbers, how far they are from before.
         free: why so many of these points were no condition of the repair: reason -> how many.
         left_out: why so many more points that were given were not measured: reason -> how many.
+        measures: for points whose own criterion is about numbers, by name, a measure before and after: "mean squared
+            error", "share within tolerance" (see `Criterion.measures`).
     """
 
     points: int
@@ -76,6 +78,7 @@ class Kept:
     moved: Moved | None = None
     free: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    measures: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Kept:
@@ -90,6 +93,9 @@ class Kept:
         if self.locality is not None:
             what = "" if self.decisions == 1 else f"points with all {self.decisions} "
             said.append(f"{percent(self.locality)} of {self.points} {what}decisions unchanged")
+        for name, (before, after) in self.measures.items():
+            number = percent if name.startswith("share") else "{:.3g}".format
+            said.append(f"{name} {number(before)} before, {number(after)} now")
         if self.moved is not None:
             said.append(self.moved.words(self.points))
         said += [f"{count} of them {why}: free to change" for why, count in self.free.items()]
