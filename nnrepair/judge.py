@@ -14,7 +14,7 @@ from nnrepair.extras import installed
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.request import Posed
 from nnrepair.results import metrics
-from nnrepair.results.changes import unsized, weight_change
+from nnrepair.results.changes import WeightChange, unsized, weight_change
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
 from nnrepair.results.result import Asked, Kept, Moved, RepairResult, Report
@@ -25,6 +25,7 @@ from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.kinds import Binary, Kind, kind_of, leaves
 from nnrepair.spec.problem import Problem, held_out
 from nnrepair.spec.running import outputs, outputs_of
+from nnrepair.wrappers.base import Wrapper
 
 #: How the report calls the locality set and a test set without a name.
 LOCALITY, TEST = "locality set", "test set"
@@ -226,14 +227,12 @@ def judge(
     )
     lost = _lost(problem, repaired) if proposal.keeps_locality and not failing else 0
     outcome = outcome_of(proposal, before, failing, lost)
-    patch = None
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = like(model, repaired)
-        if change.is_patch and change.nonzeros is not None:
-            patch = Patch.between(model, final, about(report))
-        else:
-            report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
+    patch = patch_of(model, final, change, about(report))
+    if patch is None:
+        report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
     asked = Asked(posed.edits, problem.locality, problem.keep, problem.kept)
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
@@ -276,6 +275,15 @@ def _says_otherwise(problem: Problem, repaired: nn.Module) -> bool:
     """Whether a network's outputs on the edits differ from the original's by more than rounding."""
     before, after = (outputs(m, _own(problem.edits.inputs, m)) for m in (problem.model, repaired))
     return not (torch.equal(before, after) or (before.is_cuda and differ_by_rounding(before, after)))
+
+
+def patch_of(
+    model: nn.Module, repaired: nn.Module, change: WeightChange, about: dict[str, Any] | None = None
+) -> Patch | None:
+    """Return the patch that makes the repaired network, or None where it would not be all of the change."""
+    if change.nonzeros is None or not (change.is_patch or isinstance(repaired, Wrapper)):
+        return None
+    return Patch.between(model, repaired, about)
 
 
 def like(model: nn.Module, repaired: nn.Module) -> nn.Module:

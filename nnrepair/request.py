@@ -107,7 +107,7 @@ class Request:
                     f"{name} repairs points, but these edits are about regions: what it adds bends the network inside "
                     "of them. Give points, or use MinimalNorm."
                 )
-            inside = not able.keeps_architecture
+            inside = able.returns == "decoupled"
             regions = RegionEdits(network, edits.points(), inside)
             points = regions.points()
         problem = build(

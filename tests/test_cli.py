@@ -294,7 +294,6 @@ class TestRefusals:
         assert "named twice" in refused(self.capsys, "fix", model, "--edits", edits, "--out", model)
         assert model.read_bytes() == before
         assert "leave out --architecture" in self.fix("--architecture", "decoupled")
-        assert "choose another --method" in self.fix("--method", "egnn")
 
     def test_nothing_that_is_read_is_written(self) -> None:
         import onnx as onnx_package

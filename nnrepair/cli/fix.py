@@ -137,11 +137,9 @@ def _method(arguments: argparse.Namespace) -> Method:
         known = ", ".join(sorted(fields)) or "none"
         raise InvalidInput(f"Method {arguments.method!r} has no option {', '.join(unknown)}. Its options: {known}.")
     chosen: Method = dataclasses.replace(method, **given) if given else method  # type: ignore[type-var]
-    if not chosen.capabilities.keeps_architecture:
-        instead = "leave out --architecture" if arguments.architecture else "choose another --method"
+    if chosen.capabilities.returns == "decoupled":
         raise InvalidInput(
-            f"A repair that changes the architecture cannot be written as .onnx or .pt2; {instead}, or call "
-            "nnrepair.fix from Python."
+            "The command line writes no decoupled networks; leave out --architecture, or call nnrepair.fix from Python."
         )
     return chosen
 

@@ -87,7 +87,7 @@ class ModelFile:
     def _write_in_place(self, changed: nn.Module, part: Path) -> bool:
         """Write this file with other numbers in it, where that is possible."""
         state = changed.state_dict()
-        if self.path.suffix != part.suffix:
+        if self.path.suffix != part.suffix or state.keys() != self.model.state_dict().keys():
             return False
         if self.program is not None:
             program = _exported_program(self.path)  # a fresh one: ours shares its tensors with `model`

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import nn
 
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.results.certificate import Certificate
 from nnrepair.spec.problem import Problem
+
+#: What a method returns: the same network with other weights; the decoupled one, whose activations are the original's;
+#: or another `nnrepair.wrappers.Wrapper`, the original network with edits beside it.
+Returns = Literal["same", "decoupled", "wrapped"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,20 @@ class Capabilities:
 
     family: str
     extra_training: bool
-    keeps_architecture: bool
+    returns: Returns
     only_edit_pair: bool
     batch: bool
     successive: bool
     regions: bool = True
+
+    def __post_init__(self) -> None:
+        if self.returns not in get_args(Returns):
+            raise InvalidInput(f"returns must be one of {', '.join(get_args(Returns))}, got {self.returns!r}.")
+
+    @property
+    def keeps_architecture(self) -> bool:
+        """Whether the repaired network is of the same class as the original."""
+        return self.returns == "same"
 
     @property
     def modes(self) -> dict[str, bool]:
@@ -124,4 +137,4 @@ def table() -> list[list[str]]:
         able = method.capabilities
         flags = [able.extra_training, able.keeps_architecture, able.only_edit_pair, *able.modes.values()]
         rows.append([name, able.family, *("yes" if flag else "no" for flag in flags)])
-    return [[*header, *Capabilities("", False, False, False, False, False).modes], *rows]
+    return [[*header, *Capabilities("", False, "same", False, False, False).modes], *rows]

@@ -45,8 +45,8 @@ class EGNN:
     number of edges. A network that was stitched before keeps its one MLP, which is edited further.
 
     Example:
-        >>> EGNN(rehearsal=0).capabilities.keeps_architecture
-        False
+        >>> EGNN(rehearsal=0).capabilities.returns
+        'wrapped'
 
     Args:
         hidden: units per hidden layer of the MLP.
@@ -95,7 +95,7 @@ class EGNN:
     @property
     def capabilities(self) -> Capabilities:
         only_edits = self._tuning(True).capabilities.only_edit_pair
-        return Capabilities("architectural", False, False, only_edits, True, True, regions=False)
+        return Capabilities("architectural", False, "wrapped", only_edits, True, True, regions=False)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose a stitched network, see the class."""

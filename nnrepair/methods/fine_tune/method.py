@@ -127,7 +127,7 @@ class FineTune:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("regularisation", False, True, not self._uses_locality, True, True)
+        return Capabilities("regularisation", False, "same", not self._uses_locality, True, True)
 
     @property
     def _uses_locality(self) -> bool:

@@ -97,8 +97,8 @@ class MinimalNorm:
 
     @property
     def capabilities(self) -> Capabilities:
-        same = self.architecture == "same"
-        return Capabilities("optimisation", False, same, True, True, successive=same)
+        successive = self.architecture == "same"
+        return Capabilities("optimisation", False, self.architecture, True, True, successive)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the smallest repair, see the class."""
