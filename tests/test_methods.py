@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, RepairFailed
-from nnrepair.methods import EGNN, REGISTRY, Capabilities, FineTune, Method, MinimalNorm, named
+from nnrepair.methods import EGNN, GRACE, REGISTRY, Capabilities, FineTune, Method, MinimalNorm, named
 from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
 
 #: Under every registered name but "auto": hyper-parameters that suit the tiny tasks below.
@@ -26,6 +26,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "ft+kl": lambda: FineTune(lr=0.01, steps=200, penalties=(KL(0.1),), interpolate="auto"),
     "ewc": lambda: FineTune(lr=0.01, steps=200, penalties=(EWC(0.1),), rehearsal=8),
     "egnn": EGNN,
+    "grace": GRACE,
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 PARTS = {kind.__name__: kind for kind in (EWC, KL, L2, LInf)}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from torch import nn
 
 from benchmarks.editing import Task, drawn
 from nnrepair import Edits, EditScope, LocalitySet
@@ -14,8 +17,20 @@ LOCALITY, FOGS = 2000, 4
 FOGGY = 2000
 
 
-def task(model: str, seed: int, edits: int) -> Task:
-    """Edits: foggy test digits; kept: clean training digits; test sets: clean test digits, and other foggy ones."""
+def task(model: str, seed: int, edits: int, *, twins: bool = False) -> Task:
+    """Edits: foggy test digits; kept: clean training digits; test sets: clean test digits, and other foggy ones.
+
+    With `twins` every second edit is a twin of the one before it that contradicts it, see `with_twins`.
+    """
+    if twins:
+        posed = task(model, seed, edits // 2)
+        scope = posed.edit_scope
+        assert scope.of is not None
+        return replace(
+            posed,
+            edits=with_twins(posed.edits, posed.model, seed),
+            edit_scope=EditScope(scope.inputs, scope.criterion, of=2 * scope.of),
+        )
     network, foggy, clean, train = relu_mlp(model), mnist_fog(), mnist("test"), mnist("train")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -33,3 +48,25 @@ def task(model: str, seed: int, edits: int) -> Task:
         test_set={"clean": (clean.inputs, clean.labels), "fog": (foggy[rest].inputs, foggy[rest].labels)},
         edit_scope=EditScope(other, foggy[mine].labels.repeat(FOGS), of=torch.arange(edits).repeat(FOGS)),
     )
+
+
+def with_twins(edits: Edits, network: nn.Module, seed: int) -> Edits:
+    """Return edits (digits with labels), each followed by a twin that is asked for another label.
+
+    Twins are of two kinds, in turn: the digit with noise of a hundredth of its length, which is near it at every layer;
+    and the digit with noise of half its length that the first layer does not see, whose keys are the same at all layers
+    behind it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x, labels = edits.inputs.double(), edits.criterion.labels
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    weight = next(p for p in network.parameters() if p.ndim == 2).detach().double()
+    noise[1::2] -= noise[1::2] @ weight.T @ torch.linalg.pinv(weight).T
+    size = torch.where(torch.arange(len(x)) % 2 == 0, 0.01, 0.5)[:, None]
+    twin = (x + size * x.norm(dim=1, keepdim=True) * noise / noise.norm(dim=1, keepdim=True)).to(edits.inputs.dtype)
+    with torch.no_grad():
+        scores = network(twin).scatter(1, labels[:, None], -torch.inf)
+    scores.scatter_(1, network(twin).argmax(1, keepdim=True), -torch.inf)  # a twin is no edit if it holds already
+    other = torch.rand(scores.shape, generator=generator).masked_fill(scores.isinf(), -1.0).argmax(1)
+    both = torch.stack([edits.inputs, twin], 1).flatten(0, 1)
+    return Edits(both, torch.stack([labels, other], 1).flatten())

@@ -6,10 +6,12 @@ One row each in the table of tests/test_methods.py.
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
 from nnrepair.methods.egnn import EGNN
 from nnrepair.methods.fine_tune.method import FineTune
+from nnrepair.methods.grace import GRACE
 from nnrepair.methods.minimal_norm.method import MinimalNorm
 
 __all__ = [
     "EGNN",
+    "GRACE",
     "LEGEND",
     "REGISTRY",
     "Capabilities",
