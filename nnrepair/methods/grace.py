@@ -240,8 +240,8 @@ def _layer(model: nn.Module, wanted: str) -> str:
     prefix = ""
     while isinstance(inside, Wrapper):
         inside, prefix = inside.base, f"{prefix}base."
-    modules = {name for name, _ in inside.named_modules()}
-    known = [name for name in layers.candidates(inside) if name in modules]
+    modules = dict(inside.named_modules())
+    known = [name for name in layers.layers(inside) if any(p.ndim > 1 for p in _own(modules.get(name)))]
     if wanted == "auto":
         if not known:
             raise InvalidInput("No layer with a weight matrix was found; name one with GRACE(layer=...).")
@@ -252,6 +252,10 @@ def _layer(model: nn.Module, wanted: str) -> str:
     if plain(wanted) not in names:
         raise InvalidInput(f"Layer {wanted!r} not found.{near_matches(wanted, names)} Layers: {', '.join(known)}.")
     return prefix + names[plain(wanted)]
+
+
+def _own(module: nn.Module | None) -> list[Tensor]:
+    return [] if module is None else list(module.parameters(recurse=False))
 
 
 register("grace", GRACE)
