@@ -36,7 +36,7 @@ ALONE = 0.05
 #: A ball ends at this share of the way to a kept point that its value would break.
 SHORT = 0.99
 #: By how many roundings a key may move from one batch to another.
-ROUNDINGS = 64
+ROUNDINGS = 8
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,9 @@ class _Task:
     def __init__(self, method: GRACE, problem: Problem, layer: str) -> None:
         self.method, self.problem = method, problem
         model = problem.model
-        #: The codebook that there is already, at this layer.
-        self.known = model if isinstance(model, Codebook) and model.layer == layer else None
-        self.base = model if self.known is None else self.known.base
-        self.layer = f"base.{layer}" if isinstance(model, Codebook) and self.known is None else layer
+        #: The codebook that there is already.
+        self.known = model if isinstance(model, Codebook) else None
+        self.base, self.layer = model if self.known is None else self.known.base, layer
         self.keys = self._seen(problem.edits.inputs)
         self.out = self._seen(problem.edits.inputs, output=True)
         self.kept = self._seen(problem.locality.inputs) if problem.locality is not None else self.keys[:0]
@@ -130,11 +129,13 @@ class _Task:
         if len(fresh):
             self._tune(new, values, fresh)
         y = outputs(self._book(keys, values, self._points(keys)), self.problem.edits.inputs[new])
-        old = distances(book.keys, keys).min(1).values > self.least if len(book) else torch.zeros(0, dtype=torch.bool)
-        all_keys = torch.cat([book.keys[old], keys])
-        all_values = torch.cat([book.values.detach()[old], values])
-        radii = torch.cat([book.radii[old].double(), self._uncovering(keys, y)])
-        return self._book(all_keys, all_values, self._cut(all_keys, all_values, radii, len(keys)))
+        all_keys = torch.cat([book.keys, keys])
+        all_values = torch.cat([book.values.detach(), values])
+        radii = torch.cat([book.radii.double(), self._uncovering(keys, y)])
+        # What cannot be told from a later key gives way to it.
+        stays = ~(distances(all_keys, all_keys) <= self.least).triu(1).any(1)
+        all_keys, all_values, radii = all_keys[stays], all_values[stays], radii[stays]
+        return self._book(all_keys, all_values, self._cut(all_keys, all_values, radii, int(stays[len(book) :].sum())))
 
     def _take_near(self, book: Codebook, new: Tensor, values: Tensor) -> Tensor:
         """Give edits the value of a key that is near, where they hold under it; return (new,) bool, which did."""
@@ -231,13 +232,19 @@ class _Task:
 
 
 def _layer(model: nn.Module, wanted: str) -> str:
-    """Return the name of the module to watch; that of a network with a codebook is the one of its base.
+    """Return the name of the module to watch; of a network with a codebook, the one that it is at.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is no such module, or the codebook is at another.
     """
-    inside: nn.Module = model.base if isinstance(model, Codebook) else model
-    prefix = ""
+    if isinstance(model, Codebook):
+        if wanted not in ("auto", plain(model.layer)):
+            raise InvalidInput(
+                f"This network has a codebook at layer {plain(model.layer)!r} already, and none can be added at "
+                f"{wanted!r}. Leave layer='auto', or take the codebook off first (patch.revert)."
+            )
+        return model.layer
+    inside, prefix = model, ""
     while isinstance(inside, Wrapper):
         inside, prefix = inside.base, f"{prefix}base."
     modules = dict(inside.named_modules())
