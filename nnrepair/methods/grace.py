@@ -22,7 +22,8 @@ from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.spec.kinds import Kind
 from nnrepair.spec.network import copied, plain
-from nnrepair.spec.problem import Problem, outputs
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import outputs
 from nnrepair.wrappers.base import Wrapper
 from nnrepair.wrappers.codebook import Codebook, Seen, distances
 
