@@ -21,7 +21,9 @@ from nnrepair.verify.property import Box
 from nnrepair.verify.reading.affine import Dense
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
-from nnrepair.verify.search.bounds import Bounder, Linear, Relaxation, outputs_over
+from nnrepair.verify.search.bounds import Bounder
+from nnrepair.verify.search.intervals import outputs_over
+from nnrepair.verify.search.relaxation import Linear, Relaxation
 
 Shape = tuple[int, ...]
 
@@ -186,10 +188,10 @@ def test_no_interval_exceeds_what_rounding_is_counted_for(name: str, refine: boo
     ones = torch.ones(graph.inputs, dtype=torch.float64)
     bounder = Bounder(graph, -ones, ones)  # with magnitudes from backward bounds, which intervals alone exceed
     relaxation, values = bounder._intervals(-ones[None], ones[None], None, refine)
-    for size, ends in zip(bounder.magnitude, values, strict=True):
+    for size, ends in zip(bounder.rounding.magnitude, values, strict=True):
         assert all(bool((end.abs() <= size).all()) for end in ends)
     for k, shift in zip(graph.relus, relaxation.shift, strict=True):
-        assert bool((shift <= bounder.magnitude[k] * (1 + 1e-14)).all())
+        assert bool((shift <= bounder.rounding.magnitude[k] * (1 + 1e-14)).all())
 
 
 def test_known_bounds_are_kept() -> None:
@@ -239,7 +241,7 @@ def test_neurons_that_are_off_may_be_left_out() -> None:
     live = (torch.cat(full.upper, 1) > 0).any(0)
     thin, places = bounder.restricted(live)
     assert places is not None and 0 < len(places) < graph.hidden and torch.equal(places, live.nonzero()[:, 0])
-    assert [len(part) for part in thin.magnitude] == [node.size for node in thin.graph.nodes]
+    assert [len(part) for part in thin.rounding.magnitude] == [node.size for node in thin.graph.nodes]
     less = thin.relax(low, low + 0.05)
     A = randn(2, graph.outputs, dtype=torch.float64)
     zero, which = torch.zeros(2, dtype=torch.long), 2

@@ -34,7 +34,8 @@ from nnrepair.verify import (
 from nnrepair.verify.points import check_points, confirm
 from nnrepair.verify.reading import affine
 from nnrepair.verify.reading.lowering import lower
-from nnrepair.verify.search.bounds import Bounder, outputs_over
+from nnrepair.verify.search.bounds import Bounder
+from nnrepair.verify.search.intervals import outputs_over
 
 
 def row(coefficients: list[Any], bound: Any) -> Halfspace:

@@ -26,7 +26,7 @@ from nnrepair.verify import Box, Property, points, vnnlib
 from nnrepair.verify.points import check_points
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.search import rational as exact
-from nnrepair.verify.search.bounds import outputs_over
+from nnrepair.verify.search.intervals import outputs_over
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from nnrepair.properties.head import Head, rows_of
 from nnrepair.solver.program import Array
-from nnrepair.verify.search.bounds import Bounder, Linear, Relaxation
+from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.jobs import Jobs
+from nnrepair.verify.search.relaxation import Linear, Relaxation
 
 #: Parts bounded together.
 BATCH = 512
@@ -36,7 +37,7 @@ class Leaves:
     def __init__(self, head: Head, jobs: Jobs, change: Tensor) -> None:
         self.head, self.jobs = head, jobs
         self.bounder = Bounder(head.graph, jobs.lower.amin(0), jobs.upper.amax(0))
-        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
         count = len(jobs.lower)
         known = tuple(end.repeat(count, 1) for end in self.bounder.root)
         self.lower, self.upper, self.job = jobs.lower, jobs.upper, torch.arange(count)

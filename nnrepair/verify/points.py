@@ -43,7 +43,8 @@ from nnrepair.verify.property import Box, Property
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
-from nnrepair.verify.search.bounds import EPS, TINY, outputs_over
+from nnrepair.verify.search.intervals import outputs_over
+from nnrepair.verify.search.magnitudes import EPS, TINY
 from nnrepair.verify.search.rational import enclosure, inside, nearest
 
 #: A batch of points may have so many values in all nodes, and take so many multiplications.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.search.bounds import EPS, Bounder, Linear, Relaxation
+from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.jobs import (
     NOTHING,
     Columns,
@@ -28,6 +28,8 @@ from nnrepair.verify.search.jobs import (
     Part,
     any_confirmed,
 )
+from nnrepair.verify.search.magnitudes import EPS
+from nnrepair.verify.search.relaxation import Linear, Relaxation
 
 #: What a split wins back of the looseness of a box, as a share; measured on ACAS Xu networks.
 HOPELESS = 0.15
@@ -170,7 +172,7 @@ class Search:
     def _roots(self) -> _Boxes:
         jobs = self.jobs
         self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), deadline=self.deadline)
-        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
         n = len(jobs)
         low, high = (end.expand(n, -1) for end in self.bounder.root)
         each = torch.arange(n, device=low.device)

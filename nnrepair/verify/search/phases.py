@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.search.bounds import Bounder, Relaxation
+from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.jobs import (
     NOTHING,
     Confirm,
@@ -26,6 +26,7 @@ from nnrepair.verify.search.jobs import (
     Part,
     any_confirmed,
 )
+from nnrepair.verify.search.relaxation import Relaxation
 
 #: Parts are bounded in batches of so many numbers (ReLUs and inputs).
 BATCH_NUMBERS = 200_000
@@ -123,7 +124,7 @@ class PhaseSearch:
         """Return the jobs that plain bounds leave open, and for every job the row that they bring closest to proof."""
         jobs = self.jobs
         self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False, deadline=self.deadline)
-        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
         first, box = jobs.boxes()
         parts, rows = [], torch.zeros_like(box)
         for b, job in enumerate(first.tolist()):

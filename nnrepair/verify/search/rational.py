@@ -24,7 +24,8 @@ from nnrepair.verify.reading.affine import (
     Place,
 )
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.search.bounds import Bounder, outputs_over
+from nnrepair.verify.search.bounds import Bounder
+from nnrepair.verify.search.intervals import outputs_over
 
 #: Larger networks (in multiplications) are enclosed in float64 instead; so many of them between two looks at the clock.
 EXACT_LIMIT, PIECE = 5_000_000, 20_000
