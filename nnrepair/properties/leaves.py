@@ -10,8 +10,6 @@ rows make parts proved by construction, where with points alone a proof would sp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -92,7 +90,7 @@ class Leaves:
         stays = torch.ones(len(self), dtype=torch.bool)
         stays[which] = False
         old = self.relaxation[stays.nonzero()[:, 0]]
-        self.relaxation = _joined([old, new])
+        self.relaxation = Relaxation.stacked([old, new])
         self.lower, self.upper = torch.cat([self.lower[stays], halves[0]]), torch.cat([self.upper[stays], halves[1]])
         self.job, self.row = (torch.cat([v[stays], v[which], v[which]]) for v in (self.job, self.row))
 
@@ -109,12 +107,7 @@ class Leaves:
 
     def _relaxed(self, lower: Tensor, upper: Tensor, known: tuple[Tensor, ...]) -> Relaxation:
         parts = [self.bounder.relax(lower[i], upper[i], (known[0][i], known[1][i])) for i in _parts(len(lower))]
-        return _joined(parts)
-
-
-def _joined(parts: Sequence[Relaxation]) -> Relaxation:
-    columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return Relaxation(*([torch.cat(tensors) for tensors in zip(*lists, strict=True)] for lists in columns))
+        return Relaxation.stacked(parts)
 
 
 def _parts(count: int | Tensor) -> tuple[Tensor, ...]:

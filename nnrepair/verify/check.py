@@ -367,7 +367,10 @@ class _Problem:
                 "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only",
             )
         dim, cut = found.tree
-        if any(n.relu is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
+        unread = sorted({each.name for each in self.graph.activations if not each.has_certificates})
+        if unread:
+            return None, f"no certificate: the independent checker does not know {', '.join(unread)}"
+        if any(n.activation is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
             return None, "no certificate: the independent checker reads fully connected chains only"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"

@@ -40,11 +40,12 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.check import check
 from nnrepair.verify.over import Over
 from nnrepair.verify.property import Box, Property
+from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 from nnrepair.verify.search.intervals import outputs_over
-from nnrepair.verify.search.magnitudes import EPS, TINY
+from nnrepair.verify.search.magnitudes import TINY
 from nnrepair.verify.search.rational import enclosure, inside, nearest
 
 #: A batch of points may have so many values in all nodes, and take so many multiplications.

@@ -1,10 +1,10 @@
-"""The building blocks of a `Graph`, collected while a model is read: affine maps, ReLUs, sums and what they make."""
+"""The building blocks of a `Graph`, collected while a model is read: affine maps, activations, sums, and their like."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.onnx.modules import OnnxGraph
+from nnrepair.verify.reading.activations.base import Activation
+from nnrepair.verify.reading.activations.relu import RELU
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal, Pick, Shape
 from nnrepair.verify.reading.graph import Graph, Node
 
@@ -58,10 +60,10 @@ class Builder:
         start, nodes = 0, []
         for k in sorted(needed):
             node = self.nodes[k]
-            relu = None if node.relu is None else slice(start, start + node.size)
-            start += 0 if node.relu is None else node.size
-            nodes.append(Node(tuple(place[s] for s in node.sources), node.size, node.affine, relu))
-        if nodes[-1].relu is not None or len(nodes) == 1:  # so that the output is always an affine node or a sum
+            units = None if node.activation is None else slice(start, start + node.size)
+            start += 0 if units is None else node.size
+            nodes.append(replace(node, sources=tuple(place[s] for s in node.sources), units=units))
+        if nodes[-1].activation is not None or len(nodes) == 1:  # so that the output is always an affine node or a sum
             same = Diagonal(torch.ones(nodes[-1].size, dtype=torch.float64))
             nodes.append(Node((len(nodes) - 1,), nodes[-1].size, same))
         return Graph(nodes)
@@ -73,9 +75,12 @@ class Builder:
         self.nodes.append(Node((x.node,), len(map.bias), map))
         return Value(len(self.nodes) - 1, shape)
 
-    def relu(self, x: Value) -> Value:
-        self.nodes.append(Node((x.node,), math.prod(x.shape), relu=slice(0, 0)))
+    def activation(self, x: Value, function: Activation) -> Value:
+        self.nodes.append(Node((x.node,), math.prod(x.shape), activation=function))
         return Value(len(self.nodes) - 1, x.shape)
+
+    def relu(self, x: Value) -> Value:
+        return self.activation(x, RELU)
 
     def total(self, *parts: Value) -> Value:
         if len({part.shape for part in parts}) != 1:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from nnrepair.onnx import modules as ops
 from nnrepair.spec.network import copied
+from nnrepair.verify.reading import activations
 from nnrepair.verify.reading.affine import Convolution, Dense, Pick, Place
 from nnrepair.verify.reading.builder import MATRIX_LIMIT, Builder, Unreadable, Value
 
@@ -264,10 +265,6 @@ def _divide(b: Builder, x: Any, y: Any) -> Any:
     return b.scaled(x, inverse, inexact=1e-15)
 
 
-def _relu(b: Builder, x: Value, *rest: Any) -> Value:
-    return b.relu(x)
-
-
 def _dropout(b: Builder, x: Value, p: float = 0.5, training: bool = True) -> Value:
     if training:
         raise Unreadable("it is random in training mode: call model.eval(), and pass training=self.training")
@@ -278,13 +275,14 @@ def _mean(b: Builder, layer: ops.Mean, x: Value) -> Value:
     return b.matrix(x, layer, 1e-15)
 
 
-HANDLERS: dict[type[nn.Module], Callable[..., Any]] = {
+_layers, _functions = activations.known()
+
+HANDLERS: dict[type[nn.Module], Callable[..., Any]] = _layers | {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
     nn.Conv1d: _as_matrix,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
-    nn.ReLU: lambda b, layer, x: b.relu(x),
     nn.ReLU6: lambda b, layer, x: _clipped(b, x, 0.0, 6.0),
     nn.Hardtanh: lambda b, layer, x: _clipped(b, x, layer.min_val, layer.max_val),
     nn.LeakyReLU: lambda b, layer, x: _leaky(b, x, layer.negative_slope),
@@ -307,10 +305,7 @@ HANDLERS: dict[type[nn.Module], Callable[..., Any]] = {
     ops.Mean: _mean,
 }
 
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    torch.relu: _relu,
-    F.relu: _relu,
-    ".relu": _relu,
+FUNCTIONS: dict[Any, Callable[..., Any]] = _functions | {
     F.leaky_relu: lambda b, x, negative_slope=0.01: _leaky(b, x, negative_slope),
     F.linear: lambda b, x, weight, bias=None: _linear(b, _layer(weight, bias), x),
     F.max_pool2d: lambda b, x, *how, **more: _max_pool(b, nn.MaxPool2d(*how, **more), x),

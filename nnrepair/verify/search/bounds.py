@@ -1,4 +1,4 @@
-"""Bounds of what goes into every ReLU over boxes inside one root box, sound against rounding."""
+"""Bounds of what goes into every activation over boxes inside one root box, sound against rounding."""
 
 from __future__ import annotations
 
@@ -39,35 +39,31 @@ class Bounder(Substitution):
             self.rounding.tighten(relaxation)
 
     def restricted(self, live: Tensor) -> tuple[Bounder, Tensor | None]:
-        """Return the same bounds without ReLUs that are off in all boxes at hand, and the places of those that stay.
+        """Return the same bounds without units that are zero in all boxes at hand, and the places of those that stay.
 
         A batch of neighbouring boxes has many of them. Only chains of matrices can do without; for other networks
         this returns the bounder itself and None.
 
         Args:
-            live: (ReLUs,) bool, False where the ReLU is off in every box.
+            live: (units,) bool, False where the unit is zero in every box.
         """
         nodes = self.graph.nodes
-        dense = all(node.relu is not None or isinstance(node.affine, Dense) for node in nodes[1:])
-        if (
-            not dense
-            or not all(self.rounding.folded[nodes[k].sources[0]] for k in self.graph.relus)
-            or bool(live.all())
-        ):
+        dense = all(node.activation is not None or isinstance(node.affine, Dense) for node in nodes[1:])
+        if not dense or not all(self.rounding.folded[nodes[k].sources[0]] for k in self.graph.bent) or bool(live.all()):
             return self, None
         stays: dict[int, Tensor] = {}  # by node: the entries that are left
-        for k in self.graph.relus:
-            stays[k] = stays[nodes[k].sources[0]] = live[nodes[k].relu].nonzero()[:, 0]
+        for k in self.graph.bent:
+            stays[k] = stays[nodes[k].sources[0]] = live[nodes[k].units].nonzero()[:, 0]
         thin = copy.copy(self)
         fewer, start = [nodes[0]], 0
         for k, node in enumerate(nodes[1:], 1):
             size = len(stays[k]) if k in stays else node.size
-            relu = None if node.relu is None else slice(start, start + size)
-            start += 0 if relu is None else size
+            units = None if node.activation is None else slice(start, start + size)
+            start += 0 if units is None else size
             affine = None
             if isinstance(node.affine, Dense):
                 affine = node.affine.part(stays.get(k), stays.get(node.sources[0]))
-            fewer.append(Node(node.sources, size, affine, relu))
+            fewer.append(Node(node.sources, size, affine, node.activation, units))
         thin.graph = Graph(fewer, self.graph.device)
         thin.rounding = self.rounding.restricted(thin.graph, stays)
         return thin, live.nonzero()[:, 0]
@@ -81,7 +77,7 @@ class Bounder(Substitution):
         return max(1, min(many, most))
 
     def _linear_before(self) -> list[bool]:
-        """Tell for each node whether no ReLU comes before it; interval bounds of its affine maps are then exact."""
+        """Tell for each node whether no activation comes before it; intervals of its affine maps are then exact."""
         alone: list[bool] = []
         for node in self.graph.nodes:
             chain = node.affine is not None and len(node.sources) == 1 and node.sources[0] == 0
@@ -96,12 +92,12 @@ class Bounder(Substitution):
         refine: bool = True,
         steps: int = 0,
     ) -> Relaxation:
-        """Return the ReLUs' bounds over boxes (boxes, inputs).
+        """Return the units' bounds over boxes (boxes, inputs).
 
         Args:
             lower, upper: the boxes.
-            known: bounds (boxes, ReLUs) that hold already, from boxes around these.
-            refine: also bound unstable ReLUs backwards, not by intervals alone.
+            known: bounds (boxes, units) that hold already, from boxes around these.
+            refine: also bound loose units backwards, not by intervals alone.
             steps: improvement steps for each of these bounds.
         """
         return self._intervals(lower, upper, known, refine, steps)[0]
@@ -109,9 +105,9 @@ class Bounder(Substitution):
     def _intervals(
         self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor] | None, refine: bool, steps: int = 0
     ) -> tuple[Relaxation, list[tuple[Tensor, Tensor]]]:
-        """Return the ReLUs' bounds and every node's interval."""
+        """Return the units' bounds and every node's interval."""
         graph = self.graph
-        relaxation = Relaxation([], [], [], [], [], [])
+        relaxation = Relaxation()
         values: list[tuple[Tensor, Tensor]] = [(lower, upper)]
         for k, node in enumerate(graph.nodes[1:], 1):
             self.deadline.check()
@@ -121,26 +117,35 @@ class Bounder(Substitution):
                 center = self._pieces(node.affine, node.affine.apply, middle) + node.affine.bias
                 radius = self._pieces(node.affine, node.affine.magnitude, radius) + self.rounding.rho[k]
                 values.append(self.rounding.clipped(k, center - radius, center + radius))
-            elif node.relu is None:
+            elif node.activation is None:
                 low, high = (sum((values[s][i] for s in node.sources[1:]), first[i]) for i in (0, 1))
                 values.append(self.rounding.clipped(k, low - self.rounding.rho[k], high + self.rounding.rho[k]))
             else:
                 low, high = first
                 if known is not None:
-                    low = torch.maximum(low, known[0][:, node.relu])
-                    high = torch.minimum(high, known[1][:, node.relu])
+                    low = torch.maximum(low, known[0][:, node.units])
+                    high = torch.minimum(high, known[1][:, node.units])
                 if refine and not self.alone[node.sources[0]]:
-                    low, high = self._refined(relaxation, node.sources[0], lower, upper, low, high, steps)
-                self._append(relaxation, low, high)
-                values.append((low.clamp(min=0), high.clamp(min=0)))
+                    which = node.activation.loose(low, high)
+                    low, high = self._refined(relaxation, node.sources[0], which, lower, upper, low, high, steps)
+                relaxation.add(node.activation, low, high)
+                ends = node.activation.enclose(low, high)
+                values.append(self.rounding.clipped(k, *ends) if node.activation.rounds else ends)
         return relaxation, values
 
     def _refined(
-        self, relaxation: Relaxation, node: int, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor, steps: int
+        self,
+        relaxation: Relaxation,
+        node: int,
+        which: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        low: Tensor,
+        high: Tensor,
+        steps: int,
     ) -> tuple[Tensor, Tensor]:
-        """Return the bounds of the ReLUs that read `node`, with backward bounds where they are unstable."""
-        unstable = (low < 0) & (high > 0)
-        box, neuron = unstable.nonzero(as_tuple=True)
+        """Return the bounds of the units that read `node`, with backward bounds for those that are wanted."""
+        box, neuron = which.nonzero(as_tuple=True)
         if not len(box):
             return low, high
         low, high = low.clone(), high.clone()
@@ -165,19 +170,6 @@ class Bounder(Substitution):
             low[b, n] = torch.fmax(low[b, n], value[: len(b)])
             high[b, n] = torch.fmin(high[b, n], -value[len(b) :])
         return low, high
-
-    @staticmethod
-    def _append(relaxation: Relaxation, low: Tensor, high: Tensor) -> None:
-        low, high = low.nan_to_num(-torch.inf, torch.inf, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        unstable = (low < 0) & (high > 0)
-        on = (low >= 0).to(low)
-        span = torch.where(unstable, high - low, 1.0)
-        slope = torch.where(unstable, high / span, on)
-        # 2e-15 of the span lifts the line above the ReLU at both ends whatever the rounding of slope and product.
-        shift = torch.where(unstable, -slope * low + 2e-15 * span, 0.0)
-        floor = torch.where(unstable, (high > -low).to(low), on)
-        for part, value in zip(vars(relaxation).values(), (low, high, slope, shift, floor, unstable), strict=True):
-            part.append(value)
 
     def improve(
         self,

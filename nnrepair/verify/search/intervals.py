@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline
-from nnrepair.verify.reading.affine import in_pieces
+from nnrepair.verify.reading.affine import EPS, in_pieces
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.search.magnitudes import EPS, TINY
+from nnrepair.verify.search.magnitudes import TINY
 
 
 def outputs_over(graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> tuple[Tensor, Tensor]:
@@ -29,8 +29,8 @@ def outputs_over(graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline 
             radius = in_pieces(node.affine.magnitude, spread, node.affine.work, deadline)
             radius = (radius + 2 * gamma * node.affine.bias.abs()) * (1 + 1e-9) + TINY
             values.append((center - radius, center + radius))
-        elif node.relu is not None:
-            values.append((low.clamp(min=0), high.clamp(min=0)))
+        elif node.activation is not None:
+            values.append(node.activation.enclose(low, high))
         else:
             each = [values[source] for source in node.sources]
             size = sum((torch.maximum(a.abs(), b.abs()) for a, b in each), torch.zeros_like(low))

@@ -6,11 +6,15 @@ inequality with these coefficients can fail. With gamma = N 2^-53 / (1 - N 2^-53
     affine     fl(A W) differs from A W by at most gamma |A| |W|, which moves the bound by at most gamma |A| (|W| m),
                and fl(A . b) from A . b by at most gamma |A| |b|           with m >= |value| for every x of the root box
     ReLU       a product A slope is off by at most 2^-53 |A|, times |z|; the sum of A shift by gamma |A| |z|
+    others     likewise, with a bound on |slope z| + |shift| + |value| for |z|: `Activation.terms`
     sums       each addition of coefficients or of terms is off by 2^-53 of its result
 
 Every line is at most |A| . rho_k with rho_k = gamma (|W| m + |b| + m_k), a vector that depends on the root box alone.
 So one product |A| . rho_k for each node, subtracted from c, covers all of it; N counts generously. The upper line is
 shifted up until it is above the ReLU at both ends in exact arithmetic too. Infinities and NaN never prove anything.
+
+Where one activation alone reads an affine map, the error of the map is counted at the activation: the coefficients that
+reach it are at most |A| times the steepest slope.
 
 Intervals are widened by the same rho_k, which is right for numbers up to m. So each is cut to [-m_k, m_k] once it is
 computed: no value of the root box is lost, and the centre and radius of the next step, and every `shift`, are within m.
@@ -24,10 +28,10 @@ import torch
 from torch import Tensor
 
 from nnrepair.deadline import Deadline
+from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.search.relaxation import Relaxation
 
-EPS = 2.0**-53
 #: Added to every error bound, and once to every linear bound, against underflow. With magnitudes below LIMIT no product
 #: that underflows, times a value, comes near the latter.
 TINY, UNDERFLOW, LIMIT = 1e-280, 1e-200, 1e100
@@ -46,7 +50,7 @@ class Rounding:
     Attributes:
         magnitude: of every node, bounds (size,) on the absolute values over the root box.
         rho: of every node (size,): `|A| . rho[k]` bounds what rounding does to the bound at node k.
-        folded: for each node whether one ReLU alone reads it: its error is counted there, as slopes are at most 1.
+        folded: for each node whether one activation alone reads it: its error is counted there.
     """
 
     def __init__(self, graph: Graph, reach: Tensor, deadline: Deadline) -> None:
@@ -86,26 +90,26 @@ class Rounding:
         return offset + 8 * EPS * (torch.cat(sizes) + offset.abs()) + 1e-290 * reach.sum()
 
     def _folded(self) -> list[bool]:
-        """Tell for each node whether one ReLU alone reads it: its error is counted there, as slopes are at most 1."""
+        """Tell for each node whether one activation alone reads it: its error is counted there."""
         readers: list[list[int]] = [[] for _ in self.graph.nodes]
         for r, node in enumerate(self.graph.nodes):
             for source in set(node.sources):
                 readers[source].append(r)
         return [
-            len(by) == 1 and self.graph.nodes[by[0]].relu is not None and self.graph.nodes[k].affine is not None
+            len(by) == 1 and self.graph.nodes[by[0]].activation is not None and self.graph.nodes[k].affine is not None
             for k, by in enumerate(readers)
         ]
 
     def _magnitudes(self, relaxation: Relaxation | None) -> list[Tensor]:
         """Return bounds on the absolute values of every node over the root box, rounded up."""
         up = 1 + 1e-9  # far above the rounding of these few sums
-        m, place = [self.reach], {k: i for i, k in enumerate(self.graph.relus)}
+        m, place = [self.reach], {k: i for i, k in enumerate(self.graph.bent)}
         for k, node in enumerate(self.graph.nodes[1:], 1):
             self.deadline.check()
             if node.affine is not None:
                 grown = node.affine.magnitude(m[node.sources[0]][None])[0]
                 m.append((grown * (1 + node.affine.inexact) + node.affine.bias.abs()) * up + TINY)
-            elif node.relu is None:
+            elif node.activation is None:
                 m.append(torch.stack([m[s] for s in node.sources]).sum(0) * up)
             else:
                 source = node.sources[0]
@@ -113,7 +117,7 @@ class Rounding:
                     i = place[k]
                     known = torch.maximum(relaxation.lower[i][0].abs(), relaxation.upper[i][0].abs())
                     m[source] = torch.fmin(m[source], known)
-                m.append(m[source])
+                m.append(node.activation.magnitude(m[source]))
         return m
 
     def _errors(self) -> list[Tensor]:
@@ -125,8 +129,12 @@ class Rounding:
         for k, node in enumerate(self.graph.nodes):
             terms = node.size + 4 * len(self.graph.nodes) + 64 + sum(self.graph.nodes[s].size for s in node.sources)
             if node.affine is None:
-                folded = rho[node.sources[0]] if node.relu is not None and self.folded[node.sources[0]] else 0.0
                 through = torch.stack([m[s] for s in node.sources or (k,)]).sum(0)  # its own bound may be far smaller
+                folded: Tensor | float = 0.0
+                if node.activation is not None:
+                    through = node.activation.terms(through)
+                    if self.folded[node.sources[0]]:
+                        folded = max(1.0, node.activation.steepest) * rho[node.sources[0]]
                 rho.append(4 * terms * EPS * 1.01 * through + folded + TINY)
                 continue
             self.deadline.check()

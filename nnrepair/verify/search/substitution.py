@@ -1,6 +1,6 @@
 """Linear lower bounds by substitution (CROWN, Zhang et al. 2018).
 
-For an unstable ReLU h = relu(z) with l <= z <= u the lines `slope z + shift` above and `floor z` below enclose it.
+For l <= z <= u an activation h = f(z) lies between the lines `slope z + shift` above and `floor z + base` below.
 Substituting backwards from `A . v_k` (v_k the value of node k) to the input gives `A0 . x + c <= A . v_k`. The same
 lines, followed forward, say where that bound is attained and which inputs make it loose. For rounding see `magnitudes`.
 """
@@ -8,19 +8,36 @@ lines, followed forward, say where that bound is attained and which inputs make 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline
+from nnrepair.verify.reading.activations.base import Lines
 from nnrepair.verify.reading.affine import Affine, in_pieces
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.search.magnitudes import UNDERFLOW, Rounding
 from nnrepair.verify.search.relaxation import Linear, Relaxation
 
 
+@dataclass
+class Force:
+    """Conditions on what goes into units, (rows, units): `z >= at` for a positive multiplier, `z <= at` for a negative.
+
+    `z >= at` and a multiplier f >= 0 give `A z >= (A - f) z + f at`, and likewise below. None in place of `at` is zero.
+    """
+
+    multiplier: Tensor
+    at: Tensor | None
+
+    def shift(self) -> Tensor | float:
+        """Return what the conditions add to each row's bound."""
+        return 0.0 if self.at is None else (self.multiplier * self.at).sum(1)
+
+
 class Substitution:
-    """Lines around ReLUs, substituted backward and followed forward.
+    """Lines around activations, substituted backward and followed forward.
 
     Args:
         graph: the network.
@@ -30,7 +47,7 @@ class Substitution:
 
     def __init__(self, graph: Graph, rounding: Rounding, deadline: Deadline = NEVER) -> None:
         self.graph, self.rounding, self.deadline = graph, rounding, deadline
-        self.place = {k: i for i, k in enumerate(graph.relus)}
+        self.place = {k: i for i, k in enumerate(graph.bent)}
 
     def backward(
         self,
@@ -40,7 +57,7 @@ class Substitution:
         box: Tensor,
         *,
         floor: Sequence[Tensor] | None = None,
-        force: Sequence[Tensor] | None = None,
+        force: Sequence[Force] | None = None,
         keep: list[Tensor | None] | None = None,
     ) -> Linear:
         """Return linear lower bounds of `A . v_node` over each row's box.
@@ -50,10 +67,9 @@ class Substitution:
             node: whose value the rows are about.
             A: (rows, size of the node).
             box: (rows,), the box of each row.
-            floor: other slopes of the lines below, per ReLU node (rows, neurons).
-            force: multipliers of conditions `z >= 0` (positive) or `z <= 0` (negative) on what goes into ReLUs, per
-                ReLU node (rows, neurons); the bounds then hold wherever the conditions do.
-            keep: filled with the coefficients (rows, neurons) on what comes out of each ReLU node.
+            floor: other slopes of the lines below, per activation node (rows, units); see `Lines` for which may differ.
+            force: conditions on what goes into units, per activation node; the bounds then hold wherever they do.
+            keep: filled with the coefficients (rows, units) on what comes out of each activation node.
         """
         if keep is not None:
             keep[:] = [None] * len(self.place)
@@ -66,19 +82,15 @@ class Substitution:
             self.deadline.check()
             A = pending.pop(k)
             current = self.graph.nodes[k]
-            if current.relu is not None:
+            if current.activation is not None:
                 i = self.place[k]
                 if keep is not None:
                     keep[i] = A
-                slope, shift = relaxation.slope[i].index_select(0, box), relaxation.shift[i].index_select(0, box)
-                below = relaxation.floor[i].index_select(0, box) if floor is None else floor[i]
-                negative = A.clamp(max=0)
-                c += shift.mul_(negative).sum(1)
-                c -= A @ rho[k] - 2 * (negative @ rho[k])  # |A| . rho without forming |A|
-                part = torch.addcmul((A - negative).mul_(below), negative, slope)
-                if force is not None:  # z >= 0 gives A z >= (A - f) z for f >= 0, and likewise below
-                    part -= force[i]
-                    c -= force[i].abs() @ rho[k]
+                part = self._through(k, relaxation.lines[i], A, box, None if floor is None else floor[i], c)
+                if force is not None:
+                    part -= force[i].multiplier
+                    c += force[i].shift()
+                    c -= force[i].multiplier.abs() @ rho[k]
                 parts = [part]
             elif current.affine is not None:
                 c += A @ current.affine.bias
@@ -93,6 +105,18 @@ class Substitution:
             for source, part in zip(current.sources, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
         return Linear(c.new_zeros(len(c), self.graph.inputs), c - UNDERFLOW)  # no row reads the input
+
+    def _through(self, k: int, lines: Lines, A: Tensor, box: Tensor, floor: Tensor | None, c: Tensor) -> Tensor:
+        """Return the coefficients before an activation node, given those after it; add to c what its lines add."""
+        rho = self.rounding.rho[k]
+        slope, shift = lines.slope.index_select(0, box), lines.shift.index_select(0, box)
+        below = lines.floor.index_select(0, box) if floor is None else floor
+        negative = A.clamp(max=0)
+        c += shift.mul_(negative).sum(1)
+        if lines.base is not None:
+            c += lines.base.index_select(0, box).mul_(A - negative).sum(1)
+        c -= A @ rho - 2 * (negative @ rho)  # |A| . rho without forming |A|
+        return torch.addcmul((A - negative).mul_(below), negative, slope)
 
     def attained(
         self,
@@ -120,11 +144,13 @@ class Substitution:
             first = values[current.sources[0]]
             if current.affine is not None:
                 values.append(self._pieces(current.affine, current.affine.apply, first) + current.affine.bias)
-            elif current.relu is None:
+            elif current.activation is None:
                 values.append(sum((values[s] for s in current.sources[1:]), first))
             else:
-                A, below = keep[i], (relaxation.floor[i][box] if floor is None else floor[i]) * first
-                above = relaxation.slope[i][box] * first + relaxation.shift[i][box]
+                A, lines = keep[i], relaxation.lines[i]
+                below = (lines.floor[box] if floor is None else floor[i]) * first
+                below = below if lines.base is None else below + lines.base[box]
+                above = lines.slope[box] * first + lines.shift[box]
                 values.append(below if A is None else torch.where(A < 0, above, below))
                 i += 1
         return values
@@ -132,8 +158,8 @@ class Substitution:
     def attribution(self, relaxation: Relaxation, keep: Sequence[Tensor | None], width: Tensor) -> Tensor:
         """Return (boxes, inputs): how much of a bound's looseness a split of each input could take away.
 
-        Only what the relaxation of an unstable ReLU loses can be won back. The loss of each, for the row being proved,
-        is shared over the inputs by how far they move that ReLU.
+        Only what the lines around a unit lose can be won back. The loss of each, for the row being proved, is shared
+        over the inputs by how far they move that unit.
 
         Args:
             relaxation: of the boxes.
@@ -149,7 +175,7 @@ class Substitution:
             if node.affine is not None:
                 moved = self._pieces(node.affine, node.affine.apply, first.flatten(0, 1))
                 moves.append(moved.reshape(n, d, node.size))
-            elif node.relu is None:
+            elif node.activation is None:
                 moves.append(sum((moves[s] for s in node.sources[1:]), first))
             else:
                 A = keep[i]
@@ -157,7 +183,7 @@ class Substitution:
                     share = first.abs() * width[:, :, None]
                     share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
                     total = total + (share @ relaxation.lost(i, A)[:, :, None])[:, :, 0]
-                moves.append(first * relaxation.slope[i][:, None, :])
+                moves.append(first * relaxation.lines[i].slope[:, None, :])
                 i += 1
         return total.nan_to_num(0.0)
 
