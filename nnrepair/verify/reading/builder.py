@@ -99,17 +99,31 @@ class Builder:
         given = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=self.dtype)
         return given.double()
 
+    def item(self, constant: Any, x: Value) -> Tensor:
+        """Return a constant, without its batch axis of size 1, in the shape of a value."""
+        value = self.constant(constant)
+        if value.ndim == len(x.shape) + 1 and value.shape[0] == 1:
+            value = value[0]
+        try:
+            return value.expand(x.shape)
+        except RuntimeError:
+            raise Unreadable(
+                f"a constant of shape {tuple(value.shape)} does not fit values of shape {x.shape}"
+            ) from None
+
     def maximum(self, x: Value, windows: Tensor, shape: Shape) -> Value:
         """Return the maximum over each row of `windows` (outputs, entries), pair by pair."""
         size, parts = math.prod(x.shape), [windows[:, k] for k in range(windows.shape[1])]
         values = [self.affine(x, Pick(part, size), shape) for part in parts]
         while len(values) > 1:
             pairs = [values[k : k + 2] for k in range(0, len(values), 2)]
-            values = [
-                pair[0] if len(pair) == 1 else self.total(pair[0], self.relu(self.difference(pair[1], pair[0])))
-                for pair in pairs
-            ]
+            values = [pair[0] if len(pair) == 1 else self.larger(pair[0], pair[1]) for pair in pairs]
         return values[0]
+
+    def larger(self, x: Value, y: Value, sign: float = 1.0) -> Value:
+        """Return max(x, y), or min(x, y) if `sign` is -1."""
+        more = self.relu(self.difference(y, x) if sign > 0 else self.difference(x, y))
+        return self.total(x, more if sign > 0 else self.scaled(more, -1.0))
 
     def difference(self, a: Value, b: Value) -> Value:
         return self.total(a, self.scaled(b, -1.0))
