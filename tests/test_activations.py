@@ -235,6 +235,7 @@ def test_lines_enclose_exact_values(row: Row, ends: list[tuple[float, float]], s
     low, high = (torch.tensor([pick(pair) for pair in ends], dtype=torch.float64) for pick in (min, max))
     for kind in own(row):
         value = (lambda z: max(z, Fraction(0))) if isinstance(kind, ReLU) else row.exact
+        rest = 0 if kind.rounds else Fraction(1e-15)  # of ReLUs: what the errors of a node cover in any case
         lines, given = kind.relax(low, high), torch.full_like(low, slope)
         (least, most), lost = kind.offsets(given, low, high), kind.lost(lines, low, high, torch.ones_like(low))
         assert bool((lines.slope.abs() <= kind.steepest).all()) and bool((lines.floor.abs() <= kind.steepest).all())
@@ -247,7 +248,7 @@ def test_lines_enclose_exact_values(row: Row, ends: list[tuple[float, float]], s
             s, above, t, below = (Fraction(float(v[k])) for v in (lines.slope, lines.shift, lines.floor, base))
             for z in map(Fraction, {a, b, min(max(a + share * (b - a), a), b), *(e for e in row.bends if a <= e <= b)}):
                 f = value(z)
-                assert t * z + below <= f <= s * z + above + (0 if kind.rounds else Fraction(1e-15) * abs(z))
+                assert t * z + below <= f <= s * z + above + rest * (abs(z) + Fraction(1e-285))
                 assert Fraction(float(least[k])) <= f - Fraction(slope) * z <= Fraction(float(most[k]))
                 assert abs(f) <= Fraction(float(size[k])) and (bool(kind.alive(high)[k]) or f == 0)
 

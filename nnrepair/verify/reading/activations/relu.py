@@ -26,7 +26,7 @@ class ReLU(Activation):
 
     def offsets(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         each = [self.apply(z) - slope * z for z in (low, torch.zeros_like(low).clamp(low, high), high)]
-        size = 4 * EPS * (1 + slope.abs()) * torch.maximum(low.abs(), high.abs())
+        size = 4 * EPS * (1 + slope.abs()) * torch.maximum(low.abs(), high.abs()) + 1e-300  # against underflow
         values = torch.stack(each)
         return values.amin(0) - size, values.amax(0) + size
 
