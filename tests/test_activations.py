@@ -124,7 +124,12 @@ ROWS = {
         nn.Hardsigmoid, lambda z: clip(z + 3, 0, 6) / 6, (F.hardsigmoid,), None, (-3.0, 3.0), is_exact=False
     ),
     "Hardswish": Row(
-        nn.Hardswish, lambda z: z * clip(z + 3, 0, 6) / 6, (F.hardswish,), None, (-3.0, -1.5, 3.0), is_bent=False
+        nn.Hardswish,
+        lambda z: z * clip(z + 3, 0, 6) / 6,
+        (F.hardswish,),
+        ("HardSwish", {}, ()),
+        (-3.0, -1.5, 3.0),
+        is_bent=False,
     ),
     "HardSigmoid of ONNX": Row(
         lambda: Call(lambda x: (0.25 * x + 0.5).clamp(0, 1)),

@@ -282,6 +282,7 @@ SINGLE = [
     ("neg", one("Neg"), {}, IMAGE, 13),
     ("max", one("Max", "c", "d"), {"c": normal(3, 1, 1), "d": normal(1)}, IMAGE, 13),
     ("min", [helper.make_node("Min", ["c", "x"], ["y"])], {"c": normal(6)}, IMAGE, 17),
+    ("hard_swish", one("HardSwish"), {}, IMAGE, 14),
     ("hard_sigmoid", one("HardSigmoid"), {}, IMAGE, 17),
     ("elu", one("Elu", alpha=0.5), {}, IMAGE, 17),
     ("sub", one("Sub", "c"), {"c": normal(3, 1, 1)}, IMAGE, 17),

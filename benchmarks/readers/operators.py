@@ -497,12 +497,12 @@ def batch_size(d: Draft, x: Value) -> Value | None:
 
 def unknown(d: Draft, x: Value) -> Value:
     """What no reader knows."""
-    op = d.pick(["Sin", "Exp", "Floor", "Sign", "Reciprocal", "HardSwish", "Size", "LRN", "GlobalMaxPool"])
+    op = d.pick(["Sin", "Exp", "Floor", "Sign", "Reciprocal", "Size", "LRN", "GlobalMaxPool"])
     return _to(d, x, op, size=3 if op == "LRN" else None)
 
 
 OPERATORS: dict[str, Maker] = {
-    **{op: plain(op) for op in ("Relu", "Sigmoid", "Tanh", "Softplus", "Identity", "Abs", "Neg", "Sqrt")},
+    **{op: plain(op) for op in ("Relu", "Sigmoid", "Tanh", "Softplus", "Identity", "Abs", "Neg", "Sqrt", "HardSwish")},
     **{op: softmax(op) for op in ("Softmax", "LogSoftmax")},
     **{op: arithmetic(op) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")},
     **{op: squeeze(op) for op in ("Squeeze", "Unsqueeze")},

@@ -8,7 +8,8 @@ with weights. A weight called `layer1.conv.weight` in the file is the parameter 
 
 Operators that can be read (opset 7 and later):
     Layers: Gemm, MatMul, Conv, BatchNormalization.
-    Activations: Relu, LeakyRelu, PRelu, Clip, HardSigmoid, Abs, Elu, Sigmoid, Tanh, Softplus, Softmax, LogSoftmax.
+    Activations: Relu, LeakyRelu, PRelu, Clip, Abs, HardSigmoid, HardSwish, Elu, Sigmoid, Tanh, Softplus, Softmax,
+        LogSoftmax.
     Pooling: MaxPool, AveragePool, GlobalAveragePool, ReduceMean.
     Shape: Flatten, Reshape, Transpose, Concat.
     Arithmetic: Add, Sub, Mul, Div, Neg, Max, Min.

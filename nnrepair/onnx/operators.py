@@ -227,6 +227,7 @@ HANDLERS: dict[str, Callable[[Node], nn.Module]] = {
     "Neg": lambda node: Neg(),
     "Max": lambda node: _joined(node, Max()),
     "Min": lambda node: _joined(node, Min()),
+    "HardSwish": lambda node: nn.Hardswish(),
     "HardSigmoid": lambda node: HardSigmoid(node.get("alpha", single(0.2)), node.get("beta", 0.5)),
     "Elu": lambda node: nn.ELU(node.get("alpha", 1.0)),
     "Sigmoid": lambda node: nn.Sigmoid(),

@@ -83,7 +83,7 @@ def check(
 
     Raises:
         InvalidInput: model and property do not fit, or one of them is damaged.
-        UnsupportedModel: the model has operations that are not piecewise linear.
+        UnsupportedModel: the model has operations that the checker cannot read.
 
     >>> import nnrepair
     >>> from nnrepair.verify import Box, Property, check

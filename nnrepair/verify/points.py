@@ -72,7 +72,7 @@ def check_points(model: nn.Module, inputs: Tensor, criterion: Criterion) -> Tens
 
     Raises:
         InvalidInput: the inputs are no plain tensor, or do not fit the model or the criterion.
-        UnsupportedModel: the model has operations that are not piecewise linear.
+        UnsupportedModel: the model has operations that the checker cannot read.
     """
     return _Points("check_points", inputs, criterion).judge(_eval_copy(model), NEVER).holds
 

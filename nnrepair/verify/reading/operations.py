@@ -1,6 +1,7 @@
 """What each layer and each function becomes in a graph: `HANDLERS` and `FUNCTIONS`, at the end, say which reads which.
 
-A new one is a short function and a row there. It raises Unreadable where it is not piecewise linear, or mixes a batch.
+A new one is a short function and a row there. It raises Unreadable where the checker cannot follow, or a
+batch is mixed. Activations have files of their own in `activations`.
 """
 
 from __future__ import annotations
@@ -307,6 +308,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = _functions | {
     ".div": _divide,
     torch.cat: lambda b, parts, dim=0: _concat(b, parts, dim),
 }
+
+#: What the layers of torch that are activations are called.
+ACTIVATIONS = sorted({kind.__name__ for kind in _layers})
 
 #: Functions that overwrite what they read.
 CHANGING = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
