@@ -74,7 +74,7 @@ at::Tensor on_cpu(const at::Tensor& x) {
   auto kept = new c10::Storage(x.storage());
   c10::DataPtr data(const_cast<void*>(x.storage().data()), kept, [](void* s) { delete static_cast<c10::Storage*>(s); },
                     at::kCPU);
-  c10::Storage storage(c10::Storage::use_byte_size_t(), x.storage().nbytes(), std::move(data), nullptr, false);
+  c10::Storage storage(c10::Storage::use_byte_size_t(), x.storage().nbytes(), std::move(data), c10::GetAllocator(at::kCPU), true);
   auto seen = over(x, std::move(storage), c10::DispatchKey::CPU);
   if (x.is_conj()) seen._set_conj(true);
   if (x.is_neg()) seen._set_neg(true);

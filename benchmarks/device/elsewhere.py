@@ -19,12 +19,14 @@ NAME = "elsewhere"
 
 def load() -> torch.device:
     """Make the device `elsewhere` known to torch."""
+    from torch.utils.backend_registration import _DummyPrivateUse1Hook
     from torch.utils.cpp_extension import load as build
 
     if torch._C._get_privateuse1_backend_name() != NAME:
         torch.utils.rename_privateuse1_backend(NAME)
         torch._register_device_module(NAME, _module())
         torch.utils.generate_methods_for_privateuse1_backend()
+        torch._C._acc.register_python_privateuseone_hook(_DummyPrivateUse1Hook())
         folder = Path(os.environ.get("NNREPAIR_BUILD") or Path(tempfile.gettempdir()) / NAME)
         folder.mkdir(parents=True, exist_ok=True)
         source = Path(__file__).with_suffix(".cpp")
