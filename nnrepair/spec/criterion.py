@@ -211,7 +211,7 @@ class Chosen(Criterion):
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         row = torch.zeros(len(point), *y.shape[1:], dtype=y.dtype, device=y.device)
-        choice = self.choice.to(y.device)[point]
+        choice = self.choice.to(point.device)[point]
         for k, part in enumerate(self.parts):
             mine = choice == k
             if mine.any():
