@@ -27,6 +27,7 @@ import nnrepair
 from nnrepair import AnyOf, Argmax, Edits, EditScope, InvalidInput, Linear, LocalitySet, Near, Segments, Threshold
 from nnrepair.domains.graphs.nodes import NodeEdits, NodeLocality, NodeScope
 from nnrepair.domains.images.cifar import ResNet
+from nnrepair.domains.images.vision import Images, train_classifier
 from nnrepair.jacobian.fisher import fisher_diagonal
 from nnrepair.methods import EGNN, FineTune, Method, MinimalNorm
 from nnrepair.plot.page import html_report
@@ -71,6 +72,11 @@ def holds(model: nn.Module, points: Edits) -> bool:
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
         return bool(points.criterion.holds(model(points.inputs.to(there())).double()).all())
+
+
+def random_state() -> Tensor:
+    """Return what the device's random numbers come from."""
+    return torch.cuda.get_rng_state() if there().type == "cuda" else torch.get_rng_state()
 
 
 def images(count: int = 6) -> tuple[nn.Module, Edits, LocalitySet]:
@@ -216,7 +222,9 @@ def test_everyday_kinds_of_models(kind: str, method: Method) -> None:
             model.module.to(there())
         plain = copied(model.module if isinstance(model, nn.DataParallel) else model).eval()
         before = on_cpu(model)
-        result = nnrepair.fix(model, Edits(x[:3], mistakes(plain, to_like(x[:3], next(plain.parameters())))), method=method)
+        result = nnrepair.fix(
+            model, Edits(x[:3], mistakes(plain, to_like(x[:3], next(plain.parameters())))), method=method
+        )
     assert result.report.success_rate == 1.0
     assert devices_of(result.model) == {there()}
     assert same(on_cpu(model), before)
@@ -233,7 +241,8 @@ def criteria(device: torch.device) -> dict[str, Criterion]:
         "half-spaces": Linear(torch.tensor([[1.0, -1.0, 0.5]], device=device), torch.tensor([0.3], device=device), 3),
         "numbers": Near(torch.ones(3, 3, device=device), tol=0.25),
         "one of two": AnyOf(Argmax(wrong, 0.1), Argmax((wrong + 1) % 3, 0.1)),
-        "both": Argmax(wrong) & Linear(torch.tensor([[1.0, 1.0, 1.0]], device=device), torch.tensor([0.5]).to(device), 3),
+        "both": Argmax(wrong)
+        & Linear(torch.tensor([[1.0, 1.0, 1.0]], device=device), torch.tensor([0.5]).to(device), 3),
     }
 
 
@@ -370,6 +379,16 @@ def test_pages_and_onnx_files(tmp_path: Path) -> None:
     assert torch.allclose(loaded(x), plain(x), atol=1e-5)
 
 
+def test_networks_are_trained_and_their_training_is_resumed(tmp_path: Path) -> None:
+    data, file = Images(randn(40, 1, 8, 8), torch.arange(40) % 3), tmp_path / "training.safetensors"
+    model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 3))).to(there())
+    before = random_state()
+    trained = [train_classifier(model, data, epochs=2, seed=1, resume=resume) for resume in (None, file, file)]
+    assert torch.equal(random_state(), before)
+    assert all(same(on_cpu(trained[0]), on_cpu(other)) for other in trained[1:])
+    assert devices_of(trained[0]) == {there()}
+
+
 # Fisher information --------------------------------------------------------------------------------------------------
 
 
@@ -474,9 +493,9 @@ def test_nothing_else_changes(make: Callable[[], Method]) -> None:
     model.to(there())
     nnrepair.fix(model, edits, locality, method=make())  # libraries take their workspace
     gc.collect()
-    state, memory = torch.cuda.get_rng_state(), torch.cuda.memory_allocated()
+    state, memory = random_state(), torch.cuda.memory_allocated()
     result = nnrepair.fix(model, edits, locality, method=make())
-    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert torch.equal(random_state(), state)
     del result
     gc.collect()
     assert torch.cuda.memory_allocated() <= memory

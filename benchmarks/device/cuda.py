@@ -185,7 +185,10 @@ def cases(small: bool) -> list[Case]:
         Case("ResNet-20, layer3.2.conv2, 10 edits, 300 kept", repair(resnet20, image, n(10), n(300), hidden)),
         Case("ResNet-20, layer3 fine-tuned, 20 edits, KL on 1000", repair(resnet20, image, n(20), n(1000), tuned)),
         Case("ResNet-18, layer4.1.conv2, 4 edits, 100 kept", repair(resnet18, photograph, n(4), n(100), deep)),
-        Case("784-256-256-10, decoupled, 100 edits, 2000 kept", repair(lambda: mlp(*digits), (784,), n(100), n(2000), channels)),
+        Case(
+            "784-256-256-10, decoupled, 100 edits, 2000 kept",
+            repair(lambda: mlp(*digits), (784,), n(100), n(2000), channels),
+        ),
         Case("ResNet-20, outputs of 20000 images", passes(resnet20, image, n(20_000))),
         Case("ResNet-18, outputs of 1000 images of 224 x 224", passes(resnet18, (3, side, side), n(1000))),
         Case("ResNet-20, Fisher of layer3, 100 images", fisher(resnet20, _third(), image, n(100))),
@@ -253,12 +256,13 @@ class Log:
             file.write(text.rstrip() + "\n")
 
 
-def run_tests(log: Log, device: str, seconds: float) -> dict[str, Any]:
+def run_tests(log: Log, device: str, which: str, seconds: float) -> dict[str, Any]:
     """Run the tests of GPUs in a process of their own; all that they print goes to the log."""
     if importlib.util.find_spec("pytest") is None:
         return {"status": "pytest is not installed"}
     command = [sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "tests/test_cuda.py", "-W", "default"]
     command += ["-p", "no:cacheprovider", "--durations=15", "-rfE", "--tb=long", "-p", "no:randomly"]
+    command += ["-k", which] if which else []
     command += ["-n", "6"] if importlib.util.find_spec("xdist") and device != "cpu" else []
     started = time.monotonic()
     with log.log.open("a") as file:
@@ -296,6 +300,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for everything; default: %(default)s")
     parser.add_argument("--commit", default="", help="what is measured, where there is no git")
     parser.add_argument("--small", action="store_true", help="tiny cases")
+    parser.add_argument("--tests", default="", metavar="EXPRESSION", help="run these tests alone, as for pytest -k")
     parser.add_argument("--no-tests", action="store_true", help="measure alone")
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.limit - REST
@@ -303,7 +308,7 @@ def main() -> None:
     log = Log(arguments.out, about(arguments))
     print(json.dumps({k: v for k, v in log.content.items() if k not in ("about", "rows")}), flush=True)
     if not arguments.no_tests:
-        log.content["tests"] = run_tests(log, arguments.device, arguments.limit * 0.55)
+        log.content["tests"] = run_tests(log, arguments.device, arguments.tests, arguments.limit * 0.55)
         log.save()
         print(json.dumps(log.content["tests"], indent=1), flush=True)
     measure(log, cases(arguments.small), [torch.device(arguments.device), torch.device("cpu")], end)
