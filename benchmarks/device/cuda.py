@@ -13,6 +13,7 @@ import copy
 import faulthandler
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -60,7 +61,7 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
 
 def mlp(*sizes: int) -> nn.Module:
     parts: list[nn.Module] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in itertools.pairwise(sizes):
         parts += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*parts[:-1])
 
