@@ -33,9 +33,9 @@ from nnrepair.methods import EGNN, FineTune, Method, MinimalNorm
 from nnrepair.plot.page import html_report
 from nnrepair.results.patch import Patch
 from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.inputs import to_like
 from nnrepair.spec.kinds import Binary, Classes, Kind, Regression
 from nnrepair.spec.network import copied
-from nnrepair.spec.problem import to_like
 from nnrepair.verify import Box, Property, check
 from nnrepair.verify.points import check_points
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, LocalitySet, Patch, PatchError
+from nnrepair.fingerprint import digest_of_state, fingerprint
 from nnrepair.methods import EGNN, GRACE, Capabilities, Method, MinimalNorm, Proposal
 from nnrepair.results.changes import weight_change
-from nnrepair.spec.state import digest_of_state, fingerprint, write_tensors
+from nnrepair.spec.state import write_tensors
 from nnrepair.wrappers import Codebook, Decoupled, OwnMLP, Stitched, Wrapper
 from nnrepair.wrappers.base import FORMAT
 

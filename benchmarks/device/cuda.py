@@ -36,7 +36,7 @@ from nnrepair.files import write_atomically
 from nnrepair.jacobian.fisher import fisher_diagonal
 from nnrepair.methods import FineTune, Method, MinimalNorm
 from nnrepair.penalties import KL
-from nnrepair.spec.problem import outputs
+from nnrepair.spec.running import outputs
 from nnrepair.verify import Box, Options, Property, check
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.search.attack import attack
