@@ -127,13 +127,13 @@ def test_the_same_seed_gives_the_same_result(make: Callable[[], Method]) -> None
 @every_method
 def test_failure_is_told(make: Callable[[], Method]) -> None:
     model = mlp(3, 6, 3).to(there())
-    edits = Edits(Inputs(randn(2, 3).repeat_interleave(2, dim=0)), [0, 1, 2, 2])
+    edits = Edits(Points(randn(2, 3).repeat_interleave(2, dim=0)), [0, 1, 2, 2])
     kept = needed(make(), LocalitySet(clusters(20, 3, seed=6)))
     result = nnrepair.fix(model, edits, kept, method=make(), throw=False)
     assert result.outcome.status in ("infeasible", "partly repaired") and result.outcome.failing
 
 
-class Inputs:
+class Points(nnrepair.Inputs):
     """Points, as a user's own object: moved by `to`."""
 
     independent = True
@@ -144,11 +144,11 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: Tensor) -> Inputs:
-        return Inputs(self.x[index])
+    def __getitem__(self, index: Tensor) -> Points:
+        return Points(self.x[index])
 
-    def to(self, like: Tensor) -> Inputs:
-        return Inputs(self.x.to(like))
+    def to(self, like: Tensor) -> Points:
+        return Points(self.x.to(like))
 
     def call(self, model: nn.Module) -> Tensor:
         return model(self.x)
@@ -400,7 +400,7 @@ def test_fisher_information(labels: Any, kind: Kind, given: str) -> None:
     targets = torch.arange(9) % 3 if isinstance(kind, Classes) else (randn(9, 3, seed=2) > 0).long()
     found = []
     for device in (torch.device("cpu"), there()):
-        points: Any = x.to(device) if given == "tensor" else Inputs(x.to(device))
+        points: Any = x.to(device) if given == "tensor" else Points(x.to(device))
         settings: dict[str, Any] = {"kind": kind, "labels": labels, "points": 7}
         twin = copy.deepcopy(model).to(device)
         found.append(fisher_diagonal(twin, ["0", "2"], points, targets=targets, **settings))

@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import nnrepair
+from benchmarks.device import elsewhere
 from benchmarks.measure import ROOT, commit, machine
 from nnrepair import Argmax, Edits, LocalitySet
 from nnrepair.domains.images.cifar import ResNet
@@ -264,20 +266,20 @@ def run_tests(log: Log, device: str, which: str, seconds: float) -> dict[str, An
     command = [sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "tests/test_cuda.py", "-W", "default"]
     command += ["-p", "no:cacheprovider", "--durations=15", "-rfE", "--tb=long", "-p", "no:randomly"]
     command += ["-k", which] if which else []
-    command += ["-n", "6"] if importlib.util.find_spec("xdist") and device != "cpu" else []
-    started = time.monotonic()
+    command += ["-n", "6"] if importlib.util.find_spec("xdist") and device == "cuda" else []
+    started, code = time.monotonic(), -1
     with log.log.open("a") as file:
-        try:
-            code = subprocess.run(
-                command, cwd=ROOT, stdout=file, stderr=file, timeout=seconds, env=_environment(device), check=False
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = -1
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=_environment(device))
+        for patience, way in ((seconds, signal.SIGINT), (15, signal.SIGKILL)):  # pytest then tells what it knows
+            try:
+                code = process.wait(patience)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(way)
     lines = log.log.read_text().splitlines()
     failed = [line[:300] for line in lines if line.startswith(("FAILED ", "ERROR "))]
     summary = next((line for line in reversed(lines) if " passed" in line or " failed" in line), "no summary")
-    found = {"exit": code, "summary": summary, "failed": failed, "seconds": time.monotonic() - started}
-    return found | ({"status": f"not finished in {seconds:.0f} s"} if code == -1 else {})
+    return {"exit": code, "summary": summary, "failed": failed, "seconds": time.monotonic() - started}
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -306,6 +308,8 @@ def main() -> None:
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.limit - REST
     faulthandler.dump_traceback_later(arguments.limit, exit=True)  # whatever hangs
+    if arguments.device == elsewhere.NAME:
+        elsewhere.load()
     log = Log(arguments.out, about(arguments))
     print(json.dumps({k: v for k, v in log.content.items() if k not in ("about", "rows")}), flush=True)
     if not arguments.no_tests:
