@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import pickle
 import queue
@@ -39,6 +40,8 @@ Answer = TypeVar("Answer")
 
 #: Starts that may fail, one after the other.
 STARTS = 3
+#: Seconds between two looks at whether an answer is still waited for.
+LOOK = 1.0
 #: Seconds after which a process ends that has nothing to do.
 IDLE = 30.0
 #: How many jobs per worker are begun at a time on backends that give answers only when all are there.
@@ -76,8 +79,8 @@ def in_processes(
     """Yield each job with its answer as soon as that is there.
 
     Processes have one thread each, do not hear Ctrl-C, have the folder and the import path of the caller, and end with
-    what started them, however that ends; close the generator to end those of this machine. On other machines, jobs that
-    are at work then still end by themselves or at their limit.
+    what started them, however that ends. Close the generator to end those of this machine early; those of a dask
+    cluster end when its client is closed, those of other backends with machines of their own at their limit.
 
     Args:
         work: what to do with a job.
@@ -182,11 +185,32 @@ def _attend(run: _Run, place: int, job: bytes) -> tuple[int, bytes | Failure]:
             except _GONE:  # it ended before it took the job
                 how = process.end()
                 continue
-            return place, process.finish(run.seconds)
+            return place, process.finish(run.seconds, _wanted())
     raise NNRepairError(
         f"Processes for jobs end as soon as they start ({how}). They run {sys.executable or 'no known Python'} and "
         "import nnrepair; what they print on stderr says more."
     )
+
+
+def _wanted() -> Callable[[], bool]:
+    """Return what tells whether the answer to the present job is still waited for, as far as its backend says that.
+
+    Dask drops the task of a caller that was interrupted, and lets the thread that does it run on.
+    """
+    dask = sys.modules.get("distributed.worker")
+    if dask is None:
+        return lambda: True
+    try:
+        worker = dask.get_worker()
+        key = worker.get_current_task()
+    except ValueError:  # a thread of the caller's
+        return lambda: True
+
+    def is_running() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is not None and task.state in ("executing", "long-running")
+
+    return is_running
 
 
 # The processes of this machine ---------------------------------------------------------------------------------------
@@ -268,24 +292,33 @@ class _Process:
                 pickle.load(self._from)  # that it is ready, or has taken the job
         self._first, self._since = None, time.perf_counter()
 
-    def finish(self, seconds: float | None) -> bytes | Failure:
-        """Wait for the answer."""
-        over = threading.Event()
-
-        def time_is_over() -> None:
-            over.set()
-            self._kill()
-
-        with _after(seconds, time_is_over):
-            try:
-                kind, said = pickle.load(self._from)
-            except _GONE:
-                kind, said = "end", self.end()
+    def finish(self, seconds: float | None, wanted: Callable[[], bool]) -> bytes | Failure:
+        """Wait for the answer, until the time is over or the answer is not wanted any more."""
+        answered, late = threading.Event(), threading.Event()
+        limit = threading.Thread(target=self._limit, args=(seconds, wanted, answered, late), daemon=True)
+        limit.start()
+        try:
+            kind, said = pickle.load(self._from)
+        except _GONE:
+            kind, said = "end", self.end()
+        finally:
+            answered.set()
         if kind == "answer":
             return bytes(said)
-        if over.is_set():
+        if late.is_set():
             kind, said = "time", f"not finished in {seconds:.0f} s"
         return Failure(kind, said, time.perf_counter() - self._since)
+
+    def _limit(
+        self, seconds: float | None, wanted: Callable[[], bool], answered: threading.Event, late: threading.Event
+    ) -> None:
+        end = time.monotonic() + (math.inf if seconds is None else seconds)
+        while not answered.wait(min(max(end - time.monotonic(), 0.0), LOOK)):
+            if time.monotonic() >= end:
+                late.set()
+            if late.is_set() or not wanted():
+                self._kill()
+                return
 
     def end(self, patience: float = 5.0) -> str:
         """End it, and all that it started; say how it ended, by itself if it does so in time."""
@@ -301,21 +334,6 @@ class _Process:
     def _kill(self) -> None:
         with suppress(OSError):  # it has ended
             os.killpg(self._process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self._process.kill()
-
-
-@contextmanager
-def _after(seconds: float | None, act: Callable[[], object]) -> Iterator[None]:
-    """Call a function if what is inside takes longer."""
-    if seconds is None:
-        yield
-        return
-    timer = threading.Timer(seconds, act)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 # Inside such a process -----------------------------------------------------------------------------------------------

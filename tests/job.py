@@ -27,8 +27,8 @@ def work(job: tuple[str, Any]) -> Any:
     if what == "print":
         print(value, flush=True)
     if what == "start":  # a process of its own
-        Path(value).write_text(str(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid))
-        time.sleep(60)
+        Path(value).write_text(str(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid))
+        time.sleep(600)
     if what == "open":
         return sys.stdin
     if what == "where":

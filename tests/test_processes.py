@@ -23,14 +23,16 @@ from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.processes import Failure, in_processes
 from nnrepair.verify.suite.suite import run_suite
 
+#: Two workers, each a process.
+CLUSTER = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+
 
 @contextmanager
 def dask_cluster() -> Iterator[None]:
-    """Two workers, each a process."""
+    """Let joblib use a cluster of this machine."""
     distributed = pytest.importorskip("distributed", reason="dask's distributed is not installed: nnrepair[dask]")
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "processes": True}
     with (
-        distributed.LocalCluster(**options) as cluster,
+        distributed.LocalCluster(**CLUSTER) as cluster,
         distributed.Client(cluster),
         joblib.parallel_config(backend="dask"),
     ):
@@ -87,7 +89,7 @@ def test_the_command_line_takes_a_suite_to_a_cluster(tmp_path: Path, capsys: pyt
     from nnrepair.cli import main
 
     path = listed(tmp_path, a="no property")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(**CLUSTER) as cluster:
         code = main(
             ["check", "--suite", str(path), "--out", str(tmp_path / "out"), "--dask", cluster.scheduler_address]
         )
@@ -184,6 +186,22 @@ def test_what_jobs_start_ends_with_the_caller(tmp_path: Path, how: signal.Signal
     caller.send_signal(how)
     caller.communicate(timeout=60)
     wait_until(lambda: not is_alive(pid))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_jobs_on_a_cluster_end_when_nobody_waits_for_them(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="dask's distributed is not installed: nnrepair[dask]")
+    place = tmp_path / "pid"
+    with distributed.LocalCluster(**CLUSTER) as cluster:
+        with distributed.Client(cluster), joblib.parallel_config(backend="dask"):
+            answers = in_processes(work, [("start", str(place)), ("give", 1)])
+            assert next(answers) == (("give", 1), 1)
+            wait_until(lambda: place.is_file() and place.read_text() != "")
+            pid = int(place.read_text())
+            assert is_alive(pid)
+            answers.close()
+        wait_until(lambda: not is_alive(pid))  # the cluster itself goes on
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
