@@ -22,7 +22,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -391,7 +390,7 @@ def _answer(job: bytes) -> tuple[str, Any]:
     try:
         return "answer", _packed(pickle.loads(job)())
     except BaseException as error:  # one job is no reason to lose the others
-        return "error", traceback.format_exception_only(error)[-1].strip()
+        return "error", f"{type(error).__name__}: {first_line(error)}"
 
 
 def _forked(job: bytes) -> tuple[str, Any]:
