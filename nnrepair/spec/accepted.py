@@ -1,4 +1,4 @@
-"""What a model must do with its points: run on any number of them, each for itself. Others are refused by name."""
+"""Check that a model runs on any number of points and that no point's output depends on the others."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
 
 
 def _refuse_random(inputs: AnyInputs, what: str) -> None:
-    """Refuse points that are others when they are read again."""
+    """Refuse points that change when they are read again."""
     if isinstance(inputs, Tensor):
         return
     some = inputs[torch.arange(min(READ_TWICE, len(inputs)))]
@@ -122,7 +122,7 @@ def _refuse_random(inputs: AnyInputs, what: str) -> None:
 
 
 def _first_run(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
-    """Return the outputs of all points; what the model raises is told as what was wrong with the points."""
+    """Return the outputs of all points; an exception of the model is reported as an error about the points."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

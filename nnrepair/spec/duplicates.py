@@ -1,4 +1,4 @@
-"""Points that are there twice: edits that contradict each other, or what is to be kept."""
+"""Duplicate points: edits that contradict each other, or points of the locality set."""
 
 from __future__ import annotations
 

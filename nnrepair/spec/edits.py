@@ -1,7 +1,7 @@
 """What to repair and what to keep: edits, the edit scope they should generalise to, and the locality set.
 
 Inputs are a tensor with one point per row, or any `Inputs` object: something with a length, indexing by an index
-tensor, and `call(model)`, the only place that knows how this domain runs its model (a graph, a mask, a context set).
+tensor, and `call(model)`, the only place where this domain's model is run (with a graph, a mask, a context set).
 Edits may also be about `Segments` or `Polygons`: then each criterion must hold at every point of its region.
 """
 

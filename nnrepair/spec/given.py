@@ -118,7 +118,7 @@ def _holds_items(value: Any) -> bool:
 
 
 def as_criterion(target: Any, what: str) -> Criterion:
-    """Return a criterion as it is, and labels as one that says that they were nothing but labels."""
+    """Return a criterion as it is, and labels as a criterion that is marked as made from labels."""
     if isinstance(target, Criterion):
         return target
     labels = dense(target, f"{what}: labels", "a tensor of labels, or a Criterion")

@@ -95,7 +95,7 @@ class Adapted(Inputs):
     """An object that can do what `Inputs` asks for, without being a subclass.
 
     Attributes:
-        given: has `independent`, a length, indexing, `to` and `call`; other methods of `Inputs` where it likes.
+        given: has `independent`, a length, indexing, `to` and `call`; other methods of `Inputs` if it has them.
     """
 
     given: Any

@@ -135,7 +135,7 @@ def copied(model: M, deadline: Deadline = NEVER) -> M:
 
 
 class _Watched(dict[int, Any]):
-    """What was copied already. It is asked about every object, and looks at the clock then."""
+    """What was copied already. `deepcopy` asks it about every object; each time the deadline is checked."""
 
     def __init__(self, known: dict[int, Any], deadline: Deadline) -> None:
         super().__init__(known)

@@ -1,4 +1,4 @@
-"""The door: everything that a method gets to see, checked once, so that the rooms behind it can trust it."""
+"""The repair problem that a method gets. All inputs are checked here, once, and nowhere else."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _refuse_strangers(scope: EditScope, edits: int) -> None:
 
 @torch.no_grad()
 def check_model(model: Any) -> Tensor:
-    """Refuse what is no network with finite weights; return one of its parameters."""
+    """Refuse a model without finite weights; return one of its parameters."""
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     refuse_kinds(model)
