@@ -1,4 +1,4 @@
-"""The Fisher information, on its diagonal: how much each parameter matters for what a network says."""
+"""The Fisher information, on its diagonal: how much each parameter matters for a network's outputs."""
 
 from __future__ import annotations
 
