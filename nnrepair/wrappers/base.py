@@ -90,7 +90,7 @@ class Wrapper(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def around(cls, base: nn.Module, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Wrapper:
-        """Return the wrapper of `base` with these settings and tensors, which may come from a stranger's file.
+        """Return the wrapper of `base` with these settings and tensors, which may come from an untrusted file.
 
         Any exception refuses them. Sizes must be read from the tensors, which fit in memory.
         """
