@@ -21,7 +21,7 @@ class Contradiction(Exception):
 
 
 class Program:
-    """min |d|_1 + price . missed, such that rows . d >= need, with `missed` (at a penalty, `price`) for soft rows alone.
+    """min |d|_1 + price . missed, such that rows . d >= need, `missed` (with the penalty `price`) for soft rows alone.
 
     Rows are added between solves and never leave; the dual simplex method goes on from the last answer.
 
