@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.wrappers.base import Wrapper
 
+#: By how much squared distances in float64 may be wrong where they are taken from products, relative to their terms.
+ROUNDING = 1e-9
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -92,8 +94,14 @@ class Codebook(Wrapper):
         """
         if not len(self):
             return torch.zeros(len(key), dtype=torch.long, device=key.device), torch.zeros_like(key[:, 0]).bool()
-        apart = distances(key, self.keys)
-        least, entry = torch.where(apart <= self.radii.double(), apart, torch.inf).min(1)
+        a, b, radii = key.double(), self.keys.double(), self.radii.double()
+        squares = a.square().sum(1, keepdim=True) + b.square().sum(1)
+        close = squares - 2 * a @ b.T <= radii.square() + ROUNDING * squares  # the rest is surely outside
+        point, ball = torch.nonzero(close, as_tuple=True)
+        exact = (a[point] - b[ball]).norm(dim=1)
+        apart = torch.full_like(squares, torch.inf)
+        apart[point, ball] = torch.where(exact <= radii[ball], exact, torch.inf)
+        least, entry = apart.min(1)
         return entry, torch.isfinite(least)
 
 
