@@ -20,6 +20,7 @@ from nnrepair.results.certificate import Certificate
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs
+from nnrepair.wrappers.base import Wrapper
 
 
 @dataclass
@@ -148,6 +149,11 @@ class ModelFile:
 
     def _write_anew(self, changed: nn.Module, part: Path, example: Tensor) -> None:
         """Export the module, to the other format or because the file's own structure cannot take the change."""
+        if isinstance(changed, Wrapper) and not changed.exports:
+            raise UnsupportedModel(
+                f"A {type(changed).__name__} cannot be written as .onnx or .pt2: what runs depends on its points. "
+                "Write the change alone with --patch, and put it on in Python: nnrepair.Patch.load(FILE).apply(model)."
+            )
         example = example.to(next(changed.parameters())) if example.dtype.is_floating_point else example
         if part.suffix == ".onnx":
             from nnrepair import onnx

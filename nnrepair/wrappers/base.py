@@ -77,6 +77,8 @@ class Wrapper(nn.Module, ABC):
     carries: ClassVar[str] = "what the network carries beside the original weights"
     #: Whether it is affine wherever its base is.
     keeps_regions: ClassVar[bool] = False
+    #: Whether it can be written as ONNX or by torch.export.
+    exports: ClassVar[bool] = True
     kinds: ClassVar[dict[str, type[Wrapper]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

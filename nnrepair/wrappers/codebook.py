@@ -39,6 +39,7 @@ class Codebook(Wrapper):
     keys: Tensor
     radii: Tensor
     carries: ClassVar[str] = "the codebook (keys, values, radii) that the network carries beside the original weights"
+    exports: ClassVar[bool] = False
 
     def __init__(self, base: nn.Module, layer: str, keys: Tensor, values: Tensor, radii: Tensor) -> None:
         super().__init__(base)

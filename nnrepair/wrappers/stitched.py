@@ -104,8 +104,8 @@ class OwnMLP(nn.Module):
         Raises:
             InvalidInput: the points do not have as many features as the MLP was made for.
         """
-        own = x.reshape(len(x), -1)
-        if own.shape[1] != self.features or len(own) != len(y):
+        own = x.reshape(x.shape[0], -1)  # len() of a tensor would fix the batch size of an exported network
+        if own.shape[1] != self.features or own.shape[0] != y.shape[0]:
             raise InvalidInput(
                 f"The stitched MLP sees {self.features} features of each point and one point per output, got a first "
                 f"argument of shape {tuple(x.shape)} and outputs of shape {tuple(y.shape)}."
