@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
-import torch
 from torch import nn
 
 from nnrepair import sequence
@@ -21,8 +16,9 @@ from nnrepair.results.failed import RepairFailed
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.edits import Edits
-from nnrepair.spec.network import uncompiled, unwrapped
+from nnrepair.spec.network import unwrapped
 from nnrepair.spec.problem import check_model
+from nnrepair.spec.running import undisturbed
 
 
 @overload
@@ -150,17 +146,3 @@ def fix(
     if throw and not result.outcome.ok:
         raise RepairFailed(result)
     return result
-
-
-@contextmanager
-def undisturbed(seed: int | None) -> Iterator[None]:
-    """Keep the global random state as it was, and make the work inside reproducible and free of compiling."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    before = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), uncompiled():
-        torch.manual_seed(0 if seed is None else seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(before[0])
-            random.setstate(before[1])

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.fix import undisturbed
 from nnrepair.judge import Watched, about, like
 from nnrepair.network import private_copy
 from nnrepair.progress import progress_bar
@@ -46,7 +45,7 @@ from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import LocalitySet
 from nnrepair.spec.kinds import Classes, kind_of
 from nnrepair.spec.problem import fitted
-from nnrepair.spec.running import outputs
+from nnrepair.spec.running import outputs, undisturbed
 from nnrepair.verify.check import check
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult

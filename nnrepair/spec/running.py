@@ -5,15 +5,18 @@ Whatever the network raises becomes an `UnsupportedModel` with the error as its 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import NNRepairError, UnsupportedModel, first_line
 from nnrepair.spec.inputs import AnyInputs, batches, independent, together
+from nnrepair.spec.network import uncompiled
 
 #: What to do, by what the error says.
 _HINTS = {
@@ -100,3 +103,17 @@ class _Swapped(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(self.__dict__["model"], self.__dict__["swapped"], args, kwargs)
+
+
+@contextmanager
+def undisturbed(seed: int | None) -> Iterator[None]:
+    """Keep the global random state as it was, and make the work inside reproducible and free of compiling."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    before = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), uncompiled():
+        torch.manual_seed(0 if seed is None else seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
