@@ -10,6 +10,7 @@ from torch import nn
 from nnrepair import sequence
 from nnrepair.judge import judge, propose, watch
 from nnrepair.methods.base import Method, named
+from nnrepair.methods.trainable import Editor
 from nnrepair.network import private_copy
 from nnrepair.request import Request
 from nnrepair.results.failed import RepairFailed
@@ -46,7 +47,7 @@ def fix(
     method: str | Method = "auto",
     mode: Literal["independent", "successive"],
     batch_size: int = 1,
-    rehearsal: bool | int = True,
+    rehearsal: bool | int | None = None,
     resume: str | Path | None = None,
     edit_scope: Any = None,
     test_set: Any = None,
@@ -64,7 +65,7 @@ def fix(
     method: str | Method = "auto",
     mode: Literal["batch", "independent", "successive"] = "batch",
     batch_size: int = 1,
-    rehearsal: bool | int = True,
+    rehearsal: bool | int | None = None,
     resume: str | Path | None = None,
     edit_scope: Any = None,
     test_set: Any = None,
@@ -96,7 +97,8 @@ def fix(
             both return a `History`. What is to stay is what the original network says, at every step.
         batch_size: edits per step, for the latter two.
         rehearsal: for mode="successive", whether every step is also asked for the past edits; a number takes at most
-            that many of them, drawn anew for each step. Without rehearsal earlier edits are soon forgotten.
+            that many of them, drawn anew for each step; None leaves it to the method (most take all). Without
+            rehearsal earlier edits are soon forgotten.
         resume: a file (.safetensors) in which the latter two store their progress, atomically; a call with the same
             network, arguments and versions goes on from there. Where a disk fills up, the run goes on without.
         edit_scope: points that the edits should generalise to; measured, never trained on.
@@ -115,6 +117,7 @@ def fix(
     """
     chosen = named(method)
     edits = Edits.coerce(edits)
+    rehearsal = chosen.capabilities.rehearsal if rehearsal is None else rehearsal
     sequence.check(chosen, mode, len(edits), batch_size, rehearsal, resume)
 
     request = Request(edits, locality_set, edit_scope, chosen, seed, progress and mode == "batch")
@@ -122,6 +125,8 @@ def fix(
     with undisturbed(seed):
         check_model(model)
         model = unwrapped(model)
+        if isinstance(chosen, Editor):
+            chosen.refuse_another(model)
         private = private_copy(model)
         posed = request.pose(private)
         watched = watch(posed.problem, test_set)

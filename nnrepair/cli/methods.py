@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nnrepair.methods import LEGEND, distinct, table
+from nnrepair.methods.base import kind_of
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -14,8 +15,8 @@ def run(arguments: argparse.Namespace) -> int:
     print()
     print(LEGEND)
     print()
-    for name, method in distinct().items():
-        print(f"{name}: {(type(method).__doc__ or '').strip().splitlines()[0]}")
+    for name, make in distinct().items():
+        print(f"{name}: {(kind_of(make).__doc__ or '').strip().splitlines()[0]}")
     return 0
 
 
