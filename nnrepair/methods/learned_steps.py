@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -41,27 +41,27 @@ class LearnedSteps(Trainable):
         unrolled: of an exercise, at most; training differentiates through all of them.
         start: every step size, before training.
         lr: Adam's, on the logarithms of the step sizes.
-        locality: what one nat of divergence on the locality set costs, in units of the edits' loss.
+        locality_weight: what one nat of divergence on the locality set costs, in units of the edits' loss.
         margin: by how much every edit must hold, in output units.
 
     Raises:
         InvalidInput: hyper-parameters that cannot be, or unknown layers.
     """
 
-    layers: str | Sequence[str] = "all"
+    layers: str | Sequence[str] = field(default="all", metadata={"flag": "layer"})
     steps: int = 100
     unrolled: int = 4
     start: float = 1e-2
     lr: float = 0.05
-    locality: float = 10.0
+    locality_weight: float = 10.0
     margin: float = 0.0
 
-    capabilities: ClassVar[Capabilities] = Capabilities("meta-learning", True, True, True, True, True)
+    capabilities: ClassVar[Capabilities] = Capabilities("meta-learning", "same", True, True, True, True)
 
     def __post_init__(self) -> None:
         if isinstance(self.unrolled, bool) or not isinstance(self.unrolled, int) or self.unrolled < 1:
             raise InvalidInput(f"unrolled must be an integer >= 1, got {self.unrolled!r}.")
-        for value, what in ((self.start, "start"), (self.lr, "lr"), (self.locality, "locality")):
+        for value, what in ((self.start, "start"), (self.lr, "lr"), (self.locality_weight, "locality_weight")):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InvalidInput(f"{what} must be a finite number > 0, got {value!r}.")
         tuned = FineTune(layers=self.layers, steps=self.steps, lr=self.start, optimizer="sgd", margin=self.margin)
@@ -86,7 +86,7 @@ class LearnedSteps(Trainable):
             with torch.no_grad():
                 before = call(problem.model, problem.locality.inputs).double()
             after = call_with(problem.model, weights, problem.locality.inputs).double()
-            total = total + self.locality * problem.kind.divergence(before, after).mean()
+            total = total + self.locality_weight * problem.kind.divergence(before, after).mean()
         return total
 
     def _stepped(self, rates: Rates, problem: Problem) -> dict[str, Tensor]:

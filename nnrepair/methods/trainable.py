@@ -187,8 +187,9 @@ class Editor:
         try:
             learned.load_state_dict(self.learned)
         except Exception as error:  # torch raises several kinds where names or shapes differ
+            why = printable(" ".join(str(error).split()))
             raise InvalidInput(
-                f"{self!r} does not fit this network ({printable(' '.join(str(error).split()))}). Train one for it with prepare()."
+                f"{self!r} does not fit this network ({why}). Train one for it with prepare()."
             ) from error
         proposal = self.method.edit(learned.eval().requires_grad_(False), problem)
         if self.stopped:
@@ -214,7 +215,7 @@ class Editor:
         values = {field.name: getattr(self.method, field.name) for field in dataclasses.fields(self.method)}  # type: ignore[arg-type]
         about = {"values": values, "learned": self.learned, "steps": self.steps, "stopped": self.stopped}
         texts = {"method": name, "network": self.base, "about": json.dumps(packed(about, tensors))}
-        return write_tensors(path, FORMAT, tensors, texts, "editor")
+        return write_tensors(path, FORMAT, tensors, texts, "trained editor")
 
     @classmethod
     def load(cls, path: str | Path) -> Editor:
@@ -225,8 +226,8 @@ class Editor:
             PatchError: it is truncated, damaged, or no editor.
             InvalidInput: its method is not known here, or knows no such values.
         """
-        with reading(path, "editor"):
-            _, tensors, texts = read_tensors(path, "editor", {FORMAT: ("method", "network", "about")})
+        with reading(path, "trained editor"):
+            _, tensors, texts = read_tensors(path, "trained editor", {FORMAT: ("method", "network", "about")})
             about = dict(unpacked(read_json(texts["about"]), tensors))
             values, learned, steps, stopped = (about[name] for name in ("values", "learned", "steps", "stopped"))
             if not isinstance(values, dict) or not isinstance(learned, dict) or not isinstance(stopped, str):

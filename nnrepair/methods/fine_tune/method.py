@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -81,7 +81,7 @@ class FineTune:
         InvalidInput: hyper-parameters that cannot be, unknown names, or a missing locality set.
     """
 
-    layers: str | Sequence[str] = "all"
+    layers: str | Sequence[str] = field(default="all", metadata={"flag": "layer"})
     steps: int = 1000
     lr: float | Mapping[str, float] | tuple[tuple[str, float], ...] = 1e-3
     optimizer: Optimizer = "adam"

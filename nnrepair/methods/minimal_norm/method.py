@@ -75,7 +75,7 @@ class MinimalNorm:
     margin: float | None = None
     architecture: Literal["same", "decoupled"] = "same"
     gap: float = 1e-6
-    locality: Literal["hard", "soft", "none"] = "hard"
+    locality: Literal["hard", "soft", "none"] = field(default="hard", metadata={"flag": "locality-mode"})
     max_steps: int = 40
 
     def __post_init__(self) -> None:
