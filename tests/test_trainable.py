@@ -22,7 +22,7 @@ from nnrepair.errors import PatchError
 from nnrepair.fingerprint import fingerprint
 from nnrepair.methods import Capabilities, Editor, Exercise, LearnedSteps, Proposal, RandomLabels, Trainable
 from nnrepair.methods.base import REGISTRY
-from nnrepair.methods.episodes import Stream, posed
+from nnrepair.methods.episodes import EpisodeStream, posed
 from nnrepair.methods.trainable import FORMAT
 from nnrepair.training import Checkpoint, Descent
 
@@ -65,7 +65,7 @@ def test_training_lowers_the_loss_and_drawdown() -> None:
     x, labels = points()
     method = LearnedSteps(start=1.0, lr=0.2, unrolled=2)
     before, after = (method.prepare(network(), episodes(), steps=n) for n in (1, 25))
-    stream, losses = Stream(episodes(), 99), {1: 0.0, 25: 0.0}
+    stream, losses = EpisodeStream(episodes(), 99), {1: 0.0, 25: 0.0}
     for _ in range(8):
         problem = posed(network(), stream.next(), 0)
         for made in (before, after):

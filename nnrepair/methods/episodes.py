@@ -48,7 +48,7 @@ class Exercise:
     edit_scope: EditScope | None = None
 
 
-class Stream:
+class EpisodeStream:
     """Episodes one after another, from the start again at their end, with a position that can be stored.
 
     Args:

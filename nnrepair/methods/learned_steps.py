@@ -56,7 +56,7 @@ class LearnedSteps(Trainable):
     locality_weight: float = 10.0
     margin: float = 0.0
 
-    capabilities: ClassVar[Capabilities] = Capabilities("meta-learning", "same", True, True, True, True)
+    capabilities: ClassVar[Capabilities] = Capabilities("meta-learning", True, "same", True, True, True)
 
     def __post_init__(self) -> None:
         if isinstance(self.unrolled, bool) or not isinstance(self.unrolled, int) or self.unrolled < 1:

@@ -23,7 +23,7 @@ from nnrepair.deadline import Deadline
 from nnrepair.errors import InvalidInput, PatchError, first_line, near_matches, printable
 from nnrepair.fingerprint import fingerprint
 from nnrepair.methods.base import REGISTRY, Capabilities, Proposal
-from nnrepair.methods.episodes import Episodes, Stream, posed
+from nnrepair.methods.episodes import Episodes, EpisodeStream, posed
 from nnrepair.network import private_copy
 from nnrepair.progress import progress_bar
 from nnrepair.provenance import digest
@@ -100,7 +100,7 @@ class Trainable(ABC):
         with progress_bar("prepare", progress) as report, undisturbed(seed):
             check_model(model)
             base, network = fingerprint(unwrapped(model)), private_copy(model)
-            stream = Stream(episodes, seed)
+            stream = EpisodeStream(episodes, seed)
             learned = self.begin(network, torch.Generator().manual_seed(seed)).train()
             descent = self.descent(learned)
             training = Training(
@@ -122,7 +122,7 @@ class Trainable(ABC):
     def _key(self, base: str, episodes: Episodes, seed: int) -> dict[str, str]:
         """Return what must be equal for a stored training to be this one; of the episodes the first one."""
         key = {"method": repr(self), "method's values": digest(self), "network": base, "seed": str(seed)}
-        stream = Stream(episodes, seed)
+        stream = EpisodeStream(episodes, seed)
         if stream.repeatable:
             first = stream.next()
             key["first episode"] = digest([first.edits, first.locality_set, first.edit_scope])
