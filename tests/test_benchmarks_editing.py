@@ -14,6 +14,7 @@ from graphs import ring
 from benchmarks import editing, editing_table, experiments, measure
 from benchmarks import rows as tables
 from benchmarks.editing import DOMAINS, MODES, Domain
+from nnrepair.domains.base import Task
 from nnrepair.errors import InvalidInput
 
 DEFAULTS = """
@@ -293,7 +294,7 @@ def test_tables_and_figures_say_what_the_rows_say(
     assert (tmp_path / "editing-mnist-curves.png").stat().st_size > 1000
 
 
-def check(task: editing.Task, edits: int) -> None:
+def check(task: Task, edits: int) -> None:
     """What every task promises."""
     inputs = task.edits.inputs
     with torch.no_grad():

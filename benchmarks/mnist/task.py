@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.editing import Task, drawn
 from nnrepair import Edits, EditScope, LocalitySet
-from nnrepair.domains.images.vision import fog, mnist, mnist_fog, relu_mlp
+from nnrepair.domains.base import Episode, Task, drawn
+from nnrepair.domains.images.vision import Images, fog, mnist, mnist_fog, relu_mlp
 
 #: Size of the locality set, and in how many other fogs each edited digit is put to see whether its repair generalises.
 LOCALITY, FOGS = 2000, 4
 #: Size of the second test set: foggy digits that are no edits.
 FOGGY = 2000
+#: Training digits that are put in fog for episodes.
+TRAINED = 1000
 
 
 def task(model: str, seed: int, edits: int, *, twins: bool = False) -> Task:
@@ -37,8 +39,6 @@ def task(model: str, seed: int, edits: int, *, twins: bool = False) -> Task:
         wrong = network(foggy.inputs).argmax(1) != foggy.labels
     mine = drawn(wrong.nonzero()[:, 0], edits, generator, f"foggy digits that {model} gets wrong")
     kept = train[torch.randperm(len(train), generator=generator)[:LOCALITY]]
-    digits = clean[mine].inputs.reshape(-1, 28, 28).repeat(FOGS, 1, 1).numpy()
-    other = torch.from_numpy(fog(digits, seed)).float().flatten(1)
     rest = torch.randperm(len(foggy), generator=generator)
     rest = rest[~torch.isin(rest, mine)][:FOGGY]
     return Task(
@@ -46,7 +46,8 @@ def task(model: str, seed: int, edits: int, *, twins: bool = False) -> Task:
         edits=Edits(foggy[mine].inputs, foggy[mine].labels),
         locality_set=LocalitySet(kept.inputs, kept.labels),
         test_set={"clean": (clean.inputs, clean.labels), "fog": (foggy[rest].inputs, foggy[rest].labels)},
-        edit_scope=EditScope(other, foggy[mine].labels.repeat(FOGS), of=torch.arange(edits).repeat(FOGS)),
+        edit_scope=other_fogs(clean[mine], seed),
+        training=lambda: training(network, train, seed),
     )
 
 
@@ -70,3 +71,29 @@ def with_twins(edits: Edits, network: nn.Module, seed: int) -> Edits:
     other = torch.rand(scores.shape, generator=generator).masked_fill(scores.isinf(), -1.0).argmax(1)
     both = torch.stack([edits.inputs, twin], 1).flatten(0, 1)
     return Edits(both, torch.stack([labels, other], 1).flatten())
+
+
+def training(network: nn.Module, train: Images, seed: int) -> Episode:
+    """Edits: foggy training digits; scope: the same in other fogs; kept: clean training digits."""
+    some = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:TRAINED]]
+    foggy = Images(in_fog(some, seed), some.labels)
+    with torch.no_grad():
+        wrong = network(foggy.inputs).argmax(1) != foggy.labels
+        right = network(some.inputs).argmax(1) == some.labels
+    kept = some[right]
+    return Episode(
+        Edits(foggy[wrong].inputs, foggy[wrong].labels),
+        other_fogs(some[wrong], seed + 1),
+        LocalitySet(kept.inputs, kept.labels),
+    )
+
+
+def other_fogs(clean: Images, seed: int) -> EditScope:
+    """Return each digit in so many fogs."""
+    many = Images(clean.inputs.repeat(FOGS, 1), clean.labels.repeat(FOGS))
+    return EditScope(in_fog(many, seed), many.labels, of=torch.arange(len(clean)).repeat(FOGS))
+
+
+def in_fog(clean: Images, seed: int) -> Tensor:
+    """Return the digits (n, 784), each in its own fog."""
+    return torch.from_numpy(fog(clean.inputs.reshape(-1, 28, 28).numpy(), seed)).float().flatten(1)
