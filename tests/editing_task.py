@@ -13,7 +13,8 @@ from nnrepair.domains.base import Episode, Task, drawn
 
 def task(model: str, seed: int, edits: int, kept: int = 20) -> Task:
     generator = torch.Generator().manual_seed(seed)
-    network = nn.Sequential(OrderedDict(hidden=nn.Linear(2, 16), relu=nn.ReLU(), last=nn.Linear(16, 2)))
+    with torch.random.fork_rng(devices=[]):
+        network = nn.Sequential(OrderedDict(hidden=nn.Linear(2, 16), relu=nn.ReLU(), last=nn.Linear(16, 2)))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
