@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import flat
-from nnrepair.spec.edits import AnyInputs, Edits, EditScope, LocalitySet
-from nnrepair.spec.problem import fitted, outputs
+from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.problem import fitted
+from nnrepair.spec.running import outputs
 
 #: At most so many edits, and so many points to keep, in one episode.
 EDITS, KEPT = 10, 100
@@ -196,7 +198,7 @@ def _shared(what: str, points: AnyInputs, others: Mapping[str, AnyInputs]) -> li
 
 def _rows(points: AnyInputs) -> list[bytes]:
     """Return for each point what is equal where two points are one; nothing where the inputs do not say."""
-    same = points if isinstance(points, Tensor) else getattr(points, "same", lambda: None)()
+    same = points if isinstance(points, Tensor) else points.same()
     return [] if same is None else [row.tobytes() for row in flat(same).cpu().numpy()]
 
 

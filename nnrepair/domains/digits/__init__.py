@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits, and the ones among them that a small network misreads."""
+"""Handwritten digits."""
 
 from nnrepair.domains.digits.task import task
 
