@@ -13,7 +13,7 @@ from torch import Tensor
 from nnrepair.domains.graphs.cached import CachedNetwork
 from nnrepair.domains.graphs.nodes import as_index, check_nodes
 from nnrepair.errors import InvalidInput
-from nnrepair.plot.pictures import INK, OTHER, PALETTE, require_matplotlib
+from nnrepair.plot.style import INK, OTHER, PALETTE, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
