@@ -32,7 +32,7 @@ def task(model: str = "cnn", seed: int = 0, edits: int | None = None) -> Task:
     if edits is not None:
         mine = drawn(mine, edits, torch.Generator().manual_seed(seed), f"digits that it misreads with seed {seed}")
     if not len(mine):
-        raise InvalidInput(f"With seed {seed} the classifier makes no mistake to repair. Choose another --seed.")
+        raise InvalidInput(f"With seed {seed} the classifier makes no mistake to repair. Choose another seed.")
     rest = torch.ones(len(test), dtype=torch.bool)
     rest[mine] = False
     return Task(
