@@ -57,9 +57,10 @@ class Domain:
         return make(model, seed, edits, **options)
 
 
+#: Every folder here that poses tasks, by name.
 DOMAINS = {
-    name: Domain(name, f"benchmarks.{name}.task", Path(__file__).parent / name)
-    for name in ("mnist", "cifar", "cora", "graph")
+    path.parent.name: Domain(path.parent.name, f"benchmarks.{path.parent.name}.task", path.parent)
+    for path in sorted(Path(__file__).parent.glob("*/task.py"))
 }
 
 

@@ -39,7 +39,7 @@ MODE_TITLES = {
 
 
 def _shown() -> list[str]:
-    return [domain for domain in DOMAINS if domain in TITLES]
+    return [domain for domain in TITLES if domain in DOMAINS]
 
 
 def table(some: Sequence[Group]) -> str:

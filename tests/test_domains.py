@@ -211,3 +211,27 @@ def test_an_edit_without_neighbours_makes_an_episode() -> None:
     episodes = Episodes(lambda: all_there_is, 0)
     sizes = {(len(one.edits), len(one.edit_scope)) for one in islice(episodes, 30)}
     assert sizes == {(1, 0), (1, 1), (2, 1)}
+
+
+# Former names --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("former", "home", "names"),
+    [
+        (
+            "graph",
+            "graphs.graph",
+            "Graph Nodes NodeEdits NodeLocality NodeScope inductive_split mistakes network train",
+        ),
+        ("graph_data", "graphs.data", "load"),
+        ("graph_plot", "graphs.plot", "neighbourhood"),
+        ("cached_graph", "graphs.cached", "cached CachedNetwork"),
+        ("vision", "images.vision", "Images mnist mnist_fog fog digits relu_mlp digits_cnn train_classifier"),
+        ("cifar", "images.cifar", "cifar10 cifar10_jpeg cifar10_lossless lossless_rows ResNet resnet20"),
+        ("acas_plot", "acas.plot", "encounter"),
+    ],
+)
+def test_former_names_lead_to_the_same_things(former: str, home: str, names: str) -> None:
+    old, new = (importlib.import_module(f"nnrepair.domains.{module}") for module in (former, home))
+    assert all(getattr(old, name) is getattr(new, name) for name in names.split())
