@@ -222,7 +222,7 @@ def test_an_edit_without_neighbours_makes_an_episode() -> None:
         (
             "graph",
             "graphs.graph",
-            "Graph Nodes NodeEdits NodeLocality NodeScope inductive_split mistakes network train",
+            "Graph Nodes NodeEdits NodeLocality NodeScope inductive_split network train",
         ),
         ("graph_data", "graphs.data", "load"),
         ("graph_plot", "graphs.plot", "neighbourhood"),
