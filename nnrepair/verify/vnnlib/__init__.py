@@ -1,4 +1,6 @@
-"""VNN-LIB 1.0: properties as text, read and written without rounding.
+"""VNN-LIB 1.0: properties as text.
+
+They are read and written without rounding.
 
 A file asserts what a *violation* is: inputs `X_i` in boxes and outputs `Y_j` in polyhedra, joined by `and`, `or`, `not`
 and `=>`. `load` returns the boxes and, for each, the ways to be unsafe. Whatever it does not understand is an error

@@ -1,4 +1,6 @@
-"""One file for each activation that the checker knows: what it is, and which layers and functions it reads.
+"""Activations, one file each.
+
+What each is, and which layers and functions it reads.
 
 A file has two tables, either of which may be left out: `LAYERS`, from classes of torch to functions of (builder, layer,
 value), and `FUNCTIONS`, from functions, or ".name" for methods of tensors, to functions of (builder, value, ...). They
