@@ -31,7 +31,8 @@ from nnrepair.verify import (
     check,
     vnnlib,
 )
-from nnrepair.verify.points import check_points, confirm
+from nnrepair.verify.confirm import confirm
+from nnrepair.verify.points import check_points
 from nnrepair.verify.reading import affine
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.search.bounds import Bounder

@@ -306,7 +306,7 @@ class RepairResult:
             InvalidInput: points that are no plain tensors, or a property that does not fit.
             UnsupportedModel: the network has operations that are not piecewise linear (so has a decoupled one).
         """
-        from nnrepair.verify.points import confirm
+        from nnrepair.verify.confirm import confirm
 
         if self.asked is None:
             raise InvalidInput(

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from nnrepair.verify.property import Case, Conjunction, Exact, Property
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
-from nnrepair.verify.result import CheckResult, Counterexample
+from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 from nnrepair.verify.search.attack import LEAST, attack
 from nnrepair.verify.search.boxes import Search
 from nnrepair.verify.search.jobs import NOTHING, Found, Jobs, Options
@@ -106,13 +107,21 @@ def check(
                 found = problem.solve(torch.Generator().manual_seed(seed), options or Options(), certificate)
         except OutOfTime:
             found = NOTHING
+    answer = _answer(problem, found, deadline, timeout, certificate)
+    return replace(answer, cpu_seconds=time.process_time() - cpu, wall_seconds=time.monotonic() - started)
+
+
+def _answer(
+    problem: _Problem | None, found: Found, deadline: Deadline, timeout: float | None, certificate: bool
+) -> CheckResult:
+    """Return the verdict with what there is to say about it; no problem is one that was not even read in time."""
     counterexample = None if problem is None else problem.counterexample
-    verdict = "violated" if counterexample is not None else "holds" if found.closed else "unknown"
+    verdict: Verdict = "violated" if counterexample is not None else "holds" if found.closed else "unknown"
     kept, reason = None, ""
     if problem is not None and verdict == "holds" and certificate:
         kept, reason = problem.certificate(found)
-    elif verdict == "violated":
-        reason = "" if problem is None else problem.remark
+    elif problem is not None and verdict == "violated":
+        reason = problem.remark
     elif verdict == "unknown":
         limits = [found.limit] if found.limit else []
         if deadline.passed:
@@ -120,11 +129,9 @@ def check(
             limits = [f"the time limit of {timeout:g} s was reached{where}"]
         reason = "; ".join(limits if problem is None else [*limits, *problem.why_open(found)])
     return CheckResult(
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=verdict,
         counterexample=counterexample,
         boxes=found.boxes,
-        cpu_seconds=time.process_time() - cpu,
-        wall_seconds=time.monotonic() - started,
         certificate=kept,
         proved=found.share,
         worst_bound=found.worst,

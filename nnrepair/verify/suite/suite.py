@@ -168,24 +168,50 @@ def run_suite(
 
     Raises:
         InvalidInput: the list, the expected verdicts or the folders cannot be used. What is wrong with one instance is
-            an error in its row; where a disk fills up, results that it has no room for are in `rows` all the same, and
-            in a temporary folder, which `unstored` names.
+            an error in its row; results that a full disk has no room for are in `rows`, and where `unstored` says.
     """
     listed, out = vnncomp.read_instances(Path(instances)), Path(out)
     if (jobs is not None and jobs < 1) or (timeout is not None and not 0 < timeout < math.inf):
         raise InvalidInput(f"Expected jobs >= 1 and timeout > 0, got {jobs} and {timeout}.")
-    known = {} if expect is None else vnncomp.read_expected(Path(expect))
-    expected = [known.get((Path(each.onnx).name, Path(each.vnnlib).name)) for each in listed]
-    if expect is not None and not any(expected):
-        raise InvalidInput(f"{expect} has no verdict about any instance of {instances}; they must name the same files.")
+    expected = _expected(expect, listed, instances)
     common = {"seed": seed, "device": device, "certificate": certificates is not None}
-    tasks = []
-    for each in listed:
-        proof = None if certificates is None else Path(certificates) / f"{each.name}.npz"
-        tasks.append(_Task(each, {"timeout": timeout or each.timeout, **common}, proof, _name(check)))
-    read = [Path(instances), *([] if expect is None else [Path(expect)])]
-    _make_folders(out, resume, tasks, read)
+    proofs = [None if certificates is None else Path(certificates) / f"{each.name}.npz" for each in listed]
+    options = [{"timeout": timeout or each.timeout, **common} for each in listed]
+    tasks = [_Task(*each, _name(check)) for each in zip(listed, options, proofs, strict=True)]
+    _make_folders(out, resume, tasks, [Path(each) for each in (instances, expect) if each is not None])
+    rows, unstored = _solved(tasks, expected, out, jobs, resume, progress, check)
+    result = SuiteResult(tuple(rows[task.name] for task in tasks), tuple(expected), out)
 
+    def write(folder: Path) -> None:
+        for task in tasks:
+            if folder != out or task.name in unstored:
+                store(rows[task.name], _file(task, folder))
+        _write_summary(result, folder, Path(instances), common | {"timeout": timeout, "jobs": jobs})
+
+    return replace(result, unstored=str(write_or_rescue(out, write) or ""))
+
+
+def _expected(expect: str | Path | None, listed: list[Instance], instances: str | Path) -> list[str | None]:
+    """Return the verdict that each instance should have, None where nobody knows."""
+    if expect is None:
+        return [None] * len(listed)
+    known = vnncomp.read_expected(Path(expect))
+    expected = [known.get((Path(each.onnx).name, Path(each.vnnlib).name)) for each in listed]
+    if not any(expected):
+        raise InvalidInput(f"{expect} has no verdict about any instance of {instances}; they must name the same files.")
+    return expected
+
+
+def _solved(
+    tasks: list[_Task],
+    expected: list[str | None],
+    out: Path,
+    jobs: int | None,
+    resume: bool,
+    progress: bool,
+    check: Callable[..., CheckResult],
+) -> tuple[dict[str, Row], set[str]]:
+    """Return the row of every task, by name, and the names of those that could not be stored when they were there."""
     files = partial(files_of, of_network=cache(network_files))  # many instances share a network
     rows = {task.name: row for task in tasks if (row := _kept(task, out, files)) is not None} if resume else {}
     todo = [task for task in tasks if task.name not in rows]
@@ -203,15 +229,7 @@ def run_suite(
             except (OSError, InvalidInput):  # there may be room at the end
                 unstored.add(task.name)
             report(row, _is_wrong(row, verdicts[task.name]))
-    result = SuiteResult(tuple(rows[task.name] for task in tasks), tuple(expected), out)
-
-    def write(folder: Path) -> None:
-        for task in tasks:
-            if folder != out or task.name in unstored:
-                store(rows[task.name], _file(task, folder))
-        _write_summary(result, folder, Path(instances), common | {"timeout": timeout, "jobs": jobs})
-
-    return replace(result, unstored=str(write_or_rescue(out, write) or ""))
+    return rows, unstored
 
 
 def _name(check: Callable[..., Any]) -> str:
