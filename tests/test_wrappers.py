@@ -333,3 +333,16 @@ def test_a_method_says_what_it_returns() -> None:
     with pytest.raises(nnrepair.InvalidInput, match="returns must be one of same, decoupled, wrapped, got True"):
         Capabilities("test", False, True, True, True, True)  # type: ignore[arg-type]
     assert [METHODS[kind]().capabilities.returns for kind in MAKE] == ["wrapped", "decoupled", "wrapped"]
+
+
+def test_wrappers_around_each_other_are_measured_together() -> None:
+    model = mlp(4, 8, 3)
+    inner = MAKE["Codebook"](model, 1)
+    outer = Stitched(copy.deepcopy(inner), OwnMLP(4, 3)).eval()
+    with torch.no_grad():
+        outer.mlp.layers[1].bias.add_(1)
+    change = weight_change(model, outer)
+    carried = torch.cat([t.double().flatten() for wrapper in (inner, outer) for t in wrapper.change.values()])
+    assert change.l2 == pytest.approx(float(carried.norm())) and "codebook" in change.of and "MLP" in change.of
+    assert change.carried.startswith(f"2 wrappers: {inner.added.numbers + outer.added.numbers} numbers")
+    assert weight_change(inner, outer).carried.startswith("Stitched: ")

@@ -123,21 +123,39 @@ class WeightChange:
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
     """Return how large the change is, and what of it has no size."""
     found = _compared(before, after)
+    around = _around(before, after)
+    if around and not found.is_patch:
+        own = Size.of(tensor for wrapper in around for tensor in wrapper.change.values())
+        carries = " and ".join(dict.fromkeys(wrapper.carries for wrapper in around))
+        found = replace(found, l1=own.l1, l2=own.l2, linf=own.linf, nonzeros=own.nonzeros, of=carries)
     if isinstance(after, Wrapper):
-        starts = [before, before.base] if isinstance(before, Wrapper) else [before]
-        if not found.is_patch and any(_is_within(start, after) for start in starts):
-            own = Size.of(after.change.values())
-            found = replace(found, l1=own.l1, l2=own.l2, linf=own.linf, nonzeros=own.nonzeros, of=after.carries)
-        found = replace(found, carried=str(after.added))
+        found = replace(found, carried=_carried(around or [after]))
     if not found.is_patch and found.of == WeightChange.of:
         return unsized(found, "the networks do not have the same parts")
     return unsized(found, "some of the new numbers are not finite") if found.l1 is None else found
 
 
-def _is_within(start: nn.Module, after: Wrapper) -> bool:
-    """Whether a network is the base of a wrapper, as it was."""
-    base = _compared(start, after.base)
-    return base.is_patch and base.nonzeros == 0
+def _around(before: nn.Module, after: nn.Module) -> list[Wrapper]:
+    """Return the wrappers around a network as it was, or around what is inside its own; none where it has changed."""
+    starts = [before]
+    while isinstance(starts[-1], Wrapper):
+        starts.append(starts[-1].base)
+    found: list[Wrapper] = []
+    while isinstance(after, Wrapper):
+        found.append(after)
+        after = after.base
+        for start in starts:
+            change = _compared(start, after)
+            if change.is_patch and change.nonzeros == 0:
+                return found
+    return []
+
+
+def _carried(wrappers: list[Wrapper]) -> str:
+    added = [wrapper.added for wrapper in wrappers]
+    if len(added) == 1:
+        return str(added[0])
+    return f"{len(added)} wrappers: {sum(a.numbers for a in added)} numbers, {sum(a.bytes for a in added)} bytes"
 
 
 def _compared(before: nn.Module, after: nn.Module) -> WeightChange:
