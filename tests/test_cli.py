@@ -99,6 +99,36 @@ def test_fix_then_patch_apply_then_revert(base: Path, kind: str, tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+def test_edits_beside_the_weights(base: Path, tmp_path: Path, capsys) -> None:
+    """A stitched network is written like any other; of a codebook there is the patch."""
+    model, out, again, patch = base / "base.onnx", tmp_path / "out.onnx", tmp_path / "again.onnx", tmp_path / "fix"
+    asked = [
+        "fix",
+        model,
+        "--edits",
+        base / "edits.npz",
+        "--locality",
+        base / "keep.npz",
+        "--out",
+        out,
+        "--patch",
+        patch,
+    ]
+    assert run(*asked, "--method", "egnn", "--lr", "0.01") == 0
+    edits = np.load(base / "edits.npz")
+    assert run("patch", "show", patch) == 0 and "puts on Stitched: " in capsys.readouterr().out
+    assert run("patch", "apply", patch, model, "--out", again) == 0
+    for path in (out, again):
+        assert (labels_of(path, edits["inputs"]) == edits["labels"]).all()
+    out.unlink()
+    capsys.readouterr()
+    assert run(*asked, "--method", "grace") == 3
+    assert "A Codebook cannot be written as .onnx or .pt2" in capsys.readouterr().err and not out.exists()
+    applied = Patch.load(patch).apply(ModelFile.load(model).model)
+    with torch.no_grad():
+        assert (applied(torch.from_numpy(edits["inputs"])).argmax(1).numpy() == edits["labels"]).all()
+
+
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8])
 def test_labels_of_answers(outputs: int, dtype: type, tmp_path: Path, capsys) -> None:

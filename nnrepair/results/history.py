@@ -119,7 +119,7 @@ class History:
         held_after: (edits,) whether each edit holds right after its step.
         held_finally: (edits,) whether it holds in the last network (None for independent edits).
         generalization_retain_rate: the same mean as `generalization_rate`, in the last network (None without).
-        patch: from the original to the last network (None for independent edits, or for another architecture).
+        patch: from the original to the last network (None for independent edits, or where other parts have changed).
         method: the method, with its hyper-parameters.
         weight_change: from the original to the last network (None for independent edits).
         notes: sentences about the sequence as a whole, such as progress that could not be stored.

@@ -256,7 +256,7 @@ class RepairResult:
         outcome: what happened, with advice.
         report: what was measured.
         patch: the change alone, which can be saved, applied and reverted (None where it is more than other values of
-            the same parameters and buffers: a decoupled network, a replaced layer).
+            the same parameters and buffers, or wrappers put around the network: a replaced layer).
         certificate: a proof of minimality that `nnrepair certify` can check, where there is one.
         stats: the method's own numbers (`objective`, `lower_bound`, `gap`, layers tried, steps).
         asked: the edits and the locality set, for `verify`.
