@@ -18,6 +18,7 @@ from nnrepair.files import replacing
 from nnrepair.fingerprint import fingerprint
 from nnrepair.results.certificate import Certificate
 from nnrepair.spec.edits import Edits
+from nnrepair.spec.network import stated_shape
 from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs
 from nnrepair.wrappers.base import Wrapper
@@ -176,8 +177,8 @@ class ModelFile:
         if self.program is not None and self.program.example_inputs:
             example: Tensor = self.program.example_inputs[0][0][:1]
             return example
-        shape = getattr(self.model, "item_shape", None)
-        if shape is None or None in shape:
+        shape = stated_shape(self.model)
+        if shape is None:
             return torch.zeros(0)  # good enough in place; an exporter will say what it needs
         return torch.zeros(1, *shape)
 

@@ -16,6 +16,7 @@ from nnrepair.errors import InvalidInput
 from nnrepair.network import private_copy
 from nnrepair.plot.style import INK, OTHER, PALETTE, require_matplotlib
 from nnrepair.plot.view import Array, Rectangle, View, box_of, named, points_of, property_of
+from nnrepair.spec.network import stated_shape
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.property import Box, Property
 
@@ -108,8 +109,8 @@ def _scores(model: nn.Module | str | Path, view: View, box: Box) -> Array:
     """Return the outputs (rows, columns, outputs) at the middles of the cells."""
     network = private_copy(model)
     like = next((p for p in network.parameters() if p.dtype.is_floating_point), torch.zeros(()))
-    known = getattr(network, "item_shape", None)
-    shape = tuple(known) if known is not None and None not in known else box.shape
+    stated = stated_shape(network)
+    shape = box.shape if stated is None else stated
     if math.prod(shape) != len(box):
         raise InvalidInput(f"The box has {len(box)} inputs, but the network reads {math.prod(shape)}.")
     step = max(1, min(8192, 4_000_000 // len(box)) // view.resolution)

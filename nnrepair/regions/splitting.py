@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.spec.network import copied
+from nnrepair.spec.network import copied, shape_of_one
 from nnrepair.spec.regions import Regions
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
@@ -260,12 +260,9 @@ def _joined(parts: list[Mesh], shape: tuple[int, ...]) -> Pieces:
 
 
 def _lowered(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    known = getattr(model, "item_shape", None)
-    if known is not None and None not in known and int(np.prod(known)) == int(np.prod(shape)):
-        shape = tuple(known)
     needed = "A region is split where the network bends, so the network must be piecewise linear."
     try:
-        graph = lower(model, shape)
+        graph = lower(model, shape_of_one(model, torch.empty(1, *shape)))
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{needed} {error}") from error
     smooth = sorted({each.name for each in graph.activations if each.bends is None})

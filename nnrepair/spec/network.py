@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,22 @@ def is_compiled(model: nn.Module) -> bool:
     """Whether a module is what torch.compile returned."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+
+
+def stated_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape of one input that a model states, `item_shape`; None where it states none or leaves a size open.
+
+    >>> stated_shape(nn.Linear(2, 2)) is None
+    True
+    """
+    stated = getattr(model, "item_shape", None)
+    return None if stated is None or None in stated else tuple(stated)
+
+
+def shape_of_one(model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
+    """Return the shape of one of the inputs (n, ...) as the model takes it: as it states it, where the sizes agree."""
+    stated = stated_shape(model)
+    return stated if stated is not None and math.prod(stated) == inputs[:1].numel() else tuple(inputs.shape[1:])
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.network import private_copy
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
-from nnrepair.spec.network import copied
+from nnrepair.spec.network import copied, stated_shape
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.property import Case, Conjunction, Exact, Property
@@ -192,9 +192,7 @@ class _Problem:
     def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
         if isinstance(model, nn.Module):
             private = private_copy(model, self.deadline).cpu()
-            shape = tuple(getattr(private, "item_shape", None) or ())
-            known = shape and None not in shape
-            return private, shape if known else self.property.cases[0].box.shape or (1,)
+            return private, stated_shape(private) or self.property.cases[0].box.shape or (1,)
         from nnrepair import onnx
 
         loaded = onnx.load(model, self.deadline)

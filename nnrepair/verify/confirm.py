@@ -18,11 +18,12 @@ from nnrepair.deadline import Deadline, OutOfTime
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.network import shape_of_one
 from nnrepair.spec.regions import Regions
 from nnrepair.verify import vnnlib
 from nnrepair.verify.check import check
 from nnrepair.verify.over import Over
-from nnrepair.verify.points import Points, eval_copy, item_shape, listed
+from nnrepair.verify.points import Points, eval_copy, listed
 from nnrepair.verify.property import Property
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
@@ -51,7 +52,7 @@ def confirm(
     over = [(name, inputs, criterion) for name, inputs, criterion, _ in points if isinstance(inputs, Regions)]
     sets = [Points(*each) for each in points if not isinstance(each[1], Regions)]
     model = eval_copy(model)
-    shape = item_shape(model, sets[0].inputs if sets else over[0][1].corners[0])
+    shape = shape_of_one(model, sets[0].inputs if sets else over[0][1].corners[0])
     vars(model)["item_shape"] = shape  # for properties, whose boxes may be flat
     properties = _properties(property)
     late = CheckResult("unknown", reason="" if timeout is None else f"the time limit of {timeout:g} s was reached")

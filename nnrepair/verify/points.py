@@ -7,7 +7,6 @@ is small enough.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from nnrepair.spec.criteria import (
     flat,
 )
 from nnrepair.spec.inputs import AnyInputs, described
+from nnrepair.spec.network import shape_of_one
 from nnrepair.spec.running import outputs
 from nnrepair.verify.property import Box, Property
 from nnrepair.verify.reading.affine import EPS
@@ -108,7 +108,7 @@ class Points:
         judged = Judged(*(torch.zeros(len(self.inputs), dtype=torch.bool) for _ in range(4)))
         if not len(self.inputs):
             return judged
-        shape = item_shape(model, self.inputs)
+        shape = shape_of_one(model, self.inputs)
         with torch.no_grad(), suppress(OutOfTime):
             graph = lower(model, shape, deadline)  # before the model runs: it says best what it cannot read
             x = self.inputs.double().flatten(1)
@@ -142,14 +142,6 @@ def listed(indices: list[int]) -> str:
     """Return indices as text, the first of many."""
     more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
     return f"{', '.join(map(str, indices[:NAMED]))}{more}"
-
-
-def item_shape(model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
-    """Return the shape of one point as the model takes it."""
-    known = getattr(model, "item_shape", None)
-    if known is not None and None not in known and math.prod(known) == inputs[:1].numel():
-        return tuple(known)
-    return tuple(inputs.shape[1:])
 
 
 def _run(model: nn.Module, inputs: Tensor) -> Tensor:
