@@ -115,6 +115,8 @@ def test_a_seed_says_which(row: Row, task: Task) -> None:
 def test_more_edits_than_mistakes_are_refused(row: Row) -> None:
     with pytest.raises(InvalidInput, match="20000 edits were asked for, but there are only"):
         row.task(edits=20_000)
+    with pytest.raises(InvalidInput, match="edits must be at least 1, given 0"):
+        row.task(edits=0)
 
 
 def test_episodes_are_small_different_and_repeatable(task: Task) -> None:
@@ -160,6 +162,8 @@ def test_what_is_wrong_is_said() -> None:
     assert "whose neighbour" in only(replace(task, edit_scope=unsaid))
     beyond = EditScope(x, task.edits.criterion.labels, of=torch.tensor([0, 1, 3]))
     assert "whose neighbour" in only(replace(task, edit_scope=beyond))
+    near = EditScope(torch.cat([x, kept.inputs[:1]]), torch.zeros(4, dtype=torch.int64), of=torch.tensor([0, 1, 2, 0]))
+    assert only(replace(task, edit_scope=near)) == "1 neighbours are points of the locality set"
     tests = {"first": (torch.cat([x[:2], kept.inputs[:1]]), torch.zeros(3, dtype=torch.int64))}
     assert replace(task, test_set=tests).faults()[:2] == [
         "2 edits are points of the test set 'first'",
@@ -170,6 +174,22 @@ def test_what_is_wrong_is_said() -> None:
         "the network gets 1 of 4 edits right already",
         "1 edits are points of the locality set",
     ]
+
+
+def test_an_edit_of_several_points_is_a_mistake_where_one_of_them_is() -> None:
+    task = plane("tiny", 0, 3)
+    x, labels, kept = task.edits.inputs, task.edits.criterion.labels, task.locality_set
+    points, asked = torch.cat([x, x[:1] + 0.001]), torch.cat([labels, labels[:1]])
+    one = replace(task, edits=Edits(points, asked, of=[0, 1, 2, 0]), test_set={}, training=None)
+    assert one.faults() == []
+    half = Edits(
+        torch.cat([x, kept.inputs[:1] + 1e-4]), torch.cat([labels, kept.criterion.labels[:1]]), of=[0, 1, 2, 0]
+    )
+    assert replace(one, edits=half).faults() == []  # its other point is still wrong
+    episode = Episode(one.edits, task.edit_scope, kept).part(torch.Generator().manual_seed(1), edits=3)
+    assert len(episode.edits.inputs) == sum(
+        2 if torch.equal(p, x[0]) else 1 for p in episode.edits.inputs if any(torch.equal(p, q) for q in x)
+    )
 
 
 def test_what_is_wrong_with_episodes_is_said() -> None:

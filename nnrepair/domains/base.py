@@ -153,7 +153,9 @@ class Task:
         if of is None or not set(of.tolist()) <= set(range(len(self.edits))):
             found.append("the edit scope does not say whose neighbour each point is: EditScope(inputs, labels, of=...)")
         tests = {f"the test set {name!r}": points for name, (points, _) in self.test_set.items()}
-        found += _shared("edits", self.edits.inputs, tests | {"the locality set": self.locality_set.inputs})
+        seen = {"the locality set": self.locality_set.inputs}
+        found += _shared("edits", self.edits.inputs, tests | seen)
+        found += _shared("neighbours", self.edit_scope.inputs, seen)
         found += _shared("points of the locality set", self.locality_set.inputs, tests)
         hidden = tests | {"the edits": self.edits.inputs}
         for k in range(episodes if self.training is not None else 0):
@@ -175,16 +177,19 @@ def _episode_faults(model: nn.Module, episode: Episode, hidden: Mapping[str, Any
 
 
 def _not_mistakes(model: nn.Module, edits: Edits, what: str) -> list[str]:
-    right = len(edits) - (_wrong(model, edits) or 0)
+    right = int(edits.together(_holds(model, edits)).sum())
     return [f"the network gets {right} of {len(edits)} {what} right already"] if right else []
 
 
-def _wrong(model: nn.Module, points: Edits | LocalitySet) -> int | None:
-    """Return how many points do not satisfy their criterion."""
-    if points.criterion is None:
-        return None
+def _wrong(model: nn.Module, points: LocalitySet) -> int | None:
+    """Return how many points the network gets wrong; None where they have no labels."""
+    return None if points.criterion is None else int((~_holds(model, points)).sum())
+
+
+def _holds(model: nn.Module, points: Edits | LocalitySet) -> Tensor:
+    assert points.criterion is not None
     y = outputs(model, points.inputs)
-    return int((~fitted(points.criterion, y).holds(y)).sum())
+    return fitted(points.criterion, y).holds(y)
 
 
 def _shared(what: str, points: AnyInputs, others: Mapping[str, AnyInputs]) -> list[str]:
@@ -209,8 +214,10 @@ def drawn(candidates: Tensor, count: int, generator: torch.Generator, what: str)
     tensor([0, 1, 2, 3, 4])
 
     Raises:
-        InvalidInput: there are not that many.
+        InvalidInput: there are not that many, or none were asked for.
     """
+    if count < 1:
+        raise InvalidInput(f"edits must be at least 1, given {count}.")
     if len(candidates) < count:
         raise InvalidInput(f"{count} edits were asked for, but there are only {len(candidates)} {what}.")
     return candidates[torch.randperm(len(candidates), generator=generator)[:count]]
