@@ -19,6 +19,7 @@ from benchmarks.editing import DOMAINS
 from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.domains.base import Episode, Episodes, Task
 from nnrepair.errors import InvalidInput
+from nnrepair.methods.episodes import EpisodeStream
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,14 @@ def test_an_edit_without_neighbours_makes_an_episode() -> None:
     episodes = Episodes(lambda: all_there_is, 0)
     sizes = {(len(one.edits), len(one.edit_scope)) for one in islice(episodes, 30)}
     assert sizes == {(1, 0), (1, 1), (2, 1)}
+
+
+def test_a_task_is_what_methods_are_trained_with() -> None:
+    task = plane("tiny", 0, 3)
+    stream, own = EpisodeStream(task, 5), task.episodes(5)
+    for k in range(3):
+        episode = stream.next()
+        assert isinstance(episode, Episode) and equal(episode, own[k])
 
 
 # Former names --------------------------------------------------------------------------------------------------------

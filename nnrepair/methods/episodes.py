@@ -20,7 +20,7 @@ from nnrepair.spec.problem import Problem, build
 
 @runtime_checkable
 class Episode(Protocol):
-    """One exercise; `nnrepair.domains.Task.episodes` makes them, and so does any object with these attributes."""
+    """One exercise; `nnrepair.domains.base.Task.episodes` makes them, and so does any object with these attributes."""
 
     @property
     def edits(self) -> Edits:
