@@ -15,6 +15,6 @@ def test_the_page_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     known = dict(REGISTRY)
     try:
         run_as_written(ROOT / "docs" / "add-a-trained-method.md", tmp_path, monkeypatch)
-        assert REGISTRY.keys() - known.keys() == {"scaled-step"}
+        assert REGISTRY.keys() - known.keys() == {"scaled-steps"}
     finally:
-        REGISTRY.pop("scaled-step", None)
+        REGISTRY.pop("scaled-steps", None)
