@@ -103,10 +103,14 @@ def in_processes(
         raise InvalidInput(f"A job cannot be sent to another process: {first_line(error)}.") from error
     path = [each for each in sys.path if isinstance(each, str)]
     run = _Run(path, os.getcwd(), tuple(preload), seconds, memory, fresh)
+    missing = set(range(len(jobs)))
     try:
         with closing(_answers(run, packed, n_jobs)) as answers:
             for place, answer in answers:
+                missing.discard(place)
                 yield jobs[place], answer if isinstance(answer, Failure) else _unpacked(answer)
+        for place in sorted(missing):  # joblib says nothing of tasks that dask gives up
+            yield jobs[place], Failure("end", "the backend lost the workers that ran it", 0.0)
     except NNRepairError:
         raise
     except Exception as error:

@@ -68,6 +68,19 @@ def test_what_happens_to_a_job_costs_no_other_on_any_backend(backend: str) -> No
     assert str(failures["raise"]) == "ZeroDivisionError: ours"
 
 
+def test_a_job_that_the_backend_drops_is_one_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As dask does with a task after four of its workers were lost."""
+
+    def dropping(self: Any, tasks: Any) -> Any:
+        return (function(*arguments) for function, arguments, _ in list(tasks)[1:])
+
+    monkeypatch.setattr(joblib.Parallel, "__call__", dropping)
+    found = dict(in_processes(work, [("give", 0), ("give", 1), ("give", 2)]))
+    failure = found.pop(("give", 0))
+    assert isinstance(failure, Failure) and "the backend lost the workers" in str(failure)
+    assert found == {("give", 1): 1, ("give", 2): 2}
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_suite_on_a_cluster_writes_what_it_writes_here(tmp_path: Path) -> None:
     words = {"a": "holds", "b": "die", "c": "violated", "d": "unknown", "e": "unreadable"}
