@@ -19,7 +19,7 @@ from model_kinds import WORK
 from networks import clusters, mistakes, mlp, randn, seeded
 from sequences import LAST
 from sequences import task as sequence_task
-from test_methods import METHODS, needed, task
+from test_methods import METHODS, needed, ready, task
 from test_repair_property import scattered, violated
 from torch import Tensor, nn
 
@@ -91,12 +91,16 @@ def images(count: int = 6) -> tuple[nn.Module, Edits, LocalitySet]:
 
 @every_method
 @pytest.mark.parametrize("where", ["points on the CPU", "points on the device"])
-def test_the_repaired_model_is_where_the_user_has_it(make: Callable[[], Method], where: str) -> None:
+def test_the_repaired_model_is_where_the_user_has_it(make: Callable[[], Any], where: str) -> None:
     model, edits, locality = task()
+    method = ready(make, model, locality)  # on the CPU, where it is one that is trained first
     model.to(there())
+    given = (edits, locality)
+    if where == "points on the device":
+        given = (moved(edits), moved(locality))
+        method = ready(make, model, given[1])
     before, flags = on_cpu(model), {n: p.requires_grad for n, p in model.named_parameters()}
-    given = (edits, locality) if where == "points on the CPU" else (moved(edits), moved(locality))
-    result = nnrepair.fix(model, *given, method=make())
+    result = nnrepair.fix(model, *given, method=method)
     assert result.outcome.status == "repaired"
     assert result.report.success_rate == 1.0 and result.report.held_before == [False] * 4
     assert holds(result.model, edits)
@@ -107,29 +111,32 @@ def test_the_repaired_model_is_where_the_user_has_it(make: Callable[[], Method],
 
 
 @every_method
-def test_the_answer_is_that_of_the_cpu(make: Callable[[], Method]) -> None:
+def test_the_answer_is_that_of_the_cpu(make: Callable[[], Any]) -> None:
     model, edits, locality = task(torch.float64)
     there_ = copy.deepcopy(model).to(there())
-    one, other = (nnrepair.fix(m, edits, locality, method=make(), seed=3) for m in (model, there_))
+    method = ready(make, model, locality)
+    one, other = (nnrepair.fix(m, edits, locality, method=method, seed=3) for m in (model, there_))
     assert apart(on_cpu(one.model), on_cpu(other.model)) < ROUNDING
     assert one.report.held_after == other.report.held_after
     assert one.report.kept == other.report.kept
 
 
 @every_method
-def test_the_same_seed_gives_the_same_result(make: Callable[[], Method]) -> None:
+def test_the_same_seed_gives_the_same_result(make: Callable[[], Any]) -> None:
     model, edits, locality = task()
     model.to(there())
-    one, other = (nnrepair.fix(model, edits, locality, method=make(), seed=7) for _ in range(2))
+    method = ready(make, model, moved(locality))
+    one, other = (nnrepair.fix(model, edits, locality, method=method, seed=7) for _ in range(2))
     assert same(on_cpu(one.model), on_cpu(other.model))
 
 
 @every_method
-def test_failure_is_told(make: Callable[[], Method]) -> None:
-    model = mlp(3, 6, 3).to(there())
+def test_failure_is_told(make: Callable[[], Any]) -> None:
+    model = mlp(3, 6, 3)
     edits = Edits(Points(randn(2, 3).repeat_interleave(2, dim=0)), [0, 1, 2, 2])
-    kept = needed(make(), LocalitySet(clusters(20, 3, seed=6)))
-    result = nnrepair.fix(model, edits, kept, method=make(), throw=False)
+    locality = LocalitySet(clusters(20, 3, seed=6))
+    method, kept = ready(make, model, locality), needed(make(), locality)
+    result = nnrepair.fix(model.to(there()), edits, kept, method=method, throw=False)
     assert result.outcome.status in ("infeasible", "partly repaired") and result.outcome.failing
 
 
@@ -486,15 +493,16 @@ def test_properties_are_repaired() -> None:
 
 
 @every_method
-def test_nothing_else_changes(make: Callable[[], Method]) -> None:
+def test_nothing_else_changes(make: Callable[[], Any]) -> None:
     if there().type != "cuda":
         pytest.skip("random numbers and memory of a GPU")
     model, edits, locality = task()
     model.to(there())
-    nnrepair.fix(model, edits, locality, method=make())  # libraries take their workspace
+    method = ready(make, model, moved(locality))
+    nnrepair.fix(model, edits, locality, method=method)  # libraries take their workspace
     gc.collect()
     state, memory = random_state(), torch.cuda.memory_allocated()
-    result = nnrepair.fix(model, edits, locality, method=make())
+    result = nnrepair.fix(model, edits, locality, method=method)
     assert torch.equal(random_state(), state)
     del result
     gc.collect()
