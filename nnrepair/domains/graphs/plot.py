@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,19 +75,9 @@ def neighbourhood(
     total = int(max(old.max(), new.max())) + 1
     if classes is not None and len(classes) < total:
         raise InvalidInput(f"classes must name all {total} classes, given {len(classes)} names.")
-    start, end = (row.cpu().long() for row in data.edge_index)
-    hop = _hops(start, end, count, node, hops)
-    inside = torch.nonzero(hop >= 0).flatten()
     changed = old != new
-    order = np.lexsort((inside.numpy(), ~changed[inside].numpy(), hop[inside].numpy()))
-    shown = inside[torch.from_numpy(order.copy())][:most].sort().values
-    shown = shown[torch.argsort(hop[shown], stable=True)]  # where they lie does not depend on what changed
-    number = torch.full((count,), -1)
-    number[shown] = torch.arange(len(shown))
-    edges = torch.stack([number[start], number[end]])
-    edges = edges[:, (edges >= 0).all(0) & (edges[0] != edges[1])].sort(0).values
-    pairs = torch.unique(edges, dim=1).numpy()
-    positions = _layout(pairs, hop[shown].numpy())
+    part = _Part.of(data.edge_index, count, node, hops, changed, most)
+    inside, shown = part.inside, part.shown
 
     require_matplotlib()
     if ax is None:
@@ -98,7 +89,7 @@ def neighbourhood(
     colours = {c: PALETTE[k] for k, c in enumerate(sorted(frequent))}
     for axis, decisions in zip(ax, (old, new), strict=True):
         fills = [colours.get(c, OTHER) for c in decisions[shown].tolist()]
-        _draw(axis, positions, pairs, fills, changed[shown].numpy())
+        _draw(axis, part.positions, part.pairs, fills, changed[shown].numpy())
     ax[0].set_title("before")
     ax[1].set_title("after: " + _told(old[inside], new[inside], y[inside], inside == node))
     left_out = inside[torch.isin(inside, shown, invert=True)]
@@ -131,6 +122,38 @@ def _decisions(given: Any, data: Any, name: str) -> Tensor:
             f"got {shape}."
         )
     return (given.argmax(1) if given.ndim == 2 else given).long().cpu()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of a graph around a node.
+
+    Attributes:
+        inside: the nodes within some hops.
+        shown: (k,) those that are drawn, the node itself first.
+        pairs: (2, edges) the edges among these, by their place in `shown`.
+        positions: (k, 2) where they are drawn.
+    """
+
+    inside: Tensor
+    shown: Tensor
+    pairs: NDArray[np.int64]
+    positions: Array
+
+    @classmethod
+    def of(cls, edge_index: Tensor, count: int, node: int, hops: int, changed: Tensor, most: int) -> _Part:
+        start, end = (row.cpu().long() for row in edge_index)
+        hop = _hops(start, end, count, node, hops)
+        inside = torch.nonzero(hop >= 0).flatten()
+        order = np.lexsort((inside.numpy(), ~changed[inside].numpy(), hop[inside].numpy()))
+        shown = inside[torch.from_numpy(order.copy())][:most].sort().values
+        shown = shown[torch.argsort(hop[shown], stable=True)]  # where they lie does not depend on what changed
+        number = torch.full((count,), -1)
+        number[shown] = torch.arange(len(shown))
+        edges = torch.stack([number[start], number[end]])
+        edges = edges[:, (edges >= 0).all(0) & (edges[0] != edges[1])].sort(0).values
+        pairs = torch.unique(edges, dim=1).numpy()
+        return cls(inside, shown, pairs, _layout(pairs, hop[shown].numpy()))
 
 
 def _hops(start: Tensor, end: Tensor, count: int, node: int, most: int) -> Tensor:
