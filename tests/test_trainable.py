@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, EditScope, InvalidInput, LocalitySet
+from nnrepair.domains.base import Episode, Task
 from nnrepair.errors import PatchError
 from nnrepair.fingerprint import fingerprint
 from nnrepair.methods import Capabilities, Editor, Exercise, LearnedSteps, Proposal, RandomLabels, Trainable
@@ -174,7 +175,7 @@ def some() -> list[Exercise]:
     return [episode for episode, _ in zip(episodes()(0), range(3), strict=False)]
 
 
-class Task:
+class HasEpisodes:
     """What domains give."""
 
     def episodes(self, seed: int) -> Iterator[Exercise]:
@@ -182,7 +183,7 @@ class Task:
 
 
 @pytest.mark.parametrize(
-    "given", [episodes(), Task(), some(), tuple(some()), lambda seed: some(), lambda seed: iter(some())]
+    "given", [episodes(), HasEpisodes(), some(), tuple(some()), lambda seed: some(), lambda seed: iter(some())]
 )
 def test_episodes_come_in_many_ways(given: Any) -> None:
     assert QUICK.prepare(network(), given, steps=5).steps == 5
@@ -368,3 +369,25 @@ def test_the_seam_is_small() -> None:
         assert not nnrepair.fix(network(), asked(), method=made, throw=False).outcome.ok
     finally:
         del REGISTRY["last-bias"]
+
+
+def test_tasks_of_domains_have_episodes() -> None:
+    x, labels = points()
+    wrong = mistakes(network(), x[:6])
+    everything = Episode(
+        Edits(x[:6], wrong), EditScope(x[6:12], wrong, of=list(range(6))), LocalitySet(x[20:], labels[20:])
+    )
+    task = Task(
+        network(),
+        Edits(x[12:14], mistakes(network(), x[12:14])),
+        LocalitySet(x[20:], labels[20:]),
+        {"all": (x, labels)},
+        EditScope(x[14:16], [0, 0], of=[0, 1]),
+        training=lambda: everything,
+    )
+    made = QUICK.prepare(task.model, task, steps=4)
+    assert (
+        made
+        == QUICK.prepare(task.model, task.episodes, steps=4)
+        == QUICK.prepare(task.model, task.episodes(0), steps=4)
+    )
