@@ -15,7 +15,7 @@ import pytest
 import nnrepair
 
 HEAVY = ("torch", "numpy", "scipy", "highspy", "onnx", "onnxruntime", "onnxscript", "matplotlib", "torch_geometric")
-COMMANDS = ("", "demo", "fix", "repair", "check", "certify", "patch", "patch show", "patch apply", "methods")
+COMMANDS = ("", "demo", "fix", "prepare", "repair", "check", "certify", "patch", "patch show", "patch apply", "methods")
 
 
 def run(program: str, *options: str, code: int = 0) -> tuple[str, str]:

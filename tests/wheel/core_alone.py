@@ -25,7 +25,18 @@ from nnrepair.verify import Box, Property, check, vnnlib
 
 OF_EXTRAS = ("onnx", "onnxruntime", "onnxscript", "torchvision", "PIL", "torch_geometric", "matplotlib", "sklearn")
 OF_EXTRAS += ("distributed", "cvxpy", "hypothesis", "vnnlib", "ruff", "mypy")
-COMMANDS = ("demo", "fix", "repair", "check", "certify", "patch", "patch show", "patch apply", "patch revert")
+COMMANDS = (
+    "demo",
+    "fix",
+    "prepare",
+    "repair",
+    "check",
+    "certify",
+    "patch",
+    "patch show",
+    "patch apply",
+    "patch revert",
+)
 
 
 def model() -> nn.Sequential:
