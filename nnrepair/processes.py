@@ -6,7 +6,7 @@ with joblib.parallel_config(backend="dask"):                                    
     for job, answer in in_processes(work, jobs): ...
 
 joblib says where a job runs and brings its answer back; there, a process that is started for it runs it. So limits hold
-on any backend, and a job that crashes or is killed costs no other.
+on any backend, and a job that crashes or is killed costs no other. Pickles pass between these processes alone.
 """
 
 from __future__ import annotations
