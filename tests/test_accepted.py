@@ -97,11 +97,12 @@ def test_an_everyday_model_is_repaired_and_stays_as_it_was(kind: str, method: st
     assert torch.equal(kept, copies[1])
     assert torch.equal(state[0], torch.get_rng_state())
     assert (np.random.get_state()[1].tolist(), random.getstate()) == state[1:]
-    if how.capabilities.keeps_architecture:
-        assert torch.equal(decisions(result.patch.apply(model), inputs), labels)
-        assert list(bits(result.patch.apply(model)).values()) == list(bits(result.model).values())
-    else:
-        assert getattr(result, "patch", None) is None
+    if (kind, method) == ("largest norm of tokens", "decoupled"):  # running it scales its table: the base changed too
+        assert result.patch is None
+        return
+    patched = result.patch.apply(model)
+    assert torch.equal(decisions(patched, inputs), labels)
+    assert list(bits(patched).values()) == list(bits(result.model).values())
 
 
 @pytest.mark.parametrize("method", ["auto", "ft", "egnn"])
