@@ -181,8 +181,10 @@ def page() -> str:
     about = "Nothing was measured yet."
     if files:
         latest = max(files, key=lambda file: file["date"])
-        versions = ", ".join(f"{name} {number}" for name, number in latest["versions"].items())
-        about = f"Measured on {latest['machine']},\nPython {latest['python']}, {versions}, one thread,\n"
+        packages = [{"Python": file["python"], **file["versions"]} for file in files]
+        numbers = {name: sorted({each[name] for each in packages if name in each}) for name in packages[0]}
+        versions = ", ".join(f"{name} {' or '.join(some)}" for name, some in numbers.items())
+        about = f"Measured on {latest['machine']},\n{versions}, one thread,\n"
         about += f"every row in a process of its own; {len(files)} experiments, the last on {latest['date']}."
     return f"""# Editing: every method on real mistakes
 
