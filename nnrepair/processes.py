@@ -394,7 +394,8 @@ def _answer(job: bytes) -> tuple[str, Any]:
     try:
         return "answer", _packed(pickle.loads(job)())
     except BaseException as error:  # one job is no reason to lose the others
-        return "error", f"{type(error).__name__}: {first_line(error)}"
+        name, said = type(error).__name__, first_line(error)
+        return "error", name if said == name else f"{name}: {said}"
 
 
 def _forked(job: bytes) -> tuple[str, Any]:
