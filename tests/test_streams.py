@@ -106,7 +106,8 @@ def test_a_stream_is_the_same_as_the_points_in_memory(make: Callable[[], Method]
     ids=["last", "hidden", "auto", "decoupled", "rehearsal", "ewc"],
 )
 def test_no_more_than_a_few_batches_are_ever_held(method: Method) -> None:
-    model, edits, kept, labels = task(2000)
+    # In the solver's dtype: what it keeps of a batch keeps the batch.
+    model, edits, kept, labels = task(2000, torch.float64)
     items = Items(kept, labels)
     loader = DataLoader(items, batch_size=20, collate_fn=items.collate)
     result = nnrepair.fix(model, edits, loader, method=method, test_set=loader, throw=False)
