@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,7 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.jacobian import keys
 from nnrepair.jacobian.fisher import Labels, fisher_diagonal
 from nnrepair.jacobian.tangents import CUT, InFloat64, gradients, moved_outputs
-from nnrepair.solver.rows import (
-    Array,
-    Block,
-    Dense,
-    Factored,
-    Metric,
-    Rows,
-)
+from nnrepair.solver.rows import Array, Block, Dense, Factored, Metric, Rows, stacked
 from nnrepair.spec.criteria import Criterion, flat
 from nnrepair.spec.inputs import AnyInputs, batches, independent, to_like, together
 from nnrepair.spec.kinds import Kind, Regression
@@ -47,6 +41,8 @@ PROBES = 4
 MORE_PROBES = 32
 #: Points whose rows are computed together.
 POINTS = 256
+#: Entries of the factors that may be computed together.
+ENTRIES = 50_000_000
 #: Entries of plain (unfactored) rows that may be held at once.
 DENSE_LIMIT = 200_000_000
 #: Passes with labels drawn anew over which the Fisher diagonal is averaged where points influence each other.
@@ -64,6 +60,13 @@ class _Use:
     inputs: Callable[[], Tensor]
     output: Tensor
     returned: Tensor
+    is_image: bool
+
+    def by_position(self, delta: Tensor | None, rows: int) -> Tensor:
+        """Return gradients at the output as (rows, P, out); None where there is no effect."""
+        if delta is None:
+            delta = self.output.new_zeros(()).expand(rows, *self.output.shape[1:])
+        return delta.flatten(2).transpose(1, 2) if self.is_image else delta.reshape(rows, -1, delta.shape[-1])
 
 
 class _Tap(TorchFunctionMode):
@@ -93,7 +96,7 @@ class _Tap(TorchFunctionMode):
                 return y
             inputs = lambda: _patches(x.detach(), weight, options)  # noqa: E731
         returned = y.clone()  # an in-place activation after the map must not overwrite what was recorded
-        self.uses[name].append(_Use(inputs, y, returned))
+        self.uses[name].append(_Use(inputs, y, returned, func in _CONV2D))
         return returned
 
 
@@ -163,6 +166,7 @@ class Linearization:
         self.independent = independent(example)
         self._known_keys: dict[int, tuple[AnyInputs, Tensor]] = {}
         self._said = False
+        self._entries = 0
         few = self.prepare(_spread(example, PROBES) if self.independent else example)
         self._casts = False
         y, tap = self._first_run(few)
@@ -283,6 +287,11 @@ class Linearization:
         ours = float((moved * weights).sum())
         return abs(ours - true) <= 1e-8 * max(abs(true), float((moved * weights).abs().sum()))
 
+    @property
+    def _together(self) -> int:
+        """How many points run together, or copies of points: fewer where a map is used at many positions."""
+        return max(1, min(POINTS, ENTRIES // max(1, self._entries)))
+
     def _plan(self, y: Tensor, tap: _Tap) -> list[_Group]:
         """Decide which parameters factor, and check every factored row against automatic differentiation."""
         missing = InvalidInput(
@@ -315,9 +324,10 @@ class Linearization:
             group = _Group(name, bias) if is_weight else _Group(None, name)
             seeds = weights.expand_as(y)
             deltas = gradients(y, [u.output for u in uses], seeds)
-            filled = [torch.zeros_like(u.output) if d is None else d for u, d in zip(uses, deltas, strict=True)]
-            every = np.arange(len(y))
-            block = self._factored(group, uses, [d[:, None] for d in filled], every, every)
+            parts = [_numpy(u.by_position(d, len(y))) for u, d in zip(uses, deltas, strict=True)]
+            delta, inputs = np.concatenate(parts, 1), self._inputs_of(group, uses)
+            self._entries += delta[0].size + inputs[0].size
+            block = Factored(delta, np.arange(len(y)), inputs).folded()
             for point in range(len(y)):  # one at a time: a row that belongs to another point must show
                 want = self._flat(true(point), group)
                 got = block.take(np.asarray([point])).rmatvec(np.ones(1))
@@ -365,30 +375,15 @@ class Linearization:
             found.append(total.detach())
         return found
 
-    def _factored(
-        self,
-        group: _Group,
-        uses: list[_Use],
-        deltas: list[Tensor],
-        point: np.ndarray[Any, Any],
-        kept: np.ndarray[Any, Any],
-    ) -> Factored:
-        """Build a block from deltas[u], (rows, 1, ...), the gradients at the output of use u, one per `point`."""
-        delta_parts, input_parts = [], []
-        for use, delta in zip(uses, deltas, strict=True):
-            inputs = use.inputs()
-            if delta.ndim == 5:  # (rows, 1, out, height, width) of a convolution
-                delta = delta.flatten(3).transpose(2, 3)[:, 0]
-            else:
-                delta = delta[:, 0].reshape(len(delta), -1, delta.shape[-1])
-            delta_parts.append(_numpy(delta))
-            input_parts.append(_numpy(inputs.reshape(len(inputs), -1, inputs.shape[-1])[torch.from_numpy(kept)]))
-            if group.weight is None:  # a bias alone is multiplied by ones
-                input_parts[-1] = input_parts[-1][..., :0]
-        inputs_, delta_ = np.concatenate(input_parts, 1), np.concatenate(delta_parts, 1)
-        if group.bias is not None:
-            inputs_ = np.concatenate([inputs_, np.ones((*inputs_.shape[:2], 1))], 2)
-        return Factored(delta_, point, inputs_)
+    def _inputs_of(self, group: _Group, uses: list[_Use]) -> Array:
+        """Return (points, P, inp), what a group's map is applied to, with ones for its bias."""
+        parts = []
+        for use in uses:
+            a = use.inputs()
+            a = a.reshape(len(a), -1, a.shape[-1])
+            parts.append(_numpy(a if group.weight is not None else a[..., :0]))
+        inputs = np.concatenate(parts, 1)
+        return inputs if group.bias is None else np.concatenate([inputs, np.ones((*inputs.shape[:2], 1))], 2)
 
     def _flat(self, tensors: dict[str, Tensor], group: _Group) -> Array:
         """Return one group's parameters as the flat vector that its block multiplies."""
@@ -472,15 +467,13 @@ class Linearization:
         point, condition = point[order], condition[order]
         unique, local = torch.unique_consecutive(point, return_inverse=True)
         parts: list[Rows] = []
-        cuts = range(0, len(unique), POINTS) if self.independent else [0]
+        cuts = range(0, len(unique), self._together) if self.independent else [0]
         for start in cuts:
-            stop = start + POINTS if self.independent else len(unique)
+            stop = start + self._together if self.independent else len(unique)
             mine = (local >= start) & (local < stop)
             chunk = unique[start:stop]
             parts.append(self._rows(inputs, criterion, chunk, local[mine] - start, point[mine], condition[mine]))
-        rows = parts[0]
-        for part in parts[1:]:
-            rows = rows.joined(part)
+        rows = reduce(Rows.joined, parts)
         back = torch.argsort(order)
         return rows.take(back.numpy())
 
@@ -494,31 +487,69 @@ class Linearization:
             cotangents = criterion.rows(point, condition, found.new_zeros(1, out)).to(found)
             return Rows((Factored(_numpy(cotangents)[:, None], local.numpy(), _numpy(found)[:, None]),))
         sub = self.prepare(inputs[chunk] if self.independent else inputs)
-        where = local if self.independent else point
         y, tap = self._run(sub)
-        cotangents = criterion.rows(point, condition, y[:1].detach())
-        blocks: list[Block] = []
-        factored = [g for g in self.groups if g.plain is None]
-        if factored:
-            uses = [u for g in factored for u in tap.uses[g.tapped]]
-            rank = _rank(local)
-            deltas = [u.output.new_empty((len(local), 1, *u.output.shape[1:])) for u in uses]
-            for r in range(int(rank.max()) + 1):  # one backward pass serves one condition of every point
-                now = rank == r
-                seed = torch.zeros_like(y).index_put_((where[now],), cotangents[now].to(y))
-                grads = gradients(y, [u.output for u in uses], seed)
-                for delta, g in zip(deltas, grads, strict=True):
-                    delta[now, 0] = 0.0 if g is None else g[local[now]]
-            used = 0
-            for group in factored:
-                mine = tap.uses[group.tapped]
-                part = deltas[used : used + len(mine)]
-                used += len(mine)
-                blocks.append(self._factored(group, mine, part, local.numpy(), np.arange(len(chunk))))
         plain = [g.plain for g in self.groups if g.plain is not None]
+        found = self._factored_rows(sub, y, tap, criterion, local, point, condition)
         if plain:
-            blocks += self._plain(y, tap, where, cotangents.to(y), plain)
-        return Rows(tuple(blocks))
+            cotangents = criterion.rows(point, condition, y[:1].detach()).to(y)
+            blocks = iter(self._plain(y, tap, local if self.independent else point, cotangents, plain))
+            found = [next(blocks) if g.plain is not None else b for g, b in zip(self.groups, found, strict=True)]
+        return Rows(tuple(b for b in found if b is not None))
+
+    def _factored_rows(
+        self,
+        sub: AnyInputs,
+        y: Tensor,
+        tap: _Tap,
+        criterion: Criterion,
+        local: Tensor,
+        point: Tensor,
+        condition: Tensor,
+    ) -> list[Block | None]:
+        """Return the rows of every group that factors, None for the others.
+
+        Args:
+            sub, y, tap: points, and how the model ran on them.
+            criterion, local, point, condition: the rows: conditions of points, and where in `sub` these are.
+        """
+        used = [tap.uses[g.tapped] if g.plain is None else None for g in self.groups]
+        if all(uses is None for uses in used):
+            return [None] * len(used)
+        shapes = [None if uses is None else self._inputs_of(g, uses) for g, uses in zip(self.groups, used, strict=True)]
+        parts: list[list[Factored]] = [[] for _ in used]
+        count = self._together if len(local) > len(y) else len(local)
+        for part in torch.split(torch.arange(len(local)), count):
+            cotangents = criterion.rows(point[part], condition[part], y[:1].detach()).to(y)
+            for k, deltas in enumerate(self._deltas(sub, y, tap, cotangents, local[part])):
+                kept = shapes[k]
+                if deltas is not None and kept is not None:
+                    parts[k].append(Factored(deltas, local[part].numpy(), kept).folded())
+        return [stacked(found) if found else None for found in parts]
+
+    def _deltas(self, sub: AnyInputs, y: Tensor, tap: _Tap, cotangents: Tensor, local: Tensor) -> list[Array | None]:
+        """Return, for every group that factors, (rows, P, out): gradients at its map's outputs.
+
+        One backward pass serves one row of every point. For several rows of a point the model runs on copies of it; for
+        the map that is the model's last operation no pass is needed.
+        """
+        if self.ends_affine:
+            return [_numpy(tap.uses[self.groups[0].tapped][0].by_position(cotangents, len(local)))]
+        if len(torch.unique(local)) < len(local):
+            assert self.independent
+            y, tap = self._run(sub[local])
+            local = torch.arange(len(local))
+        seed = torch.zeros_like(y).index_put_((local,), cotangents)
+        uses = [u for g in self.groups if g.plain is None for u in tap.uses[g.tapped]]
+        grads = iter(gradients(y, [u.output for u in uses], seed))
+        found: list[Array | None] = []
+        for group in self.groups:
+            if group.plain is not None:
+                found.append(None)
+                continue
+            mine = zip(tap.uses[group.tapped], grads, strict=False)
+            parts = [u.by_position(None if d is None else d[local], len(local)) for u, d in mine]
+            found.append(np.concatenate([_numpy(part) for part in parts], 1))
+        return found
 
     def _plain(self, y: Tensor, tap: _Tap, where: Tensor, cotangents: Tensor, names: list[str]) -> list[Block]:
         parameters = [self.parameters[n] for n in names]
@@ -622,9 +653,3 @@ def _root(C: Array) -> Array:
         return np.eye(len(C))
     C[np.diag_indices_from(C)] += RIDGE * mean
     return np.asarray(np.linalg.cholesky(C), np.float64)
-
-
-def _rank(local: Tensor) -> Tensor:
-    """Return, for ascending `local`, how many earlier rows share each row's point."""
-    start = torch.searchsorted(local, local)
-    return torch.arange(len(local)) - start

@@ -165,6 +165,25 @@ def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> 
     Raises:
         Infeasible: the rows contradict each other.
     """
+    sets = conditions.rows.independent()
+    if len(sets) == 1:
+        return _euclidean(conditions, free)
+    y = np.zeros(conditions.m)
+    for which in sets:
+        part = conditions.take(which)
+        y[which] = _euclidean(
+            replace(part, rows=part.rows.narrowed()), None if free is None else free[which], size_of(conditions.need)
+        )
+    return y
+
+
+def _euclidean(conditions: Conditions, free: NDArray[np.bool_] | None, size: float | None = None) -> Array:
+    """Return the multipliers of rows that share weights.
+
+    Args:
+        conditions, free: as for `euclidean`.
+        size: of the needs, to which tolerances are relative.
+    """
     rows, h, cap = conditions.rows, conditions.need, conditions.cap
     K, hard = rows.gram(), np.isinf(conditions.cap)
     each = np.diag(K).copy()
@@ -172,7 +191,8 @@ def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> 
     if stuck.any():
         raise Infeasible(conditions, stuck.astype(float))
     each[each == 0] = 1.0  # of soft rows that nothing moves
-    tolerance = ROW_TOLERANCE * size_of(h)
+    size = size_of(h) if size is None else size
+    tolerance = ROW_TOLERANCE * size
     ridge, last = RIDGE, np.inf
     y, missed = np.zeros(len(h)), h
     for step in range(REFINEMENTS):
@@ -193,7 +213,7 @@ def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> 
                 break
             ridge = max(LEAST_RIDGE, ridge / 10)
         last = worst
-    if worst <= LOOSE * size_of(h):
+    if worst <= LOOSE * size:
         return y
     raise reason
 

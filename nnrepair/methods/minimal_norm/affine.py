@@ -1,7 +1,7 @@
 """Repair where outputs are affine in the change: the last layer, or any layer of the decoupled network.
 
 There the linear program is the truth. Rows are found on demand: the network runs on every edit and the whole locality
-set, and the worst missed condition of each point joins.
+set, and missed conditions join within a `Budget`: the worst of each point first, then several of each.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.jacobian.linearize import Linearization
+from nnrepair.methods.minimal_norm.budget import Budget
 from nnrepair.methods.minimal_norm.demands import Demand
 from nnrepair.progress import progress_bar
 from nnrepair.results.certificate import Certificate
@@ -31,9 +32,6 @@ from nnrepair.solver.minnorm import (
 from nnrepair.solver.rows import Array, Metric
 from nnrepair.spec.criteria import Argmax, Threshold, flat
 from nnrepair.spec.problem import Problem
-
-#: New rows per round and demand.
-MOST_NEW_ROWS = 1000
 
 
 @dataclass
@@ -80,8 +78,11 @@ class ExactRepair:
         return solution
 
     def _solve(self, norm: str, which: list[int], report: Callable[[str], None]) -> Solution:
+        budget = Budget()
+
         def separate(d: Array | None, using: Conditions | None) -> Conditions | None:
-            found = [c for k in which if (c := self._worst(k, d, using)) is not None]
+            found = [c for k in which if (c := self._worst(k, d, using, budget)) is not None]
+            budget.grow()
             return reduce(Conditions.joined, found) if found else None
 
         first = separate(None, None)
@@ -107,8 +108,8 @@ class ExactRepair:
             y = self.line.outputs_in_batches(demand.inputs, d)
         return demand.missed(y).numpy()
 
-    def _worst(self, k: int, d: Array | None, using: Conditions | None) -> Conditions | None:
-        """Return the worst missed condition of each point of demand k that is not in use."""
+    def _worst(self, k: int, d: Array | None, using: Conditions | None, budget: Budget) -> Conditions | None:
+        """Return the worst missed conditions of demand k that are not in use, within the budget."""
         if d is not None and self.metric is not None and using is not None:
             d = self.metric.unwhiten(d, using.rows)
         missed = self._missed(k, d)
@@ -117,15 +118,9 @@ class ExactRepair:
             missed = missed.copy()
             missed[mine[:, 1], mine[:, 2]] = -np.inf
         scale = max(float(self._need[0].max()), 1e-300)
-        tolerance = ROW_TOLERANCE * scale
-        condition = missed.argmax(1)
-        worst = missed[np.arange(len(missed)), condition]
-        point = np.flatnonzero(worst > tolerance)
+        point, condition = budget.worst(missed, ROW_TOLERANCE * scale)
         if len(point) == 0:
             return None
-        if len(point) > MOST_NEW_ROWS:
-            point = np.sort(point[np.argsort(-worst[point])[:MOST_NEW_ROWS]])
-        condition = condition[point]
         demand = self.demands[k]
         rows = self.line.rows(demand.inputs, demand.criterion, torch.from_numpy(point), torch.from_numpy(condition))
         if self.metric is not None:
