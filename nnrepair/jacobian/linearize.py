@@ -489,12 +489,11 @@ class Linearization:
         sub = self.prepare(inputs[chunk] if self.independent else inputs)
         y, tap = self._run(sub)
         plain = [g.plain for g in self.groups if g.plain is not None]
-        found = self._factored_rows(sub, y, tap, criterion, local, point, condition)
+        blocks = self._factored_rows(sub, y, tap, criterion, local, point, condition)
         if plain:
             cotangents = criterion.rows(point, condition, y[:1].detach()).to(y)
-            blocks = iter(self._plain(y, tap, local if self.independent else point, cotangents, plain))
-            found = [next(blocks) if g.plain is not None else b for g, b in zip(self.groups, found, strict=True)]
-        return Rows(tuple(b for b in found if b is not None))
+            blocks += self._plain(y, tap, local if self.independent else point, cotangents, plain)
+        return Rows(tuple(blocks))
 
     def _factored_rows(
         self,
@@ -505,28 +504,27 @@ class Linearization:
         local: Tensor,
         point: Tensor,
         condition: Tensor,
-    ) -> list[Block | None]:
-        """Return the rows of every group that factors, None for the others.
+    ) -> list[Block]:
+        """Return the rows of every group that factors.
 
         Args:
             sub, y, tap: points, and how the model ran on them.
             criterion, local, point, condition: the rows: conditions of points, and where in `sub` these are.
         """
-        used = [tap.uses[g.tapped] if g.plain is None else None for g in self.groups]
-        if all(uses is None for uses in used):
-            return [None] * len(used)
-        shapes = [None if uses is None else self._inputs_of(g, uses) for g, uses in zip(self.groups, used, strict=True)]
-        parts: list[list[Factored]] = [[] for _ in used]
+        factored = [g for g in self.groups if g.plain is None]
+        if not factored:
+            return []
+        applied_to = [self._inputs_of(g, tap.uses[g.tapped]) for g in factored]
+        passes = []
         count = self._together if len(local) > len(y) else len(local)
         for part in torch.split(torch.arange(len(local)), count):
             cotangents = criterion.rows(point[part], condition[part], y[:1].detach()).to(y)
-            for k, deltas in enumerate(self._deltas(sub, y, tap, cotangents, local[part])):
-                kept = shapes[k]
-                if deltas is not None and kept is not None:
-                    parts[k].append(Factored(deltas, local[part].numpy(), kept).folded())
-        return [stacked(found) if found else None for found in parts]
+            deltas = self._deltas(sub, y, tap, cotangents, local[part])
+            at = local[part].numpy()
+            passes.append([Factored(d, at, a).folded() for d, a in zip(deltas, applied_to, strict=True)])
+        return [stacked(parts) for parts in zip(*passes, strict=True)]
 
-    def _deltas(self, sub: AnyInputs, y: Tensor, tap: _Tap, cotangents: Tensor, local: Tensor) -> list[Array | None]:
+    def _deltas(self, sub: AnyInputs, y: Tensor, tap: _Tap, cotangents: Tensor, local: Tensor) -> list[Array]:
         """Return, for every group that factors, (rows, P, out): gradients at its map's outputs.
 
         One backward pass serves one row of every point. For several rows of a point the model runs on copies of it; for
@@ -539,15 +537,13 @@ class Linearization:
             y, tap = self._run(sub[local])
             local = torch.arange(len(local))
         seed = torch.zeros_like(y).index_put_((local,), cotangents)
-        uses = [u for g in self.groups if g.plain is None for u in tap.uses[g.tapped]]
-        grads = iter(gradients(y, [u.output for u in uses], seed))
-        found: list[Array | None] = []
-        for group in self.groups:
-            if group.plain is not None:
-                found.append(None)
-                continue
-            mine = zip(tap.uses[group.tapped], grads, strict=False)
-            parts = [u.by_position(None if d is None else d[local], len(local)) for u, d in mine]
+        used = [tap.uses[g.tapped] for g in self.groups if g.plain is None]
+        grads = iter(gradients(y, [u.output for uses in used for u in uses], seed))
+        found = []
+        for uses in used:
+            parts = [
+                u.by_position(None if d is None else d[local], len(local)) for u, d in zip(uses, grads, strict=False)
+            ]
             found.append(np.concatenate([_numpy(part) for part in parts], 1))
         return found
 
