@@ -245,12 +245,9 @@ class MinimalNorm:
         unit = f" ({attempt.line.drift_unit(problem.kind)})" if self.norm == "drift" else ""
         size = f"small in the {self.norm} norm{unit}, with margin {self.margin:.3g}."
         stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
-        if isinstance(attempt.infeasible, NotSolvedError) or (
-            attempt.infeasible is not None and not attempt.infeasible.certain
-        ):
-            return Proposal(
-                problem.model, stats, [f"not solved: {attempt.infeasible}; the problem is ill-conditioned."]
-            )
+        limit = attempt.limit
+        if limit is not None:
+            return Proposal(problem.model, stats, [f"not solved: {limit}."], advice=f"{ADVICE}: {limit}")
         if attempt.infeasible is not None:
             clash, with_locality = conflict(attempt.infeasible)
             others = self._feasible_elsewhere(problem, attempt.names)
@@ -325,6 +322,16 @@ class Attempt:
     change: Any = None
     steps: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def limit(self) -> str | None:
+        """Why nothing was found although it was not shown that there is nothing, or None."""
+        reason = self.infeasible
+        if isinstance(reason, NotSolvedError):
+            return f"{reason} (a limit of the solver: there may be a repair all the same)"
+        if reason is not None and not reason.certain:
+            return f"{reason}, as far as rounding lets the solver see: the problem is ill-conditioned"
+        return None
 
 
 def _listed(layer: object) -> list[object]:
