@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Argmax, Decoupled, Edits, Near
-from nnrepair.jacobian import linearize
+from nnrepair.jacobian import factors
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import MinimalNorm
 from nnrepair.methods.minimal_norm.budget import Budget
@@ -31,13 +31,13 @@ quick = settings(deadline=None, derandomize=True, max_examples=40)
 def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The number of points in every backward pass."""
     found: list[int] = []
-    real = linearize.gradients
+    real = factors.gradients
 
     def counted(y: Tensor, *args: Any, **options: Any) -> Any:
         found.append(len(y) if y.ndim > 1 else 1)
         return real(y, *args, **options)
 
-    monkeypatch.setattr(linearize, "gradients", counted)
+    monkeypatch.setattr(factors, "gradients", counted)
     yield found
 
 
@@ -68,7 +68,7 @@ def test_every_output_of_a_point_has_its_rows_within_ten_rounds(
     # A few to test the factors; then none for the last layer, and one per 256 rows for another.
     most = 2 + 2 * points + (0 if architecture == "same" else result.stats["rounds"] * -(-points * outputs // 256))
     assert len(passes) <= most
-    assert max(passes) <= linearize.POINTS
+    assert max(passes) <= factors.POINTS
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1", "linf"])
@@ -144,7 +144,7 @@ def test_one_edit_that_contradicts_itself_is_said_to() -> None:
 def test_a_limit_is_called_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mlp(6, 24, 40)
     edits = near(model, randn(3, 6, seed=1), "2", scale=0.5)
-    monkeypatch.setattr(Budget, "grow", lambda self: None)
+    monkeypatch.setattr(Budget, "end_round", lambda self: None)
     monkeypatch.setattr(minnorm, "MAX_ROUNDS", 3)
     result = nnrepair.fix(model, edits, method=MinimalNorm("2"), throw=False)
     assert result.outcome.status == "partly repaired"

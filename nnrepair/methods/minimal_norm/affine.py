@@ -21,6 +21,7 @@ from nnrepair.methods.minimal_norm.demands import Demand
 from nnrepair.progress import progress_bar
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import norms
+from nnrepair.solver.conflict import smallest_conflict
 from nnrepair.solver.minnorm import (
     ROW_TOLERANCE,
     Conditions,
@@ -82,7 +83,7 @@ class ExactRepair:
 
         def separate(d: Array | None, using: Conditions | None) -> Conditions | None:
             found = [c for k in which if (c := self._worst(k, d, using, budget)) is not None]
-            budget.grow()
+            budget.end_round()
             return reduce(Conditions.joined, found) if found else None
 
         first = separate(None, None)
@@ -207,26 +208,27 @@ def _conditions(asked: Threshold) -> dict[str, Array]:
 def conflict(reason: Infeasible) -> tuple[list[int], bool]:
     """Return a small set of edits that cannot hold together, and whether only the locality set forbids it.
 
-    A deletion filter over the rows whose multipliers show the contradiction: dropping any edit of the set would help.
+    Only the rows whose multipliers show the contradiction are looked at; dropping any edit of the set would help.
     """
     rows = reason.conditions
-    involved = np.flatnonzero((reason.ray > 1e-9) & (rows.tag[:, 0] == 0))
-    others = np.flatnonzero((rows.tag[:, 0] != 0) & (reason.ray > 1e-9))
-    edits = list(dict.fromkeys(rows.tag[involved, 1].tolist()))
-    with_locality = False
-    if len(others):
-        try:
-            euclidean(rows.take(involved))
-            with_locality = True
-        except Infeasible:
-            others = others[:0]
-    for edit in list(edits):
-        trial = [e for e in edits if e != edit]
-        keep = np.concatenate([np.flatnonzero((rows.tag[:, 0] == 0) & np.isin(rows.tag[:, 1], trial)), others])
-        if len(keep) == 0:
-            continue  # one edit alone already contradicts itself
-        try:
-            euclidean(rows.take(keep))
-        except Infeasible:
-            edits = trial
-    return sorted(int(e) for e in edits), with_locality
+    shows, of_edits = reason.ray > 1e-9, rows.tag[:, 0] == 0
+    others = np.flatnonzero(shows & ~of_edits)
+    edits: list[int] = list(dict.fromkeys(rows.tag[shows & of_edits, 1].tolist()))
+    with_locality = len(others) > 0 and not _contradict(rows.take(np.flatnonzero(shows & of_edits)))
+    if not with_locality:
+        others = others[:0]
+
+    def contradict(some: list[int]) -> bool:
+        return _contradict(
+            rows.take(np.concatenate([np.flatnonzero(of_edits & np.isin(rows.tag[:, 1], some)), others]))
+        )
+
+    return sorted(smallest_conflict(edits, contradict)), with_locality
+
+
+def _contradict(rows: Conditions) -> bool:
+    try:
+        euclidean(rows)
+    except Infeasible:
+        return True
+    return False
