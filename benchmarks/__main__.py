@@ -27,8 +27,6 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     },
     "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
     "acas": {"tradeoff": tradeoff.run},
-    "cifar": {},
-    "cora": {},
     "graph": {"scale": scale.run_scale},
 }
 
@@ -39,7 +37,7 @@ def main() -> None:
     )
     sub = parser.add_subparsers(dest="verb", required=True)
     runner = sub.add_parser("run", help="measure; resumes where it was stopped")
-    runner.add_argument("--domain", choices=list(PARTS), default="mnist")
+    runner.add_argument("--domain", choices=sorted({*PARTS, *DOMAINS}), default="mnist")
     runner.add_argument("--part", action="append", help="of the domain; several may be given, default: all")
     editing = runner.add_argument_group("the editing benchmark (implies --part editing)")
     editing.add_argument("--method", action="append", help="only experiments of this method, or of this name")
@@ -53,7 +51,7 @@ def main() -> None:
     if arguments.verb == "table":
         table.write()
         return
-    parts = dict(PARTS[arguments.domain])
+    parts = dict(PARTS.get(arguments.domain, {}))
     if arguments.domain in DOMAINS:
         parts["editing"] = partial(
             experiments.run,

@@ -1,7 +1,7 @@
 """The editing benchmark, where every method, domain and mode meets: one task, one method, one row of figures.
 
-A domain gives a `Task`: a network, real mistakes to repair, points to keep, neighbours of the mistakes, and test sets
-that no method sees. `benchmarks.experiments` says which methods meet which tasks.
+A domain gives a `nnrepair.domains.base.Task`: a network, real mistakes to repair, points to keep, neighbours of the
+mistakes, and test sets that no method sees. `benchmarks.experiments` says which methods meet which tasks.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import nnrepair
 from benchmarks.measure import measured
-from nnrepair import Edits, EditScope, LocalitySet
+from nnrepair.domains.base import Task
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.methods.base import Method, named
 from nnrepair.methods.fine_tune import penalties
@@ -35,25 +35,6 @@ MODES: dict[str, dict[str, Any]] = {
     "successive-no-rehearsal": {"mode": "successive", "rehearsal": False},
     "batch": {"mode": "batch"},
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a method is asked for in one domain.
-
-    Attributes:
-        model: the network.
-        edits: mistakes that it really makes, with their true labels.
-        locality_set: labelled points that every method may use.
-        test_set: name -> (inputs, labels), labelled points that no method sees; the first is the one in the tables.
-        edit_scope: neighbours of each edit, with `of`; measured only.
-    """
-
-    model: nn.Module
-    edits: Edits
-    locality_set: LocalitySet
-    test_set: Mapping[str, tuple[Any, Any]]
-    edit_scope: EditScope
 
 
 @dataclass(frozen=True)
@@ -76,9 +57,10 @@ class Domain:
         return make(model, seed, edits, **options)
 
 
+#: Every folder here that poses tasks, by name.
 DOMAINS = {
-    name: Domain(name, f"benchmarks.{name}.task", Path(__file__).parent / name)
-    for name in ("mnist", "cifar", "cora", "graph")
+    path.parent.name: Domain(path.parent.name, f"benchmarks.{path.parent.name}.task", path.parent)
+    for path in sorted(Path(__file__).parent.glob("*/task.py"))
 }
 
 
@@ -227,14 +209,3 @@ def _curve(history: History, test: str) -> dict[str, list[float]]:
     curves = history.curves()
     names = {"success_rate": "success_rate", "retained": "retained", "drawdown_points": f"drawdown_points {test}"}
     return {name: [round(value, 3) for value in curves[key]] for name, key in names.items() if key in curves}
-
-
-def drawn(candidates: Tensor, count: int, generator: torch.Generator, what: str) -> Tensor:
-    """Return `count` of the candidates (n,), drawn at random.
-
-    Raises:
-        InvalidInput: there are not that many.
-    """
-    if len(candidates) < count:
-        raise InvalidInput(f"{count} edits were asked for, but there are only {len(candidates)} {what}.")
-    return candidates[torch.randperm(len(candidates), generator=generator)[:count]]

@@ -10,8 +10,9 @@ from statistics import fmean
 import nnrepair
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.figures import curves, pareto
-from benchmarks.rows import Group, experiments, groups, markdown, rank, result_files, seconds_of, seeds_of, spread
+from benchmarks.rows import Group, experiments, groups, rank, result_files, seconds_of, seeds_of, spread
 from nnrepair.files import write_atomically
+from nnrepair.results import markdown
 from nnrepair.rounding import percent
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -38,7 +39,7 @@ MODE_TITLES = {
 
 
 def _shown() -> list[str]:
-    return [domain for domain in DOMAINS if domain in TITLES]
+    return [domain for domain in TITLES if domain in DOMAINS]
 
 
 def table(some: Sequence[Group]) -> str:
@@ -61,7 +62,7 @@ def table(some: Sequence[Group]) -> str:
     for group in some:
         row = [group.experiment, *(spread(group.values(key), form, scale) for _, key, form, scale in columns)]
         out.append([*row, seeds_of(group)])
-    return markdown(["experiment", *(title for title, *_ in columns), "seeds"], out)
+    return markdown.table(["experiment", *(title for title, *_ in columns), "seeds"], out)
 
 
 def section(domain: str) -> str:
@@ -100,7 +101,7 @@ def unedited(domain: str) -> str:
         with_scope = fmean(row["edits_with_scope"] for row in mine)
         rows.append([model, told, spread(known, ".1f"), f"{with_scope:.0f}"])
     head = ["before any edit", "accuracy %", "of the edit scope right %", "edits with a scope"]
-    return f"{markdown(head, rows)}\n\n"
+    return f"{markdown.table(head, rows)}\n\n"
 
 
 def long_sequences() -> str:
@@ -125,7 +126,7 @@ def long_sequences() -> str:
 Foggy digits repaired one after another in the 3x100 network, every step asked for all edits so far; 2000 kept digits.
 Peak memory is above the process's base; the history is what the result stores, as JSON.
 
-{markdown(head, rows)}
+{markdown.table(head, rows)}
 """
 
 
@@ -147,7 +148,7 @@ def choice() -> str:
                 cells.append("–" if group is None else _told(group, key))
             if set(cells) != {"–"}:
                 rows.append([f"`{name}`", *cells])
-        parts.append(f"{TITLES[domain]} ({model}):\n\n{markdown(['experiment', *columns], rows)}\n")
+        parts.append(f"{TITLES[domain]} ({model}):\n\n{markdown.table(['experiment', *columns], rows)}\n")
     return "\n".join(parts)
 
 
@@ -160,7 +161,7 @@ def _told(group: Group, key: str) -> str:
 def methods() -> str:
     """Return the survey's table of methods, from their own declarations."""
     head, *rows = nnrepair.methods.table()
-    return markdown(head, rows)
+    return markdown.table(head, rows)
 
 
 def filled(text: str) -> str:

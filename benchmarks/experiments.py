@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -148,16 +149,18 @@ def measure_tasks(domain: Domain) -> None:
     """Measure every task of a domain before any edit, once for each network, seed and number of edits."""
     path = domain.folder / "results" / "tasks.json"
     rows = measure.load(path)
-    done = {(row["model"], row["seed"], row["edits"]) for row in rows}
+    keys = ("model", "seed", "edits")
+    done, todo = {tuple(row[key] for key in keys) for row in rows}, []
     for experiment in read_all(domain):
         for model, seed in product(experiment.models, experiment.seeds):
             if (model, seed, experiment.edits) not in done:
                 done.add((model, seed, experiment.edits))
                 asked = {"model": model, "seed": seed, "edits": experiment.edits}
-                arguments = asked | {"domain": domain, "task": experiment.task}
-                found = measure.in_forked_process(unedited, arguments, LIMIT, ["benchmarks.editing", domain.module])
-                rows.append(asked | found)
-                save(path, rows)
+                todo.append(asked | {"domain": domain, "task": experiment.task})
+    preload = ["benchmarks.editing", domain.module]
+    for case, found in measure.each_in_its_process(unedited, todo, LIMIT, preload):
+        rows.append({key: case[key] for key in keys} | found)
+        save(path, rows)
 
 
 def _run(
@@ -177,25 +180,13 @@ def _run(
     if not todo:
         return
     order = [_key(case) for case in experiment.cases()]
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(_measured, experiment, case): case for case in todo}
-        try:
-            for done in tqdm(
-                as_completed(running), total=len(todo), desc=f"{experiment.domain.name} {experiment.name}"
-            ):
-                case = running[done]
-                stored[_key(case)] = experiment.asked | case | done.result()
-                save(path, sorted(stored.values(), key=lambda row: _place(order, row)))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _measured(experiment: Experiment, case: Row) -> Row:
-    arguments = {key: getattr(experiment, key) for key in ("method", "options", "edits", "task")} | case
-    arguments["domain"] = experiment.domain
+    shared = {key: getattr(experiment, key) for key in ("method", "options", "edits", "task", "domain")}
     preload = ["benchmarks.editing", experiment.domain.module, *LAZY]
-    return measure.in_forked_process(one, arguments, LIMIT, preload)
+    answers = measure.each_in_its_process(partial(one, **shared), todo, LIMIT, preload, jobs)
+    with closing(answers):
+        for case, found in tqdm(answers, total=len(todo), desc=f"{experiment.domain.name} {experiment.name}"):
+            stored[_key(case)] = experiment.asked | case | found
+            save(path, sorted(stored.values(), key=lambda row: _place(order, row)))
 
 
 def _key(row: Row) -> tuple[Any, ...]:

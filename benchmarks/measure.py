@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
-import multiprocessing
 import os
 import platform
+import runpy
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, redirect_stdout
+from functools import partial
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import nnrepair.onnx.reader
 import nnrepair.properties  # noqa: F401
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
+from nnrepair.processes import Failure, in_processes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,16 +46,45 @@ def _status_mib(key: str) -> float:
 
 
 def in_fresh_process(module: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """Run `python -m module JSON` with one thread and return the JSON that it prints last."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", module, json.dumps(arguments)]
-    try:
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return {"status": f"not finished in {timeout:.0f} s"}
-    if done.returncode:
-        return {"status": "failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    """Run `python -m module JSON` with one thread in a process of its own and return the JSON that it prints last."""
+    ((_, answer),) = in_processes(partial(_printed, module), [arguments], seconds=timeout, fresh=True)
+    return _status(answer)
+
+
+def _printed(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    os.chdir(ROOT)
+    sys.argv = [module, json.dumps(arguments)]
+    with redirect_stdout(io.StringIO()) as said:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    answer: dict[str, Any] = json.loads(said.getvalue().strip().splitlines()[-1])
+    return answer
+
+
+def each_in_its_process(
+    work: Callable[..., dict[str, Any]],
+    cases: Sequence[dict[str, Any]],
+    timeout: float,
+    preload: Sequence[str],
+    jobs: int | None = 1,
+) -> Generator[tuple[dict[str, Any], dict[str, Any]], None, None]:
+    """Yield each case with the answer of `work(**case)`, or a status that says why there is none.
+
+    Each case has a process that has imported the modules `preload` and done nothing else. For rows that take less time
+    than the imports (several seconds); `in_fresh_process` repeats them. Any backend of joblib will do.
+    """
+    given = partial(_with_keywords, work)
+    with closing(in_processes(given, cases, jobs, seconds=timeout, fresh=True, preload=preload)) as answers:
+        for case, answer in answers:
+            yield case, _status(answer)
+
+
+def _with_keywords(work: Callable[..., dict[str, Any]], case: dict[str, Any]) -> dict[str, Any]:
+    return work(**case)
+
+
+def _status(answer: dict[str, Any] | Failure) -> dict[str, Any]:
+    if isinstance(answer, Failure):  # the row says what happened, and the next one is measured
+        return {"status": str(answer) if answer.kind == "time" else f"failed: {answer}"}
     return answer
 
 
@@ -118,41 +149,3 @@ def _content(path: Path) -> dict[str, Any]:
         raise InvalidInput(
             f"{path} is damaged ({error}). Restore it, or delete it to measure its rows again."
         ) from error
-
-
-def in_forked_process(
-    work: Callable[..., dict[str, Any]], arguments: dict[str, Any], timeout: float, preload: list[str]
-) -> dict[str, Any]:
-    """Run `work(**arguments)` with one thread in a process of its own and return its answer.
-
-    The process is forked from one that has imported the modules `preload` and done nothing else. For rows that take
-    less time than the imports (several seconds); `in_fresh_process` repeats them.
-    """
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(preload)  # type: ignore[attr-defined]
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, work, arguments), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        if not mine.poll(timeout):
-            return {"status": f"not finished in {timeout:.0f} s"}
-        answer: dict[str, Any] = mine.recv()
-        return answer
-    except EOFError:
-        process.join()
-        return {"status": f"failed: the process ended with exit code {process.exitcode}"}
-    finally:
-        process.kill()
-        process.join()
-        mine.close()
-
-
-def _answer(pipe: Connection, work: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> None:
-    warnings.simplefilter("ignore")
-    try:
-        answer = work(**arguments)
-    except Exception as error:  # the row says what happened, and the next one is measured
-        answer = {"status": f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
-    pipe.send(answer)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.editing import DOMAINS, MODES, Row
+from nnrepair.results import markdown
 
 #: The two that every other experiment is compared with, in this order; the rest follows by name.
 BASELINES = ("minimal-norm", "ft")
@@ -70,12 +71,6 @@ def spread(values: Sequence[float], form: str, scale: float = 1.0) -> str:
     return mean if len(values) < 2 else f"{mean} ± {stdev(values):{form}}"
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def seeds_of(group: Group) -> str:
     """Return how many seeds there are, or how many of them finished and what the others came to."""
     bad = sorted({row["status"] for row in group.rows if "success_rate" not in row})
@@ -85,7 +80,7 @@ def seeds_of(group: Group) -> str:
 def experiments(found: Sequence[Group]) -> str:
     """Return what each name stands for."""
     told = {group.experiment: group.rows[0] for group in found}
-    return markdown(
+    return markdown.table(
         ["experiment", "method", "options"],
         [[name, f"`{row['method']}`", _options(row["options"])] for name, row in sorted(told.items(), key=_by_rank)],
     )

@@ -16,6 +16,7 @@ from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
 from nnrepair.files import write_atomically
+from nnrepair.results import markdown
 from nnrepair.rounding import percent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,11 +31,6 @@ def _file(name: str) -> dict[str, Any]:
 
 def _number(value: float | None, form: str = ".3g") -> str:
     return "–" if value is None else format(value, form)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in rows])
 
 
 def pairs() -> list[tuple[Row, Row]]:
@@ -82,7 +78,7 @@ def like_for_like() -> str:
         "clean drawdown (points)",
         "fog gain (points)",
     ]
-    return _table(head, out)
+    return markdown.table(head, out)
 
 
 def with_locality() -> str:
@@ -106,7 +102,7 @@ def with_locality() -> str:
             ]
         )
     head = ["net", "layer", "norm", "N", "locality points", "outcome", "success", "clean drawdown (points)"]
-    return _table([*head, "fog gain (points)", "decisions unchanged on the locality set", "CPU s"], out)
+    return markdown.table([*head, "fog gain (points)", "decisions unchanged on the locality set", "CPU s"], out)
 
 
 def growth() -> str:
@@ -125,7 +121,9 @@ def growth() -> str:
                 _number(r.get("peak_mib"), ".0f"),
             ]
         )
-    return _table(["norm", "edits", "weights", "locality points", "CPU s", "outcome", "gap", "rows", "peak MiB"], out)
+    return markdown.table(
+        ["norm", "edits", "weights", "locality points", "CPU s", "outcome", "gap", "rows", "peak MiB"], out
+    )
 
 
 def slopes() -> str:
@@ -145,7 +143,7 @@ def slopes() -> str:
             slope = sum((x - mx) * (y - my) for x, y in points) / sum((x - mx) ** 2 for x, _ in points)
             low, high = (min(math.exp(p[0]) for p in points), max(math.exp(p[0]) for p in points))
             out.append([norm, name, f"{low:.0f} .. {high:.0f}", f"{slope:.2f}"])
-    return _table(["norm", "grows with", "range", "exponent"], out)
+    return markdown.table(["norm", "grows with", "range", "exponent"], out)
 
 
 def figure() -> None:

@@ -1,4 +1,4 @@
-"""Open .npz files that anybody may have written: numbers only, nothing unpickled, within stated limits."""
+"""Open untrusted .npz files: numbers only, nothing unpickled, within stated limits."""
 
 from __future__ import annotations
 

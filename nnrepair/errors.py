@@ -51,7 +51,7 @@ def near_matches(name: str, known: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text for one line of a terminal, whoever wrote it: control characters are spelt out.
+    r"""Return text for one line of a terminal: control characters, which could change it, are spelt out.
 
     >>> printable("fc1\x1b[2J")
     'fc1\\x1b[2J'

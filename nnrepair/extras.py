@@ -1,4 +1,4 @@
-"""Packages that only some of the library needs: it works without them until then, and says what to install."""
+"""Optional packages: where one is needed and missing, the error says which extra to install."""
 
 from __future__ import annotations
 

@@ -1,28 +1,25 @@
-"""The front door: `fix` copies the model, lets a method propose, and has the proposal judged."""
+"""`fix`: copy the model, let a method propose a change, and measure what it proposes."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
-import torch
 from torch import nn
 
 from nnrepair import sequence
 from nnrepair.judge import judge, propose, watch
 from nnrepair.methods.base import Method, named
+from nnrepair.methods.trainable import Editor
 from nnrepair.network import private_copy
 from nnrepair.request import Request
 from nnrepair.results.failed import RepairFailed
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.edits import Edits
-from nnrepair.spec.network import uncompiled, unwrapped
+from nnrepair.spec.network import unwrapped
 from nnrepair.spec.problem import check_model
+from nnrepair.spec.running import undisturbed
 
 
 @overload
@@ -50,7 +47,7 @@ def fix(
     method: str | Method = "auto",
     mode: Literal["independent", "successive"],
     batch_size: int = 1,
-    rehearsal: bool | int = True,
+    rehearsal: bool | int | None = None,
     resume: str | Path | None = None,
     edit_scope: Any = None,
     test_set: Any = None,
@@ -68,7 +65,7 @@ def fix(
     method: str | Method = "auto",
     mode: Literal["batch", "independent", "successive"] = "batch",
     batch_size: int = 1,
-    rehearsal: bool | int = True,
+    rehearsal: bool | int | None = None,
     resume: str | Path | None = None,
     edit_scope: Any = None,
     test_set: Any = None,
@@ -100,7 +97,8 @@ def fix(
             both return a `History`. What is to stay is what the original network says, at every step.
         batch_size: edits per step, for the latter two.
         rehearsal: for mode="successive", whether every step is also asked for the past edits; a number takes at most
-            that many of them, drawn anew for each step. Without rehearsal earlier edits are soon forgotten.
+            that many of them, drawn anew for each step; None leaves it to the method (most take all). Without
+            rehearsal earlier edits are soon forgotten.
         resume: a file (.safetensors) in which the latter two store their progress, atomically; a call with the same
             network, arguments and versions goes on from there. Where a disk fills up, the run goes on without.
         edit_scope: points that the edits should generalise to; measured, never trained on.
@@ -119,6 +117,7 @@ def fix(
     """
     chosen = named(method)
     edits = Edits.coerce(edits)
+    rehearsal = chosen.capabilities.rehearsal if rehearsal is None else rehearsal
     sequence.check(chosen, mode, len(edits), batch_size, rehearsal, resume)
 
     request = Request(edits, locality_set, edit_scope, chosen, seed, progress and mode == "batch")
@@ -126,6 +125,8 @@ def fix(
     with undisturbed(seed):
         check_model(model)
         model = unwrapped(model)
+        if isinstance(chosen, Editor):
+            chosen.refuse_another(model)
         private = private_copy(model)
         posed = request.pose(private)
         watched = watch(posed.problem, test_set)
@@ -150,17 +151,3 @@ def fix(
     if throw and not result.outcome.ok:
         raise RepairFailed(result)
     return result
-
-
-@contextmanager
-def undisturbed(seed: int | None) -> Iterator[None]:
-    """Keep the global random state as it was, and make the work inside reproducible and free of compiling."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    before = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), uncompiled():
-        torch.manual_seed(0 if seed is None else seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(before[0])
-            random.setstate(before[1])

@@ -1,4 +1,4 @@
-"""The judge: what a proposal is worth, measured from scratch in the model's own dtype."""
+"""Measure what a method proposes, from scratch and in the model's own dtype."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnrepair.extras import installed
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.request import Posed
 from nnrepair.results import metrics
-from nnrepair.results.changes import unsized, weight_change
+from nnrepair.results.changes import WeightChange, unsized, weight_change
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
 from nnrepair.results.result import Asked, Kept, Moved, RepairResult, Report
@@ -25,6 +25,7 @@ from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.kinds import Binary, Kind, kind_of, leaves
 from nnrepair.spec.problem import Problem, held_out
 from nnrepair.spec.running import outputs, outputs_of
+from nnrepair.wrappers.base import Wrapper
 
 #: How the report calls the locality set and a test set without a name.
 LOCALITY, TEST = "locality set", "test set"
@@ -65,6 +66,7 @@ class Watched:
                 accuracy_after=after,
                 drawdown=metrics.drawdown(before, after),
                 drawdown_points=metrics.drawdown_points(before, after),
+                measures=metrics.before_and_after(self._keep, self.before.double(), y.double()),
             )
         if not self._kind.decides:
             return replace(kept, moved=self._moved(y))
@@ -104,7 +106,15 @@ def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
     if problem.locality is not None and problem.keep is not None:
         found[LOCALITY] = Watched(problem.model, problem.kind, problem.locality, problem.keep, problem.kept)
     for name, points in given.items():
-        measured = held_out(problem, points, f"test_set {str(name)!r}")
+        try:
+            measured = held_out(problem, points, f"test_set {str(name)!r}")
+        except InvalidInput as error:
+            if not isinstance(error.__cause__, TypeError) or test_set is not given:
+                raise
+            raise InvalidInput(
+                f"{error} A dictionary names several test sets; points that are a model's arguments by name are "
+                "LocalitySet(dictionary)."
+            ) from error
         found[str(name)] = Watched(problem.model, problem.kind, *measured)
     return found
 
@@ -138,7 +148,10 @@ def measure(model: nn.Module, posed: Posed, watched: dict[str, Watched], only: T
     several += [] if scope is None else [scope.inputs]
     several += [posed.edits.inputs] if posed.regions is None else []
     y = outputs_of(model, [_own(inputs, model) for inputs in several])
-    holds = posed.edits.criterion.holds(y.pop().double()) if posed.regions is None else posed.holds(model)
+    if posed.regions is None:
+        holds = posed.edits.together(posed.edits.criterion.holds(y.pop().double()))
+    else:
+        holds = posed.holds(model)
     rates: list[float | None] = [None] * len(holds)
     if scope is not None:
         rates = metrics.generalization_rates(scope.criterion.holds(y.pop().double()), scope.of, len(holds))
@@ -214,14 +227,12 @@ def judge(
     )
     lost = _lost(problem, repaired) if proposal.keeps_locality and not failing else 0
     outcome = outcome_of(proposal, before, failing, lost)
-    patch = None
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = like(model, repaired)
-        if change.is_patch and change.nonzeros is not None:
-            patch = Patch.between(model, final, about(report))
-        else:
-            report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
+    patch = patch_of(model, final, change, about(report))
+    if patch is None:
+        report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
     asked = Asked(posed.edits, problem.locality, problem.keep, problem.kept)
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
@@ -266,6 +277,15 @@ def _says_otherwise(problem: Problem, repaired: nn.Module) -> bool:
     """Whether a network's outputs on the edits differ from the original's by more than rounding."""
     before, after = (outputs(m, _own(problem.edits.inputs, m)) for m in (problem.model, repaired))
     return not (torch.equal(before, after) or (before.is_cuda and differ_by_rounding(before, after)))
+
+
+def patch_of(
+    model: nn.Module, repaired: nn.Module, change: WeightChange, about: dict[str, Any] | None = None
+) -> Patch | None:
+    """Return the patch that makes the repaired network, or None where it would not be all of the change."""
+    if change.nonzeros is None or not (change.is_patch or isinstance(repaired, Wrapper)):
+        return None
+    return Patch.between(model, repaired, about)
 
 
 def like(model: nn.Module, repaired: nn.Module) -> nn.Module:

@@ -65,4 +65,4 @@ def _contents(value: Any) -> Any:
     if is_dataclass(value):
         return [kind, {field.name: _contents(getattr(value, field.name)) for field in fields(value)}]
     text = repr(value)
-    return [kind, "" if " at 0x" in text else text]  # an address says nothing
+    return [kind, "" if " at 0x" in text else text]  # an address differs from run to run

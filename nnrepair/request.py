@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
@@ -20,31 +19,29 @@ from nnrepair.spec.running import outputs
 
 @dataclass(frozen=True)
 class Posed:
-    """A problem, and the regions that its edits stand for; a method sees the problem alone.
+    """A problem, and the edits that its points stand for; a method sees the problem alone.
 
     Attributes:
         problem: the task, about points.
+        edits: as the caller gave them: over regions, not the corners that a method sees, and each with all its points.
         regions: what its points are corners of, or None where the edits are points.
     """
 
     problem: Problem
+    edits: Edits
     regions: RegionEdits | None = None
-
-    @property
-    def edits(self) -> Edits:
-        """The edits as the caller gave them: over regions, not the corners that a method sees."""
-        return self.problem.edits if self.regions is None else self.regions.asked
 
     def holds(self, network: nn.Module) -> Tensor:
         """Return (edits,) bool: which edits hold, over their whole regions where they are about regions."""
         if self.regions is not None:
-            return self.regions.judge(network).holds
-        with torch.no_grad():
-            return self.edits.criterion.holds(outputs(network, self.edits.inputs).double())
+            return self.edits.together(self.regions.judge(network).holds)
+        return self.edits.together(self.edits.criterion.holds(outputs(network, self.edits.inputs).double()))
 
     def repair(self, method: Method) -> Proposal:
         """Return what a method proposes."""
-        return method.repair(self.problem) if self.regions is None else self.regions.repair(self.problem, method)
+        proposal = method.repair(self.problem) if self.regions is None else self.regions.repair(self.problem, method)
+        proposal.conflict = self.edits.owners(proposal.conflict)
+        return proposal
 
     def notes_on_labels(self) -> list[str]:
         """Return what a report says of how labels and outputs were read."""
@@ -54,10 +51,14 @@ class Posed:
         """Return what a report says of edits that are kept too, or of the regions."""
         if self.regions is not None:
             return self.regions.notes(repaired)
-        posed = self.problem
-        if posed.locality is None or posed.keep is None or posed.kept is None:
-            return []
-        return kept_edits(posed.edits, posed.locality, posed.keep, posed.kept)
+        posed, notes = self.problem, list[str]()
+        if self.edits.of is not None:
+            notes.append(
+                f"an edit holds where all of its points do; the {len(self.edits)} edits have {len(posed.edits)}."
+            )
+        if posed.locality is not None and posed.keep is not None and posed.kept is not None:
+            notes += kept_edits(self.edits, posed.locality, posed.keep, posed.kept)
+        return notes
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,15 @@ class Request:
             seed: for the method's random choices.
         """
         if first.regions is None:  # checked before
-            again = Posed(replace(first.problem, edits=first.problem.edits[which]))
+            edits = first.edits[which]
+            again = Posed(replace(first.problem, edits=edits.points()), edits)
         else:  # what linear regions there are depends on the network
             again = self._posed(network, self.edits[which], None)
         stays = {name: getattr(first.problem, name) for name in ("locality", "keep", "kept")}
         return replace(again, problem=replace(again.problem, model=network, scope=None, seed=seed, **stays))
 
     def _posed(self, network: nn.Module, edits: Edits, scope: Any) -> Posed:
-        regions = None
+        regions, points = None, edits
         if isinstance(edits.inputs, Regions):
             able, name = self.method.capabilities, type(self.method).__name__
             if not able.regions:
@@ -105,8 +107,11 @@ class Request:
                     f"{name} repairs points, but these edits are about regions: what it adds bends the network inside "
                     "of them. Give points, or use MinimalNorm."
                 )
-            inside = not able.keeps_architecture
-            regions = RegionEdits(network, edits, inside)
-            edits = regions.points()
-        problem = build(network, edits, self.locality_set, scope, seed=self.seed, progress=self.progress)
-        return Posed(problem, regions)
+            inside = able.returns == "decoupled"
+            regions = RegionEdits(network, edits.points(), inside)
+            points = regions.points()
+        problem = build(
+            network, points, self.locality_set, scope, count=len(edits), seed=self.seed, progress=self.progress
+        )
+        read = problem.edits if regions is None else regions.asked
+        return Posed(problem, Edits(read.inputs, read.criterion, edits.of), regions)

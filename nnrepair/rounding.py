@@ -1,4 +1,4 @@
-"""Figures as text, rounded so that none of them says "all" or "nothing" where that is not so."""
+"""Figures as text: a share is never rounded to 0 % or 100 % unless it is exactly that."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _shown(value: float, digits: int, end: float) -> str:
         text = f"{value:.{more}f}"
         if value in ends or float(text) not in ends:
             break
-    else:  # nothing is left of it, or all but nothing
+    else:  # so near to an end that these digits cannot tell it from that
         near = float(text)
         text = f"{near - math.copysign(10.0**-MOST_DIGITS, near):.{MOST_DIGITS}f}" if near else f"{0:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import require_writable
-from nnrepair.judge import Watched, like, measure, outcome_of, propose
+from nnrepair.judge import Watched, like, measure, outcome_of, patch_of, propose
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.provenance import digest, versions
 from nnrepair.request import Posed, Request
@@ -73,8 +73,6 @@ def check(method: Method, mode: str, edits: int, batch_size: int, rehearsal: boo
             + (' or mode="successive" with rehearsal=False,' if able.successive else ",")
             + " and batch_size=1."
         )
-    if resume is not None and not able.keeps_architecture:
-        raise InvalidInput(f"resume stores a patch, but {name} changes the architecture; leave resume out.")
     if resume is not None:
         if not isinstance(resume, str | os.PathLike):
             raise InvalidInput(f"resume must be the name of a file, got {resume!r}.")
@@ -177,8 +175,7 @@ class Sequence:
             finally_, retained = found.holds.tolist(), metrics.mean_rate(found.generalization)
             last = like(self.original, network)
             change = weight_change(self.original, last)
-            if change.is_patch:
-                patch = Patch.between(self.original, last, {"method": repr(self.request.method), "mode": self.mode})
+            patch = patch_of(self.original, last, change, {"method": repr(self.request.method), "mode": self.mode})
         return History(
             mode=self.mode,
             steps=self._steps,
@@ -246,7 +243,7 @@ class Sequence:
             patch = Patch.between(self.private, network)
             about: dict[str, Any] = {"sequence": self._key, "steps": [step.as_dict() for step in self._steps]}
             about |= {"advice": self._advice}
-            Patch(patch.new, patch.old, patch.base, patch.repaired, about).save(self.resume)
+            replace(patch, about=about).save(self.resume)
         except (OSError, NNRepairError) as error:
             reason = getattr(error, "strerror", None) or error
             self._not_stored = f"progress could not be stored in {self.resume} ({reason}); a kill would have lost it."
@@ -257,7 +254,7 @@ class Sequence:
         """Return the network of the last stored step; the private copy when there is none."""
         if self.resume is None:
             return self.private
-        mine = self._key  # now, before the steps could leave traces in what it is made of
+        mine = self._key  # now, as the steps could change the objects that it describes
         try:
             stored = Patch.load(self.resume)
             self._refuse_another(stored, mine)
@@ -284,7 +281,8 @@ class Sequence:
         """Return the stored steps, which must be the first of this sequence, and the last advice."""
         told, advice = stored.about.get("steps"), stored.about.get("advice")
         done = [Step.from_dict(step) for step in told] if isinstance(told, list) else []
-        fits = [step.edits for step in done] == steps[: len(done)] and (self.mode == "successive" or not stored.new)
+        changes = bool(stored.new or stored.added or stored.removed)
+        fits = [step.edits for step in done] == steps[: len(done)] and (self.mode == "successive" or not changes)
         fits &= all(step.kept.keys() == self.watched.keys() for step in done)
         if not done or not fits or not isinstance(advice, str):
             raise InvalidInput("it is damaged: its steps are not those of this sequence.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import tested
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,6 +20,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is not None and tested() is None:
+        pytest.skip("there is no GPU; NNREPAIR_DEVICE names another device (tests/devices.py)")
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Says:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("test", False, True, True, self.batch, self.successive)
+        return Capabilities("test", False, "same", True, self.batch, self.successive)
 
     def repair(self, problem: Problem) -> Proposal:
         return LAST.repair(problem)

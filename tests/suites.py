@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def scripted(network: Path, property: Path, **options: Any) -> CheckResult:
     )
 
 
-def one_by_one(work: Any, tasks: Sequence[Any], jobs: int) -> Iterator[tuple[Any, suite.Row]]:
+def one_by_one(
+    work: Any, tasks: Sequence[Any], jobs: int, **options: Any
+) -> Generator[tuple[Any, suite.Row], None, None]:
     for task in tasks:
         yield task, work(task)
 

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("joblib")
 pytest.importorskip("onnxruntime")
 
 FOLDER = Path(__file__).parents[1] / "verification" / "acas"

@@ -14,6 +14,7 @@ from graphs import ring
 from benchmarks import editing, editing_table, experiments, measure
 from benchmarks import rows as tables
 from benchmarks.editing import DOMAINS, MODES, Domain
+from nnrepair.domains.base import Task
 from nnrepair.errors import InvalidInput
 
 DEFAULTS = """
@@ -40,11 +41,12 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Measure in this process; returns the list of what was measured, in order."""
     calls: list[Any] = []
 
-    def direct(work: Callable[..., Any], arguments: dict[str, Any], timeout: float, preload: list[str]) -> Any:
-        calls.append((arguments["mode"], arguments["seed"]))
-        return work(**arguments)
+    def direct(work: Callable[..., Any], cases: list[dict[str, Any]], *limits: Any) -> Any:
+        for case in cases:
+            calls.append((case["mode"], case["seed"]))
+            yield case, work(**case)
 
-    monkeypatch.setattr(measure, "in_forked_process", direct)
+    monkeypatch.setattr(measure, "each_in_its_process", direct)
     return calls
 
 
@@ -123,19 +125,20 @@ def test_rows_have_every_figure(domain: Domain, here: list[Any]) -> None:
 
 
 def test_an_interrupted_run_goes_on(domain: Domain, here: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    direct = measure.in_forked_process
+    direct = measure.each_in_its_process
 
     def killed(*arguments: Any) -> Any:
-        if len(here) == 2:
-            raise KeyboardInterrupt
-        return direct(*arguments)
+        for answer in direct(*arguments):
+            yield answer
+            if len(here) == 2:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "in_forked_process", killed)
+    monkeypatch.setattr(measure, "each_in_its_process", killed)
     with pytest.raises(KeyboardInterrupt):
         experiments.run(domain)
     before = rows(domain)
     assert 1 <= len(before) <= 2  # the second may be measured and not yet stored
-    monkeypatch.setattr(measure, "in_forked_process", direct)
+    monkeypatch.setattr(measure, "each_in_its_process", direct)
     here.clear()
     experiments.run(domain)
     assert len(here) == 4 - len(before)
@@ -218,10 +221,11 @@ def test_stored_networks_are_those_of_this_graph_and_code(tmp_path: Path, monkey
 def test_failed_rows_stay_until_they_are_asked_for_again(
     domain: Domain, here: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    direct = measure.in_forked_process
-    monkeypatch.setattr(measure, "in_forked_process", lambda *_: {"status": "failed: no memory"})
+    direct = measure.each_in_its_process
+    failing = lambda work, cases, *_: ((case, {"status": "failed: no memory"}) for case in cases)  # noqa: E731
+    monkeypatch.setattr(measure, "each_in_its_process", failing)
     experiments.run(domain, modes=["batch"])
-    monkeypatch.setattr(measure, "in_forked_process", direct)
+    monkeypatch.setattr(measure, "each_in_its_process", direct)
     experiments.run(domain)
     assert [row["status"] for row in rows(domain)][2:] == ["failed: no memory"] * 2
     assert here == [("independent", 0), ("independent", 1)]
@@ -290,7 +294,7 @@ def test_tables_and_figures_say_what_the_rows_say(
     assert (tmp_path / "editing-mnist-curves.png").stat().st_size > 1000
 
 
-def check(task: editing.Task, edits: int) -> None:
+def check(task: Task, edits: int) -> None:
     """What every task promises."""
     inputs = task.edits.inputs
     with torch.no_grad():

@@ -18,10 +18,14 @@ from reference.regions import Residual as Added
 from torch import Tensor, nn
 
 from nnrepair.verify.property import Box
+from nnrepair.verify.reading.activations.relu import RELU
 from nnrepair.verify.reading.affine import Dense
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
-from nnrepair.verify.search.bounds import Bounder, Linear, Relaxation, outputs_over
+from nnrepair.verify.search.bounds import Bounder
+from nnrepair.verify.search.intervals import outputs_over
+from nnrepair.verify.search.relaxation import Linear, Relaxation
+from nnrepair.verify.search.substitution import Force
 
 Shape = tuple[int, ...]
 
@@ -82,7 +86,7 @@ def inside(lower: Tensor, upper: Tensor, n: int, rng: np.random.Generator) -> Te
 def before_relus(graph: Graph, x: Tensor) -> list[Tensor]:
     """Return what goes into each ReLU node for points (..., inputs)."""
     values = graph.values(x.reshape(-1, graph.inputs))
-    return [values[graph.nodes[k].sources[0]].reshape(*x.shape[:-1], -1) for k in graph.relus]
+    return [values[graph.nodes[k].sources[0]].reshape(*x.shape[:-1], -1) for k in graph.bent]
 
 
 # Sampled float64 values are themselves off by a few ulps of the magnitudes, which the bounds cover with room to spare.
@@ -100,10 +104,10 @@ def test_relaxation_contains_samples(name: str, seed: int, refine: bool, steps: 
     for i, z in enumerate(before_relus(graph, x)):
         assert bool((z >= relaxation.lower[i]).all()) and bool((z <= relaxation.upper[i]).all())
         h = z.clamp(min=0)
-        assert bool((relaxation.slope[i] * z + relaxation.shift[i] >= h).all())
-        assert bool((relaxation.floor[i] * z <= h + 1e-15 * z.abs()).all())
+        assert bool((relaxation.lines[i].slope * z + relaxation.lines[i].shift >= h).all())
+        assert bool((relaxation.lines[i].floor * z <= h + 1e-15 * z.abs()).all())
         unstable = (relaxation.lower[i] < 0) & (relaxation.upper[i] > 0)
-        assert torch.equal(relaxation.unstable[i], unstable)
+        assert torch.equal(relaxation.lines[i].loose, unstable)
     y = graph(x.reshape(-1, graph.inputs)).reshape(200, 6, -1)
     least, most = outputs_over(graph, low, high)
     assert bool((y >= least).all()) and bool((y <= most).all())
@@ -140,8 +144,9 @@ def test_backward_and_improved_bounds_stay_below_samples(name: str, seed: int) -
     assert bool(((better.A * x).sum(-1) + better.c <= y - offset).all())
     assert bool((best >= bound.minimum(low, high) - offset - 1e-12).all())  # its first step is the plain bound
     torch.testing.assert_close(better.minimum(low, high), best)
-    slopes = [torch.from_numpy(rng.uniform(0, 1, f.shape)) for f in relaxation.floor]  # any slopes are sound
-    stable = [torch.where(u, s, f) for u, s, f in zip(relaxation.unstable, slopes, relaxation.floor, strict=True)]
+    loose, floors = ([getattr(lines, name) for lines in relaxation.lines] for name in ("loose", "floor"))
+    slopes = [torch.from_numpy(rng.uniform(0, 1, f.shape)) for f in floors]  # any slopes are sound
+    stable = [torch.where(u, s, f) for u, s, f in zip(loose, slopes, floors, strict=True)]
     assert bool((bounder.backward(relaxation, last, A, each, floor=stable).minimum(low, high) <= y).all())
 
 
@@ -156,7 +161,7 @@ def test_bounds_under_phase_conditions(name: str, seed: int) -> None:
     x = inside(-ones[None], ones[None], 4000, rng)[:, 0]
     z = before_relus(graph, x)
     phase, keeps = [], torch.ones(len(x), dtype=torch.bool)
-    for value, unstable in zip(z, relaxation.unstable, strict=True):
+    for value, unstable in zip(z, [lines.loose for lines in relaxation.lines], strict=True):
         chosen = torch.where(unstable[0] & torch.from_numpy(rng.random(len(unstable[0])) < 0.2), value[0].sign(), 0.0)
         phase.append(chosen[None])
         keeps &= (value * chosen >= 0).all(1)
@@ -174,7 +179,7 @@ def test_bounds_under_phase_conditions(name: str, seed: int) -> None:
     offset = y.min()[None] + 1.0
     best, bound = bounder.improve(conditioned, last, A, offset, -ones[None], ones[None], 12, phase=phase)
     assert bool((best <= y - offset).all()) and bool((kept @ bound.A[0] + bound.c <= y - offset).all())
-    force = [torch.from_numpy(rng.exponential(1, p.shape)) * p for p in phase]
+    force = [Force(torch.from_numpy(rng.exponential(1, p.shape)) * p, None) for p in phase]
     forced = bounder.backward(conditioned, last, A, torch.zeros(1, dtype=torch.long), force=force)
     assert bool((kept @ forced.A[0] + forced.c <= y).all())
 
@@ -186,10 +191,10 @@ def test_no_interval_exceeds_what_rounding_is_counted_for(name: str, refine: boo
     ones = torch.ones(graph.inputs, dtype=torch.float64)
     bounder = Bounder(graph, -ones, ones)  # with magnitudes from backward bounds, which intervals alone exceed
     relaxation, values = bounder._intervals(-ones[None], ones[None], None, refine)
-    for size, ends in zip(bounder.magnitude, values, strict=True):
+    for size, ends in zip(bounder.rounding.magnitude, values, strict=True):
         assert all(bool((end.abs() <= size).all()) for end in ends)
-    for k, shift in zip(graph.relus, relaxation.shift, strict=True):
-        assert bool((shift <= bounder.magnitude[k] * (1 + 1e-14)).all())
+    for k, shift in zip(graph.bent, [lines.shift for lines in relaxation.lines], strict=True):
+        assert bool((shift <= bounder.rounding.magnitude[k] * (1 + 1e-14)).all())
 
 
 def test_known_bounds_are_kept() -> None:
@@ -212,7 +217,7 @@ def test_coefficients_of_relus_are_kept() -> None:
     keep: list[Tensor | None] = []
     A = randn(2, graph.outputs, dtype=torch.float64)
     bounder.backward(relaxation, len(graph.nodes) - 1, A, torch.arange(2), keep=keep)
-    assert [None if k is None else k.shape for k in keep] == [(2, graph.nodes[k].size) for k in graph.relus]
+    assert [None if k is None else k.shape for k in keep] == [(2, graph.nodes[k].size) for k in graph.bent]
     improved: list[Tensor | None] = []
     offset = torch.tensor([1e3, -1e3], dtype=torch.float64)  # the second row is proved at once
     args = (-ones.repeat(2, 1), ones.repeat(2, 1))
@@ -239,7 +244,7 @@ def test_neurons_that_are_off_may_be_left_out() -> None:
     live = (torch.cat(full.upper, 1) > 0).any(0)
     thin, places = bounder.restricted(live)
     assert places is not None and 0 < len(places) < graph.hidden and torch.equal(places, live.nonzero()[:, 0])
-    assert [len(part) for part in thin.magnitude] == [node.size for node in thin.graph.nodes]
+    assert [len(part) for part in thin.rounding.magnitude] == [node.size for node in thin.graph.nodes]
     less = thin.relax(low, low + 0.05)
     A = randn(2, graph.outputs, dtype=torch.float64)
     zero, which = torch.zeros(2, dtype=torch.long), 2
@@ -402,7 +407,8 @@ def test_large_multipliers_of_conditions() -> None:
             x = math.nextafter(x, math.inf)
         exact = Fraction(w) * Fraction(x) - Fraction(b)
         for size in (1.0, 1e6, 1e12):
-            force, A = [torch.tensor([[size]], dtype=torch.float64)], torch.ones(1, 1, dtype=torch.float64)
+            force = [Force(torch.tensor([[size]], dtype=torch.float64), None)]
+            A = torch.ones(1, 1, dtype=torch.float64)
             bound = bounder.backward(relaxation, 3, A, torch.zeros(1, dtype=torch.long), force=force)
             assert Fraction(float(bound.A)) * Fraction(x) + Fraction(float(bound.c)) <= exact
 
@@ -432,13 +438,13 @@ def test_overflow_of_boxes() -> None:
 
 
 def test_relaxation_of_infinite_bounds() -> None:
-    part = Relaxation([], [], [], [], [], [])
+    part = Relaxation()
     low = torch.tensor([[-math.inf, math.nan, -1.0, 1.0, -1.7e308]], dtype=torch.float64)
     high = torch.tensor([[math.inf, 1.0, math.inf, math.nan, 1.7e308]], dtype=torch.float64)
-    Bounder._append(part, low, high)
+    part.add(RELU, low, high)
     assert not part.lower[0].isnan().any() and not part.upper[0].isnan().any()
     for z in (-2.0, 0.0, 3.0):
-        line = part.slope[0] * z + part.shift[0]
+        line = part.lines[0].slope * z + part.lines[0].shift
         assert bool((line.isnan() | (line >= max(z, 0.0)) | (z < part.lower[0]) | (z > part.upper[0])).all())
 
 
@@ -447,10 +453,11 @@ def test_the_upper_line_is_above_the_relu_at_both_ends() -> None:
     low = torch.from_numpy(-(10.0 ** rng.uniform(-300, 300, (1, 20_000))))
     high = torch.from_numpy(10.0 ** rng.uniform(-300, 300, (1, 20_000)))
     near = torch.from_numpy(rng.uniform(0.1, 10, (1, 20_000)))
-    part = Relaxation([], [], [], [], [], [])
-    Bounder._append(part, torch.cat([low, -near]), torch.cat([high, near.flip(1)]))
+    part = Relaxation()
+    part.add(RELU, torch.cat([low, -near]), torch.cat([high, near.flip(1)]))
+    (lines,) = part.lines
     for slope, shift, a, b in zip(
-        *(v[0].flatten()[::37].tolist() for v in (part.slope, part.shift, part.lower, part.upper)), strict=True
+        *(v.flatten()[::37].tolist() for v in (lines.slope, lines.shift, part.lower[0], part.upper[0])), strict=True
     ):
         assert Fraction(slope) * Fraction(a) + Fraction(shift) >= 0
         assert Fraction(slope) * Fraction(b) + Fraction(shift) >= Fraction(b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -20,8 +21,11 @@ from torch import nn
 
 import nnrepair
 from nnrepair import cli, onnx
+from nnrepair.cli.method_options import options_of
 from nnrepair.cli.model_file import ModelFile
 from nnrepair.fingerprint import fingerprint
+from nnrepair.methods import Editor, FineTune, LearnedSteps
+from nnrepair.methods.base import capabilities_of
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.patch import Patch
 
@@ -93,6 +97,36 @@ def test_fix_then_patch_apply_then_revert(base: Path, kind: str, tmp_path: Path,
     prints = [fingerprint(ModelFile.load(path).model) for path in (model, out, again, back)]
     assert prints[0] == prints[3] == fingerprint(network()) and prints[1] == prints[2] != prints[0]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_edits_beside_the_weights(base: Path, tmp_path: Path, capsys) -> None:
+    """A stitched network is written like any other; of a codebook there is the patch."""
+    model, out, again, patch = base / "base.onnx", tmp_path / "out.onnx", tmp_path / "again.onnx", tmp_path / "fix"
+    asked = [
+        "fix",
+        model,
+        "--edits",
+        base / "edits.npz",
+        "--locality",
+        base / "keep.npz",
+        "--out",
+        out,
+        "--patch",
+        patch,
+    ]
+    assert run(*asked, "--method", "egnn", "--lr", "0.01") == 0
+    edits = np.load(base / "edits.npz")
+    assert run("patch", "show", patch) == 0 and "puts on Stitched: " in capsys.readouterr().out
+    assert run("patch", "apply", patch, model, "--out", again) == 0
+    for path in (out, again):
+        assert (labels_of(path, edits["inputs"]) == edits["labels"]).all()
+    out.unlink()
+    capsys.readouterr()
+    assert run(*asked, "--method", "grace") == 3
+    assert "A Codebook cannot be written as .onnx or .pt2" in capsys.readouterr().err and not out.exists()
+    applied = Patch.load(patch).apply(ModelFile.load(model).model)
+    with torch.no_grad():
+        assert (applied(torch.from_numpy(edits["inputs"])).argmax(1).numpy() == edits["labels"]).all()
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -294,7 +328,6 @@ class TestRefusals:
         assert "named twice" in refused(self.capsys, "fix", model, "--edits", edits, "--out", model)
         assert model.read_bytes() == before
         assert "leave out --architecture" in self.fix("--architecture", "decoupled")
-        assert "choose another --method" in self.fix("--method", "egnn")
 
     def test_nothing_that_is_read_is_written(self) -> None:
         import onnx as onnx_package
@@ -364,10 +397,96 @@ def test_options_of_sequences_alone_are_refused(base: Path, tmp_path: Path, caps
 def test_methods_come_from_their_own_declarations(capsys) -> None:
     assert run("methods") == 0
     said = capsys.readouterr().out
-    for name in nnrepair.methods.REGISTRY:
+    for name, make in nnrepair.methods.REGISTRY.items():
         row = next(line for line in said.splitlines() if name in line.split("  ")[0].split(", "))
-        assert nnrepair.methods.named(name).capabilities.family in row
+        assert capabilities_of(make).family in row
+        for option in options_of(make):
+            assert f"\n  --{option.flag} (" in said and option.about
     assert "keeps architecture" in said.splitlines()[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pushes(FineTune):
+    """Fine-tuning, with options of its own.
+
+    Args:
+        push: how hard. Not very.
+        device, far: a name that the command has too; and yes or no.
+    """
+
+    push: int = 2
+    device: str = "none"
+    far: bool = False
+
+    def repair(self, problem: object) -> object:
+        PUSHED.append((self.push, self.device, self.far, self.layers, self.lr))
+        return super().repair(problem)
+
+
+PUSHED: list[object] = []
+
+
+def test_a_new_method_brings_its_options(base: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(nnrepair.methods.REGISTRY, "pushes", Pushes)
+    monkeypatch.setattr(f"{__name__}.PUSHED", [])
+    assert run("methods") == 0
+    assert "  --push (2): how hard\n" in capsys.readouterr().out
+    command = ["fix", "--method", "pushes", base / "base.onnx", "--edits", base / "edits.npz", "--quiet"]
+    command += ["--out", tmp_path / "out.onnx"]
+    assert run(*command) == 0
+    own = ["--push", "3", "--method-device", "x", "--far", "yes", "--lr", "0.1", "--layer", "fc1", "fc2"]
+    assert run(*command, *own) == 0
+    assert PUSHED == [(2, "none", False, "all", 1e-3), (3, "x", True, ("fc1", "fc2"), 0.1)]
+    told = refused(capsys, *command, "--norm", "l1", "--push", "3")
+    assert "Method 'pushes' has no option --norm. Its options: --layer, --steps" in told and "--push" in told
+    for wrong in (["--push", "3.5"], ["--far", "maybe"], ["--pull", "3"], ["--method"]):
+        with pytest.raises(SystemExit) as stopped:
+            run(*command, *wrong)
+        assert stopped.value.code == 2 and wrong[0] in capsys.readouterr().err
+
+
+# Editors -------------------------------------------------------------------------------------------------------------
+
+
+def test_prepare_then_fix(base: Path, tmp_path: Path, capsys) -> None:
+    points = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        np.savez(tmp_path / "data.npz", inputs=points.numpy(), labels=network()(points).argmax(1).numpy())
+    command = ["prepare", base / "base.onnx", "--data", tmp_path / "data.npz", "--method", "learned-steps"]
+    command += ["--steps", "5", "--start", "0.1", "--lr", "0.2", "--method-steps", "200"]
+    files = [tmp_path / name for name in ("one.safetensors", "two.safetensors")]
+    assert run(*command, "--out", files[0]) == 0
+    said = capsys.readouterr().out
+    assert "learned-steps, 5 steps" in said and f"nnrepair fix --method {files[0]}" in said
+    assert run(*command, "--out", files[1], "--resume", tmp_path / "progress.safetensors", "--quiet") == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert Editor.load(files[0]).method == LearnedSteps(start=0.1, lr=0.2, steps=200)
+
+    out = tmp_path / "out.onnx"
+    fixed = ["fix", base / "base.onnx", "--edits", base / "edits.npz", "--method", files[0], "--out", out]
+    assert run(*fixed, "--locality", base / "keep.npz") == 0
+    edits = np.load(base / "edits.npz")
+    assert (labels_of(out, edits["inputs"]) == edits["labels"]).all()
+    capsys.readouterr()
+    assert "an editor repairs as it was trained" in refused(capsys, *fixed, "--lr", "1")
+    assert "belongs to another network" in refused(capsys, "fix", out, *fixed[2:-1], tmp_path / "again.onnx")
+    assert "LearnedSteps is trained first" in refused(capsys, *fixed[:5], "learned-steps", *fixed[6:])
+    assert "needs no training" in refused(capsys, *command[:4], "--method", "ft", "--out", files[1])
+    assert "is written as .safetensors" in refused(capsys, *command, "--out", tmp_path / "x.onnx")
+    assert "steps must be" in refused(capsys, *command, "--steps", "0", "--out", files[1])
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    assert "not a trained editor" in refused(capsys, *fixed[:5], tmp_path / "bad.safetensors", *fixed[6:])
+
+
+def test_training_that_breaks_off_is_told(base: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = LearnedSteps.loss
+    monkeypatch.setattr(LearnedSteps, "loss", lambda self, learned, problem: loss(self, learned, problem) * torch.nan)
+    points = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
+    np.savez(tmp_path / "data.npz", inputs=points.numpy(), labels=np.arange(60) % 3)
+    command = ["prepare", base / "base.onnx", "--data", tmp_path / "data.npz", "--method", "learned-steps"]
+    assert run(*command, "--out", tmp_path / "e.safetensors") == 1
+    assert "training stopped at step 0: the loss became nan" in capsys.readouterr().err
+    assert "loss became nan" in Editor.load(tmp_path / "e.safetensors").stopped
 
 
 def test_version_and_help(capsys) -> None:

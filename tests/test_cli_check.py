@@ -16,6 +16,7 @@ from torch import nn
 
 pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
+from suites import one_by_one
 
 from nnrepair import cli
 from nnrepair.verify import CheckResult
@@ -210,7 +211,7 @@ def test_a_suite(base: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyP
     assert run("--suite", path, *options, "--resume", "--quiet") == 3
     assert "WRONG" in capsys.readouterr().err
 
-    monkeypatch.setattr(suite, "in_processes", lambda work, tasks, jobs: ((task, work(task)) for task in tasks))
+    monkeypatch.setattr(suite, "in_processes", one_by_one)
     path.write_text("".join([lines[2], f"broken.onnx,{base / 'holds.vnnlib'},60\n"]))
     assert run("--suite", path, "--out", "new", "--jobs", 1) == 3
     said = capsys.readouterr().out
@@ -269,6 +270,7 @@ class TestRefusals:
         assert "MODEL.onnx PROPERTY.vnnlib" in self.refused(self.net)
         assert "--jobs and --resume belong to --suite" in self.refused(self.net, self.holds, "--resume", "--jobs", 2)
         assert "leave out" in self.refused(self.net, self.holds, "--suite", "list.csv")
+        assert "leave out --jobs" in self.refused("--suite", "list.csv", "--dask", "tcp://here:1", "--jobs", 2)
         assert "--certificates DIR" in self.refused("--suite", "list.csv", "--certificate", "c.npz")
         assert "--timeout is 0" in self.refused(self.net, self.holds, "--timeout", 0)
         assert "list.csv cannot be read" in self.refused("--suite", self.folder / "list.csv")

@@ -31,10 +31,12 @@ from nnrepair.verify import (
     check,
     vnnlib,
 )
-from nnrepair.verify.points import check_points, confirm
+from nnrepair.verify.confirm import confirm
+from nnrepair.verify.points import check_points
 from nnrepair.verify.reading import affine
 from nnrepair.verify.reading.lowering import lower
-from nnrepair.verify.search.bounds import Bounder, outputs_over
+from nnrepair.verify.search.bounds import Bounder
+from nnrepair.verify.search.intervals import outputs_over
 
 
 def row(coefficients: list[Any], bound: Any) -> Halfspace:

@@ -204,7 +204,9 @@ def test_successive_edits_keep_one_mlp() -> None:
     assert isinstance(history.model, Stitched)
     assert isinstance(history.model.base, Spread)
     assert [name for name, _ in history.model.named_children()] == ["base", "mlp"]
-    assert history.patch is None
+    assert history.patch is not None
+    assert state(history.patch.apply(model)) == state(history.model)
+    assert state(history.patch.revert(history.model)) == state(model)
 
 
 def test_independent_edits_begin_anew() -> None:
@@ -271,7 +273,6 @@ def test_the_report_measures_what_was_added() -> None:
     result = nnrepair.fix(model, edits, kept, method=quick)
     change = torch.cat([t.double().flatten() for t in result.model.change.values()])
     assert result.report.weight_change.l2 == pytest.approx(float(change.norm()))
-    assert result.patch is None
     assert all(name.startswith("mlp.") for name in result.model.change)
 
 
@@ -309,10 +310,13 @@ def test_regions_are_refused() -> None:
         nnrepair.fix(model, Edits(segments, [0, 1]), method=quick)
 
 
-def test_resuming_is_refused(tmp_path: Any) -> None:
+def test_a_sequence_resumes_with_its_mlp(tmp_path: Any) -> None:
     model, edits, kept = points()
-    with pytest.raises(InvalidInput, match="EGNN changes the architecture; leave resume out"):
-        nnrepair.fix(model, edits, kept, method=quick, mode="successive", resume=tmp_path / "x.safetensors")
+    file = tmp_path / "run.safetensors"
+    first, again = (nnrepair.fix(model, edits, kept, method=quick, mode="successive", resume=file) for _ in range(2))
+    assert [step.as_dict() for step in again.steps] == [step.as_dict() for step in first.steps]
+    assert isinstance(again.model, Stitched) and state(again.model) == state(first.model)
+    assert again.weight_change == first.weight_change
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nnrepair
+from benchmarks.graph.reddit import reddit_like, statistics
 from nnrepair import DataUnavailable, InvalidInput, UnsupportedModel
 from nnrepair.domains.graphs.cached import CachedNetwork, CachedNodes, cached
+from nnrepair.domains.graphs.data import reddit
 from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, Nodes, induced
 from nnrepair.domains.graphs.large import Csr, LargeGraph
 from nnrepair.domains.graphs.layerwise import evaluate
-from nnrepair.domains.reddit import reddit, reddit_like, statistics
 from nnrepair.jacobian import keys
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import FineTune, MinimalNorm
@@ -560,8 +561,8 @@ def test_the_same_seed_gives_the_same_graph() -> None:
 
 
 def test_small_chunks_change_nothing_about_the_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("reddit", "large_graph"):
-        monkeypatch.setattr(f"nnrepair.domains.{module}.CHUNK", 64)
+    for module in ("benchmarks.graph.reddit", "nnrepair.domains.graphs.large"):
+        monkeypatch.setattr(f"{module}.CHUNK", 64)
     graph = reddit_like(400, 6000, 5, 4)
     found = statistics(graph)
     assert found.edges == 6000 and found.homophily == 0.77 and found.parallel == found.loops == 0
@@ -633,7 +634,7 @@ def test_reddit_comes_through_pytorch_geometric(monkeypatch: pytest.MonkeyPatch,
         raise OSError("no network")
 
     monkeypatch.setattr(torch_geometric.datasets, "Reddit2", offline)
-    with pytest.raises(DataUnavailable, match=r"(?s)no network.*reddit_like\(\)"):
+    with pytest.raises(DataUnavailable, match=r"(?s)no network.*copy that folder here"):
         reddit("Reddit2")
     with pytest.raises(InvalidInput, match="Did you mean 'Reddit'"):
         reddit("Redit")  # type: ignore[arg-type]

@@ -143,9 +143,9 @@ def refused(extra, door):
 
 
 def test_every_module_without_extras() -> None:
-    missing = ("onnx", "onnxruntime", "onnxscript", "matplotlib", "torch_geometric", "torchvision", "sklearn", "joblib")
+    missing = ("onnx", "onnxruntime", "onnxscript", "matplotlib", "torch_geometric", "torchvision", "sklearn")
     program = f"""{_WITHOUT.format(missing=missing)}
-import importlib, pkgutil, runpy
+import importlib, pkgutil
 import nnrepair
 for module in pkgutil.walk_packages(nnrepair.__path__, "nnrepair."):
     try:
@@ -157,8 +157,6 @@ refused("onnx", lambda: nnrepair.onnx.load)
 refused("onnx", lambda: nnrepair.onnx.save)
 refused("plot", nnrepair.plot.require_matplotlib)
 refused("demo", lambda: nnrepair.cli.demonstration.run(nnrepair.cli.demonstration.Path("page.html")))
-sys.path.insert(0, {str(Path(__file__).parents[1] / "verification" / "acas")!r})
-refused("sweep", lambda: runpy.run_path(sys.path[0] + "/repair.py"))
 """
     needing = [
         f"nnrepair.onnx.{name}"

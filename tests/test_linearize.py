@@ -443,6 +443,6 @@ def test_batched_outputs_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Linearization(model, ["0.weight"], x)
     d = np.random.default_rng(0).normal(size=20)
     at_once = line.outputs(x, d)
-    monkeypatch.setattr("nnrepair.spec.problem.BATCH", 4)
+    monkeypatch.setattr("nnrepair.spec.inputs.BATCH", 4)
     torch.testing.assert_close(line.outputs_in_batches(x, d), at_once)
     torch.testing.assert_close(line.outputs_in_batches(F.pad(x, (0, 0))), line.outputs(x))

@@ -523,7 +523,7 @@ def test_refused_layers(layer: nn.Module, shape: Shape, words: str) -> None:
 
 def test_matrices_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in ("builder", "operations"):
-        monkeypatch.setattr(f"nnrepair.verify.{room}.MATRIX_LIMIT", 100)
+        monkeypatch.setattr(f"nnrepair.verify.reading.{room}.MATRIX_LIMIT", 100)
     for layer, shape, words in (
         (nn.AvgPool2d(1), (1, 4, 4), "matrix"),
         (nn.Linear(4, 4), (3, 4), "matrix"),

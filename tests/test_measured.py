@@ -275,7 +275,7 @@ class Returns:
     """A method that returns whatever is made of the network."""
 
     make: Callable[[nn.Module], nn.Module]
-    capabilities = Capabilities("test", False, False, True, True, True)
+    capabilities = Capabilities("test", False, "wrapped", True, True, True)
 
     def repair(self, problem: Any) -> Proposal:
         return Proposal(self.make(copy.deepcopy(problem.model)))

@@ -14,11 +14,25 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, RepairFailed
-from nnrepair.methods import EGNN, REGISTRY, Capabilities, FineTune, Method, MinimalNorm, named
+from nnrepair.methods import (
+    EGNN,
+    GRACE,
+    REGISTRY,
+    Capabilities,
+    FineTune,
+    LearnedSteps,
+    Method,
+    MinimalNorm,
+    RandomLabels,
+    Trainable,
+    named,
+    table,
+)
+from nnrepair.methods.base import capabilities_of, kind_of
 from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
 
 #: Under every registered name but "auto": hyper-parameters that suit the tiny tasks below.
-METHODS: dict[str, Callable[[], Method]] = {
+METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "minimal-norm": MinimalNorm,
     "ft": lambda: FineTune(lr=0.01, steps=200),
     "ft+l2": lambda: FineTune(lr=0.01, steps=200, penalties=(L2(0.1),)),
@@ -26,6 +40,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "ft+kl": lambda: FineTune(lr=0.01, steps=200, penalties=(KL(0.1),), interpolate="auto"),
     "ewc": lambda: FineTune(lr=0.01, steps=200, penalties=(EWC(0.1),), rehearsal=8),
     "egnn": EGNN,
+    "grace": GRACE,
+    "learned-steps": lambda: LearnedSteps(start=0.1, lr=0.2),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 PARTS = {kind.__name__: kind for kind in (EWC, KL, L2, LInf)}
@@ -85,7 +101,17 @@ def impossible() -> tuple[nn.Module, Edits, LocalitySet]:
     return mlp(3, 6, 3), edits, LocalitySet(clusters(20, 3, seed=6))
 
 
-def needed(method: Method, locality: LocalitySet) -> LocalitySet | None:
+def ready(make: Callable[[], Method | Trainable], model: nn.Module, locality: LocalitySet) -> Method:
+    """Return a method for this network: trained for it, where it is one that is trained first."""
+    method = make()
+    if not isinstance(method, Trainable):
+        return method
+    with torch.no_grad():
+        labels = copy.deepcopy(model).eval()(locality.inputs).argmax(1)
+    return method.prepare(model, RandomLabels(locality.inputs, labels, edits=2, locality=10), steps=5)
+
+
+def needed(method: Method | Trainable, locality: LocalitySet) -> LocalitySet | None:
     """Return the locality set for methods that do not work without one."""
     return None if method.capabilities.only_edit_pair else locality
 
@@ -105,9 +131,11 @@ def everything_about(model: nn.Module) -> dict[str, Any]:
 
 @every_method
 @pytest.mark.parametrize("with_locality", [True, False])
-def test_repairs_its_edits(make: Callable[[], Method], with_locality: bool) -> None:
+def test_repairs_its_edits(make: Callable[[], Method | Trainable], with_locality: bool) -> None:
     model, edits, locality = task()
-    result = nnrepair.fix(model, edits, locality if with_locality else needed(make(), locality), method=make())
+    result = nnrepair.fix(
+        model, edits, locality if with_locality else needed(make(), locality), method=ready(make, model, locality)
+    )
     assert result.outcome.status == "repaired"
     assert result.report.success_rate == 1.0
     assert result.report.held_before == [False] * 4
@@ -117,7 +145,7 @@ def test_repairs_its_edits(make: Callable[[], Method], with_locality: bool) -> N
 
 
 @every_method
-def test_leaves_everything_else_as_it_was(make: Callable[[], Method]) -> None:
+def test_leaves_everything_else_as_it_was(make: Callable[[], Method | Trainable]) -> None:
     model, edits, locality = task()
     model.body[2].train(False)  # modes need not agree
     model.head(torch.ones(1, 10)).sum().backward()  # some gradients exist already
@@ -125,7 +153,7 @@ def test_leaves_everything_else_as_it_was(make: Callable[[], Method]) -> None:
     before = everything_about(model)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     grad_mode, default = torch.is_grad_enabled(), torch.get_default_dtype()
-    nnrepair.fix(model, edits, locality, method=make())
+    nnrepair.fix(model, edits, locality, method=ready(make, model, locality))
     assert everything_about(model) == before
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
@@ -135,10 +163,10 @@ def test_leaves_everything_else_as_it_was(make: Callable[[], Method]) -> None:
 
 
 @every_method
-def test_the_model_comes_back_in_its_own_mode_with_its_own_flags(make: Callable[[], Method]) -> None:
+def test_the_model_comes_back_in_its_own_mode_with_its_own_flags(make: Callable[[], Method | Trainable]) -> None:
     model, edits, locality = task()
     model.drop.eval()
-    result = nnrepair.fix(model, edits, needed(make(), locality), method=make())
+    result = nnrepair.fix(model, edits, needed(make(), locality), method=ready(make, model, locality))
     if make().capabilities.keeps_architecture:
         assert type(result.model) is type(model)
         before, after = everything_about(model), everything_about(result.model)
@@ -150,28 +178,28 @@ def test_the_model_comes_back_in_its_own_mode_with_its_own_flags(make: Callable[
 
 
 @every_method
-def test_works_in_float64(make: Callable[[], Method]) -> None:
+def test_works_in_float64(make: Callable[[], Method | Trainable]) -> None:
     model, edits, locality = task(torch.float64)
-    result = nnrepair.fix(model, edits, locality, method=make())
+    result = nnrepair.fix(model, edits, locality, method=ready(make, model, locality))
     assert result.outcome.ok
     assert {p.dtype for p in result.model.parameters()} == {torch.float64}
 
 
 @every_method
-def test_works_under_no_grad(make: Callable[[], Method]) -> None:
+def test_works_under_no_grad(make: Callable[[], Method | Trainable]) -> None:
     model, edits, locality = task()
     with torch.no_grad():
-        assert nnrepair.fix(model, edits, needed(make(), locality), method=make()).outcome.ok
+        assert nnrepair.fix(model, edits, needed(make(), locality), method=ready(make, model, locality)).outcome.ok
 
 
 @every_method
-def test_the_same_seed_gives_the_same_result(make: Callable[[], Method]) -> None:
+def test_the_same_seed_gives_the_same_result(make: Callable[[], Method | Trainable]) -> None:
     found = []
     for state in (1, 2):
         with torch.random.fork_rng([]):
             torch.manual_seed(state)
             model, edits, locality = task()
-            result = nnrepair.fix(model, edits, locality, method=make(), seed=7)
+            result = nnrepair.fix(model, edits, locality, method=ready(make, model, locality), seed=7)
         found.append(result)
     a, b = found
     assert everything_about(a.model)["state"] == everything_about(b.model)["state"]
@@ -180,12 +208,13 @@ def test_the_same_seed_gives_the_same_result(make: Callable[[], Method]) -> None
 
 
 @every_method
-def test_says_so_when_it_fails(make: Callable[[], Method]) -> None:
+def test_says_so_when_it_fails(make: Callable[[], Method | Trainable]) -> None:
     model, edits, locality = impossible()
     kept = needed(make(), locality)
+    method = ready(make, model, locality)
     with pytest.raises(RepairFailed, match=r"throw=False") as caught:
-        nnrepair.fix(model, edits, kept, method=make())
-    for result in (caught.value.result, nnrepair.fix(model, edits, kept, method=make(), throw=False)):
+        nnrepair.fix(model, edits, kept, method=method)
+    for result in (caught.value.result, nnrepair.fix(model, edits, kept, method=method, throw=False)):
         assert not result.outcome.ok
         assert result.outcome.status in ("infeasible", "partly repaired")
         assert result.outcome.failing
@@ -195,11 +224,11 @@ def test_says_so_when_it_fails(make: Callable[[], Method]) -> None:
 
 
 @every_method
-def test_nothing_to_do(make: Callable[[], Method]) -> None:
+def test_nothing_to_do(make: Callable[[], Method | Trainable]) -> None:
     model, edits, locality = task()
     with torch.no_grad():
         right = copy.deepcopy(model).eval()(edits.inputs).argmax(1)
-    result = nnrepair.fix(model, (edits.inputs, right), locality, method=make())
+    result = nnrepair.fix(model, (edits.inputs, right), locality, method=ready(make, model, locality))
     assert result.outcome.status == "nothing to do"
     assert result.outcome.ok
     assert result.report.weight_change.l1 == 0.0
@@ -209,11 +238,9 @@ def test_nothing_to_do(make: Callable[[], Method]) -> None:
 
 
 @every_method
-def test_the_patch_applies_and_reverts_bit_for_bit(make: Callable[[], Method]) -> None:
-    if not make().capabilities.keeps_architecture:
-        pytest.skip("another architecture has no patch")
+def test_the_patch_applies_and_reverts_bit_for_bit(make: Callable[[], Method | Trainable]) -> None:
     model, edits, locality = task()
-    result = nnrepair.fix(model, edits, needed(make(), locality), method=make())
+    result = nnrepair.fix(model, edits, needed(make(), locality), method=ready(make, model, locality))
     assert result.patch is not None
     applied = result.patch.apply(model)
     assert everything_about(applied)["state"] == everything_about(result.model)["state"]
@@ -221,19 +248,20 @@ def test_the_patch_applies_and_reverts_bit_for_bit(make: Callable[[], Method]) -
 
 
 @every_method
-def test_a_repaired_model_can_be_repaired_again(make: Callable[[], Method]) -> None:
+def test_a_repaired_model_can_be_repaired_again(make: Callable[[], Method | Trainable]) -> None:
     model, edits, locality = task()
-    first = nnrepair.fix(model, edits, needed(make(), locality), method=make())
+    first = nnrepair.fix(model, edits, needed(make(), locality), method=ready(make, model, locality))
     x = randn(2, 4, seed=9)
     more = Edits(x, mistakes(copy.deepcopy(first.model).eval(), x))
-    again = nnrepair.fix(first.model, more, LocalitySet(edits.inputs, edits.criterion.labels), method=make())
+    kept = LocalitySet(edits.inputs, edits.criterion.labels)
+    again = nnrepair.fix(first.model, more, kept, method=ready(make, first.model, locality))
     assert again.outcome.ok
 
 
 @every_method
-def test_is_a_method(make: Callable[[], Method]) -> None:
+def test_is_a_method(make: Callable[[], Method | Trainable]) -> None:
     method = make()
-    assert isinstance(method, Method)
+    assert isinstance(method, Method | Trainable)
     assert isinstance(method.capabilities, Capabilities)
     assert make() == method
     assert eval(repr(method), PARTS | {type(method).__name__: type(method)}) == method
@@ -242,7 +270,16 @@ def test_is_a_method(make: Callable[[], Method]) -> None:
 def test_every_registered_method_has_a_row() -> None:
     assert set(REGISTRY) == {"auto", *METHODS}
     for name, make in METHODS.items():
-        assert type(named(name)) is type(make())
+        assert kind_of(REGISTRY[name]) is type(make())
+
+
+def test_the_table_says_what_every_method_declares() -> None:
+    rows = {row[0]: row[2] for row in table()[1:]}
+    assert rows.keys() == {"minimal-norm, auto", *METHODS} - {"minimal-norm"}
+    for name in METHODS:
+        trained = issubclass(kind_of(REGISTRY[name]), Trainable)
+        assert capabilities_of(REGISTRY[name]).extra_training == trained
+        assert rows.get(name, "no") == ("yes" if trained else "no")
 
 
 def test_named() -> None:
@@ -255,3 +292,5 @@ def test_named() -> None:
         named(3)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="Method"):
         named(MinimalNorm)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"LearnedSteps is trained first: editor = LearnedSteps\(...\).prepare"):
+        named("learned-steps")

@@ -276,6 +276,14 @@ SINGLE = [
     ("log_softmax", one("LogSoftmax"), {}, IMAGE, 13),
     ("clip", one("Clip", "", "high"), {"high": np.float32(0.5)}, IMAGE, 17),
     ("clip10", one("Clip", min=0.0, max=0.25), {}, IMAGE, 10),
+    ("prelu", one("PRelu", "s"), {"s": normal(3, 1, 1)}, IMAGE, 17),
+    ("prelu_one", one("PRelu", "s"), {"s": normal(1)}, IMAGE, 9),
+    ("abs", one("Abs"), {}, IMAGE, 13),
+    ("neg", one("Neg"), {}, IMAGE, 13),
+    ("max", one("Max", "c", "d"), {"c": normal(3, 1, 1), "d": normal(1)}, IMAGE, 13),
+    ("min", [helper.make_node("Min", ["c", "x"], ["y"])], {"c": normal(6)}, IMAGE, 17),
+    ("hard_swish", one("HardSwish"), {}, IMAGE, 14),
+    ("hard_sigmoid", one("HardSigmoid"), {}, IMAGE, 17),
     ("elu", one("Elu", alpha=0.5), {}, IMAGE, 17),
     ("sub", one("Sub", "c"), {"c": normal(3, 1, 1)}, IMAGE, 17),
     ("div", one("Div", "c"), {"c": normal(1, 3, 1, 1) + 4}, IMAGE, 17),
@@ -448,7 +456,7 @@ def test_graphs_that_mix_a_batch_are_refused(tmp_path: Path) -> None:
         (one("Softmax", axis=0), 17, "axis 0 is the batch"),
         (one("MaxPool", kernel_shape=[2, 2], auto_pad="SAME_UPPER"), 17, "explicit pads"),
         (one("AveragePool", kernel_shape=[2, 2], pads=[1, 0, 0, 1]), 17, "uneven padding"),
-        (one("Neg"), 17, "constants only"),
+        (one("Sqrt"), 17, "constants only"),
     ],
 )
 def test_forms_of_known_operators_are_refused(

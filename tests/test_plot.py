@@ -15,6 +15,9 @@ from torch import nn
 
 import nnrepair
 from nnrepair import InvalidInput, plot
+from nnrepair.plot.slice import _scores, _violated
+from nnrepair.plot.style import PALETTE
+from nnrepair.plot.view import View
 from nnrepair.verify import Box, CheckResult, Counterexample, Property, check, vnnlib
 
 pytest.importorskip("matplotlib")
@@ -94,8 +97,8 @@ def test_the_legend_names_what_is_there(model: nn.Module, axes: Any) -> None:
 def test_many_classes_share_the_last_colour(axes: Any) -> None:
     line = weighted([[2.0 * k, 0] for k in range(20)], [-float(k * k) for k in range(20)])
     plot.region(line, (torch.zeros(2), torch.tensor([19.0, 1])), resolution=200, ax=axes)
-    assert len(texts(axes)) == len(plot.PALETTE) + 1
-    assert texts(axes)[-1] == f"{20 - len(plot.PALETTE)} others"
+    assert len(texts(axes)) == len(PALETTE) + 1
+    assert texts(axes)[-1] == f"{20 - len(PALETTE)} others"
 
 
 def test_the_model_and_pyplot_stay_as_they_were(model: nn.Module, axes: Any) -> None:
@@ -158,9 +161,9 @@ def test_violations_are_hatched(model: nn.Module, axes: Any) -> None:
     prop = Property.on(Box([0, 0, 0], [1, 1, 1]), nnrepair.Argmax([0]), outputs=3)
     plot.region(model, UNIT, resolution=40, property=prop, at=[0, 0, 0.25], ax=axes)
     assert texts(axes)[-1] == "violated"
-    view = plot._View(UNIT, (0, 1), [0, 0, 0.25], np.zeros((0, 3)), 40)
+    view = View(UNIT, (0, 1), [0, 0, 0.25], np.zeros((0, 3)), 40)
     x, y = view.middles()
-    found = plot._violated(prop, view, plot._scores(model, view, UNIT))
+    found = _violated(prop, view, _scores(model, view, UNIT))
     assert np.array_equal(found, (x <= 0.25) & (y <= 1)[:, None])  # class 0 scores x - 1/4, class 2 zero
 
 

@@ -17,7 +17,8 @@ from nnrepair import cli, onnx
 from nnrepair.cli import demonstration as demo
 from nnrepair.errors import InvalidInput
 from nnrepair.methods import MinimalNorm
-from nnrepair.plot.page import _pooled, _ticks, html_report
+from nnrepair.plot.page import _ticks, html_report
+from nnrepair.plot.pixels import pooled
 from nnrepair.results import checkers
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -93,20 +94,47 @@ def test_the_page_is_self_contained_and_suits_dark_and_narrow_screens() -> None:
     assert ("html", {"lang": "en"}) in page.tags
 
 
-def test_text_is_escaped() -> None:
-    evil = '<script>alert("x")</script>'
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "' onload=alert(1) x='",
+    "</style></title></pre><b>",
+    "{{ title }}{% for x in y %}",
+    "&lt;b&gt; &amp;",
+)
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+def test_names_and_texts_are_text_whatever_they_hold(evil: str) -> None:
+    """The page has the same tags and attributes whatever its texts are, and its reader sees them letter by letter."""
     given = setting()
-    html = html_report(
-        **given,
-        title=evil,
-        about=evil,
-        verdict=f"{evil}\n{evil}",
-        compared=[(evil, given["result"])],
-        classes=[evil, "<b>", "&"],
-        reproduce=evil,
-    )
-    assert "<script" not in html and "&lt;script&gt;" in html
-    Page(html)
+
+    def page(text: str) -> Page:
+        network = nn.Sequential(nn.Flatten(), nn.ReLU())
+        network.add_module(text.replace(".", ""), given["before"][1])
+        network.add_module("last", nn.Sequential(nn.ReLU(), given["before"][3]))
+        method = MinimalNorm(layer=text.replace(".", "") + ".weight", norm="l2")
+        result = nnrepair.fix(network, given["edits"], given["held_out"], method=method, throw=False)
+        return Page(
+            html_report(
+                network,
+                result,
+                given["edits"],
+                title=text,
+                about=text,
+                verdict=f"{text}\n{text}" if "title" in text else None,
+                unchecked=text,
+                compared=[(text, given["result"])],
+                classes=[text, "b", text],
+                reproduce=f"nnrepair fix '{text}.onnx'",
+            )
+        )
+
+    harmless, hostile = page("abc title" if "title" in evil else "abc"), page(evil)
+    assert [(tag, list(attrs)) for tag, attrs in hostile.tags] == [(tag, list(attrs)) for tag, attrs in harmless.tags]
+    assert hostile.text.count(evil) >= 6
+    assert any(f"of class {evil}" in (attrs.get("alt") or "") for _, attrs in hostile.tags)
+    assert f"nnrepair fix '{evil}.onnx'" in hostile.text
 
 
 def test_only_a_verdict_is_called_proved() -> None:
@@ -164,7 +192,7 @@ def test_large_heat_maps_keep_their_largest_entries() -> None:
     matrix = np.zeros((3, 2000))
     matrix[1, 777] = -5.0
     matrix[1, 776] = 3.0
-    small = _pooled(matrix)
+    small = pooled(matrix)
     assert small.shape[1] <= 512 and small.min() == -5.0 and (small != 0).sum() == 1
 
 

@@ -29,7 +29,7 @@ class Forgets:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("test", False, True, True, True, True)
+        return Capabilities("test", False, "same", True, True, True)
 
     def repair(self, problem: Problem) -> Proposal:
         model = copy.deepcopy(problem.model)
@@ -206,10 +206,6 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("Says repairs one edit at a time", {"mode": "batch", "method": Says(batch=False)}),
     ("Says repairs one edit at a time .* rehearsal=False", {"mode": "successive", "method": Says(batch=False)}),
     ("Says repairs one edit at a time", {"mode": "independent", "batch_size": 2, "method": Says(batch=False)}),
-    (
-        "changes the architecture; leave resume out",
-        {"mode": "independent", "resume": "x.st", "method": MinimalNorm("0", architecture="decoupled")},
-    ),
     ("A test set cannot be called 'locality set'", {"test_set": {"locality set": torch.zeros(1, 6)}}),
     ("test_set 'far' is empty", {"test_set": {"far": torch.zeros(0, 6)}}),
     ("does not accept test_set 'test set'", {"test_set": torch.zeros(3, 5)}),

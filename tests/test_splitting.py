@@ -88,7 +88,7 @@ def pattern(model: nn.Module, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return (n, relus) which ReLUs are active."""
     graph = lower(model, shape)
     values = graph.values(x)
-    parts = [values[graph.nodes[k].sources[0]] > 0 for k in graph.relus]
+    parts = [values[graph.nodes[k].sources[0]] > 0 for k in graph.bent]
     return torch.cat(parts, 1) if parts else torch.zeros(len(x), 1, dtype=torch.bool)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from suites import listed, one_by_one, scripted, statuses
 import nnrepair
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.verify import CheckResult
-from nnrepair.verify.suite import suite, vnncomp, workers
+from nnrepair.verify.suite import suite, vnncomp
 from nnrepair.verify.suite.suite import run_suite
 
 
@@ -135,19 +134,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch
 
 
 def test_workers_that_cannot_start_are_not_started_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dead:
-        task, since = None, 0.0
-
-        def __init__(self, work: Any) -> None:
-            self.pipe, theirs = multiprocessing.Pipe()
-            theirs.close()
-
-        def stop(self, patience: float = 0.0) -> str:
-            self.pipe.close()
-            return "exit code 1"
-
-    monkeypatch.setattr(workers, "_Worker", Dead)
-    with pytest.raises(NNRepairError, match="__main__"):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(NNRepairError, match=r"end as soon as they start \(exit code 1\).*/bin/false"):
         run_suite(listed(tmp_path, a="holds", b="holds"), tmp_path / "out", check=scripted)
 
 

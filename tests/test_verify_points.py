@@ -26,7 +26,7 @@ from nnrepair.verify import Box, Property, points, vnnlib
 from nnrepair.verify.points import check_points
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.search import rational as exact
-from nnrepair.verify.search.bounds import outputs_over
+from nnrepair.verify.search.intervals import outputs_over
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -119,7 +119,7 @@ def test_large_networks_are_decided_on_the_safe_side(seed: int, whole: bool) -> 
     expected = [truth(criterion, i, exactly(model, x[i])) for i in range(8)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "EXACT_LIMIT", 0)
-        judged = points._Points("points", x, criterion).judge(model, NEVER)
+        judged = points.Points("points", x, criterion).judge(model, NEVER)
     assert not judged.exact.any()
     for holds, fails, right in zip(judged.holds.tolist(), judged.fails.tolist(), expected, strict=True):
         assert (not holds or right) and (not fails or not right)

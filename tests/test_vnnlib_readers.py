@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from nnrepair import InvalidInput
 from nnrepair.cli import main
 from nnrepair.verify import vnnlib
 from nnrepair.verify.property import Box, Case, Halfspace, Property
+from nnrepair.verify.vnnlib import limits, syntax
 
 reading: Any = harness.reading
 smtlib: Any = harness.smtlib
@@ -348,10 +350,10 @@ def test_random_texts() -> None:
 
 def test_such_texts_find_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader is found out whose comments go on after a carriage return, or whose white space is Python's."""
-    tokens = vnnlib._TOKEN.pattern.replace(r"[^\n\r\v\f", r"[^\n\v\f")
-    assert tokens != vnnlib._TOKEN.pattern
+    tokens = syntax.TOKEN.pattern.replace(r"[^\n\r\v\f", r"[^\n\v\f")
+    assert tokens != syntax.TOKEN.pattern
     with monkeypatch.context() as patch:
-        patch.setattr(vnnlib, "_TOKEN", vnnlib.re.compile(tokens, vnnlib.re.VERBOSE))
+        patch.setattr(syntax, "TOKEN", re.compile(tokens, re.VERBOSE))
         assert any("package" in each for each in harness.block(160, 130, seed=1)["wrong"])
     monkeypatch.setattr(reading, "parentheses", lambda text, read=reading.parentheses: read(" ".join(text.split())))
     assert any("checker" in each for each in harness.block(0, 300, seed=1)["wrong"])
@@ -403,9 +405,8 @@ def test_what_is_too_large_is_refused_at_once(what: str) -> None:
 
 
 def test_rows_of_many_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (vnnlib, reading):
+    for module in (limits, reading):
         monkeypatch.setattr(module, "MAX_NUMBERS", 1000)
-    monkeypatch.setattr(vnnlib, "_MOST", vnnlib._MOST.replace("5000000", "1000"))
     text = HEAD + "".join(f"(declare-const Y_{k} Real)" for k in range(1, 100))
     text += "".join(f"(assert (<= Y_{k} 1))" for k in range(11))
     with pytest.raises(InvalidInput, match="11 rows for 100 outputs; at most 1000 bounds of boxes, and as many coeff"):
@@ -418,7 +419,7 @@ def test_rows_of_many_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_long_clauses_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is within the limits, together they are not."""
-    for module in (vnnlib, reading):
+    for module in (limits, reading):
         monkeypatch.setattr(module, "MAX_NUMBERS", 1000)
     pair = "(or (<= Y_0 1) (<= Y_0 2))"
     long = f"(and {'(<= Y_0 3) ' * 50} {pair * 3})"
@@ -427,19 +428,19 @@ def test_long_clauses_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_limits_are_stated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(vnnlib, "MAX_WORDS", 50)
+    monkeypatch.setattr(limits, "MAX_WORDS", 50)
     with pytest.raises(InvalidInput, match=r"line 2: more than 50 words and parentheses. Split it"):
         vnnlib.loads(HEAD + "\n" + ROW * 20)
     monkeypatch.setattr(reading, "MAX_WORDS", 50)
     with pytest.raises(reading.Unreadable, match="101 words and parentheses, or more; at most 100 are read"):
         reading.read_property(HEAD + ROW * 20, 1, 1)
-    monkeypatch.setattr(vnnlib, "MAX_NUMBERS", 20)
-    monkeypatch.setattr(vnnlib, "MAX_WORDS", 1000)
+    monkeypatch.setattr(limits, "MAX_NUMBERS", 20)
+    monkeypatch.setattr(limits, "MAX_WORDS", 1000)
     wide = "".join(f"(declare-const X_{k} Real)(assert (>= X_{k} 0))(assert (<= X_{k} 1))" for k in range(1, 5))
     parts = " ".join(f"(and (<= X_0 0.{k}) (<= Y_0 {k}))" for k in range(1, 4))
-    with pytest.raises(InvalidInput, match="there are more than 3 boxes of 5 inputs; at most 5000000 bounds of boxes"):
+    with pytest.raises(InvalidInput, match="there are more than 3 boxes of 5 inputs; at most 20 bounds of boxes"):
         vnnlib.loads(HEAD + wide + f"(assert (or {parts} (<= Y_0 9)))")
-    monkeypatch.setattr(vnnlib, "MAX_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_BYTES", 1000)
     path = tmp_path / "p.vnnlib.gz"
     for content in (gzip.compress((HEAD + ROW + " " * 1000).encode()), (HEAD + ROW).encode() + b"\n" * 1000):
         path.write_bytes(content)

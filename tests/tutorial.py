@@ -63,13 +63,14 @@ def run_as_written(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     names: dict[str, Any] = {}
     runner = doctest.DocTestRunner(optionflags=FLAGS | doctest.FAIL_FAST)
     try:
-        for kind, block in FENCE.findall(page.read_text()):
+        for number, (kind, block) in enumerate(FENCE.findall(page.read_text())):
             if kind == "console":
                 for command, shown in commands(block):
                     run(command, shown, folder)
                 continue
             told: list[str] = []
-            part = doctest.DocTestParser().get_doctest(block, names, page.name, None, 0)
+            title = f"{page.name} {number}"  # doctest takes functions of blocks with one name for its own
+            part = doctest.DocTestParser().get_doctest(block, names, title, None, 0)
             runner.run(part, out=told.append, clear_globs=False)
             assert not told, "".join(told)
             names = part.globs

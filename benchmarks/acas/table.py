@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnrepair.files import write_atomically
+from nnrepair.results import markdown
 from nnrepair.rounding import percent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,8 +86,7 @@ def table() -> str:
                 ]
             )
     head = "repair|margin|outcome|l1 of the change|largest change|proof: boxes|proof: CPU s|from parts|agreement|CPU s"
-    lines = ["| " + " | ".join(head.split("|")) + " |", "|" + "---|" * 10]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in out])
+    return markdown.table(head.split("|"), out)
 
 
 def page() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnrepair.files import write_atomically
+from nnrepair.results import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -18,11 +19,6 @@ NETWORKS = ("network", "both", "base", "repaired")
 def _file(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return loaded
-
-
-def _table(head: list[str], rows: list[list[object]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def kinds(file: dict[str, Any]) -> dict[tuple[str, str, str], Counter[str]]:
@@ -45,7 +41,7 @@ def by_kind(file: dict[str, Any]) -> str:
         if forged := counts.total() - counts["no forgery"]:
             verdicts = (counts[word] for word in ("rejected", "unreadable", "accepted"))
             rows.append([ABOUT[about], part, change.replace("_", " "), forged, *verdicts])
-    return _table(["about", "changed", "how", "forged", "rejected", "cannot be read", "accepted"], rows)
+    return markdown.table(["about", "changed", "how", "forged", "rejected", "cannot be read", "accepted"], rows)
 
 
 def totals(file: dict[str, Any]) -> dict[str, int]:
@@ -71,8 +67,8 @@ def page() -> str:
     valid = sum(sum(counts.values()) for counts in forge["valid"].values())
     taken = sum(counts.get("accepted", 0) for counts in forge["valid"].values())
     others = sum(counts["no forgery"] for counts in kinds(forge).values())
-    why = _table(["what is false", "forged"], [[k, n] for k, n in forge["why_false"].items()])
-    spoiled = _table(
+    why = markdown.table(["what is false", "forged"], [[k, n] for k, n in forge["why_false"].items()])
+    spoiled = markdown.table(
         ["file: how", "accepted", "rejected", "cannot be read"],
         [
             [k, *(v.get(word, 0) for word in ("accepted", "rejected", "unreadable"))]

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.editing import Task, drawn
 from benchmarks.measure import ROOT
 from nnrepair import Edits, EditScope, LocalitySet
+from nnrepair.domains.base import Episode, Task, drawn
 from nnrepair.domains.files import find
 from nnrepair.domains.images.cifar import ResNet, cifar10_jpeg, cifar10_lossless, lossless_rows, resnet20
+from nnrepair.domains.images.vision import Images
 from nnrepair.errors import InvalidInput
 from nnrepair.files import read_arrays, write_arrays
 from nnrepair.provenance import source
@@ -29,6 +30,8 @@ CACHE = ROOT / "build" / "cifar10-features.npz"
 FORMAT = "nnrepair benchmark features 1"
 #: Size of the locality set; it is drawn from every fifth training image.
 LOCALITY, EVERY = 2500, 5
+#: Training images that episodes take their edits from, of those that the network gets wrong.
+MISTAKES = 500
 
 
 def head(network: ResNet) -> nn.Sequential:
@@ -49,8 +52,6 @@ def task(model: str, seed: int, edits: int) -> Task:
     rest = torch.ones(len(at["test"]), dtype=torch.bool)
     rest[mine] = False
     apart = ~torch.isin(at["lossless rows"], mine)  # an edited image's own original is no test of what was kept
-    neighbours = at["neighbours"][place]
-    each = neighbours.shape[1]
     return Task(
         model=network,
         edits=Edits(at["test"][mine], labels),
@@ -59,10 +60,28 @@ def task(model: str, seed: int, edits: int) -> Task:
             "jpeg": (at["test"][rest], at["test labels"][rest]),
             "lossless": (at["lossless"][apart], at["lossless labels"][apart]),
         },
-        edit_scope=EditScope(
-            neighbours.flatten(0, 1), labels.repeat_interleave(each), of=torch.arange(edits).repeat_interleave(each)
-        ),
+        edit_scope=scope(at["neighbours"][place], labels),
+        training=lambda: training(network, at),
     )
+
+
+def training(network: nn.Module, at: dict[str, Tensor]) -> Episode:
+    """Edits: JPEG training images; scope: the same, moved and mirrored; kept: JPEG training images."""
+    wrong = at["train wrong"]
+    with torch.no_grad():
+        right = network(at["train"]).argmax(1) == at["train labels"]
+    return Episode(
+        Edits(at["train"][wrong], at["train labels"][wrong]),
+        scope(at["train neighbours"], at["train labels"][wrong]),
+        LocalitySet(at["train"][right], at["train labels"][right]),
+    )
+
+
+def scope(neighbours: Tensor, labels: Tensor) -> EditScope:
+    """Return (n, each, 64) neighbours of n edits as an edit scope."""
+    each = neighbours.shape[1]
+    of = torch.arange(len(labels)).repeat_interleave(each)
+    return EditScope(neighbours.flatten(0, 1), labels.repeat_interleave(each), of)
 
 
 def shifted(images: Tensor) -> Tensor:
@@ -95,8 +114,8 @@ def _checked(meta: dict[str, Any], arrays: dict[str, Any], made_from: str) -> di
 
 
 def _made_from() -> str:
-    files = ("cifar10_jpeg_test.npz", "cifar10_jpeg_train.npz", "cifar10_lossless.npz", "resnet20-12fca82f.th")
     """Return the hash of all that decides the features: code, data, weights, and what computes."""
+    files = ("cifar10_jpeg_test.npz", "cifar10_jpeg_train.npz", "cifar10_lossless.npz", "resnet20-12fca82f.th")
     digest = hashlib.sha256(Path(__file__).read_bytes() + f"{source()} {torch.__version__}".encode())
     for file in files:
         path = find(f"cifar10/{file}")
@@ -113,16 +132,23 @@ def _computed() -> dict[str, Tensor]:
 
     test, lossless = cifar10_jpeg("test"), cifar10_lossless("test")
     train = cifar10_jpeg("train")[::EVERY]
-    at = seen(test.inputs)
-    wrong = (network.linear(at).argmax(1) != test.labels).nonzero()[:, 0]
-    neighbours = seen(shifted(test[wrong].inputs).flatten(0, 1)).unflatten(0, (len(wrong), -1))
+
+    def mistakes(images: Images, at: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        wrong = (network.linear(at).argmax(1) != images.labels).nonzero()[:most, 0]
+        return wrong, seen(shifted(images[wrong].inputs).flatten(0, 1)).unflatten(0, (len(wrong), -1))
+
+    at, at_train = seen(test.inputs), seen(train.inputs)
+    wrong, neighbours = mistakes(test, at, len(test))
+    train_wrong, train_neighbours = mistakes(train, at_train, MISTAKES)
     return {
         "test": at,
         "test labels": test.labels,
         "wrong": wrong,
         "neighbours": neighbours,
-        "train": seen(train.inputs),
+        "train": at_train,
         "train labels": train.labels,
+        "train wrong": train_wrong,
+        "train neighbours": train_neighbours,
         "lossless": seen(lossless.inputs),
         "lossless labels": lossless.labels,
         "lossless rows": lossless_rows("test"),

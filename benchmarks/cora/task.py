@@ -5,9 +5,9 @@ The protocol is that of `benchmarks.graph.task`. Trained networks are stored in 
 
 from __future__ import annotations
 
-from benchmarks.editing import Task
 from benchmarks.graph.task import KINDS, posed, trained
 from benchmarks.measure import ROOT
+from nnrepair.domains.base import Task
 from nnrepair.domains.graphs import graph
 from nnrepair.domains.graphs.data import load
 from nnrepair.errors import InvalidInput, near_matches

@@ -52,11 +52,11 @@ def case(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure one size of graph."""
+    from benchmarks.graph.reddit import reddit_like
+    from benchmarks.graph.reddit import statistics as count
     from nnrepair.domains.graphs.cached import cached
     from nnrepair.domains.graphs.graph import network, train
     from nnrepair.domains.graphs.layerwise import evaluate
-    from nnrepair.domains.reddit import reddit_like
-    from nnrepair.domains.reddit import statistics as count
 
     phases: dict[str, Any] = {}
     graph = _phase(phases, "generation", lambda: reddit_like(round(NODES * (edges / EDGES) ** 0.5), edges, seed=seed))

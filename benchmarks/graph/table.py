@@ -11,8 +11,9 @@ from benchmarks import figures
 from benchmarks.editing import DOMAINS, Row
 from benchmarks.editing_table import DOCS, MODE_TITLES, unedited
 from benchmarks.graph.task import GRAPHS, KEPT, TRAINED
-from benchmarks.rows import Group, experiments, groups, markdown, rank, result_files, seconds_of, seeds_of, spread
+from benchmarks.rows import Group, experiments, groups, rank, result_files, seconds_of, seeds_of, spread
 from nnrepair.files import write_atomically
+from nnrepair.results import markdown
 from nnrepair.rounding import percent
 
 #: In the order of the loader, and gcn before sage.
@@ -47,7 +48,7 @@ def table(some: Sequence[Group]) -> str:
         edits = group.rows[0]["edits"]
         cells.append(f"{seeds_of(group)} × {edits}")
         rows.append(cells)
-    return markdown(head, rows)
+    return markdown.table(head, rows)
 
 
 def _mean(group: Group, key: str, form: str, scale: float = 1.0) -> str:
@@ -88,7 +89,7 @@ before the first edit; an *edit* is the median time of `fix`, with its checks an
 Drawdown is over all nodes, and *process* is the whole process's peak, with graph, features, libraries and, up to a
 million edges, the ordinary forward pass that inference in blocks is compared with.
 
-{markdown(head, [_grown(row) for row in rows])}
+{markdown.table(head, [_grown(row) for row in rows])}
 
 Wall seconds on a machine that others used too; CPU seconds are in `benchmarks/graph/results/scale.json`.
 """
@@ -154,7 +155,7 @@ edits hold, fine-tuning may take 100 steps where it then took 10, least squares 
 have other weights, and there are five splits: figures compare in kind and not digit by digit. With rehearsal, and for
 all experiments on Cora, see [the editing page](results-editing.md).
 
-{markdown(head, rows)}
+{markdown.table(head, rows)}
 """
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.editing import Task, drawn
 from benchmarks.measure import ROOT
+from nnrepair.domains.base import Episode, Task, drawn
 from nnrepair.domains.graphs import graph
 from nnrepair.domains.graphs.cached import cached
 from nnrepair.domains.graphs.data import load
@@ -87,6 +87,20 @@ def posed(
         locality_set=NodeLocality(source, keep),
         test_set={"test": (inputs_of(source, data.test_mask), data.y[data.test_mask])},
         edit_scope=NodeScope(source, mine, same_class=True, without=data.train_mask),
+        training=lambda: training(model, source, data),
+    )
+
+
+def training(model: nn.Module, source: Any, data: Graph) -> Episode:
+    """Edits: wrong training nodes; scope: their neighbours among these, in their classes; kept: the right ones."""
+    assert data.train_mask is not None
+    wrong = graph.mistakes(model, source, data.train_mask)
+    right = data.train_mask.clone()
+    right[wrong] = False
+    return Episode(
+        NodeEdits(source, wrong),
+        NodeScope(source, wrong, same_class=True, without=~data.train_mask),
+        NodeLocality(source, right),
     )
 
 

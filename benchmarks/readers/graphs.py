@@ -35,8 +35,9 @@ CHAIN = {
 IMAGES = {"Conv": 3.0, "MaxPool": 2.0, "AveragePool": 1.5, "GlobalAveragePool": 1.0, "BatchNormalization": 1.5}
 IMAGES |= {"ReduceMean": 1.0, "Transpose": 1.0}
 LINEAR = {"Mul": 1.0, "Div": 1.0, "Concat": 1.0, "LeakyRelu": 1.0, "Clip": 1.5, "Dropout": 0.7}
+LINEAR |= {"PRelu": 0.5, "HardSigmoid": 0.5, "HardSwish": 0.5, "Abs": 0.5, "Max": 0.5, "Min": 0.5}
 CURVED = {"Elu": 1.0, "Sigmoid": 0.7, "Tanh": 0.7, "Softplus": 0.7, "Softmax": 1.0, "LogSoftmax": 0.7}
-RARE = {"Gather": 0.15, "Slice": 0.15, "Squeeze": 0.15, "Unsqueeze": 0.15, "Cast": 0.15, "Neg": 0.1, "Sqrt": 0.1}
+RARE = {"Gather": 0.15, "Slice": 0.15, "Squeeze": 0.15, "Unsqueeze": 0.15, "Cast": 0.15, "Neg": 0.4, "Sqrt": 0.1}
 RARE |= {"batch size": 0.15, "unknown": 0.1}
 
 #: Mostly vectors.

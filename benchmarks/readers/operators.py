@@ -43,6 +43,16 @@ def leaky(d: Draft, x: Value) -> Value:
     return _to(d, x, "LeakyRelu", alpha=d.pick([None, 0.1, 0.25, 0.01, 0.0, 1.5, -0.5, 1.0]))
 
 
+def prelu(d: Draft, x: Value) -> Value:
+    channels, rest = x.shape[1:2] or (1,), (1,) * (len(x.shape) - 2)
+    shape = d.pick([(1,), channels + rest, (1, *channels, *rest), *([x.shape[1:]] if d.odd(0.1) else [])])
+    return _to(d, x, "PRelu", [d.store(d.numbers(shape, x.dtype))])
+
+
+def hard_sigmoid(d: Draft, x: Value) -> Value:
+    return _to(d, x, "HardSigmoid", alpha=d.pick([None, 0.25, 1.0, -0.5]), beta=d.pick([None, 0.0, 0.25]))
+
+
 def elu(d: Draft, x: Value) -> Value:
     return _to(d, x, "Elu", alpha=d.pick([None, 1.0, 0.5, 0.0, 2.5]))
 
@@ -487,20 +497,18 @@ def batch_size(d: Draft, x: Value) -> Value | None:
 
 def unknown(d: Draft, x: Value) -> Value:
     """What no reader knows."""
-    op = d.pick(
-        ["Abs", "Sin", "Exp", "Floor", "Sign", "Reciprocal", "HardSwish", "Size", "LRN", "PRelu", "GlobalMaxPool"]
-    )
-    if op == "PRelu":
-        return _to(d, x, op, [d.store(d.numbers((1,), x.dtype))])
+    op = d.pick(["Sin", "Exp", "Floor", "Sign", "Reciprocal", "Size", "LRN", "GlobalMaxPool"])
     return _to(d, x, op, size=3 if op == "LRN" else None)
 
 
 OPERATORS: dict[str, Maker] = {
-    **{op: plain(op) for op in ("Relu", "Sigmoid", "Tanh", "Softplus", "Identity", "Neg", "Sqrt")},
+    **{op: plain(op) for op in ("Relu", "Sigmoid", "Tanh", "Softplus", "Identity", "Abs", "Neg", "Sqrt", "HardSwish")},
     **{op: softmax(op) for op in ("Softmax", "LogSoftmax")},
-    **{op: arithmetic(op) for op in ("Add", "Sub", "Mul", "Div")},
+    **{op: arithmetic(op) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")},
     **{op: squeeze(op) for op in ("Squeeze", "Unsqueeze")},
     "LeakyRelu": leaky,
+    "PRelu": prelu,
+    "HardSigmoid": hard_sigmoid,
     "Elu": elu,
     "Clip": clip,
     "Dropout": dropout,

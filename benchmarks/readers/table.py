@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnrepair.files import write_atomically
+from nnrepair.results import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results" / "readers.json"
@@ -20,11 +21,6 @@ READERS = {
 }
 WRONG = ("difference", "crash")
 Row = dict[str, Any]
-
-
-def _table(head: list[str], rows: list[list[object]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def totals(rows: list[Row], key: str) -> dict[str, Counter[str]]:
@@ -42,14 +38,14 @@ def by_reader(rows: list[Row]) -> str:
         known = {"agrees", "refused", *WRONG}
         rest = sum(n for word, n in counts.items() if word not in known)
         out.append([READERS[reader], counts["agrees"], *(counts[word] for word in WRONG), rest, counts["refused"]])
-    return _table(["reader", "read, equal", "different", "foreign errors", "not comparable", "refused"], out)
+    return markdown.table(["reader", "read, equal", "different", "foreign errors", "not comparable", "refused"], out)
 
 
 def by_operator(rows: list[Row]) -> str:
     counts = totals(rows, "operators")
     operators = sorted(set().union(*counts.values()))
     out: list[list[object]] = [[op, *(counts[reader][op] or "–" for reader in READERS)] for op in operators]
-    return _table(["operator", *READERS.values()], out)
+    return markdown.table(["operator", *READERS.values()], out)
 
 
 def page() -> str:

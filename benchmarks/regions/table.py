@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnrepair.files import write_atomically
+from nnrepair.results import markdown
 from nnrepair.rounding import percent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,11 +18,6 @@ Row = dict[str, Any]
 def _file(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((RESULTS / name).read_text())
     return loaded
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def _number(value: float | None, form: str = ".3g") -> str:
@@ -66,7 +61,7 @@ def slices() -> str:
     head = ["repair", "margin", "optimum", "rows in use", "CPU s", "of it linear program", "peak MiB"]
     head += ["slices that hold", "least slack", "`result.verify()`", "broken (of the stronger property)"]
     head += ["held-out counterexamples fixed"]
-    return _table(head, out)
+    return markdown.table(head, out)
 
 
 def lines() -> str:
@@ -96,7 +91,7 @@ def lines() -> str:
         )
     head = ["layer (weights)", "lines", "linear regions", "lines that hold", "optimum", "differs from baseline's by"]
     head += ["rows in use", "CPU s", "baseline CPU s", "ratio", "peak MiB, ours / baseline", "`result.verify()`"]
-    return _table([*head, "clean drawdown (points)", "fog gain (points)"], out)
+    return markdown.table([*head, "clean drawdown (points)", "fog gain (points)"], out)
 
 
 def _same(a: Row, b: Row) -> bool:

@@ -3,8 +3,10 @@
     python -m benchmarks.verify.acas            the checker, certificates rechecked; resumes where it was stopped
     python -m benchmarks.verify.acas plain      plain longest-edge search on the easier half, with the checker beside it
     python -m benchmarks.verify.acas without    the two hardest without optimised slopes
+    python -m benchmarks.verify.acas again      after a change of the checker: are verdicts, boxes and nodes of all
+                                                instances those of acas.json?
 
-Files: benchmarks/verify/results/acas.json, acas-plain.json, acas-without.json.
+Files: benchmarks/verify/results/acas.json, acas-plain.json, acas-without.json, acas-again.json.
 """
 
 from __future__ import annotations
@@ -123,5 +125,21 @@ def run_without() -> None:
                 measure.save(path, rows, "the two hardest instances, with and without optimised slopes")
 
 
+def run_again() -> None:
+    """Check every instance once more and compare it with its row in acas.json; what differs is listed."""
+    path, expected, differ = RESULTS / "acas-again.json", truth(), list[str]()
+    stored = {(row["network"], row["property"]): row for row in measure.load(RESULTS / "acas.json")}
+    rows: list[Row] = []
+    for name, number, network, prop in tqdm(instances(), desc="again"):
+        result, before = check(network, prop, timeout=LIMIT), stored[name, number]
+        row = row_of(name, number, result, expected[network.name, prop.name])
+        row["nodes"] = None if result.certificate is None else len(result.certificate.dim)
+        row["same"] = all(row[key] == before.get(key) for key in ("verdict", "boxes", "nodes"))
+        rows.append(row)
+        differ += [] if row["same"] else [f"{name} with property {number}: {row}, was {before}"]
+        measure.save(path, rows, "every instance once more: the same verdict, boxes and nodes as in acas.json?")
+    print(f"{len(rows)} instances, {len(differ)} differ", *differ, sep="\n")
+
+
 if __name__ == "__main__":
-    {"plain": run_plain, "without": run_without}.get("".join(sys.argv[1:2]), run)()
+    {"plain": run_plain, "without": run_without, "again": run_again}.get("".join(sys.argv[1:2]), run)()

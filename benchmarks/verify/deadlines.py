@@ -285,16 +285,14 @@ def run_case(index: int, clock: str, seed: int = SEED) -> dict[str, Any]:
 def run(count: int, clock: str, path: Path) -> list[dict[str, Any]]:
     """Run the cases that the result file lacks."""
     rows, commit = {row["case"]: row for row in measure.load(path)}, measure.commit()
-    for index in range(count):
-        if index not in rows:
-            arguments = {"index": index, "clock": clock}
-            row = measure.in_forked_process(
-                run_case, arguments, PATIENCE, ["benchmarks.verify.soundness", "onnxruntime"]
-            )
-            about = {"case": index, "kind": list(KINDS)[index % len(KINDS)], "seed": SEED, "commit": commit}
-            rows[index] = about | {"late": True} | row
-            measure.save(path, [rows[k] for k in sorted(rows)], f"check() with time limits of {LIMITS} seconds")
-            print(shown(rows[index]), flush=True)
+    todo = [{"index": index, "clock": clock} for index in range(count) if index not in rows]
+    preload = ["benchmarks.verify.soundness", "onnxruntime"]
+    for case, row in measure.each_in_its_process(run_case, todo, PATIENCE, preload):
+        index = case["index"]
+        about = {"case": index, "kind": list(KINDS)[index % len(KINDS)], "seed": SEED, "commit": commit}
+        rows[index] = about | {"late": True} | row
+        measure.save(path, [rows[k] for k in sorted(rows)], f"check() with time limits of {LIMITS} seconds")
+        print(shown(rows[index]), flush=True)
     return list(rows.values())
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.verify import exhaustive
 from nnrepair.domains.files import find
+from nnrepair.processes import Failure, in_processes
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
 RESULTS = Path(__file__).parent / "results"
@@ -116,9 +118,11 @@ def run(who: str, count: int, workers: int, limit: float) -> None:
         k for k in range(count) if k not in rows or (rows[k]["verdict"] == "unknown" and rows[k]["limit"] < limit)
     ]
     about = f"random properties of the ACAS Xu networks, decided by the {who}; limits are seconds of wall time"
-    with ProcessPoolExecutor(workers) as pool:
-        for answer in as_completed([pool.submit(one, index, who, limit) for index in missing]):
-            row = answer.result()
+    with closing(in_processes(partial(one, who=who, limit=limit), missing, workers)) as answers:
+        for index, row in answers:
+            if isinstance(row, Failure):
+                print(f"property {index}: {row}", flush=True)
+                continue
             rows[row["property"]] = row
             measure.save(path, [rows[k] for k in sorted(rows)], about)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from nnrepair.files import write_atomically
+from nnrepair.results import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -25,11 +26,6 @@ def _file(name: str) -> dict[str, Any]:
 def _rows(name: str) -> list[Row]:
     rows: list[Row] = _file(name)["rows"]
     return rows
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def _total(rows: Iterable[Row], key: str) -> float:
@@ -83,7 +79,7 @@ def by_property() -> str:
             ]
         )
     head = "property|holds|violated|unknown|wrong|CPU s|slowest CPU s|boxes|recheck CPU s|accepted|certificates KiB"
-    return _table(head.split("|"), out)
+    return markdown.table(head.split("|"), out)
 
 
 def slowest(count: int = 15) -> str:
@@ -99,7 +95,7 @@ def slowest(count: int = 15) -> str:
         f"{row['recheck_cpu_seconds']:.2f}" if "recheck_cpu_seconds" in row else "–",
     ]
     head = ["instance", "verdict", "CPU s", "boxes", "nodes", "certificate bytes", "recheck CPU s"]
-    return _table(head, map(shown, rows))
+    return markdown.table(head, map(shown, rows))
 
 
 def plain() -> dict[str, Any]:
@@ -121,7 +117,7 @@ def plain() -> dict[str, Any]:
 def without() -> str:
     """The two hardest with and without optimised slopes."""
     rows = _rows("acas-without.json")
-    return _table(
+    return markdown.table(
         ["instance", "improvement steps", "verdict", "boxes", "CPU s"],
         [
             [
@@ -155,7 +151,7 @@ def images() -> str:
             ]
         )
     head = "network|radius|images|holds|violated|unknown|plain CROWN proves|plain and attack solve|median CPU s"
-    return _table(head.split("|"), out)
+    return markdown.table(head.split("|"), out)
 
 
 def soundness() -> str:
@@ -178,7 +174,7 @@ def soundness() -> str:
                 answers = {a: n for (v, x, a), n in counts.items() if (v, x) == (verdict, near)}
                 if answers:
                     out.append([split, verdict, near, *(answers.get(a, 0) for a in ("holds", "violated", "unknown"))])
-    return _table(["split", "exact answer", "how clearly", "holds", "violated", "unknown"], out)
+    return markdown.table(["split", "exact answer", "how clearly", "holds", "violated", "unknown"], out)
 
 
 def heldout() -> dict[str, Any]:
@@ -284,7 +280,7 @@ sampled extreme), against plain search with an attack; limits {"/".join(f"{v:g}"
 {"/".join(f"{v:g}" for v in h["limits"])} s of wall time. **{h["contradictions"]} contradictions.**
 
 {
-        _table(
+        markdown.table(
             ["", "holds", "violated", "unknown", "CPU s"],
             [
                 ["checker", *(h["ours"][v] for v in ("holds", "violated", "unknown")), f"{h['cpu']:.0f}"],

@@ -11,10 +11,11 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
-from nnrepair.cli.parser import ERROR, command_line
+from nnrepair.cli.parser import ERROR, WITH_METHOD, command_line
 from nnrepair.errors import NNRepairError, printable
 
 
@@ -43,11 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(given: Sequence[str]) -> argparse.Namespace:
-    commands = command_line()
+    helps = {"-h", "--help"} & set(given)
+    commands = command_line(_method_options(given) if given and given[0] in WITH_METHOD and not helps else None)
     if not given:
         commands.print_help(sys.stderr)
         commands.exit(2)
     return commands.parse_args(given)
+
+
+def _method_options(given: Sequence[str]) -> Callable[[argparse.ArgumentParser], None]:
+    """Return what adds the options of the method that a command line names."""
+    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    first.add_argument("--method", default="auto")
+    try:
+        name = first.parse_known_args(given[1:])[0].method
+    except argparse.ArgumentError:  # the whole command line will be refused for it
+        name = "auto"
+    add = importlib.import_module(f"{__name__}.method_options").add
+    return partial(add, name=name)
 
 
 @contextmanager

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import joblib
+
 from nnrepair.cli.model_file import ModelFile
 from nnrepair.cli.options import Outputs, require_device, require_places
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, first_line
+from nnrepair.extras import needed
 from nnrepair.files import write_atomically
 from nnrepair.verify import CheckResult, check
 from nnrepair.verify.suite import vnncomp
@@ -20,7 +23,7 @@ from nnrepair.verify.suite.suite import run_suite
 
 EXIT_CODES = {"holds": 0, "violated": 1, "unknown": 2, "error": 3}
 _SINGLE = ("certificate", "vnncomp")
-_SUITE = ("out", "jobs", "resume", "certificates", "expect")
+_SUITE = ("out", "jobs", "dask", "resume", "certificates", "expect")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
             if wrong
             else "Expected a model and a property (nnrepair check MODEL.onnx PROPERTY.vnnlib), or --suite CSV."
         )
+    if arguments.dask is not None and arguments.jobs is not None:
+        raise InvalidInput("--dask uses all workers of the cluster; leave out --jobs.")
     if arguments.timeout is not None and not arguments.timeout > 0:
         raise InvalidInput(f"--timeout is {arguments.timeout:g}; expected seconds, more than 0.")
     require_device(arguments.device)
@@ -106,25 +111,45 @@ def _write_certificate(arguments: argparse.Namespace, result: CheckResult, outpu
         "unknown": "nothing was proved",
     }
     outputs.lines.append(f"not written: {path}, because {why[result.verdict]}")
-    if arguments.quiet:  # asked for and not delivered: that is never silent
+    if arguments.quiet:  # a file that was asked for is missing: --quiet does not hide that
         print(outputs.lines[-1], file=sys.stderr)
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Let the workers of a dask cluster do what joblib does inside; None: this machine."""
+    if address is None:
+        yield
+        return
+    with needed("dask", "--dask needs dask's scheduler"):
+        from distributed import Client
+    try:
+        client = Client(address)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"--dask {address}: no scheduler answers there ({first_line(error)}). Expected what `dask scheduler` says "
+            "when it starts, such as tcp://10.0.0.1:8786."
+        ) from error
+    with client, joblib.parallel_config(backend="dask"):
+        yield
 
 
 def _suite(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path(f"{arguments.suite.stem}-results")
     try:
-        result = run_suite(
-            arguments.suite,
-            out,
-            jobs=2 if arguments.jobs is None else arguments.jobs,
-            timeout=arguments.timeout,
-            resume=bool(arguments.resume),
-            certificates=arguments.certificates,
-            expect=arguments.expect,
-            progress=not arguments.quiet,
-            device=arguments.device,
-            seed=arguments.seed,
-        )
+        with _cluster(arguments.dask):
+            result = run_suite(
+                arguments.suite,
+                out,
+                jobs=None if arguments.dask is not None else arguments.jobs or 2,
+                timeout=arguments.timeout,
+                resume=bool(arguments.resume),
+                certificates=arguments.certificates,
+                expect=arguments.expect,
+                progress=not arguments.quiet,
+                device=arguments.device,
+                seed=arguments.seed,
+            )
     except KeyboardInterrupt:
         print(f"nnrepair: interrupted; {out} keeps what is done; the same with --resume goes on.", file=sys.stderr)
         return EXIT_CODES["error"]

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from nnrepair import onnx
+from nnrepair.domains import digits
 from nnrepair.domains.images import vision
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.extras import needed
@@ -26,10 +26,15 @@ from nnrepair.results import checkers
 from nnrepair.results.certificate import Certificate, at_most
 from nnrepair.results.result import RepairResult
 from nnrepair.rounding import percent
-from nnrepair.spec.edits import Edits, LocalitySet
+from nnrepair.spec.edits import LocalitySet
 from nnrepair.spec.running import outputs
 
 CHECK_SECONDS = 300
+
+_ABOUT = """\
+A small convolutional network was trained on {train} handwritten digits and misreads {edits} of {test} others. Wanted: \
+the smallest change of its last layer that corrects those {edits} and keeps every training digit that it read \
+correctly."""
 
 _REPRODUCE = """\
 nnrepair demo --seed {seed}
@@ -65,30 +70,15 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
         InvalidInput: another ending, a page that cannot be written, or a seed without mistakes.
         NNRepairError: the disk filled up meanwhile; the message says where page and files are.
     """
-    if page.suffix not in (".html", ".htm"):
-        raise InvalidInput(f"--out {page.name}: the page is written as .html.")
-    folder = page.with_suffix("")
-    for path in (page, folder / "certificate.npz"):
-        require_writable(path)
-    with needed("demo", "The demo needs scikit-learn, matplotlib and the onnx packages"):
-        import matplotlib  # noqa: F401
-        import onnxscript  # noqa: F401
-        import sklearn  # noqa: F401
+    folder = _folder(page)
     started = time.perf_counter()
     train, test = vision.digits(seed=seed)
-    model = vision.train_classifier(vision.digits_cnn(seed=seed), train, seed=seed)
-    with torch.no_grad():
-        wrong = model(test.inputs).argmax(1) != test.labels
-        right = model(train.inputs).argmax(1) == train.labels
-    if not bool(wrong.any()):
-        raise InvalidInput(f"With seed {seed} the classifier makes no mistake to repair. Choose another --seed.")
-    edits = Edits(test.inputs[wrong], test.labels[wrong])
-    locality = LocalitySet(train.inputs[right], train.labels[right])
-    held_out = LocalitySet(test.inputs[~wrong], test.labels[~wrong])
+    task = digits.task(seed=seed)
+    model, edits, held_out = task.model, task.edits, LocalitySet(*task.test_set["test"])
     say(f"Trained a classifier on {len(train)} handwritten digits ({time.perf_counter() - started:.0f} s).")
     say(f"It misreads {len(edits)} of {len(test)} test digits. Repairing them ...")
-    result = fix(model, edits, locality, method=MinimalNorm(layer="fc2", norm="l1"), throw=False)
-    least = fix(model, edits, locality, throw=False)
+    result = fix(model, edits, task.locality_set, method=MinimalNorm(layer="fc2", norm="l1"), throw=False)
+    least = fix(model, edits, task.locality_set, throw=False)
 
     check = _Check(None, "This repair comes without a certificate.")
     if result.certificate is not None:
@@ -99,11 +89,7 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
         result,
         edits,
         title=f"{len(edits)} misread digits",
-        about=(
-            f"A small convolutional network was trained on {len(train)} handwritten digits and misreads {len(edits)} "
-            f"of {len(test)} others. Wanted: the smallest change of its last layer that corrects those {len(edits)} "
-            "and keeps every training digit that it read correctly."
-        ),
+        about=_ABOUT.format(train=len(train), test=len(test), edits=len(edits)),
         held_out=held_out,
         verdict=check.verdict,
         unchecked=check.reason,
@@ -120,6 +106,20 @@ def run(page: Path, seed: int = 0, say: Callable[[str], object] = lambda line: N
     say(f"The files      {folder}/ (networks as ONNX, certificate, patch)")
     say(f"               {time.perf_counter() - started:.0f} s in all")
     return result.outcome.ok
+
+
+def _folder(page: Path) -> Path:
+    """Return where the files beside the page go, once it is clear that both can be written and nothing is missing."""
+    if page.suffix not in (".html", ".htm"):
+        raise InvalidInput(f"--out {page.name}: the page is written as .html.")
+    folder = page.with_suffix("")
+    for path in (page, folder / "certificate.npz"):
+        require_writable(path)
+    with needed("demo", "The demo needs scikit-learn, matplotlib and the onnx packages"):
+        import matplotlib  # noqa: F401
+        import onnxscript  # noqa: F401
+        import sklearn  # noqa: F401
+    return folder
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnrepair.cli.method_options import chosen as with_options
+from nnrepair.cli.method_options import options_given
 from nnrepair.cli.model_file import ModelFile
 from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
 from nnrepair.files import plain, write_atomically
 from nnrepair.fix import fix
-from nnrepair.methods import Method, named
+from nnrepair.methods import Editor, Method, named
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     edits = read_points(arguments.edits, "--edits", labelled=True)
     sequence: dict[str, Any] = {}
     if arguments.mode == "successive":
-        sequence = {"batch_size": arguments.batch_size, "rehearsal": not arguments.no_rehearsal}
+        sequence = {"batch_size": arguments.batch_size, "rehearsal": False if arguments.no_rehearsal else None}
         sequence["resume"] = arguments.resume
     elif arguments.batch_size != 1 or arguments.no_rehearsal or arguments.resume is not None:
         raise InvalidInput("--batch-size, --no-rehearsal and --resume are for --mode successive.")
@@ -101,7 +103,7 @@ def _write_all(
             f"not written: {arguments.certificate}. A certificate of minimality exists for changes of one layer after "
             "which everything is affine (usually the last one): choose it with --layer."
         )
-        if arguments.quiet:  # asked for and not delivered: that is never silent
+        if arguments.quiet:  # a file that was asked for is missing: --quiet does not hide that
             print(outputs.lines[-1], file=sys.stderr)
     elif arguments.certificate is not None and certificate is not None:
 
@@ -115,33 +117,19 @@ def _write_all(
 
 
 def _method(arguments: argparse.Namespace) -> Method:
-    """Return the named method with the options that were given."""
-    method = named(arguments.method)
-    fields: set[str] = (
-        {field.name for field in dataclasses.fields(method)} if dataclasses.is_dataclass(method) else set()
-    )
-    where = "layers" if "layers" in fields else "layer"
-    given = {
-        where: arguments.layer[0] if arguments.layer and len(arguments.layer) == 1 else arguments.layer,
-        "norm": arguments.norm,
-        "margin": arguments.margin,
-        "architecture": arguments.architecture,
-        "locality": arguments.locality_mode,
-        "gap": arguments.gap,
-        "steps": arguments.steps,
-        "lr": arguments.lr,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    unknown = [f"--{'locality-mode' if name == 'locality' else name}" for name in given if name not in fields]
-    if unknown:
-        known = ", ".join(sorted(fields)) or "none"
-        raise InvalidInput(f"Method {arguments.method!r} has no option {', '.join(unknown)}. Its options: {known}.")
-    chosen: Method = dataclasses.replace(method, **given) if given else method  # type: ignore[type-var]
-    if not chosen.capabilities.keeps_architecture:
-        instead = "leave out --architecture" if arguments.architecture else "choose another --method"
+    """Return the named method with the options that were given, or the editor in a file."""
+    given = options_given(arguments)
+    if arguments.method.endswith(".safetensors"):
+        if given:
+            raise InvalidInput(
+                f"{', '.join(f'--{flag}' for flag in given)}: an editor repairs as it was trained. Give these options "
+                "to nnrepair prepare."
+            )
+        return Editor.load(arguments.method)
+    chosen: Method = named(with_options(arguments))
+    if chosen.capabilities.returns == "decoupled":
         raise InvalidInput(
-            f"A repair that changes the architecture cannot be written as .onnx or .pt2; {instead}, or call "
-            "nnrepair.fix from Python."
+            "The command line writes no decoupled networks; leave out --architecture, or call nnrepair.fix from Python."
         )
     return chosen
 

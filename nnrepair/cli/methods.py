@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 
+from nnrepair.cli.method_options import options_of
 from nnrepair.methods import LEGEND, distinct, table
+from nnrepair.methods.base import kind_of
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table of methods, and a line about each."""
+    """Print the table of methods, and each with its options."""
     for row in _columns(table()):
         print(row)
     print()
     print(LEGEND)
     print()
-    for name, method in distinct().items():
-        print(f"{name}: {(type(method).__doc__ or '').strip().splitlines()[0]}")
+    print("An option below is called --method-NAME where the command has one of the same name.")
+    kinds: dict[type, list[str]] = {}
+    for names, make in distinct().items():
+        kinds.setdefault(kind_of(make), []).append(names)
+    for kind, listed in kinds.items():
+        print(f"\n{', '.join(listed)}: {(kind.__doc__ or '').strip().splitlines()[0]}")
+        for option in options_of(kind):
+            line = f"  --{option.flag} ({option.default}): {option.about}"
+            print(textwrap.fill(line, 118, subsequent_indent=" " * 6, break_on_hyphens=False))
     return 0
 
 

@@ -18,8 +18,10 @@ from nnrepair.files import replacing
 from nnrepair.fingerprint import fingerprint
 from nnrepair.results.certificate import Certificate
 from nnrepair.spec.edits import Edits
+from nnrepair.spec.network import stated_shape
 from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs
+from nnrepair.wrappers.base import Wrapper
 
 
 @dataclass
@@ -87,7 +89,7 @@ class ModelFile:
     def _write_in_place(self, changed: nn.Module, part: Path) -> bool:
         """Write this file with other numbers in it, where that is possible."""
         state = changed.state_dict()
-        if self.path.suffix != part.suffix:
+        if self.path.suffix != part.suffix or state.keys() != self.model.state_dict().keys():
             return False
         if self.program is not None:
             program = _exported_program(self.path)  # a fresh one: ours shares its tensors with `model`
@@ -148,6 +150,11 @@ class ModelFile:
 
     def _write_anew(self, changed: nn.Module, part: Path, example: Tensor) -> None:
         """Export the module, to the other format or because the file's own structure cannot take the change."""
+        if isinstance(changed, Wrapper) and not changed.exports:
+            raise UnsupportedModel(
+                f"A {type(changed).__name__} cannot be written as .onnx or .pt2: what runs depends on its points. "
+                "Write the change alone with --patch, and put it on in Python: nnrepair.Patch.load(FILE).apply(model)."
+            )
         example = example.to(next(changed.parameters())) if example.dtype.is_floating_point else example
         if part.suffix == ".onnx":
             from nnrepair import onnx
@@ -170,8 +177,8 @@ class ModelFile:
         if self.program is not None and self.program.example_inputs:
             example: Tensor = self.program.example_inputs[0][0][:1]
             return example
-        shape = getattr(self.model, "item_shape", None)
-        if shape is None or None in shape:
+        shape = stated_shape(self.model)
+        if shape is None:
             return torch.zeros(0)  # good enough in place; an exporter will say what it needs
         return torch.zeros(1, *shape)
 

@@ -56,7 +56,7 @@ def _beside(path: Path) -> list[Path]:
 
 
 class Outputs:
-    """What a command writes at its end. What has no room where it was asked for is saved elsewhere, and told.
+    """The files that a command writes at its end. Where a disk is full they are saved elsewhere, and a line says where.
 
     Attributes:
         lines: what to tell on stdout, and `problems`: on stderr.
@@ -71,7 +71,7 @@ class Outputs:
         try:
             failed = write_or_rescue(path, write)
             self.problems += [] if failed is None else [str(failed)]
-        except NNRepairError as error:  # no matter of room
+        except NNRepairError as error:  # for another reason than a full disk
             failed = NotWritten(str(error), None)
             self.problems.append(failed.why)
         if failed is not None:

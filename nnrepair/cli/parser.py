@@ -1,8 +1,9 @@
-"""What can be typed after `nnrepair`: commands, options and help. Nothing heavy is imported before a command runs."""
+"""The commands of `nnrepair`, their options and help. torch is imported only when a command runs."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ from nnrepair.extras import installed
 ERROR = 3
 
 
-def command_line() -> argparse.ArgumentParser:
-    """Return the parser. What it reads has `command`, the module of this package that runs it."""
+#: Commands that take the options of a method beside their own.
+WITH_METHOD = ("fix", "prepare")
+
+
+def command_line(method_options: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.ArgumentParser:
+    """Return the parser. What it reads has `command`, the module of this package that runs it.
+
+    Args:
+        method_options: adds the options of methods to those of a command: they are read from the methods, which takes
+            torch, and so only when such a command runs.
+    """
     made = argparse.ArgumentParser(
         prog="nnrepair",
         description="Repair a trained network's known mistakes with the smallest change; prove or measure the rest.",
@@ -23,7 +33,13 @@ def command_line() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"nnrepair {installed()}")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     _demo(_added(commands, "demo", "repair a real digits classifier, prove it, and write a page about it"))
-    _fix(_added(commands, "fix", "repair a model file", FIX_FILES + EXIT_CODES))
+    fix = _added(commands, "fix", "repair a model file", FIX_FILES + EXIT_CODES)
+    _fix(fix)
+    prepare = _added(commands, "prepare", "train an editor for a model file", PREPARE_EPILOG)
+    _prepare(prepare)
+    if method_options is not None:
+        method_options(fix)
+        method_options(prepare)
     _repair(_added(commands, "repair", "repair a model so that properties hold on whole regions", REPAIR_EPILOG))
     _check(_added(commands, "check", "prove or refute a property of a model on whole regions", CHECK_EPILOG))
     _certify(_added(commands, "certify", "have a proof checked by an independent program", CERTIFY_EPILOG))
@@ -51,18 +67,10 @@ def _fix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions must stay")
     parser.add_argument("--scope", type=Path, metavar="NPZ", help="points that should follow; only measured")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx or .pt2")
-    parser.add_argument("--method", default="auto", help="see `nnrepair methods`; default: %(default)s")
-    parser.add_argument("--layer", nargs="+", action="extend", help="the layers or parameters to change")
-    parser.add_argument("--norm", help="what small means: l1, linf, l2, mean+max, nuclear, drift")
-    parser.add_argument("--margin", type=float, help="by how much every edit must hold, in output units")
-    parser.add_argument("--architecture", help="same (a decoupled network cannot be written to a file)")
-    parser.add_argument("--locality-mode", dest="locality_mode", help="hard, soft or none")
-    parser.add_argument("--gap", type=float, help="relative distance from the minimum at which to stop")
+    parser.add_argument("--method", default="auto", help="its name, or an editor's file; default: %(default)s")
     parser.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
-    parser.add_argument("--steps", type=int, help="gradient steps at most (fine-tuning)")
-    parser.add_argument("--lr", type=float, help="learning rate (fine-tuning)")
     parser.add_argument("--test", type=Path, metavar="NPZ", help="points never shown to the method; only measured")
     parser.add_argument(
         "--mode",
@@ -75,6 +83,19 @@ def _fix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, metavar="FILE", help="store progress, and go on from it (successive)")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("--data", type=Path, required=True, metavar="NPZ", help="labelled points to make exercises of")
+    parser.add_argument("--method", required=True, help="one that is trained first, see `nnrepair methods`")
+    parser.add_argument("--steps", type=int, default=300, help="of the training; default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the editor (.safetensors)")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="store progress, and go on from it")
+    parser.add_argument("--seconds", type=float, help="when to stop, with what was learned until then")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn; default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -109,7 +130,8 @@ def _check(parser: argparse.ArgumentParser) -> None:
     suite = parser.add_argument_group("a list of instances")
     suite.add_argument("--suite", type=Path, metavar="CSV", help="check every instance of a VNN-COMP instances.csv")
     suite.add_argument("--out", type=Path, metavar="DIR", help="for the results; default: <name of CSV>-results")
-    suite.add_argument("--jobs", type=int, metavar="N", help="worker processes, one thread each; default: 2")
+    suite.add_argument("--jobs", type=int, metavar="N", help="how many at a time, one thread each; default: 2")
+    suite.add_argument("--dask", metavar="ADDRESS", help="of the scheduler of a dask cluster whose workers do the work")
     suite.add_argument("--resume", action="store_true", default=None, help="keep the verdicts in --out, redo errors")
     suite.add_argument("--certificates", type=Path, metavar="DIR", help="write the proofs")
     suite.add_argument("--expect", type=Path, metavar="CSV", help="compare: columns network,property,verdict")
@@ -154,6 +176,26 @@ files:
                        single output; or 0 and 1 (n, outputs), one yes-or-no answer per output (-1: either)
   --locality, --test   the same; without labels every decision is kept
 
+options of the method:
+  --layer, --norm, --margin, --steps, --lr and more: `nnrepair methods` lists those of each method. An editor that
+  `nnrepair prepare` wrote is given by its file: --method editor.safetensors
+
+"""
+PREPARE_EPILOG = """\
+files:
+  MODEL   .onnx, or .pt2 as torch.export.save writes it (open only those you trust)
+  --data  .npz with the arrays inputs (n, ...) and labels, as for nnrepair fix --edits. Of these points some at a time
+          are to get other labels, drawn at random, while others are to keep theirs
+  --out   goes to nnrepair fix --method; it fits this very model
+
+options of the method:
+  `nnrepair methods` lists them; where an option above has the same name, it is called --method-NAME
+
+exit codes:
+  0  the editor was written
+  1  it was written, but training broke off: stderr says at which step
+  2  the command line is wrong
+  3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
 """
 REPAIR_EPILOG = """\
 files:

@@ -102,7 +102,7 @@ def _write_all(arguments: argparse.Namespace, file: ModelFile, result: RepairRes
     for proof in result.proofs:
         if proof.result.certificate is None:
             outputs.lines.append(f"not written: {proof.name}.npz, because {proof.result.reason}")
-            if arguments.quiet:  # asked for and not delivered: that is never silent
+            if arguments.quiet:  # a file that was asked for is missing: --quiet does not hide that
                 print(outputs.lines[-1], file=sys.stderr)
             continue
         certificate = proof.result.certificate.for_network(out)

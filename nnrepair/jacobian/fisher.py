@@ -1,4 +1,4 @@
-"""The Fisher information, on its diagonal: how much each parameter matters for what a network says."""
+"""The Fisher information, on its diagonal: how much each parameter matters for a network's outputs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.tangents import gradients
 from nnrepair.spec.criteria import flat
+from nnrepair.spec.given import as_inputs
 from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.kinds import Classes, Kind
 from nnrepair.spec.running import call, call_with, outputs
@@ -79,6 +80,7 @@ def fisher_diagonal(
     """
     names, kind = layers.choose(model, names), Classes() if kind is None else kind
     known_labels(labels)
+    inputs = as_inputs(inputs, "fisher_diagonal")
     if labels == "empirical" and (targets is None or len(targets) != len(inputs)):
         given = "none" if targets is None else f"{len(targets)} for {len(inputs)} points"
         raise InvalidInput(f'fisher_diagonal(labels="empirical") needs one target per point, got {given}.')
@@ -166,7 +168,8 @@ def _sum_of_squares(
     model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
 ) -> dict[str, Tensor]:
     """Return the sum of squared gradients over points and labels, by parameter name, float64."""
-    if isinstance(inputs, Tensor):
+    first = inputs if isinstance(inputs, Tensor) else inputs[which[:1]].loaded()
+    if isinstance(first, Tensor):
         try:
             return _summed(start, _vectorised(model, start, inputs, which, terms))
         except (RuntimeError, NotImplementedError, TypeError, ValueError):
@@ -183,7 +186,7 @@ def _summed(start: Weights, parts: Iterator[dict[str, Tensor]]) -> dict[str, Ten
 
 
 def _vectorised(
-    model: nn.Module, start: dict[str, Tensor], x: Tensor, which: Tensor, terms: _Terms
+    model: nn.Module, start: dict[str, Tensor], inputs: AnyInputs, which: Tensor, terms: _Terms
 ) -> Iterator[dict[str, Tensor]]:
     def gradients(one: Tensor, slopes: Tensor) -> Any:
         """Return the gradients (k, ...) at one point (...), by name."""
@@ -196,7 +199,10 @@ def _vectorised(
         some = slice(first, first + step)
         with warnings.catch_warnings():  # about operations whose vectorised form is slow
             warnings.simplefilter("ignore")
-            each = torch.func.vmap(gradients)(x[which[some]], terms.slopes(some))
+            points = inputs[which[some]]
+            x = points if isinstance(points, Tensor) else points.loaded()
+            assert isinstance(x, Tensor)  # as the first one was
+            each = torch.func.vmap(gradients)(x, terms.slopes(some))
         norms = {n: torch.linalg.vector_norm(at_least_float(g).flatten(0, 1), dim=0) for n, g in each.items()}
         yield {n: norm.double().square() for n, norm in norms.items()}  # one pass, and no copy of the gradients
 

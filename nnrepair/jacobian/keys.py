@@ -1,14 +1,14 @@
-"""Outputs that are affine in the chosen parameters, seen as one linear map applied to one key per point.
+"""Outputs that are affine in the chosen parameters, written as one linear map applied to one key per point.
 
 Put the chosen parameters side by side, each as a matrix with one row per class: W (out, inp). A layer's output is very
 often y[v] = y0[v] + (W - W0) k[v], however the layer works inside: before or after the messages of a graph are summed,
-with one matrix for a node and another for its neighbours, before or after pooling. The keys k (points, inp) are then
-all there is to know, and what holds for a network's last linear map holds for W: rows are outer products, drift is the
+with one matrix for a node and another for its neighbours, before or after pooling. The keys k (points, inp) then
+determine the outputs, and what holds for a network's last linear map holds for W: rows are outer products, drift is the
 keys' second moment, and no repair needs the network again.
 
 That a model is of this kind is tested, not proved: at random W, near and far and on both sides of the present one, its
-outputs must be those that the keys predict, to within rounding in float64. The test is as good as its points: it is
-made on those that a repair will use, and on all nodes of a graph, since one node may be affine where its neighbours
+outputs must be those computed from the keys, to within rounding in float64. It covers only the points it is made on:
+those that a repair will use, and on all nodes of a graph, since one node may be affine where its neighbours
 are not (attention of a node to itself alone).
 """
 
@@ -25,11 +25,11 @@ from nnrepair.jacobian.tangents import gradients
 from nnrepair.jacobian.taps import TappedModel
 from nnrepair.spec.inputs import AnyInputs, batches, independent, together
 
-#: Sizes of the random changes of W, relative to W, at which outputs must be as predicted.
+#: Sizes of the random changes of W, relative to W, at which outputs must be those computed from the keys.
 REACHES = (1.0, 1000.0)
-#: And where some keys are zero: an output that nothing moves may be asleep behind a ReLU, and wake further off.
+#: And where some keys are zero: an output that nothing moves may lie behind a ReLU that only a larger change activates.
 FAR = 1e9
-#: Random directions at every reach, each taken forwards and backwards: what bends at zero does so on one side.
+#: Random directions at every reach, each in both signs: a kink at zero shows on one side only.
 DIRECTIONS = 2
 #: Points of each further set on which keys are tested, where points are independent; all of them where they are not.
 MORE_PROBES = 32
@@ -69,7 +69,7 @@ def keys(y: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
 
 @torch.no_grad()
 def predict(k: Tensor, y: Tensor, parameters: Sequence[Tensor], run: Callable[[], Tensor]) -> bool:
-    """Whether the keys predict the outputs at random values of the parameters.
+    """Whether the outputs at random values of the parameters are those computed from the keys.
 
     Args:
         k, y: (points, inp) the keys and (points, out) the outputs at the present parameters.

@@ -47,6 +47,16 @@ def trainable(model: nn.Module, layer: str) -> list[str]:
     return [n for n in layers(model)[layer] if parameters[n].requires_grad]
 
 
+def tunable(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+    """Return the names of every trainable floating-point parameter for "all", and what `choose` does otherwise."""
+    if wanted != "all":
+        return choose(model, wanted)
+    names = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype.is_floating_point]
+    if not names:
+        raise InvalidInput("Every parameter is frozen (requires_grad=False): unfreeze those that may change.")
+    return names
+
+
 def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     """Return the parameter names that a layer name, a parameter name, or several of them stand for.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from nnrepair.jacobian.factors import POINTS, Group
 from nnrepair.jacobian.taps import TappedModel, numpy
 from nnrepair.solver.rows import Array
-from nnrepair.spec.inputs import AnyInputs, independent
+from nnrepair.spec.inputs import AnyInputs, batches, independent
 
 #: Relative ridge on second moments: dead features would be free to move otherwise.
 RIDGE = 1e-3
@@ -20,9 +19,8 @@ def second_moments(model: TappedModel, groups: Sequence[Group], inputs: AnyInput
     """Return, for each group, the mean over points of the sum of a a^T over all uses and positions of its map."""
     moments = [np.zeros(()) for _ in groups]
     alone = independent(inputs)
-    for start in range(0, len(inputs), POINTS * 4) if alone else [0]:
-        index = torch.arange(start, min(len(inputs), start + POINTS * 4))
-        _, tap = model.run(model.prepare(inputs[index] if alone else inputs))
+    for index in batches(inputs, POINTS * 4) if alone else [None]:
+        _, tap = model.run(model.prepare(inputs if index is None else inputs[index]))
         for k, group in enumerate(groups):
             for a in group.applied_to(tap.uses[group.tapped]):
                 flat = a.reshape(-1, a.shape[-1])

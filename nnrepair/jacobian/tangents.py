@@ -95,7 +95,7 @@ def _forward_mode(run: Any, start: Any, change: Any) -> Tensor:
 
 @contextmanager
 def _forgotten(model: nn.Module) -> Iterator[None]:
-    """Take back what modules keep of a pass (masked weights, activations): dual numbers are dead after it."""
+    """Take back what modules keep of a pass (masked weights, activations): dual numbers are invalid after it."""
     before = [(vars(m), dict(vars(m))) for m in model.modules()]
     inside = [(v, v.copy()) for _, kept in before for k, v in kept.items() if isinstance(v, dict) and k[0] != "_"]
     try:

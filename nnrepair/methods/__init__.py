@@ -5,18 +5,29 @@ One row each in the table of tests/test_methods.py.
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
 from nnrepair.methods.egnn import EGNN
+from nnrepair.methods.episodes import Episode, Exercise, RandomLabels
 from nnrepair.methods.fine_tune.method import FineTune
+from nnrepair.methods.grace import GRACE
+from nnrepair.methods.learned_steps import LearnedSteps
 from nnrepair.methods.minimal_norm.method import MinimalNorm
+from nnrepair.methods.trainable import Editor, Trainable
 
 __all__ = [
     "EGNN",
+    "GRACE",
     "LEGEND",
     "REGISTRY",
     "Capabilities",
+    "Editor",
+    "Episode",
+    "Exercise",
     "FineTune",
+    "LearnedSteps",
     "Method",
     "MinimalNorm",
     "Proposal",
+    "RandomLabels",
+    "Trainable",
     "distinct",
     "named",
     "register",

@@ -1,15 +1,15 @@
 """What a repair method is, and the table of those that exist.
 
-A method is a frozen dataclass of hyper-parameters with one verb, `repair`. It may do what it likes with its copy of the
-model; `fix` measures the proposal itself. A method that must be trained first has `prepare(model, data)`, which
-returns a saved, reloadable editor that is itself a `Method`.
+A method is a frozen dataclass of hyper-parameters with one verb, `repair`. It may change its copy of the model in
+any way; `fix` measures the proposal itself. One that is trained for a network first is a `Trainable`: its `prepare`
+returns an editor, which is a `Method`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import nn
 
@@ -17,18 +17,37 @@ from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.results.certificate import Certificate
 from nnrepair.spec.problem import Problem
 
+#: What a method returns: the same network with other weights; the decoupled one, whose activations are the original's;
+#: or another `nnrepair.wrappers.Wrapper`, the original network with edits beside it.
+Returns = Literal["same", "decoupled", "wrapped"]
+
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The columns of the survey's Table 3 (Mazzia et al. 2023) for one method, and whether edits may be regions."""
+    """The columns of the survey's Table 3 (Mazzia et al. 2023) for one method, and more that `fix` asks.
+
+    Attributes:
+        regions: whether edits may be about regions.
+        rehearsal: what mode="successive" asks each step to hold of past edits where its caller says nothing.
+    """
 
     family: str
     extra_training: bool
-    keeps_architecture: bool
+    returns: Returns
     only_edit_pair: bool
     batch: bool
     successive: bool
     regions: bool = True
+    rehearsal: bool | int = True
+
+    def __post_init__(self) -> None:
+        if self.returns not in get_args(Returns):
+            raise InvalidInput(f"returns must be one of {', '.join(get_args(Returns))}, got {self.returns!r}.")
+
+    @property
+    def keeps_architecture(self) -> bool:
+        """Whether the repaired network is of the same class as the original."""
+        return self.returns == "same"
 
     @property
     def modes(self) -> dict[str, bool]:
@@ -44,7 +63,7 @@ SSE  one edit after another, each from the last    BSE  several at once, after o
 
 @dataclass
 class Proposal:
-    """What a method hands to the judge.
+    """What a method returns; `judge` measures it.
 
     Attributes:
         model: the changed model, in the original's dtype.
@@ -81,26 +100,47 @@ class Method(Protocol):
         """Propose a repaired copy of `problem.model`, which itself must stay as it is."""
 
 
-#: Short names from the command line and `fix(method=...)` -> a method with default hyper-parameters.
-REGISTRY: dict[str, Callable[[], Method]] = {}
+#: Short names from the command line and `fix(method=...)` -> what makes the method with default hyper-parameters: a
+#: `Method`, or a `Trainable`, from which one is prepared.
+REGISTRY: dict[str, Callable[[], Any]] = {}
 
 
-def register(name: str, make: Callable[[], Method]) -> None:
-    """Give a method a short name."""
+def register(name: str, make: Callable[[], Any]) -> None:
+    """Give a method a short name.
+
+    Args:
+        name: for `fix(method=...)` and the command line.
+        make: the class, or a function that returns an object with other hyper-parameters.
+    """
     REGISTRY[name] = make
+
+
+def entry(name: str) -> Callable[[], Any]:
+    """Return what makes the method called `name`.
+
+    Raises:
+        InvalidInput: an unknown name; near matches are listed.
+    """
+    if name not in REGISTRY:
+        raise InvalidInput(f"Unknown method {name!r}.{near_matches(name, REGISTRY)} Methods: {', '.join(REGISTRY)}.")
+    return REGISTRY[name]
 
 
 def named(method: str | Method) -> Method:
     """Return the method called `method`, or `method` itself.
 
     Raises:
-        InvalidInput: an unknown name (near matches are listed), or an object without `repair`.
+        InvalidInput: an unknown name (near matches are listed), a method that is trained first, or an object without
+            `repair`.
     """
     if isinstance(method, str):
-        if method not in REGISTRY:
-            hint = near_matches(method, REGISTRY)
-            raise InvalidInput(f"Unknown method {method!r}.{hint} Methods: {', '.join(REGISTRY)}.")
-        return REGISTRY[method]()
+        method = entry(method)()
+    if callable(getattr(method, "prepare", None)) and not isinstance(method, type):
+        name = type(method).__name__
+        raise InvalidInput(
+            f"{name} is trained first: editor = {name}(...).prepare(model, episodes), or nnrepair prepare on the "
+            "command line; then give the editor as the method."
+        )
     if isinstance(method, type) or not isinstance(method, Method):
         raise InvalidInput(
             f"method must be a name or a Method, got {method if isinstance(method, type) else type(method).__name__}."
@@ -108,20 +148,32 @@ def named(method: str | Method) -> Method:
     return method
 
 
-def distinct() -> dict[str, Method]:
-    """Return every registered method once, by its name; several names of one method are joined by commas."""
-    names: dict[Method, list[str]] = {}
-    for name in REGISTRY:
-        names.setdefault(named(name), []).append(name)
-    return {", ".join(listed): method for method, listed in names.items()}
+def distinct() -> dict[str, Callable[[], Any]]:
+    """Return what makes every registered method once; several names of one method are joined by commas."""
+    names: dict[Callable[[], Any], list[str]] = {}
+    for name, make in REGISTRY.items():
+        names.setdefault(make, []).append(name)
+    return {", ".join(listed): make for make, listed in names.items()}
+
+
+def capabilities_of(make: Callable[[], Any]) -> Capabilities:
+    """Return what a method declares: its class, or where hyper-parameters decide an object of it."""
+    declared = getattr(make, "capabilities", None)
+    able: Capabilities = declared if isinstance(declared, Capabilities) else make().capabilities
+    return able
+
+
+def kind_of(make: Callable[[], Any]) -> type:
+    """Return the class of a registered method."""
+    return make if isinstance(make, type) else type(make())
 
 
 def table() -> list[list[str]]:
     """Return a table of all methods, header first: the columns of the survey's Table 3, from their own declarations."""
     header = ["method", "family", "extra training", "keeps architecture", "needs the edits only"]
     rows = []
-    for name, method in distinct().items():
-        able = method.capabilities
+    for name, make in distinct().items():
+        able = capabilities_of(make)
         flags = [able.extra_training, able.keeps_architecture, able.only_edit_pair, *able.modes.values()]
         rows.append([name, able.family, *("yes" if flag else "no" for flag in flags)])
-    return [[*header, *Capabilities("", False, False, False, False, False).modes], *rows]
+    return [[*header, *Capabilities("", False, "same", False, False, False).modes], *rows]

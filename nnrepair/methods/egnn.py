@@ -1,10 +1,10 @@
-"""Editing beside the network: a small MLP, stitched to it, that sees each point's own features and nothing else.
+"""Edit a network by adding the output of a small MLP, whose input is each point's own features alone.
 
 After Liu et al., "Editable graph neural network for node classifications" (EGNN, 2023, arXiv 2305.15529), with the
 rehearsal of training nodes of Zhong et al., "GNNs also deserve editing, and they need it more than once" (SEED-GNN,
 ICML 2024); their rehearsal of past edits is `fix(mode="successive", rehearsal=True)`. An edit of a graph network
-reaches all neighbours through the weights that they share. Here the network is frozen, and what is edited knows of no
-neighbours. Nothing of this is about graphs, so it works wherever points have features of their own.
+reaches all neighbours through the weights that they share. Here the network is frozen, and the MLP that is edited uses
+no neighbours. Nothing of this is about graphs, so it works wherever points have features of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nnrepair.spec.inputs import own
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs_of
+from nnrepair.spec.streams import Stream
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 #: Features are scaled to this root mean square before the MLP sees them: edits lose more elsewhere with larger ones,
@@ -44,8 +45,8 @@ class EGNN:
     number of edges. A network that was stitched before keeps its one MLP, which is edited further.
 
     Example:
-        >>> EGNN(rehearsal=0).capabilities.keeps_architecture
-        False
+        >>> EGNN(rehearsal=0).capabilities.returns
+        'wrapped'
 
     Args:
         hidden: units per hidden layer of the MLP.
@@ -94,7 +95,7 @@ class EGNN:
     @property
     def capabilities(self) -> Capabilities:
         only_edits = self._tuning(True).capabilities.only_edit_pair
-        return Capabilities("architectural", False, False, only_edits, True, True, regions=False)
+        return Capabilities("architectural", False, "wrapped", only_edits, True, True, regions=False)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose a stitched network, see the class."""
@@ -104,6 +105,8 @@ class EGNN:
         base = model.base if isinstance(model, Stitched) else model
         like = next(p for p in base.parameters() if p.dtype.is_floating_point)
         locality = None if tuning.capabilities.only_edit_pair else problem.locality
+        if locality is not None and isinstance(locality.inputs, Stream):
+            notes.append(f"held the own features of all {len(locality)} points of the locality set in memory.")
         several = [problem.edits.inputs, *([] if locality is None else [locality.inputs])]
         seen = [_Seen(own(inputs).to(like), y) for inputs, y in zip(several, outputs_of(base, several), strict=True)]
         edits, known = seen[0], seen[-1]

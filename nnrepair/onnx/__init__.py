@@ -8,12 +8,13 @@ with weights. A weight called `layer1.conv.weight` in the file is the parameter 
 
 Operators that can be read (opset 7 and later):
     Layers: Gemm, MatMul, Conv, BatchNormalization.
-    Activations: Relu, LeakyRelu, Elu, Sigmoid, Tanh, Softplus, Clip, Softmax, LogSoftmax.
+    Activations: Relu, LeakyRelu, PRelu, Clip, Abs, HardSigmoid, HardSwish, Elu, Sigmoid, Tanh, Softplus, Softmax,
+        LogSoftmax.
     Pooling: MaxPool, AveragePool, GlobalAveragePool, ReduceMean.
     Shape: Flatten, Reshape, Transpose, Concat.
-    Arithmetic: Add, Sub, Mul, Div.
+    Arithmetic: Add, Sub, Mul, Div, Neg, Max, Min.
     Without effect: Identity, Dropout.
-    On constants and sizes only: Cast, Constant, Gather, Neg, Shape, Slice, Sqrt, Squeeze, Unsqueeze.
+    On constants and sizes only: Cast, Constant, Gather, Shape, Slice, Sqrt, Squeeze, Unsqueeze.
 """
 
 from typing import TYPE_CHECKING, Any

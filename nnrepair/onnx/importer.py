@@ -34,7 +34,7 @@ DEPTH = 30
 
 
 class Importer:
-    """Read one graph node by node; `values` are constants or names of what steps compute, without the refused ones."""
+    """Read one graph node by node; `values` are constants or names of values that steps compute."""
 
     def __init__(self, proto: onnx.ModelProto, deadline: Deadline = NEVER) -> None:
         self.graph, self.deadline = proto.graph, deadline

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,45 @@ class Div(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a / b
+
+
+class Neg(nn.Module):
+    """Change the sign."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+
+class Abs(nn.Module):
+    """The absolute value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+class Max(nn.Module):
+    """The largest of some tensors, elementwise with broadcasting."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        return reduce(torch.maximum, parts)
+
+
+class Min(nn.Module):
+    """The smallest of some tensors, elementwise with broadcasting."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        return reduce(torch.minimum, parts)
+
+
+class HardSigmoid(_Operation):
+    """alpha x + beta, clipped to between 0 and 1."""
+
+    def __init__(self, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.alpha, self.beta = alpha, beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.alpha * x + self.beta).clamp(0, 1)
 
 
 class Concat(_Operation):

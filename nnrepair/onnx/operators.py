@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair.onnx.modules import Add, Concat, Div, Mean, Mul, Permute, Reshape, Sub
+from nnrepair.onnx.modules import Abs, Add, Concat, Div, HardSigmoid, Max, Mean, Min, Mul, Neg, Permute, Reshape, Sub
 from nnrepair.onnx.node import BATCH, LIMIT, Node, Refused
 
 
@@ -187,6 +187,16 @@ def _clip(node: Node) -> nn.Module:
     return nn.ReLU() if (low, high) == (0, math.inf) else nn.Hardtanh(low, high)
 
 
+def _prelu(node: Node) -> nn.Module:
+    slopes, axes = node.weight(1), node.axes()
+    shape = tuple(slopes.shape)[-axes:]
+    shape = shape[1:] if len(shape) == axes and shape[0] == 1 else shape
+    channels = shape[0] if len(shape) == axes - 1 else 1
+    if slopes.numel() not in (1, channels):
+        raise Refused(f"its slopes have shape {tuple(slopes.shape)}, expected one number, or one for each channel")
+    return _filled(nn.PReLU(slopes.numel(), device="meta"), weight=slopes.reshape(-1))
+
+
 def _concat(node: Node) -> nn.Module:
     if any(isinstance(value, np.ndarray) for value in node.inputs):
         raise Refused("it joins a constant, which has no batch")
@@ -212,6 +222,13 @@ HANDLERS: dict[str, Callable[[Node], nn.Module]] = {
     "BatchNormalization": _batch_norm,
     "Relu": lambda node: nn.ReLU(),
     "LeakyRelu": lambda node: nn.LeakyReLU(node.get("alpha", single(0.01))),
+    "PRelu": _prelu,
+    "Abs": lambda node: Abs(),
+    "Neg": lambda node: Neg(),
+    "Max": lambda node: _joined(node, Max()),
+    "Min": lambda node: _joined(node, Min()),
+    "HardSwish": lambda node: nn.Hardswish(),
+    "HardSigmoid": lambda node: HardSigmoid(node.get("alpha", single(0.2)), node.get("beta", 0.5)),
     "Elu": lambda node: nn.ELU(node.get("alpha", 1.0)),
     "Sigmoid": lambda node: nn.Sigmoid(),
     "Tanh": lambda node: nn.Tanh(),
@@ -234,7 +251,7 @@ HANDLERS: dict[str, Callable[[Node], nn.Module]] = {
 }
 
 # Read all their inputs when the model runs; the others read the first, and the rest are weights or settings.
-JOINS = {"Add", "Sub", "Mul", "Div", "Concat"}
+JOINS = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat"}
 
 # Give their first input back when the model is in eval mode.
 SAME = {"Identity", "Dropout"}

@@ -78,7 +78,7 @@ def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the start of the innermost error's message: exporters wrap the reason in pages of advice."""
+    """Return the start of the innermost error's message: exporters surround the reason with much advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return "\n".join(f"{type(error).__name__}: {error}".splitlines()[:8])

@@ -1,5 +1,7 @@
 """Pictures, and pages with them."""
 
-from nnrepair.plot.pictures import region, require_matplotlib, sequence
+from nnrepair.plot.sequences import sequence
+from nnrepair.plot.slice import region
+from nnrepair.plot.style import require_matplotlib
 
 __all__ = ["region", "require_matplotlib", "sequence"]

@@ -16,7 +16,7 @@ from nnrepair.verify.result import CheckResult
 ENOUGH = 0.998
 #: A change more than this many times as large as the layer itself is not called small: something else is tried first.
 LARGE = 3.0
-#: A change as large as the layer itself is worth this share of the locality set.
+#: A change as large as the layer itself counts as much as losing this share of the locality set.
 WORTH = 1e-3
 
 
@@ -38,7 +38,7 @@ class Answer:
 
     @property
     def cost(self) -> float:
-        """What is lost of the locality set, and what the size of the change is worth beside it."""
+        """The share of the locality set that is lost, plus what the size of the change counts."""
         return 1 - self.kept + WORTH * self.size
 
     @property

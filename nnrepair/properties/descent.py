@@ -19,7 +19,7 @@ from nnrepair.spec.network import copied
 from nnrepair.training import Descent, Training
 from nnrepair.verify.search.jobs import Jobs
 
-#: A guess of what a point around the boxes, and a unit of drift, are worth beside a point of the locality set.
+#: Weights in the loss, guessed: of a point around the boxes, and of a unit of drift; a point of the locality set has 1.
 AROUND, DRIFT = 0.2, 0.01
 #: How far around: multiples of the box's widths.
 SCALES = (3, 10, 30, 100)

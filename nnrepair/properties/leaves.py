@@ -5,20 +5,19 @@ least value of w . h over a fixed convex set of keys h, and so concave in w. At 
 of that set, a *virtual point*: requiring the property there is a linear row that cuts w off where the part is not
 proved. (It cuts off hardly any w for which it is: bounds that a part inherits may be tighter than its own lines, and
 then the virtual point lies a little outside the set. Nothing but the size of the change depends on that.) A few such
-rows make parts proved by construction, where points alone leave a proof that splits without end.
+rows make parts proved by construction, where with points alone a proof would split for ever.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nnrepair.properties.head import Head, rows_of
 from nnrepair.solver.program import Array
-from nnrepair.verify.search.bounds import Bounder, Linear, Relaxation
+from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.jobs import Jobs
+from nnrepair.verify.search.relaxation import Linear, Relaxation
 
 #: Parts bounded together.
 BATCH = 512
@@ -36,7 +35,7 @@ class Leaves:
     def __init__(self, head: Head, jobs: Jobs, change: Tensor) -> None:
         self.head, self.jobs = head, jobs
         self.bounder = Bounder(head.graph, jobs.lower.amin(0), jobs.upper.amax(0))
-        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
         count = len(jobs.lower)
         known = tuple(end.repeat(count, 1) for end in self.bounder.root)
         self.lower, self.upper, self.job = jobs.lower, jobs.upper, torch.arange(count)
@@ -91,7 +90,7 @@ class Leaves:
         stays = torch.ones(len(self), dtype=torch.bool)
         stays[which] = False
         old = self.relaxation[stays.nonzero()[:, 0]]
-        self.relaxation = _joined([old, new])
+        self.relaxation = Relaxation.stacked([old, new])
         self.lower, self.upper = torch.cat([self.lower[stays], halves[0]]), torch.cat([self.upper[stays], halves[1]])
         self.job, self.row = (torch.cat([v[stays], v[which], v[which]]) for v in (self.job, self.row))
 
@@ -108,12 +107,7 @@ class Leaves:
 
     def _relaxed(self, lower: Tensor, upper: Tensor, known: tuple[Tensor, ...]) -> Relaxation:
         parts = [self.bounder.relax(lower[i], upper[i], (known[0][i], known[1][i])) for i in _parts(len(lower))]
-        return _joined(parts)
-
-
-def _joined(parts: Sequence[Relaxation]) -> Relaxation:
-    columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return Relaxation(*([torch.cat(tensors) for tensors in zip(*lists, strict=True)] for lists in columns))
+        return Relaxation.stacked(parts)
 
 
 def _parts(count: int | Tensor) -> tuple[Tensor, ...]:

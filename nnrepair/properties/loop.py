@@ -20,12 +20,12 @@ from nnrepair.verify.search.jobs import Jobs, Options
 
 #: Parts are proved with this share of the margin to spare: the network's own precision may round the weights.
 SPARE = 0.1
-#: What a point of the locality set is worth at first: missing it costs as much as changing the weights by so many times
-#: what would bring it back alone.
+#: The first penalty for missing a point of the locality set: that of a change of the weights so many times as large as
+#: the one that would bring it back alone.
 PRICE = 1e4
 #: Rounds of attack, program and check; programs between two looks at the parts; how often parts may be halved.
 ROUNDS, CUTS, LEVELS = 40, 80, 10
-#: A property is worth a margin twice as wide, so often, where its proof was cut short with this share done.
+#: A property's margin is doubled, at most so often, where its proof was cut short with this share done.
 THICKER, NEARLY = 2, 0.5
 #: A smaller change than the first that was proved is kept if its proofs are so many times shorter than they may be
 #: otherwise; so often it is halved.
@@ -85,7 +85,7 @@ class HeadRepair:
         say: told how far it is.
         enough: give up when points alone cost more of the locality set than leaves this share.
         thicker: how often a margin may be doubled where that makes a proof shorter.
-        price: of a point of the locality set, see `PRICE`; the lower it is, the smaller the change.
+        price: the penalty for missing a point of the locality set, see `PRICE`; the lower, the smaller the change.
     """
 
     head: Head

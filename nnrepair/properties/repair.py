@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.fix import undisturbed
 from nnrepair.judge import Watched, about, like
 from nnrepair.network import private_copy
 from nnrepair.progress import progress_bar
@@ -46,7 +45,7 @@ from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import LocalitySet
 from nnrepair.spec.kinds import Classes, kind_of
 from nnrepair.spec.problem import fitted
-from nnrepair.spec.running import outputs
+from nnrepair.spec.running import outputs, undisturbed
 from nnrepair.verify.check import check
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult
@@ -85,7 +84,7 @@ def repair_property(
         model: a module that maps (n, *shape) to (n, outputs), left untouched, or an ONNX file.
         property: what is to hold: a `nnrepair.verify.Property`, a VNN-LIB file, or a list of these, repaired jointly.
         keep: properties that hold before and must still hold; proved again, and conditions where they break.
-        locality_set: points whose decisions are to stay (soft: each may fail at a price): a `LocalitySet`; plain
+        locality_set: points whose decisions are to stay (soft: each may fail, for a penalty): a `LocalitySet`; plain
             inputs stand for their largest output's class. Where a network's smallest output decides, give
             `LocalitySet(inputs, Argmin(decisions))`; a network with one output needs labels 0 and 1 (its sign) or a
             criterion. Points that violate a property, or whose criterion does not hold before, are left out; the report
@@ -267,7 +266,7 @@ class _Work:
         return weighed(tried)
 
     def _last_layer(self, head: Head, enough: float = 0.0) -> list[Answer]:
-        """Repair the last layer of a network, again at a tenth of the price while the change is large."""
+        """Repair the last layer of a network, again with a tenth of the penalty while the change is large."""
         price = PRICE
         answers = [self._last(head, enough, price)]
         while answers[-1].proved and answers[-1].size > LARGE and self.locality is not None and price > 1:

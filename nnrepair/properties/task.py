@@ -1,4 +1,4 @@
-"""The door of property repair: properties that fit the model and each other."""
+"""The properties of a repair, after checks that they fit the model and each other."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.spec.network import stated_shape
 from nnrepair.verify import vnnlib
 from nnrepair.verify.property import Conjunction, Halfspace, Property
 from nnrepair.verify.search.attack import random_starts
@@ -52,8 +53,7 @@ class Task:
 
 def shape_of(model: nn.Module, tasks: Sequence[Task]) -> tuple[int, ...]:
     """Return the shape of one input."""
-    shape = tuple(getattr(model, "item_shape", None) or ())
-    return shape if shape and None not in shape else tasks[0].property.cases[0].box.shape or (1,)
+    return stated_shape(model) or tasks[0].property.cases[0].box.shape or (1,)
 
 
 def read_tasks(property: Any, keep: Sequence[Any]) -> list[Task]:

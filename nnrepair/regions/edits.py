@@ -42,7 +42,7 @@ from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem, check_model, fitted, has_choice
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import call
-from nnrepair.wrappers.decoupled import Decoupled
+from nnrepair.wrappers.base import Wrapper
 
 #: How often a repair that moves linear regions is made anew with the corners where it still failed.
 ROUNDS = 8
@@ -202,7 +202,7 @@ class RegionEdits:
         """Return where a network satisfies the criterion, over whole regions."""
         if self._last[0] is model:
             return self._last[1]
-        if isinstance(model, Decoupled):  # affine on the pieces of the network that it came from
+        if _keeps_regions(model):  # affine on the pieces of the network that it came from
             pieces, corners = self._pieces, self._corners(self._pieces)
             double = copied(model).double()
             with torch.no_grad():
@@ -227,7 +227,7 @@ class RegionEdits:
         proposal = method.repair(problem)
         for again in range(ROUNDS):
             failing = self.judge(proposal.model).failing
-            if not len(failing) or proposal.infeasible or isinstance(proposal.model, Decoupled):
+            if not len(failing) or proposal.infeasible or _keeps_regions(proposal.model):
                 break
             corners = corners.joined(failing.distinct(self.asked.criterion))
             edits = Edits(corners.inputs(self.inside, self._like), corners.criterion(self.asked.criterion))
@@ -248,6 +248,10 @@ class RegionEdits:
             f"corners, judged at every corner in float64, whose rounding is not bounded; the smallest slack is "
             f"{judged.least:.3g}."
         ]
+
+
+def _keeps_regions(model: nn.Module) -> bool:
+    return isinstance(model, Wrapper) and model.keeps_regions
 
 
 def _choices(criterion: Criterion) -> list[Tensor]:

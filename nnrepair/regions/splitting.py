@@ -1,9 +1,10 @@
 """The linear regions of a piecewise linear network on segments and flat polygons.
 
-Restricted to a segment or a polygon, a network of affine maps and ReLUs is affine on finitely many pieces (Sotoudeh &
-Thakur, "Computing linear restrictions of neural networks", NeurIPS 2019). Node by node, every piece is cut where a ReLU
-switches. All pieces of all regions are cut at once, and neighbours share their corners by construction: an edge that is
-cut gets one new corner, whichever pieces it belongs to. Computed in float64; nothing here bounds its rounding.
+Restricted to a segment or a polygon, a network of affine maps and piecewise linear activations is affine on finitely
+many pieces (Sotoudeh & Thakur, "Computing linear restrictions of neural networks", NeurIPS 2019). Node by node, every
+piece is cut where an activation bends. All pieces of all regions are cut at once, and neighbours share their corners by
+construction: an edge that is cut gets one new corner, whichever pieces it belongs to. Computed in float64; nothing here
+bounds its rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.spec.network import copied
+from nnrepair.spec.network import copied, shape_of_one
 from nnrepair.spec.regions import Regions
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
@@ -212,9 +213,10 @@ def _split(graph: Graph, regions: list[Tensor], first: int, then: Callable[[Mesh
     needed = {source: k for k, node in enumerate(graph.nodes) for source in node.sources}
     for k, node in enumerate(graph.nodes[1:], 1):
         source = node.sources[0]
-        if node.relu is not None:
-            _cut_at_relus(mesh, source)
-            mesh[k] = mesh[source].clip(min=0)
+        if node.activation is not None:
+            for bend in node.activation.bends or ():
+                _cut_at(bend, mesh, source)
+            mesh[k] = node.activation.apply(torch.from_numpy(mesh[source])).numpy()
         elif node.affine is not None:
             mesh[k] = (node.affine.apply(torch.from_numpy(mesh[source])) + node.affine.bias).numpy()
         else:
@@ -229,13 +231,14 @@ def _split(graph: Graph, regions: list[Tensor], first: int, then: Callable[[Mesh
     return mesh
 
 
-def _cut_at_relus(mesh: Mesh, source: int) -> None:
-    heights = mesh[source]
+def _cut_at(bend: float, mesh: Mesh, source: int) -> None:
+    """Cut every piece where an entry of a value passes the bend of the activation that reads it."""
+    heights = mesh[source] - bend
     zero = ZERO * float(np.abs(heights).max())
     # A cut makes no function switch its sign that did not: new corners lie between old ones.
     for unit in np.flatnonzero((heights.min(0) < -zero) & (heights.max(0) > zero)).tolist():
-        new = mesh.cut(mesh[source][:, unit], zero)
-        mesh[source][len(mesh[source]) - new :, unit] = 0.0
+        new = mesh.cut(mesh[source][:, unit] - bend, zero)
+        mesh[source][len(mesh[source]) - new :, unit] = bend
 
 
 def _joined(parts: list[Mesh], shape: tuple[int, ...]) -> Pieces:
@@ -257,15 +260,15 @@ def _joined(parts: list[Mesh], shape: tuple[int, ...]) -> Pieces:
 
 
 def _lowered(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    known = getattr(model, "item_shape", None)
-    if known is not None and None not in known and int(np.prod(known)) == int(np.prod(shape)):
-        shape = tuple(known)
+    needed = "A region is split where the network bends, so the network must be piecewise linear."
     try:
-        return lower(model, shape)
+        graph = lower(model, shape_of_one(model, torch.empty(1, *shape)))
     except UnsupportedModel as error:
-        raise UnsupportedModel(
-            f"A region is split where the network bends, so the network must be piecewise linear. {error}"
-        ) from error
+        raise UnsupportedModel(f"{needed} {error}") from error
+    smooth = sorted({each.name for each in graph.activations if each.bends is None})
+    if smooth:
+        raise UnsupportedModel(f"{needed} {', '.join(smooth)}: not piecewise linear.")
+    return graph
 
 
 def _compare(model: nn.Module, pieces: Pieces) -> None:

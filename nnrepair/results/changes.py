@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.spec.network import copied
-from nnrepair.wrappers.decoupled import Decoupled
-from nnrepair.wrappers.stitched import Stitched
+from nnrepair.wrappers.base import Wrapper
 
 #: A list of differences names at most so many.
 NAMED = 8
@@ -67,6 +66,7 @@ class WeightChange:
         parameters, buffers: the change of those that both networks have.
         added, removed: those that only the repaired or only the original network has, as they are.
         differences: what else is not the same: modules, attributes, shapes, dtypes, hooks.
+        carried: what a wrapper carries beside the original network; empty where there is none.
     """
 
     l1: float | None
@@ -80,6 +80,7 @@ class WeightChange:
     added: Size = field(default_factory=Size)
     removed: Size = field(default_factory=Size)
     differences: list[str] = field(default_factory=list)
+    carried: str = ""
 
     @property
     def is_patch(self) -> bool:
@@ -110,6 +111,8 @@ class WeightChange:
             for name, size in (("added", self.added), ("removed", self.removed)):
                 if size.numbers:
                     rows.append((name, f"{size.numbers} numbers: {size.norms()}"))
+        if self.carried:
+            rows.append(("carried", self.carried))
         if self.differences:
             more = len(self.differences) - NAMED
             said = "; ".join(self.differences[:NAMED])
@@ -119,6 +122,44 @@ class WeightChange:
 
 def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
     """Return how large the change is, and what of it has no size."""
+    found = _compared(before, after)
+    around = _around(before, after)
+    if around and not found.is_patch:
+        own = Size.of(tensor for wrapper in around for tensor in wrapper.change.values())
+        carries = " and ".join(dict.fromkeys(wrapper.carries for wrapper in around))
+        found = replace(found, l1=own.l1, l2=own.l2, linf=own.linf, nonzeros=own.nonzeros, of=carries)
+    if isinstance(after, Wrapper):
+        found = replace(found, carried=_carried(around or [after]))
+    if not found.is_patch and found.of == WeightChange.of:
+        return unsized(found, "the networks do not have the same parts")
+    return unsized(found, "some of the new numbers are not finite") if found.l1 is None else found
+
+
+def _around(before: nn.Module, after: nn.Module) -> list[Wrapper]:
+    """Return the wrappers around a network as it was, or around what is inside its own; none where it has changed."""
+    starts = [before]
+    while isinstance(starts[-1], Wrapper):
+        starts.append(starts[-1].base)
+    found: list[Wrapper] = []
+    while isinstance(after, Wrapper):
+        found.append(after)
+        after = after.base
+        for start in starts:
+            change = _compared(start, after)
+            if change.is_patch and change.nonzeros == 0:
+                return found
+    return []
+
+
+def _carried(wrappers: list[Wrapper]) -> str:
+    added = [wrapper.added for wrapper in wrappers]
+    if len(added) == 1:
+        return str(added[0])
+    return f"{len(added)} wrappers: {sum(a.numbers for a in added)} numbers, {sum(a.bytes for a in added)} bytes"
+
+
+def _compared(before: nn.Module, after: nn.Module) -> WeightChange:
+    """Return what both networks have, what only one has, and what else differs."""
     prefix = _prefix(before, after)
     pairs, lost, fresh, moved = _matched(_tensors(before), _tensors(after), prefix)
     differences = _modules(before, after, prefix)
@@ -126,7 +167,7 @@ def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
         alike = _modules(before, copied(before), "")
         differences = [difference for difference in differences if difference not in alike]
     both, parameters, buffers = (Size.of(_changes(pairs, is_parameter)) for is_parameter in (None, True, False))
-    found = WeightChange(
+    return WeightChange(
         both.l1,
         both.l2,
         both.linf,
@@ -137,12 +178,6 @@ def weight_change(before: nn.Module, after: nn.Module) -> WeightChange:
         removed=Size.of(_distinct(lost)),
         differences=[*differences, *moved, *_kept_otherwise(pairs)],
     )
-    if prefix and isinstance(after, Decoupled | Stitched) and not both.nonzeros:
-        own = Size.of(after.change.values())
-        return replace(found, l1=own.l1, l2=own.l2, linf=own.linf, nonzeros=own.nonzeros, of=after.carries)
-    if not found.is_patch:
-        return unsized(found, "the networks do not have the same parts")
-    return unsized(found, "some of the new numbers are not finite") if both.l1 is None else found
 
 
 def unsized(change: WeightChange, why: str) -> WeightChange:
@@ -299,7 +334,9 @@ def _settings(old: nn.Module, new: nn.Module) -> list[str]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the settings of one of torch's own layers; other modules may count or cache when they run."""
+    """Return the settings of a wrapper or one of torch's own layers; others may count or cache when they run."""
+    if isinstance(module, Wrapper):
+        return module.settings
     if not type(module).__module__.startswith("torch."):
         return {}
     plain = (bool, int, float, str)

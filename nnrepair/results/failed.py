@@ -1,4 +1,4 @@
-"""A repair that did not do all that was asked, as an exception with the full result."""
+"""The exception for a repair after which some edits do not hold; it has the full result."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Step:
 
 
 def _is_right(step: Step) -> bool:
-    """Tell whether a step that was read from a file is made of what steps are made of."""
+    """Tell whether a step that was read from a file has values of the right types."""
     rates = [step.retained, *(rate for rate in step.generalization if rate is not None)]
     numbers, counts = [step.seconds], [*step.edits, step.rehearsed]
     for kept in step.kept.values():
@@ -84,7 +84,10 @@ def _is_right(step: Step) -> bool:
             return False
         moved = kept.moved
         within, sizes = ((moved.within,), (moved.tolerance, moved.mean, moved.largest)) if moved else ((), ())
+        if not all(type(name) is str and type(pair) is list and len(pair) == 2 for name, pair in kept.measures.items()):
+            return False
         rates += _known(kept.accuracy_before, kept.accuracy_after, kept.locality, *within)
+        numbers += [number for pair in kept.measures.values() for number in pair]
         numbers += _known(kept.drawdown, kept.drawdown_points, *sizes)
         counts += [kept.points, kept.decisions, *kept.free.values(), *kept.left_out.values()]
     return (
@@ -116,7 +119,7 @@ class History:
         held_after: (edits,) whether each edit holds right after its step.
         held_finally: (edits,) whether it holds in the last network (None for independent edits).
         generalization_retain_rate: the same mean as `generalization_rate`, in the last network (None without).
-        patch: from the original to the last network (None for independent edits, or for another architecture).
+        patch: from the original to the last network (None for independent edits, or where other parts have changed).
         method: the method, with its hyper-parameters.
         weight_change: from the original to the last network (None for independent edits).
         notes: sentences about the sequence as a whole, such as progress that could not be stored.
@@ -285,5 +288,10 @@ def _mean(kept: list[Kept]) -> Kept:
         drawdown=mean([k.drawdown for k in kept]),
         drawdown_points=mean([k.drawdown_points for k in kept]),
         locality=mean([k.locality for k in kept]),
+        measures={
+            name: [fmean(k.measures[name][when] for k in kept) for when in (0, 1)]
+            for name in kept[0].measures
+            if all(name in k.measures for k in kept)
+        },
         moved=together,
     )

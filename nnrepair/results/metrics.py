@@ -11,6 +11,7 @@ Definitions follow the survey by Mazzia et al. (2023). Where sources disagree, b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -96,6 +97,21 @@ def drawdown(before: float, after: float) -> float | None:
 def drawdown_points(before: float, after: float) -> float:
     """Return the loss of accuracy in percentage points."""
     return 100 * (before - after)
+
+
+def before_and_after(criterion: Criterion, before: Tensor, after: Tensor) -> dict[str, list[float]]:
+    """Return what a criterion measures of outputs (n, ...) that are numbers, by name: before and after a repair.
+
+    Numbers that are not finite are left out.
+
+    >>> import torch
+    >>> from nnrepair import Near
+    >>> before_and_after(Near(torch.zeros(1, 1), 0.5), torch.zeros(1, 1), torch.ones(1, 1))
+    {'mean squared error': [0.0, 1.0], 'share within tolerance': [1.0, 0.0]}
+    """
+    now = criterion.measures(after)
+    pairs = {name: [value, now[name]] for name, value in criterion.measures(before).items()}
+    return {name: pair for name, pair in pairs.items() if all(map(math.isfinite, pair))}
 
 
 def locality(before: Tensor, after: Tensor) -> float:

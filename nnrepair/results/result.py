@@ -64,6 +64,8 @@ class Kept:
         moved: for numbers, how far they are from before.
         free: why so many of these points were no condition of the repair: reason -> how many.
         left_out: why so many more points that were given were not measured: reason -> how many.
+        measures: for points whose own criterion is about numbers, by name, a measure before and after: "mean squared
+            error", "share within tolerance" (see `Criterion.measures`).
     """
 
     points: int
@@ -76,6 +78,7 @@ class Kept:
     moved: Moved | None = None
     free: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    measures: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Kept:
@@ -90,6 +93,9 @@ class Kept:
         if self.locality is not None:
             what = "" if self.decisions == 1 else f"points with all {self.decisions} "
             said.append(f"{percent(self.locality)} of {self.points} {what}decisions unchanged")
+        for name, (before, after) in self.measures.items():
+            number = percent if name.startswith("share") else "{:.3g}".format
+            said.append(f"{name} {number(before)} before, {number(after)} now")
         if self.moved is not None:
             said.append(self.moved.words(self.points))
         said += [f"{count} of them {why}: free to change" for why, count in self.free.items()]
@@ -250,7 +256,7 @@ class RepairResult:
         outcome: what happened, with advice.
         report: what was measured.
         patch: the change alone, which can be saved, applied and reverted (None where it is more than other values of
-            the same parameters and buffers: a decoupled network, a replaced layer).
+            the same parameters and buffers, or wrappers put around the network: a replaced layer).
         certificate: a proof of minimality that `nnrepair certify` can check, where there is one.
         stats: the method's own numbers (`objective`, `lower_bound`, `gap`, layers tried, steps).
         asked: the edits and the locality set, for `verify`.
@@ -300,7 +306,7 @@ class RepairResult:
             InvalidInput: points that are no plain tensors, or a property that does not fit.
             UnsupportedModel: the network has operations that are not piecewise linear (so has a decoupled one).
         """
-        from nnrepair.verify.points import confirm
+        from nnrepair.verify.confirm import confirm
 
         if self.asked is None:
             raise InvalidInput(
@@ -308,7 +314,14 @@ class RepairResult:
                 "repair_property returned has its proofs; nnrepair.verify.check(result.model, property) makes another."
             )
         asked, points = self.asked, list[Any]()
-        points.append(("edits", asked.edits.inputs, asked.edits.criterion, None))
+        points.append(
+            (
+                "edits" if asked.edits.of is None else "points of the edits",
+                asked.edits.inputs,
+                asked.edits.criterion,
+                None,
+            )
+        )
         if asked.locality is not None and asked.keep is not None:
             points.append(("points to keep", asked.locality.inputs, asked.keep, asked.kept))
         return confirm(

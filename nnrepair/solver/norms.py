@@ -1,7 +1,7 @@
 """Norms of a weight change, each with what the solver needs: value, dual norm, proximal step and its curvature.
 
 Changes are flat float64 vectors d of shape (n,). `curvature(G)` is `G P G^T` for rows G, with P the (generalised)
-derivative of the last proximal step; every norm here keeps P cheap: a coordinate mask, a mask and one vector, or a
+derivative of the last proximal step; all norms have a P that costs little: a coordinate mask, a mask and a vector, or a
 diagonal in the singular basis.
 """
 

@@ -1,4 +1,4 @@
-"""The smallest change of a few hundred weights under rows that keep coming: one linear program, solved warm."""
+"""The smallest change of a few hundred weights under rows that are added one after another, by warm starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Contradiction(Exception):
 
 
 class Program:
-    """min |d|_1 + price . missed, such that rows . d >= need, with `missed` for soft rows alone.
+    """min |d|_1 + price . missed, such that rows . d >= need, `missed` (with the penalty `price`) for soft rows alone.
 
     Rows are added between solves and never leave; the dual simplex method goes on from the last answer.
 
@@ -67,7 +67,7 @@ class Program:
         """Return the smallest change (size,).
 
         Raises:
-            Contradiction: there is none. NotSolvedError: the numbers gave out.
+            Contradiction: there is none. NotSolvedError: the program is too badly conditioned for float64.
         """
         d = self._solved()
         if d is None:
@@ -83,7 +83,7 @@ class Program:
                 return None
             if status == highspy.HighsModelStatus.kOptimal:
                 break
-            self._solver.clearSolver()  # numbers went astray on the way: once more from the start
+            self._solver.clearSolver()  # rounding errors have piled up: once more from the start
         else:
             raise NotSolvedError(f"HiGHS could not solve a program: {status}")
         x: Array = np.asarray(self._solver.getSolution().col_value)

@@ -22,7 +22,7 @@ def size_of(h: Array) -> float:
 
 
 class NotSolvedError(Exception):
-    """The numbers gave out: rounds ran out, or a program could not be solved."""
+    """A program could not be solved in float64, or not within the rounds allowed."""
 
 
 def nnqp(

@@ -1,15 +1,16 @@
-"""What a model must do with its points: run on any number of them, each for itself. Others are refused by name."""
+"""Check that a model runs on any number of points and that no point's output depends on the others."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
-from nnrepair.spec.inputs import AnyInputs, described, independent
+from nnrepair.spec.inputs import AnyInputs, described, independent, words
 from nnrepair.spec.running import call, outputs
 
 #: By how much a point's outputs may differ from those among other points, relative to the largest output.
@@ -24,6 +25,8 @@ WRITES = (
 )
 #: By how much two passes may differ on a GPU, relative to the largest output.
 ROUNDINGS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+#: Items of a data set that are read twice.
+READ_TWICE = 16
 ANY_SIZE = (
     "Methods run it on batches of any size: let it accept them, or give inputs as an nnrepair.Inputs object whose "
     "call() fills a batch up."
@@ -87,6 +90,7 @@ def _batch_norms(model: nn.Module) -> str:
 def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
     """Return the outputs of all points, after checks that need a look at a few of them."""
     y = _first_run(model, inputs, what)
+    _refuse_random(inputs, what)
     _refuse_outputs(y, len(inputs), what)
     few = torch.arange(len(inputs)).flip(0)[: max(1, min(FEW, len(inputs) // 2))]  # fewer points, in another order
     again, twice = some(model, inputs[few]), some(model, inputs[few])
@@ -101,8 +105,24 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
     return y
 
 
+def _refuse_random(inputs: AnyInputs, what: str) -> None:
+    """Refuse points that change when they are read again."""
+    if isinstance(inputs, Tensor):
+        return
+    some = inputs[torch.arange(min(READ_TWICE, len(inputs)))]
+    once, again = some.loaded(), some.loaded()
+    if once is again:
+        return
+    a, b = (read if isinstance(read, Tensor) else read.same() for read in (once, again))
+    if a is not None and b is not None and not np.array_equal(words(a), words(b)):
+        raise InvalidInput(
+            f"The items of {what}'s data set differ when they are read again: it is random (augmentation, sampling). "
+            "What is kept could not be confirmed; read it without random transforms."
+        )
+
+
 def _first_run(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
-    """Return the outputs of all points; what the model raises is told as what was wrong with the points."""
+    """Return the outputs of all points; an exception of the model is reported as an error about the points."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -15,6 +15,10 @@ from nnrepair.spec.criterion import AllOf, AnyOf, Chosen, Criterion, flat
 __all__ = ["AllOf", "AnyOf", "Argmax", "Argmin", "Chosen", "Criterion", "Linear", "Near", "Threshold", "flat"]
 
 
+#: What `Criterion.measures` calls its numbers; shares are between 0 and 1.
+ERROR, WITHIN, WITHIN_BOUNDS = "mean squared error", "share within tolerance", "share within bounds"
+
+
 class Argmax(Criterion):
     """The class `labels[i]` scores higher than every other class by at least `margin` (strictly, when it is 0).
 
@@ -241,6 +245,10 @@ class Linear(Criterion):
         if y[0].numel() != self.A.shape[2]:
             raise InvalidInput(f"Linear(A, b) expects {self.A.shape[2]} outputs, the model returns {y[0].numel()}.")
 
+    def measures(self, y: Tensor) -> dict[str, float]:
+        """Return the share of points that meet all conditions."""
+        return {WITHIN_BOUNDS: float(self.holds(y).double().mean())}
+
     def slack(self, y: Tensor) -> Tensor:
         A, b = self.A.to(y), self.b.to(y)
         scores: Tensor = torch.einsum("nco,no->nc", A, flat(y))
@@ -290,6 +298,16 @@ class Near(Criterion):
     def check(self, y: Tensor) -> None:
         if y.shape != self.target.shape:
             raise InvalidInput(f"Near: target of shape {tuple(self.target.shape)}, but outputs are {tuple(y.shape)}.")
+
+    def measures(self, y: Tensor) -> dict[str, float]:
+        """Return the mean squared error of the outputs that have a tolerance, and the share of points within it.
+
+        >>> Near(torch.zeros(2, 1), 0.5).measures(torch.tensor([[0.0], [2.0]]))
+        {'mean squared error': 2.0, 'share within tolerance': 0.5}
+        """
+        off = (y - self.target.to(y))[torch.isfinite(self.tol).to(y.device)]
+        error = float(off.double().square().mean()) if off.numel() else 0.0
+        return {ERROR: error, WITHIN: float(self.holds(y).double().mean())}
 
     def slack(self, y: Tensor) -> Tensor:
         """Return (n, 2 * outputs): first how far above the lower bound, then how far below the upper one."""

@@ -79,6 +79,10 @@ class Criterion(ABC):
         margin = self.margin(y)
         return margin > 0 if self.strict else margin >= 0
 
+    def measures(self, y: Tensor) -> dict[str, float]:
+        """Return how well outputs (n, ...) meet it as numbers, by name; nothing where it asks for decisions."""
+        return {}
+
     def typical_slack(self, y: Tensor) -> float:
         """Return the size of a comfortable slack in output units, from which default margins are taken."""
         slack = self.slack(y)
@@ -139,6 +143,9 @@ class AllOf(_Joined):
                 row[mine] = part.rows(point[mine], condition[mine] - start, y)
             start += width
         return row
+
+    def measures(self, y: Tensor) -> dict[str, float]:
+        return {name: value for part in self.parts for name, value in part.measures(y).items()}
 
     def resolve(self, y: Tensor, group: Tensor | None = None) -> Criterion:
         return AllOf(*(p.resolve(y, group) for p in self.parts))
@@ -204,7 +211,7 @@ class Chosen(Criterion):
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         row = torch.zeros(len(point), *y.shape[1:], dtype=y.dtype, device=y.device)
-        choice = self.choice.to(y.device)[point]
+        choice = self.choice.to(point.device)[point]
         for k, part in enumerate(self.parts):
             mine = choice == k
             if mine.any():

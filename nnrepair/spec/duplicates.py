@@ -1,4 +1,4 @@
-"""Points that are there twice: edits that contradict each other, or what is to be kept."""
+"""Duplicate points: edits that contradict each other, or points of the locality set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def refuse_contradictions(edits: Edits) -> None:
         one = {k: labels[k][0] if len(labels[k]) == 1 else labels[k] for pair in clashes[:5] for k in pair}
         shown = ", ".join(f"{a} and {b} (labels {one[a]} and {one[b]})" for a, b in clashes[:5])
         more = f", and {len(clashes) - 5} more pairs" if len(clashes) > 5 else ""
-        raise InvalidInput(f"Equal inputs are given different labels: edits {shown}{more}. Remove one of each pair.")
+        name = "edits" if edits.of is None else "points"
+        raise InvalidInput(f"Equal inputs are given different labels: {name} {shown}{more}. Remove one of each pair.")
 
 
 def kept_edits(edits: Edits, locality: LocalitySet, keep: Criterion, kept: Tensor) -> list[str]:
@@ -61,6 +62,7 @@ def kept_edits(edits: Edits, locality: LocalitySet, keep: Criterion, kept: Tenso
         for edit, point in enumerate(place.get(number, -1) for number in mine.tolist())
         if point >= 0 and differ(labels[edit], decisions[point]) and _equal(edits.inputs, edit, locality.inputs, point)
     ]
+    clashes = edits.owners(clashes)
     if not clashes:
         return []
     more = ", ..." if len(clashes) > 10 else ""

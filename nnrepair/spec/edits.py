@@ -1,14 +1,16 @@
 """What to repair and what to keep: edits, the edit scope they should generalise to, and the locality set.
 
 Inputs are a tensor with one point per row, or any `Inputs` object: something with a length, indexing by an index
-tensor, and `call(model)`, the only place that knows how this domain runs its model (a graph, a mask, a context set).
+tensor, and `call(model)`, the only place where this domain's model is run (with a graph, a mask, a context set).
 Edits may also be about `Segments` or `Polygons`: then each criterion must hold at every point of its region.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,31 +19,73 @@ from torch.utils.data import TensorDataset
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.given import as_criterion, as_inputs
-from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.inputs import AnyInputs, to_like
+from nnrepair.spec.streams import Stream
 
 
 def _as_index(index: Any, count: int) -> Tensor:
     return torch.arange(count)[index] if isinstance(index, slice) else torch.as_tensor(index)
 
 
+def _owners(of: Any, points: int, what: str) -> Tensor:
+    """Return (points,) int64 on the CPU: the edit that each point belongs to."""
+    found: Tensor = torch.as_tensor(of)
+    if found.shape != (points,) or found.dtype.is_floating_point or found.dtype == torch.bool:
+        raise InvalidInput(
+            f"{what}: `of` must name one edit, an integer, for each of the {points} points; got shape "
+            f"{tuple(found.shape)}, {found.dtype}."
+        )
+    return found.detach().cpu().long()
+
+
 @dataclass(frozen=True, init=False)
 class _Points:
+    """Points, and what is asked of them.
+
+    Attributes:
+        inputs: as models run on them.
+        asked: a criterion, or None: what labels a data set has is read when it is asked for, or met on the way.
+    """
+
     inputs: AnyInputs
-    criterion: Criterion | None
+    asked: Criterion | None
 
     def __init__(self, inputs: Any, target: Any = None) -> None:
+        object.__setattr__(self, "inputs", as_inputs(inputs, type(self).__name__))
+        object.__setattr__(self, "asked", None)
+        if target is not None:
+            self._ask(target)
+
+    def _ask(self, target: Any) -> None:
         name = type(self).__name__
-        object.__setattr__(self, "inputs", as_inputs(inputs, name))
-        object.__setattr__(self, "criterion", None if target is None else as_criterion(target, name))
-        if self.criterion is not None and len(self.criterion) != len(self.inputs):
-            raise InvalidInput(f"{name}: {len(self.inputs)} inputs but {len(self.criterion)} labels or conditions.")
+        asked = as_criterion(target, name)
+        if len(asked) != len(self.inputs):
+            raise InvalidInput(f"{name}: {len(self.inputs)} inputs but {len(asked)} labels or conditions.")
+        object.__setattr__(self, "asked", asked)
+
+    @property
+    def criterion(self) -> Criterion | None:
+        """What the outputs must satisfy."""
+        if self.asked is None and isinstance(self.inputs, Stream) and self.inputs.labelled:
+            self._ask(self.inputs.labels())
+        return self.asked
+
+    def to(self, like: Tensor) -> Self:
+        """Return the same points on `like`'s device, floating tensors in its dtype; no label is read for it."""
+        moved = copy.copy(self)
+        object.__setattr__(moved, "inputs", to_like(self.inputs, like))
+        return moved
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitem__(self, index: Any) -> Any:
-        index = _as_index(index, len(self))
-        return type(self)(self.inputs[index], None if self.criterion is None else self.criterion[index])
+        return type(self)(*self._some(index))
+
+    def _some(self, index: Any) -> tuple[AnyInputs, Criterion | None]:
+        """Return some of the points, and what they must satisfy."""
+        index = _as_index(index, len(self.inputs))
+        return self.inputs[index], None if self.criterion is None else self.criterion[index]
 
     @classmethod
     def coerce(cls, value: Any) -> Any:
@@ -65,23 +109,73 @@ class Edits(_Points):
     Argmax(2 labels, margin=0)
 
     Args:
-        inputs: (n, ...) tensor, an `Inputs` object, or regions: `Segments` or `Polygons`.
+        inputs: (n, ...) tensor; several tensors as a tuple, `model(*inputs)`, or by name in a dictionary,
+            `model(**inputs)`; a data set or a loader of (x, y), which is read into memory; an `Inputs` object; or
+            regions: `Segments` or `Polygons`.
         target: a `Criterion`, or labels. Integers (n,) are classes, `Argmax(labels)`; for a model with a single output
             0 and 1 are the sign of it, `Threshold(labels)`, as are booleans (n,). Labels (n, outputs) of 0 and 1 (or
             booleans; -1 leaves an output free) are one yes-or-no answer per output.
+        of: (n,) the edit that each point belongs to, numbered from 0 without gaps: an edit with several points (views
+            of one sample) holds where all of its points do, and is repaired as one. Each point is an edit by default.
 
     Raises:
-        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are neither integers nor booleans.
+        InvalidInput: nothing to edit, unequal lengths, NaN, labels that are neither integers nor booleans, `of` that
+            leaves numbers out.
     """
 
-    criterion: Criterion
+    asked: Criterion
+    of: Tensor | None
 
-    def __init__(self, inputs: Any, target: Any = None) -> None:
+    def __init__(self, inputs: Any, target: Any = None, of: Any = None) -> None:
         super().__init__(inputs, target)
-        if self.criterion is None:
+        if super().criterion is None:
             raise InvalidInput("Edits need labels or a criterion beside their inputs: Edits(inputs, labels).")
+        if isinstance(self.inputs, Stream):
+            object.__setattr__(self, "inputs", self.inputs.loaded())
+        object.__setattr__(self, "of", None if of is None else _owners(of, len(self.inputs), "Edits"))
         if len(self) == 0:
             raise InvalidInput("There is nothing to repair: the edits are empty.")
+        if self.of is not None and not torch.equal(torch.unique(self.of), torch.arange(len(self))):
+            raise InvalidInput(
+                f"Edits: `of` must number the edits 0, 1, 2, ... without gaps, got "
+                f"{torch.unique(self.of).tolist()[:10]}."
+            )
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the outputs must satisfy."""
+        return self.asked
+
+    def __len__(self) -> int:
+        """Return the number of edits, each of one point or several."""
+        return len(self.inputs) if self.of is None else int(self.of.max()) + 1
+
+    def __getitem__(self, index: Any) -> Edits:
+        if self.of is None:
+            return Edits(*self._some(index))
+        chosen = torch.arange(len(self))[_as_index(index, len(self))].reshape(-1)
+        mine = self.of == chosen[:, None]  # (chosen, points)
+        edit, point = torch.nonzero(mine, as_tuple=True)
+        return Edits(*self._some(point), of=edit)
+
+    def points(self) -> Edits:
+        """Return every point as an edit of its own."""
+        return self if self.of is None else Edits(self.inputs, self.criterion)
+
+    def together(self, holds: Tensor) -> Tensor:
+        """Return (edits,) bool: the edits all of whose points hold.
+
+        Args:
+            holds: (points,) bool.
+        """
+        if self.of is None:
+            return holds
+        failing = torch.bincount(self.of.to(holds.device), (~holds).double(), minlength=len(self))
+        return failing == 0
+
+    def owners(self, points: Sequence[int]) -> list[int]:
+        """Return the edits that some points belong to, in order."""
+        return sorted(set(points if self.of is None else self.of[torch.tensor(points, dtype=torch.long)].tolist()))
 
 
 class LocalitySet(_Points):
@@ -89,7 +183,18 @@ class LocalitySet(_Points):
 
     With labels, a point that the model gets wrong is free to change, and drawdown is measured as accuracy. Where the
     edits speak of no decisions (`Near`, `Linear`), outputs must stay near what they were; the report says how near.
+
+    Args:
+        inputs: as for `Edits`, points in any number: a data set or a loader is read a batch at a time, whenever points
+            are needed, and never held in memory. Its items are x, or (x, y) with labels.
+        target: labels or a `Criterion`, as for `Edits`; by default a data set's own labels.
+        labels: whether the labels of a data set are taken for right; without, the model's own decisions stay.
     """
+
+    def __init__(self, inputs: Any, target: Any = None, *, labels: bool = True) -> None:
+        super().__init__(inputs, target)
+        if not labels and isinstance(self.inputs, Stream):
+            object.__setattr__(self, "inputs", self.inputs.without_labels())
 
 
 class EditScope(_Points):
@@ -105,21 +210,19 @@ class EditScope(_Points):
             each measured on their own points; without it every step is measured on all of them.
     """
 
-    criterion: Criterion
+    asked: Criterion
     of: Tensor | None
 
     def __init__(self, inputs: Any, target: Any = None, of: Any = None) -> None:
         super().__init__(inputs, target)
-        if self.criterion is None:
+        if super().criterion is None:
             raise InvalidInput("An edit scope needs labels or a criterion beside its inputs.")
-        if of is not None:
-            of = torch.as_tensor(of)
-            if of.shape != (len(self),) or of.dtype.is_floating_point or of.dtype == torch.bool:
-                raise InvalidInput(
-                    f"EditScope: `of` must name one edit, an integer, for each of the {len(self)} points; got shape "
-                    f"{tuple(of.shape)}, {of.dtype}."
-                )
-        object.__setattr__(self, "of", of)
+        object.__setattr__(self, "of", None if of is None else _owners(of, len(self), "EditScope"))
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the outputs must satisfy."""
+        return self.asked
 
     def __getitem__(self, index: Any) -> EditScope:
         index = _as_index(index, len(self))

@@ -14,6 +14,7 @@ from nnrepair.errors import InvalidInput, first_line
 from nnrepair.spec.criteria import Argmax, Criterion, Threshold, flat
 from nnrepair.spec.inputs import Adapted, AnyInputs, Arguments, Inputs
 from nnrepair.spec.regions import Regions
+from nnrepair.spec.streams import streamed
 
 
 def as_inputs(inputs: Any, what: str) -> AnyInputs:
@@ -21,7 +22,8 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
 
     Args:
         inputs: a tensor, or what becomes one, with one point per row; several as a tuple, `model(*inputs)`, or by name
-            in a dictionary, `model(**inputs)`; an `Inputs` object or what can do the same; or regions, for edits.
+            in a dictionary, `model(**inputs)`; a data set or a loader, which is read a batch at a time; an `Inputs`
+            object or what can do the same; or regions, for edits.
         what: how the message calls it.
 
     Raises:
@@ -39,6 +41,8 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
         return _as_arguments(dict(inputs), what)
     if isinstance(inputs, tuple) and inputs and all(isinstance(part, Tensor | np.ndarray) for part in inputs):
         return _as_arguments(dict(enumerate(inputs)), what)
+    if isinstance(inputs, Dataset | DataLoader):
+        return streamed(inputs, lambda x: as_inputs(tuple(x) if isinstance(x, list) else x, what), what)
     if not isinstance(inputs, Tensor) and Adapted.fits(inputs):
         return Adapted(inputs)
     return _rows(inputs, f"{what}: inputs", "a tensor or an Inputs object")
@@ -47,7 +51,8 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
 def _as_arguments(given: dict[Any, Any], what: str) -> Arguments:
     """Return the arguments of a call, by place (integers) or by name: tensors with one row per point."""
     parts = {name: _rows(part, f"{what}: inputs[{name!r}]", "a tensor") for name, part in given.items()}
-    if not parts or not all(isinstance(name, int | str) for name in parts):
+    by_place = list(parts) == list(range(len(parts)))
+    if not parts or not (by_place or all(isinstance(name, str) for name in parts)):
         raise InvalidInput(
             f"{what}: inputs in a dictionary are a model's arguments by name, model(**inputs), got the keys "
             f"{list(parts)}."
@@ -59,8 +64,7 @@ def _as_arguments(given: dict[Any, Any], what: str) -> Arguments:
             f"{what}: inputs of several arguments need one row per point in each, got as many as {listed}. A list of "
             "points, unlike a tuple, is stacked."
         )
-    positional = tuple(part for name, part in parts.items() if isinstance(name, int))
-    return Arguments(positional, {name: part for name, part in parts.items() if isinstance(name, str)})
+    return Arguments(tuple(parts.values())) if by_place else Arguments((), parts)
 
 
 def _rows(given: Any, what: str, expected: str) -> Tensor:
@@ -114,7 +118,7 @@ def _holds_items(value: Any) -> bool:
 
 
 def as_criterion(target: Any, what: str) -> Criterion:
-    """Return a criterion as it is, and labels as one that says that they were nothing but labels."""
+    """Return a criterion as it is, and labels as a criterion that is marked as made from labels."""
     if isinstance(target, Criterion):
         return target
     labels = dense(target, f"{what}: labels", "a tensor of labels, or a Criterion")

@@ -54,7 +54,7 @@ class Inputs(ABC):
             InvalidInput: the inputs do not say what is a point's own.
         """
         raise InvalidInput(
-            f"This method needs every point's own features, and {type(self).__name__} does not say which these are. "
+            f"This method needs every point's own features, and {described(self)} does not say which these are. "
             "Give it a method own() that returns them, one row per point: those rows of the model's first argument."
         )
 
@@ -95,7 +95,7 @@ class Adapted(Inputs):
     """An object that can do what `Inputs` asks for, without being a subclass.
 
     Attributes:
-        given: has `independent`, a length, indexing, `to` and `call`; other methods of `Inputs` where it likes.
+        given: has `independent`, a length, indexing, `to` and `call`; other methods of `Inputs` if it has them.
     """
 
     given: Any
@@ -271,9 +271,14 @@ def tensor_like(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like) if x.dtype.is_floating_point else x.to(like.device)
 
 
-def batches(inputs: AnyInputs) -> list[Tensor]:
-    """Return the indices of all points in batches, each small enough for one pass without gradients."""
-    return list(torch.split(torch.arange(len(inputs)), BATCH if isinstance(inputs, Tensor) else inputs.batch))
+def batches(inputs: AnyInputs, most: int | None = None) -> list[Tensor]:
+    """Return the indices of all points in batches of at most so many, by default what one pass without gradients takes.
+
+    No batch has more points than the inputs hold in memory at once.
+    """
+    most = BATCH if most is None else most
+    size = most if isinstance(inputs, Tensor) else min(most, inputs.batch)
+    return list(torch.split(torch.arange(len(inputs)), size))
 
 
 def together(several: Sequence[AnyInputs]) -> list[tuple[AnyInputs, list[int]]]:

@@ -1,4 +1,4 @@
-"""What kind of answer a network's outputs are: one class per point, yes or no per output, or plain numbers.
+"""What a network's outputs stand for: one class per point, a yes-or-no answer per output, or plain numbers.
 
 What a decision is, what keeping a point means, and how far two outputs are apart all follow from it. Criteria say which
 kind it is (`kind_of`); a network itself does not.
@@ -224,7 +224,7 @@ def leaves(criterion: Criterion) -> Iterator[Criterion]:
 def kind_of(*criteria: Criterion | None) -> Kind:
     """Return the kind of the outputs that criteria speak of: of the first one with decisions, else plain numbers.
 
-    Of a criterion that joins several, the first part with decisions tells.
+    Of a criterion that joins several, the first part with decisions decides.
 
     >>> kind_of(Near(torch.zeros(1, 3), 0.1), Argmin([2]))
     Classes(lowest=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,22 @@ def is_compiled(model: nn.Module) -> bool:
     return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
 
 
+def stated_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape of one input that a model states, `item_shape`; None where it states none or leaves a size open.
+
+    >>> stated_shape(nn.Linear(2, 2)) is None
+    True
+    """
+    stated = getattr(model, "item_shape", None)
+    return None if stated is None or None in stated else tuple(stated)
+
+
+def shape_of_one(model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
+    """Return the shape of one of the inputs (n, ...) as the model takes it: as it states it, where the sizes agree."""
+    stated = stated_shape(model)
+    return stated if stated is not None and math.prod(stated) == inputs[:1].numel() else tuple(inputs.shape[1:])
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Run parts that torch.compile wrapped as they were before: every change of a weight would be compiled anew."""
@@ -135,7 +152,7 @@ def copied(model: M, deadline: Deadline = NEVER) -> M:
 
 
 class _Watched(dict[int, Any]):
-    """What was copied already. It is asked about every object, and looks at the clock then."""
+    """What was copied already. `deepcopy` asks it about every object; each time the deadline is checked."""
 
     def __init__(self, known: dict[int, Any], deadline: Deadline) -> None:
         super().__init__(known)

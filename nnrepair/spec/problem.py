@@ -1,4 +1,4 @@
-"""The door: everything that a method gets to see, checked once, so that the rooms behind it can trust it."""
+"""The repair problem that a method gets. All inputs are checked here, once, and nowhere else."""
 
 from __future__ import annotations
 
@@ -80,10 +80,16 @@ def build(
     locality_set: Any = None,
     edit_scope: Any = None,
     *,
+    count: int | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> Problem:
-    """Check everything and return the problem.
+    """Check everything and return the problem, in which every point of an edit is an edit of its own.
+
+    Args:
+        model: in eval mode.
+        edits, locality_set, edit_scope, seed, progress: see `nnrepair.fix`.
+        count: how many edits the points stand for, where that is not how many the edits say.
 
     Raises:
         InvalidInput: edits, labels, locality set or model that cannot be used; the message says which and why.
@@ -93,17 +99,18 @@ def build(
     edits = Edits.coerce(edits)
     inputs = to_like(edits.inputs, like)
     y = first_look(model, inputs, "the edits")
-    edits = Edits(inputs, fitted(edits.criterion, y))
+    count, edits = len(edits) if count is None else count, Edits(inputs, fitted(edits.criterion, y), edits.of)
     edits.criterion.check(y)
     _refuse_probabilities(model, edits)
     refuse_contradictions(edits)
+    edits = edits.points()
     locality = keep = kept = None
     kind = kind_of(edits.criterion)
     if locality_set is not None:
         locality = LocalitySet.coerce(locality_set)
         if len(locality) == 0:
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
-        locality, keep, kept = _keep(model, LocalitySet(to_like(locality.inputs, like), locality.criterion), edits)
+        locality, keep, kept = _keep(model, locality.to(like), edits)
         kind = kind_of(edits.criterion, keep)
     scope = None
     if edit_scope is not None:
@@ -114,7 +121,7 @@ def build(
         y = first_look(model, inputs, "the edit scope")
         scope = EditScope(inputs, fitted(scope.criterion, y, edits.criterion), scope.of)
         scope.criterion.check(y)
-        _refuse_strangers(scope, len(edits))
+        _refuse_strangers(scope, count)
     return Problem(model, edits, locality, keep, kept, scope, kind, 0 if seed is None else seed, progress)
 
 
@@ -127,8 +134,7 @@ def held_out(problem: Problem, points: Any, name: str) -> tuple[LocalitySet, Cri
     points = LocalitySet.coerce(points)
     if len(points) == 0:
         raise InvalidInput(f"{name} is empty; leave it out, or give points to measure on.")
-    points = LocalitySet(to_like(points.inputs, check_model(problem.model)), points.criterion)
-    points, keep, _ = _keep(problem.model, points, problem.edits, problem.kind, name)
+    points, keep, _ = _keep(problem.model, points.to(check_model(problem.model)), problem.edits, problem.kind, name)
     return points, keep
 
 
@@ -141,7 +147,7 @@ def _refuse_strangers(scope: EditScope, edits: int) -> None:
 
 @torch.no_grad()
 def check_model(model: Any) -> Tensor:
-    """Refuse what is no network with finite weights; return one of its parameters."""
+    """Refuse a model without finite weights; return one of its parameters."""
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     refuse_kinds(model)

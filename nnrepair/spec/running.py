@@ -5,15 +5,18 @@ Whatever the network raises becomes an `UnsupportedModel` with the error as its 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import NNRepairError, UnsupportedModel, first_line
 from nnrepair.spec.inputs import AnyInputs, batches, independent, together
+from nnrepair.spec.network import uncompiled
 
 #: What to do, by what the error says.
 _HINTS = {
@@ -43,7 +46,7 @@ def named(what: str, advice: str) -> Iterator[None]:
 
 def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
     """Run the model on a batch. The only place that knows how a domain calls its model."""
-    with named("The model failed on some of the points", _RUNS):
+    with named("The model failed on some of the points", _RUNS), _gradients_of_recurrent_layers(model):
         y = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
     if not isinstance(y, Tensor):
         raise UnsupportedModel(
@@ -52,6 +55,15 @@ def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
             "holds them). The repaired network is then result.model.model, and result.patch fits your model too."
         )
     return y
+
+
+def _gradients_of_recurrent_layers(model: nn.Module) -> AbstractContextManager[object]:
+    """Where gradients follow, run recurrent layers on a GPU without cuDNN: it has none of them in eval mode."""
+    if torch.is_grad_enabled():
+        layers = (module for module in model.modules() if isinstance(module, nn.RNNBase))
+        if any(parameter.is_cuda for layer in layers for parameter in layer.parameters()):
+            return torch.backends.cudnn.flags(enabled=False)
+    return nullcontext()
 
 
 _RUNS = (
@@ -80,7 +92,8 @@ def outputs_of(model: nn.Module, several: Sequence[AnyInputs]) -> list[Tensor]:
 
 def call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs) -> Tensor:
     """Run the model with other parameters, whatever the domain's way to call it."""
-    return call(_Swapped(model, parameters), inputs)
+    with _gradients_of_recurrent_layers(model):
+        return call(_Swapped(model, parameters), inputs)
 
 
 class _Swapped(nn.Module):
@@ -90,3 +103,17 @@ class _Swapped(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(self.__dict__["model"], self.__dict__["swapped"], args, kwargs)
+
+
+@contextmanager
+def undisturbed(seed: int | None) -> Iterator[None]:
+    """Keep the global random state as it was, and make the work inside reproducible and free of compiling."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    before = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), uncompiled():
+        torch.manual_seed(0 if seed is None else seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])

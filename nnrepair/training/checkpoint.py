@@ -112,6 +112,12 @@ class Checkpoint:
             raise PatchError(f"{self.path} is damaged: {printable(first_line(error))}. {advice}") from error
 
 
+def random_numbers() -> dict[str, Stateful | torch.Generator]:
+    """Return torch's own generators, for steps that draw from them."""
+    devices = torch.cuda.default_generators if torch.cuda.is_available() else ()
+    return {f"random numbers, {k}": generator for k, generator in enumerate((torch.default_generator, *devices))}
+
+
 def _state_of(part: Stateful | torch.Generator) -> Any:
     return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
 

@@ -1,4 +1,4 @@
-"""The training loop: steps that tell how far they are, end in time, and go on after a kill as if none had been."""
+"""The training loop: it reports progress, ends at a deadline, and continues after a kill with the same result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nnrepair.training.checkpoint import Checkpoint, State
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to.
+    """How a training ended.
 
     Attributes:
         steps: how many were taken, with those before an interruption.

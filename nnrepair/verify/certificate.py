@@ -1,7 +1,7 @@
 """Certificates that a property holds: how its boxes were split, in a file that others can check.
 
 `verification/check.py`, which `nnrepair certify` runs, follows the splits and bounds every part again with its own
-arithmetic; it imports nothing from this package. The file is only a guide for it: no number in it is believed.
+arithmetic; it imports nothing from this package. The file only says where to split; every bound is computed anew.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.network import private_copy
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
-from nnrepair.spec.network import copied
+from nnrepair.spec.network import copied, stated_shape
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.property import Case, Conjunction, Exact, Property
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
-from nnrepair.verify.result import CheckResult, Counterexample
+from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 from nnrepair.verify.search.attack import LEAST, attack
 from nnrepair.verify.search.boxes import Search
 from nnrepair.verify.search.jobs import NOTHING, Found, Jobs, Options
@@ -74,7 +75,7 @@ def check(
         property: see `Property.on`, or a VNN-LIB 1.0 file.
         timeout: in seconds, of everything from this call on, except that a step in code that is not ours (importing
             it, parsing the file, one run of the network or of a layer) is not cut short; then the
-            verdict is "unknown" and says how far it got. None: no limit; a hard property may take a lifetime.
+            verdict is "unknown" and says how far it got. None: no limit; a hard property may take years.
         device: where to compute; None is the CPU.
         certificate: whether to keep the proof.
         progress: show a line on stderr.
@@ -83,7 +84,7 @@ def check(
 
     Raises:
         InvalidInput: model and property do not fit, or one of them is damaged.
-        UnsupportedModel: the model has operations that are not piecewise linear.
+        UnsupportedModel: the model has operations that the checker cannot read.
 
     >>> import nnrepair
     >>> from nnrepair.verify import Box, Property, check
@@ -106,13 +107,21 @@ def check(
                 found = problem.solve(torch.Generator().manual_seed(seed), options or Options(), certificate)
         except OutOfTime:
             found = NOTHING
+    answer = _answer(problem, found, deadline, timeout, certificate)
+    return replace(answer, cpu_seconds=time.process_time() - cpu, wall_seconds=time.monotonic() - started)
+
+
+def _answer(
+    problem: _Problem | None, found: Found, deadline: Deadline, timeout: float | None, certificate: bool
+) -> CheckResult:
+    """Return the verdict with what there is to say about it; no problem is one that was not even read in time."""
     counterexample = None if problem is None else problem.counterexample
-    verdict = "violated" if counterexample is not None else "holds" if found.closed else "unknown"
+    verdict: Verdict = "violated" if counterexample is not None else "holds" if found.closed else "unknown"
     kept, reason = None, ""
     if problem is not None and verdict == "holds" and certificate:
         kept, reason = problem.certificate(found)
-    elif verdict == "violated":
-        reason = "" if problem is None else problem.remark
+    elif problem is not None and verdict == "violated":
+        reason = problem.remark
     elif verdict == "unknown":
         limits = [found.limit] if found.limit else []
         if deadline.passed:
@@ -120,11 +129,9 @@ def check(
             limits = [f"the time limit of {timeout:g} s was reached{where}"]
         reason = "; ".join(limits if problem is None else [*limits, *problem.why_open(found)])
     return CheckResult(
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=verdict,
         counterexample=counterexample,
         boxes=found.boxes,
-        cpu_seconds=time.process_time() - cpu,
-        wall_seconds=time.monotonic() - started,
         certificate=kept,
         proved=found.share,
         worst_bound=found.worst,
@@ -185,9 +192,7 @@ class _Problem:
     def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
         if isinstance(model, nn.Module):
             private = private_copy(model, self.deadline).cpu()
-            shape = tuple(getattr(private, "item_shape", None) or ())
-            known = shape and None not in shape
-            return private, shape if known else self.property.cases[0].box.shape or (1,)
+            return private, stated_shape(private) or self.property.cases[0].box.shape or (1,)
         from nnrepair import onnx
 
         loaded = onnx.load(model, self.deadline)
@@ -196,7 +201,7 @@ class _Problem:
         return loaded, tuple(size for size in loaded.item_shape if size is not None)
 
     def _check_shape(self, dtype: torch.dtype) -> None:
-        """Call the model once, so that what does not fit is told in its own words."""
+        """Call the model once, so that inputs that do not fit are reported with its own error."""
         x = torch.zeros(1, *self.shape, dtype=dtype)
         try:
             with torch.no_grad(), torch.random.fork_rng([]):
@@ -301,7 +306,7 @@ class _Problem:
     # Counterexamples -------------------------------------------------------------------------------------------------
 
     def confirm(self, points: Tensor, jobs: Tensor) -> bool:
-        """Keep the first point that everyone finds to be a counterexample, else one that exact arithmetic does.
+        """Keep the first point that all evaluations find to be a counterexample, else one that exact arithmetic does.
 
         Returns:
             Whether that is enough: a better one may follow until the first attack is over.
@@ -367,7 +372,10 @@ class _Problem:
                 "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only",
             )
         dim, cut = found.tree
-        if any(n.relu is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
+        unread = sorted({each.name for each in self.graph.activations if not each.has_certificates})
+        if unread:
+            return None, f"no certificate: the independent checker does not know {', '.join(unread)}"
+        if any(n.activation is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
             return None, "no certificate: the independent checker reads fully connected chains only"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"

@@ -7,16 +7,11 @@ is small enough.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,16 +29,15 @@ from nnrepair.spec.criteria import (
     flat,
 )
 from nnrepair.spec.inputs import AnyInputs, described
-from nnrepair.spec.regions import Regions
+from nnrepair.spec.network import shape_of_one
 from nnrepair.spec.running import outputs
-from nnrepair.verify import vnnlib
-from nnrepair.verify.check import check
-from nnrepair.verify.over import Over
 from nnrepair.verify.property import Box, Property
+from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
-from nnrepair.verify.result import CheckResult, Counterexample, Verdict
-from nnrepair.verify.search.bounds import EPS, TINY, outputs_over
+from nnrepair.verify.result import Counterexample
+from nnrepair.verify.search.intervals import outputs_over
+from nnrepair.verify.search.magnitudes import TINY
 from nnrepair.verify.search.rational import enclosure, inside, nearest
 
 #: A batch of points may have so many values in all nodes, and take so many multiplications.
@@ -70,16 +64,16 @@ def check_points(model: nn.Module, inputs: Tensor, criterion: Criterion) -> Tens
 
     Raises:
         InvalidInput: the inputs are no plain tensor, or do not fit the model or the criterion.
-        UnsupportedModel: the model has operations that are not piecewise linear.
+        UnsupportedModel: the model has operations that the checker cannot read.
     """
-    return _Points("check_points", inputs, criterion).judge(_eval_copy(model), NEVER).holds
+    return Points("check_points", inputs, criterion).judge(eval_copy(model), NEVER).holds
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What is known about n points: who certainly satisfies the criterion, who certainly does not, all (n,) bool.
+    """What is known about n points: which certainly satisfy the criterion, and which certainly do not, all (n,) bool.
 
-    `run` says what the network itself returns in its own arithmetic, `exact` who needed rational numbers.
+    `run` says what the network itself returns in its own arithmetic, `exact` which points needed rational numbers.
     """
 
     holds: Tensor
@@ -88,7 +82,7 @@ class Judged:
     exact: Tensor
 
 
-class _Points:
+class Points:
     """Points and their criterion; `index` tells where they were in the set that they come from."""
 
     def __init__(self, name: str, inputs: AnyInputs, criterion: Criterion, kept: Tensor | None = None) -> None:
@@ -114,7 +108,7 @@ class _Points:
         judged = Judged(*(torch.zeros(len(self.inputs), dtype=torch.bool) for _ in range(4)))
         if not len(self.inputs):
             return judged
-        shape = item_shape(model, self.inputs)
+        shape = shape_of_one(model, self.inputs)
         with torch.no_grad(), suppress(OutOfTime):
             graph = lower(model, shape, deadline)  # before the model runs: it says best what it cannot read
             x = self.inputs.double().flatten(1)
@@ -141,20 +135,13 @@ class _Points:
 
     def named(self, which: Tensor) -> str:
         """Return the indices of some of the points, as their set numbers them."""
-        return _listed(self.index[which].tolist())
+        return listed(self.index[which].tolist())
 
 
-def _listed(indices: list[int]) -> str:
+def listed(indices: list[int]) -> str:
+    """Return indices as text, the first of many."""
     more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
     return f"{', '.join(map(str, indices[:NAMED]))}{more}"
-
-
-def item_shape(model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
-    """Return the shape of one point as the model takes it."""
-    known = getattr(model, "item_shape", None)
-    if known is not None and None not in known and math.prod(known) == inputs[:1].numel():
-        return tuple(known)
-    return tuple(inputs.shape[1:])
 
 
 def _run(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -167,7 +154,8 @@ def _run(model: nn.Module, inputs: Tensor) -> Tensor:
         ) from error
 
 
-def _eval_copy(model: nn.Module) -> nn.Module:
+def eval_copy(model: nn.Module) -> nn.Module:
+    """Return a private copy of a module on the CPU."""
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     return private_copy(model).cpu()
@@ -177,7 +165,7 @@ def _eval_copy(model: nn.Module) -> nn.Module:
 
 
 def _signs(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return who certainly satisfies the criterion and who certainly does not, given bounds of the outputs."""
+    """Return which points certainly satisfy the criterion and which certainly do not, given bounds of the outputs."""
     if isinstance(criterion, AllOf | AnyOf):
         holds, fails = (
             torch.stack(part) for part in zip(*(_signs(p, low, high) for p in criterion.parts), strict=True)
@@ -249,140 +237,3 @@ def _satisfied(criterion: Criterion, y: Sequence[Fraction]) -> bool:
         return all(each) if isinstance(criterion, AllOf) else any(each)
     (case,) = Property.on(Box([0], [0]), criterion, outputs=len(y)).cases
     return not any(inside(conjunction, [(v, v) for v in y]) for conjunction in case.unsafe)
-
-
-# A whole repair ------------------------------------------------------------------------------------------------------
-
-
-def confirm(
-    model: nn.Module,
-    points: Sequence[tuple[str, AnyInputs, Criterion, Tensor | None]],
-    property: Any = None,
-    *,
-    timeout: float | None = None,
-    **settings: Any,
-) -> CheckResult:
-    """Check sets of points, each (name, inputs, criterion, which are meant), and properties; see `RepairResult.verify`.
-
-    A point counts as confirmed, or as wrong, when exact bounds and a run of the network agree about it. Inputs may be
-    `Regions`; each is then checked as a property is.
-    """
-    started, cpu = time.monotonic(), time.process_time()
-    if timeout is not None and not timeout > 0:
-        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
-    deadline = Deadline(timeout)
-    over = [(name, inputs, criterion) for name, inputs, criterion, _ in points if isinstance(inputs, Regions)]
-    sets = [_Points(*each) for each in points if not isinstance(each[1], Regions)]
-    model = _eval_copy(model)
-    shape = item_shape(model, sets[0].inputs if sets else over[0][1].corners[0])
-    vars(model)["item_shape"] = shape  # for properties, whose boxes may be flat
-    properties = _properties(property)
-    late = CheckResult("unknown", reason="" if timeout is None else f"the time limit of {timeout:g} s was reached")
-    try:
-        graph = lower(model, shape, deadline)
-        _require_sizes(properties, graph, deadline)
-    except OutOfTime:
-        return replace(late, cpu_seconds=time.process_time() - cpu, wall_seconds=time.monotonic() - started)
-    verdicts: list[Verdict] = []
-    shares, reasons, found = list[float](), list[str](), None
-    for each in sets:
-        judged = each.judge(model, deadline)
-        right, wrong = judged.holds & judged.run, judged.fails & ~judged.run
-        unsure = ~right & ~wrong
-        verdicts.append("violated" if bool(wrong.any()) else "unknown" if bool(unsure.any()) else "holds")
-        reasons.append(f"{each.name}: {int(right.sum())} of {len(right)} confirmed")
-        if len(right) < each.all:
-            reasons[-1] += f" (of {each.all}; the others did not hold before the repair either)"
-        if bool(wrong.any()):
-            reasons[-1] += f"; {int(wrong.sum())} certainly wrong: {each.named(wrong)}"
-            found = found or each.counterexample(model, judged, int(wrong.nonzero()[0, 0]))
-        if bool(unsure.any()):
-            when = " before the time limit" if deadline.passed else ""
-            reasons[-1] += f"; {int(unsure.sum())} too close to tell{when}: {each.named(unsure)}"
-        shares.append(float(right.double().mean()) if len(right) else 1.0)
-
-    def checked(network: nn.Module, claim: Property | str | Path) -> CheckResult:
-        left = deadline.left()
-        return late if left <= 0 else check(network, claim, timeout=left if math.isfinite(left) else None, **settings)
-
-    def checked_region(corners: Tensor, criterion: Criterion) -> CheckResult:
-        along = Over(model, corners)
-        return checked(along, along.property(criterion, graph.outputs))
-
-    results = list[CheckResult]()
-    for name, regions, criterion in over:
-        each_criterion = (criterion[torch.tensor([k])] for k in range(len(regions)))
-        here = [
-            late if deadline.passed else checked_region(corners, one)
-            for corners, one in zip(regions.corners, each_criterion, strict=True)
-        ]
-        results += here
-        found_here = [result.verdict for result in here]
-        verdicts += found_here
-        reasons.append(f"{name}: {found_here.count('holds')} of {len(regions)} regions confirmed")
-        for verdict, said in (("violated", "certainly wrong"), ("unknown", "open")):
-            which = torch.tensor([each == verdict for each in found_here])
-            if bool(which.any()):
-                reasons[-1] += f"; {int(which.sum())} {said}: {_listed(which.nonzero()[:, 0].tolist())}"
-        shares.append(found_here.count("holds") / len(regions))
-        wrong_region = next((k for k, verdict in enumerate(found_here) if verdict == "violated"), None)
-        if found is None and wrong_region is not None:
-            found = _placed(model, regions.corners[wrong_region], here[wrong_region].counterexample)
-    for name, each_property in properties:
-        result = checked(model, each_property)
-        results.append(result)
-        verdicts.append(result.verdict)
-        shares.append(1.0 if result.holds else result.proved)
-        reasons.append(f"{name}: {result.verdict}{f' ({result.reason})' if result.reason else ''}")
-        found = found or result.counterexample
-    return CheckResult(
-        verdict=next((v for v in ("violated", "unknown") if v in verdicts), "holds"),
-        counterexample=found,
-        boxes=sum(result.boxes for result in results),
-        cpu_seconds=time.process_time() - cpu,
-        wall_seconds=time.monotonic() - started,
-        certificate=results[0].certificate if len(results) == 1 and not over else None,
-        proved=min(shares),
-        worst_bound=min((r.worst_bound for r in results if r.worst_bound is not None), default=None),
-        reason="\n".join(reasons),
-    )
-
-
-def _placed(model: nn.Module, corners: Tensor, along: Counterexample | None) -> Counterexample | None:
-    """Return a counterexample on a region as one of the network: its place becomes an input."""
-    if along is None:
-        return None
-    over = Over(model, corners)
-    rows = zip(over.place.weight.tolist(), over.place.bias.tolist(), strict=True)
-    exact = tuple(
-        sum((Fraction(w) * t for w, t in zip(row, along.exact_input, strict=True)), Fraction(shift))
-        for row, shift in rows
-    )
-    x, size = np.array([float(v) for v in exact]), len(along.output) - over.sides
-    return Counterexample(x, along.output[:size], along.margin, along.replayed, exact, along.exact_output[:size])
-
-
-def _properties(given: Any) -> list[tuple[str, Property | str | Path]]:
-    """Return the properties with a name each."""
-    several = given if isinstance(given, list | tuple) else [] if given is None else [given]
-    wrong = [type(one).__name__ for one in several if not isinstance(one, Property | str | Path)]
-    if wrong:
-        raise InvalidInput(
-            f"property must be an nnrepair.verify.Property, the path of a .vnnlib file, or a list of these; got "
-            f"{', '.join(wrong)}."
-        )
-    return [
-        (f"property {k}" if isinstance(one, Property) else f"property {Path(one).name}", one)
-        for k, one in enumerate(several, 1)
-    ]
-
-
-def _require_sizes(properties: Sequence[tuple[str, Property | str | Path]], graph: Graph, deadline: Deadline) -> None:
-    """Refuse properties that do not fit, before the long computation."""
-    for name, one in properties:
-        loaded = one if isinstance(one, Property) else vnnlib.load(one, deadline)
-        if (loaded.inputs, loaded.outputs) != (graph.inputs, graph.outputs):
-            raise InvalidInput(
-                f"{name} is about {loaded.inputs} inputs and {loaded.outputs} outputs, but the network has "
-                f"{graph.inputs} and {graph.outputs}."
-            )

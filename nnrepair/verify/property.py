@@ -1,7 +1,7 @@
 """What must hold for every point of a region: boxes of inputs, and the outputs that are unsafe there.
 
-Everything is kept as exact fractions. Whoever computes with them in float64 rounds a box outward to prove and inward to
-look for counterexamples, and widens unsafe sets to prove.
+Everything is kept as exact fractions. Computations in float64 round a box outward to prove and inward to look for
+counterexamples, and widen unsafe sets to prove.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ class Counterexample:
             fixes an input to 0.1, for example) the nearest ones, just outside.
         output: (outputs,), what the network returns at `input`.
         margin: how deep the output lies in the unsafe set, in units of its rows; 0 is its border.
-        replayed: who found the output unsafe before this was reported. "exact" (rational arithmetic) or "enclosure"
-            (float64 with every rounding error bounded, for networks too large for it), about `exact_input`; and
-            "network" (torch) and "onnxruntime", about `input`. Where these are missing the violation is that of the
+        replayed: how the output was found to be unsafe before this was reported. "exact" (rational arithmetic) or
+            "enclosure" (float64 with every rounding error bounded, for networks too large for it), about `exact_input`;
+            and "network" (torch) and "onnxruntime", about `input`. Where these are missing the violation is that of the
             real-valued function alone, and too narrow to survive the rounding of a run.
         exact_input: (inputs,), the witness in exact numbers, inside the box; the numbers of `input` if left out.
         exact_output: (outputs,), two fractions around each output of the real-valued function there, equal if "exact".

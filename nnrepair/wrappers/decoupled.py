@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from nnrepair.errors import PatchError
 from nnrepair.jacobian.tangents import canonical, moved_outputs
 from nnrepair.spec.inputs import Arguments
 from nnrepair.spec.network import copied
+from nnrepair.wrappers.base import Wrapper
 
 
-class Decoupled(nn.Module):
+class Decoupled(Wrapper):
     """f(x) + J(x) Delta as an ordinary module: it can be saved, moved and exported to ONNX.
 
     Args:
@@ -32,13 +34,12 @@ class Decoupled(nn.Module):
         torch.Size([3, 1])
     """
 
-    #: What a report calls `change`.
     carries: ClassVar[str] = "the change that the decoupled network carries beside the original weights"
+    keeps_regions: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, change: dict[str, Tensor], channels: bool = True) -> None:
-        super().__init__()
+        super().__init__(copied(model))
         self.channels = channels
-        self.base = copied(model).eval()
         first = canonical(model)
         self.names = [first[name] for name in change]
         parameters = dict(model.named_parameters())
@@ -51,14 +52,22 @@ class Decoupled(nn.Module):
         """Delta, by parameter name."""
         return {name: getattr(self, f"change_{index}") for index, name in enumerate(self.names)}
 
-    def train(self, mode: bool = True) -> Decoupled:
-        """Set this module's mode; the base stays in eval mode."""
-        super().train(mode)
-        self.base.eval()
-        return self
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"names": list(self.names), "channels": self.channels}
 
-    def forward(self, x: Tensor, second: Any = None) -> Tensor:
-        """Return f + J Delta; `second` is what graph networks take beside their features, the edges."""
+    @classmethod
+    def around(cls, base: nn.Module, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Decoupled:
+        parameters = dict(base.named_parameters())
+        change = dict(zip(settings["names"], tensors.values(), strict=True))
+        for name, delta in change.items():
+            if (delta.shape, delta.dtype) != (parameters[name].shape, parameters[name].dtype):
+                raise PatchError(f"the change of {name} is no change of this network.")
+        return cls(base, change, bool(settings["channels"]))
+
+    def forward(self, x: Any = None, second: Any = None, *rest: Any, **named: Any) -> Tensor:
+        """Return f + J Delta at whatever the network takes: `second` are the edges where it runs on a graph."""
         # Not *inputs: exporters match the names of arguments.
-        inputs = x if second is None else Arguments((x, second))
+        given = tuple(part for part in (x, second, *rest) if part is not None)
+        inputs = x if len(given) == 1 and not named else Arguments(given, named)
         return moved_outputs(self.base, self.change, inputs, self.channels)

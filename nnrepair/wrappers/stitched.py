@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.wrappers.base import Wrapper
 
 
-class Stitched(nn.Module):
+class Stitched(Wrapper):
     """base(x, ...) + mlp(x): whatever the base takes from other points, a change of the MLP does not pass on.
 
     Args:
@@ -25,12 +26,10 @@ class Stitched(nn.Module):
         True
     """
 
-    #: What a report calls `change`.
     carries: ClassVar[str] = "the stitched MLP's weights less those it began with, beside the original weights"
 
     def __init__(self, base: nn.Module, mlp: OwnMLP) -> None:
-        super().__init__()
-        self.base = base.eval().requires_grad_(False)
+        super().__init__(base.requires_grad_(False))
         self.mlp = mlp
 
     @property
@@ -38,11 +37,14 @@ class Stitched(nn.Module):
         """The MLP's weights less those it began with, by name; nothing else has changed."""
         return {f"mlp.{name}": value for name, value in self.mlp.change.items()}
 
-    def train(self, mode: bool = True) -> Stitched:
-        """Set this module's mode; the base stays in eval mode, for which the MLP was made."""
-        super().train(mode)
-        self.base.eval()
-        return self
+    @classmethod
+    def around(cls, base: nn.Module, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Stitched:
+        weights = [tensors[f"mlp.layers.{k}.weight"] for k in range(sum("layers" in name for name in tensors) // 2)]
+        with torch.device("meta"):  # weights of the sizes that are named may not fit in memory
+            mlp = OwnMLP(weights[0].shape[1], len(weights[-1]), hidden=len(weights[0]), depth=len(weights))
+        made = cls(base, mlp.to(tensors["mlp.scale"].dtype))
+        made.fill(tensors)
+        return made
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.mlp.added(x, self.base(x, *args, **kwargs))
@@ -102,8 +104,8 @@ class OwnMLP(nn.Module):
         Raises:
             InvalidInput: the points do not have as many features as the MLP was made for.
         """
-        own = x.reshape(len(x), -1)
-        if own.shape[1] != self.features or len(own) != len(y):
+        own = x.reshape(x.shape[0], -1)  # len() of a tensor would fix the batch size of an exported network
+        if own.shape[1] != self.features or own.shape[0] != y.shape[0]:
             raise InvalidInput(
                 f"The stitched MLP sees {self.features} features of each point and one point per output, got a first "
                 f"argument of shape {tuple(x.shape)} and outputs of shape {tuple(y.shape)}."

@@ -24,7 +24,7 @@ from nnrepair.results import checkers
 from nnrepair.verify import Box, Property, check, vnnlib
 
 OF_EXTRAS = ("onnx", "onnxruntime", "onnxscript", "torchvision", "PIL", "torch_geometric", "matplotlib", "sklearn")
-OF_EXTRAS += ("joblib", "cvxpy", "hypothesis", "vnnlib", "ruff", "mypy")
+OF_EXTRAS += ("distributed", "cvxpy", "hypothesis", "vnnlib", "ruff", "mypy")
 COMMANDS = ("demo", "fix", "repair", "check", "certify", "patch", "patch show", "patch apply", "patch revert")
 
 

@@ -53,6 +53,12 @@ def link(wanted: dict[str, Distribution], packages: Path) -> None:
                 (packages / place).symlink_to(Path(str(each.locate_file(place))).resolve())
 
 
+def _files(folder: Path) -> set[str]:
+    """Return the files of a package, templates included, by their paths inside it."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in found if "__pycache__" not in path}
+
+
 def _top(file: PurePath) -> str:
     return file.parts[0]
 
@@ -74,6 +80,8 @@ def main() -> int:
         checkers = {path.name for path in (packages / "nnrepair" / "_checkers").iterdir()}
         if missing := {path.name for path in (ROOT / "verification").glob("*.py")} - checkers:
             raise SystemExit(f"The wheel lacks {', '.join(sorted(missing))} of the independent checkers.")
+        if missing := _files(ROOT / "nnrepair") - _files(packages / "nnrepair"):
+            raise SystemExit(f"The wheel lacks {', '.join(sorted(missing))}.")
 
         outside = folder / "outside"
         outside.mkdir()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from units import RESULTS, ROWS, Row, is_full, is_specified, read_rows
+
+from nnrepair.results import markdown
 
 README = Path(__file__).parent / "README.md"
 #: Of each set: instances that VNN-COMP's networks violate.
@@ -34,10 +36,10 @@ def share(counts: dict[str, int] | None) -> str:
     return "100" if value == 1 else f"{min(100 * value, 99.9999):.4f}"
 
 
-def totals(name: str, rows: Sequence[Row], expected: int) -> str:
-    """Return the line of one set, and a warning where it is not complete."""
+def totals(name: str, rows: Sequence[Row], expected: int) -> list[str]:
+    """Return the cells of one set."""
     if not rows:
-        return f"| {name} | 0 of {expected} | – | – | – | – | – | – |"
+        return [name, f"0 of {expected}", *["–"] * 6]
     units = {row["unit"]: row for row in rows}
     cpu = [row["cost"]["repair_cpu_seconds"] for row in units.values()]
     kept = sorted(agreement(row) for row in rows)
@@ -45,7 +47,7 @@ def totals(name: str, rows: Sequence[Row], expected: int) -> str:
     safe = sum(row["violations"]["safe"] for row in rows)
     lost = sum(len(row["drawdown"]["lost"]) for row in units.values())
     proved = sum(row["proved"] for row in rows)
-    cells = [
+    return [
         name,
         f"{proved} of {expected}",
         f"{safe} of {held_out}",
@@ -55,7 +57,6 @@ def totals(name: str, rows: Sequence[Row], expected: int) -> str:
         f"{sum(cpu):.0f} s",
         f"{statistics.median(cpu):.1f} s",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def instance(row: Row) -> list[object]:
@@ -83,12 +84,6 @@ def instance(row: Row) -> list[object]:
         f"{row['cost']['repair_cpu_seconds']:.1f}",
         size,
     ]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def over_whole(rows: Sequence[Row]) -> str:
@@ -159,7 +154,7 @@ is repaired jointly with `nnrepair.repair_property`, and all that holds is kept.
 ({networks} of {NETWORKS} networks; {size:.0f} KiB of certificates, accepted in {recheck:.0f} CPU s).
 
 {
-        table(
+        markdown.table(
             [
                 "set",
                 "repaired and proved",
@@ -170,11 +165,9 @@ is repaired jointly with `nnrepair.repair_property`, and all that holds is kept.
                 "CPU time",
                 "median CPU time",
             ],
-            (),
+            [totals("specified", sets["specified"], SPECIFIED), totals("full", sets["full"], FULL)],
         )
     }
-{totals("specified", sets["specified"], SPECIFIED)}
-{totals("full", sets["full"], FULL)}
 
 *Specified* are the instances for which Katz et al. 2017 state the property: phi_2 on N_{{x>=2,y}}, phi_7 on N_{{1,9}}
 and phi_8 on N_{{2,9}}. There phi_7 is repaired alone, in a second patch, since phi_3 and phi_4 exclude N_{{1,7}} to
@@ -201,7 +194,7 @@ recheck and all measures it was {whole:.0f} CPU s.
   *agreement*. *lost*: properties of the network that held before and are not proved now.
 * *boxes*: how many the proof bounds. *CPU s*: of the repair of the network, all of its properties together.
 
-{table(HEAD, map(instance, sorted(repairs, key=lambda row: (row["network"], row["property"], row["unit"]))))}
+{markdown.table(HEAD, map(instance, sorted(repairs, key=lambda row: (row["network"], row["property"], row["unit"]))))}
 
 ## What is proved, and in which arithmetic
 
@@ -223,8 +216,8 @@ and measures, and exits with 1 if anything differs. Without `--results` both tak
 writes this page; the fourth draws the pictures behind the names of networks. Networks and properties come from
 `NNREPAIR_DATA` or are downloaded once, with pinned hashes.
 
-On a cluster, the workers need `verification/acas` on their `PYTHONPATH` and the folder of `--out`; then two lines take
-the sweep to dask (`import joblib, repair; from dask.distributed import Client`):
+On a cluster, the workers need nnrepair, and this folder, that of the data and that of `--out` under the same names;
+then two lines take the sweep to dask (`import joblib, repair; from dask.distributed import Client`):
 
     client = Client("scheduler:8786")
     with joblib.parallel_config(backend="dask"): repair.main(["--all", "--out", "shared/results"])

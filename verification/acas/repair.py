@@ -23,7 +23,8 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -55,14 +56,11 @@ from units import (
 from nnrepair import onnx, repair_property
 from nnrepair.domains import acas
 from nnrepair.errors import InvalidInput, NNRepairError
-from nnrepair.extras import needed
 from nnrepair.files import write_atomically
+from nnrepair.processes import Failure, in_processes
 from nnrepair.results.result import Proof, RepairResult
 from nnrepair.verify import CheckResult, Options, check
 from nnrepair.verify.reading.lowering import lower
-
-with needed("sweep", "Sweeps over all networks need joblib"):
-    import joblib
 
 #: Seconds for a check; a repair has no limit of time.
 LIMIT = 116.0
@@ -319,35 +317,27 @@ def machine() -> str:
 # Many units ----------------------------------------------------------------------------------------------------------
 
 
-class Sweep(joblib.Parallel):  # type: ignore[misc]
-    """joblib's loop with a progress bar; any backend, as all of them call `print_progress` when a task ends."""
-
-    bar: Any = None
-
-    def print_progress(self) -> None:
-        if self.bar is not None:
-            self.bar.update(self.n_completed_tasks - self.bar.n)
-
-
-def attempt(unit: Unit, out: Path, states: int) -> tuple[list[Row], str]:
-    """Solve a unit; return its rows, or what went wrong: one unit is no reason to lose the others."""
+def attempt(unit: Unit, out: Path, states: int) -> str:
+    """Solve a unit; return what went wrong, if anything: one unit is no reason to lose the others."""
     try:
-        return solve(unit, out, states), ""
+        solve(unit, out, states)
     except (NNRepairError, OSError) as error:
-        return [], f"{unit.name}: {error}"
+        return f"{unit.name}: {error}"
     except Exception:  # ours to mend
-        return [], f"{unit.name}: {traceback.format_exc()}"
+        return f"{unit.name}: {traceback.format_exc()}"
+    return ""
 
 
 def sweep(wanted_units: Sequence[Unit], out: Path, jobs: int | None, states: int = STATES) -> list[str]:
-    """Solve all units that are not there yet; return what went wrong."""
+    """Solve all units that are not there yet, each in a process that may die alone; return what went wrong."""
     rest = [unit for unit in wanted_units if not is_done(unit, out, states)]
     if len(rest) < len(wanted_units):
         print(f"{len(wanted_units) - len(rest)} of {len(wanted_units)} are there already")
-    parallel = Sweep(n_jobs=jobs, batch_size=1)
-    with tqdm(desc="repair", total=len(rest), unit=" networks") as parallel.bar:
-        answers = parallel(joblib.delayed(attempt)(unit, out, states) for unit in rest)
-    return [problem for _, problem in answers if problem]
+    problems = {}
+    with closing(in_processes(partial(attempt, out=out, states=states), rest, jobs)) as answers:
+        for each, answer in tqdm(answers, desc="repair", total=len(rest), unit=" networks"):
+            problems[each.name] = f"{each.name}: {answer}" if isinstance(answer, Failure) else answer
+    return [problems[each.name] for each in rest if problems[each.name]]
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -368,7 +358,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--network", metavar="A_B", help="one network, e.g. 2_9")
     parser.add_argument("--property", metavar="N,...", help="with --network: repair these instead of all violated ones")
     parser.add_argument("--all", action="store_true", help="all networks, without those that are there already")
-    parser.add_argument("--jobs", type=int, help="processes; without it what joblib's backend says (one process)")
+    parser.add_argument("--jobs", type=int, help="networks at a time; without it what joblib's backend says (one)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for results (default: %(default)s)")
     parser.add_argument("--states", type=int, default=STATES, help="random states to compare advisories on")
     args = parser.parse_args(given)

@@ -34,7 +34,7 @@ from nnrepair.domains.acas.slice import (
     window_near,
 )
 from nnrepair.errors import InvalidInput
-from nnrepair.plot.pictures import INK, MOST_CELLS, require_matplotlib
+from nnrepair.plot.style import INK, MOST_CELLS, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

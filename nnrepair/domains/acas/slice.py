@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nnrepair.domains import acas
 from nnrepair.errors import InvalidInput
 from nnrepair.network import private_copy
+from nnrepair.spec.network import stated_shape
 from nnrepair.verify import CheckResult, Counterexample, check, vnnlib
 from nnrepair.verify.property import Case, Property
 from nnrepair.verify.search.attack import random_starts
@@ -50,8 +51,7 @@ class Network:
     @classmethod
     def of(cls, given: nn.Module | str | Path) -> Network:
         model = private_copy(given)
-        known = getattr(model, "item_shape", None)
-        network = cls(model, tuple(known) if known is not None and None not in known else (5,))
+        network = cls(model, stated_shape(model) or (5,))
         if math.prod(network.shape) != 5:
             raise InvalidInput(f"An ACAS Xu network reads 5 numbers, this one {math.prod(network.shape)}.")
         network(torch.zeros(1, 5, dtype=torch.float64))

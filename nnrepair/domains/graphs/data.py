@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from nnrepair.domains import files as data_folder
 from nnrepair.domains.files import cache_folder
 from nnrepair.domains.graphs.graph import Graph, _pyg, undirected
+from nnrepair.domains.graphs.large import LargeGraph
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
 
 Arrays = Mapping[str, Any]
@@ -39,8 +40,8 @@ def load(name: str) -> Graph:
       offers a version with 128, so this one is not downloaded. Self loops are listed twice, as there.
     * tolokers (`graphs/tolokers.npz`): workers of a crowd, banned or not; the masks are the first of ten splits.
 
-    Downloads by PyTorch Geometric: the citation networks are pickles, and it checks no hash of any file, so what they
-    hold is trusted as far as their server is.
+    Downloads by PyTorch Geometric: the citation networks are pickles, and it checks no hash of any file, so
+    trust them only as far as their server.
 
     >>> load("Cora").x.shape  # doctest: +SKIP
     torch.Size([2708, 1433])
@@ -62,6 +63,34 @@ def load(name: str) -> Graph:
         arrays = {key: file[key] for key in source.arrays}
     with _about(path):
         return source.read(arrays)
+
+
+def reddit(name: Literal["Reddit", "Reddit2"] = "Reddit") -> LargeGraph:
+    """Load Reddit, or Reddit2 (a sparser version), through PyTorch Geometric, which downloads it into the user's cache.
+
+    Hamilton et al., "Inductive representation learning on large graphs", NeurIPS 2017: 232 965 posts, joined where one
+    user comments on both; 114 615 892 edges, 602 features, 41 classes. No hash of the files is checked, so trust them
+    only as far as their server.
+
+    Raises:
+        InvalidInput: another name.
+        DataUnavailable: PyTorch Geometric is missing, or the files are neither here nor to be had.
+    """
+    if name not in ("Reddit", "Reddit2"):
+        raise InvalidInput(
+            f"Unknown graph {name!r}.{near_matches(name, ['Reddit', 'Reddit2'])} Known: Reddit, Reddit2."
+        )
+    with _pyg(f"Only PyTorch Geometric can load {name}"):
+        from torch_geometric import datasets
+    folder = cache_folder() / name.lower()
+    try:
+        found = getattr(datasets, name)(str(folder))[0]
+    except Exception as error:  # whatever its downloader and readers raise
+        raise DataUnavailable(
+            f"PyTorch Geometric could not load {name} into {folder} ({str(error).strip() or type(error).__name__}). "
+            "Run this where the network works and copy that folder here; delete it if it holds a broken download."
+        ) from error
+    return LargeGraph.of(found)
 
 
 @dataclass(frozen=True)

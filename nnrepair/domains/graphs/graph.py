@@ -55,7 +55,7 @@ class Graph:
         y: (n,) int64 classes.
         train_mask, val_mask, test_mask: (n,) bool, or None.
         undirected: that edge_index has both directions of every edge, which is then checked. A list with one direction
-            runs as well, and every node then hears only half of its neighbours.
+            runs as well, and every node then gets messages from only half of its neighbours.
 
     Raises:
         InvalidInput: features, edges, labels or masks that make no graph, or edges without their reverse where these

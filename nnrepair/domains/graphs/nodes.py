@@ -52,7 +52,7 @@ def _version(tensor: Tensor) -> tuple[float, ...] | None:
 
     PyTorch counts changes in place, but not those through `.data` or a numpy array that shares the memory. These show
     in sums, except where they cancel in all of them: two entries exchanged within a node's features, or a change of
-    some 1e-16 of the sum of all. Of larger tensors than _LOOKED_AT only every so-manieth entry is summed.
+    some 1e-16 of the sum of all. Of tensors larger than _LOOKED_AT only evenly spaced entries are summed.
     """
     if tensor.is_inference():
         return None
@@ -79,7 +79,7 @@ def _to(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     copies = known(tensor).copies
     if (dtype, like.device) not in copies:
-        with torch.inference_mode(False):  # whoever asks next may differentiate
+        with torch.inference_mode(False):  # the copy may be differentiated later
             copies[dtype, like.device] = tensor.to(like.device, dtype)
     return copies[dtype, like.device]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from nnrepair.domains.graphs.cached import CachedNetwork
 from nnrepair.domains.graphs.nodes import as_index, check_nodes
 from nnrepair.errors import InvalidInput
-from nnrepair.plot.pictures import INK, OTHER, PALETTE, require_matplotlib
+from nnrepair.extras import needed
+from nnrepair.plot.style import INK, OTHER, PALETTE, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,26 +161,16 @@ def _layout(pairs: NDArray[np.int64], hop: NDArray[np.int64]) -> Array:
 
     Nothing is random. The first node stays in the middle.
     """
+    with needed("plot", "Layouts need networkx"):
+        import networkx
+
     count = len(hop)
-    joined = np.zeros((count, count))
-    joined[pairs[0], pairs[1]] = joined[pairs[1], pairs[0]] = 1.0
-    angle = np.zeros(count)
-    for ring in range(1, int(hop.max(initial=0)) + 1):
-        mine = np.flatnonzero(hop == ring)
-        towards = joined[np.ix_(mine, np.flatnonzero(hop == ring - 1))] * np.exp(1j * angle[hop == ring - 1])
-        wanted = np.angle(towards.sum(1)) if ring > 1 else np.zeros(len(mine))
-        angle[mine[np.argsort(wanted, kind="stable")]] = -np.pi + 2 * np.pi * np.arange(len(mine)) / max(len(mine), 1)
-    positions = np.stack([hop * np.cos(angle), hop * np.sin(angle)], 1).astype(float)
-    length = 1.6 / np.sqrt(count)
-    for step in np.linspace(0.1, 0.002, _ROUNDS):
-        away = positions[:, None] - positions[None]
-        distance = np.maximum(np.linalg.norm(away, axis=2), 1e-3)
-        force = (away / distance[..., None] * (length**2 / distance - joined * distance**2 / length)[..., None]).sum(1)
-        size = np.maximum(np.linalg.norm(force, axis=1, keepdims=True), 1e-9)
-        move = force / size * np.minimum(size, step)
-        move[0] = 0.0
-        positions += move
-    return positions
+    graph = networkx.Graph(pairs.T.tolist())
+    graph.add_nodes_from(range(count))
+    rings = [np.flatnonzero(hop == ring).tolist() for ring in np.unique(hop)]
+    start = networkx.shell_layout(graph, rings)
+    found = networkx.spring_layout(graph, k=1.6 / np.sqrt(count), pos=start, fixed=[0], iterations=_ROUNDS, seed=0)
+    return np.array([found[node] for node in range(count)])
 
 
 # Drawing -------------------------------------------------------------------------------------------------------------

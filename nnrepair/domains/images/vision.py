@@ -291,8 +291,12 @@ def train_classifier(
         batch = images[batches.next()]
         return nn.functional.cross_entropy(model(batch.inputs.to(device, dtype)), batch.labels.to(device))
 
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), progress_bar("train", progress) as report:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), progress_bar("train", progress) as report:
         torch.default_generator.manual_seed(seed)
+        for one in devices:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
         Training(
             loss,
             step,

@@ -15,8 +15,8 @@ model stays in eval mode, and what is returned are the first weights under which
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -67,7 +67,7 @@ class FineTune:
     Args:
         layers: names of layers or parameters, or "all" for every trainable floating-point parameter.
         steps: at most this many; none are taken once all edits hold.
-        lr: the optimizer's step size.
+        lr: the optimizer's step size; or one for every chosen parameter, by name.
         optimizer: "adam", "sgd" (no momentum) or "rmsprop".
         penalties: what holds the change back, see `nnrepair.penalties`; several compose.
         rehearsal: this many kept points of the locality set join every step's loss, drawn anew each time.
@@ -81,9 +81,9 @@ class FineTune:
         InvalidInput: hyper-parameters that cannot be, unknown names, or a missing locality set.
     """
 
-    layers: str | Sequence[str] = "all"
+    layers: str | Sequence[str] = field(default="all", metadata={"flag": "layer"})
     steps: int = 1000
-    lr: float = 1e-3
+    lr: float | Mapping[str, float] | tuple[tuple[str, float], ...] = 1e-3
     optimizer: Optimizer = "adam"
     penalties: Sequence[Penalty] = ()
     rehearsal: int = 0
@@ -106,7 +106,10 @@ class FineTune:
         ):
             if not isinstance(count, int) or isinstance(count, bool) or count < least:
                 raise InvalidInput(f"{what} must be an integer >= {least}, got {count!r}.")
-        if not _is_number(self.lr) or self.lr <= 0:
+        if isinstance(self.lr, Mapping):
+            object.__setattr__(self, "lr", tuple(self.lr.items()))
+        rates: list[Any] = [rate for _, rate in self.lr] if isinstance(self.lr, tuple) else [self.lr]
+        if not all(_is_number(rate) and rate > 0 for rate in rates):
             raise InvalidInput(f"lr must be a finite number > 0, got {self.lr!r}.")
         if not _is_number(self.margin) or self.margin < 0:
             raise InvalidInput(f"margin must be a finite number >= 0, got {self.margin!r}.")
@@ -127,7 +130,7 @@ class FineTune:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("regularisation", False, True, not self._uses_locality, True, True)
+        return Capabilities("regularisation", False, "same", not self._uses_locality, True, True)
 
     @property
     def _uses_locality(self) -> bool:
@@ -136,7 +139,7 @@ class FineTune:
     def repair(self, problem: Problem) -> Proposal:
         """Propose fine-tuned weights, see the class."""
         self._check_locality(problem)
-        names = self._names(problem.model)
+        names = layers.tunable(problem.model, self.layers)
         with torch.enable_grad():
             return _Run(self, problem, names).proposal()
 
@@ -155,14 +158,6 @@ class FineTune:
                 "rehearsal=0."
             )
 
-    def _names(self, model: nn.Module) -> list[str]:
-        if self.layers != "all":
-            return layers.choose(model, self.layers)
-        names = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype.is_floating_point]
-        if not names:
-            raise InvalidInput("Every parameter is frozen (requires_grad=False): unfreeze those that may change.")
-        return names
-
 
 class _Run:
     """One repair: a network whose chosen parameters are stepped, and the best weights seen."""
@@ -176,7 +171,11 @@ class _Run:
         self.old = self._snapshot()
         self.stepped = {n: at_least_float(p.detach()) for n, p in self.weights.items()}
         optimizer = _OPTIMIZERS[method.optimizer]
-        self.optimizer = optimizer(list(self.stepped.values()), lr=min(method.lr, LARGEST_LR))
+        groups = [
+            {"params": [p], "lr": min(rate, LARGEST_LR)}
+            for p, rate in zip(self.stepped.values(), self._rates(), strict=True)
+        ]
+        self.optimizer = optimizer(groups)
         self.pulls = [penalty.start(problem, self.old, self.generator) for penalty in method.penalties]
         self.points = _Points(method, problem, self.generator, any(pull.watches for pull in self.pulls))
         y = outputs(problem.model, problem.edits.inputs).double()
@@ -185,6 +184,17 @@ class _Run:
         self.best, self.score, self.steps = self.old, (-1, -1), 0
         self.reached = False
         self.loss, self.notes = math.nan, [note for pull in self.pulls for note in pull.notes]
+
+    def _rates(self) -> list[float]:
+        """Return the step size of every chosen parameter."""
+        lr = self.method.lr
+        if isinstance(lr, int | float):
+            return [lr] * len(self.weights)
+        rates = dict(lr)
+        missing = [name for name in self.weights if name not in rates]
+        if missing:
+            raise InvalidInput(f"lr names no step size for {', '.join(missing)}; it has {', '.join(rates) or 'none'}.")
+        return [rates[name] for name in self.weights]
 
     def proposal(self) -> Proposal:
         done = self._descend()
@@ -206,7 +216,7 @@ class _Run:
             trained = Training(self._next_loss, self._step, self.method.steps, report=say).run()
         self.steps = trained.steps
         if trained.stopped:
-            self.notes.append(f"{trained.stopped}. A smaller lr may help (now {self.method.lr:g}).")
+            self.notes.append(f"{trained.stopped}. A smaller lr may help (now {max(self._rates()):g}).")
         elif self.reached or self._drawn() is None:
             return True
         holds, enough = self.score

@@ -1,7 +1,8 @@
 """Repair where outputs are affine in the change: the last layer, or any layer of the decoupled network.
 
-There the linear program is the truth. Rows are found on demand: the network runs on every edit and the whole locality
-set, and missed conditions join within a `Budget`: the worst of each point first, then several of each.
+There the solution of the linear program needs no further correction. Rows are found on demand: the network runs on
+every edit and the whole locality set, and missed conditions join within a `Budget`: the worst of each point first, then
+several of each.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from nnrepair.solver.minnorm import (
 )
 from nnrepair.solver.rows import Array, Metric
 from nnrepair.spec.criteria import Argmax, Threshold, flat
+from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.problem import Problem
 
 
@@ -69,7 +71,7 @@ class ExactRepair:
         """
         with progress_bar("minimal norm", self.progress) as report:
             soft = [k for k, d in enumerate(self.demands) if d.soft]
-            if soft:  # a soft point may be missed at the price of the dearest edit
+            if soft:  # missing a soft condition costs as much as the edit with the largest multiplier
                 hard = [k for k in range(len(self.demands)) if k not in soft]
                 alone = self._solve("l2", hard, report)
                 dearest = float(alone.y.max(initial=0.0)) * alone.objective
@@ -139,7 +141,7 @@ class ExactRepair:
         if not isinstance(asked, Threshold) and not (isinstance(asked, Argmax) and asked.margin_ == 0):
             return None
         # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
-        if not all(isinstance(d.inputs, Tensor) and d.inputs.is_floating_point() for d in self.demands):
+        if not all(_point(d.inputs, 0) is not None for d in self.demands):
             return None
         busy = np.flatnonzero(solution.y > 0)
         tag = solution.conditions.tag[busy]
@@ -150,8 +152,9 @@ class ExactRepair:
             if k == 0:
                 at.append(point)
             else:
-                assert isinstance(demand.inputs, Tensor)
-                points.append(demand.inputs[point : point + 1].double().cpu().numpy())
+                kept = _point(demand.inputs, point)
+                assert kept is not None
+                points.append(kept.double().cpu().numpy())
                 at.append(count)
                 count += 1
             one, which = torch.tensor([point]), torch.tensor([condition])
@@ -232,3 +235,10 @@ def _contradict(rows: Conditions) -> bool:
     except Infeasible:
         return True
     return False
+
+
+def _point(inputs: AnyInputs, k: int) -> Tensor | None:
+    """Return (1, ...) a point's numbers, or None where it is no plain tensor of them."""
+    some = inputs[torch.tensor([k])]
+    point = some if isinstance(some, Tensor) else some.loaded()
+    return point if isinstance(point, Tensor) and point.is_floating_point() else None

@@ -1,4 +1,4 @@
-"""Edits and locality set as one kind of thing: conditions on points, each with the slack that it needs."""
+"""Edits and locality set in one form: conditions on points, each with the slack that it needs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ HELD_OUT = 5
 
 @dataclass(frozen=True)
 class Demand:
-    """Conditions that a repair must satisfy (or, when soft, may miss at a price).
+    """Conditions that a repair must satisfy (or, when soft, may miss for a penalty).
 
     Attributes:
         inputs: (points, ...) network inputs.
         criterion: one criterion without *or*, aligned with the points.
         need: (points, conditions) the slack that each condition must reach.
-        soft: whether a condition may be missed at a price.
+        soft: whether a condition may be missed for a penalty.
         name: "edits" or "locality".
     """
 

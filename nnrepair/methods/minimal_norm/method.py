@@ -7,7 +7,7 @@ rows and columns on demand (see `minnorm`), for other norms, and with the locali
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -62,8 +62,8 @@ class MinimalNorm:
             linearisation. "decoupled" returns the network with separate value and activation channels, exact for
             every layer.
         gap: the certified relative distance from the minimum at which to stop.
-        locality: "hard" (every kept point is a constraint), "soft" (a point may fail at the price of the dearest edit)
-            or "none".
+        locality: "hard" (every kept point is a constraint), "soft" (a point may fail, for a penalty as large as
+            the largest multiplier of an edit) or "none".
         max_steps: successive linearisations per layer.
 
     Raises:
@@ -75,7 +75,7 @@ class MinimalNorm:
     margin: float | None = None
     architecture: Literal["same", "decoupled"] = "same"
     gap: float = 1e-6
-    locality: Literal["hard", "soft", "none"] = "hard"
+    locality: Literal["hard", "soft", "none"] = field(default="hard", metadata={"flag": "locality-mode"})
     max_steps: int = 40
 
     def __post_init__(self) -> None:
@@ -97,8 +97,8 @@ class MinimalNorm:
 
     @property
     def capabilities(self) -> Capabilities:
-        same = self.architecture == "same"
-        return Capabilities("optimisation", False, same, True, True, successive=same)
+        successive = self.architecture == "same"
+        return Capabilities("optimisation", False, self.architecture, True, True, successive)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the smallest repair, see the class."""

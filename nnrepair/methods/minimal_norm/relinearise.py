@@ -30,7 +30,7 @@ from nnrepair.spec.running import outputs
 MOST_ROWS = 3000
 #: A missed condition's penalty, relative to what repairing it alone would cost.
 PENALTY = 1e5
-#: Steps aim at this many times an edit's margin, since the last ones only creep towards it.
+#: Steps aim at this many times an edit's margin, since steps towards the margin itself become ever shorter.
 AIM = 1.5
 #: New locality rows per look.
 MOST_NEW_ROWS = 200
@@ -107,7 +107,7 @@ class SuccessiveRepair:
                 if value < merit * (1 - 1e-7):
                     self.flat = self._weights(here + length * move, rows)
                     missed = new
-                    # A full step asks for bolder ones, a short step for shorter and better directed ones.
+                    # A full step was short enough: less damping. A shortened one was too long: more damping.
                     damping = max(damping / 4, 1e-2) if length == 1.0 else damping * (4 if length == 0.5 else 16)
                 else:
                     damping *= 16

@@ -1,4 +1,4 @@
-"""Affine maps of flat vectors with their transposes: what lies between the ReLUs of a network."""
+"""Affine maps of flat vectors with their transposes: what lies between the activations of a network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from nnrepair.deadline import Deadline
 
 Shape = tuple[int, ...]
 
+#: Half the distance between 1 and the next float64: the relative error of one operation.
+EPS = 2.0**-53
 #: So many multiplications go on between two looks at the clock: well under a second.
 PIECE_WORK = 1_000_000_000
 

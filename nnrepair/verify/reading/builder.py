@@ -1,10 +1,10 @@
-"""The building blocks of a `Graph`, collected while a model is read: affine maps, ReLUs, sums and what they make."""
+"""The building blocks of a `Graph`, collected while a model is read: affine maps, activations, sums, and their like."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.onnx.modules import OnnxGraph
+from nnrepair.verify.reading.activations.base import Activation
+from nnrepair.verify.reading.activations.relu import RELU
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal, Pick, Shape
 from nnrepair.verify.reading.graph import Graph, Node
 
@@ -58,10 +60,10 @@ class Builder:
         start, nodes = 0, []
         for k in sorted(needed):
             node = self.nodes[k]
-            relu = None if node.relu is None else slice(start, start + node.size)
-            start += 0 if node.relu is None else node.size
-            nodes.append(Node(tuple(place[s] for s in node.sources), node.size, node.affine, relu))
-        if nodes[-1].relu is not None or len(nodes) == 1:  # so that the output is always an affine node or a sum
+            units = None if node.activation is None else slice(start, start + node.size)
+            start += 0 if units is None else node.size
+            nodes.append(replace(node, sources=tuple(place[s] for s in node.sources), units=units))
+        if nodes[-1].activation is not None or len(nodes) == 1:  # so that the output is always an affine node or a sum
             same = Diagonal(torch.ones(nodes[-1].size, dtype=torch.float64))
             nodes.append(Node((len(nodes) - 1,), nodes[-1].size, same))
         return Graph(nodes)
@@ -73,9 +75,12 @@ class Builder:
         self.nodes.append(Node((x.node,), len(map.bias), map))
         return Value(len(self.nodes) - 1, shape)
 
-    def relu(self, x: Value) -> Value:
-        self.nodes.append(Node((x.node,), math.prod(x.shape), relu=slice(0, 0)))
+    def activation(self, x: Value, function: Activation) -> Value:
+        self.nodes.append(Node((x.node,), math.prod(x.shape), activation=function))
         return Value(len(self.nodes) - 1, x.shape)
+
+    def relu(self, x: Value) -> Value:
+        return self.activation(x, RELU)
 
     def total(self, *parts: Value) -> Value:
         if len({part.shape for part in parts}) != 1:
@@ -94,17 +99,31 @@ class Builder:
         given = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=self.dtype)
         return given.double()
 
+    def item(self, constant: Any, x: Value) -> Tensor:
+        """Return a constant, without its batch axis of size 1, in the shape of a value."""
+        value = self.constant(constant)
+        if value.ndim == len(x.shape) + 1 and value.shape[0] == 1:
+            value = value[0]
+        try:
+            return value.expand(x.shape)
+        except RuntimeError:
+            raise Unreadable(
+                f"a constant of shape {tuple(value.shape)} does not fit values of shape {x.shape}"
+            ) from None
+
     def maximum(self, x: Value, windows: Tensor, shape: Shape) -> Value:
         """Return the maximum over each row of `windows` (outputs, entries), pair by pair."""
         size, parts = math.prod(x.shape), [windows[:, k] for k in range(windows.shape[1])]
         values = [self.affine(x, Pick(part, size), shape) for part in parts]
         while len(values) > 1:
             pairs = [values[k : k + 2] for k in range(0, len(values), 2)]
-            values = [
-                pair[0] if len(pair) == 1 else self.total(pair[0], self.relu(self.difference(pair[1], pair[0])))
-                for pair in pairs
-            ]
+            values = [pair[0] if len(pair) == 1 else self.larger(pair[0], pair[1]) for pair in pairs]
         return values[0]
+
+    def larger(self, x: Value, y: Value, sign: float = 1.0) -> Value:
+        """Return max(x, y), or min(x, y) if `sign` is -1."""
+        more = self.relu(self.difference(y, x) if sign > 0 else self.difference(x, y))
+        return self.total(x, more if sign > 0 else self.scaled(more, -1.0))
 
     def difference(self, a: Value, b: Value) -> Value:
         return self.total(a, self.scaled(b, -1.0))

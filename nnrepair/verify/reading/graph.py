@@ -1,20 +1,21 @@
-"""A network as the checker sees it: affine maps, sums and ReLUs of flat vectors, in float64 with the exact weights."""
+"""A network as the checker sees it: affine maps, sums and activations of flat vectors, in float64, weights exact."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline
+from nnrepair.verify.reading.activations.base import Activation
 from nnrepair.verify.reading.affine import Affine, in_pieces
 
 
 @dataclass(frozen=True)
 class Node:
-    """One value of the graph: an affine map of one earlier value, the ReLU of one, or the sum of several.
+    """One value of the graph: an affine map of one earlier value, an activation of one, or the sum of several.
 
     The input is node 0 and has no sources.
     """
@@ -22,7 +23,8 @@ class Node:
     sources: tuple[int, ...]
     size: int
     affine: Affine | None = None
-    relu: slice | None = None  # its place among all ReLUs
+    activation: Activation | None = None
+    units: slice | None = None  # of an activation: its place among all units, the entries of all activation nodes
 
 
 class Graph:
@@ -30,7 +32,8 @@ class Graph:
 
     Attributes:
         nodes: see `Node`.
-        hidden: how many ReLUs there are altogether.
+        bent: the nodes that are activations.
+        hidden: how many units they have together.
         size: how many values all nodes have together.
         work: how many multiplications one point takes.
     """
@@ -39,15 +42,34 @@ class Graph:
         self.device = device or torch.device("cpu")
         self.nodes = list(nodes)
         self.inputs, self.outputs = nodes[0].size, nodes[-1].size
-        self.relus = [k for k, node in enumerate(nodes) if node.relu is not None]
-        self.hidden = sum(nodes[k].size for k in self.relus)
+        self.bent = [k for k, node in enumerate(nodes) if node.activation is not None]
+        self.hidden = sum(nodes[k].size for k in self.bent)
         self.size = sum(node.size for node in nodes)
         self.work = sum(node.affine.work for node in nodes if node.affine is not None)
 
     def to(self, device: torch.device) -> Graph:
         """Return the graph on another device."""
-        moved = [Node(n.sources, n.size, n.affine.to(device), n.relu) if n.affine else n for n in self.nodes]
+        moved = [replace(n, affine=n.affine.to(device)) if n.affine else n for n in self.nodes]
         return Graph(moved, device)
+
+    @property
+    def activations(self) -> list[Activation]:
+        """The activation of each node in `bent`."""
+        return [node.activation for node in self.nodes if node.activation is not None]
+
+    def alive(self, high: Tensor) -> Tensor:
+        """Return (units,) bool: which units may be other than zero in some box, given upper bounds (boxes, units)."""
+        parts = [each.alive(high[:, units]).any(0) for each, units in self._units()]
+        return torch.cat(parts) if parts else torch.zeros_like(high[0], dtype=torch.bool)
+
+    def points(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return where to split every unit, given bounds (boxes, units) of what goes into it."""
+        parts = [each.split(low[:, units], high[:, units]) for each, units in self._units()]
+        return torch.cat([low[:, :0], *parts], 1)
+
+    def _units(self) -> list[tuple[Activation, slice]]:
+        """Return each activation with the place of its units."""
+        return [(n.activation, n.units) for n in self.nodes if n.activation is not None and n.units is not None]
 
     def values(self, x: Tensor, deadline: Deadline = NEVER) -> list[Tensor]:
         """Return every node's value for inputs x (n, inputs), in float64."""
@@ -57,8 +79,8 @@ class Graph:
             first = values[node.sources[0]]
             if node.affine is not None:
                 values.append(in_pieces(node.affine.apply, first, node.affine.work, deadline) + node.affine.bias)
-            elif node.relu is not None:
-                values.append(first.clamp(min=0))
+            elif node.activation is not None:
+                values.append(node.activation.apply(first))
             else:
                 values.append(sum((values[k] for k in node.sources[1:]), first))
         return values

@@ -23,7 +23,7 @@ from nnrepair.onnx import modules as ops
 from nnrepair.verify.reading.affine import Shape
 from nnrepair.verify.reading.builder import Builder, Unreadable, Value
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.reading.operations import CHANGING, FUNCTIONS, HANDLERS, reshape
+from nnrepair.verify.reading.operations import ACTIVATIONS, CHANGING, FUNCTIONS, HANDLERS, reshape
 
 #: Hooks of torch's own that make a weight of other parameters.
 MAKE_WEIGHTS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
@@ -34,7 +34,7 @@ def lower(model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> Graph:
 
     Raises:
         OutOfTime: the deadline passed.
-        UnsupportedModel: something in the model is not piecewise linear, or cannot be read; all such things at once.
+        UnsupportedModel: something in the model cannot be read; all such things at once.
             Or something runs beside the model's own code.
         InvalidInput: a weight is not finite, or the shape does not fit.
     """
@@ -47,8 +47,9 @@ def lower(model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> Graph:
     if reader.problems or output is None:
         listed = "\n  ".join(dict.fromkeys(reader.problems))
         raise UnsupportedModel(
-            f"The checker cannot read this model:\n  {listed}\nIt reads networks that are affine between ReLUs: "
-            "linear and convolution layers, batch normalisation, pooling, sums, reshaping, ReLU, leaky ReLU, clipping."
+            f"The checker cannot read this model:\n  {listed}\nIt reads networks that are affine between "
+            "activations: linear and convolution layers, batch normalisation, pooling, sums, reshaping, with "
+            f"{', '.join(ACTIVATIONS)}."
         )
     return reader.graph(output)
 

@@ -1,6 +1,7 @@
 """What each layer and each function becomes in a graph: `HANDLERS` and `FUNCTIONS`, at the end, say which reads which.
 
-A new one is a short function and a row there. It raises Unreadable where it is not piecewise linear, or mixes a batch.
+A new one is a short function and a row there. It raises Unreadable where the checker cannot follow, or a
+batch is mixed. Activations have files of their own in `activations`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ from torch.nn import functional as F
 
 from nnrepair.onnx import modules as ops
 from nnrepair.spec.network import copied
+from nnrepair.verify.reading import activations
 from nnrepair.verify.reading.affine import Convolution, Dense, Pick, Place
 from nnrepair.verify.reading.builder import MATRIX_LIMIT, Builder, Unreadable, Value
-
-# From here on `x - end + end` would lose digits of x that matter.
-FAR = 1e6
 
 # Stands for the size of the batch where a model asks for it.
 BATCH = "batch"
@@ -177,26 +176,6 @@ def _max_pool(b: Builder, layer: nn.MaxPool2d, x: Value) -> Value:
     return b.maximum(x, windows, (x.shape[0], *sizes))
 
 
-def _leaky(b: Builder, x: Value, slope: float) -> Value:
-    return b.total(b.relu(x), b.scaled(b.relu(b.scaled(x, -1.0)), -slope))
-
-
-def _clipped(b: Builder, x: Value, low: float, high: float) -> Value:
-    y = x
-    if low > -math.inf:
-        y = _above(b, y, low, 1.0)
-    if high < math.inf:
-        y = _above(b, y, high, -1.0)
-    return y
-
-
-def _above(b: Builder, x: Value, end: float, sign: float) -> Value:
-    """Return max(x, end), or min(x, end) if `sign` is -1."""
-    if abs(end) < FAR:
-        return b.scaled(b.relu(b.scaled(x, sign, -sign * end)), sign, end)
-    return b.total(x, b.scaled(b.relu(b.scaled(x, -sign, sign * end)), sign))
-
-
 def _concat(b: Builder, parts: Sequence[Value], dim: int) -> Value:
     if dim == 0 or any(not isinstance(part, Value) for part in parts):
         raise Unreadable("it joins along the batch, or with constants")
@@ -223,25 +202,14 @@ def _plus(b: Builder, x: Any, y: Any, sign: float) -> Any:
     if isinstance(x, Value) and isinstance(y, Value):
         return b.total(x, y) if sign > 0 else b.difference(x, y)
     if isinstance(x, Value):
-        return b.scaled(x, 1.0, sign * _item(b, y, x))
+        return b.scaled(x, 1.0, sign * b.item(y, x))
     if isinstance(y, Value):
-        return b.scaled(y, sign, _item(b, x, y))
+        return b.scaled(y, sign, b.item(x, y))
     raise Unreadable("neither side depends on the input")
 
 
 def _subtract(b: Builder, x: Any, y: Any) -> Any:
     return _plus(b, x, y, -1.0)
-
-
-def _item(b: Builder, constant: Any, x: Value) -> Tensor:
-    """Return a constant without its batch axis of size 1."""
-    value = b.constant(constant)
-    if value.ndim == len(x.shape) + 1 and value.shape[0] == 1:
-        value = value[0]
-    try:
-        return value.expand(x.shape)
-    except RuntimeError:
-        raise Unreadable(f"a constant of shape {tuple(value.shape)} does not fit values of shape {x.shape}") from None
 
 
 def _multiply(b: Builder, x: Any, y: Any) -> Any:
@@ -250,22 +218,18 @@ def _multiply(b: Builder, x: Any, y: Any) -> Any:
     value, constant = (x, y) if isinstance(x, Value) else (y, x)
     if not isinstance(value, Value):
         raise Unreadable("neither side depends on the input")
-    return b.scaled(value, _item(b, constant, value))
+    return b.scaled(value, b.item(constant, value))
 
 
 def _divide(b: Builder, x: Any, y: Any) -> Any:
     if not isinstance(x, Value) or isinstance(y, Value):
         raise Unreadable("division by something that is not constant")
-    inverse = 1 / _item(b, y, x)
+    inverse = 1 / b.item(y, x)
     if not bool(torch.isfinite(inverse).all()):
         raise Unreadable("division by zero")
     if bool((inverse.abs() < torch.finfo(torch.float64).tiny).any()):
         raise Unreadable("division by a number whose inverse has too few digits")
     return b.scaled(x, inverse, inexact=1e-15)
-
-
-def _relu(b: Builder, x: Value, *rest: Any) -> Value:
-    return b.relu(x)
 
 
 def _dropout(b: Builder, x: Value, p: float = 0.5, training: bool = True) -> Value:
@@ -278,16 +242,14 @@ def _mean(b: Builder, layer: ops.Mean, x: Value) -> Value:
     return b.matrix(x, layer, 1e-15)
 
 
-HANDLERS: dict[type[nn.Module], Callable[..., Any]] = {
+_layers, _functions = activations.known()
+
+HANDLERS: dict[type[nn.Module], Callable[..., Any]] = _layers | {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
     nn.Conv1d: _as_matrix,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
-    nn.ReLU: lambda b, layer, x: b.relu(x),
-    nn.ReLU6: lambda b, layer, x: _clipped(b, x, 0.0, 6.0),
-    nn.Hardtanh: lambda b, layer, x: _clipped(b, x, layer.min_val, layer.max_val),
-    nn.LeakyReLU: lambda b, layer, x: _leaky(b, x, layer.negative_slope),
     nn.MaxPool2d: _max_pool,
     nn.AvgPool1d: _as_matrix,
     nn.AvgPool2d: _as_matrix,
@@ -299,6 +261,7 @@ HANDLERS: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Dropout: lambda b, layer, x: _dropout(b, x, layer.p, layer.training),
     ops.Add: lambda b, layer, x, y: _add(b, x, y),
     ops.Sub: lambda b, layer, x, y: _subtract(b, x, y),
+    ops.Neg: lambda b, layer, x: b.scaled(x, -1.0),
     ops.Mul: lambda b, layer, x, y: _multiply(b, x, y),
     ops.Div: lambda b, layer, x, y: _divide(b, x, y),
     ops.Concat: lambda b, layer, *parts: _concat(b, parts, layer.dim),
@@ -307,11 +270,7 @@ HANDLERS: dict[type[nn.Module], Callable[..., Any]] = {
     ops.Mean: _mean,
 }
 
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    torch.relu: _relu,
-    F.relu: _relu,
-    ".relu": _relu,
-    F.leaky_relu: lambda b, x, negative_slope=0.01: _leaky(b, x, negative_slope),
+FUNCTIONS: dict[Any, Callable[..., Any]] = _functions | {
     F.linear: lambda b, x, weight, bias=None: _linear(b, _layer(weight, bias), x),
     F.max_pool2d: lambda b, x, *how, **more: _max_pool(b, nn.MaxPool2d(*how, **more), x),
     F.avg_pool2d: lambda b, x, *how, **more: _as_matrix(b, nn.AvgPool2d(*how, **more), x),
@@ -336,6 +295,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.isub: _subtract,
     torch.sub: _subtract,
     ".sub": _subtract,
+    operator.neg: lambda b, x: b.scaled(x, -1.0),
+    torch.neg: lambda b, x: b.scaled(x, -1.0),
+    ".neg": lambda b, x: b.scaled(x, -1.0),
     operator.mul: _multiply,
     operator.imul: _multiply,
     torch.mul: _multiply,
@@ -346,6 +308,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     ".div": _divide,
     torch.cat: lambda b, parts, dim=0: _concat(b, parts, dim),
 }
+
+#: What the layers of torch that are activations are called.
+ACTIVATIONS = sorted({kind.__name__ for kind in _layers})
 
 #: Functions that overwrite what they read.
 CHANGING = {operator.iadd, operator.isub, operator.imul, operator.itruediv}

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
+from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.search.bounds import EPS, Bounder, Linear, Relaxation
+from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.jobs import (
     NOTHING,
     Columns,
@@ -28,6 +29,7 @@ from nnrepair.verify.search.jobs import (
     Part,
     any_confirmed,
 )
+from nnrepair.verify.search.relaxation import Linear, Relaxation
 
 #: What a split wins back of the looseness of a box, as a share; measured on ACAS Xu networks.
 HOPELESS = 0.15
@@ -41,7 +43,7 @@ LAST_RESORT = 1000
 class _Boxes(Part):
     lower: Tensor
     upper: Tensor
-    low: Tensor  # (boxes, ReLUs): bounds that hold already
+    low: Tensor  # (boxes, units): bounds that hold already
     high: Tensor
     job: Tensor
     node: Tensor
@@ -170,7 +172,7 @@ class Search:
     def _roots(self) -> _Boxes:
         jobs = self.jobs
         self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), deadline=self.deadline)
-        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
         n = len(jobs)
         low, high = (end.expand(n, -1) for end in self.bounder.root)
         each = torch.arange(n, device=low.device)
@@ -180,7 +182,7 @@ class Search:
     def _bound(self, boxes: _Boxes) -> _Opened | None:
         """Return what stays open, clipped, or None when a counterexample was confirmed."""
         jobs, last = self.jobs, len(self.graph.nodes) - 1
-        bounder, live = self.bounder.restricted((boxes.high > 0).any(0))
+        bounder, live = self.bounder.restricted(self.graph.alive(boxes.high))
         known = (boxes.low, boxes.high) if live is None else (boxes.low[:, live], boxes.high[:, live])
         relaxation = bounder.relax(boxes.lower, boxes.upper, known)
         places = slice(None) if live is None else live

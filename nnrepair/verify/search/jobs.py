@@ -80,7 +80,7 @@ def _chosen(value: Any, index: Tensor | slice) -> Any:
 
 @dataclass
 class Jobs(Columns):
-    """What is to be proved, T jobs of at most m rows; shorter conjunctions are filled up with rows that say nothing.
+    """What is to be proved, T jobs of at most m rows; shorter conjunctions are padded, see `real`.
 
     Attributes:
         lower, upper: (T, inputs).

@@ -1,8 +1,8 @@
-"""Branch and bound over ReLU phases, for inputs too wide to split: images.
+"""Branch and bound over phases of units, for inputs too wide to split: images.
 
-A part of a job is the job's box with some ReLUs taken to be on and others off. Its bound optimises the slopes of the
-lines below unstable ReLUs and the multipliers of these conditions (beta-CROWN, Wang et al. 2021). A part that stays
-open is split at the ReLU whose relaxation loses most. Rounding is covered as in `bounds`.
+A part of a job is the job's box with some units taken to be on one side of a point: ReLUs on or off. Its bound
+optimises the slopes of the lines below ReLUs and the multipliers of these conditions (beta-CROWN, Wang et al. 2021). A
+part that stays open is split at the unit whose lines lose most. Rounding is covered as in `magnitudes`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.search.bounds import Bounder, Relaxation
+from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.jobs import (
     NOTHING,
     Confirm,
@@ -26,10 +26,11 @@ from nnrepair.verify.search.jobs import (
     Part,
     any_confirmed,
 )
+from nnrepair.verify.search.relaxation import Relaxation
 
-#: Parts are bounded in batches of so many numbers (ReLUs and inputs).
+#: Parts are bounded in batches of so many numbers (units and inputs).
 BATCH_NUMBERS = 200_000
-#: A part's ReLUs are bounded backwards again only if the network is small enough for it (multiplications for each row).
+#: A part's units are bounded backwards again only if the network is small enough for it (multiplications for each row).
 REFINE_WORK = 5_000_000
 #: Improvement steps for parts that cannot be split.
 LAST_STEPS = 500
@@ -37,9 +38,9 @@ LAST_STEPS = 500
 
 @dataclass
 class _Parts(Part):
-    low: Tensor  # (parts, ReLUs): bounds that hold under the part's conditions
+    low: Tensor  # (parts, units): bounds that hold under the part's conditions
     high: Tensor
-    phase: Tensor  # (parts, ReLUs): 1 on, -1 off, 0 free
+    phase: Tensor  # (parts, units): 1 above the point of its last split, -1 below, 0 free
     job: Tensor
     share: Tensor
     bound: Tensor
@@ -53,7 +54,7 @@ class PhaseSearch:
         jobs: what to prove.
         confirm: called with points that seem to be counterexamples.
         steps: improvement steps for the bound of a part.
-        root_steps: the same for each ReLU of a whole box.
+        root_steps: the same for each unit of a whole box.
         most: give up once so many parts were bounded.
         deadline: when to end.
     """
@@ -70,7 +71,7 @@ class PhaseSearch:
     ) -> None:
         self.graph, self.jobs, self.confirm, self.deadline = graph, jobs, confirm, deadline
         self.steps, self.root_steps, self.most = steps, root_steps, most
-        self.refine = sum(graph.nodes[k].size for k in graph.relus) * graph.hidden < REFINE_WORK
+        self.refine = graph.hidden * graph.hidden < REFINE_WORK
 
     def run(self, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False) -> Found:
         """Search until all is closed, a counterexample is confirmed, nothing can be proved any more, or it is time."""
@@ -123,7 +124,7 @@ class PhaseSearch:
         """Return the jobs that plain bounds leave open, and for every job the row that they bring closest to proof."""
         jobs = self.jobs
         self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False, deadline=self.deadline)
-        self.offset = self.bounder.raised(jobs.rows, jobs.offset)
+        self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
         first, box = jobs.boxes()
         parts, rows = [], torch.zeros_like(box)
         for b, job in enumerate(first.tolist()):
@@ -159,7 +160,7 @@ class PhaseSearch:
         relaxation = self.bounder.relax(lower, upper, known, refine=self.refine and bool((parts.phase != 0).any()))
         low, high = relaxation.joined(lower)
         empty = (low > high).any(1)
-        slices = [self.graph.nodes[k].relu for k in self.graph.relus]
+        slices = [self.graph.nodes[k].units for k in self.graph.bent]
         keep: list[Tensor | None] = []
         last = len(self.graph.nodes) - 1
         rows, offset = self.jobs.rows[job, row[job]], self.offset[job, row[job]]
@@ -174,11 +175,10 @@ class PhaseSearch:
         return opened, [None if a is None else a[index] for a in keep], relaxation[index]
 
     def _split(self, opened: _Parts, keep: Sequence[Tensor | None], relaxation: Relaxation) -> tuple[_Parts, _Parts]:
-        """Return both phases of the ReLU that loses most in each part, and the parts without unstable ReLUs."""
+        """Return both sides of the unit that loses most in each part, and the parts without loose units."""
         losses = [opened.low[:, :0]]
-        for i, (A, unstable) in enumerate(zip(keep, relaxation.unstable, strict=True)):
-            nothing = torch.zeros_like(relaxation.shift[i])
-            losses.append(nothing if A is None else relaxation.lost(i, A) + 1e-30 * unstable)
+        for i, (A, lines) in enumerate(zip(keep, relaxation.lines, strict=True)):
+            losses.append(torch.zeros_like(lines.shift) if A is None else relaxation.lost(i, A) + 1e-30 * lines.loose)
         scores = torch.cat(losses, 1).nan_to_num(0.0)
         can = (scores > 0).any(1)
         stays, opened = opened[~can], opened[can]
@@ -188,6 +188,7 @@ class PhaseSearch:
         each = torch.arange(len(neuron), device=neuron.device)
         on = _Parts(opened.low.clone(), opened.high, opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
         off = _Parts(opened.low, opened.high.clone(), opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
-        on.low[each, neuron], on.phase[each, neuron] = 0.0, 1.0
-        off.high[each, neuron], off.phase[each, neuron] = 0.0, -1.0
+        point = self.graph.points(opened.low, opened.high)[each, neuron]
+        on.low[each, neuron], on.phase[each, neuron] = point, 1.0
+        off.high[each, neuron], off.phase[each, neuron] = point, -1.0
         return _Parts.joined([on, off]), stays

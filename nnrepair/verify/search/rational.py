@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from nnrepair.verify.reading.affine import (
     Place,
 )
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.search.bounds import Bounder, outputs_over
+from nnrepair.verify.reading.numbers import Numbers, integers, lowest
+from nnrepair.verify.search.bounds import Bounder
+from nnrepair.verify.search.intervals import outputs_over
 
 #: Larger networks (in multiplications) are enclosed in float64 instead; so many of them between two looks at the clock.
 EXACT_LIMIT, PIECE = 5_000_000, 20_000
@@ -110,15 +112,15 @@ def nearest(value: Fraction) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-# Rational arithmetic: every float is an integer times a power of two, so integers and one exponent for a whole vector
-# suffice. An input with another denominator d is multiplied by d, and with it every bias: ReLUs do not mind.
+# Rational arithmetic: an input with an odd denominator d is multiplied by d, and with it every bias; see `Numbers`.
 
 
 def can_be_exact(graph: Graph) -> bool:
     """Tell whether a network's weights are exact, and few enough to compute with them."""
     maps = [node.affine for node in graph.nodes if node.affine is not None]
     grouped = any(isinstance(map, Convolution) and map.layer.groups > 1 for map in maps)
-    return graph.work <= EXACT_LIMIT and not grouped and not any(map.inexact for map in maps)
+    exact = not any(map.inexact for map in maps) and all(each.is_rational for each in graph.activations)
+    return graph.work <= EXACT_LIMIT and not grouped and exact
 
 
 def rational(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) -> list[Fraction]:
@@ -126,96 +128,64 @@ def rational(graph: Graph, x: Sequence[Fraction], deadline: Deadline = NEVER) ->
 
     Raises:
         OutOfTime: the deadline passed.
-        TooLong: the common denominator has more than DENOMINATOR_BITS.
+        TooLong: a common denominator has more than DENOMINATOR_BITS.
     """
     common = 1
     for v in deadline.each(x):
         common = math.lcm(common, v.denominator)
         if common.bit_length() > DENOMINATOR_BITS:
             raise TooLong
-    twos = (common & -common).bit_length() - 1
-    odd = common >> twos
-    values: list[Numbers] = [(np.array([v.numerator * (common // v.denominator) for v in x], object), -twos)]
+    values = [Numbers.of(list(x))]
     for node in graph.nodes[1:]:
         deadline.check()
-        numbers, exponent = values[node.sources[0]]
+        first = values[node.sources[0]]
         if node.affine is not None:
-            values.append(_affine(node.affine, numbers, exponent, odd, deadline))
-        elif node.relu is not None:
-            values.append((np.maximum(numbers, 0), exponent))
+            values.append(_affine(node.affine, first, deadline))
+        elif node.activation is not None:
+            values.append(node.activation.exact(first))
+            if values[-1].bits > max(DENOMINATOR_BITS, first.bits):
+                raise TooLong
         else:
-            total = values[node.sources[0]]
+            total = first
             for source in node.sources[1:]:
-                total = _added(total, values[source])
+                total = total + values[source]
             values.append(total)
-    numbers, exponent = values[-1]
-    return [Fraction(int(v)) * Fraction(2) ** exponent / odd for v in numbers]
+    return values[-1].fractions()
 
 
-Numbers = tuple[NDArray[Any], int]
-
-
-def _integers(values: Tensor) -> Numbers:
-    """Return integers (object array) and e with values = integers * 2 ** e."""
-    mantissa, exponents = np.frexp(values.detach().cpu().double().numpy())
-    least = _least(mantissa, exponents)
-    return _whole(mantissa, exponents, least), least
-
-
-def _least(mantissa: NDArray[Any], exponents: NDArray[Any]) -> int:
-    """Return e so that all floats are integers times 2 ** e."""
-    used = exponents[mantissa != 0]
-    return int(used.min()) - 53 if used.size else 0
-
-
-def _whole(mantissa: NDArray[Any], exponents: NDArray[Any], least: int) -> NDArray[Any]:
-    """Return floats divided by 2 ** least, as integers."""
-    whole = (mantissa * 2.0**53).astype(np.int64).astype(object)
-    shifts = np.where(mantissa != 0, exponents - 53 - least, 0).astype(object)
-    shifted: NDArray[Any] = np.left_shift(whole, shifts)
-    return shifted
-
-
-def _added(a: Numbers, b: Numbers) -> Numbers:
-    least = min(a[1], b[1])
-    return a[0] * 2 ** (a[1] - least) + b[0] * 2 ** (b[1] - least), least
-
-
-def _affine(affine: Affine, x: NDArray[Any], exponent: int, odd: int, deadline: Deadline) -> Numbers:
+def _affine(affine: Affine, x: Numbers, deadline: Deadline) -> Numbers:
     if isinstance(affine, Pick):
-        return x[affine.index.cpu().numpy()], exponent
+        return replace(x, whole=x.whole[affine.index.cpu().numpy()])
     if isinstance(affine, Place):
         placed = np.zeros(affine.outputs, object)
-        placed[affine.index.cpu().numpy()] = x
-        return placed, exponent
+        placed[affine.index.cpu().numpy()] = x.whole
+        return replace(x, whole=placed)
     if isinstance(affine, Diagonal):
-        factor, shift = _integers(affine.factor)
-        product: Numbers = (factor * x, exponent + shift)
+        product = x * Numbers.stored(affine.factor)
     elif isinstance(affine, Dense):
-        product = _product(affine.weight, x[:, None], exponent, deadline)
+        product = _product(affine.weight, replace(x, whole=x.whole[:, None]), deadline)
     else:
         assert isinstance(affine, Convolution)
-        windows = np.append(x, 0)[_windows(affine)]  # the last entry stands for the padding
-        product = _product(affine.weight.flatten(1), windows, exponent, deadline)
-    bias, shift = _integers(affine.bias)
-    return _added(product, (bias * odd, shift))
+        windows = np.append(x.whole, 0)[_windows(affine)]  # the last entry stands for the padding
+        product = _product(affine.weight.flatten(1), replace(x, whole=windows), deadline)
+    return product + Numbers.stored(affine.bias)
 
 
-def _product(weight: Tensor, x: NDArray[Any], exponent: int, deadline: Deadline) -> Numbers:
+def _product(weight: Tensor, x: Numbers, deadline: Deadline) -> Numbers:
     """Return weight (rows, inputs) times x (inputs, columns), flat."""
     mantissa, exponents = np.frexp(weight.detach().cpu().double().numpy())
-    least, (count, inputs) = _least(mantissa, exponents), mantissa.shape
+    least, (count, inputs) = lowest(mantissa, exponents), mantissa.shape
     height = max(1, PIECE // inputs)
     width = max(1, PIECE // (inputs * min(height, count)))
-    product = np.zeros((count, x.shape[1]), object)
+    product = np.zeros((count, x.whole.shape[1]), object)
     for row in range(0, count, height):
         rows = slice(row, row + height)
-        whole = _whole(mantissa[rows], exponents[rows], least)
-        for column in range(0, x.shape[1], width):
+        whole = integers(mantissa[rows], exponents[rows], least)
+        for column in range(0, x.whole.shape[1], width):
             deadline.check()
             columns = slice(column, column + width)
-            product[rows, columns] = whole.dot(x[:, columns])
-    return product.reshape(-1), exponent + least
+            product[rows, columns] = whole.dot(x.whole[:, columns])
+    return replace(x, whole=product.reshape(-1), exponent=x.exponent + least)
 
 
 def _windows(map: Convolution) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Replay: a point is a counterexample if exact arithmetic says so; who else can compute the network is asked too."""
+"""Replay: a point is a counterexample if exact arithmetic says so; torch and onnxruntime run it, too."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Replay:
         return seen is not None and inside(conjunction, seen, self.deadline)
 
     def runs(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
-        """Return what everyone who runs the network returns at x (inputs,)."""
+        """Return the outputs of torch and, for an ONNX file, of onnxruntime at x (inputs,)."""
         output = self.model(x.reshape(1, *self.shape).clone())[0].flatten().double()  # it may overwrite its input
         other = self.onnxruntime(x)
         return {"network": output.numpy()} | ({} if other is None else {"onnxruntime": other})

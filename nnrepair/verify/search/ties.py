@@ -24,7 +24,7 @@ from nnrepair.verify.search.rational import rational
 
 #: Points from which a tie is sought, steps towards it, pairs of points on either side, halvings between two of them.
 STARTS, STEPS, PAIRS, HALVINGS = 256, 24, 8, 60
-#: Conjunctions with more numbers are not looked at, nor combinations of more rows: that would take more than a moment.
+#: Conjunctions with more numbers are not looked at, nor combinations of more rows: that would take too long.
 NUMBERS, ROWS = 20_000, 24
 
 

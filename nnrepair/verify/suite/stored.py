@@ -32,7 +32,7 @@ class Row:
         onnx, vnnlib: the files as the list names them.
         status: "holds", "violated", "unknown" or "error".
         reason: how it was decided, why it was not, or what is wrong.
-        counterexample: input, output, margin and who replayed it, where there is one.
+        counterexample: input, output, margin and how it was confirmed, where there is one.
         certificate: name of the file in the folder of certificates, and `certificate_sha256`: of its bytes.
         network_sha256, property_sha256: of the files' bytes, None where a file could not be read.
         data_sha256: of the files beside the network in which it keeps weights, by name.

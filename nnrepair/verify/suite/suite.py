@@ -1,4 +1,4 @@
-"""Check a list of instances: several worker processes, one result file each, and nothing lost when it is killed."""
+"""Check a list of instances: each in a process that can be killed, one result file each, nothing lost when it ends."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import destination, require_writable, write_atomically, write_or_rescue
+from nnrepair.processes import Failure, in_processes
 from nnrepair.provenance import source, versions
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
@@ -42,7 +43,9 @@ from nnrepair.verify.suite.stored import (
     stored,
 )
 from nnrepair.verify.suite.vnncomp import Instance
-from nnrepair.verify.suite.workers import Death, in_processes
+
+#: What every check imports when it first needs it; no instance's time is to be spent on that.
+PRELOAD = ("nnrepair.onnx.reader", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -119,16 +122,18 @@ class _Task:
             **rest,
         )
 
-    def died(self, death: Death) -> Row:
-        reason = f"The worker process ended ({death.how}), perhaps for want of memory. Resume with fewer jobs."
-        return self.row("error", reason, wall_seconds=death.seconds)
+    def failed(self, failure: Failure) -> Row:
+        reason = str(failure)
+        if failure.kind == "end":
+            reason = f"The worker process ended ({failure.how}), perhaps for want of memory. Resume with fewer jobs."
+        return self.row("error", reason, wall_seconds=failure.seconds)
 
 
 def run_suite(
     instances: str | Path,
     out: str | Path,
     *,
-    jobs: int = 2,
+    jobs: int | None = 2,
     timeout: float | None = None,
     resume: bool = False,
     certificates: str | Path | None = None,
@@ -141,13 +146,16 @@ def run_suite(
     """Check every instance of a VNN-COMP instances.csv.
 
     Each result is written when it is there: OUT/instances/NAME.json, and at the end OUT/results.csv (VNN-COMP's
-    columns: category, onnx, vnnlib, seconds of preparation, result, seconds) and OUT/summary.json. A script that calls
-    this needs `if __name__ == "__main__":`, since workers import it.
+    columns: category, onnx, vnnlib, seconds of preparation, result, seconds) and OUT/summary.json.
+
+    Every instance has a process of its own (`nnrepair.processes`), so one that crashes is an error in its row. joblib
+    says where: inside `joblib.parallel_config(backend="dask")` on the workers of a dask cluster, which must see the
+    files under the same names.
 
     Args:
         instances: the list; see `vnncomp.read_instances` for where files are looked for.
         out: the folder for results.
-        jobs: worker processes, each with one thread.
+        jobs: how many instances at a time, each with one thread; None: what `joblib.parallel_config` says.
         timeout: seconds for each instance, instead of the list's own.
         resume: keep the verdicts in `out` that the same program reached about the same bytes of network (with what it
             keeps in other files) and property, with the same options, within the time now given. Errors are tried
@@ -156,42 +164,22 @@ def run_suite(
         expect: a CSV file with the columns network, property, verdict (sat or unsat) to compare with.
         progress: a bar on a terminal, a line per instance elsewhere.
         device, seed: as for `check`.
-        check: what to run instead of `nnrepair.verify.check`; a function of a module.
+        check: what to run instead of `nnrepair.verify.check`.
 
     Raises:
         InvalidInput: the list, the expected verdicts or the folders cannot be used. What is wrong with one instance is
-            an error in its row; where a disk fills up, results that it has no room for are in `rows` all the same, and
-            in a temporary folder, which `unstored` names.
+            an error in its row; results that a full disk has no room for are in `rows`, and where `unstored` says.
     """
     listed, out = vnncomp.read_instances(Path(instances)), Path(out)
-    if jobs < 1 or (timeout is not None and not 0 < timeout < math.inf):
+    if (jobs is not None and jobs < 1) or (timeout is not None and not 0 < timeout < math.inf):
         raise InvalidInput(f"Expected jobs >= 1 and timeout > 0, got {jobs} and {timeout}.")
-    known = {} if expect is None else vnncomp.read_expected(Path(expect))
-    expected = [known.get((Path(each.onnx).name, Path(each.vnnlib).name)) for each in listed]
-    if expect is not None and not any(expected):
-        raise InvalidInput(f"{expect} has no verdict about any instance of {instances}; they must name the same files.")
+    expected = _expected(expect, listed, instances)
     common = {"seed": seed, "device": device, "certificate": certificates is not None}
-    tasks = []
-    for each in listed:
-        proof = None if certificates is None else Path(certificates) / f"{each.name}.npz"
-        tasks.append(_Task(each, {"timeout": timeout or each.timeout, **common}, proof, _name(check)))
-    read = [Path(instances), *([] if expect is None else [Path(expect)])]
-    _make_folders(out, resume, tasks, read)
-
-    files = partial(files_of, of_network=cache(network_files))  # many instances share a network
-    rows = {task.name: row for task in tasks if (row := _kept(task, out, files)) is not None} if resume else {}
-    todo = [task for task in tasks if task.name not in rows]
-    verdicts = dict(zip((task.name for task in tasks), expected, strict=True))
-    unstored = set[str]()
-    solve = partial(_solve, check=check)
-    with _reporter(rows, len(tasks), progress) as report, closing(in_processes(solve, todo, jobs)) as solved:
-        for task, answer in solved:
-            row = rows[task.name] = task.died(answer) if isinstance(answer, Death) else answer
-            try:
-                store(row, _file(task, out))
-            except (OSError, InvalidInput):  # there may be room at the end
-                unstored.add(task.name)
-            report(row, _is_wrong(row, verdicts[task.name]))
+    proofs = [None if certificates is None else Path(certificates) / f"{each.name}.npz" for each in listed]
+    options = [{"timeout": timeout or each.timeout, **common} for each in listed]
+    tasks = [_Task(*each, _name(check)) for each in zip(listed, options, proofs, strict=True)]
+    _make_folders(out, resume, tasks, [Path(each) for each in (instances, expect) if each is not None])
+    rows, unstored = _solved(tasks, expected, out, jobs, resume, progress, check)
     result = SuiteResult(tuple(rows[task.name] for task in tasks), tuple(expected), out)
 
     def write(folder: Path) -> None:
@@ -201,6 +189,47 @@ def run_suite(
         _write_summary(result, folder, Path(instances), common | {"timeout": timeout, "jobs": jobs})
 
     return replace(result, unstored=str(write_or_rescue(out, write) or ""))
+
+
+def _expected(expect: str | Path | None, listed: list[Instance], instances: str | Path) -> list[str | None]:
+    """Return the verdict that each instance should have, None where nobody knows."""
+    if expect is None:
+        return [None] * len(listed)
+    known = vnncomp.read_expected(Path(expect))
+    expected = [known.get((Path(each.onnx).name, Path(each.vnnlib).name)) for each in listed]
+    if not any(expected):
+        raise InvalidInput(f"{expect} has no verdict about any instance of {instances}; they must name the same files.")
+    return expected
+
+
+def _solved(
+    tasks: list[_Task],
+    expected: list[str | None],
+    out: Path,
+    jobs: int | None,
+    resume: bool,
+    progress: bool,
+    check: Callable[..., CheckResult],
+) -> tuple[dict[str, Row], set[str]]:
+    """Return the row of every task, by name, and the names of those that could not be stored when they were there."""
+    files = partial(files_of, of_network=cache(network_files))  # many instances share a network
+    rows = {task.name: row for task in tasks if (row := _kept(task, out, files)) is not None} if resume else {}
+    todo = [task for task in tasks if task.name not in rows]
+    verdicts = dict(zip((task.name for task in tasks), expected, strict=True))
+    unstored = set[str]()
+    solve = partial(_solve, check=check)
+    with (
+        _reporter(rows, len(tasks), progress) as report,
+        closing(in_processes(solve, todo, jobs, preload=PRELOAD)) as answers,
+    ):
+        for task, answer in answers:
+            row = rows[task.name] = task.failed(answer) if isinstance(answer, Failure) else answer
+            try:
+                store(row, _file(task, out))
+            except (OSError, InvalidInput):  # there may be room at the end
+                unstored.add(task.name)
+            report(row, _is_wrong(row, verdicts[task.name]))
+    return rows, unstored
 
 
 def _name(check: Callable[..., Any]) -> str:

@@ -1,12 +1,9 @@
-"""Pictures: what a network decides in a slice of its inputs, and what becomes of a sequence of edits.
-
-Needs the extra `nnrepair[plot]`.
-"""
+"""A picture of what a network decides in a slice of its inputs. Needs the extra `nnrepair[plot]`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,29 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.extras import needed
-from nnrepair.judge import LOCALITY
+from nnrepair.errors import InvalidInput
 from nnrepair.network import private_copy
-from nnrepair.results.history import History
-from nnrepair.verify import vnnlib
+from nnrepair.plot.style import INK, OTHER, PALETTE, require_matplotlib
+from nnrepair.plot.view import Array, Rectangle, View, box_of, named, points_of, property_of
+from nnrepair.spec.network import stated_shape
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.property import Box, Property
-from nnrepair.verify.result import CheckResult, Counterexample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-Array = NDArray[np.float64]
-Rectangle = tuple[float, float, float, float]
-
-# Paul Tol's scheme for light fills, which colour-blind readers tell apart too; lines and marks stay legible on them.
-PALETTE = ("#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FFAABB", "#99DDFF", "#AAAA00", "#BBCC33", "#C2A5CF")
-# And his "muted" scheme for lines.
-STRONG = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
-OTHER, INK = "#DDDDDD", "#222222"
-MOST_CELLS = 4000
 #: The title lists the values of at most this many fixed inputs.
 MOST_FIXED = 4
 
@@ -87,14 +72,14 @@ def region(
         InvalidInput: something does not fit the model, or the certificate is about another property.
         MissingExtra: matplotlib is not installed.
     """
-    box = box if isinstance(box, Box) else _box(box)
-    points = _points(counterexamples, len(box))
-    view = _View(box, dims, at, points, resolution)
-    names = _names(names, len(box), "names", "inputs", "input")
-    claim = None if property is None else _property(property, len(box))
+    box = box if isinstance(box, Box) else box_of(box)
+    points = points_of(counterexamples, len(box))
+    view = View(box, dims, at, points, resolution)
+    names = named(names, len(box), "names", "inputs", "input")
+    claim = None if property is None else property_of(property, len(box))
     boxes = None if certificate is None else _crossing(certificate, claim, property, view)
     scores = _scores(model, view, box)
-    classes = _names(classes, scores.shape[2], "classes", "outputs", "class")
+    classes = named(classes, scores.shape[2], "classes", "outputs", "class")
     if claim is not None and claim.outputs != scores.shape[2]:
         raise InvalidInput(f"The property is about {claim.outputs} outputs; the network has {scores.shape[2]}.")
     require_matplotlib()
@@ -117,203 +102,15 @@ def region(
     return ax
 
 
-# What to show --------------------------------------------------------------------------------------------------------
-
-
-def sequence(histories: History | Mapping[str, History], points: str | None = None) -> Figure:
-    """Draw what becomes of edits, and of everything else, while they are repaired one after another.
-
-    Left: the share of all edits so far that hold in each step's network. Right: drawdown in points; where there are no
-    labels, the share of points whose decisions changed; where there are no decisions, the mean change of outputs.
-
-    Example:
-        >>> from nnrepair import plot
-        >>> figure = plot.sequence({"with rehearsal": history, "without": other})  # doctest: +SKIP
-        >>> figure.savefig("sequence.png")  # doctest: +SKIP
-
-    Args:
-        histories: of `nnrepair.fix(..., mode="successive")`; several are drawn together, by name.
-        points: the set of points on the right, a name in `history.kept`; by default the first test set, else the
-            locality set; without either there is no right picture.
-
-    Raises:
-        InvalidInput: independent edits, which are no sequence, or points that a history does not have.
-        MissingExtra: matplotlib is not installed.
-    """
-    given = {"": histories} if isinstance(histories, History) else dict(histories)
-    if not given:
-        raise InvalidInput("There is no history to draw.")
-    for name, history in given.items():
-        if history.mode != "successive":
-            raise InvalidInput(f"History {name!r} is of independent edits, which have no order; draw successive ones.")
-    known = list(next(iter(given.values())).kept)
-    points = next(iter(sorted(known, key=lambda name: name == LOCALITY)), None) if points is None else points
-    for name, history in given.items():
-        if points is not None and points not in history.kept:
-            hint = near_matches(points, history.kept)
-            raise InvalidInput(f"History {name!r} did not watch {points!r}.{hint} It has: {', '.join(history.kept)}.")
-    measures = {name: _measure(history.curves(), points) for name, history in given.items()} if points else {}
-    measure = next(iter(measures.values()), "")
-    if len(set(measures.values())) > 1:
-        told = ", ".join(f"{name!r}: {what}" for name, what in measures.items())
-        raise InvalidInput(f"The histories measure {points!r} differently ({told}); draw them apart.")
-    require_matplotlib()
-    from matplotlib import pyplot
-
-    columns = 1 if points is None else 2
-    figure, axes = pyplot.subplots(1, columns, figsize=(4.2 * columns, 3.2), layout="constrained", squeeze=False)
-    for k, (name, history) in enumerate(given.items()):
-        curves, style = history.curves(), {"color": STRONG[k % len(STRONG)], "label": name}
-        axes[0, 0].plot(curves["edits"], [100 * share for share in curves["retained"]], **style)
-        if points is not None:
-            axes[0, 1].plot(curves["edits"], _lost(curves, points), **style)
-    axes[0, 0].set(ylabel="edits so far that hold now (%)", ylim=(-4, 104))
-    if points is not None:
-        axes[0, 1].set(ylabel=measure)
-        axes[0, 1].axhline(0, color="0.7", linewidth=0.8, zorder=0)
-    for axis in axes.flat:
-        axis.set_xlabel("edits, one after another")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.3)
-    if len(given) > 1:
-        axes[0, 0].legend(frameon=False)
-    return figure
-
-
-def _measure(curves: dict[str, list[float]], points: str) -> str:
-    """Say what `_lost` returns."""
-    if f"drawdown_points {points}" in curves:
-        return f"drawdown on the {points} (points)"
-    decides = f"locality {points}" in curves
-    return f"{points}: decisions changed (%)" if decides else f"{points}: mean absolute change of outputs"
-
-
-def _lost(curves: dict[str, list[float]], points: str) -> list[float]:
-    """Return drawdown in points, else changed decisions in percent, else how far outputs moved."""
-    if (drawdown := curves.get(f"drawdown_points {points}")) is not None:
-        return drawdown
-    unchanged = curves.get(f"locality {points}")
-    return curves[f"moved {points}"] if unchanged is None else [100 * (1 - share) for share in unchanged]
-
-
-class _View:
-    """The slice: two inputs between their ends, the others fixed; checked."""
-
-    def __init__(self, box: Box, dims: Any, at: Any, points: Array, resolution: Any) -> None:
-        self.low, self.high = box.outer
-        self.dims = _dims(dims, len(box))
-        for d in self.dims:
-            if not self.low[d] < self.high[d]:
-                raise InvalidInput(f"Input {d} has one value in the box ({self.low[d]:g}); choose others with dims=.")
-        if isinstance(resolution, bool) or not isinstance(resolution, int) or not 2 <= resolution <= MOST_CELLS:
-            raise InvalidInput(f"resolution must be an integer from 2 to {MOST_CELLS}, got {resolution!r}.")
-        self.resolution = resolution
-        if at is not None:
-            fixed = _numbers(at, "at")
-            if fixed.size != len(box) or not np.isfinite(fixed).all():
-                raise InvalidInput(f"at must be {len(box)} finite numbers, one for each input, got {fixed.size}.")
-            self.at = fixed.reshape(-1)
-        else:
-            self.at = points[0].copy() if len(points) else self.low / 2 + self.high / 2
-        self.others = [d for d in range(len(box)) if d not in self.dims]
-
-    @property
-    def extent(self) -> Rectangle:
-        i, j = self.dims
-        return float(self.low[i]), float(self.high[i]), float(self.low[j]), float(self.high[j])
-
-    def middles(self) -> tuple[Array, Array]:
-        """Return the middles of the cells along both axes."""
-        share = (np.arange(self.resolution) + 0.5) / self.resolution
-        x, y = (self.low[d] * (1 - share) + self.high[d] * share for d in self.dims)
-        return x, y
-
-    def inputs(self, rows: slice) -> Array:
-        """Return the inputs (cells, inputs) of some rows of cells, from below."""
-        x, y = self.middles()
-        grid = np.tile(self.at, (len(y[rows]) * len(x), 1))
-        grid[:, self.dims[0]], grid[:, self.dims[1]] = np.tile(x, len(y[rows])), np.repeat(y[rows], len(x))
-        return grid
-
-    def crosses(self, low: Array, high: Array) -> bool:
-        """Tell whether the slice meets a box."""
-        return bool(((low <= self.at) & (self.at <= high))[self.others].all())
-
-
-def _box(ends: Any) -> Box:
-    try:
-        lower, upper = ends
-    except (TypeError, ValueError):
-        raise InvalidInput(
-            f"box must be a nnrepair.verify.Box or a pair (lower, upper), got {type(ends).__name__}."
-        ) from None
-    return Box(lower, upper)
-
-
-def _dims(dims: Any, inputs: int) -> tuple[int, int]:
-    try:
-        i, j = (int(d) for d in dims)
-        whole = [i, j] == list(dims)
-    except (TypeError, ValueError):
-        whole = False
-    if not whole or i == j or not (0 <= i < inputs and 0 <= j < inputs):
-        raise InvalidInput(f"dims must be two different inputs out of 0..{inputs - 1}, got {dims!r}.")
-    return i, j
-
-
-def _numbers(values: Any, name: str) -> Array:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().double().numpy()
-    try:
-        return np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise InvalidInput(f"{name} must be numbers, got {type(values).__name__}.") from None
-
-
-def _points(given: Any, inputs: int) -> Array:
-    """Return counterexamples of any kind as an array (n, inputs)."""
-    if isinstance(given, CheckResult):
-        given = () if given.counterexample is None else given.counterexample
-    if isinstance(given, Counterexample):
-        given = given.input
-    if given is None:
-        given = ()
-    kinds = (CheckResult, Counterexample, np.ndarray, torch.Tensor)
-    if isinstance(given, list | tuple) and any(isinstance(one, kinds) for one in given):
-        return np.concatenate([_points(one, inputs) for one in given])
-    numbers = _numbers(given, "counterexamples")
-    if numbers.size % inputs or not np.isfinite(numbers).all():
-        raise InvalidInput(
-            f"A counterexample is a CheckResult, a Counterexample, or {inputs} finite numbers; got an array of shape "
-            f"{numbers.shape}."
-        )
-    return numbers.reshape(-1, inputs)
-
-
-def _names(given: Sequence[str] | None, count: int, option: str, what: str, default: str) -> list[str]:
-    if given is None:
-        return [f"{default} {k}" for k in range(count)]
-    if isinstance(given, str) or len(given) != count:
-        raise InvalidInput(f"{option} must be a list of {count} names, one for each of the {what}; got {given!r}.")
-    return [str(name) for name in given]
-
-
-def _property(given: Property | str | Path, inputs: int) -> Property:
-    claim = given if isinstance(given, Property) else vnnlib.load(given)
-    if claim.inputs != inputs:
-        raise InvalidInput(f"The property is about {claim.inputs} inputs; the box has {inputs}.")
-    return claim
-
-
 # What is there -------------------------------------------------------------------------------------------------------
 
 
-def _scores(model: nn.Module | str | Path, view: _View, box: Box) -> Array:
+def _scores(model: nn.Module | str | Path, view: View, box: Box) -> Array:
     """Return the outputs (rows, columns, outputs) at the middles of the cells."""
     network = private_copy(model)
     like = next((p for p in network.parameters() if p.dtype.is_floating_point), torch.zeros(()))
-    known = getattr(network, "item_shape", None)
-    shape = tuple(known) if known is not None and None not in known else box.shape
+    stated = stated_shape(network)
+    shape = box.shape if stated is None else stated
     if math.prod(shape) != len(box):
         raise InvalidInput(f"The box has {len(box)} inputs, but the network reads {math.prod(shape)}.")
     step = max(1, min(8192, 4_000_000 // len(box)) // view.resolution)
@@ -336,7 +133,7 @@ def _scores(model: nn.Module | str | Path, view: _View, box: Box) -> Array:
     return scores
 
 
-def _violated(claim: Property, view: _View, scores: Array) -> NDArray[np.bool_]:
+def _violated(claim: Property, view: View, scores: Array) -> NDArray[np.bool_]:
     """Return (rows, columns): where an output is unsafe."""
     x, y = view.middles()
     found = np.zeros(scores.shape[:2], bool)
@@ -356,7 +153,7 @@ def _violated(claim: Property, view: _View, scores: Array) -> NDArray[np.bool_]:
     return found
 
 
-def _crossing(certificate: PropertyCertificate, claim: Property | None, given: Any, view: _View) -> list[Rectangle]:
+def _crossing(certificate: PropertyCertificate, claim: Property | None, given: Any, view: View) -> list[Rectangle]:
     """Return the proof's boxes where they cross the slice."""
     if isinstance(given, str | Path) and certificate.property_sha256 != sha256(given):
         raise InvalidInput(f"The certificate is not about the property {given}: its hash is another one.")
@@ -372,7 +169,7 @@ def _crossing(certificate: PropertyCertificate, claim: Property | None, given: A
     return list(_leaves(certificate, roots, view))
 
 
-def _leaves(certificate: PropertyCertificate, roots: Sequence[tuple[Array, Array]], view: _View) -> Iterator[Rectangle]:
+def _leaves(certificate: PropertyCertificate, roots: Sequence[tuple[Array, Array]], view: View) -> Iterator[Rectangle]:
     """Walk through the trees, each in preorder, with the part of the slice in each node; None where it is empty."""
     i, j = view.dims
     nodes, cuts = iter(certificate.dim.tolist()), iter(certificate.cut.tolist())
@@ -410,13 +207,7 @@ def _leaves(certificate: PropertyCertificate, roots: Sequence[tuple[Array, Array
 # Drawing -------------------------------------------------------------------------------------------------------------
 
 
-def require_matplotlib() -> None:
-    """Say how to install matplotlib where it is missing."""
-    with needed("plot", "Pictures need matplotlib"):
-        import matplotlib  # noqa: F401
-
-
-def _draw_decisions(ax: Axes, view: _View, decision: NDArray[np.int64], classes: Sequence[str]) -> list[Any]:
+def _draw_decisions(ax: Axes, view: View, decision: NDArray[np.int64], classes: Sequence[str]) -> list[Any]:
     """Fill each class's part of the slice; return the legend's entries."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
@@ -442,7 +233,7 @@ def _draw_decisions(ax: Axes, view: _View, decision: NDArray[np.int64], classes:
     return [*key, Patch(color=OTHER, label=f"{rest} others")] if rest else key
 
 
-def _draw_violations(ax: Axes, view: _View, violated: NDArray[np.bool_]) -> list[Any]:
+def _draw_violations(ax: Axes, view: View, violated: NDArray[np.bool_]) -> list[Any]:
     from matplotlib.patches import Patch
 
     if not violated.any():
@@ -455,7 +246,7 @@ def _draw_violations(ax: Axes, view: _View, violated: NDArray[np.bool_]) -> list
     return [Patch(facecolor="none", edgecolor=INK, hatch="////", label="violated")]
 
 
-def _draw_boxes(ax: Axes, view: _View, boxes: Sequence[Rectangle]) -> list[Any]:
+def _draw_boxes(ax: Axes, view: View, boxes: Sequence[Rectangle]) -> list[Any]:
     from matplotlib.collections import PolyCollection
     from matplotlib.patches import Patch
 
@@ -464,7 +255,7 @@ def _draw_boxes(ax: Axes, view: _View, boxes: Sequence[Rectangle]) -> list[Any]:
     return [Patch(facecolor="none", edgecolor=INK, linewidth=0.6, label=f"proof ({len(boxes)} boxes here)")]
 
 
-def _draw_points(ax: Axes, view: _View, points: Array) -> list[Any]:
+def _draw_points(ax: Axes, view: View, points: Array) -> list[Any]:
     near = 1e-6 * (view.high - view.low) + 1e-12
     inside = (np.abs(points - view.at) <= near)[:, view.others].all(1)
     drawn = []
@@ -479,7 +270,7 @@ def _draw_points(ax: Axes, view: _View, points: Array) -> list[Any]:
     return drawn
 
 
-def _label(ax: Axes, view: _View, names: Sequence[str]) -> None:
+def _label(ax: Axes, view: View, names: Sequence[str]) -> None:
     ax.set_xlabel(names[view.dims[0]])
     ax.set_ylabel(names[view.dims[1]])
     if view.others:

@@ -1,23 +1,21 @@
-"""Reddit, and graphs that are like it: 232 965 nodes, 114 615 892 edges, 602 features, 41 classes.
+"""Graphs that are like Reddit: 232 965 nodes, 114 615 892 edges, 602 features, 41 classes; or of other sizes.
 
-Reddit itself (Hamilton et al., "Inductive representation learning on large graphs", NeurIPS 2017) is downloaded by
-PyTorch Geometric. `reddit_like` makes a graph of that size, or of another, with stated degrees and homophily.
+`reddit_like` makes them with stated degrees and homophily, and `statistics` counts what a graph is like; Reddit itself
+is loaded by `nnrepair.domains.graphs.data.reddit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnrepair.domains.files import cache_folder
-from nnrepair.domains.graphs.graph import _pyg
 from nnrepair.domains.graphs.large import CHUNK, NODES, Csr, LargeGraph, chunks
-from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
+from nnrepair.errors import InvalidInput
 
 Array = np.ndarray[Any, Any]
 
@@ -25,33 +23,6 @@ Array = np.ndarray[Any, Any]
 TRAIN, VALIDATE = 0.66, 0.10
 #: Rounds in which parallel edges are replaced before a graph is called too dense.
 ROUNDS = 60
-
-
-def reddit(name: Literal["Reddit", "Reddit2"] = "Reddit") -> LargeGraph:
-    """Load Reddit, or Reddit2 (a sparser version), through PyTorch Geometric, which downloads it into the user's cache.
-
-    It checks no hash of the files: what they hold is trusted as far as their server is.
-
-    Raises:
-        InvalidInput: another name.
-        DataUnavailable: PyTorch Geometric is missing, or the files are neither here nor to be had.
-    """
-    if name not in ("Reddit", "Reddit2"):
-        raise InvalidInput(
-            f"Unknown graph {name!r}.{near_matches(name, ['Reddit', 'Reddit2'])} Known: Reddit, Reddit2."
-        )
-    with _pyg(f"Only PyTorch Geometric can load {name}"):
-        from torch_geometric import datasets
-    folder = cache_folder() / name.lower()
-    try:
-        found = getattr(datasets, name)(str(folder))[0]
-    except Exception as error:  # whatever its downloader and readers raise
-        raise DataUnavailable(
-            f"PyTorch Geometric could not load {name} into {folder} ({str(error).strip() or type(error).__name__}). "
-            "Run this where the network works and copy that folder here; delete it if it holds a broken download. "
-            "Without it, reddit_like() makes a graph of the same size."
-        ) from error
-    return LargeGraph.of(found)
 
 
 def reddit_like(

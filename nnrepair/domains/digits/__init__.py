@@ -1,0 +1,5 @@
+"""Handwritten digits."""
+
+from nnrepair.domains.digits.task import task
+
+__all__ = ["task"]

@@ -1,0 +1,175 @@
+"""Exercises for methods that are trained first: small repair tasks, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput
+from nnrepair.spec.criteria import flat
+from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+from nnrepair.spec.given import as_inputs, dense
+from nnrepair.spec.inputs import AnyInputs
+from nnrepair.spec.problem import Problem, build
+
+
+@runtime_checkable
+class Episode(Protocol):
+    """One exercise; `nnrepair.domains.base.Task.episodes` makes them, and so does any object with these attributes."""
+
+    @property
+    def edits(self) -> Edits:
+        """What is to hold after the exercise."""
+
+    @property
+    def locality_set(self) -> LocalitySet | None:
+        """What is to stay."""
+
+    @property
+    def edit_scope(self) -> EditScope | None:
+        """What is to follow, where anything is known of that."""
+
+
+#: Episodes one after another, or what returns them for a seed: a function, or an object with a method `episodes(seed)`.
+Episodes = Iterable[Episode] | Callable[[int], Iterable[Episode]]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An episode of one's own, see `Episode`."""
+
+    edits: Edits
+    locality_set: LocalitySet | None = None
+    edit_scope: EditScope | None = None
+
+
+class EpisodeStream:
+    """Episodes one after another, from the start again at their end, with a position that can be stored.
+
+    Args:
+        episodes: see `Episodes`.
+        seed: which of them.
+
+    Raises:
+        InvalidInput: there are none, or what is given is something else.
+    """
+
+    def __init__(self, episodes: Any, seed: int) -> None:
+        source = episodes.episodes if callable(getattr(episodes, "episodes", None)) else episodes
+        self._source: Callable[[], Any] = partial(source, seed) if callable(source) else lambda: source
+        #: Whether the same episodes can be had once more.
+        self.repeatable = callable(source) or not isinstance(source, Iterator)
+        self._taken, self._each = 0, self._start()
+
+    def _start(self) -> Iterator[Any]:
+        found = self._source()
+        if not isinstance(found, Iterable):
+            raise InvalidInput(
+                f"episodes must be an iterable of episodes, or return one for a seed; got {type(found).__name__}. Give "
+                "a task of a domain, a list, or a function."
+            )
+        return iter(found)
+
+    def next(self) -> Episode:
+        """Return the next episode."""
+        found = next(self._each, None)
+        if found is None and self.repeatable and self._taken:
+            self._each = self._start()
+            found = next(self._each, None)
+        if found is None:
+            raise InvalidInput(
+                f"The episodes ended after {self._taken}, and cannot be had again. Give fewer steps, a list, or a "
+                "function that returns them for a seed."
+            )
+        if not isinstance(found, Episode):
+            raise InvalidInput(
+                f"Episode {self._taken} is a {type(found).__name__}; expected an object with edits, locality_set and "
+                "edit_scope, such as nnrepair.methods.Exercise."
+            )
+        self._taken += 1
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position."""
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+        ahead = state["taken"] - self._taken
+        for _ in range(ahead):
+            self.next()
+
+
+def posed(model: nn.Module, episode: Episode, seed: int) -> Problem:
+    """Return the problem of an episode, as `fix` would pose it."""
+    scope = episode.edit_scope
+    return build(
+        model, episode.edits, episode.locality_set, scope if scope is not None and len(scope) else None, seed=seed
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RandomLabels:
+    """Episodes from labelled points: some of them are to get labels that are drawn at random, others are to stay.
+
+    This is how Editable Training (Sinitsin et al., ICLR 2020) is trained: an editor that can make any change need not
+    know which one will be asked for.
+
+    >>> episodes = RandomLabels(torch.randn(50, 4), torch.arange(50) % 3, edits=2, locality=10)
+    >>> episode = next(iter(episodes(seed=0)))
+    >>> len(episode.edits), len(episode.locality_set)
+    (2, 10)
+
+    Args:
+        inputs: (n, ...) tensor or what `Edits` takes.
+        labels: (n,) classes, or 0 and 1 (n,) or (n, outputs) for yes-or-no answers.
+        edits: per episode, 1 to this many.
+        locality: points to keep per episode; those that the network gets wrong are free.
+
+    Raises:
+        InvalidInput: too few points, or labels that are none.
+    """
+
+    inputs: AnyInputs
+    labels: Tensor
+    edits: int = 4
+    locality: int = 64
+
+    def __post_init__(self) -> None:
+        labels = dense(self.labels, "labels", "a tensor of labels")
+        object.__setattr__(self, "inputs", as_inputs(self.inputs, "RandomLabels"))
+        object.__setattr__(self, "labels", labels)
+        if labels.dtype.is_floating_point or len(labels) != len(self.inputs):
+            raise InvalidInput(
+                f"labels must be integers, one for each of {len(self.inputs)} points, got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}."
+            )
+        if min(self.edits, self.locality) < 1 or self.edits + self.locality > len(labels):
+            raise InvalidInput(
+                f"An episode takes up to {self.edits} edits and {self.locality} points to keep, of {len(labels)} "
+                "points: give more points, or ask for fewer, at least one of each."
+            )
+
+    def __call__(self, seed: int) -> Iterator[Exercise]:
+        """Yield episodes without end."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            size = int(torch.randint(1, self.edits + 1, (1,), generator=generator))
+            order = torch.randperm(len(self.labels), generator=generator)
+            mine, others = order[:size], order[size : size + self.locality]
+            yield Exercise(
+                Edits(self.inputs[mine], self._drawn(mine, generator)),
+                LocalitySet(self.inputs[others], self.labels[others]),
+            )
+
+    def _drawn(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        labels = self.labels[index]
+        if labels.dtype == torch.bool or labels.ndim > 1:
+            drawn = torch.randint(2, labels.shape, generator=generator).to(labels.dtype)
+            return torch.where(flat(labels).reshape(labels.shape) >= 0, drawn, labels) if labels.ndim > 1 else drawn
+        return torch.randint(int(self.labels.max()) + 1, labels.shape, generator=generator)

@@ -1,0 +1,241 @@
+"""Points that are read when they are needed: data sets and loaders, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    default_collate,
+)
+
+from nnrepair.errors import InvalidInput, first_line
+from nnrepair.spec.inputs import AnyInputs, Inputs, batches, to_like
+
+#: Items read at once, where no loader says how many.
+ITEMS = 256
+
+
+class Labels:
+    """The labels of a data set's items, as far as they were met."""
+
+    def __init__(self) -> None:
+        self._values, self._known = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+
+    def meet(self, numbers: Tensor, labels: Tensor, items: int) -> None:
+        """Keep the labels (k, ...) of some of so many items."""
+        if not len(self._known):
+            self._values = torch.zeros(items, *labels.shape[1:], dtype=labels.dtype)
+            self._known = torch.zeros(items, dtype=torch.bool)
+        if labels.shape[1:] != self._values.shape[1:]:
+            raise InvalidInput(
+                f"Labels of the data set have different shapes, {tuple(labels.shape[1:])} and "
+                f"{tuple(self._values.shape[1:])}."
+            )
+        self._values[numbers], self._known[numbers] = labels.to(self._values), True
+
+    def unmet(self, numbers: Tensor) -> Tensor:
+        """Return those of the items whose labels are not known."""
+        return numbers[~self._known[numbers]] if len(self._known) else numbers
+
+    def of(self, numbers: Tensor) -> Tensor:
+        """Return the labels (k, ...) of items that were met."""
+        return self._values[numbers]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where items are read by their number, in any order and more than once.
+
+    Attributes:
+        dataset: has a length and items by number: x, or (x, y) with a label y; x is a tensor, a tuple of tensors or a
+            dictionary of them.
+        collate: makes a batch of a list of items.
+        arguments: makes inputs of the batch's x.
+        items: how many are read at once.
+        labelled: whether items have labels.
+    """
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    arguments: Callable[[Any], AnyInputs]
+    items: int = ITEMS
+    labelled: bool = False
+    met: Labels = field(default_factory=Labels)
+
+    def read(self, numbers: Tensor) -> AnyInputs:
+        """Return the inputs of items (k,) in memory; their labels are kept."""
+        batch = self.batch(numbers.tolist())
+        parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+        if len(parts) != 1 + self.labelled:
+            raise InvalidInput(
+                f"Items of the data set must all be {'(x, y)' if self.labelled else 'x'}, as the first one is; some of "
+                f"items {numbers[:5].tolist()} have {len(parts)} parts."
+            )
+        inputs = self.arguments(parts[0])
+        if len(inputs) != len(numbers):
+            raise InvalidInput(f"The data set's loader made {len(inputs)} points of {len(numbers)} items.")
+        if self.labelled:
+            self.met.meet(numbers, torch.as_tensor(parts[1]), len(self.dataset))
+        return inputs
+
+    def batch(self, numbers: Sequence[int]) -> Any:
+        """Return a batch of some items."""
+        several = getattr(self.dataset, "__getitems__", None)
+        try:
+            items = [self.dataset[k] for k in numbers] if several is None else several(list(numbers))
+            return self.collate(items)
+        except Exception as error:  # a user's data set may raise anything
+            raise InvalidInput(
+                f"Items {list(numbers[:5])} of the data set cannot be read: {type(error).__name__}: "
+                f"{first_line(error)} Items must be tensors of one shape, or give a DataLoader with a collate_fn."
+            ) from error
+
+    def labels(self, numbers: Tensor) -> Tensor:
+        """Return the labels (k, ...) of items (k,); those that were not met before are read now."""
+        for some in torch.split(self.met.unmet(numbers), self.items):
+            if len(some):
+                self.read(some)
+        return self.met.of(numbers)
+
+    def __repr__(self) -> str:
+        return f"{type(self.dataset).__name__} of {len(self.dataset)} items"
+
+
+@dataclass(frozen=True, eq=False)
+class Stream(Inputs):
+    """Points of a data set, read a batch at a time whenever a model runs on them.
+
+    Attributes:
+        source: where they are read.
+        index: (n,) int64, which items.
+        like: its device and floating dtype are those of the points; None leaves them as they are read.
+    """
+
+    source: Source
+    index: Tensor
+    like: Tensor | None = None
+
+    @property
+    def batch(self) -> int:  # type: ignore[override]  # the loader's
+        return self.source.items
+
+    @property
+    def labelled(self) -> bool:
+        """Whether items have labels."""
+        return self.source.labelled
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: Tensor) -> Stream:
+        return replace(self, index=self.index[index.cpu()].reshape(-1))
+
+    def to(self, like: Tensor) -> Stream:
+        return replace(self, like=like.detach().flatten()[:1].clone())
+
+    def call(self, model: nn.Module) -> Tensor:
+        """Return the outputs (n, ...); without gradients no more than a batch is in memory."""
+        if not torch.is_grad_enabled() and len(self) > self.batch:
+            return torch.cat([self[step].call(model) for step in batches(self)])
+        inputs = self.loaded()
+        y: Tensor = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
+        return y
+
+    def loaded(self) -> AnyInputs:
+        inputs = self.source.read(self.index)
+        return inputs if self.like is None else to_like(inputs, self.like)
+
+    def labels(self) -> Tensor:
+        """Return the labels (n, ...)."""
+        return self.source.labels(self.index)
+
+    def without_labels(self) -> Stream:
+        """Return the same points, whose labels are not looked at."""
+        source = self.source
+        if not source.labelled:
+            return self
+        alone = replace(source, collate=lambda items: source.collate(items)[0], labelled=False)
+        return replace(self, source=alone)
+
+    def own(self) -> Tensor:
+        """Return (n, ...) the points' own features, all of them in memory."""
+        inputs = self.loaded()
+        return inputs if isinstance(inputs, Tensor) else inputs.own()
+
+    def same(self) -> Tensor | None:
+        inputs = self.loaded()
+        return inputs if isinstance(inputs, Tensor) else inputs.same()
+
+    def tensors(self) -> list[Tensor]:
+        """Return none: a model runs on tensors that were made for it."""
+        return []
+
+    def copied(self) -> Stream:
+        return self
+
+    def __repr__(self) -> str:
+        return f"{len(self)} of {self.source!r}"
+
+
+def streamed(given: Dataset[Any] | DataLoader[Any], arguments: Callable[[Any], AnyInputs], what: str) -> Stream:
+    """Return a data set's points, in its own order.
+
+    Args:
+        given: a data set with items by number, or a loader of one, of which the batch size and the collate_fn are
+            used. A loader that shuffles is read in its data set's order.
+        arguments: makes inputs of a batch's x.
+        what: how the message calls it.
+
+    Raises:
+        InvalidInput: no items, none by number, or a loader that repeats, weighs or groups items.
+    """
+    loader = given if isinstance(given, DataLoader) else None
+    dataset: Any = given if loader is None else loader.dataset
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise InvalidInput(
+            f"{what}: {type(dataset).__name__} has no items by number, so no order that can be read again. Give a data "
+            "set with __len__ and __getitem__, or stack what it yields: torch.stack([x for x, _ in items])."
+        )
+    index = torch.arange(len(dataset)) if loader is None else _order(loader, what)
+    if not len(index):
+        raise InvalidInput(f"{what}: the data set {type(dataset).__name__} has no items.")
+    if loader is None or loader.batch_size is None:
+        source = Source(dataset, default_collate, arguments)
+    else:
+        source = Source(dataset, loader.collate_fn, arguments, loader.batch_size)
+    first = source.batch([int(index[0])])
+    parts = len(first) if isinstance(first, tuple | list) else 1
+    if parts not in (1, 2):
+        raise InvalidInput(
+            f"{what}: items of a data set must be x, or (x, y) with a label, got {parts} parts. Of a model with "
+            "several arguments, let items be ((a, b), y) or (dictionary, y)."
+        )
+    return Stream(replace(source, labelled=parts == 2), index)
+
+
+def _order(loader: DataLoader[Any], what: str) -> Tensor:
+    """Return (n,) the items that a loader yields, in a fixed order."""
+    sampler, count = loader.sampler, len(loader.dataset)  # type: ignore[arg-type]
+    if type(loader.batch_sampler) is BatchSampler:
+        if isinstance(sampler, SequentialSampler):
+            return torch.arange(count)
+        if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == count:
+            return torch.arange(count)
+        if isinstance(sampler, SubsetRandomSampler):
+            return torch.as_tensor(list(sampler.indices), dtype=torch.long)
+    by = sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
+    raise InvalidInput(
+        f"{what}: a loader that takes items by {type(by).__name__} has no order of its own that can be read again. "
+        "Give its data set (loader.dataset), or torch.utils.data.Subset(loader.dataset, indices)."
+    )

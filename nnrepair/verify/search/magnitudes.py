@@ -1,0 +1,144 @@
+"""How large a network's values are over a root box, and what rounding does to linear bounds there.
+
+The coefficients that come out of each floating-point step are taken as they are; what matters is by how much the
+inequality with these coefficients can fail. With gamma = N 2^-53 / (1 - N 2^-53), N the number of operations:
+
+    affine     fl(A W) differs from A W by at most gamma |A| |W|, which moves the bound by at most gamma |A| (|W| m),
+               and fl(A . b) from A . b by at most gamma |A| |b|           with m >= |value| for every x of the root box
+    ReLU       a product A slope is off by at most 2^-53 |A|, times |z|; the sum of A shift by gamma |A| |z|
+    others     likewise, with a bound on |slope z| + |shift| + |value| for |z|: `Activation.terms`
+    sums       each addition of coefficients or of terms is off by 2^-53 of its result
+
+Every line is at most |A| . rho_k with rho_k = gamma (|W| m + |b| + m_k), a vector that depends on the root box alone.
+So one product |A| . rho_k for each node, subtracted from c, covers all of it; N counts generously. The upper line is
+shifted up until it is above the ReLU at both ends in exact arithmetic too. Infinities and NaN never prove anything.
+
+Where one activation alone reads an affine map, the error of the map is counted at the activation: the coefficients that
+reach it are at most |A| times the steepest slope.
+
+Intervals are widened by the same rho_k, which is right for numbers up to m. So each is cut to [-m_k, m_k] once it is
+computed: no value of the root box is lost, and the centre and radius of the next step, and every `shift`, are within m.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from nnrepair.deadline import Deadline
+from nnrepair.verify.reading.affine import EPS
+from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.search.relaxation import Relaxation
+
+#: Added to every error bound, and once to every linear bound, against underflow. With magnitudes below LIMIT no product
+#: that underflows, times a value, comes near the latter.
+TINY, UNDERFLOW, LIMIT = 1e-280, 1e-200, 1e100
+#: Numbers kept of the rows that are bounded at once.
+PIECE_SIZE = 5_000_000
+
+
+class Rounding:
+    """Magnitudes and errors over one root box.
+
+    Args:
+        graph: the network.
+        reach: (inputs,), the largest absolute values of the root box.
+        deadline: when it has passed, what takes long raises OutOfTime.
+
+    Attributes:
+        magnitude: of every node, bounds (size,) on the absolute values over the root box.
+        rho: of every node (size,): `|A| . rho[k]` bounds what rounding does to the bound at node k.
+        folded: for each node whether one activation alone reads it: its error is counted there.
+    """
+
+    def __init__(self, graph: Graph, reach: Tensor, deadline: Deadline) -> None:
+        self.graph, self.reach, self.deadline = graph, reach, deadline
+        self.folded = self._folded()
+        self.magnitude = self._magnitudes(None)
+        self.rho = self._errors()
+
+    def tighten(self, relaxation: Relaxation) -> None:
+        """Replace the coarse magnitudes by those that bounds of the whole root box give."""
+        self.magnitude = self._magnitudes(relaxation)
+        self.rho = self._errors()
+
+    def restricted(self, graph: Graph, stays: dict[int, Tensor]) -> Rounding:
+        """Return the same for a graph that keeps, of some nodes, chosen entries only."""
+        thin = copy.copy(self)
+        thin.graph = graph
+        thin.rho, thin.magnitude = (
+            [part[stays[k]] if k in stays else part for k, part in enumerate(parts)]
+            for parts in (self.rho, self.magnitude)
+        )
+        return thin
+
+    def clipped(self, node: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an interval without what no input of the root box reaches: rho covers rounding within this only."""
+        return torch.fmax(low, -self.magnitude[node]), torch.fmin(high, self.magnitude[node])
+
+    def raised(self, rows: Tensor, offset: Tensor) -> Tensor:
+        """Return the offsets of rows (..., outputs) on the output, raised by what rounding may take from either.
+
+        That is what coefficients lose that are not exact, and the final subtraction of the offset.
+        """
+        reach, sizes = self.magnitude[-1], list[Tensor]()
+        for part in torch.split(rows, max(1, PIECE_SIZE // max(1, rows[:1].numel()))):
+            self.deadline.check()
+            sizes.append(part.abs() @ reach)
+        return offset + 8 * EPS * (torch.cat(sizes) + offset.abs()) + 1e-290 * reach.sum()
+
+    def _folded(self) -> list[bool]:
+        """Tell for each node whether one activation alone reads it: its error is counted there."""
+        readers: list[list[int]] = [[] for _ in self.graph.nodes]
+        for r, node in enumerate(self.graph.nodes):
+            for source in set(node.sources):
+                readers[source].append(r)
+        return [
+            len(by) == 1 and self.graph.nodes[by[0]].activation is not None and self.graph.nodes[k].affine is not None
+            for k, by in enumerate(readers)
+        ]
+
+    def _magnitudes(self, relaxation: Relaxation | None) -> list[Tensor]:
+        """Return bounds on the absolute values of every node over the root box, rounded up."""
+        up = 1 + 1e-9  # far above the rounding of these few sums
+        m, place = [self.reach], {k: i for i, k in enumerate(self.graph.bent)}
+        for k, node in enumerate(self.graph.nodes[1:], 1):
+            self.deadline.check()
+            if node.affine is not None:
+                grown = node.affine.magnitude(m[node.sources[0]][None])[0]
+                m.append((grown * (1 + node.affine.inexact) + node.affine.bias.abs()) * up + TINY)
+            elif node.activation is None:
+                m.append(torch.stack([m[s] for s in node.sources]).sum(0) * up)
+            else:
+                source = node.sources[0]
+                if relaxation is not None:
+                    i = place[k]
+                    known = torch.maximum(relaxation.lower[i][0].abs(), relaxation.upper[i][0].abs())
+                    m[source] = torch.fmin(m[source], known)
+                m.append(node.activation.magnitude(m[source]))
+        return m
+
+    def _errors(self) -> list[Tensor]:
+        """Return rho: `|A| . rho[k]` bounds what rounding does to the bound at node k."""
+        m = self.magnitude
+        if not all(bool((size < LIMIT).all()) for size in m):
+            return [torch.full_like(size, torch.inf) for size in m]
+        rho: list[Tensor] = []
+        for k, node in enumerate(self.graph.nodes):
+            terms = node.size + 4 * len(self.graph.nodes) + 64 + sum(self.graph.nodes[s].size for s in node.sources)
+            if node.affine is None:
+                through = torch.stack([m[s] for s in node.sources or (k,)]).sum(0)  # its own bound may be far smaller
+                folded: Tensor | float = 0.0
+                if node.activation is not None:
+                    through = node.activation.terms(through)
+                    if self.folded[node.sources[0]]:
+                        folded = max(1.0, node.activation.steepest) * rho[node.sources[0]]
+                rho.append(4 * terms * EPS * 1.01 * through + folded + TINY)
+                continue
+            self.deadline.check()
+            gamma = (terms + node.affine.terms) * EPS * 1.01
+            through = node.affine.magnitude(m[node.sources[0]][None])[0]
+            rho.append(2 * gamma * (through + node.affine.bias.abs() + m[k]) + node.affine.inexact * through + TINY)
+        return rho

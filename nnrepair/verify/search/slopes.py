@@ -1,0 +1,143 @@
+"""Better slopes for the lines below units, and multipliers of the conditions that a search has set on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nnrepair.verify.search.magnitudes import TINY
+from nnrepair.verify.search.relaxation import Linear, Relaxation
+from nnrepair.verify.search.substitution import Force, Substitution
+
+
+class Ascent:
+    """Supergradient ascent for one row on each box, with Polyak's step towards a value a little above zero.
+
+    Where lines have no base any slopes in [0, 1] are sound, and those are chosen. On boxes with few loose ReLUs this
+    comes close to the linear program over all single-neuron relaxations.
+
+    Args:
+        lines: what substitutes them.
+        relaxation: of the boxes.
+        node: whose value the rows are about.
+        A, offset: rows (boxes, size) and (boxes,): bounds are of `A . v_node - offset`.
+        lower, upper: the boxes (boxes, inputs).
+        phase: per activation node (boxes, units), 1 where what goes into a unit is known to lie above the point of a
+            split, -1 where below, else 0: conditions whose multipliers are then chosen too (Wang et al. 2021,
+            beta-CROWN).
+    """
+
+    def __init__(
+        self,
+        lines: Substitution,
+        relaxation: Relaxation,
+        node: int,
+        A: Tensor,
+        offset: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        phase: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.lines, self.relaxation, self.node = lines, relaxation, node
+        self.A, self.offset, self.lower, self.upper, self.phase = A, offset, lower, upper, phase
+        self.floor = [lines.floor.clone() for lines in relaxation.lines]
+        self.force = None if phase is None else [torch.zeros_like(f) for f in self.floor]
+        sides = zip(relaxation.kinds, relaxation.lower, relaxation.upper, phase or (), strict=phase is not None)
+        self.at = [kind.border(low, high, side) for kind, low, high, side in sides]
+        self.live = torch.arange(len(A), device=A.device)  # the rows that are not positive yet
+        self.best = A.new_full((len(A),), -torch.inf)
+        self.found = Linear(A.new_zeros(len(A), lower.shape[1]), self.best.clone())
+
+    def run(self, steps: int, ahead: float, keep: list[Tensor | None] | None = None) -> tuple[Tensor, Linear]:
+        """Return the best value of each row and the linear bound that has it.
+
+        Args:
+            steps: at most so many backward passes.
+            ahead: how far above zero to aim, as a share of the distance to it.
+            keep: filled with the coefficients on what comes out of each activation node, of the last step.
+        """
+        kept: list[Tensor | None] = []
+        for step in range(steps):
+            live = self.live
+            slopes = self.floor if len(live) == len(self.best) else [f[live] for f in self.floor]
+            forces = None if self.force is None else self._conditions(self.force)
+            bound, value = self._bounded(slopes, forces, kept)
+            if keep is not None:
+                _copied(keep, kept, live, len(self.best))
+            going = ~(self.best[live] > 0)
+            if step == steps - 1 or not bool(going.any()):
+                break
+            x = bound.corner(self.lower[live], self.upper[live])
+            gradient, pull = self._derivatives(x, kept, slopes)
+            square = sum(((g * g).sum(1) for g in (*gradient, *pull)), torch.full_like(value, TINY))
+            length = ((ahead * value.abs() - value + 1e-9) / square)[:, None]
+            for f, g, old, lines in zip(self.floor, gradient, slopes, self.relaxation.lines, strict=True):
+                if lines.base is None:
+                    f[live] = (old + length * g).clamp(0, 1)
+            if self.force is not None and forces is not None and self.phase is not None:
+                for f, g, condition, sign in zip(self.force, pull, forces, self.phase, strict=True):
+                    on = sign[live]
+                    f[live] = ((condition.multiplier + length * g) * on).clamp(min=0) * on
+            self.live = live[going]
+        return self.best, self.found
+
+    def _bounded(
+        self, slopes: Sequence[Tensor], forces: Sequence[Force] | None, kept: list[Tensor | None]
+    ) -> tuple[Linear, Tensor]:
+        """Bound the rows that are live, and keep what is better than before; return the bounds and their values."""
+        live = self.live
+        bound = self.lines.backward(
+            self.relaxation, self.node, self.A[live], live, floor=slopes, force=forces, keep=kept
+        )
+        bound.c = bound.c - self.offset[live]
+        value = bound.minimum(self.lower[live], self.upper[live])
+        value = torch.where(torch.isfinite(value), value, -torch.inf)
+        better = value > self.best[live]
+        chosen = live[better]
+        self.best[chosen], self.found.A[chosen], self.found.c[chosen] = value[better], bound.A[better], bound.c[better]
+        return bound, value
+
+    def _conditions(self, force: Sequence[Tensor]) -> list[Force]:
+        """Return the conditions of the live rows with their multipliers."""
+        pairs = zip(force, self.at, strict=True)
+        return [Force(f[self.live], None if at is None else at[self.live]) for f, at in pairs]
+
+    def _derivatives(
+        self, x: Tensor, kept: Sequence[Tensor | None], floor: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each live row's derivatives by slopes and by multipliers, at the corner x where its bound is least."""
+        relaxation, live = self.relaxation, self.live
+        values = self.lines.attained(relaxation, self.node, x, kept, live, floor)
+        gradient: list[Tensor] = []
+        pull: list[Tensor] = []
+        for current in self.lines.graph.nodes[1 : self.node + 1]:
+            if current.activation is None:
+                continue
+            i, first = len(gradient), values[current.sources[0]]
+            A = kept[i]
+            lines = relaxation.lines[i]
+            if A is None or lines.base is not None:
+                slope = torch.zeros_like(first)
+            else:
+                slope = torch.where(lines.loose[live], torch.where(A < 0, 0.0, A * first), 0.0)
+            blocked = ((floor[i] <= 0) & (slope < 0)) | ((floor[i] >= 1) & (slope > 0))
+            gradient.append(slope.masked_fill(blocked, 0.0))
+            if self.phase is not None:
+                at = self.at[i]
+                beyond = first if at is None else first - at[live]
+                pull.append(-beyond * self.phase[i][live].abs())
+        later = [torch.zeros_like(f) for f in floor[len(gradient) :]]
+        return gradient + later, pull + (later if self.phase is not None else [])
+
+
+def _copied(keep: list[Tensor | None], kept: Sequence[Tensor | None], live: Tensor, rows: int) -> None:
+    """Copy the coefficients of the live rows into those of all."""
+    if len(live) == rows:
+        keep[:] = list(kept)
+        return
+    for i, part in enumerate(kept):
+        old = keep[i]
+        if part is not None and old is not None:
+            keep[i] = old.index_copy(0, live, part)

@@ -1,0 +1,176 @@
+"""The codebook: near some keys one layer gives stored values, and everywhere else the network is what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.wrappers.base import Wrapper
+
+#: By how much squared distances in float64 may be wrong where they are taken from products, relative to their terms.
+ROUNDING = 1e-9
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Codebook(Wrapper):
+    """A network in which a layer's output is replaced by a stored value wherever its key lies in a ball around a key.
+
+    A point's key is what the layer sees of it (of convolutions and of tokens the mean over positions), for layers that
+    are neither linear nor convolutions, such as those of graph networks, what the layer returns. Among the balls that
+    hold a point the one with the nearest key decides. Outside of all balls the output is the base's, bit for bit, in
+    whatever batch: both are computed, and each point takes its own.
+
+    Args:
+        base: the network as it was; kept as the submodule `base`, in eval mode.
+        layer: the name of one of its modules.
+        keys: (k, features); values: (k, ...), each the layer's output for one point; radii: (k,).
+
+    Example:
+        >>> base, keys, x = nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2), torch.eye(2)
+        >>> book = Codebook(base, "0", keys, torch.ones(1, 2), torch.tensor([0.5]))
+        >>> torch.equal(book(x), base(x)), book(torch.zeros(1, 2))[0].tolist()
+        (True, [1.0, 1.0])
+    """
+
+    keys: Tensor
+    radii: Tensor
+    carries: ClassVar[str] = "the codebook (keys, values, radii) that the network carries beside the original weights"
+    exports: ClassVar[bool] = False
+
+    def __init__(self, base: nn.Module, layer: str, keys: Tensor, values: Tensor, radii: Tensor) -> None:
+        super().__init__(base)
+        if keys.ndim != 2 or not len(keys) == len(values) == len(radii) or radii.ndim != 1:
+            shapes = tuple(keys.shape), tuple(values.shape), tuple(radii.shape)
+            raise InvalidInput(f"A codebook has keys (k, features), values (k, ...) and radii (k,), got {shapes}.")
+        base.get_submodule(layer)
+        self.layer = layer
+        self.register_buffer("keys", keys.detach().clone())
+        self.values = nn.Parameter(values.detach().clone())
+        self.register_buffer("radii", radii.detach().clone())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"layer": self.layer}
+
+    @classmethod
+    def around(cls, base: nn.Module, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Codebook:
+        return cls(base, settings["layer"], tensors["keys"], tensors["values"], tensors["radii"])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y, key, _ = observed(self.base, self.layer, args, kwargs)
+        if not isinstance(y, Tensor) or len(y) != len(key):
+            raise UnsupportedModel(
+                f"Layer {self.layer!r} sees {len(key)} rows where the network returns "
+                f"{len(y) if isinstance(y, Tensor) else type(y).__name__}; a codebook needs one for each point. Choose "
+                "another layer."
+            )
+        entry, inside = self.nearest(key)
+        if not bool(inside.any()):
+            return y
+
+        def stored(out: Tensor) -> Tensor:
+            if out.shape[1:] != self.values.shape[1:]:
+                raise InvalidInput(
+                    f"The codebook's values are {tuple(self.values.shape[1:])}, and layer {self.layer!r} returns "
+                    f"{tuple(out.shape[1:])} for each point."
+                )
+            return torch.where(_beside(inside, out), self.values[entry].to(out.dtype), out)
+
+        edited, _, _ = observed(self.base, self.layer, args, kwargs, stored)
+        return torch.where(_beside(inside, y), edited, y)
+
+    @torch.no_grad()
+    def nearest(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (n,) the entry with the nearest key among those whose balls hold a point, and (n,) whether any does.
+
+        Args:
+            key: (n, features).
+        """
+        if not len(self):
+            return torch.zeros(len(key), dtype=torch.long, device=key.device), torch.zeros_like(key[:, 0]).bool()
+        a, b, radii = key.double(), self.keys.double(), self.radii.double()
+        squares = a.square().sum(1, keepdim=True) + b.square().sum(1)
+        close = squares - 2 * a @ b.T <= radii.square() + ROUNDING * squares  # the rest is surely outside
+        point, ball = torch.nonzero(close, as_tuple=True)
+        exact = (a[point] - b[ball]).norm(dim=1)
+        apart = torch.full_like(squares, torch.inf)
+        apart[point, ball] = torch.where(exact <= radii[ball], exact, torch.inf)
+        least, entry = apart.min(1)
+        return entry, torch.isfinite(least)
+
+
+class Seen(nn.Module):
+    """What a layer sees or returns, as a network: (n, ...), one row for each point.
+
+    Args:
+        base: the network.
+        layer: the name of one of its modules.
+        output: whether its outputs are wanted, in place of the points' keys.
+    """
+
+    def __init__(self, base: nn.Module, layer: str, output: bool = False) -> None:
+        super().__init__()
+        self.base, self.layer, self.output = base, layer, output
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        _, key, out = observed(self.base, self.layer, args, kwargs)
+        return out if self.output else key
+
+
+def observed(
+    base: nn.Module, layer: str, args: Any, kwargs: Any, replace: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a network and return its outputs, its points' keys at a layer, and that layer's outputs.
+
+    Args:
+        base: the network.
+        layer: the name of one of its modules.
+        args, kwargs: what the network is called with.
+        replace: makes what the network is to see of the layer's outputs.
+
+    Raises:
+        UnsupportedModel: the layer does not run exactly once, or has no plain outputs.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> Any:
+        if not isinstance(out, Tensor) or out.ndim < 2:
+            raise UnsupportedModel(f"Layer {layer!r} returns no rows of numbers. Choose another layer.")
+        seen.append((_key(module, given, out), out))
+        return None if replace is None else replace(out)
+
+    handle = base.get_submodule(layer).register_forward_hook(hook)
+    try:
+        y = base(*args, **kwargs)
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise UnsupportedModel(f"Layer {layer!r} runs {len(seen)} times in one pass, not once. Choose another layer.")
+    return y, *seen[0]
+
+
+def _key(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
+    """Return (n, features): what tells points apart at a layer, see `Codebook`."""
+    if not isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or not given:
+        return out.detach().flatten(1)
+    x: Tensor = given[0].detach()
+    if isinstance(module, nn.Linear):
+        return x if x.ndim == 2 else x.flatten(1, -2).mean(1)
+    return x.flatten(2).mean(2)
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return (n, m) Euclidean distances in float64, from differences: products of matrices would cancel."""
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _beside(inside: Tensor, y: Tensor) -> Tensor:
+    """Return (n,) with as many dimensions as y (n, ...)."""
+    return inside.reshape(-1, *[1] * (y.ndim - 1))
