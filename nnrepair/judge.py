@@ -250,7 +250,9 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
     if proposal.infeasible:
         advice = "no change of the chosen layer satisfies all edits with their margin; "
         also = "the locality set (hard)" if proposal.with_locality else "each other"
-        advice += f"edits {proposal.conflict} contradict {also} there. "
+        alone = len(proposal.conflict) == 1 and not proposal.with_locality
+        who = f"the conditions of edit {proposal.conflict[0]}" if alone else f"edits {proposal.conflict}"
+        advice += f"{who} contradict {also} there. "
         advice += 'locality="soft" gives up single kept points instead. ' if proposal.with_locality else ""
         advice += (
             f"To first order, these layers could satisfy all edits: {', '.join(proposal.layers)}."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import Argmax, Inputs
 from nnrepair.domains.graphs.graph import NodeEdits, NodeLocality, Nodes
-from nnrepair.jacobian import linearize
+from nnrepair.jacobian import fisher, moments
 from nnrepair.jacobian.layers import choose
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import MinimalNorm
@@ -94,7 +94,7 @@ def test_drift_is_the_second_moment_of_what_arrives_at_the_nodes(kind: type[nn.M
     J = jacobian(model, line.names, inputs)
     k = J[:, 0, : J.shape[2] // 3].numpy()
     C = k.T @ k / len(k)
-    ridge = linearize.RIDGE * np.trace(C) / len(C)
+    ridge = moments.RIDGE * np.trace(C) / len(C)
     (factor,) = line.metric(inputs).factors
     np.testing.assert_allclose(factor @ factor.T, C + ridge * np.eye(len(C)), atol=1e-12)
 
@@ -306,16 +306,16 @@ def test_rows_of_a_hidden_layer(kind: type[nn.Module]) -> None:
 
 
 def test_random_signs_give_the_fisher_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linearize, "SKETCHES", 4000)
+    monkeypatch.setattr(fisher, "SKETCHES", 4000)
     model, inputs = net(), nodes()
     line = Linearization(model, ["first.lin.weight"], inputs)
     (found,) = line.metric(inputs, Classes()).factors
     weight = model.double().first.lin.weight
     log_p = inputs.to(torch.zeros((), dtype=torch.float64)).call(model).log_softmax(1)
-    fisher = torch.zeros_like(weight)
+    diagonal = torch.zeros_like(weight)
     for v in range(12):
         for c in range(3):
             (g,) = torch.autograd.grad(log_p[v, c], weight, retain_graph=True)
-            fisher += log_p[v, c].exp().detach() * g**2 / 12
-    expected = fisher + linearize.RIDGE * fisher.mean()
+            diagonal += log_p[v, c].exp().detach() * g**2 / 12
+    expected = diagonal + moments.RIDGE * diagonal.mean()
     np.testing.assert_allclose(found**2, expected.detach().flatten(), rtol=0.15, atol=1e-3 * float(expected.max()))

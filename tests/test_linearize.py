@@ -14,7 +14,7 @@ from reference.fisher import moved
 from torch import Tensor, nn
 
 from nnrepair import Argmax, Criterion, Inputs, InvalidInput, Linear, Near
-from nnrepair.jacobian import linearize as module
+from nnrepair.jacobian import factors, fisher, moments
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.solver.rows import Dense, Factored, Rows
 from nnrepair.spec.kinds import Binary, Classes, Regression
@@ -260,7 +260,7 @@ def test_many_points_are_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     criterion = Argmax([0] * 7)
     point, condition = torch.tensor([6, 2, 2, 0, 4, 5]), torch.tensor([1, 1, 2, 2, 1, 2])
     at_once = dense(line.rows(x, criterion, point, condition))
-    monkeypatch.setattr(module, "POINTS", 2)
+    monkeypatch.setattr(factors, "POINTS", 2)
     np.testing.assert_allclose(dense(line.rows(x, criterion, point, condition)), at_once, atol=1e-12)
 
 
@@ -369,7 +369,7 @@ def test_drift_is_the_mean_squared_change_of_the_layers_output() -> None:
     moved = torch.cat([x.double(), torch.ones(50, 1)], 1) @ delta.T
     drift = float((moved**2).sum(1).mean())
     size = float(np.linalg.norm(metric.coordinates(delta.numpy().ravel(), rows)) ** 2)
-    assert drift < size <= drift + 2 * module.RIDGE * float((delta**2).sum()) * 2
+    assert drift < size <= drift + 2 * moments.RIDGE * float((delta**2).sum()) * 2
 
 
 class Scaled(nn.Module):
@@ -415,12 +415,12 @@ def test_drift_of_other_parameters_is_the_divergence_that_is_measured(
 ) -> None:
     if isinstance(kind, Classes) and outputs == 1:
         pytest.skip("one output tells no classes apart")
-    monkeypatch.setattr(module, "SKETCHES", 3000)
+    monkeypatch.setattr(fisher, "SKETCHES", 3000)
     model, x = seeded(lambda: Scaled(outputs)).double(), randn(20, 4, dtype=torch.float64)
     inputs = Path(x) if together else x
     line = Linearization(model, ["scale"], inputs)
     (factor,) = line.metric(inputs, kind).factors
-    drift = factor**2 - module.RIDGE * float((factor**2).mean()) / (1 + module.RIDGE)  # without the ridge
+    drift = factor**2 - moments.RIDGE * float((factor**2).mean()) / (1 + moments.RIDGE)  # without the ridge
     old, size = model(x).detach(), 1e-4
     for k in range(8):  # one parameter at a time: no products with others
         (other,) = moved(model, "scale", np.eye(8)[k : k + 1], size)
@@ -432,7 +432,7 @@ def test_drift_of_many_points_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = seeded(Scaled).double(), randn(400, 4, dtype=torch.float64)
     line = Linearization(model, ["scale"], x)
     (exact,) = line.metric(x, Classes()).factors
-    monkeypatch.setattr(module, "GRADIENTS", 400)  # fewer than 400 points times 3 classes
+    monkeypatch.setattr(fisher, "GRADIENTS", 400)  # fewer than 400 points times 3 classes
     (drawn,) = line.metric(x, Classes()).factors
     assert not np.array_equal(exact, drawn)
     np.testing.assert_allclose(drawn, exact, rtol=0.2)

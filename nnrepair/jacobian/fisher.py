@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.tangents import gradients
+from nnrepair.spec.criteria import flat
 from nnrepair.spec.given import as_inputs
 from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.kinds import Classes, Kind
-from nnrepair.spec.running import call_with, outputs
+from nnrepair.spec.running import call, call_with, outputs
 
 #: "exact" sums over at most this many classes, each point's most probable ones, or draws so many labels.
 MOST_CLASSES = 100
 #: Numbers in the per-sample gradients that are held at once.
 MOST_NUMBERS = 2**24
+
+#: Passes with labels drawn anew over which the diagonal is averaged where points influence each other.
+SKETCHES = 32
+#: With more gradients than this (points times classes), a default takes labels drawn at random.
+GRADIENTS = 10_000
 
 Labels = Literal["exact", "sampled", "empirical"]
 Weights = Mapping[str, Tensor]
@@ -100,6 +106,30 @@ def fisher_diagonal(
     with torch.enable_grad():
         total = _sum_of_squares(model, start, inputs, which, terms)
     return {name: (f / len(which)).to(at_least_float(start[name]).dtype) for name, f in total.items()}
+
+
+def affordable_diagonal(model: nn.Module, names: Sequence[str], inputs: AnyInputs, kind: Kind) -> dict[str, Tensor]:
+    """Return `fisher_diagonal`, exactly where that takes few gradients, else on average over labels that are drawn.
+
+    Where points influence each other, one pass serves all of them, each with a label of its own: scores of labels are
+    zero on average, so the products of different points vanish.
+    """
+    if independent(inputs):
+        outputs_each = outputs(model, inputs[torch.tensor([0])])[0].numel()
+        draws = -(-GRADIENTS // len(inputs))
+        labels: Labels = "exact" if outputs_each <= draws else "sampled"
+        return fisher_diagonal(model, names, inputs, kind=kind, labels=labels, draws=draws)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    parameters, generator = [known[n] for n in names], torch.Generator().manual_seed(0)
+    total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in zip(names, parameters, strict=True)}
+    with torch.enable_grad():
+        y = call(model, inputs)
+    for _ in range(SKETCHES):
+        score = kind.score(y.detach(), kind.sample(y.detach(), generator))
+        grads = gradients((flat(y) * score.to(y)).sum(), parameters)
+        for name, g in zip(names, grads, strict=True):
+            total[name] += 0.0 if g is None else g.detach().double() ** 2 / (SKETCHES * len(y))
+    return total
 
 
 @dataclass(frozen=True)

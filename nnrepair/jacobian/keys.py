@@ -22,6 +22,8 @@ from torch import Tensor
 
 from nnrepair.errors import UnsupportedModel
 from nnrepair.jacobian.tangents import gradients
+from nnrepair.jacobian.taps import TappedModel
+from nnrepair.spec.inputs import AnyInputs, batches, independent, together
 
 #: Sizes of the random changes of W, relative to W, at which outputs must be those computed from the keys.
 REACHES = (1.0, 1000.0)
@@ -29,6 +31,8 @@ REACHES = (1.0, 1000.0)
 FAR = 1e9
 #: Random directions at every reach, each in both signs: a kink at zero shows on one side only.
 DIRECTIONS = 2
+#: Points of each further set on which keys are tested, where points are independent; all of them where they are not.
+MORE_PROBES = 32
 #: What rounding may add, relative to the largest change of an output.
 ROUNDING = 1e-9
 
@@ -64,7 +68,7 @@ def keys(y: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
 
 
 @torch.no_grad()
-def foretell(k: Tensor, y: Tensor, parameters: Sequence[Tensor], run: Callable[[], Tensor]) -> bool:
+def predict(k: Tensor, y: Tensor, parameters: Sequence[Tensor], run: Callable[[], Tensor]) -> bool:
     """Whether the outputs at random values of the parameters are those computed from the keys.
 
     Args:
@@ -92,3 +96,90 @@ def foretell(k: Tensor, y: Tensor, parameters: Sequence[Tensor], run: Callable[[
         for p, before in zip(parameters, start, strict=True):
             p.copy_(before)
     return True
+
+
+class Keys:
+    """The keys of a model's chosen parameters, where these are one linear map of one key per point.
+
+    Args:
+        model: with the parameters.
+        independent: whether points do not influence each other.
+        outputs: computes the outputs of prepared inputs at whatever values the parameters have.
+    """
+
+    def __init__(self, model: TappedModel, independent: bool, outputs: Callable[[AnyInputs], Tensor]) -> None:
+        self._model, self.independent, self._outputs = model, independent, outputs
+        self._known: dict[int, tuple[AnyInputs, Tensor]] = {}
+        self._model_tells = False
+
+    def predict(self, y: Tensor, few: AnyInputs, given: Sequence[AnyInputs]) -> bool:
+        """Whether keys predict the outputs, see `predict`.
+
+        Args:
+            y, few: outputs, with their history, of points of the example.
+            given: the example and the probes.
+        """
+        parameters = list(self._model.parameters.values())
+        if not fits(y, parameters):
+            return False
+        self._model_tells = self._told(few) is not None
+        given = [g for g in given if len(g) and independent(g) == self.independent]
+        points = self._points(few, given)
+        parts = together(points)
+        ys, found = [], []
+        mine: dict[int, Tensor] = {}
+        for inputs, members in parts:
+            y = y if inputs is few else self._model.run(inputs)[0]
+            k = self._told(inputs) if self._model_tells else None
+            k = keys(y, parameters) if k is None else k
+            if k is None:
+                return False
+            ys.append(y.detach())
+            found.append(k)
+            mine |= dict(zip(members, torch.split(k, [len(points[m]) for m in members]), strict=True))
+        if not mine[0].any():  # nothing would be tested where the repair is to be
+            return False
+
+        def run() -> Tensor:
+            return torch.cat([self._outputs(inputs) for inputs, _ in parts])
+
+        if not predict(torch.cat(found), torch.cat(ys), parameters, run):
+            return False
+        if not self.independent:
+            self._known |= {id(g): (g, mine[m].cpu()) for m, g in enumerate(given)}
+        return True
+
+    def of(self, inputs: AnyInputs) -> Tensor:
+        """Return (points, inp), on the CPU. A whole graph runs for them, so a graph's are kept."""
+        if self._model_tells and (told := self._told(inputs)) is not None:
+            return told.cpu()
+        if id(inputs) in self._known:
+            return self._known[id(inputs)][1]
+        found = []
+        for step in batches(inputs) if self.independent else [None]:
+            y, _ = self._model.run(self._model.prepare(inputs if step is None else inputs[step]))
+            part = keys(y, list(self._model.parameters.values()))
+            assert part is not None  # it could be differentiated twice before
+            found.append(part.cpu())
+        if not self.independent:
+            self._known[id(inputs)] = (inputs, torch.cat(found))
+        return torch.cat(found)
+
+    def _points(self, few: AnyInputs, given: Sequence[AnyInputs]) -> list[AnyInputs]:
+        """Return the prepared points on which keys are tested."""
+        if self.independent:
+            return [few, *(self._model.prepare(spread(g, MORE_PROBES)) for g in given[1:])]
+        points = [self._model.prepare(g) for g in given]
+        if not isinstance(few, Tensor) and (whole := few.whole()) is not None:
+            points.append(whole)
+        return points
+
+    def _told(self, inputs: AnyInputs) -> Tensor | None:
+        """Return the keys (points, inp) of a model that knows them; they are tested like those that are found."""
+        keys_of = getattr(self._model.model, "keys_of", None)
+        return None if keys_of is None else keys_of(inputs, self._model.names)
+
+
+def spread(inputs: AnyInputs, count: int) -> AnyInputs:
+    """Return at most `count` points, evenly spread."""
+    return inputs[torch.arange(0, len(inputs), max(1, len(inputs) // count))[:count]]

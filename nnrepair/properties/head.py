@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import UnsupportedModel
+from nnrepair.jacobian.head import beside
+from nnrepair.jacobian.head import rows_of as rows_of
 from nnrepair.jacobian.layers import candidates, layers, moved, trainable
 from nnrepair.verify.reading.affine import Dense
 from nnrepair.verify.reading.graph import Graph, Node
@@ -87,7 +89,7 @@ class Head:
 
     def extended(self, hidden: Tensor) -> Tensor:
         """Return hidden values with a one at the end for the bias, if there is a bias."""
-        return torch.cat([hidden, hidden.new_ones(len(hidden), len(self.names) - 1)], 1)
+        return beside([hidden] + [None] * (len(self.names) - 1), hidden)
 
     def changed(self, change: Tensor) -> Graph:
         """Return the graph with `change` (outputs, width) added to the last weights."""
@@ -101,8 +103,3 @@ class Head:
         hidden = self.graph.nodes[self.source].size
         parts = (change[:, :hidden], change[:, hidden:].squeeze(1))
         return moved(self.model, dict(zip(self.names, parts, strict=False)))
-
-
-def rows_of(outputs: Tensor, keys: Tensor) -> Tensor:
-    """Return rows (m, size) on the last weights: what `outputs` (m, outputs) make of them at keys (m, width)."""
-    return (outputs[:, :, None] * keys[:, None, :]).flatten(1)

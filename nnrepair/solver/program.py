@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnrepair.solver import highs
+from nnrepair.solver.conflict import smallest_conflict
 from nnrepair.solver.quadratic import NotSolvedError
 
 Array = NDArray[np.float64]
@@ -70,7 +71,7 @@ class Program:
         """
         d = self._solved()
         if d is None:
-            raise Contradiction(self._clash())
+            raise Contradiction(self._smallest_conflict())
         return d
 
     def _solved(self) -> Array | None:
@@ -102,15 +103,14 @@ class Program:
         empty = (np.zeros(len(cost), np.int32), np.zeros(0, np.int32), none)
         self._solver.addCols(len(cost), cost, np.zeros(len(cost)), np.full(len(cost), np.inf), 0, *empty)
 
-    def _clash(self) -> list[str]:
+    def _smallest_conflict(self) -> list[str]:
         """Return a smallest set of tags that cannot hold together: dropping any of them would help."""
-        tags = list(dict.fromkeys(tag for tag, _, _ in self._hard))
-        for tag in list(tags):
-            rest = [t for t in tags if t != tag]
+
+        def contradict(tags: list[str]) -> bool:
             trial = Program(self.size, self.unit)
-            for each, rows, need in self._hard:
-                if each in rest:
-                    trial.add(each, rows, need)
-            if rest and trial._solved() is None:
-                tags = rest
-        return tags
+            for tag, rows, need in self._hard:
+                if tag in tags:
+                    trial.add(tag, rows, need)
+            return trial._solved() is None
+
+        return smallest_conflict(list(dict.fromkeys(tag for tag, _, _ in self._hard)), contradict)

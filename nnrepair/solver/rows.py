@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import scipy.sparse
+import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -54,6 +55,8 @@ class Factored:
 
     def matvec(self, d: Array) -> Array:
         moved = self.inputs @ d.reshape(self.out, self.inp).T  # (points, P, out)
+        if len(moved) == 1:
+            return np.asarray(self.delta.reshape(self.m, -1) @ moved.ravel())
         return np.asarray(np.einsum("rpo,rpo->r", self.delta, moved[self.point]))
 
     def rmatvec(self, y: Array) -> Array:
@@ -107,7 +110,28 @@ class Factored:
         kept, point = np.unique(self.point[which], return_inverse=True)
         return Factored(self.delta[which], point, self.inputs[kept])
 
+    def narrowed(self) -> Factored:
+        """Return the rows without the outputs that none of them reaches, with the same Gram matrix."""
+        return Factored(self.delta[:, :, self.delta.any((0, 1))], self.point, self.inputs)
+
+    def folded(self) -> Factored:
+        """Return the same rows as matrices where a map is used at more positions than it has inputs: they are smaller.
+
+        All rows then belong to one point, whose positions are the units of the map's inputs.
+        """
+        if self.inputs.shape[1] <= self.inp:
+            return self
+        delta = np.empty((self.m, self.inp, self.out))
+        step = max(1, CHUNK // (self.inputs.shape[1] * self.inp))
+        for start in range(0, self.m, step):
+            part = slice(start, start + step)
+            delta[part] = self.inputs[self.point[part]].transpose(0, 2, 1) @ self.delta[part]
+        return Factored(delta, np.zeros(self.m, np.int64), np.eye(self.inp)[None])
+
     def joined(self, other: Factored) -> Factored:
+        if len(self.inputs) == 1 and np.array_equal(self.inputs, other.inputs):
+            point = np.concatenate([self.point, other.point])
+            return Factored(np.concatenate([self.delta, other.delta]), point, self.inputs)
         positions = max(self.delta.shape[1], other.delta.shape[1])
         return Factored(
             np.concatenate([_padded(self.delta, positions), _padded(other.delta, positions)]),
@@ -215,6 +239,24 @@ class Rows:
         """Return the rows, each multiplied by its number in `by` (m,)."""
         return Rows(tuple(b.scaled(by) for b in self.blocks))
 
+    def independent(self) -> list[Index]:
+        """Return the rows in sets that have no weight in common, ascending: what one asks for costs the others nothing.
+
+        A map's weights are taken apart by its outputs alone.
+        """
+        if not all(isinstance(b, Factored) for b in self.blocks):
+            return [np.arange(self.m)]
+        reached = scipy.sparse.hstack([scipy.sparse.csr_array(b.delta.any(1)) for b in self.blocks])  # type: ignore[union-attr]
+        graph = scipy.sparse.block_array([[None, reached], [reached.T, None]])
+        _, label = scipy.sparse.csgraph.connected_components(graph, directed=False)
+        order = np.argsort(label[: self.m], kind="stable")
+        cuts = np.flatnonzero(np.diff(label[order])) + 1
+        return np.split(order, cuts)
+
+    def narrowed(self) -> Rows:
+        """Return the rows without weights that none of them reaches, as far as that is cheap: same Gram matrix."""
+        return Rows(tuple(b.narrowed() if isinstance(b, Factored) else b for b in self.blocks))
+
     def rotated(self, left: Array, right: Array) -> Array:
         """Return (m, out, inp): every row as a matrix, in the bases `left` and `right`."""
         block = self.blocks[0]
@@ -228,6 +270,12 @@ class Rows:
     def joined(self, other: Rows) -> Rows:
         """Return these rows followed by the others."""
         return Rows(tuple(a.joined(b) for a, b in zip(self.blocks, other.blocks, strict=True)))  # type: ignore[arg-type]
+
+
+def stacked(parts: Sequence[Factored]) -> Factored:
+    """Return rows of the same points one after another: `joined`, without repeating the points' inputs."""
+    delta, point = (np.concatenate([getattr(p, name) for p in parts]) for name in ("delta", "point"))
+    return Factored(delta, point, parts[0].inputs)
 
 
 def _padded(x: Array, positions: int) -> Array:

@@ -1,7 +1,8 @@
 """Repair where outputs are affine in the change: the last layer, or any layer of the decoupled network.
 
 There the solution of the linear program needs no further correction. Rows are found on demand: the network runs on
-every edit and the whole locality set, and the worst missed condition of each point joins.
+every edit and the whole locality set, and missed conditions join within a `Budget`: the worst of each point first, then
+several of each.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 from nnrepair.jacobian.linearize import Linearization
+from nnrepair.methods.minimal_norm.budget import Budget
 from nnrepair.methods.minimal_norm.demands import Demand
 from nnrepair.progress import progress_bar
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import norms
+from nnrepair.solver.conflict import smallest_conflict
 from nnrepair.solver.minnorm import (
     ROW_TOLERANCE,
     Conditions,
@@ -32,9 +35,6 @@ from nnrepair.solver.rows import Array, Metric
 from nnrepair.spec.criteria import Argmax, Threshold, flat
 from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.problem import Problem
-
-#: New rows per round and demand.
-MOST_NEW_ROWS = 1000
 
 
 @dataclass
@@ -81,8 +81,11 @@ class ExactRepair:
         return solution
 
     def _solve(self, norm: str, which: list[int], report: Callable[[str], None]) -> Solution:
+        budget = Budget()
+
         def separate(d: Array | None, using: Conditions | None) -> Conditions | None:
-            found = [c for k in which if (c := self._worst(k, d, using)) is not None]
+            found = [c for k in which if (c := self._worst(k, d, using, budget)) is not None]
+            budget.end_round()
             return reduce(Conditions.joined, found) if found else None
 
         first = separate(None, None)
@@ -108,8 +111,8 @@ class ExactRepair:
             y = self.line.outputs_in_batches(demand.inputs, d)
         return demand.missed(y).numpy()
 
-    def _worst(self, k: int, d: Array | None, using: Conditions | None) -> Conditions | None:
-        """Return the worst missed condition of each point of demand k that is not in use."""
+    def _worst(self, k: int, d: Array | None, using: Conditions | None, budget: Budget) -> Conditions | None:
+        """Return the worst missed conditions of demand k that are not in use, within the budget."""
         if d is not None and self.metric is not None and using is not None:
             d = self.metric.unwhiten(d, using.rows)
         missed = self._missed(k, d)
@@ -118,15 +121,9 @@ class ExactRepair:
             missed = missed.copy()
             missed[mine[:, 1], mine[:, 2]] = -np.inf
         scale = max(float(self._need[0].max()), 1e-300)
-        tolerance = ROW_TOLERANCE * scale
-        condition = missed.argmax(1)
-        worst = missed[np.arange(len(missed)), condition]
-        point = np.flatnonzero(worst > tolerance)
+        point, condition = budget.worst(missed, ROW_TOLERANCE * scale)
         if len(point) == 0:
             return None
-        if len(point) > MOST_NEW_ROWS:
-            point = np.sort(point[np.argsort(-worst[point])[:MOST_NEW_ROWS]])
-        condition = condition[point]
         demand = self.demands[k]
         rows = self.line.rows(demand.inputs, demand.criterion, torch.from_numpy(point), torch.from_numpy(condition))
         if self.metric is not None:
@@ -214,29 +211,30 @@ def _conditions(asked: Threshold) -> dict[str, Array]:
 def conflict(reason: Infeasible) -> tuple[list[int], bool]:
     """Return a small set of edits that cannot hold together, and whether only the locality set forbids it.
 
-    A deletion filter over the rows whose multipliers show the contradiction: dropping any edit of the set would help.
+    Only the rows whose multipliers show the contradiction are looked at; dropping any edit of the set would help.
     """
     rows = reason.conditions
-    involved = np.flatnonzero((reason.ray > 1e-9) & (rows.tag[:, 0] == 0))
-    others = np.flatnonzero((rows.tag[:, 0] != 0) & (reason.ray > 1e-9))
-    edits = list(dict.fromkeys(rows.tag[involved, 1].tolist()))
-    with_locality = False
-    if len(others):
-        try:
-            euclidean(rows.take(involved))
-            with_locality = True
-        except Infeasible:
-            others = others[:0]
-    for edit in list(edits):
-        trial = [e for e in edits if e != edit]
-        keep = np.concatenate([np.flatnonzero((rows.tag[:, 0] == 0) & np.isin(rows.tag[:, 1], trial)), others])
-        if len(keep) == 0:
-            continue  # one edit alone already contradicts itself
-        try:
-            euclidean(rows.take(keep))
-        except Infeasible:
-            edits = trial
-    return sorted(int(e) for e in edits), with_locality
+    shows, of_edits = reason.ray > 1e-9, rows.tag[:, 0] == 0
+    others = np.flatnonzero(shows & ~of_edits)
+    edits: list[int] = list(dict.fromkeys(rows.tag[shows & of_edits, 1].tolist()))
+    with_locality = len(others) > 0 and not _contradict(rows.take(np.flatnonzero(shows & of_edits)))
+    if not with_locality:
+        others = others[:0]
+
+    def contradict(some: list[int]) -> bool:
+        return _contradict(
+            rows.take(np.concatenate([np.flatnonzero(of_edits & np.isin(rows.tag[:, 1], some)), others]))
+        )
+
+    return sorted(smallest_conflict(edits, contradict)), with_locality
+
+
+def _contradict(rows: Conditions) -> bool:
+    try:
+        euclidean(rows)
+    except Infeasible:
+        return True
+    return False
 
 
 def _point(inputs: AnyInputs, k: int) -> Tensor | None:

@@ -75,7 +75,7 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
     return found
 
 
-def judge_of(problem: Problem) -> Tensor | None:
+def held_out_points(problem: Problem) -> Tensor | None:
     """Return the locality points that compare layers without being constraints, or None when there are too few."""
     if problem.locality is None or len(problem.locality) < 10 * HELD_OUT:
         return None

@@ -18,15 +18,15 @@ from nnrepair.jacobian import layers
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.minimal_norm.affine import ExactRepair, conflict
-from nnrepair.methods.minimal_norm.demands import Demand, demands_of, judge_of
+from nnrepair.methods.minimal_norm.attempt import Attempt
+from nnrepair.methods.minimal_norm.demands import Demand, demands_of, held_out_points
 from nnrepair.methods.minimal_norm.relinearise import SuccessiveRepair
 from nnrepair.rounding import percent
 from nnrepair.solver import minnorm, norms
 from nnrepair.solver.quadratic import NotSolvedError
-from nnrepair.spec.criteria import flat
 from nnrepair.spec.kinds import kind_of
 from nnrepair.spec.network import plain
-from nnrepair.spec.problem import Problem, has_choice
+from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs
 from nnrepair.wrappers.decoupled import Decoupled
 
@@ -178,8 +178,8 @@ class MinimalNorm:
         if len(names) > MOST_LAYERS:
             names = [names[round(k * (len(names) - 1) / (MOST_LAYERS - 1))] for k in range(MOST_LAYERS)]
         assert self.margin is not None
-        judge = judge_of(problem)
-        demands = demands_of(problem, self.margin, self.locality, without=judge)
+        held_out = held_out_points(problem)
+        demands = demands_of(problem, self.margin, self.locality, without=held_out)
         attempts: list[tuple[tuple[float, float, float], str, Attempt]] = []
         tried, reasons = [], list[str]()
         for name in names:
@@ -190,12 +190,12 @@ class MinimalNorm:
                 tried.append(f"{plain(name)}: not possible ({reason})")
                 reasons.append(f"{plain(name)}: {reason}")
                 continue
-            score = self._score(problem, attempt, judge)
+            score = attempt.score(problem, held_out)
             attempts.append((score, plain(name), attempt))
             if attempt.infeasible is not None:
                 tried.append(f"{plain(name)}: infeasible")
                 continue
-            lost = f"{percent(score[1])} of held-out points to keep are lost, " if judge is not None else ""
+            lost = f"{percent(score[1])} of held-out points to keep are lost, " if held_out is not None else ""
             tried.append(f"{plain(name)}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}")
         if not attempts:
             others = f" Nor can {', '.join(map(plain, names[1:]))}." if len(names) > 1 else ""
@@ -225,74 +225,26 @@ class MinimalNorm:
                 return again
         return None
 
-    def _score(self, problem: Problem, attempt: Attempt, judge: torch.Tensor | None) -> tuple[float, float, float]:
-        """Return (edits that fail, share of judged locality points lost, mean output change), smaller is better."""
-        if attempt.infeasible is not None:
-            return (float(len(problem.edits)), 1.0, float("inf"))
-        failing = float((~problem.edits.criterion.holds(outputs(attempt.model, problem.edits.inputs).double())).sum())
-        if problem.locality is None or problem.keep is None or problem.kept is None:
-            y0, y = outputs(problem.model, problem.edits.inputs), outputs(attempt.model, problem.edits.inputs)
-            return (failing, 0.0, float(flat(y - y0).norm(dim=1).mean()))
-        index = torch.arange(len(problem.locality)) if judge is None else judge
-        inputs = problem.locality.inputs[index]
-        y0, y = outputs(problem.model, inputs), outputs(attempt.model, inputs)
-        kept = problem.kept[index.to(problem.kept.device)]
-        lost = kept & ~problem.keep[index].holds(y.double())
-        return (failing, float(lost.sum()) / max(1, int(kept.sum())), float(flat(y - y0).norm(dim=1).mean()))
-
     def _proposal(self, problem: Problem, attempt: Attempt) -> Proposal:
+        """Return what is proposed, with advice, and where an attempt failed the layers that could do it."""
         assert self.margin is not None
         unit = f" ({attempt.line.drift_unit(problem.kind)})" if self.norm == "drift" else ""
         size = f"small in the {self.norm} norm{unit}, with margin {self.margin:.3g}."
         stats: dict[str, Any] = {"layer": attempt.names, "norm": self.norm, "margin": self.margin}
-        if isinstance(attempt.infeasible, NotSolvedError) or (
-            attempt.infeasible is not None and not attempt.infeasible.certain
-        ):
-            return Proposal(
-                problem.model, stats, [f"not solved: {attempt.infeasible}; the problem is ill-conditioned."]
-            )
-        if attempt.infeasible is not None:
+        if attempt.limit is not None:
+            notes = [f"not solved: {attempt.limit}."]
+            return Proposal(problem.model, stats, notes, advice=f"{ADVICE}: {attempt.limit}")
+        if isinstance(attempt.infeasible, minnorm.Infeasible):
             clash, with_locality = conflict(attempt.infeasible)
             others = self._feasible_elsewhere(problem, attempt.names)
             return Proposal(
-                problem.model,
-                stats,
-                infeasible=True,
-                conflict=clash,
-                with_locality=with_locality,
-                layers=others,
+                problem.model, stats, infeasible=True, conflict=clash, with_locality=with_locality, layers=others
             )
-        if attempt.solution is not None and attempt.repair is not None:
-            solution = attempt.solution
-            stats["objective"] = solution.objective
-            chose = has_choice(problem.edits.criterion) or (problem.keep is not None and has_choice(problem.keep))
-            if not chose:
-                stats |= {"lower_bound": solution.lower_bound, "gap": solution.gap}
-            stats |= {"rows": solution.conditions.m, **solution.stats}
-            where = (
-                "exact: outputs are affine in this layer" if attempt.line.ends_affine else "exact: decoupled network"
-            )
-            certificate = attempt.repair.certificate(problem, solution, self.margin)
-            notes = [where + "."]
-            if not chose and solution.gap > self.gap:
-                notes.append(f"the gap of {self.gap:g} that was asked for was not reached, only {solution.gap:.1e}.")
-            if solution.missed > 10 * minnorm.ROW_TOLERANCE:
-                notes.append(
-                    f"conditions are nearly dependent, and are met up to {solution.missed:.0e} of what they ask for."
-                )
-            if chose:
-                notes.append("minimal for the alternatives that were nearest to holding, not over all of them.")
-            return Proposal(
-                attempt.model, stats, [size, *notes], certificate, keeps_locality=self.locality == "hard", advice=ADVICE
-            )
-        stats["steps"] = attempt.steps
-        note = (
-            "same architecture by successive linearisation, re-checked on the true network at every step; the size of "
-            "this change is not proved minimal."
-        )
-        return Proposal(
-            attempt.model, stats, [size, note, *attempt.notes], keeps_locality=self.locality == "hard", advice=ADVICE
-        )
+        certificate = attempt.certificate(problem, self.margin)
+        stats |= attempt.stats(problem)
+        notes = [size, *attempt.described(problem, self.gap)]
+        keeps = self.locality == "hard"
+        return Proposal(attempt.model, stats, notes, certificate, keeps_locality=keeps, advice=ADVICE)
 
     def _feasible_elsewhere(self, problem: Problem, names: list[str]) -> list[str]:
         """Return other layers whose linearisation satisfies all demands."""
@@ -310,21 +262,6 @@ class MinimalNorm:
                 continue
             found.append(plain(layer))
         return found
-
-
-@dataclass
-class Attempt:
-    """One layer's repair."""
-
-    names: list[str]
-    line: Linearization
-    repair: ExactRepair | None
-    model: nn.Module
-    solution: minnorm.Solution | None = None
-    infeasible: minnorm.Infeasible | NotSolvedError | None = None
-    change: Any = None
-    steps: list[dict[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def _listed(layer: object) -> list[object]:

@@ -112,7 +112,13 @@ class SuccessiveRepair:
                 else:
                     damping *= 16
                     if damping > 1e12:
+                        self.notes.append(
+                            "stopped: no step lowers what is missed, which does not show that none could."
+                        )
                         break
+            else:
+                if not self._all_hold(missed):
+                    self.notes.append(f"stopped after max_steps={self.max_steps} linearisations.")
             if self._all_hold(missed) and self.norm not in ("l2", "drift"):
                 self._shrink(missed)
         return self.flat

@@ -1,0 +1,150 @@
+"""A model in float64 whose uses of chosen parameters are recorded while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nnrepair.errors import UnsupportedModel
+from nnrepair.jacobian.tangents import InFloat64
+from nnrepair.solver.rows import Array
+from nnrepair.spec.inputs import AnyInputs, to_like
+from nnrepair.spec.network import copied
+from nnrepair.spec.running import call
+
+_LINEAR = {F.linear, torch.ops.aten.linear.default}
+_CONV2D = {F.conv2d, torch.ops.aten.conv2d.default}
+
+
+@dataclass
+class Use:
+    """One use of a chosen weight: its input by position (points, P, inp), and its output."""
+
+    inputs: Callable[[], Tensor]
+    output: Tensor
+    returned: Tensor
+    is_image: bool
+
+    def by_position(self, delta: Tensor | None, rows: int) -> Tensor:
+        """Return gradients at the output as (rows, P, out); None where there is no effect."""
+        if delta is None:
+            delta = self.output.new_zeros(()).expand(rows, *self.output.shape[1:])
+        return delta.flatten(2).transpose(1, 2) if self.is_image else delta.reshape(rows, -1, delta.shape[-1])
+
+
+class Tap(TorchFunctionMode):
+    """Record every use of the chosen weights while the model runs."""
+
+    def __init__(self, weights: dict[int, str]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.uses: dict[str, list[Use]] = {name: [] for name in weights.values()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        y = func(*args, **kwargs)
+        if func not in _LINEAR and func not in _CONV2D:
+            return y
+        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+        name = self.weights.get(id(weight)) or self.weights.get(id(bias))
+        if name is None or weight is None or not y.requires_grad:
+            return y
+        x = kwargs.get("input", args[0] if args else None)
+        if func in _LINEAR:
+            inputs = lambda: x.detach()  # noqa: E731
+        else:
+            options = dict(zip(("bias", "stride", "padding", "dilation", "groups"), args[2:], strict=False)) | kwargs
+            if options.get("groups", 1) != 1 or isinstance(options.get("padding"), str):
+                return y
+            inputs = lambda: _patches(x.detach(), weight, options)  # noqa: E731
+        returned = y.clone()  # an in-place activation after the map must not overwrite what was recorded
+        self.uses[name].append(Use(inputs, y, returned, func in _CONV2D))
+        return returned
+
+
+def _patches(x: Tensor, weight: Tensor, options: dict[str, Any]) -> Tensor:
+    unfolded = F.unfold(
+        x,
+        weight.shape[2:],
+        dilation=options.get("dilation", 1),
+        padding=options.get("padding", 0),
+        stride=options.get("stride", 1),
+    )
+    return unfolded.transpose(1, 2)
+
+
+class TappedModel:
+    """A float64 copy of a model, whose chosen parameters can move and alone have gradients.
+
+    Args:
+        model, names: left alone; and parameters of it.
+
+    Attributes:
+        model, names, parameters: the copy, and what was chosen of it.
+        start: the chosen parameters at the beginning.
+        like: a tensor of the copy's dtype and device.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.model = copied(model).double()
+        known = dict(self.model.named_parameters(remove_duplicate=False))
+        self.parameters = {n: known[n] for n in self.names}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.start = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.like = next(iter(self.parameters.values())).detach()
+        self._casts = False
+
+    def prepare(self, inputs: AnyInputs) -> AnyInputs:
+        """Return the inputs in float64 on the model's device."""
+        return to_like(inputs, self.like)
+
+    def move(self, change: Mapping[str, Tensor]) -> None:
+        """Set the chosen parameters to their start plus a change."""
+        with torch.no_grad():
+            for name, part in change.items():
+                self.parameters[name].copy_(self.start[name] + part)
+
+    def run(self, inputs: AnyInputs) -> tuple[Tensor, Tap]:
+        """Return the outputs of prepared inputs, with their history, and the uses of the chosen parameters."""
+        weights = {id(p): n for n, p in self.parameters.items()}
+        with torch.enable_grad(), self.in_float64(), Tap(weights) as tap:
+            y = call(self.model, inputs)
+        return y, tap
+
+    def in_float64(self) -> AbstractContextManager[object]:
+        """Run a model that casts to smaller dtypes in float64 all the same."""
+        return InFloat64() if self._casts else nullcontext()
+
+    def first_run(self, inputs: AnyInputs) -> tuple[Tensor, Tap]:
+        """Run the model, and learn whether it casts."""
+        try:
+            y, tap = self.run(inputs)
+            if y.dtype == torch.float64:
+                return y, tap
+        except UnsupportedModel:
+            pass  # what it says is said below, where casts were not all that failed
+        self._casts = True
+        try:
+            return self.run(inputs)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(
+                f"The model cannot run in float64, in which this method computes: {error} Remove casts such as "
+                'x.float() from its forward, or use method="ft", which works in the model\'s own dtype.'
+            ) from error
+
+
+def numpy(x: Tensor) -> Array:
+    """Return a tensor as a float64 array."""
+    return x.detach().to("cpu", torch.float64).numpy()

@@ -1,0 +1,78 @@
+"""The smallest Euclidean change: a non-negative quadratic program on the Gram matrix of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions, Infeasible
+from nnrepair.solver.norms import Array
+from nnrepair.solver.quadratic import nnqp, size_of
+
+#: Where rows are nearly dependent, rounding may leave this much.
+LOOSE = 1e-6
+#: Ridge on the Gram matrix of rows of length one, and the smallest to which it is lowered where progress is slow.
+RIDGE, LEAST_RIDGE = 1e-11, 1e-15
+#: Bound on proximal steps, each of which shrinks what the ridge leaves.
+REFINEMENTS = 30
+
+
+def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None) -> Array:
+    """Return multipliers y of the smallest Euclidean change d = G^T y; `free` guesses which are positive.
+
+    Raises:
+        Infeasible: the rows contradict each other.
+    """
+    sets = conditions.rows.independent()
+    if len(sets) == 1:
+        return _euclidean(conditions, free)
+    y = np.zeros(conditions.m)
+    for which in sets:
+        part = conditions.take(which)
+        y[which] = _euclidean(
+            replace(part, rows=part.rows.narrowed()), None if free is None else free[which], size_of(conditions.need)
+        )
+    return y
+
+
+def _euclidean(conditions: Conditions, free: NDArray[np.bool_] | None, size: float | None = None) -> Array:
+    """Return the multipliers of rows that share weights.
+
+    Args:
+        conditions, free: as for `euclidean`.
+        size: of the needs, to which tolerances are relative.
+    """
+    rows, h, cap = conditions.rows, conditions.need, conditions.cap
+    K, hard = rows.gram(), np.isinf(conditions.cap)
+    each = np.diag(K).copy()
+    stuck = (each == 0) & (h > 0) & hard
+    if stuck.any():
+        raise Infeasible(conditions, stuck.astype(float))
+    each[each == 0] = 1.0  # of soft rows that nothing moves
+    size = size_of(h) if size is None else size
+    tolerance = ROW_TOLERANCE * size
+    ridge, last = RIDGE, np.inf
+    y, missed = np.zeros(len(h)), h
+    for step in range(REFINEMENTS):
+        system = K.copy()
+        system[np.diag_indices_from(system)] += ridge * each
+        # The slope is that of the rows themselves, so that rounding in K is taken back as the ridge is.
+        y = nnqp(system, missed + system @ y, cap, free)
+        free = y > 0
+        missed = h - rows.matvec(rows.rmatvec(y))
+        worst = float(missed[hard].max(initial=0.0))
+        if worst <= tolerance:
+            return y
+        reason = Infeasible(conditions, y / max(float(y.max()), 1e-300))
+        if reason.certain:
+            raise reason
+        if step >= 5 and worst > last / 10:
+            if ridge <= LEAST_RIDGE:
+                break
+            ridge = max(LEAST_RIDGE, ridge / 10)
+        last = worst
+    if worst <= LOOSE * size:
+        return y
+    raise reason
