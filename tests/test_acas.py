@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nnrepair.domains import acas
+from nnrepair.domains.acas import data
 from nnrepair.errors import DataUnavailable, InvalidInput
 from nnrepair.verify import vnnlib
 
@@ -21,7 +22,7 @@ def test_properties_that_do_not_exist():
 
 
 def test_every_file_has_a_source_and_a_pinned_hash():
-    hashes = acas._hashes()
+    hashes = data._hashes()
     assert len(hashes) == 45 + 10 + 1
     assert all(len(digest) == 64 for digest in hashes.values())
 
@@ -37,8 +38,8 @@ def test_offline_says_what_would_help(monkeypatch, tmp_path):
 @pytest.mark.data
 def test_the_files_are_those_whose_hashes_are_pinned(data_dir):
     data_dir("acasxu/acasxu_instances.csv")
-    for path, digest in acas._hashes().items():
-        assert hashlib.sha256(acas._file(path).read_bytes()).hexdigest() == digest
+    for path, digest in data._hashes().items():
+        assert hashlib.sha256(data._file(path).read_bytes()).hexdigest() == digest
 
 
 @pytest.mark.data

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from networks import randn
-from test_methods import every_method
+from test_methods import every_method, ready
 from torch import Tensor, nn
 
 import nnrepair
@@ -87,7 +87,8 @@ def test_every_method_repairs_networks_with_several_arguments(make: Callable[[],
         with pytest.raises(InvalidInput, match=r"input_ids \(3, 5\) torch.int64.*given by keywords: give a tuple"):
             nnrepair.fix(model, edits, locality, method=make())
         return
-    method = replace(make(), lr=0.02, kl=0.01, steps=3000) if isinstance(make(), EGNN) else make()
+    method = ready(make, model, locality)
+    method = replace(method, lr=0.02, kl=0.01, steps=3000) if isinstance(method, EGNN) else method
     scope = EditScope(few, labels, of=[0, 1, 2])
     result = nnrepair.fix(model, edits, locality, method=method, edit_scope=scope, test_set=locality)
     assert result.outcome.status == "repaired"

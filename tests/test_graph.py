@@ -511,7 +511,7 @@ class Writer(nn.Module):
 @pytest.mark.parametrize("copied", [10**8, 0])
 @pytest.mark.parametrize("what", ["x", "edges"])
 def test_models_that_write_into_the_graph_are_refused(what: str, copied: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnrepair.spec.problem.COPIED", copied)
+    monkeypatch.setattr("nnrepair.spec.accepted.COPIED", copied)
     graph = ring()
     x, edges = graph.x.clone(), graph.edge_index.clone()
     with pytest.raises(UnsupportedModel, match="writes into its inputs") as error:

@@ -30,6 +30,7 @@ from nnrepair.methods import (
 )
 from nnrepair.methods.base import capabilities_of, kind_of
 from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
+from nnrepair.spec.running import outputs
 
 #: Under every registered name but "auto": hyper-parameters that suit the tiny tasks below.
 METHODS: dict[str, Callable[[], Method | Trainable]] = {
@@ -106,8 +107,7 @@ def ready(make: Callable[[], Method | Trainable], model: nn.Module, locality: Lo
     method = make()
     if not isinstance(method, Trainable):
         return method
-    with torch.no_grad():
-        labels = copy.deepcopy(model).eval()(locality.inputs).argmax(1)
+    labels = outputs(copy.deepcopy(model).eval(), locality.inputs).argmax(1)
     return method.prepare(model, RandomLabels(locality.inputs, labels, edits=2, locality=10), steps=5)
 
 
