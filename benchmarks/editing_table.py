@@ -244,8 +244,9 @@ def readme() -> list[str]:
 
 
 def _left(group: Group) -> str:
-    kept, lost = group.mean("success_retain_rate"), group.mean("drawdown_points")
-    return f"keeps {percent(kept, 0)} of them with {lost:.2f} points drawdown"
+    kept, near = group.mean("success_retain_rate"), group.mean("generalization_retain_rate")
+    lost = group.mean("drawdown_points")
+    return f"keeps {percent(kept, 0)} (neighbours {percent(near, 0)}) with {lost:.2f} points drawdown"
 
 
 def write(folder: Path = DOCS) -> None:
