@@ -160,6 +160,8 @@ def same(found: Any, expected: Any, where: str = "report") -> None:
             same(found[name], value, f"{where}, {name}")
     elif isinstance(expected, float):
         assert found == pytest.approx(float(expected), rel=1e-9, abs=1e-12), where
+    elif isinstance(expected, list) and expected and all(isinstance(each, float) for each in expected):
+        assert found == pytest.approx([float(each) for each in expected], rel=1e-9, abs=1e-12), where
     else:
         assert found == expected, where
 

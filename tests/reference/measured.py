@@ -71,7 +71,10 @@ def kept(
         a, b = held.sum() / n, now.sum() / n
         found = {"accuracy_before": a, "accuracy_after": b, "drawdown_points": 100 * (a - b)}
         found["drawdown"] = None if a == 0 else (a - b) / a
-    found |= {"points": n, "locality": None, "decisions": 0, "moved": None, "left_out": {}, "free": {}}
+    found |= {"points": n, "locality": None, "decisions": 0, "moved": None, "left_out": {}, "free": {}, "measures": {}}
+    if labels is not None and reading.decide is None:
+        errors = [((y - labels.reshape(n, -1).astype(np.float64)) ** 2).mean() for y in (before, after)]
+        found["measures"] = {"mean squared error": errors, "share within tolerance": [a, b]}
     if free and not held.all():
         found["free"] = {"did not hold before": int((~held).sum())}
     if reading.decide is None:
