@@ -12,7 +12,7 @@ import pytest
 import torch
 from networks import clusters, mistakes, mlp, randn
 from test_arguments import Tokens, run, seeded, sentences
-from test_methods import METHODS, every_method
+from test_methods import METHODS, every_method, ready
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -77,8 +77,9 @@ def test_a_stream_is_the_same_as_the_points_in_memory(make: Callable[[], Method]
     model, edits, kept, labels = task(60)
     given = Items(kept, labels if labelled else None)
     plain = LocalitySet(kept, labels) if labelled else LocalitySet(kept)
+    method = ready(make, model, plain)
     found = [
-        nnrepair.fix(model, edits, locality, method=make(), test_set=locality, throw=False)
+        nnrepair.fix(model, edits, locality, method=method, test_set=locality, throw=False)
         for locality in (plain, LocalitySet(given), DataLoader(given, batch_size=7))
     ]
     first = found[0].report.as_dict()
