@@ -351,7 +351,7 @@ def test_the_seam_is_small() -> None:
 
     @dataclasses.dataclass(frozen=True)
     class LastBias(Trainable):
-        capabilities = Capabilities("test", True, True, True, True, True)
+        capabilities = Capabilities("test", True, "same", True, True, True)
 
         def begin(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
             return nn.Linear(1, 1)

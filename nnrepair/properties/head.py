@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import UnsupportedModel
-from nnrepair.jacobian.head import beside
-from nnrepair.jacobian.head import rows_of as rows_of
+from nnrepair.jacobian.head import AffineHead, beside
 from nnrepair.jacobian.layers import candidates, layers, moved, trainable
 from nnrepair.verify.reading.affine import Dense
 from nnrepair.verify.reading.graph import Graph, Node
@@ -24,14 +23,14 @@ class Head:
         model: the network.
         graph: the same as the checker reads it.
         shape: of one input.
-        names: the last map's parameters: its weight, and its bias if it has one.
-        weight: (outputs, width) both side by side, float64.
+        parameters: the last map's: its weight, and its bias if it has one.
+        weight: (outputs, width) their values side by side, float64.
     """
 
     model: nn.Module
     graph: Graph
     shape: tuple[int, ...]
-    names: tuple[str, ...]
+    parameters: AffineHead
     weight: Tensor
 
     @classmethod
@@ -47,14 +46,13 @@ class Head:
             own = layers(model)[layer]
             if own != trainable(model, layer):
                 continue
-            parameters = [p.detach().double().cpu() for n, p in model.named_parameters() if n in own]
-            weight, bias = parameters[0], parameters[1] if len(parameters) == 2 else None
+            values = {n: p.detach().double().cpu() for n, p in model.named_parameters() if n in own}
+            weight, *bias = values.values()
             if not isinstance(last.affine, Dense) or not torch.equal(last.affine.weight.cpu(), weight):
                 continue
-            if torch.equal(last.affine.bias.cpu(), torch.zeros_like(last.affine.bias) if bias is None else bias):
-                head = cls(
-                    model, graph, shape, tuple(own), torch.cat([p.reshape(len(weight), -1) for p in parameters], 1)
-                )
+            if torch.equal(last.affine.bias.cpu(), bias[0] if bias else torch.zeros_like(last.affine.bias)):
+                parameters = AffineHead.of(values)
+                head = cls(model, graph, shape, parameters, parameters.matrix(values))
                 if head._is_alone():
                     return head
         raise UnsupportedModel(
@@ -69,14 +67,19 @@ class Head:
         change = self.weight.abs().mean().clamp(min=1e-3) * torch.randn(
             self.weight.shape, generator=generator, dtype=torch.float64
         )
-        own, hidden = dict(self.moved(change).named_parameters()), self.graph.nodes[self.source].size
-        now = torch.cat([own[name].detach().double().cpu().reshape(len(change), -1) for name in self.names], 1)
-        again = lower(self.moved(change), self.shape)
+        model, hidden = self.moved(change), self.graph.nodes[self.source].size
+        now = self.parameters.matrix({n: p.detach().double().cpu() for n, p in model.named_parameters()})
+        again = lower(model, self.shape)
         last = again.nodes[-1].affine
         if not isinstance(last, Dense) or not torch.equal(last.weight, now[:, :hidden]):
             return False
         x = torch.randn(4, self.graph.inputs, generator=generator, dtype=torch.float64)
         return torch.equal(again.values(x)[again.nodes[-1].sources[0]], self.graph.values(x)[self.source])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The last map's parameters."""
+        return tuple(self.parameters.shapes)
 
     @property
     def source(self) -> int:
@@ -100,6 +103,4 @@ class Head:
 
     def moved(self, change: Tensor) -> nn.Module:
         """Return a copy of the model, in its own precision, with `change` (outputs, width) added."""
-        hidden = self.graph.nodes[self.source].size
-        parts = (change[:, :hidden], change[:, hidden:].squeeze(1))
-        return moved(self.model, dict(zip(self.names, parts, strict=False)))
+        return moved(self.model, self.parameters.apart(change))

@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnrepair.properties.head import Head, rows_of
+from nnrepair.jacobian.head import rows_of
+from nnrepair.properties.head import Head
 from nnrepair.solver.program import Array
 from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.jobs import Jobs

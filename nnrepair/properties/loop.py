@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from nnrepair.properties.head import Head, rows_of
+from nnrepair.jacobian.head import rows_of
+from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt, spread
 from nnrepair.properties.leaves import Leaves
 from nnrepair.properties.task import Task

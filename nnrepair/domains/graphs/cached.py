@@ -25,6 +25,7 @@ from nnrepair.domains.graphs.large import LargeGraph, chunks
 from nnrepair.domains.graphs.layerwise import BLOCK, Convolution, Layer, _checked, take_apart
 from nnrepair.domains.graphs.nodes import as_index, picked
 from nnrepair.errors import InvalidInput
+from nnrepair.jacobian.head import AffineHead, beside
 from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.network import copied
 
@@ -134,17 +135,17 @@ class CachedNetwork(nn.Module):
             inputs = inputs.index
         nodes = self._nodes(inputs)
         known = dict(self.named_parameters())
-        columns = []
+        columns: list[Tensor | None] = []
         for name in names:
             parameter, last = known[name], self._last
             if parameter is last.bias:
-                columns.append(parameter.new_ones(len(nodes), 1))
+                columns.append(None)
                 continue
             mine = [key for key, weight in zip(self.keys, last.weights, strict=True) if weight is parameter]
             if not mine:
                 return None
             columns.append(mine[0][nodes].to(parameter.dtype))
-        return torch.cat(columns, 1).detach()
+        return beside(columns, self._last.weights[0].new_empty(len(nodes), 0)).detach()
 
     def linear(self) -> tuple[LastLayer, Tensor]:
         """Return the last layer as an ordinary network of one linear layer, and the keys (n, in) of all nodes.
@@ -264,10 +265,9 @@ class LastLayer(nn.Module):
     @torch.no_grad()
     def write(self, convolution: Convolution) -> None:
         """Give a convolution these weights."""
-        start = 0
-        for weight in convolution.weights:
-            weight.copy_(self.last.weight[:, start : start + weight.shape[1]])
-            start += weight.shape[1]
+        weights = {str(k): weight for k, weight in enumerate(convolution.weights)}
+        for name, values in AffineHead.of(weights).apart(self.last.weight).items():
+            weights[name].copy_(values)
         if convolution.bias is not None:
             convolution.bias.copy_(self.last.bias)
 
