@@ -47,7 +47,7 @@ def in_points(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
     axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1.0, 3.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):g}"))
 
 
 def finish(fig: Any, styles: dict[str, dict[str, Any]], path: Path, line: bool) -> None:
