@@ -12,7 +12,7 @@ from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.edits import RegionEdits
 from nnrepair.spec.duplicates import kept_edits
 from nnrepair.spec.edits import Edits
-from nnrepair.spec.problem import Problem, build, kind_notes
+from nnrepair.spec.problem import Problem, kind_notes, pose
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import outputs
 
@@ -110,7 +110,7 @@ class Request:
             inside = able.returns == "decoupled"
             regions = RegionEdits(network, edits.points(), inside)
             points = regions.points()
-        problem = build(
+        problem = pose(
             network, points, self.locality_set, scope, count=len(edits), seed=self.seed, progress=self.progress
         )
         read = problem.edits if regions is None else regions.asked

@@ -14,7 +14,7 @@ from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, Nodes
 from nnrepair.methods import EGNN, named
 from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
 from nnrepair.spec.inputs import own
-from nnrepair.spec.problem import build
+from nnrepair.spec.problem import pose
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 quick = EGNN(hidden=16, lr=0.01, rehearsal=20, kl=0.1)
@@ -181,7 +181,7 @@ def test_an_edit_does_not_reach_neighbours_through_the_base() -> None:
 def runs_of_the_base(edges: int, method: EGNN) -> int:
     data, model = graph(edges=edges), Spread().eval()
     nodes = wrong(model, data)
-    problem = build(model, NodeEdits(data, nodes), right(data, nodes))
+    problem = pose(model, NodeEdits(data, nodes), right(data, nodes))
     before = model.runs
     proposal = method.repair(problem)
     assert proposal.model.base.runs - before == model.runs - before  # none after it was stitched

@@ -24,7 +24,7 @@ from nnrepair.methods.fine_tune.penalties import (
     Penalty,
     Pull,
 )
-from nnrepair.spec.problem import build
+from nnrepair.spec.problem import pose
 
 quick = FineTune(lr=0.01)
 
@@ -47,7 +47,7 @@ def test_edits_that_hold_cost_no_step() -> None:
     with torch.no_grad():
         right = model(x).argmax(1)
     for method in (quick, FineTune(batch_size=2, penalties=[KL(1.0), LInf(1e-3)], interpolate="auto")):
-        proposal = method.repair(build(model, (x, right), kept))
+        proposal = method.repair(pose(model, (x, right), kept))
         assert proposal.stats["steps"] == 0
         assert weights(proposal.model) == weights(model)
 
@@ -211,7 +211,7 @@ def test_interpolation_finds_the_first_place_where_all_edits_hold() -> None:
 
     two = Near(torch.tensor([[0.35]]), tol=0.05) | Near(torch.tensor([[0.95]]), tol=0.05)
     edits = Edits(torch.ones(1, 1, dtype=torch.float64), two)
-    run = fine_tune._Run(FineTune(), build(One(), edits), ["w"])
+    run = fine_tune._Run(FineTune(), pose(One(), edits), ["w"])
     run.best = {"w": torch.ones(1, dtype=torch.float64)}
     alpha = run._interpolate()
     assert 0.3 <= alpha < 0.3001
@@ -305,7 +305,7 @@ def test_points_that_depend_on_each_other_run_together(joins: bool) -> None:
     with torch.no_grad():
         labels = edits.call(model).topk(2, dim=1).indices[:, 1]
     method = FineTune(lr=0.01, batch_size=2, rehearsal=4, penalties=[KL(1.0), EWC(1.0)])
-    problem = build(model, (edits, labels), kept)
+    problem = pose(model, (edits, labels), kept)
     calls.clear()
     steps = method.repair(problem).stats["steps"]
     together = calls[-steps:]
@@ -382,7 +382,7 @@ def test_many_edits_go_in_batches() -> None:
     labels = mistakes(model, x)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])) if given[0].ndim > 1 else None)
-    problem = build(model, (x, labels))
+    problem = pose(model, (x, labels))
     seen.clear()  # the door has looked at a few
     proposal = FineTune(lr=0.01, batch_size=16).repair(problem)
     assert proposal.stats["steps"] > 0
@@ -407,7 +407,7 @@ def test_points_that_were_wrong_are_not_rehearsed() -> None:
     labels = wrong.clone()
     with torch.no_grad():
         labels[::2] = model(kept[::2]).argmax(1)
-    problem = build(model, edits, (kept, labels))
+    problem = pose(model, edits, (kept, labels))
     points = fine_tune._Points(FineTune(rehearsal=20), problem, torch.Generator(), False)
     drawn = points.run(model)
     assert (drawn.rehearsal % 2 == 0).all()
@@ -427,7 +427,7 @@ def test_only_the_seed_decides() -> None:
 def test_repair_leaves_the_random_state_and_the_model() -> None:
     model, edits, kept = task()
     state, before = torch.get_rng_state(), weights(model)
-    problem = build(model, edits, kept)
+    problem = pose(model, edits, kept)
     with torch.no_grad():
         proposal = FineTune(lr=0.01, rehearsal=5, penalties=[EWC(1.0, "sampled")]).repair(problem)
     assert torch.equal(torch.get_rng_state(), state)

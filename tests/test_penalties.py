@@ -36,7 +36,7 @@ from nnrepair.methods.fine_tune.penalties import (
     fisher_diagonal,
 )
 from nnrepair.spec.kinds import Binary, Classes, Regression
-from nnrepair.spec.problem import Problem, build
+from nnrepair.spec.problem import Problem, pose
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 HALF = (torch.bfloat16, torch.float16)
@@ -57,7 +57,7 @@ def task(
 
 def problem(locality: bool = True) -> Problem:
     model, edits, kept = task()
-    return build(model, edits, kept if locality else None)
+    return pose(model, edits, kept if locality else None)
 
 
 def tuned(penalty: Penalty, **more: Any) -> nnrepair.RepairResult:
@@ -226,7 +226,7 @@ def test_kl_is_zero_at_the_start() -> None:
 @pytest.mark.parametrize("lowest", [False, True])
 def test_kl_is_the_divergence_from_the_old_model(lowest: bool) -> None:
     model, (x, labels), kept = task()
-    given = build(model, (x, Argmin(labels)) if lowest else (x, labels), kept)
+    given = pose(model, (x, Argmin(labels)) if lowest else (x, labels), kept)
     index, y = torch.tensor([4, 1, 30]), randn(3, 3, dtype=torch.float64)
     loss = KL(3.0).start(given, {}, torch.Generator()).loss({}, y, index)
     sign = -1 if lowest else 1
@@ -236,7 +236,7 @@ def test_kl_is_the_divergence_from_the_old_model(lowest: bool) -> None:
 
 def test_kl_compares_outputs_where_there_are_no_classes() -> None:
     model, (x, _), kept = task()
-    given = build(model, (x, Near(torch.zeros(6, 3), 0.1)), kept)
+    given = pose(model, (x, Near(torch.zeros(6, 3), 0.1)), kept)
     y = randn(60, 3, dtype=torch.float64)
     loss = KL(3.0).start(given, {}, torch.Generator()).loss({}, y, torch.arange(60))
     torch.testing.assert_close(loss, 3 * (model(kept.inputs).double() - y).square().mean())
@@ -441,7 +441,7 @@ def test_ewc_is_the_second_order_of_kl_where_the_fisher_information_is_diagonal(
     """One input at a time and one bias: F has a single entry."""
     model = mlp(1, 2).double()
     model[0].weight.data.zero_()
-    given = build(model, (torch.zeros(1, 1, dtype=torch.float64), [int(model[0].bias.argmin())]),
+    given = pose(model, (torch.zeros(1, 1, dtype=torch.float64), [int(model[0].bias.argmin())]),
                   torch.zeros(3, 1, dtype=torch.float64))  # fmt: skip
     old = {"0.bias": model[0].bias.detach()}
     new = {"0.bias": old["0.bias"] + torch.tensor([1e-3, 0.0], dtype=torch.float64)}
@@ -456,7 +456,7 @@ def test_ewc_is_the_second_order_of_kl_for_answers_and_numbers(kind: str) -> Non
     model, x = mlp(1, 4).double(), torch.zeros(3, 1, dtype=torch.float64)
     y = model(x[:1]).detach()
     target = Threshold((y <= 0).long()) if kind == "answers" else Near(y + 1, 0.1)
-    given = build(model, Edits(x[:1], target), x)
+    given = pose(model, Edits(x[:1], target), x)
     old = {"0.bias": model[0].bias.detach()}
     for k in range(4):
         new = {"0.bias": old["0.bias"] + 1e-3 * torch.eye(4, dtype=torch.float64)[k]}
@@ -467,7 +467,7 @@ def test_ewc_is_the_second_order_of_kl_for_answers_and_numbers(kind: str) -> Non
 
 def test_kl_of_answers_is_that_of_coins() -> None:
     model, kept = mlp(4, 8, 2).double(), randn(5, 4, dtype=torch.float64)
-    given = build(model, (kept[:1] + 1, torch.tensor([[1, 0]])), kept)
+    given = pose(model, (kept[:1] + 1, torch.tensor([[1, 0]])), kept)
     y = randn(5, 2, seed=3, dtype=torch.float64)
     loss = KL(3.0).start(given, {}, torch.Generator()).loss({}, y, torch.arange(5))
     p, q = model(kept).detach().sigmoid(), y.sigmoid()

@@ -19,7 +19,7 @@ from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.criteria import AllOf, AnyOf
 from nnrepair.spec.network import copied
-from nnrepair.spec.problem import build
+from nnrepair.spec.problem import pose
 from nnrepair.spec.regions import Regions
 
 Array = NDArray[np.float64]
@@ -167,7 +167,7 @@ def _program(call: Call, result: RepairResult) -> list[str]:
 
 def _rows(call: Call, names: list[str], margin: float, locality: bool) -> tuple[Array, Array] | None:
     """Return G, h: the conditions G d >= h on a change d of the named parameters, from a plain Jacobian."""
-    problem = build(copied(call.model), call.edits, call.locality)
+    problem = pose(copied(call.model), call.edits, call.locality)
     model = copied(call.model).double()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen = {n: parameters[n] for n in names}

@@ -15,7 +15,7 @@ from nnrepair.spec.criteria import flat
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.given import as_inputs, dense
 from nnrepair.spec.inputs import AnyInputs
-from nnrepair.spec.problem import Problem, build
+from nnrepair.spec.problem import Problem, pose
 
 
 @runtime_checkable
@@ -108,7 +108,7 @@ class EpisodeStream:
 def posed(model: nn.Module, episode: Episode, seed: int) -> Problem:
     """Return the problem of an episode, as `fix` would pose it."""
     scope = episode.edit_scope
-    return build(
+    return pose(
         model, episode.edits, episode.locality_set, scope if scope is not None and len(scope) else None, seed=seed
     )
 

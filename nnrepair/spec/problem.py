@@ -74,7 +74,7 @@ class Problem:
         return isinstance(self.kind, Classes) and self.kind.lowest
 
 
-def build(
+def pose(
     model: nn.Module,
     edits: Any,
     locality_set: Any = None,
