@@ -23,7 +23,7 @@ from nnrepair.methods.base import Method, named
 from nnrepair.methods.fine_tune import penalties
 from nnrepair.results.history import History
 from nnrepair.results.metrics import generalization_rates, mean_rate
-from nnrepair.results.result import Kept, RepairResult
+from nnrepair.results.result import RepairResult, SideEffects
 from nnrepair.spec.running import outputs_of
 
 Row = dict[str, Any]
@@ -172,12 +172,12 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
     """
     if isinstance(result, RepairResult):
         report = result.report
-        kept, curve = report.tests, None
-        worst = kept[tests[0]].drawdown_points
+        side_effects, curve = report.tests, None
+        worst = side_effects[tests[0]].drawdown_points
         row: Row = {"success_rate": report.success_rate, "generalization_rate": report.generalization_rate}
         seconds = report.seconds
     else:
-        kept, worst = result.kept, result.worst_drawdown_points(tests[0])
+        side_effects, worst = result.side_effects, result.worst_drawdown_points(tests[0])
         row = {
             "success_rate": result.success_rate,
             "generalization_rate": result.generalization_rate,
@@ -186,22 +186,22 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         }
         seconds = result.seconds
         curve = None if result.mode == "independent" else _curve(result, tests[0])  # those edits have no order
-    first = kept[tests[0]]
+    first = side_effects[tests[0]]
     row |= {
         "drawdown_points": first.drawdown_points,
         "drawdown_points_max": worst,
         "drawdown": first.drawdown,
         "locality": first.locality,
         "accuracy_before": first.accuracy_before,
-        "tests": {name: _short(kept[name]) for name in tests[1:]},
+        "tests": {name: _short(side_effects[name]) for name in tests[1:]},
         "edit_seconds": seconds / edits,
         "status": result.outcome.status,
     }
     return row | ({} if curve is None else {"curve": curve})
 
 
-def _short(kept: Kept) -> Row:
-    return {"points": kept.points, "drawdown_points": kept.drawdown_points, "locality": kept.locality}
+def _short(found: SideEffects) -> Row:
+    return {"points": found.points, "drawdown_points": found.drawdown_points, "locality": found.locality}
 
 
 def _curve(history: History, test: str) -> dict[str, list[float]]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nnrepair.results.history import History, Step
     from nnrepair.results.outcome import Outcome
     from nnrepair.results.patch import Patch
-    from nnrepair.results.result import Kept, RepairResult, Report
+    from nnrepair.results.result import RepairResult, Report, SideEffects
     from nnrepair.spec.criteria import (
         AllOf,
         AnyOf,
@@ -64,7 +64,6 @@ __all__ = [
     "History",
     "Inputs",
     "InvalidInput",
-    "Kept",
     "Linear",
     "LocalitySet",
     "MissingExtra",
@@ -78,6 +77,7 @@ __all__ = [
     "RepairResult",
     "Report",
     "Segments",
+    "SideEffects",
     "Step",
     "Threshold",
     "UnsupportedModel",
@@ -104,7 +104,7 @@ _HOMES = {
     "results.outcome": ("Outcome",),
     "results.patch": ("Patch",),
     "properties": ("repair_property",),
-    "results.result": ("Kept", "RepairResult", "Report"),
+    "results.result": ("RepairResult", "Report", "SideEffects"),
     "spec.regions": ("Polygons", "Segments"),
     "spec.edits": ("EditScope", "Edits", "LocalitySet"),
     "spec.inputs": ("Inputs",),

@@ -17,10 +17,10 @@ from nnrepair.results import metrics
 from nnrepair.results.changes import WeightChange, unsized, weight_change
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
-from nnrepair.results.result import Asked, Kept, Moved, RepairResult, Report
+from nnrepair.results.result import Asked, Moved, RepairResult, Report, SideEffects
 from nnrepair.spec.accepted import differ_by_rounding
 from nnrepair.spec.criteria import Criterion, Near, Threshold, flat
-from nnrepair.spec.edits import EditScope, LocalitySet
+from nnrepair.spec.edits import EditScope, Locality
 from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.kinds import Binary, Kind, kind_of, leaves
 from nnrepair.spec.problem import Problem, held_out
@@ -37,45 +37,43 @@ class Watched:
     Args:
         model: that network.
         kind: what its outputs are, where the points' own labels do not say it.
-        points: which.
-        keep: the criterion that keeps them.
-        kept: (n,) bool, which of them it binds, where the repair was asked to keep them.
+        locality: the points, with what keeps them.
+        asked: whether the repair was asked to keep them.
     """
 
-    def __init__(
-        self, model: nn.Module, kind: Kind, points: LocalitySet, keep: Criterion, kept: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, kind: Kind, locality: Locality, asked: bool = True) -> None:
+        points, criterion = locality.points, locality.criterion
         own = kind_of(points.criterion)
-        self.points, self._kind, self._keep = points, own if own.decides else kind, keep
+        self.points, self._kind, self._criterion = points, own if own.decides else kind, criterion
         self.before = outputs(model, points.inputs)
         self._asked = _labelled(points.criterion)
         # Without a criterion of their own, numbers are to stay within one tolerance.
-        alone = points.criterion is None and isinstance(keep, Near) and keep.tol.numel() > 0
-        self._tolerance = float(keep.tol.flatten()[0]) if alone and isinstance(keep, Near) else None
-        lost = 0 if kept is None else int((~kept).sum())
-        self._free = {"did not hold before": lost} if lost else {}
+        alone = points.criterion is None and isinstance(criterion, Near) and criterion.tol.numel() > 0
+        self._tolerance = float(criterion.tol.flatten()[0]) if alone and isinstance(criterion, Near) else None
+        free = int((~locality.holds).sum()) if asked else 0
+        self._free = {"did not hold before": free} if free else {}
 
-    def compare(self, y: Tensor) -> Kept:
+    def compare(self, y: Tensor) -> SideEffects:
         """Measure what became of the points, from a network's outputs (n, ...) there."""
-        kept = Kept(len(self.points), decisions=0, free=self._free)
+        found = SideEffects(len(self.points), decisions=0, free=self._free)
         if self.points.criterion is not None:
-            before, after = (float(self._keep.holds(out.double()).double().mean()) for out in (self.before, y))
-            kept = replace(
-                kept,
+            before, after = (float(self._criterion.holds(out.double()).double().mean()) for out in (self.before, y))
+            found = replace(
+                found,
                 accuracy_before=before,
                 accuracy_after=after,
                 drawdown=metrics.drawdown(before, after),
                 drawdown_points=metrics.drawdown_points(before, after),
-                measures=metrics.before_and_after(self._keep, self.before.double(), y.double()),
+                measures=metrics.before_and_after(self._criterion, self.before.double(), y.double()),
             )
         if not self._kind.decides:
-            return replace(kept, moved=self._moved(y))
+            return replace(found, moved=self._moved(y))
         old, new = self._kind.decide(self.before), self._kind.decide(y)
         if self._asked is not None and isinstance(self._kind, Binary):  # an output without a label is no decision
             asked = self._asked.to(y.device)[:, self._kind.answers(y)]
             old, new = old & asked, new & asked
         same = (old == new) & ~flat(y).isnan().any(1, keepdim=True)
-        return replace(kept, locality=metrics.locality(same, torch.ones_like(same)), decisions=old.shape[1])
+        return replace(found, locality=metrics.locality(same, torch.ones_like(same)), decisions=old.shape[1])
 
     def _moved(self, y: Tensor) -> Moved:
         change = flat(y.double() - self.before.double()).abs()
@@ -103,8 +101,8 @@ def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
     if LOCALITY in given:
         raise InvalidInput(f"A test set cannot be called {LOCALITY!r}; choose another name.")
     found = {}
-    if problem.locality is not None and problem.keep is not None:
-        found[LOCALITY] = Watched(problem.model, problem.kind, problem.locality, problem.keep, problem.kept)
+    if problem.locality is not None:
+        found[LOCALITY] = Watched(problem.model, problem.kind, problem.locality)
     for name, points in given.items():
         try:
             measured = held_out(problem, points, f"test_set {str(name)!r}")
@@ -115,7 +113,7 @@ def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
                 f"{error} A dictionary names several test sets; points that are a model's arguments by name are "
                 "LocalitySet(dictionary)."
             ) from error
-        found[str(name)] = Watched(problem.model, problem.kind, *measured)
+        found[str(name)] = Watched(problem.model, problem.kind, measured, asked=False)
     return found
 
 
@@ -126,12 +124,12 @@ class Measured:
     Attributes:
         holds: (edits,) bool, which edits hold.
         generalization: for each edit, the share of its edit scope that holds (None where it has none).
-        kept: what became of other points, by name.
+        side_effects: on other points, by name.
     """
 
     holds: Tensor
     generalization: list[float | None]
-    kept: dict[str, Kept]
+    side_effects: dict[str, SideEffects]
 
 
 def measure(model: nn.Module, posed: Posed, watched: dict[str, Watched], only: Tensor | None = None) -> Measured:
@@ -204,9 +202,8 @@ def judge(
     """
     repaired, problem = proposal.model, posed.problem
     found = measure(repaired, posed, watched)
-    holds, tests = found.holds, dict(found.kept)
+    holds, tests = found.holds, dict(found.side_effects)
     failing = torch.nonzero(~holds).flatten().tolist()
-    kept = tests.pop(LOCALITY, None)
     change = weight_change(model, repaired)
     if change.nonzeros == 0 and _says_otherwise(problem, repaired):
         change = unsized(change, "outputs changed, but no parameter, buffer or layer did: what did is not known")
@@ -216,7 +213,7 @@ def judge(
         held_after=holds.tolist(),
         success_rate=float(holds.double().mean()),
         generalization_rate=metrics.mean_rate(found.generalization),
-        kept=kept,
+        side_effects=tests.pop(LOCALITY, None),
         weight_change=change,
         seconds=seconds,
         method=repr(method),
@@ -233,7 +230,7 @@ def judge(
     patch = patch_of(model, final, change, about(report))
     if patch is None:
         report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
-    asked = Asked(posed.edits, problem.locality, problem.keep, problem.kept)
+    asked = Asked(posed.edits, problem.locality)
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
 
@@ -267,10 +264,11 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
 
 def _lost(problem: Problem, repaired: nn.Module) -> int:
     """Return how many kept points of the locality set no longer hold."""
-    if problem.locality is None or problem.keep is None or problem.kept is None:
+    locality = problem.locality
+    if locality is None:
         return 0
-    holds = problem.keep.holds(outputs(repaired, _own(problem.locality.inputs, repaired)).double())
-    return int((problem.kept & ~holds).sum())
+    holds = locality.criterion.holds(outputs(repaired, _own(locality.inputs, repaired)).double())
+    return int((locality.holds & ~holds).sum())
 
 
 def _says_otherwise(problem: Problem, repaired: nn.Module) -> bool:

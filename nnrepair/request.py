@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.edits import RegionEdits
-from nnrepair.spec.duplicates import kept_edits
+from nnrepair.spec.duplicates import edits_in_locality
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.problem import Problem, kind_notes, pose
 from nnrepair.spec.regions import Regions
@@ -56,8 +56,8 @@ class Posed:
             notes.append(
                 f"an edit holds where all of its points do; the {len(self.edits)} edits have {len(posed.edits)}."
             )
-        if posed.locality is not None and posed.keep is not None and posed.kept is not None:
-            notes += kept_edits(self.edits, posed.locality, posed.keep, posed.kept)
+        if posed.locality is not None:
+            notes += edits_in_locality(self.edits, posed.locality)
         return notes
 
 
@@ -95,8 +95,8 @@ class Request:
             again = Posed(replace(first.problem, edits=edits.points()), edits)
         else:  # what linear regions there are depends on the network
             again = self._posed(network, self.edits[which], None)
-        stays = {name: getattr(first.problem, name) for name in ("locality", "keep", "kept")}
-        return replace(again, problem=replace(again.problem, model=network, scope=None, seed=seed, **stays))
+        stays = first.problem.locality
+        return replace(again, problem=replace(again.problem, model=network, locality=stays, scope=None, seed=seed))
 
     def _posed(self, network: nn.Module, edits: Edits, scope: Any) -> Posed:
         regions, points = None, edits

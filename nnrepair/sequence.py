@@ -150,7 +150,7 @@ class Sequence:
                 status=outcome_of(proposal, before, failing, 0).status,
                 generalization=[found.generalization[k] for k in new.tolist()],
                 retained=float(now[:so_far].double().mean()),
-                kept=found.kept,
+                side_effects=found.side_effects,
                 seconds=seconds,
                 notes=proposal.notes,
                 rehearsed=len(asked) - len(new),
@@ -283,7 +283,7 @@ class Sequence:
         done = [Step.from_dict(step) for step in told] if isinstance(told, list) else []
         changes = bool(stored.new or stored.added or stored.removed)
         fits = [step.edits for step in done] == steps[: len(done)] and (self.mode == "successive" or not changes)
-        fits &= all(step.kept.keys() == self.watched.keys() for step in done)
+        fits &= all(step.side_effects.keys() == self.watched.keys() for step in done)
         if not done or not fits or not isinstance(advice, str):
             raise InvalidInput("it is damaged: its steps are not those of this sequence.")
         return done, advice

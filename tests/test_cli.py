@@ -381,7 +381,7 @@ def test_edits_one_after_another(base: Path, tmp_path: Path, capsys) -> None:
     written = json.loads(report.read_text())
     assert written["history"]["success_retain_rate"] == 1.0
     assert len(written["history"]["steps"]) == 2
-    assert written["history"]["kept"]["test set"]["points"] == 2
+    assert written["history"]["side_effects"]["test set"]["points"] == 2
     assert progress.exists()
     options += ["--patch", tmp_path / "fix.safetensors", "--no-rehearsal"]
     assert "belongs to another sequence" in refused(capsys, "fix", base / "base.onnx", *options)

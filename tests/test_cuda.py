@@ -118,7 +118,7 @@ def test_the_answer_is_that_of_the_cpu(make: Callable[[], Any]) -> None:
     one, other = (nnrepair.fix(m, edits, locality, method=method, seed=3) for m in (model, there_))
     assert apart(on_cpu(one.model), on_cpu(other.model)) < ROUNDING
     assert one.report.held_after == other.report.held_after
-    assert one.report.kept == other.report.kept
+    assert one.report.side_effects == other.report.side_effects
 
 
 @every_method
@@ -350,7 +350,7 @@ def test_sequences(mode: Any, tmp_path: Path) -> None:
     one = nnrepair.fix(model, edits, locality, edit_scope=scope, **settings)
     other = nnrepair.fix(there_, moved(edits), locality, edit_scope=scope, resume=file, **settings)
     assert other.held_after == one.held_after and other.held_finally == one.held_finally
-    assert [step.kept for step in other.steps] == [step.kept for step in one.steps]
+    assert [step.side_effects for step in other.steps] == [step.side_effects for step in one.steps]
     again = nnrepair.fix(there_, moved(edits), locality, edit_scope=scope, resume=file, **settings)
     assert [step.held for step in again.steps] == [step.held for step in other.steps]
     if mode == "successive":

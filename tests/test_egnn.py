@@ -216,7 +216,7 @@ def test_independent_edits_begin_anew() -> None:
     history = nnrepair.fix(model, NodeEdits(data, nodes), locality, method=quick, mode="independent", seed=4)
     for step, node in zip(history.steps, nodes.tolist(), strict=True):
         alone = nnrepair.fix(model, NodeEdits(data, [node]), locality, method=quick, seed=4)
-        assert alone.report.locality == step.kept["locality set"].locality
+        assert alone.report.locality == step.side_effects["locality set"].locality
 
 
 def test_a_stitched_network_is_edited_further() -> None:

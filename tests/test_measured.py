@@ -187,7 +187,7 @@ def test_every_figure_is_what_it_says(task: Task, method: Callable[[], Method], 
         "scope_points": SCOPE,
         "scope_edits": 2,
         "asked": "edits",
-        "kept": kept,
+        "side_effects": kept,
         "locality": kept["locality"],
         "locality_points": POINTS,
         "drawdown": kept["drawdown"],
@@ -251,7 +251,7 @@ def test_every_figure_of_a_history_is_what_it_says(task: Task, mode: Any) -> Non
             "labelled": posed.kept(alone.model, "tests", True),
             "plain": posed.kept(alone.model, "tests", False),
         }
-        same(step["kept"], kept, f"step {k}")
+        same(step["side_effects"], kept, f"step {k}")
         assert step["edits"] == [k] and step["held"] == [held[k]]
         assert step["rehearsed"] == (k if mode == "successive" else 0)
         assert step["retained"] == pytest.approx(held[: k + 1].mean())
@@ -263,8 +263,8 @@ def test_every_figure_of_a_history_is_what_it_says(task: Task, mode: Any) -> Non
         same(history.as_dict()["weight_change"]["parameters"], change["parameters"])
     else:
         assert history.weight_change is None
-        rates = [step["kept"]["labelled"]["drawdown_points"] for step in steps]
-        assert history.kept["labelled"].drawdown_points == pytest.approx(np.mean(rates))
+        rates = [step["side_effects"]["labelled"]["drawdown_points"] for step in steps]
+        assert history.side_effects["labelled"].drawdown_points == pytest.approx(np.mean(rates))
     json.dumps(history.as_dict(), allow_nan=False)
     assert f"{sum(history.held_after)}" and str(history)
 
@@ -436,8 +436,8 @@ def test_outputs_that_are_not_finite_have_no_distance() -> None:
     make = edit(lambda net: net[2].weight.fill_(torch.nan))
     target = Near(net(x).detach() + 1, 0.1)
     result = nnrepair.fix(net, Edits(x, target), x + 1, method=Returns(make), throw=False)
-    assert result.report.kept is not None and result.report.kept.moved is not None
-    assert (result.report.kept.moved.mean, result.report.kept.moved.within) == (None, 0.0)
+    assert result.report.side_effects is not None and result.report.side_effects.moved is not None
+    assert (result.report.side_effects.moved.mean, result.report.side_effects.moved.within) == (None, 0.0)
     assert "some outputs are not finite" in str(result)
     json.dumps(result.report.as_dict(), allow_nan=False)
 
@@ -487,7 +487,7 @@ def test_regression_never_speaks_of_decisions() -> None:
             for text in texts:
                 assert "decision" not in text
                 assert "outputs within 0.05 of before at" in text and "mean absolute change" in text
-            assert ("drawdown" in str(result.report.kept)) == labelled
+            assert ("drawdown" in str(result.report.side_effects)) == labelled
 
 
 def test_one_logit_is_a_decision() -> None:
@@ -525,11 +525,11 @@ def test_labels_beside_a_threshold_are_about_it() -> None:
     edits = Edits(x[:1], Threshold([int(y[0] <= 0.3)], threshold=0.3))
     for labels in ((y > 0.3).long(), y > 0.3):
         result = nnrepair.fix(model, edits, (x[1:], labels[1:]), test_set=(x, Threshold(y > 0)), method="ft")
-        assert result.report.kept is not None and result.report.kept.accuracy_before == 1.0
+        assert result.report.side_effects is not None and result.report.side_effects.accuracy_before == 1.0
         assert result.report.tests["test set"].accuracy_before == 1.0
         with torch.no_grad():
             after = result.model(x)[:, 0]
-        assert result.report.kept.accuracy_after == float(((after > 0.3) == (y > 0.3))[1:].double().mean())
+        assert result.report.side_effects.accuracy_after == float(((after > 0.3) == (y > 0.3))[1:].double().mean())
         assert result.report.tests["test set"].accuracy_after == float(((after > 0) == (y > 0)).double().mean())
 
 
@@ -544,7 +544,9 @@ def test_a_threshold_of_probabilities_is_asked_for() -> None:
     assert result.report.success_rate == 1.0
     with torch.no_grad():
         right = float(((result.model(x + 1)[:, 0] > 0.5).long() == labels).double().mean())
-    assert result.report.kept is not None and result.report.kept.accuracy_after == right  # read at 0.5 too
+    assert (
+        result.report.side_effects is not None and result.report.side_effects.accuracy_after == right
+    )  # read at 0.5 too
 
 
 def test_one_hot_labels_are_told_what_they_were_taken_for() -> None:
@@ -568,7 +570,7 @@ def test_decisions_beside_numbers() -> None:
         with torch.no_grad():
             unchanged = float(((model(kept) > 0) == (result.model(kept) > 0))[:, 0].double().mean())
         assert result.report.locality == unchanged
-        assert result.report.kept is not None and result.report.kept.decisions == 1
+        assert result.report.side_effects is not None and result.report.side_effects.decisions == 1
         assert any("decisions only" in note for note in result.report.notes)
     mixed = nnrepair.fix(
         model, Edits(x, Argmax(y.argmin(1)) & Near(y, 2.0)), randn(20, 4, seed=3), method="ft", throw=False
@@ -594,7 +596,7 @@ def test_free_points_are_counted() -> None:
     labels = y.argmax(1)
     labels[:5] = second(y[:5])
     result = nnrepair.fix(model, (x[:1] + 2, second(model(x[:1] + 2).detach())), (x, labels), method="ft")
-    assert result.report.kept is not None and result.report.kept.free == {"did not hold before": 5}
+    assert result.report.side_effects is not None and result.report.side_effects.free == {"did not hold before": 5}
     assert "5 of them did not hold before: free to change" in str(result)
 
 
@@ -637,8 +639,8 @@ def test_a_sequence_about_numbers_resumes(tmp_path: Any) -> None:
     whole = posed.fix(method, False, mode="successive", resume=tmp_path / "run.safetensors")
     again = posed.fix(method, False, mode="successive", resume=tmp_path / "run.safetensors")
     assert [step.as_dict() for step in again.steps] == [step.as_dict() for step in whole.steps]
-    assert again.steps[0].kept["plain"].moved is not None
-    assert again.curves()["moved plain"] == [step.kept["plain"].moved.mean for step in again.steps]
+    assert again.steps[0].side_effects["plain"].moved is not None
+    assert again.curves()["moved plain"] == [step.side_effects["plain"].moved.mean for step in again.steps]
 
 
 def test_the_drift_norm_says_what_it_measures() -> None:

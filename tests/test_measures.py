@@ -42,7 +42,7 @@ def test_reports_of_regression_models(method: Any) -> None:
     model, edits, x, target = regression()
     locality = LocalitySet(x, Near(target, 0.1))
     result = nnrepair.fix(model, edits, locality, method=method, test_set={"mine": locality, "bare": x})
-    kept = result.report.kept
+    kept = result.report.side_effects
     assert kept is not None and kept.locality is None and kept.decisions == 0
     with torch.no_grad():
         outputs = [network(x) for network in (model, result.model)]
@@ -56,7 +56,7 @@ def test_reports_of_regression_models(method: Any) -> None:
     said = str(result.report)
     assert f"mean squared error {errors[0]:.3g} before, {errors[1]:.3g} now" in said
     assert "share within tolerance" in said and "drawdown" in said
-    assert result.report.as_dict()["kept"]["measures"] == kept.measures
+    assert result.report.as_dict()["side_effects"]["measures"] == kept.measures
 
 
 def test_histories_of_regression_models(tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_histories_of_regression_models(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"method": FineTune(lr=0.01), "mode": "independent", "resume": file}
     locality = LocalitySet(x, Near(target, 0.1))
     history = nnrepair.fix(model, edits, locality, **arguments)
-    (kept,) = history.kept.values()
-    steps = [step.kept["locality set"].measures for step in history.steps]
+    (kept,) = history.side_effects.values()
+    steps = [step.side_effects["locality set"].measures for step in history.steps]
     assert kept.measures[ERROR] == pytest.approx([sum(s[ERROR][k] for s in steps) / 2 for k in (0, 1)])
     again = nnrepair.fix(model, edits, locality, **arguments)
-    assert [step.kept["locality set"].measures for step in again.steps] == steps
+    assert [step.side_effects["locality set"].measures for step in again.steps] == steps
 
 
 def test_outputs_that_are_no_longer_finite_have_no_measure() -> None:
@@ -87,7 +87,9 @@ def test_a_stored_step_with_damaged_measures_is_refused() -> None:
     history = nnrepair.fix(model, edits, LocalitySet(x, Near(target, 0.1)), method="ft", mode="independent")
     plain = history.steps[0].as_dict()
     assert Step.from_dict(plain) == history.steps[0]
+    earlier = {"kept" if name == "side_effects" else name: value for name, value in plain.items()}
+    assert Step.from_dict(earlier) == history.steps[0]  # as files once called them
     for broken in ({ERROR: [1.0]}, {ERROR: [1.0, float("nan")]}, {ERROR: "two"}, {3: [1.0, 2.0]}):
-        kept = plain["kept"]["locality set"] | {"measures": broken}
+        kept = plain["side_effects"]["locality set"] | {"measures": broken}
         with pytest.raises(InvalidInput, match="damaged"):
-            Step.from_dict(plain | {"kept": {"locality set": kept}})
+            Step.from_dict(plain | {"side_effects": {"locality set": kept}})

@@ -341,14 +341,16 @@ def test_sequence_draws_what_the_histories_say() -> None:
     for line, history in zip(left.lines, given.values(), strict=True):
         assert list(line.get_ydata()) == [100 * step.retained for step in history.steps]
     drawn = right.lines[0].get_ydata()
-    assert list(drawn) == [step.kept["test set"].drawdown_points for step in given["with"].steps]
+    assert list(drawn) == [step.side_effects["test set"].drawdown_points for step in given["with"].steps]
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["with", "without"]
 
 
 def test_sequence_draws_changed_decisions_where_there_are_no_labels() -> None:
     given = histories({"others": torch.randn(50, 6, generator=torch.Generator().manual_seed(2))})["with"]
     right = plot.sequence(given).axes[1]
-    assert list(right.lines[0].get_ydata()) == [100 * (1 - step.kept["others"].locality) for step in given.steps]
+    assert list(right.lines[0].get_ydata()) == [
+        100 * (1 - step.side_effects["others"].locality) for step in given.steps
+    ]
     assert "changed" in right.get_ylabel()
 
 

@@ -131,8 +131,8 @@ def test_a_report_counts_properties_and_says_which_points_were_left_out() -> Non
     report, kept = result.report, right & ~violates
     assert report.asked == "properties" and "properties" in report.as_dict() and "edits" not in report.as_dict()
     assert report.locality_points == int(kept.sum())
-    assert report.kept is not None
-    assert report.kept.left_out == {
+    assert report.side_effects is not None
+    assert report.side_effects.left_out == {
         "violate a property": int((right & violates).sum()),
         "did not hold before": int((~right).sum()),
     }
@@ -173,7 +173,7 @@ def test_one_output_is_kept_by_its_sign() -> None:
         inside = ((scattered() >= 0) & (scattered() <= 0.2)).all(1) & (answers == bool(sign))
         with torch.no_grad():
             same = float(((result.model(scattered())[:, 0] > 0) == answers)[~inside].double().mean())
-        assert result.report.locality == same and result.report.kept is not None
+        assert result.report.locality == same and result.report.side_effects is not None
         assert check(result.model, wanted).holds == (result.outcome.status == "repaired")
 
 

@@ -45,8 +45,8 @@ def test_independent_edits_each_start_from_the_original() -> None:
     assert history.success_rate == 1.0 and history.outcome.status == "repaired"
     for k, step in enumerate(history.steps):
         alone = nnrepair.fix(model, edits[[k]], locality, method=LAST)
-        assert step.kept["locality set"].drawdown_points == alone.report.drawdown_points
-        assert step.kept["locality set"].locality == alone.report.locality
+        assert step.side_effects["locality set"].drawdown_points == alone.report.drawdown_points
+        assert step.side_effects["locality set"].locality == alone.report.locality
     assert history.success_retain_rate is None and history.patch is None
     with pytest.raises(InvalidInput, match="one network each"):
         _ = history.model
@@ -137,14 +137,14 @@ def test_test_sets_are_measured_against_the_original() -> None:
     tests = {"seen": (x, labels), "unlabelled": x}
     history = nnrepair.fix(model, edits, locality, method=LAST, mode="successive", test_set=tests)
     y = history.model(x).argmax(1)
-    seen = history.kept["seen"]
+    seen = history.side_effects["seen"]
     assert seen.accuracy_before == 0.9
     assert seen.accuracy_after == float((y == labels).double().mean())
     assert seen.drawdown_points == pytest.approx(100 * (0.9 - seen.accuracy_after))
     assert seen.locality == float((y == model(x).argmax(1)).double().mean())
-    assert history.kept["unlabelled"].drawdown is None
-    assert history.kept["unlabelled"].locality == seen.locality
-    assert set(history.kept) == {"locality set", "seen", "unlabelled"}
+    assert history.side_effects["unlabelled"].drawdown is None
+    assert history.side_effects["unlabelled"].locality == seen.locality
+    assert set(history.side_effects) == {"locality set", "seen", "unlabelled"}
     whole = nnrepair.fix(model, edits, locality, method=LAST, test_set=(x, labels))
     assert whole.report.tests["test set"].accuracy_before == 0.9
     assert "test set" in str(whole.report)
@@ -157,7 +157,7 @@ def test_curves_have_one_number_per_step() -> None:
     curves = history.curves()
     assert curves["edits"] == [1, 2, 3, 4, 5]
     assert {len(values) for values in curves.values()} == {5}
-    assert curves["drawdown_points locality set"][-1] == history.kept["locality set"].drawdown_points
+    assert curves["drawdown_points locality set"][-1] == history.side_effects["locality set"].drawdown_points
     assert "success retain rate" in str(history)
     assert "<table>" in history._repr_html_()
 
@@ -257,8 +257,8 @@ def test_what_stays_is_what_the_original_says_for_regions_too(monkeypatch: pytes
     real = Says.repair
 
     def watched(self: Says, problem: Problem) -> Proposal:
-        assert problem.keep is not None
-        seen.append(problem.keep.labels)  # type: ignore[attr-defined]
+        assert problem.locality is not None
+        seen.append(problem.locality.criterion.labels)  # type: ignore[attr-defined]
         return real(self, problem)
 
     monkeypatch.setattr(Says, "repair", watched)

@@ -90,7 +90,7 @@ def test_a_stream_is_the_same_as_the_points_in_memory(make: Callable[[], Method]
         for name in ("locality", "drawdown", "success_rate"):
             assert report[name] == pytest.approx(first[name])
         assert report["tests"].keys() == first["tests"].keys()
-        assert report["kept"]["free"] == first["kept"]["free"]
+        assert report["side_effects"]["free"] == first["side_effects"]["free"]
         torch.testing.assert_close(result.report.weight_change.l2, found[0].report.weight_change.l2, rtol=1e-3, atol=0)
 
 
@@ -132,7 +132,7 @@ def test_labels_are_met_on_the_way() -> None:
     model = mlp(4, 32, 3, seed=1)
     locality = LocalitySet(items)
     assert items.read == [0]
-    nnrepair.spec.problem.build(model, edits, locality)
+    nnrepair.spec.problem.pose(model, edits, locality)
     assert items.read.count(40) == 1  # the pass that looks at all points is the one that meets labels
     items.read.clear()
     assert torch.equal(locality.criterion.labels, labels) and items.read == []
@@ -206,7 +206,7 @@ def test_answers_numbers_and_criteria_beside_a_data_set() -> None:
     with torch.no_grad():
         wanted = model(edit) <= 0
     for locality in (answers, near, Items(kept, (y[:, 0] > 0).long())):
-        assert nnrepair.fix(model, (edit, wanted), locality, method="ft", throw=False).report.kept is not None
+        assert nnrepair.fix(model, (edit, wanted), locality, method="ft", throw=False).report.side_effects is not None
 
 
 def test_sequences_read_streams(tmp_path: Any) -> None:

@@ -80,7 +80,7 @@ def test_training_lowers_the_loss_and_drawdown() -> None:
             network(), asked(), method=made, mode="independent", test_set=(x, labels), throw=False, locality_set=x[:20]
         )
         held[made.steps] = sum(history.held_after)
-        lost[made.steps] = sum(step.kept["test set"].drawdown for step in history.steps)
+        lost[made.steps] = sum(step.side_effects["test set"].drawdown for step in history.steps)
     assert held[25] == 4 and lost[25] < lost[1]
 
 

@@ -390,6 +390,6 @@ def test_real_digits() -> None:
     assert found.verdict == "holds"
     lines = found.reason.splitlines()
     assert lines[0] == f"edits: {len(edits)} of {len(edits)} confirmed"
-    kept = int(result.asked.kept.sum())
+    kept = int(result.asked.locality.holds.sum())
     assert lines[1].startswith(f"points to keep: {kept} of {kept} confirmed (of {len(train)};")
     assert lines[2].startswith("property 1: holds")

@@ -132,11 +132,13 @@ def _over_regions(call: Call, model: nn.Module, said: list[bool]) -> list[str]:
 @torch.no_grad()
 def _kept(call: Call, result: RepairResult) -> list[str]:
     asked = result.asked
-    if result.outcome.status != "repaired" or asked is None or asked.locality is None or asked.kept is None:
+    if result.outcome.status != "repaired" or asked is None or asked.locality is None:
         return []
-    assert asked.keep is not None and isinstance(asked.locality.inputs, Tensor)
-    said = asked.kept.tolist()
-    wrong = [k for k in _unlike([True] * len(said), asked.keep, result.model(asked.locality.inputs)) if said[k]]
+    assert isinstance(asked.locality.inputs, Tensor)
+    said = asked.locality.holds.tolist()
+    wrong = [
+        k for k in _unlike([True] * len(said), asked.locality.criterion, result.model(asked.locality.inputs)) if said[k]
+    ]
     return [f"points {wrong} to keep are lost"] if wrong else []
 
 
@@ -172,9 +174,9 @@ def _rows(call: Call, names: list[str], margin: float, locality: bool) -> tuple[
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen = {n: parameters[n] for n in names}
     sets: list[tuple[Any, Criterion, Tensor | None]] = [(problem.edits.inputs, problem.edits.criterion, None)]
-    if locality and problem.locality is not None and problem.keep is not None and problem.kept is not None:
-        some = torch.nonzero(problem.kept).flatten()
-        sets.append((problem.locality.inputs[some], problem.keep[some], some))
+    if locality and (keep := problem.locality) is not None:
+        some = torch.nonzero(keep.holds).flatten()
+        sets.append((keep.inputs[some], keep.criterion[some], some))
     G, h = list[Array](), list[Array]()
     for inputs, criterion, some in sets:
         x = inputs.double() if inputs.is_floating_point() else inputs

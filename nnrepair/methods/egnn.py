@@ -118,7 +118,9 @@ class EGNN:
             problem,
             model=_Tuned(mlp, edits.y.shape[1:]),
             edits=Edits(edits.rows, problem.edits.criterion),
-            locality=None if locality is None else LocalitySet(known.rows, locality.criterion),
+            locality=None
+            if locality is None
+            else replace(locality, points=LocalitySet(known.rows, locality.points.criterion)),
             scope=None,
         )
         # The MLP may round otherwise among other points, and an edit that holds here is to hold there too.

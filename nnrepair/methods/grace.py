@@ -105,7 +105,7 @@ class _Task:
         self.base, self.layer = model if self.known is None else self.known.base, layer
         self.keys = self._seen(problem.edits.inputs)
         self.out = self._seen(problem.edits.inputs, output=True)
-        self.kept = self._seen(problem.locality.inputs) if problem.locality is not None else self.keys[:0]
+        self.locality_keys = self._seen(problem.locality.inputs) if problem.locality is not None else self.keys[:0]
         size = float(self.keys.double().norm(dim=1).max())
         #: What two keys must differ by to be told apart.
         self.least = ROUNDINGS * torch.finfo(self.keys.dtype).eps * size or torch.finfo(self.keys.dtype).tiny
@@ -157,7 +157,7 @@ class _Task:
         book = self._book(keys, values[fresh], self._points(keys))
         typical = float(self.out.double().square().mean().sqrt()) or 1.0
         tuning = FineTune("values", steps=self.method.steps, lr=self.method.lr * typical, margin=self.method.margin)
-        alone = replace(self.problem, model=book, edits=edits, locality=None, keep=None, kept=None, scope=None)
+        alone = replace(self.problem, model=book, edits=edits, locality=None, scope=None)
         proposal = tuning.repair(alone)
         self.notes += proposal.notes
         tuned = proposal.model
@@ -174,15 +174,15 @@ class _Task:
         values[fresh] = made[torch.tensor(owner)]
 
     def _uncovering(self, keys: Tensor, y: Tensor) -> Tensor:
-        """Return (new,) the radii at which no kept point is covered that the outputs y (new, ...) would break."""
+        """Return (new,) the radii at which no locality point is covered that the outputs y (new, ...) would break."""
         radii = torch.full((len(keys),), self.radius, dtype=torch.float64, device=keys.device)
-        keep, kept = self.problem.keep, self.problem.kept
-        if keep is None or kept is None:
+        locality = self.problem.locality
+        if locality is None:
             return radii
-        apart = distances(keys, self.kept)
+        apart = distances(keys, self.locality_keys)
         for k in torch.nonzero((apart <= self.radius).any(1)).flatten().tolist():
-            close = torch.nonzero((apart[k] <= self.radius) & kept.to(apart.device)).flatten()
-            broken = close[~keep[close.cpu()].holds(y[k].double().expand(len(close), *y.shape[1:]))]
+            close = torch.nonzero((apart[k] <= self.radius) & locality.holds.to(apart.device)).flatten()
+            broken = close[~locality.criterion[close.cpu()].holds(y[k].double().expand(len(close), *y.shape[1:]))]
             if len(broken):
                 radii[k] = SHORT * apart[k, broken].min()
         return radii.clamp(min=self.least)
@@ -217,16 +217,16 @@ class _Task:
 
     def _radius(self) -> float:
         """Return the radius that the data suggest."""
-        keep = self.problem.locality
-        if keep is None or len(keep) < 2:
+        locality = self.problem.locality
+        if locality is None or len(locality) < 2:
             return ALONE * float(self.keys.double().square().sum(1).mean().sqrt())
-        index = torch.randperm(len(keep), generator=torch.Generator().manual_seed(self.problem.seed))[:SAMPLE]
+        index = torch.randperm(len(locality), generator=torch.Generator().manual_seed(self.problem.seed))[:SAMPLE]
         kind: Kind = self.problem.kind
-        keys = self.kept[index.to(self.kept.device)]
+        keys = self.locality_keys[index.to(self.locality_keys.device)]
         apart = distances(keys, keys)
         different = torch.ones_like(apart, dtype=torch.bool)
         if kind.decides:
-            decisions = kind.decide(outputs(self.base, keep.inputs[index]))
+            decisions = kind.decide(outputs(self.base, locality.inputs[index]))
             different = (decisions[:, None] != decisions[None]).flatten(2).any(2)
         found = apart[different & (apart > 0)]
         return float(torch.quantile(found, QUANTILE)) if len(found) else self.least

@@ -189,8 +189,8 @@ def _measured(page: _Page) -> Iterator[str]:
     yield f"{sum(report.held_after)} of {report.edits} edits hold; {sum(report.held_before)} held before."
     if report.locality is not None:
         yield f"{_percent(report.locality, 2)} of {report.locality_points} locality decisions are unchanged."
-    if report.kept is not None:
-        yield from (f"Of these, {count} {why}: free to change." for why, count in report.kept.free.items())
+    if report.side_effects is not None:
+        yield from (f"Of these, {count} {why}: free to change." for why, count in report.side_effects.free.items())
     if page.accuracies:
         was, now = page.accuracies[:2]
         yield (

@@ -27,8 +27,8 @@ def sequence(histories: History | Mapping[str, History], points: str | None = No
 
     Args:
         histories: of `nnrepair.fix(..., mode="successive")`; several are drawn together, by name.
-        points: the set of points on the right, a name in `history.kept`; by default the first test set, else the
-            locality set; without either there is no right picture.
+        points: the set of points on the right, a name in `history.side_effects`; by default the first test set, else
+            the locality set; without either there is no right picture.
 
     Raises:
         InvalidInput: independent edits, which are no sequence, or points that a history does not have.
@@ -40,12 +40,14 @@ def sequence(histories: History | Mapping[str, History], points: str | None = No
     for name, history in given.items():
         if history.mode != "successive":
             raise InvalidInput(f"History {name!r} is of independent edits, which have no order; draw successive ones.")
-    known = list(next(iter(given.values())).kept)
+    known = list(next(iter(given.values())).side_effects)
     points = next(iter(sorted(known, key=lambda name: name == LOCALITY)), None) if points is None else points
     for name, history in given.items():
-        if points is not None and points not in history.kept:
-            hint = near_matches(points, history.kept)
-            raise InvalidInput(f"History {name!r} did not watch {points!r}.{hint} It has: {', '.join(history.kept)}.")
+        if points is not None and points not in history.side_effects:
+            hint = near_matches(points, history.side_effects)
+            raise InvalidInput(
+                f"History {name!r} did not watch {points!r}.{hint} It has: {', '.join(history.side_effects)}."
+            )
     measures = {name: _measure(history.curves(), points) for name, history in given.items()} if points else {}
     measure = next(iter(measures.values()), "")
     if len(set(measures.values())) > 1:

@@ -70,7 +70,7 @@ def descend(
         typical = max(criterion.typical_slack(before.double()), 1e-9)
         near = _around(wanted, inputs, generator)
         answers = run(near)
-        decided = kind_of(criterion).keep(answers, typical)
+        decided = kind_of(criterion).unchanged(answers, typical)
         goal = (criterion.slack(before.double()) / typical).clamp(max=1.0) / 2
     batch = min(batch, len(inputs))
     optimizer = torch.optim.Adam([p for p in twin.parameters() if p.requires_grad], lr=rate)

@@ -38,7 +38,7 @@ PARTS = " on its parts"
 
 
 @dataclass
-class KeptStates:
+class LocalityStates:
     """The locality set as the last layer sees it.
 
     Attributes:
@@ -80,7 +80,7 @@ class HeadRepair:
     Attributes:
         head: the network.
         tasks: properties to repair and to keep.
-        kept: the locality set, or None.
+        locality: the states of the locality set, or None.
         options, timeout: of each check.
         generator: of random starts.
         say: told how far it is.
@@ -91,7 +91,7 @@ class HeadRepair:
 
     head: Head
     tasks: Sequence[Task]
-    kept: KeptStates | None
+    locality: LocalityStates | None
     options: Options
     timeout: float | None
     generator: torch.Generator
@@ -175,16 +175,16 @@ class HeadRepair:
         while True:
             self.stats["programs"] += 1
             self.change = torch.from_numpy(self.program.solve()).reshape(self.change.shape)
-            broken = None if self.kept is None else self.kept.missed(self.change)
-            if broken is None or self.kept is None:
+            broken = None if self.locality is None else self.locality.missed(self.change)
+            if broken is None or self.locality is None:
                 break
             point, condition, r = broken
-            keys = self.kept.keys[point]
-            before = self.kept.criterion.slack(self.kept.outputs)[point, condition]
-            need = self.kept.need[point, condition] - before
+            keys = self.locality.keys[point]
+            before = self.locality.criterion.slack(self.locality.outputs)[point, condition]
+            need = self.locality.need[point, condition] - before
             price = self.price / max(float(keys.abs().mean()), 1e-12)
             self.program.add("locality set", rows_of(r, keys).numpy(), need.numpy(), price)
-        if self.kept is not None and not self.leaves and self.kept.share(self.change) < self.enough:
+        if self.locality is not None and not self.leaves and self.locality.share(self.change) < self.enough:
             raise Lossy
 
     # Proofs ----------------------------------------------------------------------------------------------------------
@@ -234,8 +234,8 @@ class HeadRepair:
         for each in self.tasks:
             for keys, job in self.points[each.name]:
                 self._require(each, keys, job)
-        if self.kept is not None:
-            self.kept.used.zero_()
+        if self.locality is not None:
+            self.locality.used.zero_()
         self._solve()
 
     def _divide(self, task: Task) -> None:
@@ -291,8 +291,8 @@ class HeadRepair:
         if not any(tag.endswith(PARTS) for tag in reason.tags):
             raise reason
         self.program = self.program.without(PARTS)
-        if self.kept is not None:
-            self.kept.used.zero_()
+        if self.locality is not None:
+            self.locality.used.zero_()
         self._solve()
 
     def _cut(self, task: Task) -> bool:

@@ -25,7 +25,7 @@ from nnrepair.properties.answer import ENOUGH, LARGE, Answer, best, times_as_lar
 from nnrepair.properties.descent import Wanted, descend
 from nnrepair.properties.head import Head
 from nnrepair.properties.hunt import hunt
-from nnrepair.properties.loop import PARTS, PRICE, THICKER, HeadRepair, KeptStates, Lossy, Unproved
+from nnrepair.properties.loop import PARTS, PRICE, THICKER, HeadRepair, LocalityStates, Lossy, Unproved
 from nnrepair.properties.task import (
     Task,
     median_distance,
@@ -38,11 +38,11 @@ from nnrepair.results.changes import weight_change
 from nnrepair.results.failed import RepairFailed
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
-from nnrepair.results.result import Kept, Proof, RepairResult, Report
+from nnrepair.results.result import Proof, RepairResult, Report, SideEffects
 from nnrepair.solver.program import Contradiction
 from nnrepair.solver.quadratic import NotSolvedError
 from nnrepair.spec.criteria import Criterion
-from nnrepair.spec.edits import LocalitySet
+from nnrepair.spec.edits import Locality, LocalitySet
 from nnrepair.spec.kinds import Classes, kind_of
 from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs, undisturbed
@@ -145,13 +145,13 @@ def repair_property(
             head = Head.of(private, shape_of(private, tasks))
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{error}\nnnrepair.fix repairs points of such a model, and measures.") from error
-        kept = _locality(locality_set, head.graph, tasks)
+        locality = _locality(locality_set, head.graph, tasks)
         first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
         _refuse_broken(tasks, first)
         held = [result.holds for task, result in zip(tasks, first, strict=True) if task.role == "repair"]
         call = f"repair_property(layer={layer!r}, margin={margin}, most_boxes={most_boxes}, seed={seed})"
         thicker = THICKER if margin is None else 0
-        work = _Work(head, tasks, kept, options, timeout, thicker, seed, say)
+        work = _Work(head, tasks, locality, options, timeout, thicker, seed, say)
         if all(held):
             notes = ["every property held before; nothing was changed."]
             answer = Answer(private, {t.name: r for t, r in zip(tasks, first, strict=True)}, True, 1.0, notes, {})
@@ -206,7 +206,7 @@ def _locality(given: Any, graph: Graph, tasks: Sequence[Task]) -> _Locality | No
             "The network has a single output, so its points alone do not say what is to stay: give labels 0 or 1 (its "
             "sign), Threshold, or Near beside the locality set's inputs."
         )
-    criterion = Classes().keep(y, 0.0) if points.criterion is None else fitted(points.criterion, y)
+    criterion = Classes().unchanged(y, 0.0) if points.criterion is None else fitted(points.criterion, y)
     criterion.check(y)
     held = criterion.holds(y)
     unsafe = torch.zeros_like(held)
@@ -285,27 +285,29 @@ class _Work:
             drawn = random_starts(task.jobs, generator, 256)
             x, job = (torch.cat([a, b[some]]) for a, b in zip(drawn, violated, strict=True))
             wanted.append(Wanted(task.jobs, x, job, task.margin * (2 if task.role == "repair" else 0.1)))
-        kept = self.locality
+        locality = self.locality
 
         def say(text: str) -> None:
             self.say(f"gradient descent on all layers: {text}")
 
-        return descend(self.model, self.head.shape, wanted, kept.inputs, kept.criterion, generator, rate=rate, say=say)
+        return descend(
+            self.model, self.head.shape, wanted, locality.inputs, locality.criterion, generator, rate=rate, say=say
+        )
 
     def _last(self, head: Head, enough: float, price: float) -> Answer:
         """Repair the last layer of a network; give up when that keeps less than `enough` of the locality set."""
         for task in self.tasks:
             task.margin = task.asked  # an attempt before may have doubled it
-        kept = None
+        states = None
         if self.locality is not None:
             keys, criterion = head.keys(self.locality.inputs), self.locality.criterion
             before = self.head.graph(self.locality.inputs)
             typical = criterion.typical_slack(before)
             need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
-            kept = KeptStates(keys, keys @ head.weight.T, criterion, need)
+            states = LocalityStates(keys, keys @ head.weight.T, criterion, need)
         generator = torch.Generator().manual_seed(self.seed)
         work = HeadRepair(
-            head, self.tasks, kept, self.options, self.timeout, generator, self.say, enough, self.thicker, price
+            head, self.tasks, states, self.options, self.timeout, generator, self.say, enough, self.thicker, price
         )
         try:
             proved = work.run()
@@ -358,7 +360,7 @@ class _Work:
             held_after=holds,
             success_rate=sum(holds) / len(holds),
             generalization_rate=None,
-            kept=self._kept(repaired),
+            side_effects=self._side_effects(repaired),
             weight_change=weight_change(self.model, repaired),
             seconds=seconds,
             method=call,
@@ -370,13 +372,15 @@ class _Work:
         outcome = self._outcome(answer, held, holds, lost)
         return RepairResult(final, outcome, report, patch, None, answer.stats, None, proofs)
 
-    def _kept(self, repaired: nn.Module) -> Kept | None:
-        """Measure what became of the locality set, in the model's own precision."""
+    def _side_effects(self, repaired: nn.Module) -> SideEffects | None:
+        """Measure those on the locality set, in the model's own precision."""
         if self.locality is None:
             return None
         inputs = self.locality.inputs.to(next(self.model.parameters())).reshape(-1, *self.head.shape)
         points = LocalitySet(inputs, self.locality.criterion if self.locality.labelled else None)
-        watched = Watched(self.model, kind_of(self.locality.criterion), points, self.locality.criterion)
+        all_hold = torch.ones(len(points), dtype=torch.bool)
+        criterion = self.locality.criterion
+        watched = Watched(self.model, kind_of(criterion), Locality(points, criterion, all_hold))
         return replace(watched.compare(outputs(repaired, inputs)), left_out=self.locality.left_out)
 
     def _outcome(self, answer: Answer, held: list[bool], holds: list[bool], lost: list[str]) -> Outcome:

@@ -17,7 +17,7 @@ from nnrepair.results import metrics
 from nnrepair.results.changes import WeightChange
 from nnrepair.results.outcome import Outcome, Status
 from nnrepair.results.patch import Patch
-from nnrepair.results.result import Kept, Moved
+from nnrepair.results.result import Moved, SideEffects
 from nnrepair.rounding import percent, percentage_points
 
 Mode = Literal["independent", "successive"]
@@ -33,7 +33,7 @@ class Step:
         status: what `fix` says of such a repair alone, see `Outcome`.
         generalization: for each of them, the share of its edit scope that holds (None where it has none).
         retained: share of all edits so far, these included, that hold in this step's network.
-        kept: what became of the locality set and of the test sets, against the original network.
+        side_effects: on the locality set and the test sets, by name, against the original network.
         seconds: wall time of the method.
         notes: sentences from the method.
         rehearsed: how many past edits the step was asked for too.
@@ -44,7 +44,7 @@ class Step:
     status: str
     generalization: list[float | None]
     retained: float
-    kept: dict[str, Kept]
+    side_effects: dict[str, SideEffects]
     seconds: float
     notes: list[str] = field(default_factory=list)
     rehearsed: int = 0
@@ -66,9 +66,12 @@ class Step:
             InvalidInput: these are not the parts of a step.
         """
         try:
-            step = cls(**plain | {"kept": {name: Kept.from_dict(kept) for name, kept in plain["kept"].items()}})
+            parts = dict(plain)
+            found = parts.pop("kept") if "kept" in parts else parts["side_effects"]  # "kept": as files once called them
+            parts["side_effects"] = {name: SideEffects.from_dict(each) for name, each in found.items()}
+            step = cls(**parts)
             right = _is_right(step)
-        except (TypeError, KeyError, AttributeError):
+        except (TypeError, ValueError, KeyError, AttributeError):
             right = False
         if not right:
             raise InvalidInput(f"it is damaged: {reprlib.repr(plain)} is no step of a sequence.")
@@ -79,17 +82,19 @@ def _is_right(step: Step) -> bool:
     """Tell whether a step that was read from a file has values of the right types."""
     rates = [step.retained, *(rate for rate in step.generalization if rate is not None)]
     numbers, counts = [step.seconds], [*step.edits, step.rehearsed]
-    for kept in step.kept.values():
-        if (kept.locality is None) != (kept.decisions == 0):
+    for found in step.side_effects.values():
+        if (found.locality is None) != (found.decisions == 0):
             return False
-        moved = kept.moved
+        moved = found.moved
         within, sizes = ((moved.within,), (moved.tolerance, moved.mean, moved.largest)) if moved else ((), ())
-        if not all(type(name) is str and type(pair) is list and len(pair) == 2 for name, pair in kept.measures.items()):
+        if not all(
+            type(name) is str and type(pair) is list and len(pair) == 2 for name, pair in found.measures.items()
+        ):
             return False
-        rates += _known(kept.accuracy_before, kept.accuracy_after, kept.locality, *within)
-        numbers += [number for pair in kept.measures.values() for number in pair]
-        numbers += _known(kept.drawdown, kept.drawdown_points, *sizes)
-        counts += [kept.points, kept.decisions, *kept.free.values(), *kept.left_out.values()]
+        rates += _known(found.accuracy_before, found.accuracy_after, found.locality, *within)
+        numbers += [number for pair in found.measures.values() for number in pair]
+        numbers += _known(found.drawdown, found.drawdown_points, *sizes)
+        counts += [found.points, found.decisions, *found.free.values(), *found.left_out.values()]
     return (
         all(type(part) is list for part in (step.edits, step.held, step.generalization, step.notes))
         and all(type(number) is int for number in counts)
@@ -178,11 +183,12 @@ class History:
         return None if retained is None else metrics.edit_score(retained, self.generalization_retain_rate)
 
     @property
-    def kept(self) -> dict[str, Kept]:
-        """What became of each set of points: in the last network, or the mean over independent edits."""
+    def side_effects(self) -> dict[str, SideEffects]:
+        """Those on each set of points: of the last network, or the mean over independent edits."""
         if self.mode == "successive":
-            return self.steps[-1].kept
-        return {name: _mean([step.kept[name] for step in self.steps]) for name in self.steps[0].kept}
+            return self.steps[-1].side_effects
+        names = self.steps[0].side_effects
+        return {name: _mean([step.side_effects[name] for step in self.steps]) for name in names}
 
     @property
     def seconds(self) -> float:
@@ -191,7 +197,7 @@ class History:
 
     def worst_drawdown_points(self, name: str) -> float | None:
         """Return the largest drawdown, in points, after any step, on the locality set or the test set `name`."""
-        found = [p for step in self.steps if (p := step.kept[name].drawdown_points) is not None]
+        found = [p for step in self.steps if (p := step.side_effects[name].drawdown_points) is not None]
         return max(found) if found else None
 
     def curves(self) -> dict[str, list[float]]:
@@ -208,9 +214,9 @@ class History:
             found["edits"].append(count)
             found["success_rate"].append(held / count)
             found["retained"].append(step.retained)
-            for name, kept in step.kept.items():
-                moved = None if kept.moved is None else math.nan if kept.moved.mean is None else kept.moved.mean
-                measures = {"locality": kept.locality, "drawdown_points": kept.drawdown_points, "moved": moved}
+            for name, one in step.side_effects.items():
+                moved = None if one.moved is None else math.nan if one.moved.mean is None else one.moved.mean
+                measures = {"locality": one.locality, "drawdown_points": one.drawdown_points, "moved": moved}
                 for measure, value in measures.items():
                     if value is not None:
                         found.setdefault(f"{measure} {name}", []).append(value)
@@ -220,10 +226,16 @@ class History:
         """Return every measure, and every step, as plain numbers, lists and strings (JSON)."""
         names = ("mode", "method", "success_rate", "generalization_rate", "edit_score", "success_retain_rate")
         rates = {name: getattr(self, name) for name in (*names, "generalization_retain_rate", "edit_retain_score")}
-        kept = {name: asdict(kept) for name, kept in self.kept.items()}
+        side_effects = {name: asdict(found) for name, found in self.side_effects.items()}
         held = {"held_after": self.held_after, "held_finally": self.held_finally}
         change = None if self.weight_change is None else self.weight_change.as_dict()
-        plain = {"kept": kept, **held, "weight_change": change, "seconds": self.seconds, "notes": self.notes}
+        plain = {
+            "side_effects": side_effects,
+            **held,
+            "weight_change": change,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }
         return rates | plain | {"steps": [step.as_dict() for step in self.steps]}
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -237,10 +249,10 @@ class History:
             rows.append(("success retain rate", f"{percent(self.success_retain_rate)} of edits, in the last network"))
         if self.generalization_retain_rate is not None:
             rows.append(("generalization retain", f"{percent(self.generalization_retain_rate)} in the last network"))
-        for name, kept in self.kept.items():
+        for name, found in self.side_effects.items():
             worst = self.worst_drawdown_points(name)
             at_worst = "" if worst is None else f"; drawdown at worst {percentage_points(worst)} points"
-            rows.append((name, f"{'mean over the steps: ' if self.mode == 'independent' else ''}{kept}{at_worst}"))
+            rows.append((name, f"{'mean over the steps: ' if self.mode == 'independent' else ''}{found}{at_worst}"))
         rows += [] if self.weight_change is None else self.weight_change.rows()
         rows.append(("seconds", f"{self.seconds:.2f}"))
         return rows
@@ -262,14 +274,14 @@ class History:
         return f"<p><b>{html.escape(str(self.outcome))}</b></p><table>{rows}</table><ul>{notes}</ul>"
 
 
-def _mean(kept: list[Kept]) -> Kept:
+def _mean(found: list[SideEffects]) -> SideEffects:
     """Return the mean of every measure over several repairs; the largest change is that of any."""
 
     def mean(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return fmean(known) if len(known) == len(values) else None
 
-    moved = [k.moved for k in kept if k.moved is not None]
+    moved = [k.moved for k in found if k.moved is not None]
     sizes = [m.largest for m in moved]
     together = (
         Moved(
@@ -282,16 +294,16 @@ def _mean(kept: list[Kept]) -> Kept:
         else None
     )
     return replace(
-        kept[0],
-        accuracy_before=mean([k.accuracy_before for k in kept]),
-        accuracy_after=mean([k.accuracy_after for k in kept]),
-        drawdown=mean([k.drawdown for k in kept]),
-        drawdown_points=mean([k.drawdown_points for k in kept]),
-        locality=mean([k.locality for k in kept]),
+        found[0],
+        accuracy_before=mean([k.accuracy_before for k in found]),
+        accuracy_after=mean([k.accuracy_after for k in found]),
+        drawdown=mean([k.drawdown for k in found]),
+        drawdown_points=mean([k.drawdown_points for k in found]),
+        locality=mean([k.locality for k in found]),
         measures={
-            name: [fmean(k.measures[name][when] for k in kept) for when in (0, 1)]
-            for name in kept[0].measures
-            if all(name in k.measures for k in kept)
+            name: [fmean(k.measures[name][when] for k in found) for when in (0, 1)]
+            for name in found[0].measures
+            if all(name in k.measures for k in found)
         },
         moved=together,
     )

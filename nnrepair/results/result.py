@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.results.certificate import Certificate
@@ -17,8 +17,7 @@ from nnrepair.results.changes import WeightChange
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
 from nnrepair.rounding import percent, percentage_points
-from nnrepair.spec.criteria import Criterion
-from nnrepair.spec.edits import Edits, LocalitySet
+from nnrepair.spec.edits import Edits, Locality
 from nnrepair.spec.regions import Regions
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What became of points that were no edits.
+class SideEffects:
+    """What a repair did on points that were no edits.
 
     Attributes:
         points: how many were measured.
@@ -81,7 +80,7 @@ class Kept:
     measures: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Kept:
+    def from_dict(cls, plain: dict[str, Any]) -> SideEffects:
         """Return what `dataclasses.asdict` made plain."""
         moved = plain.get("moved")
         return cls(**plain | {"moved": None if moved is None else Moved(**moved)})
@@ -125,12 +124,12 @@ class Report:
         success_rate: share of edits that hold afterwards.
         generalization_rate: share of the edit scope that holds afterwards (None without an edit scope); where its
             points belong to single edits, the mean of their shares over the edits that have some.
-        kept: what became of the locality set (None without one).
+        side_effects: on the locality set (None without one).
         weight_change: its size.
         seconds: wall time of the method.
         method: the method, with its hyper-parameters.
         notes: sentences from the method: which layer, which claim.
-        tests: by name, what became of points that the method never saw.
+        tests: by name, side effects on points that the method never saw.
         scope_points: size of the edit scope, and `scope_edits`: how many edits have points of their own in it (None
             where all points belong to all edits).
         asked: what `edits` are: "edits", or "properties".
@@ -141,35 +140,35 @@ class Report:
     held_after: list[bool]
     success_rate: float
     generalization_rate: float | None
-    kept: Kept | None
+    side_effects: SideEffects | None
     weight_change: WeightChange
     seconds: float
     method: str
     notes: list[str] = field(default_factory=list)
-    tests: dict[str, Kept] = field(default_factory=dict)
+    tests: dict[str, SideEffects] = field(default_factory=dict)
     scope_points: int = 0
     scope_edits: int | None = None
     asked: Literal["edits", "properties"] = "edits"
 
     @property
     def drawdown(self) -> float | None:
-        """Relative loss of accuracy on the locality set, see `Kept`."""
-        return None if self.kept is None else self.kept.drawdown
+        """Relative loss of accuracy on the locality set, see `SideEffects`."""
+        return None if self.side_effects is None else self.side_effects.drawdown
 
     @property
     def drawdown_points(self) -> float | None:
         """Loss of accuracy on the locality set in percentage points, negative when it rose (None without labels)."""
-        return None if self.kept is None else self.kept.drawdown_points
+        return None if self.side_effects is None else self.side_effects.drawdown_points
 
     @property
     def locality(self) -> float | None:
         """Share of the locality set's points whose decisions are unchanged (None without it, and for numbers)."""
-        return None if self.kept is None else self.kept.locality
+        return None if self.side_effects is None else self.side_effects.locality
 
     @property
     def locality_points(self) -> int:
         """Points of the locality set that were measured."""
-        return 0 if self.kept is None else self.kept.points
+        return 0 if self.side_effects is None else self.side_effects.points
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, lists and strings (JSON)."""
@@ -184,10 +183,10 @@ class Report:
         rows.append(("held before", f"{sum(self.held_before)} of {self.edits}"))
         if self.generalization_rate is not None:
             rows.append(("generalization rate", f"{percent(self.generalization_rate)} of {self._scope}"))
-        if self.kept is not None:
-            rows += [("drawdown", self.kept.lost)] if self.kept.lost else []
-            rows.append(("locality", self.kept.stayed))
-        rows += [(name, str(kept)) for name, kept in self.tests.items()]
+        if self.side_effects is not None:
+            rows += [("drawdown", self.side_effects.lost)] if self.side_effects.lost else []
+            rows.append(("locality", self.side_effects.stayed))
+        rows += [(name, str(found)) for name, found in self.tests.items()]
         rows += self.weight_change.rows()
         rows.append(("seconds", f"{self.seconds:.2f}"))
         return rows
@@ -218,13 +217,10 @@ class Asked:
     Attributes:
         edits: what must hold.
         locality: points to keep, or None.
-        keep: the criterion that keeps them, and `kept`: bool (points,), which of them it binds.
     """
 
     edits: Edits
-    locality: LocalitySet | None = None
-    keep: Criterion | None = None
-    kept: Tensor | None = None
+    locality: Locality | None = None
 
 
 @dataclass(frozen=True)
@@ -322,8 +318,8 @@ class RepairResult:
                 None,
             )
         )
-        if asked.locality is not None and asked.keep is not None:
-            points.append(("points to keep", asked.locality.inputs, asked.keep, asked.kept))
+        if (kept := asked.locality) is not None:
+            points.append(("points to keep", kept.inputs, kept.criterion, kept.holds))
         return confirm(
             self.model,
             points,

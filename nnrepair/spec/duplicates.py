@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
-from nnrepair.spec.criteria import Argmax, Criterion, Threshold, flat
-from nnrepair.spec.edits import Edits, LocalitySet
+from nnrepair.spec.criteria import Argmax, Threshold, flat
+from nnrepair.spec.edits import Edits, Locality
 from nnrepair.spec.inputs import AnyInputs, batches, words
 from nnrepair.spec.kinds import kind_of
 
@@ -39,24 +39,19 @@ def refuse_contradictions(edits: Edits) -> None:
         raise InvalidInput(f"Equal inputs are given different labels: {name} {shown}{more}. Remove one of each pair.")
 
 
-def kept_edits(edits: Edits, locality: LocalitySet, keep: Criterion, kept: Tensor) -> list[str]:
-    """Return a note on edits that are also points to keep, with the decision that is to change; or nothing.
-
-    Args:
-        edits, locality: the points.
-        keep: what keeps the latter, and `kept`: bool (points,), which of them it binds.
-    """
-    asked = edits.criterion
-    if type(keep) is not type(asked) or kind_of(keep) != kind_of(asked):
+def edits_in_locality(edits: Edits, locality: Locality) -> list[str]:
+    """Return a note on edits that are also points to keep, with the decision that is to change; or nothing."""
+    asked, criterion = edits.criterion, locality.criterion
+    if type(criterion) is not type(asked) or kind_of(criterion) != kind_of(asked):
         return []
-    if not isinstance(asked, Argmax | Threshold) or not isinstance(keep, Argmax | Threshold):
+    if not isinstance(asked, Argmax | Threshold) or not isinstance(criterion, Argmax | Threshold):
         return []
     mine, theirs = _hashes(edits.inputs), _hashes(locality.inputs)
     if mine is None or theirs is None:
         return []
-    binding = torch.nonzero(kept).flatten().cpu().numpy()
+    binding = torch.nonzero(locality.holds).flatten().cpu().numpy()
     place = dict(zip(theirs[binding].tolist(), binding.tolist(), strict=True))
-    labels, decisions = flat(asked.labels).tolist(), flat(keep.labels).tolist()
+    labels, decisions = flat(asked.labels).tolist(), flat(criterion.labels).tolist()
     clashes = [
         edit
         for edit, point in enumerate(place.get(number, -1) for number in mine.tolist())

@@ -197,6 +197,29 @@ class LocalitySet(_Points):
             object.__setattr__(self, "inputs", self.inputs.without_labels())
 
 
+@dataclass(frozen=True)
+class Locality:
+    """Points to keep, as a method gets them.
+
+    Attributes:
+        points: as they were given, with their labels read.
+        criterion: what keeps them: their own, or else that of what the network decides there today.
+        holds: (points,) bool, where it holds today; the other points are free to change.
+    """
+
+    points: LocalitySet
+    criterion: Criterion
+    holds: Tensor
+
+    @property
+    def inputs(self) -> AnyInputs:
+        """What the network runs on."""
+        return self.points.inputs
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
 class EditScope(_Points):
     """Points that the edits should generalise to (neighbours, corrupted copies); only ever measured.
 

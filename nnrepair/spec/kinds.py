@@ -40,8 +40,8 @@ class Kind(ABC):
         """Return (n, decisions): what the outputs decide."""
 
     @abstractmethod
-    def keep(self, y: Tensor, tol: float) -> Criterion:
-        """Return the criterion that keeps the decisions; where there are none, outputs within `tol`."""
+    def unchanged(self, y: Tensor, tol: float) -> Criterion:
+        """Return the criterion of the same decisions; where there are none, of outputs within `tol`."""
 
     @abstractmethod
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Classes(Kind):
     def decide(self, y: Tensor) -> Tensor:
         return (self._sign * y).argmax(1, keepdim=True)
 
-    def keep(self, y: Tensor, tol: float) -> Criterion:
+    def unchanged(self, y: Tensor, tol: float) -> Criterion:
         return (Argmin if self.lowest else Argmax)(self.decide(y)[:, 0])
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class Binary(Kind):
     def decide(self, y: Tensor) -> Tensor:
         return (self._logits(y) > 0)[:, self.answers(y)]
 
-    def keep(self, y: Tensor, tol: float) -> Criterion:
+    def unchanged(self, y: Tensor, tol: float) -> Criterion:
         labels = torch.where(self.answers(y), (self._logits(y) > 0).long(), -1)
         return Threshold(labels.reshape(y.shape), self.threshold)
 
@@ -191,7 +191,7 @@ class Regression(Kind):
     def decide(self, y: Tensor) -> Tensor:
         return flat(y)[:, :0]
 
-    def keep(self, y: Tensor, tol: float) -> Criterion:
+    def unchanged(self, y: Tensor, tol: float) -> Criterion:
         return Near(y, tol)
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from nnrepair.spec.criteria import (
     flat,
 )
 from nnrepair.spec.duplicates import refuse_contradictions
-from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+from nnrepair.spec.edits import Edits, EditScope, Locality, LocalitySet
 from nnrepair.spec.inputs import to_like
 from nnrepair.spec.kinds import (
     Binary,
@@ -50,8 +50,6 @@ class Problem:
         model: a private copy in eval mode; a method may not change it.
         edits: what must hold afterwards.
         locality: points to keep, or None.
-        keep: the criterion that keeps them, aligned with `locality` (made from today's decisions where the user gave
-            none), and `kept`: bool (points,), which of them it binds.
         scope: the edit scope, or None.
         kind: what outputs stand for, as the edits (or else the locality set) say: decisions, or numbers.
         seed: for every random choice.
@@ -60,9 +58,7 @@ class Problem:
 
     model: nn.Module
     edits: Edits
-    locality: LocalitySet | None
-    keep: Criterion | None
-    kept: Tensor | None
+    locality: Locality | None
     scope: EditScope | None
     kind: Kind
     seed: int
@@ -104,14 +100,13 @@ def pose(
     _refuse_probabilities(model, edits)
     refuse_contradictions(edits)
     edits = edits.points()
-    locality = keep = kept = None
-    kind = kind_of(edits.criterion)
+    locality, kind = None, kind_of(edits.criterion)
     if locality_set is not None:
-        locality = LocalitySet.coerce(locality_set)
-        if len(locality) == 0:
+        points = LocalitySet.coerce(locality_set)
+        if len(points) == 0:
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
-        locality, keep, kept = _keep(model, locality.to(like), edits)
-        kind = kind_of(edits.criterion, keep)
+        locality = _locality(model, points.to(like), edits)
+        kind = kind_of(edits.criterion, locality.criterion)
     scope = None
     if edit_scope is not None:
         scope = EditScope.coerce(edit_scope)
@@ -122,11 +117,11 @@ def pose(
         scope = EditScope(inputs, fitted(scope.criterion, y, edits.criterion), scope.of)
         scope.criterion.check(y)
         _refuse_strangers(scope, count)
-    return Problem(model, edits, locality, keep, kept, scope, kind, 0 if seed is None else seed, progress)
+    return Problem(model, edits, locality, scope, kind, 0 if seed is None else seed, progress)
 
 
-def held_out(problem: Problem, points: Any, name: str) -> tuple[LocalitySet, Criterion]:
-    """Return points that no method sees, where the model is, and the criterion that keeps them.
+def held_out(problem: Problem, points: Any, name: str) -> Locality:
+    """Return points that no method sees, where the model is, with the criterion that keeps them.
 
     Raises:
         InvalidInput: there are none, or the model does not accept them.
@@ -134,8 +129,7 @@ def held_out(problem: Problem, points: Any, name: str) -> tuple[LocalitySet, Cri
     points = LocalitySet.coerce(points)
     if len(points) == 0:
         raise InvalidInput(f"{name} is empty; leave it out, or give points to measure on.")
-    points, keep, _ = _keep(problem.model, points.to(check_model(problem.model)), problem.edits, problem.kind, name)
-    return points, keep
+    return _locality(problem.model, points.to(check_model(problem.model)), problem.edits, problem.kind, name)
 
 
 def _refuse_strangers(scope: EditScope, edits: int) -> None:
@@ -215,7 +209,7 @@ def kind_notes(problem: Problem, criterion: Criterion) -> list[str]:
                 "labels (n, outputs) were read as one yes-or-no answer per output; for one class per point give its "
                 "number, such as labels.argmax(1)."
             )
-    if is_mixed(criterion) and problem.locality is not None and problem.locality.criterion is None:
+    if is_mixed(criterion) and problem.locality is not None and problem.locality.points.criterion is None:
         notes.append(
             "the edits ask for decisions and bound numbers; points to keep without a criterion of their own keep their "
             "decisions only. Give LocalitySet(inputs, criterion) to keep more."
@@ -223,16 +217,16 @@ def kind_notes(problem: Problem, criterion: Criterion) -> list[str]:
     return notes
 
 
-def _keep(
-    model: nn.Module, locality: LocalitySet, edits: Edits, kind: Kind | None = None, what: str = "the locality set"
-) -> tuple[LocalitySet, Criterion, Tensor]:
-    """Return the points with their labels read, the criterion that keeps them, and which of them hold it now."""
-    y = first_look(model, locality.inputs, what)
-    if locality.criterion is not None:
-        criterion = fitted(locality.criterion, y, edits.criterion)
+def _locality(
+    model: nn.Module, points: LocalitySet, edits: Edits, kind: Kind | None = None, what: str = "the locality set"
+) -> Locality:
+    """Return points with their labels read, what keeps them, and where it holds now."""
+    y = first_look(model, points.inputs, what)
+    if points.criterion is not None:
+        criterion = fitted(points.criterion, y, edits.criterion)
         criterion.check(y)
-        return LocalitySet(locality.inputs, criterion), criterion, criterion.holds(y.double())
+        return Locality(LocalitySet(points.inputs, criterion), criterion, criterion.holds(y.double()))
     tol = edits.criterion.typical_slack(outputs(model, edits.inputs).double())
-    keep = (kind or kind_of(edits.criterion)).keep(y, tol or 1e-3 * float(y.abs().max()) or 1e-6)
-    keep.check(y)
-    return locality, keep, keep.holds(y)
+    criterion = (kind or kind_of(edits.criterion)).unchanged(y, tol or 1e-3 * float(y.abs().max()) or 1e-6)
+    criterion.check(y)
+    return Locality(points, criterion, criterion.holds(y))

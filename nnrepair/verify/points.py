@@ -85,7 +85,7 @@ class Judged:
 class Points:
     """Points and their criterion; `index` tells where they were in the set that they come from."""
 
-    def __init__(self, name: str, inputs: AnyInputs, criterion: Criterion, kept: Tensor | None = None) -> None:
+    def __init__(self, name: str, inputs: AnyInputs, criterion: Criterion, which: Tensor | None = None) -> None:
         if not isinstance(inputs, Tensor):
             raise InvalidInput(
                 f"{name}: only points in a plain tensor (n, ...) can be confirmed, got {described(inputs)}: the "
@@ -99,7 +99,7 @@ class Points:
         if not bool(torch.isfinite(inputs).all()):
             raise InvalidInput(f"{name}: the inputs must be finite, but some are NaN or infinite.")
         self.name, self.all = name, len(inputs)
-        self.index = torch.arange(len(inputs)) if kept is None else kept.nonzero()[:, 0].cpu()
+        self.index = torch.arange(len(inputs)) if which is None else which.nonzero()[:, 0].cpu()
         self.inputs = inputs.detach().cpu()[self.index]
         self.criterion = criterion[self.index]
 

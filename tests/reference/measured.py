@@ -62,7 +62,7 @@ def run(model: nn.Module, x: Tensor) -> Array:
 def kept(
     reading: Reading, before: Array, after: Array, labels: Array | None, tolerance: float | None, free: bool
 ) -> dict[str, Any]:
-    """Return the fields of `Kept`."""
+    """Return the fields of `SideEffects`."""
     n = len(before)
     found: dict[str, Any] = dict.fromkeys(("accuracy_before", "accuracy_after", "drawdown", "drawdown_points"))
     held = np.ones(n, bool)

@@ -253,8 +253,8 @@ class _Run:
         # Conditions are computed in float64, as they are judged: in the model's dtype a hinge may be zero too early.
         each = [self.problem.edits.criterion[index].loss(drawn.edits.double(), self.aim)]
         if drawn.rehearsed is not None:
-            assert self.problem.keep is not None
-            each.append(self.problem.keep[drawn.rehearsal].loss(drawn.rehearsed.double()))
+            assert self.problem.locality is not None
+            each.append(self.problem.locality.criterion[drawn.rehearsal].loss(drawn.rehearsed.double()))
         loss = torch.cat(each).mean()
         watched = None if drawn.watched is None else drawn.watched.double()
         for pull in self.pulls:
@@ -338,8 +338,10 @@ class _Points:
     def __init__(self, method: FineTune, problem: Problem, generator: torch.Generator, watch: bool) -> None:
         self.method, self.generator, self.watch = method, generator, watch
         self.edits = problem.edits.inputs
-        self.locality = problem.locality.inputs if problem.locality is not None else None
-        self.kept = torch.nonzero(problem.kept).flatten().cpu() if problem.kept is not None else torch.arange(0)
+        self.locality, self.rehearsed = None, torch.arange(0)
+        if problem.locality is not None:
+            self.locality = problem.locality.inputs
+            self.rehearsed = torch.nonzero(problem.locality.holds).flatten().cpu()
         #: Whether every step sees all edits.
         self.whole = len(self.edits) <= method.batch_size or not independent(self.edits)
 
@@ -349,7 +351,7 @@ class _Points:
         edits = self.edits if self.whole else self.edits[index]
         rehearsal = watch = torch.arange(0)
         if self.method.rehearsal:
-            rehearsal = self._some(self.kept, self.method.rehearsal)
+            rehearsal = self._some(self.rehearsed, self.method.rehearsal)
         if self.watch:
             assert self.locality is not None
             watch = torch.arange(len(self.locality))

@@ -298,7 +298,8 @@ class EWC(Penalty):
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
         locality = problem.locality
         assert locality is not None
-        targets = None if locality.criterion is None else problem.kind.labels(locality.criterion)
+        given = locality.points.criterion
+        targets = None if given is None else problem.kind.labels(given)
         if self.labels == "empirical" and targets is None:
             raise InvalidInput(
                 'EWC(labels="empirical") needs labels beside the locality set\'s inputs; give them, or choose '

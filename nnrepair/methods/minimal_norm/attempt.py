@@ -81,17 +81,19 @@ class Attempt:
         if self.infeasible is not None:
             return (float(len(problem.edits)), 1.0, float("inf"))
         failing = float((~problem.edits.criterion.holds(outputs(self.model, problem.edits.inputs).double())).sum())
-        if problem.locality is None or problem.keep is None or problem.kept is None:
+        locality = problem.locality
+        if locality is None:
             y0, y = outputs(problem.model, problem.edits.inputs), outputs(self.model, problem.edits.inputs)
             return (failing, 0.0, float(flat(y - y0).norm(dim=1).mean()))
-        index = torch.arange(len(problem.locality)) if held_out is None else held_out
-        inputs = problem.locality.inputs[index]
+        index = torch.arange(len(locality)) if held_out is None else held_out
+        inputs = locality.inputs[index]
         y0, y = outputs(problem.model, inputs), outputs(self.model, inputs)
-        kept = problem.kept[index.to(problem.kept.device)]
-        lost = kept & ~problem.keep[index].holds(y.double())
-        return (failing, float(lost.sum()) / max(1, int(kept.sum())), float(flat(y - y0).norm(dim=1).mean()))
+        held = locality.holds[index.to(locality.holds.device)]
+        lost = held & ~locality.criterion[index].holds(y.double())
+        return (failing, float(lost.sum()) / max(1, int(held.sum())), float(flat(y - y0).norm(dim=1).mean()))
 
 
 def _chose(problem: Problem) -> bool:
     """Whether alternatives had to be chosen among."""
-    return has_choice(problem.edits.criterion) or (problem.keep is not None and has_choice(problem.keep))
+    locality = problem.locality
+    return has_choice(problem.edits.criterion) or (locality is not None and has_choice(locality.criterion))

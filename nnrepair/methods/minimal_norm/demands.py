@@ -59,17 +59,17 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
     y = outputs(problem.model, problem.edits.inputs).double().cpu()
     criterion = problem.edits.criterion.resolve(y)
     found = [Demand(problem.edits.inputs, criterion, _full(criterion, y, margin), False, "edits")]
-    if locality == "none" or problem.locality is None or problem.keep is None or problem.kept is None:
+    if locality == "none" or problem.locality is None:
         return found
-    kept = problem.kept.clone()
+    binding = problem.locality.holds.clone()
     if without is not None:
-        kept[without.to(kept.device)] = False
-    index = torch.nonzero(kept).flatten()
+        binding[without.to(binding.device)] = False
+    index = torch.nonzero(binding).flatten()
     if len(index) == 0:
         return found
     inputs = problem.locality.inputs[index]
     y = outputs(problem.model, inputs).double().cpu()
-    criterion = problem.keep[index].resolve(y)
+    criterion = problem.locality.criterion[index].resolve(y)
     slack = criterion.slack(y)
     found.append(Demand(inputs, criterion, slack.clamp(max=margin), locality == "soft", "locality"))
     return found

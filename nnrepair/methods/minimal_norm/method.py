@@ -117,8 +117,8 @@ class MinimalNorm:
 
     def _margin(self, problem: Problem) -> float:
         inputs, criterion = problem.edits.inputs, problem.edits.criterion
-        if problem.locality is not None and problem.keep is not None:
-            inputs, criterion = problem.locality.inputs, problem.keep
+        if problem.locality is not None:
+            inputs, criterion = problem.locality.inputs, problem.locality.criterion
         y = outputs(problem.model, inputs)
         typical = criterion.typical_slack(y.double())
         decides = kind_of(criterion).decides
