@@ -274,7 +274,7 @@ def test_bounds_contain_samples(row: Row, seed: int) -> None:
     x = low + torch.from_numpy(rng.uniform(0, 1, (300, 8, 2))).round(decimals=1) * (high - low)
     y = (graph(x.reshape(-1, 2)).reshape(300, 8, 2) * A).sum(-1)
     keep: list[Tensor | None] = []
-    bound = bounder.backward(relaxation, last, A, each, keep=keep)
+    bound = bounder.backward(relaxation, last, A, each, coefficients=keep)
     assert bool((bound.minimum(low, high) <= y).all()) and bool(((bound.A * x).sum(-1) + bound.c <= y).all())
     attained = bounder.attained(relaxation, last, bound.corner(low, high), keep)[-1]
     torch.testing.assert_close((attained * A).sum(-1), bound.minimum(low, high), rtol=1e-9, atol=1e-9)

@@ -216,12 +216,12 @@ def test_coefficients_of_relus_are_kept() -> None:
     relaxation = bounder.relax(-ones.repeat(2, 1), ones.repeat(2, 1))
     keep: list[Tensor | None] = []
     A = randn(2, graph.outputs, dtype=torch.float64)
-    bounder.backward(relaxation, len(graph.nodes) - 1, A, torch.arange(2), keep=keep)
+    bounder.backward(relaxation, len(graph.nodes) - 1, A, torch.arange(2), coefficients=keep)
     assert [None if k is None else k.shape for k in keep] == [(2, graph.nodes[k].size) for k in graph.bent]
     improved: list[Tensor | None] = []
     offset = torch.tensor([1e3, -1e3], dtype=torch.float64)  # the second row is proved at once
     args = (-ones.repeat(2, 1), ones.repeat(2, 1))
-    bounder.improve(relaxation, len(graph.nodes) - 1, A, offset, *args, 5, keep=improved)
+    bounder.improve(relaxation, len(graph.nodes) - 1, A, offset, *args, 5, coefficients=improved)
     assert all(k is not None and len(k) == 2 for k in improved)
 
 

@@ -51,9 +51,9 @@ class Leaves:
         """Return lower bounds (n,) of the chosen rows, and the virtual points (n, width) at which they are attained."""
         values, keys = [], []
         for part in _parts(len(self)):
-            value, linear, keep = self._backward(part, self.row[part], change)
+            value, linear, coefficients = self._backward(part, self.row[part], change)
             x = linear.corner(self.lower[part], self.upper[part])
-            hidden = self.bounder.attained(self.relaxation[part], self.head.source, x, keep)[-1]
+            hidden = self.bounder.attained(self.relaxation[part], self.head.source, x, coefficients)[-1]
             values.append(value)
             keys.append(self.head.extended(hidden))
         return torch.cat(values), torch.cat(keys)
@@ -78,9 +78,9 @@ class Leaves:
         """Halve chosen parts where that tightens their bounds most."""
         scores = []
         for part in _parts(which):
-            _, _, keep = self._backward(part, self.row[part], change)
+            _, _, coefficients = self._backward(part, self.row[part], change)
             width = self.upper[part] - self.lower[part]
-            score = self.bounder.attribution(self.relaxation[part], keep, width)
+            score = self.bounder.attribution(self.relaxation[part], coefficients, width)
             scores.append(torch.fmax(score, width * 1e-12))
         dim = torch.cat(scores).argmax(1)[:, None]
         lower, upper = self.lower[which], self.upper[which]
@@ -99,12 +99,12 @@ class Leaves:
         """Return the bounds of one row for each of some parts, the linear bounds, and their coefficients."""
         r, hidden = self.jobs.rows[self.job[part], row], self.head.graph.nodes[self.head.source].size
         A = r @ (self.head.weight + change)
-        keep: list[Tensor | None] = []
+        coefficients: list[Tensor | None] = []
         linear = self.bounder.backward(
-            self.relaxation[part], self.head.source, A[:, :hidden], torch.arange(len(part)), keep=keep
+            self.relaxation[part], self.head.source, A[:, :hidden], torch.arange(len(part)), coefficients=coefficients
         )
         linear.c = linear.c + A[:, hidden:].sum(1) - self.offset[self.job[part], row]
-        return linear.minimum(self.lower[part], self.upper[part]), linear, keep
+        return linear.minimum(self.lower[part], self.upper[part]), linear, coefficients
 
     def _relaxed(self, lower: Tensor, upper: Tensor, known: tuple[Tensor, ...]) -> Relaxation:
         parts = [self.bounder.relax(lower[i], upper[i], (known[0][i], known[1][i])) for i in _parts(len(lower))]

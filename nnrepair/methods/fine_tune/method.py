@@ -284,11 +284,16 @@ class _Run:
         holds = criterion.holds(y)
         return holds, holds & (criterion.margin(y) >= self.method.margin)
 
-    def _remember(self, y: Tensor) -> None:
+    def _count(self, y: Tensor) -> tuple[int, int]:
+        """Return how many edits hold, and how many do so with the margin asked for."""
         holds, enough = self._held(y)
-        score = int(holds.sum()), int(enough.sum())
-        if score > self.score and self._finite():
-            self.best, self.score = self._snapshot(), score
+        return int(holds.sum()), int(enough.sum())
+
+    def _remember(self, y: Tensor) -> None:
+        if self._count(y) > self.score and self._finite():
+            alone = self._count(outputs(self.network, self.problem.edits.inputs))  # as they are judged: it may round
+            if alone > self.score:
+                self.best, self.score = self._snapshot(), alone
 
     def _finite(self) -> bool:
         return all(bool(torch.isfinite(weight).all()) for weight in self.weights.values())

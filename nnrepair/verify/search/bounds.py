@@ -182,7 +182,7 @@ class Bounder(Substitution):
         steps: int,
         ahead: float = 0.5,
         phase: Sequence[Tensor] | None = None,
-        keep: list[Tensor | None] | None = None,
+        coefficients: list[Tensor | None] | None = None,
     ) -> tuple[Tensor, Linear]:
         """Choose the slopes of the lower lines so that rows become positive, one row for each box; see `Ascent`."""
-        return Ascent(self, relaxation, node, A, offset, lower, upper, phase).run(steps, ahead, keep)
+        return Ascent(self, relaxation, node, A, offset, lower, upper, phase).run(steps, ahead, coefficients)

@@ -189,9 +189,9 @@ class Search:
         boxes.low[:, places], boxes.high[:, places] = relaxation.joined(boxes.lower)
         n, m = self.offset[boxes.job].shape
         which = torch.arange(n, device=boxes.job.device).repeat_interleave(m)
-        keep: list[Tensor | None] = []
+        coefficients: list[Tensor | None] = []
         A = jobs.rows[boxes.job].reshape(n * m, -1)
-        bound = bounder.backward(relaxation, last, A, which, keep=keep)
+        bound = bounder.backward(relaxation, last, A, which, coefficients=coefficients)
         bound.c = bound.c - self.offset[boxes.job].reshape(-1)
         value = bound.minimum(boxes.lower[which], boxes.upper[which]).reshape(n, m)
         best, row = jobs.best(value, boxes.job)
@@ -203,7 +203,7 @@ class Search:
             kept = (lower <= upper).all(1)
             index, lower, upper = index[kept], lower[kept], upper[kept]
         chosen = index * m + row[index]
-        coefficients = [None if a is None else a[chosen] for a in keep]
+        coefficients = [None if a is None else a[chosen] for a in coefficients]
         opened = _Opened(
             boxes[index], bounder, lower, upper, relaxation[index], best[index], bound[chosen], coefficients
         )

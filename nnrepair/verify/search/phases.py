@@ -94,13 +94,13 @@ class PhaseSearch:
                     next_attack *= 2
                     if attack(next_attack):
                         return Found(False, True, boxes, share, None, open_.stuck, None)
-                opened, keep, relaxation = self._bound(current, row, self.steps)
+                opened, coefficients, relaxation = self._bound(current, row, self.steps)
                 if opened is None:
                     return Found(False, True, boxes, share, None, open_.stuck, None)
                 current = None
                 if not len(opened):
                     continue
-                children, last = self._split(opened, keep, relaxation)
+                children, last = self._split(opened, coefficients, relaxation)
                 split = True
                 open_.push(children)
                 if len(last):  # affine now: nothing left to split, only better multipliers to find
@@ -161,23 +161,27 @@ class PhaseSearch:
         low, high = relaxation.joined(lower)
         empty = (low > high).any(1)
         slices = [self.graph.nodes[k].units for k in self.graph.bent]
-        keep: list[Tensor | None] = []
+        coefficients: list[Tensor | None] = []
         last = len(self.graph.nodes) - 1
         rows, offset = self.jobs.rows[job, row[job]], self.offset[job, row[job]]
         phase = [parts.phase[:, s] for s in slices]
-        best, bound = self.bounder.improve(relaxation, last, rows, offset, lower, upper, steps, phase=phase, keep=keep)
+        best, bound = self.bounder.improve(
+            relaxation, last, rows, offset, lower, upper, steps, phase=phase, coefficients=coefficients
+        )
         index = (~(best > 0) & ~empty).nonzero()[:, 0]
         if len(index):
             x = bound[index].corner(lower[index], upper[index])
             if any_confirmed(self.confirm, x, job[index], self.jobs.depth(self.graph(x, self.deadline), job[index])):
-                return None, keep, relaxation
+                return None, coefficients, relaxation
         opened = _Parts(low[index], high[index], parts.phase[index], job[index], parts.share[index], best[index])
-        return opened, [None if a is None else a[index] for a in keep], relaxation[index]
+        return opened, [None if a is None else a[index] for a in coefficients], relaxation[index]
 
-    def _split(self, opened: _Parts, keep: Sequence[Tensor | None], relaxation: Relaxation) -> tuple[_Parts, _Parts]:
+    def _split(
+        self, opened: _Parts, coefficients: Sequence[Tensor | None], relaxation: Relaxation
+    ) -> tuple[_Parts, _Parts]:
         """Return both sides of the unit that loses most in each part, and the parts without loose units."""
         losses = [opened.low[:, :0]]
-        for i, (A, lines) in enumerate(zip(keep, relaxation.lines, strict=True)):
+        for i, (A, lines) in enumerate(zip(coefficients, relaxation.lines, strict=True)):
             losses.append(torch.zeros_like(lines.shift) if A is None else relaxation.lost(i, A) + 1e-30 * lines.loose)
         scores = torch.cat(losses, 1).nan_to_num(0.0)
         can = (scores > 0).any(1)

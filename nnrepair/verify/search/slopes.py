@@ -50,27 +50,27 @@ class Ascent:
         self.best = A.new_full((len(A),), -torch.inf)
         self.found = Linear(A.new_zeros(len(A), lower.shape[1]), self.best.clone())
 
-    def run(self, steps: int, ahead: float, keep: list[Tensor | None] | None = None) -> tuple[Tensor, Linear]:
+    def run(self, steps: int, ahead: float, coefficients: list[Tensor | None] | None = None) -> tuple[Tensor, Linear]:
         """Return the best value of each row and the linear bound that has it.
 
         Args:
             steps: at most so many backward passes.
             ahead: how far above zero to aim, as a share of the distance to it.
-            keep: filled with the coefficients on what comes out of each activation node, of the last step.
+            coefficients: filled with those on what comes out of each activation node, of the last step.
         """
-        kept: list[Tensor | None] = []
+        found: list[Tensor | None] = []
         for step in range(steps):
             live = self.live
             slopes = self.floor if len(live) == len(self.best) else [f[live] for f in self.floor]
             forces = None if self.force is None else self._conditions(self.force)
-            bound, value = self._bounded(slopes, forces, kept)
-            if keep is not None:
-                _copied(keep, kept, live, len(self.best))
+            bound, value = self._bounded(slopes, forces, found)
+            if coefficients is not None:
+                _copied(coefficients, found, live, len(self.best))
             going = ~(self.best[live] > 0)
             if step == steps - 1 or not bool(going.any()):
                 break
             x = bound.corner(self.lower[live], self.upper[live])
-            gradient, pull = self._derivatives(x, kept, slopes)
+            gradient, pull = self._derivatives(x, found, slopes)
             square = sum(((g * g).sum(1) for g in (*gradient, *pull)), torch.full_like(value, TINY))
             length = ((ahead * value.abs() - value + 1e-9) / square)[:, None]
             for f, g, old, lines in zip(self.floor, gradient, slopes, self.relaxation.lines, strict=True):
@@ -84,12 +84,12 @@ class Ascent:
         return self.best, self.found
 
     def _bounded(
-        self, slopes: Sequence[Tensor], forces: Sequence[Force] | None, kept: list[Tensor | None]
+        self, slopes: Sequence[Tensor], forces: Sequence[Force] | None, found: list[Tensor | None]
     ) -> tuple[Linear, Tensor]:
         """Bound the rows that are live, and keep what is better than before; return the bounds and their values."""
         live = self.live
         bound = self.lines.backward(
-            self.relaxation, self.node, self.A[live], live, floor=slopes, force=forces, keep=kept
+            self.relaxation, self.node, self.A[live], live, floor=slopes, force=forces, coefficients=found
         )
         bound.c = bound.c - self.offset[live]
         value = bound.minimum(self.lower[live], self.upper[live])
@@ -105,18 +105,18 @@ class Ascent:
         return [Force(f[self.live], None if at is None else at[self.live]) for f, at in pairs]
 
     def _derivatives(
-        self, x: Tensor, kept: Sequence[Tensor | None], floor: Sequence[Tensor]
+        self, x: Tensor, found: Sequence[Tensor | None], floor: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return each live row's derivatives by slopes and by multipliers, at the corner x where its bound is least."""
         relaxation, live = self.relaxation, self.live
-        values = self.lines.attained(relaxation, self.node, x, kept, live, floor)
+        values = self.lines.attained(relaxation, self.node, x, found, live, floor)
         gradient: list[Tensor] = []
         pull: list[Tensor] = []
         for current in self.lines.graph.nodes[1 : self.node + 1]:
             if current.activation is None:
                 continue
             i, first = len(gradient), values[current.sources[0]]
-            A = kept[i]
+            A = found[i]
             lines = relaxation.lines[i]
             if A is None or lines.base is not None:
                 slope = torch.zeros_like(first)
@@ -132,12 +132,12 @@ class Ascent:
         return gradient + later, pull + (later if self.phase is not None else [])
 
 
-def _copied(keep: list[Tensor | None], kept: Sequence[Tensor | None], live: Tensor, rows: int) -> None:
+def _copied(coefficients: list[Tensor | None], found: Sequence[Tensor | None], live: Tensor, rows: int) -> None:
     """Copy the coefficients of the live rows into those of all."""
     if len(live) == rows:
-        keep[:] = list(kept)
+        coefficients[:] = list(found)
         return
-    for i, part in enumerate(kept):
-        old = keep[i]
+    for i, part in enumerate(found):
+        old = coefficients[i]
         if part is not None and old is not None:
-            keep[i] = old.index_copy(0, live, part)
+            coefficients[i] = old.index_copy(0, live, part)

@@ -58,7 +58,7 @@ class Substitution:
         *,
         floor: Sequence[Tensor] | None = None,
         force: Sequence[Force] | None = None,
-        keep: list[Tensor | None] | None = None,
+        coefficients: list[Tensor | None] | None = None,
     ) -> Linear:
         """Return linear lower bounds of `A . v_node` over each row's box.
 
@@ -69,10 +69,10 @@ class Substitution:
             box: (rows,), the box of each row.
             floor: other slopes of the lines below, per activation node (rows, units); see `Lines` for which may differ.
             force: conditions on what goes into units, per activation node; the bounds then hold wherever they do.
-            keep: filled with the coefficients (rows, units) on what comes out of each activation node.
+            coefficients: filled with those (rows, units) on what comes out of each activation node.
         """
-        if keep is not None:
-            keep[:] = [None] * len(self.place)
+        if coefficients is not None:
+            coefficients[:] = [None] * len(self.place)
         pending: dict[int, Tensor] = {node: A}
         rho = self.rounding.rho
         c = A.new_zeros(len(A))
@@ -84,8 +84,8 @@ class Substitution:
             current = self.graph.nodes[k]
             if current.activation is not None:
                 i = self.place[k]
-                if keep is not None:
-                    keep[i] = A
+                if coefficients is not None:
+                    coefficients[i] = A
                 part = self._through(k, relaxation.lines[i], A, box, None if floor is None else floor[i], c)
                 if force is not None:
                     part -= force[i].multiplier
@@ -123,7 +123,7 @@ class Substitution:
         relaxation: Relaxation,
         node: int,
         x: Tensor,
-        keep: Sequence[Tensor | None],
+        coefficients: Sequence[Tensor | None],
         box: Tensor | slice = slice(None),
         floor: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
@@ -135,7 +135,7 @@ class Substitution:
         Args:
             relaxation, node, floor: as given to `backward`.
             x: (rows, inputs), see `Linear.corner`.
-            keep: the coefficients that `backward` kept.
+            coefficients: those that `backward` filled in.
             box: (rows,), the box of each row; all of them one by one if left out.
         """
         values, i = [x], 0
@@ -147,7 +147,7 @@ class Substitution:
             elif current.activation is None:
                 values.append(sum((values[s] for s in current.sources[1:]), first))
             else:
-                A, lines = keep[i], relaxation.lines[i]
+                A, lines = coefficients[i], relaxation.lines[i]
                 below = (lines.floor[box] if floor is None else floor[i]) * first
                 below = below if lines.base is None else below + lines.base[box]
                 above = lines.slope[box] * first + lines.shift[box]
@@ -155,7 +155,7 @@ class Substitution:
                 i += 1
         return values
 
-    def attribution(self, relaxation: Relaxation, keep: Sequence[Tensor | None], width: Tensor) -> Tensor:
+    def attribution(self, relaxation: Relaxation, coefficients: Sequence[Tensor | None], width: Tensor) -> Tensor:
         """Return (boxes, inputs): how much of a bound's looseness a split of each input could take away.
 
         Only what the lines around a unit lose can be won back. The loss of each, for the row being proved, is shared
@@ -163,7 +163,7 @@ class Substitution:
 
         Args:
             relaxation: of the boxes.
-            keep: the coefficients that `backward` kept, of one row for each box.
+            coefficients: those that `backward` filled in, of one row for each box.
             width: (boxes, inputs), of the boxes.
         """
         n, d = width.shape
@@ -178,7 +178,7 @@ class Substitution:
             elif node.activation is None:
                 moves.append(sum((moves[s] for s in node.sources[1:]), first))
             else:
-                A = keep[i]
+                A = coefficients[i]
                 if A is not None:
                     share = first.abs() * width[:, :, None]
                     share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
