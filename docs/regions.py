@@ -59,7 +59,7 @@ def draw(network: str, prop: int, dims: tuple[int, int], share: float | None, ti
         names=NAMES,
         ax=ax,
         classes=ABOUT["outputs"],
-        lowest=True,
+        lowest_wins=True,
     )
     at = low * (1 - share) + high * share if share is not None else result.counterexample.input
     dress(ax, dims, at, title)

@@ -22,7 +22,7 @@ from nnrepair.methods.fine_tune.penalties import (
     L2Ball,
     LInf,
     Penalty,
-    Pull,
+    Regularizer,
 )
 from nnrepair.spec.problem import pose
 
@@ -108,14 +108,14 @@ def test_the_best_weights_come_back() -> None:
     edits = torch.cat([x, x[:1] + 1e-5]), torch.cat([labels, (labels[:1] + 1) % 3])
     counts: list[int] = []
 
-    class Spy(Pull):
+    class Spy(Regularizer):
         def project(self, now: Any) -> None:
             y = torch.func.functional_call(model, dict(now), (edits[0],))
             counts.append(int(Argmax(edits[1]).holds(y.double()).sum()))
 
     @dataclass(frozen=True)
     class Watch(Penalty):
-        def start(self, *given: Any) -> Pull:
+        def start(self, *given: Any) -> Regularizer:
             return Spy()
 
     result = nnrepair.fix(model, edits, method=FineTune(lr=1.0, steps=23, penalties=[Watch()]), throw=False)

@@ -85,17 +85,17 @@ def exactly_within(old: Tensor, new: Tensor, radius: float) -> bool:
 @quick
 def test_linf_bounds_are_exact_and_tight(dtype: torch.dtype, radius: float, values: list[float], seed: int) -> None:
     old = torch.tensor(values, dtype=torch.float64).to(dtype)
-    pull = LInf(radius).start(None, {"w": old}, torch.Generator())  # type: ignore[arg-type]
+    regularizer = LInf(radius).start(None, {"w": old}, torch.Generator())  # type: ignore[arg-type]
     for sign in (1.0, -1.0):
         wide = torch.promote_types(dtype, torch.float32)  # what half precision is stepped in
         new = {"w": (old.to(wide) + sign * 1e4 * (1 + randn(len(values), seed=seed).abs().to(wide)))}
-        pull.project(new)
+        regularizer.project(new)
         end = new["w"].to(dtype)
         assert torch.equal(end.to(wide), new["w"])
         assert exactly_within(old, end, radius)
         beyond = torch.nextafter(end, torch.full_like(end, sign * torch.inf))
         assert not any(exactly_within(a, b, radius) for a, b in zip(old, beyond, strict=True))
-        pull.project(new)  # a second time changes nothing
+        regularizer.project(new)  # a second time changes nothing
         assert torch.equal(new["w"].to(dtype), end)
 
 
@@ -204,10 +204,10 @@ def test_heavier_penalties_change_less(make: Any, weights: tuple[float, ...]) ->
 
 def test_l2_is_the_squared_size_of_the_change() -> None:
     old = {"a": randn(3, 2), "b": randn(4)}
-    pull = L2(2.0).start(problem(), old, torch.Generator())
-    zero = pull.loss(old, None, None)
+    regularizer = L2(2.0).start(problem(), old, torch.Generator())
+    zero = regularizer.loss(old, None, None)
     assert zero == 0
-    loss = pull.loss({"a": old["a"] + 1.0, "b": old["b"] - 2.0}, None, None)
+    loss = regularizer.loss({"a": old["a"] + 1.0, "b": old["b"] - 2.0}, None, None)
     torch.testing.assert_close(loss, torch.tensor(2.0 * (6 * 1 + 4 * 4)))
 
 
@@ -216,11 +216,11 @@ def test_l2_is_the_squared_size_of_the_change() -> None:
 
 def test_kl_is_zero_at_the_start() -> None:
     task = problem()
-    pull = KL(3.0).start(task, {}, torch.Generator())
-    assert pull.watches
+    regularizer = KL(3.0).start(task, {}, torch.Generator())
+    assert regularizer.watches
     assert task.locality is not None
     y = task.model(task.locality.inputs).double()
-    assert pull.loss({}, y, torch.arange(60)) == 0
+    assert regularizer.loss({}, y, torch.arange(60)) == 0
 
 
 @pytest.mark.parametrize("lowest", [False, True])
@@ -429,11 +429,11 @@ def test_ewc_weighs_the_change_by_the_fisher_information() -> None:
     given = problem()
     assert given.locality is not None
     old = {n: p.detach() for n, p in given.model.named_parameters()}
-    pull = EWC(6.0, floor=0.5).start(given, old, torch.Generator())
+    regularizer = EWC(6.0, floor=0.5).start(given, old, torch.Generator())
     fisher = fisher_diagonal(given.model, ["0", "2"], given.locality.inputs)
     mean = torch.cat([f.flatten() for f in fisher.values()]).mean()
     change = {n: randn(*w.shape, seed=3) for n, w in old.items()}
-    loss = pull.loss({n: w + change[n] for n, w in old.items()}, None, None)
+    loss = regularizer.loss({n: w + change[n] for n, w in old.items()}, None, None)
     torch.testing.assert_close(loss, sum(3.0 * ((fisher[n] + 0.5 * mean) * change[n] ** 2).sum() for n in old))
 
 

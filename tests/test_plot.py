@@ -75,7 +75,7 @@ def decisions(ax: Any) -> np.ndarray:
 @pytest.mark.parametrize("dims", [(0, 1), (1, 0), (2, 1)])
 @pytest.mark.parametrize("lowest", [False, True])
 def test_every_cell_has_the_colour_of_its_decision(model: nn.Module, axes: Any, dims: Any, lowest: bool) -> None:
-    plot.region(model, UNIT, dims, at=[0.7, 1.1, 0.2], resolution=20, ax=axes, lowest=lowest)
+    plot.region(model, UNIT, dims, at=[0.7, 1.1, 0.2], resolution=20, ax=axes, lowest_wins=lowest)
     drawn = decisions(axes)
     low, high = UNIT.outer
     for row in range(20):
@@ -309,7 +309,7 @@ def test_acas_xu(axes: Any, data_dir: Any) -> None:
     result = check(folder / network, folder / prop)
     box = vnnlib.load(folder / prop).cases[0].box
     plot.region(
-        folder / network, box, resolution=20, certificate=result.certificate, property=folder / prop, lowest=True,
+        folder / network, box, resolution=20, certificate=result.certificate, property=folder / prop, lowest_wins=True,
         ax=axes,
     )  # fmt: skip
     low, high = box.outer

@@ -40,7 +40,7 @@ def region(
     names: Sequence[str] | None = None,
     ax: Axes | None = None,
     classes: Sequence[str] | None = None,
-    lowest: bool = False,
+    lowest_wins: bool = False,
 ) -> Axes:
     """Draw what the network decides in a slice of the box, and what a check found there.
 
@@ -66,7 +66,7 @@ def region(
         names: of all inputs.
         ax: where to draw; a new figure if None.
         classes: names of all outputs.
-        lowest: the lowest score decides (as in ACAS Xu), not the highest.
+        lowest_wins: the lowest score decides (as in ACAS Xu), not the highest.
 
     Raises:
         InvalidInput: something does not fit the model, or the certificate is about another property.
@@ -87,14 +87,14 @@ def region(
         from matplotlib import pyplot
 
         _, ax = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
-    key = _draw_decisions(ax, view, scores.argmin(2) if lowest else scores.argmax(2), classes)
+    key = _draw_decisions(ax, view, scores.argmin(2) if lowest_wins else scores.argmax(2), classes)
     if claim is not None:
         key += _draw_violations(ax, view, _violated(claim, view, scores))
     if boxes is not None:
         key += _draw_boxes(ax, view, boxes)
     key += _draw_points(ax, view, points)
     _label(ax, view, names)
-    title = "lowest score" if lowest else "highest score"
+    title = "lowest score" if lowest_wins else "highest score"
     legend = ax.legend(
         handles=key, title=title, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0, frameon=False
     )

@@ -62,7 +62,7 @@ class Certificate:
     lower_bound: float
     objective: float
     margin: float
-    lowest: bool
+    lowest_wins: bool
     arrays: dict[str, NDArray[Any]] = field(repr=False, compare=False)
 
     @property
@@ -90,7 +90,7 @@ class Certificate:
             "lower_bound": self.lower_bound,
             "objective": self.objective,
             "margin": self.margin,
-            "lowest": self.lowest,
+            "lowest": self.lowest_wins,
         }
         return write_arrays(path, FORMAT, meta, self.arrays)
 

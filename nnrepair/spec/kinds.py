@@ -76,20 +76,20 @@ class Classes(Kind):
     tensor([[1]])
 
     Args:
-        lowest: the lowest score wins; the softmax is that of -y.
+        lowest_wins: the lowest score wins; the softmax is that of -y.
     """
 
-    lowest: bool = False
+    lowest_wins: bool = False
 
     @property
     def _sign(self) -> float:
-        return -1.0 if self.lowest else 1.0
+        return -1.0 if self.lowest_wins else 1.0
 
     def decide(self, y: Tensor) -> Tensor:
         return (self._sign * y).argmax(1, keepdim=True)
 
     def unchanged(self, y: Tensor, tol: float) -> Criterion:
-        return (Argmin if self.lowest else Argmax)(self.decide(y)[:, 0])
+        return (Argmin if self.lowest_wins else Argmax)(self.decide(y)[:, 0])
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
         before, after = (F.log_softmax(self._sign * y, 1) for y in (old, new))
@@ -227,7 +227,7 @@ def kind_of(*criteria: Criterion | None) -> Kind:
     Of a criterion that joins several, the first part with decisions decides.
 
     >>> kind_of(Near(torch.zeros(1, 3), 0.1), Argmin([2]))
-    Classes(lowest=True)
+    Classes(lowest_wins=True)
     """
     for criterion in criteria:
         parts = [] if criterion is None else list(leaves(criterion))

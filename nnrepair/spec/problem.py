@@ -65,9 +65,9 @@ class Problem:
     progress: bool = False
 
     @property
-    def lowest(self) -> bool:
+    def lowest_wins(self) -> bool:
         """Whether outputs are scores of classes of which the lowest wins."""
-        return isinstance(self.kind, Classes) and self.kind.lowest
+        return isinstance(self.kind, Classes) and self.kind.lowest_wins
 
 
 def pose(
@@ -174,7 +174,7 @@ def fitted(criterion: Criterion, y: Tensor, beside: Criterion | None = None) -> 
         criterion.plain = True
     if criterion.plain and isinstance(criterion, Threshold) and isinstance(kind, Binary):
         return Threshold(criterion.labels, kind.threshold)
-    if type(criterion) is Argmax and criterion.margin_ == 0 and isinstance(kind, Classes) and kind.lowest:
+    if type(criterion) is Argmax and criterion.margin_ == 0 and isinstance(kind, Classes) and kind.lowest_wins:
         return Argmin(criterion.labels)
     return criterion
 

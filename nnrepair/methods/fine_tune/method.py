@@ -176,14 +176,14 @@ class _Run:
             for p, rate in zip(self.stepped.values(), self._rates(), strict=True)
         ]
         self.optimizer = optimizer(groups)
-        self.pulls = [penalty.start(problem, self.old, self.generator) for penalty in method.penalties]
-        self.points = _Points(method, problem, self.generator, any(pull.watches for pull in self.pulls))
+        self.regularizers = [penalty.start(problem, self.old, self.generator) for penalty in method.penalties]
+        self.points = _Points(method, problem, self.generator, any(each.watches for each in self.regularizers))
         y = outputs(problem.model, problem.edits.inputs).double()
         rounding = 8 * torch.finfo(self.weights[names[0]].dtype).eps * float(y.abs().amax())
         self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
         self.best, self.score, self.steps = self.old, (-1, -1), 0
         self.reached = False
-        self.loss, self.notes = math.nan, [note for pull in self.pulls for note in pull.notes]
+        self.loss, self.notes = math.nan, [note for each in self.regularizers for note in each.notes]
 
     def _rates(self) -> list[float]:
         """Return the step size of every chosen parameter."""
@@ -257,8 +257,8 @@ class _Run:
             each.append(self.problem.locality.criterion[drawn.rehearsal].loss(drawn.rehearsed.double()))
         loss = torch.cat(each).mean()
         watched = None if drawn.watched is None else drawn.watched.double()
-        for pull in self.pulls:
-            extra = pull.loss(self.weights, watched, drawn.watch)
+        for regularizer in self.regularizers:
+            extra = regularizer.loss(self.weights, watched, drawn.watch)
             loss = loss if extra is None else loss + extra
         return loss
 
@@ -267,8 +267,8 @@ class _Run:
         for weight, gradient in zip(self.stepped.values(), found, strict=True):
             weight.grad = torch.zeros_like(weight) if gradient is None else gradient.to(weight.dtype)
         self.optimizer.step()
-        for pull in self.pulls:
-            pull.project(self.stepped)
+        for regularizer in self.regularizers:
+            regularizer.project(self.stepped)
         self._set(self.stepped)
 
     def _reached(self, y: Tensor) -> bool:

@@ -1,9 +1,9 @@
 """What holds fine-tuning back: penalties that are added to its loss, and bounds that its weights are brought back into.
 
-A penalty is a frozen dataclass of hyper-parameters with one verb, `start`, which returns a `Pull`: what it does while
-the method runs. A pull may add to the loss, look at outputs on the locality set, and bring weights back after a step; a
-new penalty is one class of each. Penalties compose: losses add up, and every bound here moves weights straight towards
-the old ones, so that none of them breaks another's.
+A penalty is a frozen dataclass of hyper-parameters with one verb, `start`, which returns a `Regularizer`: what it does
+while the method runs. That may add to the loss, look at outputs on the locality set, and bring weights back after a
+step; a new penalty is one class of each. Penalties compose: losses add up, and every bound here moves weights straight
+towards the old ones, so that none of them breaks another's.
 
 With theta the chosen parameters and theta0 their values before this repair (in a sequence: in the last network, so
 that bounds and references are those of each step):
@@ -34,7 +34,7 @@ from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs
 
 
-class Pull:
+class Regularizer:
     """A penalty at work on one repair. What a subclass does not override, it does not do."""
 
     #: Whether `loss` looks at outputs on the locality set.
@@ -66,7 +66,7 @@ class Penalty(ABC):
     needs_locality: ClassVar[bool] = False
 
     @abstractmethod
-    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
+    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         """Begin a repair.
 
         Args:
@@ -97,11 +97,11 @@ class L2(Penalty):
     def __post_init__(self) -> None:
         _positive(self.weight, "L2: weight", zero=True)
 
-    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
+    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         return _Quadratic(old, self.weight, None)
 
 
-class _Quadratic(Pull):
+class _Quadratic(Regularizer):
     """`weight * sum F (theta - theta0)^2`, with F = 1 where none is given."""
 
     def __init__(self, old: Weights, weight: float, fisher: Weights | None) -> None:
@@ -134,14 +134,14 @@ class LInf(Penalty):
     def __post_init__(self) -> None:
         _positive(self.radius, "LInf: radius", zero=False)
 
-    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
+    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         return _Box({name: (weight, self.radius * self._unit(weight)) for name, weight in old.items()})
 
     def _unit(self, weight: Tensor) -> float:
         return float(weight.double().square().mean().sqrt()) if self.relative else 1.0
 
 
-class _Box(Pull):
+class _Box(Regularizer):
     def __init__(self, old: Mapping[str, tuple[Tensor, float]]) -> None:
         self.ends = {name: (_end(w, -radius), _end(w, radius)) for name, (w, radius) in old.items()}
 
@@ -185,11 +185,11 @@ class L2Ball(Penalty):
     def __post_init__(self) -> None:
         _positive(self.radius, "L2Ball: radius", zero=False)
 
-    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
+    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         return _Ball(old, self.radius)
 
 
-class _Ball(Pull):
+class _Ball(Regularizer):
     def __init__(self, old: Weights, radius: float) -> None:
         self.old, self.radius = old, radius
 
@@ -238,7 +238,7 @@ class KL(Penalty):
     def __post_init__(self) -> None:
         _positive(self.weight, "KL: weight", zero=True)
 
-    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
+    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         assert problem.locality is not None
         y = outputs(problem.model, problem.locality.inputs).double()
         return _Divergence(self.weight * _per_nat(problem), problem.kind, y)
@@ -251,7 +251,7 @@ def _per_nat(problem: Problem) -> float:
     return 2 / flat(outputs(problem.model, problem.edits.inputs)).shape[1]
 
 
-class _Divergence(Pull):
+class _Divergence(Regularizer):
     watches = True
 
     def __init__(self, weight: float, kind: Kind, old: Tensor) -> None:
@@ -295,7 +295,7 @@ class EWC(Penalty):
         if self.points is not None and (not isinstance(self.points, int) or self.points < 1):
             raise InvalidInput(f"EWC: points must be an integer >= 1 or None, got {self.points!r}.")
 
-    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Pull:
+    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         locality = problem.locality
         assert locality is not None
         given = locality.points.criterion
@@ -318,7 +318,7 @@ class EWC(Penalty):
         )
         mean = sum(float(f.double().sum()) for f in fisher.values()) / sum(f.numel() for f in fisher.values())
         importance = {name: f + self.floor * mean for name, f in fisher.items()}
-        pull = _Quadratic(old, self.weight / 2 * _per_nat(problem), importance)
+        regularizer = _Quadratic(old, self.weight / 2 * _per_nat(problem), importance)
         if len(locality) > most:
-            pull.notes = [f"EWC: Fisher information of {most} of {len(locality)} points of the locality set."]
-        return pull
+            regularizer.notes = [f"EWC: Fisher information of {most} of {len(locality)} points of the locality set."]
+        return regularizer

@@ -189,7 +189,7 @@ class ExactRepair:
             solution.lower_bound,
             solution.objective,
             margin,
-            problem.lowest,
+            problem.lowest_wins,
             arrays,
         )
 

@@ -40,7 +40,7 @@ class Numbers:
     def stored(cls, values: Tensor) -> Numbers:
         """Return floats, exactly."""
         mantissa, exponents = np.frexp(values.detach().cpu().double().numpy())
-        least = lowest(mantissa, exponents)
+        least = lowest_exponent(mantissa, exponents)
         return cls(integers(mantissa, exponents, least), least)
 
     @property
@@ -89,7 +89,7 @@ def _over(x: Numbers, exponent: int, odd: int) -> Numbers:
     return x if factor == 1 else Numbers(x.whole * factor, exponent, odd)
 
 
-def lowest(mantissa: NDArray[Any], exponents: NDArray[Any]) -> int:
+def lowest_exponent(mantissa: NDArray[Any], exponents: NDArray[Any]) -> int:
     """Return e so that all floats are integers times 2 ** e."""
     used = exponents[mantissa != 0]
     return int(used.min()) - 53 if used.size else 0

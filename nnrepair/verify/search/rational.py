@@ -24,7 +24,7 @@ from nnrepair.verify.reading.affine import (
     Place,
 )
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.reading.numbers import Numbers, integers, lowest
+from nnrepair.verify.reading.numbers import Numbers, integers, lowest_exponent
 from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.intervals import outputs_over
 
@@ -174,7 +174,7 @@ def _affine(affine: Affine, x: Numbers, deadline: Deadline) -> Numbers:
 def _product(weight: Tensor, x: Numbers, deadline: Deadline) -> Numbers:
     """Return weight (rows, inputs) times x (inputs, columns), flat."""
     mantissa, exponents = np.frexp(weight.detach().cpu().double().numpy())
-    least, (count, inputs) = lowest(mantissa, exponents), mantissa.shape
+    least, (count, inputs) = lowest_exponent(mantissa, exponents), mantissa.shape
     height = max(1, PIECE // inputs)
     width = max(1, PIECE // (inputs * min(height, count)))
     product = np.zeros((count, x.whole.shape[1]), object)
