@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from nnrepair import Edits, EditScope, LocalitySet
-from nnrepair.domains.base import Episode, Task, drawn
+from nnrepair.domains.base import Task, drawn
+from nnrepair.methods.episodes import Episode
 
 
 def task(model: str, seed: int, edits: int, kept: int = 20) -> Task:
@@ -29,7 +30,7 @@ def task(model: str, seed: int, edits: int, kept: int = 20) -> Task:
         edit_scope=EditScope(x[mine] + 0.01, 1 - right[mine], of=torch.arange(edits)),
         training=lambda: Episode(
             Edits(x[:10] + 1.0, 1 - network(x[:10] + 1.0).argmax(1)),
-            EditScope(x[:10] + 1.01, 1 - network(x[:10] + 1.0).argmax(1), of=torch.arange(10)),
             LocalitySet(x[10:20], right[10:20]),
+            EditScope(x[:10] + 1.01, 1 - network(x[:10] + 1.0).argmax(1), of=torch.arange(10)),
         ),
     )

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from benchmarks.editing import DOMAINS
 from nnrepair import Edits, EditScope, LocalitySet
-from nnrepair.domains.base import Episode, Episodes, Task
+from nnrepair.domains.base import EpisodeSampler, Task
 from nnrepair.errors import InvalidInput
-from nnrepair.methods.episodes import EpisodeStream
+from nnrepair.methods.episodes import Episode, EpisodeStream
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ def test_more_edits_than_mistakes_are_refused(row: Row) -> None:
 
 def test_episodes_are_small_different_and_repeatable(task: Task) -> None:
     before = torch.get_rng_state()
-    episodes = task.episodes(3, edits=4, kept=9)
+    episodes = task.episodes(3, edits=4, locality=9)
     first = list(islice(episodes, 6))
     assert all(equal(a, b) for a, b in zip(first, islice(episodes, 6), strict=True))
-    assert equal(task.episodes(3, edits=4, kept=9)[5], first[5]) and not equal(task.episodes(4, 4, 9)[5], first[5])
+    assert equal(task.episodes(3, edits=4, locality=9)[5], first[5]) and not equal(task.episodes(4, 4, 9)[5], first[5])
     assert len({len(one.edits) for one in first}) > 1 and all(1 <= len(one.edits) <= 4 for one in first)
     for one in first:
         assert len(one.locality_set) == 9
@@ -186,8 +186,10 @@ def test_an_edit_of_several_points_is_a_mistake_where_one_of_them_is() -> None:
     asked = torch.cat([labels, kept.criterion.labels[:1]])
     half = Edits(torch.cat([x, kept.inputs[:1] + 1e-4]), asked, of=[0, 1, 2, 0])
     assert replace(one, edits=half).faults() == []  # its other point is still wrong
-    everyone = Episode(one.edits, task.edit_scope, kept)
-    sizes = {len(episode.edits): len(episode.edits.inputs) for episode in islice(Episodes(lambda: everyone, 0), 40)}
+    everyone = Episode(one.edits, kept, task.edit_scope)
+    sizes = {
+        len(episode.edits): len(episode.edits.inputs) for episode in islice(EpisodeSampler(lambda: everyone, 0), 40)
+    }
     assert sizes[3] == 4
 
 
@@ -215,7 +217,7 @@ def test_training_data_are_read_when_they_are_needed_and_once() -> None:
     assert episodes[0].edits and task.episodes(1)[2].edits and calls == [1]
 
 
-@pytest.mark.parametrize("wrong", [{"edits": 0}, {"kept": 0}, {"seed": -1}])
+@pytest.mark.parametrize("wrong", [{"edits": 0}, {"locality": 0}, {"seed": -1}])
 def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InvalidInput, match="at least"):
         plane("tiny", 0, 3).episodes(**({"seed": 0} | wrong))
@@ -226,8 +228,8 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
 def test_an_edit_without_neighbours_makes_an_episode() -> None:
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     scope = EditScope(x[2:3], [1], of=[1])
-    all_there_is = Episode(Edits(x[:2], [1, 1]), scope, LocalitySet(x[3:], [0, 0, 0]))
-    episodes = Episodes(lambda: all_there_is, 0)
+    all_there_is = Episode(Edits(x[:2], [1, 1]), LocalitySet(x[3:], [0, 0, 0]), scope)
+    episodes = EpisodeSampler(lambda: all_there_is, 0)
     sizes = {(len(one.edits), len(one.edit_scope)) for one in islice(episodes, 30)}
     assert sizes == {(1, 0), (1, 1), (2, 1)}
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Edits, EditScope, InvalidInput, LocalitySet
-from nnrepair.domains.base import Episode, Task
+from nnrepair.domains.base import Task
 from nnrepair.errors import PatchError
 from nnrepair.fingerprint import fingerprint
-from nnrepair.methods import Capabilities, Editor, Exercise, LearnedSteps, Proposal, RandomLabels, Trainable
+from nnrepair.methods import Capabilities, Editor, Episode, LearnedSteps, Proposal, RandomLabels, Trainable
 from nnrepair.methods.base import REGISTRY
 from nnrepair.methods.episodes import EpisodeStream, posed
 from nnrepair.methods.trainable import FORMAT
@@ -88,7 +88,7 @@ def test_gradients_of_the_loss_are_those_of_finite_differences() -> None:
     model, method = mlp(3, 5, 3, seed=2).double(), LearnedSteps(start=0.3, unrolled=3, margin=5.0)
     x = randn(30, 3, seed=3, dtype=torch.float64)
     scope = EditScope(x[2:4], [1, 0], of=[0, 1])
-    problem = posed(model, Exercise(Edits(x[:2], mistakes(model, x[:2])), LocalitySet(x[4:]), scope), 0)
+    problem = posed(model, Episode(Edits(x[:2], mistakes(model, x[:2])), LocalitySet(x[4:]), scope), 0)
     learned = method.begin(model, torch.Generator())
     loss = method.loss(learned, problem)
     (found,) = torch.autograd.grad(loss, [learned.log])
@@ -171,14 +171,14 @@ def test_a_time_limit_ends_training_with_what_was_learned() -> None:
 # Episodes ------------------------------------------------------------------------------------------------------------
 
 
-def some() -> list[Exercise]:
+def some() -> list[Episode]:
     return [episode for episode, _ in zip(episodes()(0), range(3), strict=False)]
 
 
 class HasEpisodes:
     """What domains give."""
 
-    def episodes(self, seed: int) -> Iterator[Exercise]:
+    def episodes(self, seed: int) -> Iterator[Episode]:
         return episodes()(seed)
 
 
@@ -193,7 +193,7 @@ def test_episodes_that_cannot_be_used() -> None:
     for given, message in (
         (3, "must be an iterable of episodes, .* got int"),
         ([], "ended after 0"),
-        ([4], "Episode 0 is a int; expected an object with edits"),
+        ([4], "Episode 0 is a int; expected an nnrepair.methods.Episode"),
         (iter(some()), "ended after 3, and cannot be had again"),
         (lambda seed: None, "got NoneType"),
     ):
@@ -375,7 +375,7 @@ def test_tasks_of_domains_have_episodes() -> None:
     x, labels = points()
     wrong = mistakes(network(), x[:6])
     everything = Episode(
-        Edits(x[:6], wrong), EditScope(x[6:12], wrong, of=list(range(6))), LocalitySet(x[20:], labels[20:])
+        Edits(x[:6], wrong), LocalitySet(x[20:], labels[20:]), EditScope(x[6:12], wrong, of=list(range(6)))
     )
     task = Task(
         network(),

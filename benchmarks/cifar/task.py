@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from benchmarks.measure import ROOT
 from nnrepair import Edits, EditScope, LocalitySet
-from nnrepair.domains.base import Episode, Task, drawn
+from nnrepair.domains.base import Task, drawn
 from nnrepair.domains.files import find
 from nnrepair.domains.images.cifar import ResNet, cifar10_jpeg, cifar10_lossless, lossless_rows, resnet20
 from nnrepair.domains.images.vision import Images
 from nnrepair.errors import InvalidInput
 from nnrepair.files import read_arrays, write_arrays
+from nnrepair.methods.episodes import Episode
 from nnrepair.provenance import source
 
 CACHE = ROOT / "build" / "cifar10-features.npz"
@@ -72,8 +73,8 @@ def training(network: nn.Module, at: dict[str, Tensor]) -> Episode:
         right = network(at["train"]).argmax(1) == at["train labels"]
     return Episode(
         Edits(at["train"][wrong], at["train labels"][wrong]),
-        scope(at["train neighbours"], at["train labels"][wrong]),
         LocalitySet(at["train"][right], at["train labels"][right]),
+        scope(at["train neighbours"], at["train labels"][wrong]),
     )
 
 

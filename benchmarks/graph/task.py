@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import ROOT
-from nnrepair.domains.base import Episode, Task, drawn
+from nnrepair.domains.base import Task, drawn
 from nnrepair.domains.graphs import graph
 from nnrepair.domains.graphs.cached import cached
 from nnrepair.domains.graphs.data import load
@@ -29,6 +29,7 @@ from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, NodeSc
 from nnrepair.domains.graphs.nodes import inputs_of
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.files import read_arrays, write_arrays
+from nnrepair.methods.episodes import Episode
 from nnrepair.provenance import digest, source
 
 FORMAT = "nnrepair benchmark network 2"
@@ -99,8 +100,8 @@ def training(model: nn.Module, source: Any, data: Graph) -> Episode:
     right[wrong] = False
     return Episode(
         NodeEdits(source, wrong),
-        NodeScope(source, wrong, same_class=True, without=~data.train_mask),
         NodeLocality(source, right),
+        NodeScope(source, wrong, same_class=True, without=~data.train_mask),
     )
 
 

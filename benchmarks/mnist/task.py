@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair import Edits, EditScope, LocalitySet
-from nnrepair.domains.base import Episode, Task, drawn
+from nnrepair.domains.base import Task, drawn
 from nnrepair.domains.images.vision import Images, fog, mnist, mnist_fog, relu_mlp
+from nnrepair.methods.episodes import Episode
 
 #: Size of the locality set, and in how many other fogs each edited digit is put to see whether its repair generalises.
 LOCALITY, FOGS = 2000, 4
@@ -83,8 +84,8 @@ def training(network: nn.Module, train: Images, seed: int) -> Episode:
     kept = some[right]
     return Episode(
         Edits(foggy[wrong].inputs, foggy[wrong].labels),
-        other_fogs(some[wrong], seed + 1),
         LocalitySet(kept.inputs, kept.labels),
+        other_fogs(some[wrong], seed + 1),
     )
 
 

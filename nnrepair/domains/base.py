@@ -1,4 +1,4 @@
-"""What a domain hands to methods, benchmarks and training: a `Task`, and `Episodes` for editors that are trained first.
+"""What a domain hands to methods, benchmarks and training: a `Task`, and episodes for editors that are trained first.
 
 A domain is a function `task(model, seed, edits) -> Task`; the same arguments give the same task.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.methods.episodes import Episode
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.inputs import AnyInputs
@@ -23,65 +24,36 @@ from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs
 
 #: At most so many edits, and so many points to keep, in one episode.
-EDITS, KEPT = 10, 100
+EDITS, LOCALITY = 10, 100
 
 
 @dataclass(frozen=True)
-class Episode:
-    """One exercise for an editor that is trained first; all that a domain has for it is one large episode.
-
-    Attributes:
-        edits: mistakes that the network makes on its training data, with their true labels.
-        edit_scope: neighbours of these edits, with `of`; an edit need not have any.
-        locality_set: labelled training points that the network gets right.
-    """
-
-    edits: Edits
-    edit_scope: EditScope
-    locality_set: LocalitySet
-
-    def part(self, generator: torch.Generator, edits: int = EDITS, kept: int = KEPT) -> Episode:
-        """Return 1 to `edits` of the edits with their own neighbours, and at most `kept` of the points to keep."""
-        most = min(edits, len(self.edits))
-        size = int(torch.randint(1, most + 1, (1,), generator=generator))
-        mine = torch.randperm(len(self.edits), generator=generator)[:size]
-        place = torch.full((len(self.edits),), -1)
-        place[mine] = torch.arange(size)
-        assert self.edit_scope.of is not None
-        of = place[self.edit_scope.of]
-        near = torch.nonzero(of >= 0).flatten()
-        keep = torch.randperm(len(self.locality_set), generator=generator)[:kept]
-        scope = EditScope(self.edit_scope.inputs[near], self.edit_scope.criterion[near], of[near])
-        return Episode(self.edits[mine], scope, self.locality_set[keep])
-
-
-@dataclass(frozen=True)
-class Episodes:
+class EpisodeSampler:
     """Episodes without end: iterate over them, or take the k-th, which is the same whichever were taken before.
 
     >>> x = torch.arange(6.0)[:, None]
     >>> edits, near = Edits(x[:2], [1, 1]), EditScope(x[2:4], [1, 1], of=[0, 1])
-    >>> everything = Episode(edits, near, LocalitySet(x[4:], [0, 0]))
-    >>> episodes = Episodes(lambda: everything, seed=0)
+    >>> everything = Episode(edits, LocalitySet(x[4:], [0, 0]), near)
+    >>> episodes = EpisodeSampler(lambda: everything, seed=0)
     >>> bool((episodes[7].edits.inputs == episodes[7].edits.inputs).all()), len(episodes[7].locality_set)
     (True, 2)
 
     Args:
         all: returns everything that episodes are drawn from; called when one is taken.
         seed: of the drawing; the global random state is not used.
-        edits, kept: at most so many edits, and points to keep, in each.
+        edits, locality: at most so many edits, and points to keep, in each.
     """
 
     all: Callable[[], Episode]
     seed: int
     edits: int = EDITS
-    kept: int = KEPT
+    locality: int = LOCALITY
 
     def __getitem__(self, k: int) -> Episode:
         if k < 0:
             raise IndexError(f"Episodes have no end to count from; {k} was asked for.")
         (mixed,) = np.random.SeedSequence([self.seed, k]).generate_state(1, np.uint64)
-        return self.all().part(torch.Generator().manual_seed(int(mixed >> np.uint64(1))), self.edits, self.kept)
+        return self.all().part(torch.Generator().manual_seed(int(mixed >> np.uint64(1))), self.edits, self.locality)
 
     def __iter__(self) -> Iterator[Episode]:
         return map(self.__getitem__, count())
@@ -97,8 +69,9 @@ class Task:
         locality_set: labelled points that every method may use.
         test_set: name -> (inputs, labels), labelled points that no method sees; the first is the one in tables.
         edit_scope: neighbours of each edit, with `of`; measured only.
-        training: returns all that the network's training data offers to editors that are trained first; called when
-            the first episode is asked for. None: this domain has none.
+        training: returns all that the network's training data offers to editors that are trained first: its mistakes
+            there with their true labels, neighbours of these, with `of`, and labelled points that it gets right. Called
+            when the first episode is asked for. None: this domain has none.
     """
 
     model: nn.Module
@@ -108,19 +81,20 @@ class Task:
     edit_scope: EditScope
     training: Callable[[], Episode] | None = None
 
-    def episodes(self, seed: int, edits: int = EDITS, kept: int = KEPT) -> Episodes:
+    def episodes(self, seed: int, edits: int = EDITS, locality: int = LOCALITY) -> EpisodeSampler:
         """Return episodes drawn from training data alone; no edit, and no point of a test set, is among them.
 
         Args:
             seed: the same one gives the same episodes.
-            edits, kept: at most so many edits, and points to keep, in each.
+            edits, locality: at most so many edits, and points to keep, in each.
 
         Raises:
             InvalidInput: the domain has no training data to draw from, or the network makes no mistake there.
         """
-        if edits < 1 or kept < 1 or seed < 0:
-            raise InvalidInput(f"edits and kept must be at least 1 and seed at least 0, given {edits}, {kept}, {seed}.")
-        return Episodes(lambda: self._all, seed, edits, kept)
+        if edits < 1 or locality < 1 or seed < 0:
+            given = f"{edits}, {locality}, {seed}"
+            raise InvalidInput(f"edits and locality must be at least 1 and seed at least 0, given {given}.")
+        return EpisodeSampler(lambda: self._all, seed, edits, locality)
 
     @cached_property
     def _all(self) -> Episode:
@@ -144,11 +118,11 @@ class Task:
             episodes: how many to look at, where the domain has any.
         """
         found = _not_mistakes(self.model, self.edits, "edits")
-        wrong, kept = _wrong(self.model, self.locality_set), len(self.locality_set)
+        wrong, points = _wrong(self.model, self.locality_set), len(self.locality_set)
         if wrong is None:
             found.append("the locality set has no labels")
-        elif 2 * wrong >= kept:
-            found.append(f"the network gets {wrong} of {kept} points of the locality set wrong")
+        elif 2 * wrong >= points:
+            found.append(f"the network gets {wrong} of {points} points of the locality set wrong")
         of = self.edit_scope.of
         if of is None or not set(of.tolist()) <= set(range(len(self.edits))):
             found.append("the edit scope does not say whose neighbour each point is: EditScope(inputs, labels, of=...)")
@@ -165,14 +139,11 @@ class Task:
 
 def _episode_faults(model: nn.Module, episode: Episode, hidden: Mapping[str, Any]) -> list[str]:
     found = _not_mistakes(model, episode.edits, "edits")
-    if wrong := _wrong(model, episode.locality_set):
-        found.append(f"the network gets {wrong} of {len(episode.locality_set)} points to keep wrong")
-    for what, points in (
-        ("edits", episode.edits),
-        ("neighbours", episode.edit_scope),
-        ("points", episode.locality_set),
-    ):
-        found += _shared(what, points.inputs, hidden)
+    keep = episode.locality_set
+    if keep is not None and (wrong := _wrong(model, keep)):
+        found.append(f"the network gets {wrong} of {len(keep)} points to keep wrong")
+    for what, points in (("edits", episode.edits), ("neighbours", episode.edit_scope), ("points", keep)):
+        found += [] if points is None else _shared(what, points.inputs, hidden)
     return found
 
 

@@ -5,7 +5,7 @@ One row each in the table of tests/test_methods.py.
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
 from nnrepair.methods.egnn import EGNN
-from nnrepair.methods.episodes import Episode, Exercise, RandomLabels
+from nnrepair.methods.episodes import Episode, RandomLabels
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.grace import GRACE
 from nnrepair.methods.learned_steps import LearnedSteps
@@ -20,7 +20,6 @@ __all__ = [
     "Capabilities",
     "Editor",
     "Episode",
-    "Exercise",
     "FineTune",
     "LearnedSteps",
     "Method",

@@ -1,11 +1,11 @@
-"""Exercises for methods that are trained first: small repair tasks, one after another."""
+"""Episodes for methods that are trained first: small repair tasks, one after another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,34 +18,44 @@ from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.problem import Problem, pose
 
 
-@runtime_checkable
-class Episode(Protocol):
-    """One exercise; `nnrepair.domains.base.Task.episodes` makes them, and so does any object with these attributes."""
-
-    @property
-    def edits(self) -> Edits:
-        """What is to hold after the exercise."""
-
-    @property
-    def locality_set(self) -> LocalitySet | None:
-        """What is to stay."""
-
-    @property
-    def edit_scope(self) -> EditScope | None:
-        """What is to follow, where anything is known of that."""
-
-
-#: Episodes one after another, or what returns them for a seed: a function, or an object with a method `episodes(seed)`.
-Episodes = Iterable[Episode] | Callable[[int], Iterable[Episode]]
-
-
 @dataclass(frozen=True)
-class Exercise:
-    """An episode of one's own, see `Episode`."""
+class Episode:
+    """One exercise; all that a domain has for them is one large episode, of which others are a `part`.
+
+    Attributes:
+        edits: what is to hold after the exercise.
+        locality_set: what is to stay.
+        edit_scope: what is to follow, where anything is known of that; an edit need not have any of it.
+    """
 
     edits: Edits
     locality_set: LocalitySet | None = None
     edit_scope: EditScope | None = None
+
+    def part(self, generator: torch.Generator, edits: int, locality: int) -> Episode:
+        """Return 1 to `edits` of the edits with their own edit scope, and at most `locality` of the points to keep.
+
+        Raises:
+            InvalidInput: the edit scope does not say whose its points are.
+        """
+        size = int(torch.randint(1, min(edits, len(self.edits)) + 1, (1,), generator=generator))
+        mine = torch.randperm(len(self.edits), generator=generator)[:size]
+        keep = scope = None
+        if self.locality_set is not None:
+            keep = self.locality_set[torch.randperm(len(self.locality_set), generator=generator)[:locality]]
+        if self.edit_scope is not None:
+            if self.edit_scope.of is None:
+                raise InvalidInput("The edit scope must say whose each point is: EditScope(inputs, labels, of=...).")
+            place = torch.full((len(self.edits),), -1)
+            place[mine] = torch.arange(size)
+            of = place[self.edit_scope.of]
+            near = torch.nonzero(of >= 0).flatten()
+            scope = EditScope(self.edit_scope.inputs[near], self.edit_scope.criterion[near], of[near])
+        return Episode(self.edits[mine], keep, scope)
+
+
+#: Episodes one after another, or what returns them for a seed: a function, or an object with a method `episodes(seed)`.
+Episodes = Iterable[Episode] | Callable[[int], Iterable[Episode]]
 
 
 class EpisodeStream:
@@ -88,8 +98,8 @@ class EpisodeStream:
             )
         if not isinstance(found, Episode):
             raise InvalidInput(
-                f"Episode {self._taken} is a {type(found).__name__}; expected an object with edits, locality_set and "
-                "edit_scope, such as nnrepair.methods.Exercise."
+                f"Episode {self._taken} is a {type(found).__name__}; expected an nnrepair.methods.Episode: edits, and "
+                "perhaps a locality set and an edit scope."
             )
         self._taken += 1
         return found
@@ -155,14 +165,14 @@ class RandomLabels:
                 "points: give more points, or ask for fewer, at least one of each."
             )
 
-    def __call__(self, seed: int) -> Iterator[Exercise]:
+    def __call__(self, seed: int) -> Iterator[Episode]:
         """Yield episodes without end."""
         generator = torch.Generator().manual_seed(seed)
         while True:
             size = int(torch.randint(1, self.edits + 1, (1,), generator=generator))
             order = torch.randperm(len(self.labels), generator=generator)
             mine, others = order[:size], order[size : size + self.locality]
-            yield Exercise(
+            yield Episode(
                 Edits(self.inputs[mine], self._drawn(mine, generator)),
                 LocalitySet(self.inputs[others], self.labels[others]),
             )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nnrepair.domains.base import Episode, Task, drawn
+from nnrepair.domains.base import Task, drawn
 from nnrepair.domains.images.vision import Images, digits, digits_cnn, train_classifier
 from nnrepair.errors import InvalidInput
+from nnrepair.methods.episodes import Episode
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 
 
@@ -43,8 +44,8 @@ def task(model: str = "cnn", seed: int = 0, edits: int | None = None) -> Task:
         edit_scope=moved(test[mine]),
         training=lambda: Episode(
             Edits(train[~known].inputs, train[~known].labels),
-            moved(train[~known]),
             LocalitySet(train[known].inputs, train[known].labels),
+            moved(train[~known]),
         ),
     )
 
