@@ -16,7 +16,7 @@ import torch
 import nnrepair
 from benchmarks.measure import measured
 from benchmarks.mnist.one import warm_up
-from nnrepair.domains.images.vision import mnist, train_classifier
+from nnrepair.domains.vision import mnist, train_classifier
 
 
 def network(width: int) -> torch.nn.Module:
@@ -61,7 +61,7 @@ def cnn() -> torch.nn.Module:
 
 def case(edits: int, width: int = 0, locality: int = 0, norm: str = "l1", layer: str = "middle") -> dict[str, Any]:
     """Repair `edits` fog digits in one layer of the decoupled network."""
-    from nnrepair.domains.images.vision import mnist_fog
+    from nnrepair.domains.vision import mnist_fog
 
     model = network(width) if width else cnn()
     layer = layer if width else "hidden"

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import nnrepair
-from nnrepair.domains.images.vision import mnist, mnist_fog, relu_mlp
+from nnrepair.domains.vision import mnist, mnist_fog, relu_mlp
 from nnrepair.methods import FineTune, MinimalNorm
 from nnrepair.methods.fine_tune.penalties import KL
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnrepair.domains.images import cifar
-from nnrepair.domains.images.vision import Images
+from nnrepair.domains.vision import Images
 from nnrepair.errors import DataUnavailable, InvalidInput
 
 DataDir = Callable[..., Path]

@@ -27,7 +27,7 @@ import nnrepair
 from nnrepair import AnyOf, Argmax, Edits, EditScope, InvalidInput, Linear, LocalitySet, Near, Segments, Threshold
 from nnrepair.domains.graphs.nodes import NodeEdits, NodeLocality, NodeScope
 from nnrepair.domains.images.cifar import ResNet
-from nnrepair.domains.images.vision import Images, train_classifier
+from nnrepair.domains.vision import Images, train_classifier
 from nnrepair.jacobian.fisher import fisher_diagonal
 from nnrepair.methods import EGNN, FineTune, Method, MinimalNorm
 from nnrepair.plot.page import html_report

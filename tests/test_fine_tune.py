@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Argmax, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed, Segments, UnsupportedModel
-from nnrepair.domains.images import vision
+from nnrepair.domains import vision
 from nnrepair.methods import FineTune, named
 from nnrepair.methods.fine_tune import method as fine_tune
 from nnrepair.methods.fine_tune.penalties import (

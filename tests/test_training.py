@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from nnrepair import InvalidInput
 from nnrepair.deadline import Deadline
+from nnrepair.domains import vision
 from nnrepair.domains.graphs.graph import inductive_split, train
-from nnrepair.domains.images import vision
 from nnrepair.errors import PatchError
 from nnrepair.fingerprint import digest_of_state, fingerprint
 from nnrepair.training import Batches, Checkpoint, Descent, Trained, Training

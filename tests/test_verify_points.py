@@ -20,7 +20,7 @@ import nnrepair
 from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, Edits, InvalidInput, Linear, LocalitySet, Near, Threshold
 from nnrepair import UnsupportedModel as Unsupported
 from nnrepair.deadline import NEVER
-from nnrepair.domains.images import vision
+from nnrepair.domains import vision
 from nnrepair.methods import MinimalNorm
 from nnrepair.verify import Box, Property, points, vnnlib
 from nnrepair.verify.points import check_points

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from nnrepair.domains import vision
 from nnrepair.domains.files import Resource
-from nnrepair.domains.images import vision
-from nnrepair.domains.images.vision import Images
+from nnrepair.domains.images import data
+from nnrepair.domains.vision import Images
 from nnrepair.errors import DataUnavailable, InvalidInput
 
 DataDir = Callable[..., Path]
@@ -240,9 +241,9 @@ def test_offline_mnist_says_what_would_help(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     offline = {
-        name: Resource(r.path, f"http://127.0.0.1:9/{name}", sha256=r.sha256) for name, r in vision._MNIST_IDX.items()
+        name: Resource(r.path, f"http://127.0.0.1:9/{name}", sha256=r.sha256) for name, r in data._MNIST_IDX.items()
     }
-    monkeypatch.setattr(vision, "_MNIST_IDX", offline)
+    monkeypatch.setattr(data, "_MNIST_IDX", offline)
     with pytest.raises(DataUnavailable, match=r"NNREPAIR_DATA[\s\S]*curl"):
         vision.mnist("test")
     with pytest.raises(DataUnavailable, match="has no download source"):

@@ -21,7 +21,7 @@ from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.domains.base import Task, drawn
 from nnrepair.domains.files import find
 from nnrepair.domains.images.cifar import ResNet, cifar10_jpeg, cifar10_lossless, lossless_rows, resnet20
-from nnrepair.domains.images.vision import Images
+from nnrepair.domains.vision import Images
 from nnrepair.errors import InvalidInput
 from nnrepair.files import read_arrays, write_arrays
 from nnrepair.methods.episodes import Episode

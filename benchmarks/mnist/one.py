@@ -10,7 +10,7 @@ import torch
 
 import nnrepair
 from benchmarks.measure import measured
-from nnrepair.domains.images.vision import Images, mnist, mnist_fog, relu_mlp
+from nnrepair.domains.vision import Images, mnist, mnist_fog, relu_mlp
 from nnrepair.spec.running import outputs
 
 

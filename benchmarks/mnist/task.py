@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.domains.base import Task, drawn
-from nnrepair.domains.images.vision import Images, fog, mnist, mnist_fog, relu_mlp
+from nnrepair.domains.vision import Images, fog, mnist, mnist_fog, relu_mlp
 from nnrepair.methods.episodes import Episode
 
 #: Size of the locality set, and in how many other fogs each edited digit is put to see whether its repair generalises.

@@ -1,7 +1,7 @@
 """PRDNN's Task 2: segments from a clean MNIST digit to the same digit in fog, each to be classified right all along.
 
 Sotoudeh & Thakur, "Provable repair of deep neural networks" (PLDI 2021): the 3x100 network, N lines from training
-digits that it gets right, margin 0.05. The fog is this project's (see `nnrepair.domains.images.vision.fog`), not
+digits that it gets right, margin 0.05. The fog is this project's (see `nnrepair.domains.vision.fog`), not
 MNIST-C's.
 """
 
@@ -22,7 +22,7 @@ from benchmarks.baselines import prdnn
 from benchmarks.measure import measured
 from benchmarks.mnist.one import accuracy, warm_up
 from nnrepair import Edits, Segments
-from nnrepair.domains.images.vision import Images, fog, mnist, mnist_fog, relu_mlp
+from nnrepair.domains.vision import Images, fog, mnist, mnist_fog, relu_mlp
 from nnrepair.methods import MinimalNorm
 from nnrepair.regions.splitting import Pieces, split
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks import measure
 from nnrepair import Argmax
 from nnrepair.domains import files as data
-from nnrepair.domains.images import vision
+from nnrepair.domains import vision
 from nnrepair.verify import Box, Property, check
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.search.bounds import Bounder

@@ -14,8 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from nnrepair import onnx
-from nnrepair.domains import digits
-from nnrepair.domains.images import vision
+from nnrepair.domains import digits, vision
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.extras import needed
 from nnrepair.files import NotWritten, require_writable, write_atomically, write_or_rescue

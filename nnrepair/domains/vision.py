@@ -1,3 +1,8 @@
-"""A public name of what is `nnrepair.domains.images.vision`."""
+"""Public names of what is in `nnrepair.domains.images`: data, fog, networks and training."""
 
-from nnrepair.domains.images.vision import *  # noqa: F403
+from nnrepair.domains.images.data import Images, digits, mnist, mnist_fog
+from nnrepair.domains.images.fog import fog
+from nnrepair.domains.images.networks import digits_cnn, relu_mlp
+from nnrepair.domains.images.training import train_classifier
+
+__all__ = ["Images", "digits", "digits_cnn", "fog", "mnist", "mnist_fog", "relu_mlp", "train_classifier"]

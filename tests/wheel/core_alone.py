@@ -161,7 +161,7 @@ def _picture() -> object:
         ("plot", _picture),
         ("vision", _photographs),
         ("graph", _graph),
-        ("demo", lambda: importlib.import_module("nnrepair.domains.images.vision").digits()),
+        ("demo", lambda: importlib.import_module("nnrepair.domains.vision").digits()),
     ],
 )
 @pytest.mark.usefixtures("files")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.domains.base import Task, drawn
-from nnrepair.domains.images.vision import Images, digits, digits_cnn, train_classifier
+from nnrepair.domains.vision import Images, digits, digits_cnn, train_classifier
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.episodes import Episode
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet

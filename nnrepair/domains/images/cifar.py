@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nnrepair.domains import files as data
 from nnrepair.domains.files import Resource
-from nnrepair.domains.images.vision import Images, Split
+from nnrepair.domains.images.data import Images, Split
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
 
 #: What the labels 0 to 9 mean.
