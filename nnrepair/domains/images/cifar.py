@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nnrepair.domains import files as data
+from nnrepair.domains import files
 from nnrepair.domains.files import Resource
 from nnrepair.domains.images.data import Images, Split
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
@@ -50,7 +50,7 @@ def cifar10(split: Split = "test") -> Images:
     torch.Size([10000, 3, 32, 32])
     """
     parts = _OFFICIAL_PARTS[_known(split)]
-    path = data.locate(_OFFICIAL)
+    path = files.locate(_OFFICIAL)
     size = 1 + 3 * 32 * 32  # a label, then red, green and blue, each row by row
     records = []
     try:
@@ -78,7 +78,7 @@ def cifar10_jpeg(split: Split = "test") -> Images:
     >>> cifar10_jpeg("test").inputs.shape  # doctest: +SKIP
     torch.Size([10000, 3, 32, 32])
     """
-    path = data.locate(_JPEG[_known(split)])
+    path = files.locate(_JPEG[_known(split)])
     arrays = _arrays(path, "data", "offsets", "label")
     try:
         pixels = np.stack(list(_decoded(arrays["data"], arrays["offsets"])))
@@ -98,14 +98,14 @@ def cifar10_lossless(split: Split = "test") -> Images:
     >>> cifar10_lossless("test").inputs.shape  # doctest: +SKIP
     torch.Size([389, 3, 32, 32])
     """
-    arrays = _arrays(data.locate(_LOSSLESS), f"x_{_known(split)}", f"y_{split}")
+    arrays = _arrays(files.locate(_LOSSLESS), f"x_{_known(split)}", f"y_{split}")
     return _images(arrays[f"x_{split}"].transpose(0, 3, 1, 2), arrays[f"y_{split}"])
 
 
 def lossless_rows(split: Split = "test") -> Tensor:
     """Return (n,) int64: for each image of `cifar10_lossless`, the row of `cifar10_jpeg` with the same picture."""
     name = f"{_known(split)}_jpeg_index"
-    return torch.from_numpy(_arrays(data.locate(_LOSSLESS), name)[name].astype(np.int64))
+    return torch.from_numpy(_arrays(files.locate(_LOSSLESS), name)[name].astype(np.int64))
 
 
 class ResNet(nn.Module):
@@ -160,7 +160,7 @@ def resnet20() -> ResNet:
     >>> resnet20().linear  # doctest: +SKIP
     Linear(in_features=64, out_features=10, bias=True)
     """
-    path = data.locate(_RESNET20)
+    path = files.locate(_RESNET20)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
@@ -213,7 +213,7 @@ def _known(split: str) -> str:
 
 
 def _arrays(path: Path, *names: str) -> dict[str, npt.NDArray[Any]]:
-    with data.open_npz(path) as file:
+    with files.open_npz(path) as file:
         missing = [name for name in names if name not in file.files]
         if missing:
             raise InvalidInput(f"{path} lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}.")

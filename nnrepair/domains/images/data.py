@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nnrepair.domains import files as data
+from nnrepair.domains import files
 from nnrepair.domains.files import Resource
 from nnrepair.domains.images.fog import fog
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
@@ -109,7 +109,7 @@ def mnist_fog(*, flat: bool = True) -> Images:
     >>> mnist_fog()[:100].inputs.shape  # doctest: +SKIP
     torch.Size([100, 784])
     """
-    if data.find(_MNIST_FOG.path) is not None:
+    if files.find(_MNIST_FOG.path) is not None:
         with _npz(_MNIST_FOG) as file:
             return _as_images(file["x"], file["y"], flat)
     pixels, labels = _mnist_pixels("test")
@@ -146,12 +146,12 @@ def _mnist_pixels(split: Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.u
     prefixes = {"train": "train", "test": "t10k"}
     if split not in prefixes:
         raise InvalidInput(f"MNIST has no split {split!r}.{near_matches(str(split), prefixes)} Splits: train, test.")
-    if data.find(_MNIST.path) is not None:
+    if files.find(_MNIST.path) is not None:
         with _npz(_MNIST) as file:
             return file[f"x_{split}"], file[f"y_{split}"]
     prefix = prefixes[split]
-    images = data.locate(_MNIST_IDX[f"{prefix}-images-idx3-ubyte.gz"])
-    labels = data.locate(_MNIST_IDX[f"{prefix}-labels-idx1-ubyte.gz"])
+    images = files.locate(_MNIST_IDX[f"{prefix}-images-idx3-ubyte.gz"])
+    labels = files.locate(_MNIST_IDX[f"{prefix}-labels-idx1-ubyte.gz"])
     return _read_idx(images), _read_idx(labels)
 
 
@@ -170,7 +170,7 @@ def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _npz(resource: Resource) -> np.lib.npyio.NpzFile:
-    return data.open_npz(data.locate(resource))
+    return files.open_npz(files.locate(resource))
 
 
 def _as_images(pixels: npt.NDArray[np.number], labels: npt.NDArray[np.integer], flat: bool) -> Images:

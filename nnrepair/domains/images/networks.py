@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from nnrepair.domains import files as data
+from nnrepair.domains import files
 from nnrepair.domains.files import Resource
 from nnrepair.errors import InvalidInput, near_matches
 
@@ -29,13 +29,13 @@ def relu_mlp(name_or_path: str | Path) -> nn.Sequential:
     """
     path = Path(name_or_path)
     if str(name_or_path) in _RELU_MLPS:
-        path = data.locate(_RELU_MLPS[str(name_or_path)])
+        path = files.locate(_RELU_MLPS[str(name_or_path)])
     elif not path.is_file():
         raise InvalidInput(
             f"{str(name_or_path)!r} is neither a known network nor a file.{near_matches(path.name, _RELU_MLPS)} "
             f"Known networks: {', '.join(_RELU_MLPS)}."
         )
-    with data.open_npz(path) as file:
+    with files.open_npz(path) as file:
         arrays = {key: file[key] for key in file.files if key[0] in "Wb"}
     depth = sum(key.startswith("W") for key in arrays)
     missing = [key for k in range(max(depth, 1)) for key in (f"W{k}", f"b{k}") if key not in arrays]
