@@ -7,13 +7,14 @@ A reader either computes what onnxruntime computes, or refuses with its own erro
 from __future__ import annotations
 
 import argparse
-import functools
 import subprocess
 import tempfile
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from functools import partial
 from importlib.metadata import version
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from benchmarks import measure
 from benchmarks.readers.graphs import POINTS, SEED, STYLES, Case, case
 from benchmarks.readers.readers import READERS, Reading
 from benchmarks.readers.truth import Mixed, Truth, apart, by_reference, invalid
+from nnrepair.errors import NNRepairError
+from nnrepair.processes import Failure, in_processes
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK = 5000
@@ -151,21 +154,31 @@ def run(path: Path, seed: int, target: int, jobs: int) -> list[dict[str, Any]]:
     """Run blocks until every reader has read `target` graphs, going on with those of the file.
 
     After LEAST graphs of each style come those that are drawn for the reader that has read the fewest.
+
+    Raises:
+        NNRepairError: the process of a block ended; the others are stored.
     """
-    rows = measure.load(path)
-    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        while (style := wanted([row for row in rows if row["seed"] == seed], target)) is not None:
-            first = sum(row["graphs"] for row in rows if (row["style"], row["seed"]) == (style, seed))
-            blocks = [functools.partial(block, style, first + k * BLOCK, BLOCK, seed) for k in range(jobs)]
-            for row in pool.map(measure.measured, blocks):
+    rows, lost = measure.load(path), list[str]()
+    while not lost and (style := wanted([row for row in rows if row["seed"] == seed], target)) is not None:
+        done = {row["first"] for row in rows if (row["style"], row["seed"]) == (style, seed)}
+        missing = list(islice((first for first in count(0, BLOCK) if first not in done), jobs))
+        with closing(in_processes(partial(_measured, style, seed), missing, jobs)) as answers:
+            for first, row in answers:
+                if isinstance(row, Failure):
+                    lost.append(f"{style} {first}: {row}")
+                    continue
                 rows.append(row | {"commit": _commit(), "packages": {p: version(p) for p in ("onnx", "onnxruntime")}})
                 measure.save(path, rows, "random ONNX graphs: four readers against onnxruntime")
                 speed = BLOCK / row["cpu_seconds"]
-                print(
-                    f"{style} {row['first']}: {speed:.0f} graphs per CPU second, read so far: {read(rows)}", flush=True
-                )
+                print(f"{style} {first}: {speed:.0f} graphs per CPU second, read so far: {read(rows)}", flush=True)
                 print(*row["faults"], sep="\n", flush=True)
+    if lost:
+        raise NNRepairError(f"Blocks without an answer: {'; '.join(lost)}.")
     return rows
+
+
+def _measured(style: str, seed: int, first: int) -> dict[str, Any]:
+    return measure.measured(partial(block, style, first, BLOCK, seed))
 
 
 def read(rows: list[dict[str, Any]]) -> dict[str, int]:
