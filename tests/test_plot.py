@@ -75,14 +75,14 @@ def decisions(ax: Any) -> np.ndarray:
 @pytest.mark.parametrize("dims", [(0, 1), (1, 0), (2, 1)])
 @pytest.mark.parametrize("lowest", [False, True])
 def test_every_cell_has_the_colour_of_its_decision(model: nn.Module, axes: Any, dims: Any, lowest: bool) -> None:
-    plot.region(model, UNIT, dims, at=[0.7, 1.1, 0.2], resolution=20, ax=axes, lowest_wins=lowest)
+    plot.region(model, UNIT, dims, at=[0.7, 1.1, 0.2], resolution=21, ax=axes, lowest_wins=lowest)
     drawn = decisions(axes)
     low, high = UNIT.outer
-    for row in range(20):
-        for column in range(20):
+    for row in range(21):
+        for column in range(21):
             x = np.array([0.7, 1.1, 0.2])
             for dim, k in zip(dims, (column, row), strict=True):
-                x[dim] = low[dim] + (high[dim] - low[dim]) * (k + 0.5) / 20
+                x[dim] = low[dim] + (high[dim] - low[dim]) * (k + 0.5) / 21
             y = model(torch.tensor(x, dtype=torch.float32)[None])[0]
             assert drawn[row, column] == f"class {int(y.argmin() if lowest else y.argmax())}"
 

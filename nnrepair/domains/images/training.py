@@ -48,6 +48,7 @@ def train_classifier(
 
     Warns when the loss becomes infinite or no number; the network is then that of the step before.
 
+    >>> from nnrepair.domains.vision import digits, digits_cnn
     >>> train, test = digits()
     >>> model = train_classifier(digits_cnn(), train, epochs=1)
     >>> model(test.inputs).shape
