@@ -6,7 +6,6 @@ nothing. All jobs are searched together, in batches, depth first, so that memory
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,21 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnrepair.deadline import NEVER, Deadline, OutOfTime
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.search.bounds import Bounder
-from nnrepair.verify.search.jobs import (
-    NOTHING,
-    Columns,
-    Confirm,
-    Found,
-    Jobs,
-    Open,
-    Options,
-    Part,
-    any_confirmed,
-)
+from nnrepair.verify.search.branch import BranchAndBound
+from nnrepair.verify.search.jobs import Columns, Confirm, Jobs, Options, Part, any_confirmed
 from nnrepair.verify.search.relaxation import Linear, Relaxation
 
 #: What a split wins back of the looseness of a box, as a share; measured on ACAS Xu networks.
@@ -96,8 +86,8 @@ class _Tree:
         return dim[order], cut[order][dim[order] >= 0]
 
 
-class Search:
-    """One search; `run` does it.
+class Search(BranchAndBound[_Boxes]):
+    """The search over boxes.
 
     Args:
         graph: the network.
@@ -105,8 +95,10 @@ class Search:
         confirm: called with points that seem to be counterexamples.
         options: how.
         deadline: when to end.
-        proof: whether to keep how boxes were split.
+        proof: whether to record how boxes were split.
     """
+
+    first_attack = 256
 
     def __init__(
         self,
@@ -117,59 +109,19 @@ class Search:
         deadline: Deadline = NEVER,
         proof: bool = True,
     ) -> None:
-        self.graph, self.jobs, self.confirm, self.options = graph, jobs, confirm, options
-        self.deadline, self.proof = deadline, proof
+        super().__init__(graph, jobs, confirm, options.most, deadline)
+        self.options, self.proof = options, proof
+        self.splits = _Tree(len(jobs), proof)
         self.reach = torch.maximum(jobs.lower.abs(), jobs.upper.abs()).amax(0)
 
-    def run(self, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False) -> Found:
-        """Search until all is closed, a counterexample is confirmed, nothing can be proved any more, or time is over.
-
-        `attack(n)` looks for counterexamples from n random starts; it is called whenever the number of boxes has
-        doubled, so that it costs a fixed share of the search.
-        """
-        open_ = Open[_Boxes](self._batch(), self.jobs, self.options.most, self.deadline)
-        tree = _Tree(len(self.jobs), self.proof)
-        boxes, next_attack, current = 0, 256, None
-        try:
-            open_.push(self._roots())
-            while open_.parts:
-                share = open_.closed_share()
-                report(share, boxes)
-                self.deadline.check()
-                if limit := open_.limit(boxes):
-                    return open_.found(boxes, limit)
-                current = open_.pop()
-                boxes += len(current)
-                if boxes >= next_attack and attack(next_attack):
-                    return Found(False, True, boxes, share, None, open_.stuck, None)
-                next_attack = next_attack if boxes < next_attack else 2 * next_attack
-                opened = self._bound(current)
-                if opened is None:
-                    return Found(False, True, boxes, share, None, open_.stuck, None)
-                children, lost = self._split(opened, tree)
-                if len(lost) and open_.stuck < LAST_RESORT and self._violated(lost, everywhere=True):
-                    return Found(False, True, boxes, share, None, open_.stuck, None)
-                if len(lost):
-                    open_.lose(lost.boxes, boxes)
-                    tree.forget()
-                open_.push(children)
-                current = None
-        except OutOfTime:
-            if current is not None:
-                open_.push(current)
-            return open_.found(boxes) if open_.parts else NOTHING
-        if open_.stuck:
-            return open_.found(boxes)
-        return Found(True, False, boxes, 1.0, None, 0, tree.preorder(len(self.jobs)) if self.proof else None)
-
     def _batch(self) -> int:
-        """Return how many boxes to bound at once: what a cache holds, unless the network is large."""
+        """What a cache holds, unless the network is large."""
         usual, faster = (256, 1) if self.graph.device.type == "cpu" else (16_384, 50)
         rows = max(self.jobs.rows.shape[1], self.graph.inputs)
         fits = min(BATCH_NUMBERS // (self.graph.size * rows), BATCH_WORK // max(1, self.graph.work))
         return self.options.batch or max(1, min(usual, faster * fits))
 
-    def _roots(self) -> _Boxes:
+    def _roots(self) -> list[_Boxes]:
         jobs = self.jobs
         self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), deadline=self.deadline)
         self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
@@ -177,7 +129,22 @@ class Search:
         low, high = (end.expand(n, -1) for end in self.bounder.root)
         each = torch.arange(n, device=low.device)
         share = low.new_full((n,), 1 / n)
-        return _Boxes(jobs.lower, jobs.upper, low, high, each, each.clone(), share, low.new_full((n,), -torch.inf))
+        bound = low.new_full((n,), -torch.inf)
+        return [_Boxes(jobs.lower, jobs.upper, low, high, each, each.clone(), share, bound)]
+
+    def _halves(self, boxes: _Boxes, stuck: int) -> tuple[_Boxes, _Boxes] | None:
+        opened = self._bound(boxes)
+        if opened is None:
+            return None
+        children, lost = self._split(opened)
+        if len(lost) and stuck < LAST_RESORT and self._violated(lost, everywhere=True):
+            return None
+        if len(lost):
+            self.splits.forget()
+        return children, lost.boxes
+
+    def _tree(self) -> tuple[NDArray[np.int16], NDArray[np.float64]] | None:
+        return self.splits.preorder(len(self.jobs)) if self.proof else None
 
     def _bound(self, boxes: _Boxes) -> _Opened | None:
         """Return what stays open, clipped, or None when a counterexample was confirmed."""
@@ -249,7 +216,7 @@ class Search:
         depth = self.jobs.depth(self.graph(x, self.deadline), job)
         return any_confirmed(self.confirm, x, job, depth, -torch.inf if everywhere else 0.0)
 
-    def _split(self, opened: _Opened, tree: _Tree) -> tuple[_Boxes, _Opened]:
+    def _split(self, opened: _Opened) -> tuple[_Boxes, _Opened]:
         """Return the halves of the open boxes, and the boxes that cannot be halved."""
         width = opened.upper - opened.lower
         if self.options.attribute:
@@ -265,7 +232,7 @@ class Search:
         boxes = opened.boxes
         boxes.lower, boxes.upper, boxes.bound = opened.lower, opened.upper, opened.value
         dim = score.argmax(1)
-        halves = self._halved(boxes, dim, cut, tree)
+        halves = self._halved(boxes, dim, cut)
         # Where the bound lacks more than a split wins back, bounding the halves would be in vain: quarter the box.
         hopeless = (opened.value + HOPELESS * score.sum(1) < 0) if self.options.attribute else ~good[index]
         if bool(hopeless.any()):
@@ -274,7 +241,7 @@ class Search:
             parents, dim = halves[again], score.argmax(1).repeat(2)[again]
             cut, can = self._cuts(parents.lower, parents.upper)
             fits = can.gather(1, dim[:, None])[:, 0]
-            quarters = self._halved(parents[fits], dim[fits], cut[fits], tree)
+            quarters = self._halved(parents[fits], dim[fits], cut[fits])
             stays = torch.ones(len(halves), dtype=torch.bool, device=dim.device)
             stays[again[fits]] = False
             halves = _Boxes.joined([halves[stays], quarters])
@@ -288,12 +255,11 @@ class Search:
         cut = torch.where((cut > lower) & (cut < upper), cut, middle)
         return cut, (cut > lower) & (cut < upper)
 
-    @staticmethod
-    def _halved(boxes: _Boxes, dim: Tensor, cuts: Tensor, tree: _Tree) -> _Boxes:
+    def _halved(self, boxes: _Boxes, dim: Tensor, cuts: Tensor) -> _Boxes:
         """Return the lower halves, then the upper ones."""
         each = torch.arange(len(dim), device=dim.device)
         cut = cuts[each, dim]
-        child = tree.split(boxes.node, dim, cut)
+        child = self.splits.split(boxes.node, dim, cut)
         below, above = boxes.upper.clone(), boxes.lower.clone()
         below[each, dim], above[each, dim] = cut, cut
         return _Boxes(

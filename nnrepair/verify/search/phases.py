@@ -7,25 +7,19 @@ part that stays open is split at the unit whose lines lose most. Rounding is cov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from nnrepair.deadline import NEVER, Deadline, OutOfTime
+from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.search.bounds import Bounder
-from nnrepair.verify.search.jobs import (
-    NOTHING,
-    Confirm,
-    Found,
-    Jobs,
-    Open,
-    Part,
-    any_confirmed,
-)
+from nnrepair.verify.search.branch import BranchAndBound
+from nnrepair.verify.search.jobs import Confirm, Jobs, Part, any_confirmed
 from nnrepair.verify.search.relaxation import Relaxation
 
 #: Parts are bounded in batches of so many numbers (units and inputs).
@@ -46,8 +40,8 @@ class _Parts(Part):
     bound: Tensor
 
 
-class PhaseSearch:
-    """One search; `run` does it. Of every job's rows only the one that plain bounds bring closest to proof is pursued.
+class PhaseSearch(BranchAndBound[_Parts]):
+    """The search over phases. Of every job's rows only the one that plain bounds bring closest to proof is pursued.
 
     Args:
         graph: the network.
@@ -59,6 +53,9 @@ class PhaseSearch:
         deadline: when to end.
     """
 
+    first_attack = 64
+    starts = 2
+
     def __init__(
         self,
         graph: Graph,
@@ -69,64 +66,20 @@ class PhaseSearch:
         most: int | None = None,
         deadline: Deadline = NEVER,
     ) -> None:
-        self.graph, self.jobs, self.confirm, self.deadline = graph, jobs, confirm, deadline
-        self.steps, self.root_steps, self.most = steps, root_steps, most
+        super().__init__(graph, jobs, confirm, most, deadline)
+        self.steps, self.root_steps, self.counted, self.was_split = steps, root_steps, len(jobs), False
         self.refine = graph.hidden * graph.hidden < REFINE_WORK
 
-    def run(self, report: Callable[[float, int], None], attack: Callable[[int], bool] = lambda n: False) -> Found:
-        """Search until all is closed, a counterexample is confirmed, nothing can be proved any more, or it is time."""
-        batch = max(1, BATCH_NUMBERS // (self.graph.hidden + self.graph.inputs))
-        open_ = Open[_Parts](batch, self.jobs, self.most, self.deadline)
-        boxes, split, next_attack, current = len(self.jobs), False, 64, None
-        try:
-            roots, row = self._roots()
-            for part in roots:
-                open_.push(part)
-            while open_.parts:
-                share = open_.closed_share()
-                report(share, boxes)
-                self.deadline.check()
-                if limit := open_.limit(boxes):
-                    return open_.found(boxes, limit)
-                current = open_.pop()
-                boxes += len(current)
-                if boxes >= next_attack:
-                    next_attack *= 2
-                    if attack(next_attack):
-                        return Found(False, True, boxes, share, None, open_.stuck, None)
-                opened, coefficients, relaxation = self._bound(current, row, self.steps)
-                if opened is None:
-                    return Found(False, True, boxes, share, None, open_.stuck, None)
-                current = None
-                if not len(opened):
-                    continue
-                children, last = self._split(opened, coefficients, relaxation)
-                split = True
-                open_.push(children)
-                if len(last):  # affine now: nothing left to split, only better multipliers to find
-                    current = last
-                    lost, _, _ = self._bound(last, row, LAST_STEPS)
-                    if lost is None:
-                        return Found(False, True, boxes, share, None, open_.stuck, None)
-                    if len(lost):
-                        open_.lose(lost, boxes)
-                    current = None
-        except OutOfTime:
-            if current is not None:
-                open_.push(current)
-            return open_.found(boxes) if open_.parts else NOTHING
-        if open_.stuck:
-            return open_.found(boxes)
-        leaves = (np.full(len(self.jobs), -1, np.int16), np.zeros(0))
-        return Found(True, False, boxes, 1.0, None, 0, None if split else leaves)
+    def _batch(self) -> int:
+        return max(1, BATCH_NUMBERS // (self.graph.hidden + self.graph.inputs))
 
-    def _roots(self) -> tuple[list[_Parts], Tensor]:
-        """Return the jobs that plain bounds leave open, and for every job the row that they bring closest to proof."""
+    def _roots(self) -> list[_Parts]:
+        """Return the jobs that plain bounds leave open; `row` is for every job the one that they bring closest."""
         jobs = self.jobs
         self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), refine=False, deadline=self.deadline)
         self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
         first, box = jobs.boxes()
-        parts, rows = [], torch.zeros_like(box)
+        parts, self.row = [], torch.zeros_like(box)
         for b, job in enumerate(first.tolist()):
             lower, upper = jobs.lower[job][None], jobs.upper[job][None]
             mine = (box == b).nonzero()[:, 0]
@@ -134,14 +87,28 @@ class PhaseSearch:
             for steps in (0, self.root_steps):  # most jobs do not need the second
                 relaxation = self.bounder.relax(lower, upper, known, steps=steps)
                 known = relaxation.joined(lower)
-                best, rows[mine] = self._plain(relaxation, lower, upper, mine)
+                best, self.row[mine] = self._plain(relaxation, lower, upper, mine)
                 if bool((best > 0).all()):
                     break
             still = ~(best > 0)
             count = int(still.sum())
             low, high, free = (v.expand(count, -1) for v in (*known, torch.zeros_like(known[0])))
             parts.append(_Parts(low, high, free, mine[still], torch.full_like(best[still], 1 / len(jobs)), best[still]))
-        return parts, rows
+        return parts
+
+    def _halves(self, parts: _Parts, stuck: int) -> tuple[_Parts, _Parts] | None:
+        opened, coefficients, relaxation = self._bound(parts, self.steps)
+        if opened is None or not len(opened):
+            return None if opened is None else (opened, opened)
+        self.was_split = True
+        children, last = self._split(opened, coefficients, relaxation)
+        lost: _Parts | None = last
+        if len(last):  # affine now: nothing left to split, only better multipliers to find
+            lost, _, _ = self._bound(last, LAST_STEPS)
+        return None if lost is None else (children, lost)
+
+    def _tree(self) -> tuple[NDArray[np.int16], NDArray[np.float64]] | None:
+        return None if self.was_split else (np.full(len(self.jobs), -1, np.int16), np.zeros(0))
 
     def _plain(self, relaxation: Relaxation, lower: Tensor, upper: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
         """Return bounds of some jobs on their common box, each the best of its rows, and which row that is."""
@@ -152,7 +119,7 @@ class PhaseSearch:
             values.append(bound.minimum(lower, upper).reshape(-1, m) - self.offset[part])
         return self.jobs.best(torch.cat(values), mine)
 
-    def _bound(self, parts: _Parts, row: Tensor, steps: int) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
+    def _bound(self, parts: _Parts, steps: int) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
         """Return the parts that stay open, with their coefficients, or None when a counterexample was confirmed."""
         job = parts.job
         lower, upper = self.jobs.lower[job], self.jobs.upper[job]
@@ -163,7 +130,8 @@ class PhaseSearch:
         slices = [self.graph.nodes[k].units for k in self.graph.bent]
         coefficients: list[Tensor | None] = []
         last = len(self.graph.nodes) - 1
-        rows, offset = self.jobs.rows[job, row[job]], self.offset[job, row[job]]
+        row = self.row[job]
+        rows, offset = self.jobs.rows[job, row], self.offset[job, row]
         phase = [parts.phase[:, s] for s in slices]
         best, bound = self.bounder.improve(
             relaxation, last, rows, offset, lower, upper, steps, phase=phase, coefficients=coefficients
