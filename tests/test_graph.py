@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import DataUnavailable, Edits, Inputs, InvalidInput, LocalitySet, UnsupportedModel
-from nnrepair.domains.graphs import nodes as module
+from nnrepair.domains.graphs import known
 from nnrepair.domains.graphs.cached import cached
 from nnrepair.domains.graphs.data import load
 from nnrepair.domains.graphs.graph import (
@@ -118,10 +118,10 @@ def test_an_adjacency_moves_with_the_features() -> None:
 def test_converted_copies_are_forgotten_with_their_graph() -> None:
     graph = ring()
     Nodes(graph.x, graph.edge_index, [4]).to(DOUBLE)
-    before = len(module._KNOWN)
+    before = len(known._KNOWN)
     del graph
     gc.collect()
-    assert len(module._KNOWN) < before
+    assert len(known._KNOWN) < before
 
 
 def through_data(x: Tensor) -> None:
@@ -157,7 +157,7 @@ def test_copies_of_an_adjacency_are_not_stale(monkeypatch: pytest.MonkeyPatch) -
         values = nodes.edge_index if layout == torch.strided else nodes.edge_index._values()
         values.data[0] = 7.0
         assert float(nodes.to(DOUBLE).edge_index.to_dense()[0, 0]) == 7.0
-    monkeypatch.setattr(module, "_LOOKED_AT", 20)  # of 60
+    monkeypatch.setattr(known, "_LOOKED_AT", 20)  # of 60
     nodes = Nodes(graph.x, graph.edge_index, [4])
     nodes.to(DOUBLE)
     graph.x.data.mul_(2)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnrepair.domains.graphs.large import CHUNK, NODES, Csr, LargeGraph, chunks
+from nnrepair.domains.graphs.checks import NODES
+from nnrepair.domains.graphs.large import CHUNK, Csr, LargeGraph, chunks
 from nnrepair.errors import InvalidInput
 
 Array = np.ndarray[Any, Any]

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnrepair.domains.graphs.checks import as_index
 from nnrepair.domains.graphs.large import LargeGraph, chunks
 from nnrepair.domains.graphs.layerwise import BLOCK, Convolution, Layer, _checked, take_apart
-from nnrepair.domains.graphs.nodes import as_index, picked
+from nnrepair.domains.graphs.nodes import picked
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.head import AffineHead, beside
 from nnrepair.spec.inputs import Inputs

@@ -17,20 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nnrepair.domains.graphs.nodes import (
-    NodeEdits,
-    NodeLocality,
-    Nodes,
-    NodeScope,
-    as_index,
-    check_graph,
-    check_nodes,
-    graph_of,
-    inputs_of,
-    known,
-    labels_of,
-    refuse_weights,
-)
+from nnrepair.domains.graphs.checks import LabelledNodes, as_index, check_graph, check_nodes, refuse_weights
+from nnrepair.domains.graphs.known import known
+from nnrepair.domains.graphs.nodes import NodeEdits, NodeLocality, Nodes, NodeScope, graph_of, inputs_of, labels_of
 from nnrepair.errors import DataUnavailable, InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.provenance import digest
@@ -46,7 +35,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(LabelledNodes):
     """A graph with labelled nodes; every function here also takes a `torch_geometric.data.Data` in its place.
 
     Args:
@@ -75,25 +64,9 @@ class Graph:
 
     def __post_init__(self) -> None:
         check_graph(self.x, self.edge_index)
-        masks = {"train_mask": self.train_mask, "val_mask": self.val_mask, "test_mask": self.test_mask}
-        check_nodes(len(self.x), self.y, **masks)
+        check_nodes(len(self.x), self.y, **self.masks)
         if self.undirected:
             _refuse_one_way(self.edge_index, len(self.x))
-
-    @property
-    def num_nodes(self) -> int:
-        """How many nodes there are."""
-        return len(self.x)
-
-    @property
-    def num_features(self) -> int:
-        """Features per node."""
-        return int(self.x.shape[1])
-
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest label."""
-        return int(self.y.max()) + 1
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_nodes} nodes, {self.num_features} features)"

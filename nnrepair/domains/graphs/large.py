@@ -17,14 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnrepair.domains.graphs.checks import (
+    LabelledNodes,
+    as_index,
+    check_nodes,
+    refuse_not_finite,
+    refuse_outside,
+    refuse_weights,
+)
 from nnrepair.domains.graphs.graph import Graph
-from nnrepair.domains.graphs.nodes import as_index, check_nodes, few, refuse_weights
 from nnrepair.errors import InvalidInput
 
 #: Edges that are looked at together, where each of them needs more than its four bytes.
 CHUNK = 1 << 22
-#: Nodes that are looked at together.
-NODES = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +67,7 @@ class Csr:
                 f"Csr: pointer must ascend from 0 to the number of edges, {len(self.source)}, and have one entry more "
                 "than there are nodes. Csr.of(edge_index, nodes) makes both arrays from a list of edges."
             )
-        _refuse_outside(self.source, self.nodes)
+        refuse_outside(self.source, self.nodes)
 
     @classmethod
     def of(cls, edge_index: Tensor, nodes: int) -> Csr:
@@ -79,7 +84,7 @@ class Csr:
             )
         if not 0 < nodes < 2**31:
             raise InvalidInput(f"A graph has 1 to {2**31 - 1} nodes, got {nodes}.")
-        _refuse_outside(edge_index, nodes)
+        refuse_outside(edge_index, nodes)
         source, target = edge_index.detach().cpu().numpy()
         keys = np.empty(len(source), np.int64)
         for part in chunks(len(keys), CHUNK):
@@ -189,17 +194,8 @@ def _split(nodes: Tensor, degrees: Tensor) -> list[Tensor]:
     return list(torch.split(nodes, torch.unique_consecutive(which, return_counts=True)[1].tolist()))
 
 
-def _refuse_outside(ends: Tensor, nodes: int) -> None:
-    if ends.numel():
-        low, high = (int(v) for v in torch.aminmax(ends))
-        if low < 0 or high >= nodes:
-            raise InvalidInput(
-                f"edge_index points to node {low if low < 0 else high}, but the graph has nodes 0..{nodes - 1}."
-            )
-
-
 @dataclass(frozen=True, eq=False)
-class LargeGraph:
+class LargeGraph(LabelledNodes):
     """A graph with labelled nodes, like `Graph`, whose edges are grouped by target.
 
     Functions that take a `Graph` take it too (its `edge_index` is then made, which takes sixteen bytes per edge).
@@ -235,10 +231,8 @@ class LargeGraph:
         if not isinstance(y, Tensor) or tuple(y.shape) != (len(x),) or y.dtype != torch.int64:
             given = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise InvalidInput(f"Labels y must be int64, one per node ({len(x)},), got {given}.")
-        check_nodes(len(x), None, train_mask=self.train_mask, val_mask=self.val_mask, test_mask=self.test_mask)
-        bad = [n for part in chunks(len(x), NODES) for n in _not_finite(x[part], part.start)]
-        if bad:
-            raise InvalidInput(f"Node features contain NaN or infinity, at nodes {few(bad)}.")
+        check_nodes(len(x), None, **self.masks)
+        refuse_not_finite(x)
 
     @classmethod
     def of(cls, data: Any) -> LargeGraph:
@@ -258,25 +252,10 @@ class LargeGraph:
         """The list of edges (2, edges) int64, made anew each time: sixteen bytes per edge."""
         return self.edges.edge_index()
 
-    @property
-    def num_nodes(self) -> int:
-        """How many nodes there are."""
-        return len(self.x)
-
-    @property
-    def num_features(self) -> int:
-        """Features per node."""
-        return int(self.x.shape[1])
-
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest label."""
-        return int(self.y.max()) + 1
-
     def induced(self, nodes: Any) -> Graph:
         """Return some nodes, (k,) numbers or a mask (n,), with the edges among them, as a plain `Graph`."""
         nodes = as_index(nodes, len(self.x))
-        masks = [None if m is None else m[nodes] for m in (self.train_mask, self.val_mask, self.test_mask)]
+        masks = [None if mask is None else mask[nodes] for mask in self.masks.values()]
         return Graph(self.x[nodes], self.edges.induced(nodes), self.y[nodes], *masks)
 
     def neighbourhood(self, nodes: Any, hops: int, most: int = 50_000_000) -> Neighbourhood:
@@ -349,8 +328,3 @@ class Neighbourhood:
     def __repr__(self) -> str:
         size = f"{len(self.nodes)} nodes, {self.edge_index.shape[1]} edges"
         return f"{type(self).__name__}({size}, around {len(self.index)})"
-
-
-def _not_finite(x: Tensor, start: int) -> list[int]:
-    finite = torch.isfinite(x).all(1)
-    return [] if finite.all() else (torch.nonzero(~finite).flatten() + start).tolist()

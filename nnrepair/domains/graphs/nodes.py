@@ -8,80 +8,17 @@ meant, and all `Nodes` of one graph share its features and edges without copies.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from nnrepair.domains.graphs.checks import as_index, check_graph, few, refuse_weights
+from nnrepair.domains.graphs.known import converted
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.inputs import Inputs
-
-
-@dataclass
-class _Known:
-    """What is known of one shared tensor: for what it was checked, and its copies in other dtypes and on devices."""
-
-    version: tuple[float, ...]
-    checked: set[int] = field(default_factory=set)
-    copies: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
-
-
-# Graphs are large and shared by many Nodes: each is checked once and converted once, and forgotten with its tensor.
-_KNOWN: Any = WeakTensorKeyDictionary()
-#: Entries of a tensor that are looked at to see whether it was changed behind PyTorch's back.
-_LOOKED_AT = 4_000_000
-
-
-def known(tensor: Tensor) -> _Known:
-    """Return what is known of a tensor, which is nothing new once it has changed."""
-    version = _version(tensor)
-    if version is None:
-        return _Known(())
-    found: _Known | None = _KNOWN.get(tensor)
-    if found is None or found.version != version:
-        found = _KNOWN[tensor] = _Known(version)
-    return found
-
-
-@torch.no_grad()
-def _version(tensor: Tensor) -> tuple[float, ...] | None:
-    """Return what changes with the tensor's contents, or None where nothing does (tensors made in inference mode).
-
-    PyTorch counts changes in place, but not those through `.data` or a numpy array that shares the memory. These show
-    in sums, except where they cancel in all of them: two entries exchanged within a node's features, or a change of
-    some 1e-16 of the sum of all. Of tensors larger than _LOOKED_AT only evenly spaced entries are summed.
-    """
-    if tensor.is_inference():
-        return None
-    if tensor.layout == torch.strided:
-        values = tensor.detach()
-    else:
-        values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
-    if values.numel() > _LOOKED_AT:
-        values = values.reshape(-1)[:: -(-values.numel() // _LOOKED_AT)]
-    if values.ndim > 1 and values.numel():
-        flat = values.flatten(1)
-        rows = flat.sum(int(len(flat) >= flat.shape[1]), dtype=torch.float64)  # one sum per node, or per edge
-    else:
-        rows = values.reshape(-1).double()
-    place = torch.arange(len(rows), dtype=torch.float64, device=rows.device)
-    sums = torch.stack([rows.sum(), (rows * place).sum(), values.abs().sum(dtype=torch.float64)])
-    return (float(tensor._version), *sums.tolist())
-
-
-def _to(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor on `like`'s device, in its dtype if it is floating: itself, or one copy for all who ask."""
-    dtype = like.dtype if tensor.dtype.is_floating_point else tensor.dtype
-    if (tensor.dtype, tensor.device) == (dtype, like.device):
-        return tensor
-    copies = known(tensor).copies
-    if (dtype, like.device) not in copies:
-        with torch.inference_mode(False):  # the copy may be differentiated later
-            copies[dtype, like.device] = tensor.to(like.device, dtype)
-    return copies[dtype, like.device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +59,7 @@ class Nodes(Inputs):
 
     def to(self, like: Tensor) -> Nodes:
         """Return the same nodes on `like`'s device and in its dtype; nodes of one graph still share it afterwards."""
-        x, edge_index = _to(self.x, like), _to(self.edge_index, like)
+        x, edge_index = converted(self.x, like), converted(self.edge_index, like)
         if x is self.x and edge_index is self.edge_index:
             return self
         return self._with(x, edge_index, self.index.to(like.device))
@@ -288,105 +225,10 @@ def _edges(graph: Any) -> Iterator[tuple[Tensor, Tensor]]:
         yield graph.edge_index[0].cpu(), graph.edge_index[1].cpu()
 
 
-def check_nodes(count: int, y: Any, **masks: Any) -> None:
-    """Refuse labels and masks that are not one per node.
-
-    Args:
-        count: of the nodes.
-        y: (count,) or (count, 1) integers, or None.
-        masks: (count,) booleans, or None.
-    """
-    if y is not None:
-        whole = isinstance(y, Tensor) and not (y.dtype.is_floating_point or y.dtype == torch.bool)
-        if not whole or tuple(y.shape) not in ((count,), (count, 1)):
-            raise InvalidInput(f"Labels y must be integers, one per node ({count},), got {_told(y)}.")
-    for name, mask in masks.items():
-        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == (count,)
-        if mask is not None and not fits:
-            raise InvalidInput(f"{name} must be booleans, one per node ({count},), got {_told(mask)}.")
-
-
-def _told(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def refuse_weights(data: Any) -> None:
-    """Refuse a graph whose edges have weights: a model called as `model(x, edge_index)` would not see them."""
-    if getattr(data, "edge_weight", None) is not None:
-        raise InvalidInput(
-            "The graph has edge_weight, which a model called as model(x, edge_index) does not see. If yours needs it, "
-            "give an adjacency (n, n) with the weights in place of edge_index; otherwise set data.edge_weight = None."
-        )
-
-
-def check_graph(x: Any, edge_index: Any) -> None:
-    """Refuse features and edges that make no graph; what was checked before is not looked through again."""
-    for name, value in (("x", x), ("edge_index", edge_index)):
-        if not isinstance(value, Tensor):
-            hint = " Give a sparse adjacency (such as adj_t) in its place." if name == "edge_index" else ""
-            raise InvalidInput(f"A graph's {name} must be a tensor, got {type(value).__name__}.{hint}")
-    if x.ndim < 2 or not x.dtype.is_floating_point:
-        raise InvalidInput(f"Node features must be floating and (n, ...), got {tuple(x.shape)} of {x.dtype}.")
-    if x.layout != torch.strided:
-        raise InvalidInput(f"Node features must be a plain tensor, got {x.layout}: give x.to_dense().")
-    checked = known(x).checked
-    if 0 not in checked:
-        finite = torch.isfinite(x.flatten(1)).all(1)
-        if not finite.all():
-            raise InvalidInput(
-                f"Node features contain NaN or infinity, at nodes {few(torch.nonzero(~finite).flatten().tolist())}."
-            )
-        checked.add(0)
-    if edge_index.layout != torch.strided or edge_index.dtype.is_floating_point:  # an adjacency
-        if tuple(edge_index.shape) != (len(x), len(x)):
-            raise InvalidInput(
-                f"An adjacency must be ({len(x)}, {len(x)}) for {len(x)} nodes, got {tuple(edge_index.shape)}. A list "
-                "of edges is (2, edges) of int64."
-            )
-        return
-    if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.dtype not in (torch.int64, torch.int32):
-        raise InvalidInput(
-            f"edge_index must be (2, edges) of int64, got {tuple(edge_index.shape)} of {edge_index.dtype}."
-            + (" Transpose it: edge_index.t()." if edge_index.ndim == 2 and edge_index.shape[1] == 2 else "")
-        )
-    checked = known(edge_index).checked
-    if edge_index.numel() and len(x) not in checked:
-        low, high = (int(v) for v in torch.aminmax(edge_index))
-        if low < 0 or high >= len(x):
-            raise InvalidInput(
-                f"edge_index points to node {low if low < 0 else high}, but the graph has nodes 0..{len(x) - 1}."
-            )
-        checked.add(len(x))
-
-
 def picked(nodes: Tensor, index: Any) -> Tensor:
     """Return (m,) some of the nodes (k,), by a slice, numbers or a mask."""
     chosen = nodes[index] if isinstance(index, slice) else nodes[torch.as_tensor(index).to(nodes.device)]
     return chosen.reshape(-1)
-
-
-def as_index(given: Any, nodes: int) -> Tensor:
-    """Return (k,) int64 node numbers from numbers or a mask."""
-    try:
-        index: Tensor = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInput(f"Nodes must be given as numbers or as a mask: {error}") from None
-    if index.dtype == torch.bool:
-        if tuple(index.shape) != (nodes,):
-            raise InvalidInput(f"A mask of nodes must be ({nodes},), got {tuple(index.shape)}.")
-        return torch.nonzero(index).flatten()
-    if index.dtype == torch.uint8:
-        raise InvalidInput("Nodes are given as uint8, a mask or numbers: give mask.bool() or numbers.long().")
-    if index.numel() == 0:
-        return torch.zeros(0, dtype=torch.int64, device=index.device)
-    if index.ndim != 1 or index.dtype.is_floating_point or index.dtype.is_complex:
-        raise InvalidInput(f"Node numbers must be integers (k,), got {tuple(index.shape)} of {index.dtype}.")
-    if len(index) == nodes > 2 and bool(((index == 0) | (index == 1)).all()):
-        raise InvalidInput(f"These {nodes} zeros and ones are a mask as numbers: give mask.bool().")
-    bad = index[(index < 0) | (index >= nodes)].tolist()
-    if bad:
-        raise InvalidInput(f"Nodes {few(bad)} are outside the graph, which has nodes 0..{nodes - 1}.")
-    return index.long()
 
 
 def labels_of(data: Any, index: Tensor, target: Any) -> Tensor:
@@ -410,8 +252,3 @@ def labels_of(data: Any, index: Tensor, target: Any) -> Tensor:
         reason = "are given negative labels" if given else "have no label in the data set"
         raise InvalidInput(f"Nodes {few(negative)} {reason}; classes are counted from 0.")
     return labels.long().to(index.device)
-
-
-def few(items: list[int]) -> str:
-    """Return the first ten of a list, for a message."""
-    return str(items[:10])[:-1] + (", ...]" if len(items) > 10 else "]")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.domains.graphs.cached import CachedNetwork
-from nnrepair.domains.graphs.nodes import as_index, check_nodes
+from nnrepair.domains.graphs.checks import as_index, check_nodes
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import needed
 from nnrepair.plot.style import INK, OTHER, PALETTE, require_matplotlib
