@@ -182,6 +182,7 @@ class _Run:
         rounding = 8 * torch.finfo(self.weights[names[0]].dtype).eps * float(y.abs().amax())
         self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
         self.best, self.score, self.steps = self.old, (-1, -1), 0
+        self.before = self._count(y)
         self.reached = False
         self.loss, self.notes = math.nan, [note for each in self.regularizers for note in each.notes]
 
@@ -219,6 +220,10 @@ class _Run:
             self.notes.append(f"{trained.stopped}. A smaller lr may help (now {max(self._rates()):g}).")
         elif self.reached or self._drawn() is None:
             return True
+        self._set(self.best)
+        self.score = self._count(outputs(self.network, self.problem.edits.inputs))  # alone, as they will be judged
+        if self.score < self.before:  # huge outputs are others where points run together
+            self.best, self.score = self.old, self.before
         holds, enough = self.score
         if holds < len(self.problem.edits):
             self.notes.append(f"returned the weights under which most edits held: {holds}.")
@@ -290,10 +295,9 @@ class _Run:
         return int(holds.sum()), int(enough.sum())
 
     def _remember(self, y: Tensor) -> None:
-        if self._count(y) > self.score and self._finite():
-            alone = self._count(outputs(self.network, self.problem.edits.inputs))  # as they are judged: it may round
-            if alone > self.score:
-                self.best, self.score = self._snapshot(), alone
+        score = self._count(y)
+        if score > self.score and self._finite():
+            self.best, self.score = self._snapshot(), score
 
     def _finite(self) -> bool:
         return all(bool(torch.isfinite(weight).all()) for weight in self.weights.values())
