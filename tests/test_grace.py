@@ -83,6 +83,47 @@ def test_outside_is_exact_where_later_layers_mix_points(kind: Any) -> None:
         assert bool(held.all() if layer == "last" else held.any())
 
 
+class Counted(nn.Module):
+    """A layer, what follows it, and how often the network has run."""
+
+    def __init__(self, after: Any) -> None:
+        super().__init__()
+        self.layer, self.after, self.runs = nn.Linear(2, 2), after, 0
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.eye(2))
+            self.layer.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        y: Tensor = self.after(self.layer(x))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("after", "runs", "edited"),
+    [
+        (lambda y: y, 1, [5.0, 6.0]),
+        (lambda y: y + 1, 2, [6.0, 7.0]),
+        (lambda y: y.add_(1), 2, [6.0, 7.0]),  # the same tensor, but written to
+    ],
+)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_the_base_runs_twice_only_where_something_follows_the_layer(
+    after: Any, runs: int, edited: list[float], mode: Any
+) -> None:
+    base = Counted(after)
+    book = Codebook(base, "layer", torch.zeros(1, 2), torch.tensor([[5.0, 6.0]]), torch.tensor([0.5]))
+    x = torch.tensor([[0.0, 0.1], [3.0, 4.0]])
+    with mode():
+        before = base(x)
+        base.runs = 0
+        y = book(x)
+        assert base.runs == (2 if mode is torch.inference_mode else runs)  # nobody counts writing there
+        assert y[0].tolist() == edited and torch.equal(y[1], before[1])
+        base.runs = 0
+        assert torch.equal(book(x[1:]), before[1:]) and base.runs == 1
+
+
 # Every edit holds ------------------------------------------------------------------------------------------------
 
 
@@ -138,15 +179,20 @@ def test_the_same_key_with_two_labels_is_told() -> None:
     assert nnrepair.fix(base, (x, order[:2]), method=GRACE(layer="0", steps=2000)).report.success_rate == 1.0
 
 
-def test_an_edit_that_a_later_ball_would_cover_gets_its_key() -> None:
-    """Two points of one ball with one label need one value, and a third between them with another leaves both."""
+@pytest.mark.parametrize(("rehearsal", "retained"), [(None, 1.0), (False, 2 / 3)])
+def test_an_edit_that_a_later_ball_would_cover_gets_its_key(rehearsal: bool | None, retained: float) -> None:
+    """Two points of one ball with one label need one value, and a third between them with another leaves both.
+
+    The second holds when its turn comes, and so gets no key: unless a later step is asked for it too, the third takes it.
+    """
     base, x = wide(), randn(1, 6)
     step = 1e-2 * randn(1, 6, seed=4)
     points = torch.cat([x, x + step, x + step / 2])
     with torch.no_grad():
         order = base(x).argsort(1)[0]
-    history = nnrepair.fix(base, (points, order[[0, 0, 1]]), method=GRACE(radius=10.0), mode="successive")
-    assert history.success_retain_rate == 1.0
+    asked, method = (points, order[[0, 0, 1]]), GRACE(radius=10.0)
+    history = nnrepair.fix(base, asked, method=method, mode="successive", rehearsal=rehearsal, throw=False)
+    assert history.success_rate == 1.0 and history.success_retain_rate == pytest.approx(retained)
 
 
 # What is covered -------------------------------------------------------------------------------------------------

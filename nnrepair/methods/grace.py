@@ -23,7 +23,7 @@ from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.spec.kinds import Kind
 from nnrepair.spec.network import copied, plain
 from nnrepair.spec.problem import Problem
-from nnrepair.spec.running import outputs
+from nnrepair.spec.running import outputs, outputs_of
 from nnrepair.wrappers.base import Wrapper
 from nnrepair.wrappers.codebook import Codebook, Seen, distances
 
@@ -76,6 +76,7 @@ class GRACE:
 
     @property
     def capabilities(self) -> Capabilities:
+        # With rehearsal: an edit that holds when its turn comes, in the ball of another, gets no key until it fails.
         return Capabilities("architectural", False, "wrapped", True, True, True, regions=False)
 
     def repair(self, problem: Problem) -> Proposal:
@@ -103,9 +104,10 @@ class _Task:
         #: The codebook that there is already.
         self.known = model if isinstance(model, Codebook) else None
         self.base, self.layer = model if self.known is None else self.known.base, layer
-        self.keys = self._seen(problem.edits.inputs)
-        self.out = self._seen(problem.edits.inputs, output=True)
-        self.locality_keys = self._seen(problem.locality.inputs) if problem.locality is not None else self.keys[:0]
+        several = [problem.edits.inputs, *([] if problem.locality is None else [problem.locality.inputs])]
+        self.keys, *rest = outputs_of(Seen(self.base, layer), several)
+        self.locality_keys = rest[0] if rest else self.keys[:0]
+        self.out = outputs(Seen(self.base, layer, output=True), problem.edits.inputs)
         size = float(self.keys.double().norm(dim=1).max())
         #: What two keys must differ by to be told apart.
         self.least = ROUNDINGS * torch.finfo(self.keys.dtype).eps * size or torch.finfo(self.keys.dtype).tiny
@@ -211,9 +213,6 @@ class _Task:
         edits = self.problem.edits[index]
         holds: Tensor = edits.criterion.holds(outputs(book, edits.inputs).double())
         return holds
-
-    def _seen(self, inputs: object, output: bool = False) -> Tensor:
-        return outputs(Seen(self.base, self.layer, output), inputs)  # type: ignore[arg-type]
 
     def _radius(self) -> float:
         """Return the radius that the data suggest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,8 @@ class Codebook(Wrapper):
     A point's key is what the layer sees of it (of convolutions and of tokens the mean over positions), for layers that
     are neither linear nor convolutions, such as those of graph networks, what the layer returns. Among the balls that
     hold a point the one with the nearest key decides. Outside of all balls the output is the base's, bit for bit, in
-    whatever batch: both are computed, and each point takes its own.
+    whatever batch: both are computed, and each point takes its own. For that the base runs twice, but only where a ball
+    holds some point and something follows the layer.
 
     Args:
         base: the network as it was; kept as the submodule `base`, in eval mode.
@@ -64,7 +66,8 @@ class Codebook(Wrapper):
         return cls(base, settings["layer"], tensors["keys"], tensors["values"], tensors["radii"])
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        y, key, _ = observed(self.base, self.layer, args, kwargs)
+        seen = observed(self.base, self.layer, args, kwargs)
+        y, key = seen.y, seen.key
         if not isinstance(y, Tensor) or len(y) != len(key):
             raise UnsupportedModel(
                 f"Layer {self.layer!r} sees {len(key)} rows where the network returns "
@@ -83,7 +86,7 @@ class Codebook(Wrapper):
                 )
             return torch.where(_beside(inside, out), self.values[entry].to(out.dtype), out)
 
-        edited, _, _ = observed(self.base, self.layer, args, kwargs, stored)
+        edited = stored(seen.out) if seen.last else observed(self.base, self.layer, args, kwargs, stored).y
         return torch.where(_beside(inside, y), edited, y)
 
     @torch.no_grad()
@@ -96,7 +99,7 @@ class Codebook(Wrapper):
         if not len(self):
             return torch.zeros(len(key), dtype=torch.long, device=key.device), torch.zeros_like(key[:, 0]).bool()
         a, b, radii = key.double(), self.keys.double(), self.radii.double()
-        squares = a.square().sum(1, keepdim=True) + b.square().sum(1)
+        squares = a.norm(dim=1, keepdim=True).square() + b.square().sum(1)
         close = squares - 2 * a @ b.T <= radii.square() + ROUNDING * squares  # the rest is surely outside
         point, ball = torch.nonzero(close, as_tuple=True)
         exact = (a[point] - b[ball]).norm(dim=1)
@@ -120,14 +123,31 @@ class Seen(nn.Module):
         self.base, self.layer, self.output = base, layer, output
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        _, key, out = observed(self.base, self.layer, args, kwargs)
-        return out if self.output else key
+        seen = observed(self.base, self.layer, args, kwargs)
+        return seen.out if self.output else seen.key
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What was seen of a network in one pass.
+
+    Attributes:
+        y: its outputs.
+        key: (n, features), its points' keys at a layer.
+        out: what that layer returned.
+        last: whether this very tensor, unchanged, is what the network returned: nothing follows the layer.
+    """
+
+    y: Any
+    key: Tensor
+    out: Tensor
+    last: bool
 
 
 def observed(
     base: nn.Module, layer: str, args: Any, kwargs: Any, replace: Callable[[Tensor], Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a network and return its outputs, its points' keys at a layer, and that layer's outputs.
+) -> Pass:
+    """Run a network and return its outputs, and what a layer saw and returned.
 
     Args:
         base: the network.
@@ -138,12 +158,12 @@ def observed(
     Raises:
         UnsupportedModel: the layer does not run exactly once, or has no plain outputs.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor, int | None]] = []
 
     def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> Any:
         if not isinstance(out, Tensor) or out.ndim < 2:
             raise UnsupportedModel(f"Layer {layer!r} returns no rows of numbers. Choose another layer.")
-        seen.append((_key(module, given, out), out))
+        seen.append((_key(module, given, out), out, _version(out)))
         return None if replace is None else replace(out)
 
     handle = base.get_submodule(layer).register_forward_hook(hook)
@@ -153,7 +173,13 @@ def observed(
         handle.remove()
     if len(seen) != 1:
         raise UnsupportedModel(f"Layer {layer!r} runs {len(seen)} times in one pass, not once. Choose another layer.")
-    return y, *seen[0]
+    key, out, version = seen[0]
+    return Pass(y, key, out, y is out and version is not None and version == _version(out))
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to, None where nobody counts."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _key(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
