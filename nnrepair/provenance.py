@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
 from nnrepair.fingerprint import digest_of_state
 from nnrepair.spec.criteria import Criterion
@@ -27,13 +28,28 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 @cache
-def source() -> str:
-    """Return the sha256 of this package's source code."""
+def source(*parts: str) -> str:
+    """Return the sha256 of this package's source code, or of some of its files and folders.
+
+    Args:
+        parts: such as "domains/images"; all by default.
+
+    Raises:
+        InvalidInput: there is no Python file at one of them.
+    """
     folder, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    found = {part: _files(folder / part) for part in parts or (".",)}
+    for part, paths in found.items():
+        if not paths:
+            raise InvalidInput(f"The package has no source code at {part!r}.")
+    for path in sorted({path for paths in found.values() for path in paths}):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def _files(place: Path) -> list[Path]:
+    return list(place.rglob("*.py")) if place.is_dir() else [place] * place.exists()
 
 
 def digest(value: Any) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -210,12 +211,38 @@ def test_stored_networks_are_those_of_this_graph_and_code(tmp_path: Path, monkey
     for nonsense in (b"", b"nothing", content[:-30], content[:30] + bytes(9) + content[39:]):
         path.write_bytes(nonsense)
         assert again() == 1 and again() == 0
-    monkeypatch.setattr(task, "source", lambda: "another")
+    monkeypatch.setattr(task, "source", lambda *parts: f"another {parts}")
     assert again() == 1 and again() == 0
     path.unlink()
     path.mkdir()  # no file can be written there: the network is trained, and that is all
     (path / "mine").touch()
     assert again() == 1
+
+
+def test_what_is_stored_depends_on_the_code_that_makes_it_and_on_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.cifar import task as cifar
+    from benchmarks.graph import task as graphs
+    from nnrepair import provenance
+
+    real = Path(provenance.__file__).parent
+    shutil.copytree(real, tmp_path / "nnrepair", ignore=shutil.ignore_patterns("__pycache__"))
+    package = tmp_path / "nnrepair"
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    fresh = provenance.source.__wrapped__
+    everything = fresh()
+    assert everything == provenance.source.__wrapped__(".")
+    for parts, decides in ((cifar.SOURCE, "domains/images/cifar.py"), (graphs.SOURCE, "training/loop.py")):
+        before = fresh(*parts)
+        with (package / "methods" / "grace.py").open("a") as file:
+            file.write("# another line\n")
+        assert fresh(*parts) == before and fresh() != everything
+        with (package / decides).open("a") as file:
+            file.write("# another line\n")
+        assert fresh(*parts) != before
+    with pytest.raises(InvalidInput, match="no source code at 'domains/nowhere'"):
+        fresh("domains/files.py", "domains/nowhere")
 
 
 def test_failed_rows_stay_until_they_are_asked_for_again(

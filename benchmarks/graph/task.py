@@ -40,6 +40,8 @@ LARGE = 5000
 #: At most so many training nodes train a network, and at most so many (others among them) are kept by methods.
 TRAINED, KEPT = 2000, 2000
 STORE = ROOT / "build" / "graph"
+#: The parts of the package that decide what training makes.
+SOURCE = ("domains/graphs", "spec", "training")
 
 
 def task(model: str, seed: int, edits: int, *, whole: bool = False) -> Task:
@@ -109,7 +111,7 @@ def trained(kind: str, seed: int, data: Graph, path: Path, *, epochs: int = 200,
     """Return the network of one split, from a file that says it was made alike, or trained anew (seconds)."""
     network = graph.network(KINDS[kind], data, seed=seed)
     options = {"kind": kind, "seed": seed, "epochs": epochs, "lr": lr}
-    origin = options | {"graph": digest(data), "source": source(), "torch": torch.__version__}
+    origin = options | {"graph": digest(data), "source": source(*SOURCE), "torch": torch.__version__}
 
     def fitting(meta: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Tensor]:
         if meta != origin:
