@@ -183,7 +183,7 @@ def test_the_same_key_with_two_labels_is_told() -> None:
 def test_an_edit_that_a_later_ball_would_cover_gets_its_key(rehearsal: bool | None, retained: float) -> None:
     """Two points of one ball with one label need one value, and a third between them with another leaves both.
 
-    The second holds when its turn comes, and so gets no key: unless a later step is asked for it too, the third takes it.
+    The second holds when its turn comes, and gets no key: unless a later step is asked for it too, the third takes it.
     """
     base, x = wide(), randn(1, 6)
     step = 1e-2 * randn(1, 6, seed=4)
