@@ -14,7 +14,7 @@ from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.graph import scale
-from benchmarks.mnist import long
+from benchmarks.mnist import long, streams
 from benchmarks.regions import run as regions
 from nnrepair.errors import NNRepairError
 
@@ -24,6 +24,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
         "locality": run.run_locality,
         "growth": run.run_growth,
         "long": long.run_long,
+        "streams": streams.run_streams,
     },
     "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
     "acas": {"tradeoff": tradeoff.run},

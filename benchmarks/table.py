@@ -146,6 +146,30 @@ def slopes() -> str:
     return markdown.table(["norm", "grows with", "range", "exponent"], out)
 
 
+def streams() -> str:
+    """Return what images in memory and on disk cost, and of what and when that was measured."""
+    file = _file("streams.json")
+    rows: list[Row] = file["rows"]
+    out = []
+    for r in rows:
+        measured = "peak_mib" in r
+        out.append(
+            [
+                f"`{r['method']}`",
+                r["images"],
+                _number(r.get("peak_mib"), ".0f"),
+                _number(r.get("cpu_seconds"), ".1f"),
+                percent(r["locality"], 3) if measured else "–",
+                f"{r['success_rate'] * r['edits']:.0f} of {r['edits']}" if measured else r["status"],
+            ]
+        )
+    head = ["method", "images", "MiB more", "CPU s", "locality", "edits hold"]
+    options = "\n".join(f"* `{options}`" for options in dict.fromkeys(r["options"] for r in rows))
+    commits = ", ".join(dict.fromkeys(r["commit"][:12] for r in rows))
+    about = f"Measured on {file['date']}, commit {commits}, with these methods:\n\n{options}"
+    return f"{markdown.table(head, out)}\n\n{about}"
+
+
 def figure() -> None:
     """Draw CPU time against edits, weights and locality points, and ours against the baseline."""
     import matplotlib
@@ -242,6 +266,14 @@ Least-squares exponents of CPU time:
 What limits each: with *edits*, the Cholesky factorisations of the rows that bind (cubic in their number) and, for "l1"
 and "mean+max", the restricted linear programs; with *weights*, one product with all rows in use per Newton step
 (linear); with *locality points*, forward passes over the set, one per round (linear), since few of its rows ever bind.
+
+## Kept images in memory, and on disk
+
+Foggy digits as edits; all 60 000 training digits kept, as a tensor or as a `DataLoader` that reads each image from a
+file (`benchmarks/mnist/streams.py`). Memory beyond what the process held before the images were there, and before the
+method; time includes reading them.
+
+{streams()}
 """
     write_atomically(ROOT / "docs" / "results-mnist.md", text.encode())
     figure()

@@ -1,36 +1,38 @@
 """Memory and time of a repair that keeps 60 000 MNIST images: from memory, and read from disk a batch at a time.
 
-Every row is a process of its own. Memory is the most that it held beyond what it held before the images were there.
-
-    python benchmarks/streams.py
+`python -m benchmarks.mnist.streams '{"method": "minimal-norm", "images": "disk", "path": FILE}'` measures one repair,
+with the images in FILE, as `write` makes it. Memory is the most that is held beyond what was held before the images
+were there; time includes reading them.
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
+import json
 import sys
 import tempfile
-import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 import nnrepair
+from benchmarks import measure
 from nnrepair.domains.vision import mnist, mnist_fog, relu_mlp
-from nnrepair.methods import FineTune, MinimalNorm
+from nnrepair.methods import FineTune, Method, MinimalNorm
 from nnrepair.methods.fine_tune.penalties import KL
 
-NUMBERS, EDITS = 784, 5
-#: The last layer of the network 3x100.
-LAST = "fc3"
-METHODS = {
-    "minimal-norm": MinimalNorm(layer=LAST),
+RESULTS = Path(__file__).parent / "results" / "streams.json"
+NUMBERS, EDITS, SEED = 784, 5, 0
+METHODS: dict[str, Method] = {
+    "minimal-norm": MinimalNorm(layer="fc3"),
     "ft+kl": FineTune(lr=0.001, steps=50, rehearsal=64, penalties=[KL(1.0)]),
 }
+IMAGES = ("memory", "disk")
+LIMIT = 900.0
 
 
 class OnDisk(Dataset[Any]):
@@ -48,28 +50,24 @@ class OnDisk(Dataset[Any]):
             return torch.frombuffer(bytearray(file.read(4 * NUMBERS)), dtype=torch.float32)
 
 
-def held() -> float:
-    """Return the most memory that this process has held so far, in MB."""
-    # Not getrusage, which begins with what the parent process held.
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1024
+def case(method: str, images: str, path: str) -> dict[str, Any]:
+    """Repair foggy digits and keep what a file of images holds."""
+    model, items = relu_mlp("3x100"), OnDisk(Path(path))
+    edits, chosen = torch.load(Path(path).with_name("edits.pt")), METHODS[method]
+    nnrepair.fix(model, edits, items[0][None], method=chosen, throw=False)  # first-call costs
 
+    def work() -> dict[str, Any]:
+        kept: Any = DataLoader(items, batch_size=256)
+        if images == "memory":
+            kept = torch.empty(len(items), NUMBERS)
+            for k in range(len(items)):
+                kept[k] = items[k]
+        result = nnrepair.fix(model, edits, kept, method=chosen, throw=False, seed=SEED)
+        report = result.report
+        told = {"kept": len(items), "edits": report.edits, "success_rate": report.success_rate}
+        return told | {"locality": report.locality, "status": result.outcome.status}
 
-def one(path: Path, how: str, method: str) -> str:
-    """Repair foggy digits and return a row of the table."""
-    model, items = relu_mlp("3x100"), OnDisk(path)
-    edits = torch.load(path.with_name("edits.pt"))
-    nnrepair.fix(model, edits, items[0][None], method=METHODS[method], throw=False)  # what is imported counts as before
-    before, started = held(), time.process_time()
-    kept: Any = DataLoader(items, batch_size=256)
-    if how == "memory":
-        kept = torch.empty(len(items), NUMBERS)
-        for k in range(len(items)):
-            kept[k] = items[k]
-    result = nnrepair.fix(model, edits, kept, method=METHODS[method], throw=False)
-    report = result.report
-    row = [method, how, f"{held() - before:.0f}", f"{time.process_time() - started:.0f}", f"{report.locality:.6f}"]
-    return f"| {' | '.join(row)} | {sum(report.held_after)} of {report.edits} |"
+    return measure.measured(work)
 
 
 def write(path: Path) -> None:
@@ -81,23 +79,22 @@ def write(path: Path) -> None:
     torch.save((fog.inputs[wrong].clone(), fog.labels[wrong].clone()), path.with_name("edits.pt"))
 
 
-def main() -> None:
-    """Print the table, or one row of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("row", nargs="*", help="for the processes: file, how and method")
-    arguments = parser.parse_args()
-    if arguments.row:
-        path, how, method = arguments.row
-        print(one(Path(path), how, method))
-        return
-    print("| method | images | MB more | CPU seconds | locality | edits hold |\n|---|---|---|---|---|---|", flush=True)
+def run_streams() -> None:
+    """Measure each method on images in memory and on disk, each in a process of its own."""
+    rows, commit = measure.load(RESULTS), measure.commit()
+    done = {(row["method"], row["images"]) for row in rows}
+    todo = [each for each in product(METHODS, IMAGES) if each not in done]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images"
-        write(path)
-        for method in METHODS:
-            for how in ("memory", "disk"):
-                subprocess.run([sys.executable, __file__, str(path), how, method], check=True)
+        if todo:
+            write(path)
+        for method, images in tqdm(todo, desc="streams"):
+            asked = {"method": method, "images": images}
+            found = measure.in_fresh_process("benchmarks.mnist.streams", asked | {"path": str(path)}, timeout=LIMIT)
+            rows.append(asked | {"options": repr(METHODS[method]), "seed": SEED, "commit": commit} | found)
+            measure.save(RESULTS, rows, "foggy digits as edits, all training digits kept: in memory, and from disk")
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    print(json.dumps(case(**json.loads(sys.argv[1]))))
