@@ -37,6 +37,9 @@ def save(model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]) 
 
     >>> save(nn.Linear(5, 3), torch.zeros(1, 5), "linear.onnx")  # doctest: +SKIP
     """
+    if not isinstance(example_input, Tensor):
+        given = type(example_input).__name__
+        raise InvalidInput(f"example_input must be a tensor, given {given}: call save(model, example_input, path).")
     if example_input.ndim < 2 or len(example_input) == 0:
         raise InvalidInput(f"example_input needs shape (n, ...) with n >= 1, given {tuple(example_input.shape)}.")
     target = Path(path)
