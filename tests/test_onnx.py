@@ -216,6 +216,8 @@ def test_saving_refuses_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="could not be exported"):
         nonnx.save(Branching(), torch.zeros(2, 5), target)
     assert target.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(InvalidInput, match=r"given str: call save\(model, example_input, path\)"):
+        nonnx.save(mlp(), str(target), torch.zeros(1, 1, 8, 8))  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="n >= 1"):
         nonnx.save(mlp(), torch.zeros(0, 1, 8, 8), target)
     with pytest.raises(InvalidInput, match="no folder"):
