@@ -96,8 +96,10 @@ def curves(domain: str, path: Path) -> None:
 
     A row for every network, or for every graph with its networks beside each other.
     """
-    found = [group for group in groups(domain) if any("curve" in row for row in group.finished)]
-    styles = styles_of([group.experiment for group in found])
+    finished = [group for group in groups(domain) if group.finished]
+    found = [group for group in finished if any("curve" in row for row in group.finished)]
+    styles = styles_of([group.experiment for group in finished])  # as in the other picture
+    styles = {name: style for name, style in styles.items() if name in {group.experiment for group in found}}
     rows = list(dict.fromkeys(_first(group.model) for group in found))
     kinds = list(dict.fromkeys(group.model.removeprefix(_first(group.model)) for group in found))
     modes = [mode for mode in MODES if any(group.mode == mode for group in found)]
