@@ -12,7 +12,7 @@ import pytest
 import torch
 from graphs import ring
 
-from benchmarks import editing, editing_table, experiments, measure
+from benchmarks import editing, editing_table, experiments, figures, measure
 from benchmarks import rows as tables
 from benchmarks.editing import DOMAINS, MODES, Domain
 from nnrepair.domains.base import Task
@@ -319,6 +319,21 @@ def test_tables_and_figures_say_what_the_rows_say(
     assert (tmp_path / "results-editing.md").read_text() == page
     assert (tmp_path / "editing-mnist.png").stat().st_size > 1000
     assert (tmp_path / "editing-mnist-curves.png").stat().st_size > 1000
+
+
+def test_an_experiment_looks_the_same_in_every_picture(
+    domain: Domain, here: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="figures need the extra [plot]")
+    for name, modes in (("before", ["batch"]), ("plain", ["batch", "successive"])):
+        write(domain, f'method = "minimal-norm"\nseeds = [0]\nmodes = {json.dumps(modes)}', name)
+    experiments.run(domain)
+    monkeypatch.setattr(tables, "DOMAINS", {"mnist": domain})
+    legends: list[dict[str, Any]] = []
+    monkeypatch.setattr(figures, "finish", lambda _, styles, path, line: legends.append(styles))
+    figures.pareto("mnist", tmp_path)
+    figures.curves("mnist", tmp_path)
+    assert list(legends[0]) == ["before", "plain"] and legends[1] == {"plain": legends[0]["plain"]}
 
 
 def check(task: Task, edits: int) -> None:
