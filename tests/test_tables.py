@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from benchmarks import editing_table as editing
+from benchmarks import table as mnist
 from benchmarks.acas import table as acas
 from benchmarks.checkers import table as checkers
 from benchmarks.graph import table as graphs
@@ -11,6 +12,10 @@ from benchmarks.regions import table as regions
 from benchmarks.verify import table
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_the_page_about_mnist_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-mnist.md").read_text() == mnist.page()
 
 
 def test_the_page_about_properties_is_what_the_results_say():
