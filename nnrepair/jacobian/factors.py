@@ -73,9 +73,8 @@ class Group:
         """Return the parameters' values, or changes, as the flat vector that the block multiplies."""
         return numpy(values[self.plain] if self.plain is not None else self.head.matrix(values)).ravel()
 
-    def apart(self, d: Array) -> dict[str, Tensor]:
+    def apart(self, x: Tensor) -> dict[str, Tensor]:
         """Return the values, or changes, of a flat vector: the inverse of `flat`."""
-        x = torch.from_numpy(np.ascontiguousarray(d))
         if self.plain is not None:
             return {self.plain: x.reshape(self.head.shapes[self.plain])}
         return self.head.apart(x.reshape(self.head.out, -1))

@@ -34,6 +34,11 @@ class AffineHead:
         return int(next(iter(self.shapes.values()))[0])
 
     @property
+    def inp(self) -> int:
+        """The number of weights of each output."""
+        return self.size // self.out
+
+    @property
     def size(self) -> int:
         """The number of weights."""
         return sum(shape.numel() for shape in self.shapes.values())

@@ -10,6 +10,7 @@ last layer of a graph network), `keys` finds the linear map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import reduce
 
 import numpy as np
@@ -66,6 +67,10 @@ class Linearization:
         """Return the inputs in float64 on the model's device."""
         return self._tapped.prepare(inputs)
 
+    def in_float64(self) -> AbstractContextManager[object]:
+        """Run `model` in float64, where it casts too."""
+        return self._tapped.in_float64()
+
     def _channels_agree(self, y: Tensor, few: AnyInputs) -> bool:
         """Whether plain operations give the same first-order change as reverse mode, on a few points."""
         parameters = list(self.parameters.values())
@@ -91,7 +96,7 @@ class Linearization:
         for group, part in zip(
             self.groups, np.split(d, np.cumsum([g.head.size for g in self.groups])[:-1]), strict=True
         ):
-            out |= group.apart(part)
+            out |= group.apart(torch.from_numpy(np.ascontiguousarray(part)))
         return {n: out[n].to(self._tapped.like.device) for n in self.names}
 
     def move(self, d: Array) -> None:
@@ -125,6 +130,30 @@ class Linearization:
                 return None
             found.append(group.applied_to(tap.uses[group.tapped])[0][:, 0])
         return torch.cat(found).cpu()
+
+    def keys(self, inputs: AnyInputs) -> list[Tensor | None]:
+        """Return, for each group, (k, inp) what its map is applied to, for all points and positions.
+
+        None for plain parameters, and for maps that are applied at least as often as they have inputs: there is no need
+        to look at keys that span everything.
+        """
+        if not self.independent or len(inputs) == 0:
+            return [None for _ in self.groups]
+        _, tap = self._tapped.run(self.prepare(inputs[torch.zeros(1, dtype=torch.int64)]))
+        found: list[Tensor | None] = []
+        for group in self.groups:
+            once = [] if group.plain is not None else group.applied_to(tap.uses[group.tapped])
+            often = len(inputs) * sum(a[0].numel() // a.shape[-1] for a in once) >= group.head.inp
+            found.append(None if not once or often else once[0].new_zeros(0, group.head.inp))
+        if all(k is None for k in found):
+            return found
+        for step in batches(inputs, self.factors.together):
+            _, tap = self._tapped.run(self.prepare(inputs[step]))
+            for k, (group, keys) in enumerate(zip(self.groups, found, strict=True)):
+                if keys is not None:
+                    flat = [a.reshape(-1, a.shape[-1]) for a in group.applied_to(tap.uses[group.tapped])]
+                    found[k] = torch.cat([keys, *flat])
+        return found
 
     def matrix(self, d: Array) -> Tensor:
         """Return a flat change of a single linear map as (out, inp)."""

@@ -1,0 +1,163 @@
+"""A network cut where chosen parameters begin to matter: what comes before them is computed once per point.
+
+A repair runs the network hundreds of times with other values of a few parameters; only the part behind them changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from nnrepair.jacobian.tangents import canonical
+from nnrepair.spec.inputs import BATCH, AnyInputs, Arguments, Inputs, batches
+from nnrepair.spec.running import call, named
+
+#: Points on which cut and network are compared.
+PROBES = 3
+#: Numbers that may be stored for one set of points, and that run together.
+STORED, RUNNING = 200_000_000, 16_000_000
+#: How far a cut may be from the network, in roundings of its largest output: batches of other sizes round otherwise.
+ROUNDINGS = 64
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The part of a network that depends on chosen parameters, which runs on what the other part computes.
+
+    Attributes:
+        module: the part behind; it takes what `values` returns. Its parameters are the network's own, and have their
+            names.
+        prefix: the part before, which returns a tuple of tensors; None where the network could not be taken apart, and
+            `module` is the whole of it.
+    """
+
+    module: nn.Module
+    prefix: nn.Module | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, names: Sequence[str], example: AnyInputs) -> Suffix:
+        """Cut a network, or take it whole where it cannot be traced, or the parts are not what it is.
+
+        Args:
+            model: in eval mode.
+            names: of the chosen parameters.
+            example: points on which the cut is tried.
+        """
+        whole = cls(model, None)
+        if not isinstance(example, (Tensor, Arguments)) or len(example) == 0:
+            return whole
+        try:
+            cut = _cut(model, names)
+            some = example[torch.arange(PROBES) % len(example)], example[torch.zeros(1, dtype=torch.int64)]
+            return cut if cut is not None and all(cut._agrees(model, few) for few in some) else whole
+        except Exception:  # tracing, and parts that run on their own, raise what the user's forward raises
+            return whole
+
+    def values(self, inputs: AnyInputs) -> AnyInputs:
+        """Return what `module` runs on for these points: in memory, or computed when needed where that is too much."""
+        if self.prefix is None or len(inputs) == 0:
+            return inputs
+        later = Values(self, inputs)
+        if len(inputs) * later.size > STORED:
+            return later
+        parts = [self.now(inputs[index]).positional for index in batches(inputs, later.batch)]
+        return Arguments(tuple(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def now(self, inputs: AnyInputs) -> Arguments:
+        """Return the values of one batch."""
+        assert self.prefix is not None
+        loaded = inputs if isinstance(inputs, Tensor) else inputs.loaded()
+        with named("The model failed on some of the points", "It ran on others."):
+            return Arguments(self.prefix(loaded) if isinstance(loaded, Tensor) else loaded.call(self.prefix))  # type: ignore[arg-type]  # the traced part returns a tuple
+
+    def _agrees(self, model: nn.Module, few: AnyInputs) -> bool:
+        """Whether cut and network are the same on some points, and nothing that was stored is written to."""
+        y, values = call(model, few), self.now(few)
+        if any(not isinstance(part, Tensor) or part.shape[:1] != (len(few),) for part in values.positional):
+            return False
+        before = values.copied()
+        again = call(self.module, values)
+        untouched = [torch.equal(a, b) for a, b in zip(values.positional, before.positional, strict=True)]
+        if not all(untouched):
+            return False
+        unit = torch.finfo(y.dtype).eps * float(y.abs().max())
+        return bool(again.shape == y.shape and float((again - y).abs().max()) <= ROUNDINGS * unit)
+
+
+class Values(Inputs):
+    """What a suffix runs on, computed batch by batch whenever it runs.
+
+    Args:
+        suffix, inputs: what runs, and the points.
+        like: a tensor of the dtype and device of the values; None for their own.
+
+    Attributes:
+        size: how many numbers the values of one point are.
+    """
+
+    def __init__(self, suffix: Suffix, inputs: AnyInputs, like: Tensor | None = None, size: int | None = None) -> None:
+        self._suffix, self._inputs, self._like = suffix, inputs, like
+        one = None if size is not None else suffix.now(inputs[torch.zeros(1, dtype=torch.int64)])
+        self.size: int = sum(part.numel() for part in one.positional) if one is not None else size or 0
+        self.batch = max(1, min(BATCH if isinstance(inputs, Tensor) else inputs.batch, RUNNING // max(1, self.size)))
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, index: Tensor) -> Values:
+        return Values(self._suffix, self._inputs[index], self._like, self.size)
+
+    def to(self, like: Tensor) -> Values:
+        return Values(self._suffix, self._inputs, like, self.size)
+
+    def call(self, model: nn.Module) -> Tensor:
+        values = self._suffix.now(self._inputs)
+        return (values if self._like is None else values.to(self._like)).call(model)
+
+
+def _cut(model: nn.Module, names: Sequence[str]) -> Suffix | None:
+    """Trace a network and take it apart, or return None where nothing is computed before the parameters."""
+    graph = torch.fx.Tracer().trace(model)
+    behind = _behind(model, names, graph)
+    crossing = [n for n in graph.nodes if n not in behind and n.op != "get_attr" and not behind.isdisjoint(n.users)]
+    if all(node.op == "placeholder" for node in crossing):
+        return None
+    before, after = torch.fx.Graph(), torch.fx.Graph()
+    copies: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in graph.nodes:
+        if node not in behind:
+            copies[node] = before.node_copy(node, copies.__getitem__)
+    before.output(tuple(copies[node] for node in crossing))
+    copies = {node: after.placeholder(f"value_{k}") for k, node in enumerate(crossing)}
+    for node in graph.nodes:
+        if node in behind or (node.op == "get_attr" and not behind.isdisjoint(node.users)):
+            copies[node] = after.node_copy(node, copies.__getitem__)
+    module = torch.fx.GraphModule(model, after)
+    used = dict(module.named_parameters(remove_duplicate=False))
+    if not all(name in used for name in names):  # what the forward never uses
+        return None
+    return Suffix(module, torch.fx.GraphModule(model, before))
+
+
+def _behind(model: nn.Module, names: Sequence[str], graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Return the operations that depend on the parameters, or that ask how many points there are."""
+    first, modules = canonical(model), dict(model.named_modules())
+    chosen = {first[name] for name in names}
+    found: set[torch.fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            inside = modules[str(node.target)].named_parameters(remove_duplicate=False)
+            mine = any(first[f"{node.target}.{name}"] in chosen for name, _ in inside)
+        elif node.op == "get_attr":
+            mine = first.get(str(node.target)) in chosen
+        else:
+            mine = node.op == "output" or node.target == "size" or (node.target is getattr and node.args[1] == "shape")
+        if mine or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found

@@ -1,0 +1,152 @@
+"""A network cut behind chosen parameters is the network, whatever its shape; what cannot be cut stays whole."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from networks import mlp, randn
+from torch import Tensor, nn
+
+from nnrepair.jacobian.suffix import Suffix, Values
+from nnrepair.spec.inputs import AnyInputs, Arguments
+from nnrepair.spec.running import call, call_with
+
+
+class Residual(nn.Module):
+    """A block whose input is added to its output, written as people write it: sizes, views and in-place operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(3 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.first(x))
+        z = self.second(y)
+        z += y
+        return self.head(self.relu(z).view(x.size(0), -1))
+
+
+class Branching(nn.Module):
+    """A forward that decides by numbers, which cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y if y.detach().sum() > 0 else y.relu())
+
+
+class InPlace(nn.Module):
+    """What lies behind the second layer writes into what lies before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).exp()
+        return y.add_(self.last(y))
+
+
+class Tied(nn.Module):
+    """One weight in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x).relu()).relu())
+
+
+class Two(nn.Module):
+    """Two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.last = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.last(self.left(a).relu() + self.right(b).relu())
+
+
+def image(n: int) -> Tensor:
+    return randn(n, 2, 4, 4, seed=1)
+
+
+def vector(n: int) -> Tensor:
+    return randn(n, 3, seed=1)
+
+
+def two(n: int) -> Arguments:
+    return Arguments((randn(n, 3, seed=1),), {"b": randn(n, 2, seed=2)})
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "inputs", "is_cut"),
+    [
+        (lambda: mlp(3, 8, 8, 2), ["2.weight", "2.bias"], vector, True),
+        (lambda: mlp(3, 8, 8, 2), ["0.weight"], vector, False),  # nothing comes before
+        (lambda: mlp(3, 8, 8, 2), ["2.bias", "0.bias"], vector, False),
+        (Residual, ["second.weight", "second.bias"], image, True),
+        (Residual, ["head.weight"], image, True),
+        (Residual, ["first.weight"], image, False),
+        (Branching, ["last.weight"], vector, False),
+        (InPlace, ["last.weight"], vector, False),
+        (Tied, ["first.weight"], vector, False),
+        (Tied, ["last.bias"], vector, True),
+        (Two, ["right.weight"], two, True),
+        (Two, ["last.weight"], two, True),
+    ],
+)
+def test_a_cut_is_the_network(
+    make: Callable[[], nn.Module], names: list[str], inputs: Callable[[int], AnyInputs], is_cut: bool
+) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    x = inputs(7)
+    suffix = Suffix.of(model, names, x)
+    assert (suffix.prefix is not None) == is_cut
+    values = suffix.values(x)
+    assert torch.allclose(call(suffix.module, values), call(model, x), atol=1e-6)
+    parameters = dict(model.named_parameters())
+    other = {n: parameters[n].detach() + 0.5 for n in names}
+    some = torch.tensor([4, 1])
+    assert torch.allclose(call_with(suffix.module, other, values[some]), call_with(model, other, x[some]), atol=1e-6)
+    assert not torch.allclose(call_with(suffix.module, other, values), call(model, x), atol=1e-3)
+
+
+def test_gradients_reach_the_chosen_parameters_alone() -> None:
+    model = mlp(3, 8, 8, 2)
+    x = vector(5)
+    suffix = Suffix.of(model, ["2.weight"], x)
+    weight = model[2].weight.detach().clone().requires_grad_(True)
+    call_with(suffix.module, {"2.weight": weight}, suffix.values(x)).sum().backward()
+    want = torch.autograd.grad(model(x).sum(), model[2].weight)[0]
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad, want, atol=1e-6)
+    assert model[2].weight.grad is None
+
+
+def test_values_that_would_not_fit_are_computed_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp(3, 8, 8, 2)
+    x = vector(11)
+    suffix = Suffix.of(model, ["2.weight"], x)
+    stored = suffix.values(x)
+    monkeypatch.setattr("nnrepair.jacobian.suffix.STORED", 8 * 10)
+    assert isinstance(suffix.values(x[:10]), Arguments)
+    later = suffix.values(x)
+    assert isinstance(later, Values)
+    assert later.size == 8
+    some = torch.tensor([7, 2])
+    assert torch.allclose(call(suffix.module, later[some]), call(suffix.module, stored[some]))
+    double = copy.deepcopy(suffix.module).double()
+    like = torch.zeros((), dtype=torch.float64)
+    assert torch.allclose(call(double, later.to(like)), call(double, stored.to(like)))  # type: ignore[union-attr]
