@@ -35,17 +35,16 @@ class Watched:
     """Points on which repaired networks are compared with the one they came from.
 
     Args:
-        model: that network.
         kind: what its outputs are, where the points' own labels do not say it.
         locality: the points, with what keeps them.
         asked: whether the repair was asked to keep them.
     """
 
-    def __init__(self, model: nn.Module, kind: Kind, locality: Locality, asked: bool = True) -> None:
+    def __init__(self, kind: Kind, locality: Locality, asked: bool = True) -> None:
         points, criterion = locality.points, locality.criterion
         own = kind_of(points.criterion)
         self.points, self._kind, self._criterion = points, own if own.decides else kind, criterion
-        self.before = outputs(model, points.inputs)
+        self.before, self._holds = locality.before.clone(), locality.holds
         self._asked = _labelled(points.criterion)
         # Without a criterion of their own, numbers are to stay within one tolerance.
         alone = points.criterion is None and isinstance(criterion, Near) and criterion.tol.numel() > 0
@@ -75,6 +74,10 @@ class Watched:
         same = (old == new) & ~flat(y).isnan().any(1, keepdim=True)
         return replace(found, locality=metrics.locality(same, torch.ones_like(same)), decisions=old.shape[1])
 
+    def lost(self, y: Tensor) -> int:
+        """Return how many points hold no more, from a network's outputs there."""
+        return int((self._holds & ~self._criterion.holds(y.double())).sum())
+
     def _moved(self, y: Tensor) -> Moved:
         change = flat(y.double() - self.before.double()).abs()
         within = None
@@ -102,7 +105,7 @@ def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
         raise InvalidInput(f"A test set cannot be called {LOCALITY!r}; choose another name.")
     found = {}
     if problem.locality is not None:
-        found[LOCALITY] = Watched(problem.model, problem.kind, problem.locality)
+        found[LOCALITY] = Watched(problem.kind, problem.locality)
     for name, points in given.items():
         try:
             measured = held_out(problem, points, f"test_set {str(name)!r}")
@@ -113,7 +116,7 @@ def watch(problem: Problem, test_set: Any) -> dict[str, Watched]:
                 f"{error} A dictionary names several test sets; points that are a model's arguments by name are "
                 "LocalitySet(dictionary)."
             ) from error
-        found[str(name)] = Watched(problem.model, problem.kind, measured, asked=False)
+        found[str(name)] = Watched(problem.kind, measured, asked=False)
     return found
 
 
@@ -125,11 +128,13 @@ class Measured:
         holds: (edits,) bool, which edits hold.
         generalization: for each edit, the share of its edit scope that holds (None where it has none).
         side_effects: on other points, by name.
+        lost: how many points of the locality set hold no more.
     """
 
     holds: Tensor
     generalization: list[float | None]
     side_effects: dict[str, SideEffects]
+    lost: int
 
 
 def measure(model: nn.Module, posed: Posed, watched: dict[str, Watched], only: Tensor | None = None) -> Measured:
@@ -153,7 +158,9 @@ def measure(model: nn.Module, posed: Posed, watched: dict[str, Watched], only: T
     rates: list[float | None] = [None] * len(holds)
     if scope is not None:
         rates = metrics.generalization_rates(scope.criterion.holds(y.pop().double()), scope.of, len(holds))
-    return Measured(holds, rates, {name: watched[name].compare(one) for name, one in zip(names, y, strict=True)})
+    on = dict(zip(names, y, strict=True))
+    lost = watched[LOCALITY].lost(on[LOCALITY]) if LOCALITY in on else 0
+    return Measured(holds, rates, {name: watched[name].compare(one) for name, one in on.items()}, lost)
 
 
 def _own(inputs: AnyInputs, model: nn.Module) -> AnyInputs:
@@ -222,7 +229,7 @@ def judge(
         scope_points=0 if problem.scope is None else len(problem.scope),
         scope_edits=None if problem.scope is None or problem.scope.of is None else len(torch.unique(problem.scope.of)),
     )
-    lost = _lost(problem, repaired) if proposal.keeps_locality and not failing else 0
+    lost = found.lost if proposal.keeps_locality and not failing else 0
     outcome = outcome_of(proposal, before, failing, lost)
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
@@ -260,15 +267,6 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
         return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
     advice = f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try {proposal.advice}."
     return Outcome("partly repaired", advice, failing)
-
-
-def _lost(problem: Problem, repaired: nn.Module) -> int:
-    """Return how many kept points of the locality set no longer hold."""
-    locality = problem.locality
-    if locality is None:
-        return 0
-    holds = locality.criterion.holds(outputs(repaired, _own(locality.inputs, repaired)).double())
-    return int((locality.holds & ~holds).sum())
 
 
 def _says_otherwise(problem: Problem, repaired: nn.Module) -> bool:

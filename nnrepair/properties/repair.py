@@ -380,7 +380,8 @@ class _Work:
         points = LocalitySet(inputs, self.locality.criterion if self.locality.labelled else None)
         all_hold = torch.ones(len(points), dtype=torch.bool)
         criterion = self.locality.criterion
-        watched = Watched(self.model, kind_of(criterion), Locality(points, criterion, all_hold))
+        before = outputs(self.model, points.inputs)
+        watched = Watched(kind_of(criterion), Locality(points, criterion, all_hold, before))
         return replace(watched.compare(outputs(repaired, inputs)), left_out=self.locality.left_out)
 
     def _outcome(self, answer: Answer, held: list[bool], holds: list[bool], lost: list[str]) -> Outcome:

@@ -101,4 +101,8 @@ class Certificate:
         Raises:
             InvalidInput: the file is truncated or no certificate.
         """
-        return read_arrays(path, FORMAT, "minimality certificate", lambda meta, arrays: cls(arrays=arrays, **meta))
+
+        def made(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Certificate:
+            return cls(lowest_wins=meta.pop("lowest"), arrays=arrays, **meta)
+
+        return read_arrays(path, FORMAT, "minimality certificate", made)

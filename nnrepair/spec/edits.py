@@ -205,11 +205,13 @@ class Locality:
         points: as they were given, with their labels read.
         criterion: what keeps them: their own, or else that of what the network decides there today.
         holds: (points,) bool, where it holds today; the other points are free to change.
+        before: (points, ...) the network's outputs today.
     """
 
     points: LocalitySet
     criterion: Criterion
     holds: Tensor
+    before: Tensor
 
     @property
     def inputs(self) -> AnyInputs:
@@ -218,6 +220,11 @@ class Locality:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def __getitem__(self, index: Tensor) -> Locality:
+        """Return some of the points, (k,) int64."""
+        there = index.to(self.holds.device)
+        return Locality(self.points[index], self.criterion[index], self.holds[there], self.before[there])
 
 
 class EditScope(_Points):

@@ -225,8 +225,8 @@ def _locality(
     if points.criterion is not None:
         criterion = fitted(points.criterion, y, edits.criterion)
         criterion.check(y)
-        return Locality(LocalitySet(points.inputs, criterion), criterion, criterion.holds(y.double()))
+        return Locality(LocalitySet(points.inputs, criterion), criterion, criterion.holds(y.double()), y)
     tol = edits.criterion.typical_slack(outputs(model, edits.inputs).double())
     criterion = (kind or kind_of(edits.criterion)).unchanged(y, tol or 1e-3 * float(y.abs().max()) or 1e-6)
     criterion.check(y)
-    return Locality(points, criterion, criterion.holds(y))
+    return Locality(points, criterion, criterion.holds(y), y)
