@@ -38,6 +38,11 @@ class Deadline:
         """Return how many seconds are left; infinity where there is no limit."""
         return self.end - time.monotonic()
 
+    def part(self, shares: int, doing: str) -> Deadline:
+        """Return a deadline after one of so many equal shares of the time that is left; what is done begins so."""
+        left = self.left()
+        return Deadline(None if left == math.inf else max(left, 0.0) / shares, lambda text: self.say(doing + text))
+
     @property
     def passed(self) -> bool:
         """Whether no time is left."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import AnyOf, Argmax, Argmin, Decoupled, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed
+from nnrepair.deadline import Deadline
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import MinimalNorm
 from nnrepair.methods.minimal_norm.affine import ExactRepair
@@ -460,7 +461,7 @@ def test_nothing_missed_is_no_change() -> None:
     line = Linearization(model, ["2.weight", "2.bias"], x)
     criterion = Argmax(outputs(model, x).argmax(1))
     demand = Demand(x, criterion, torch.full((6, 3), -torch.inf, dtype=torch.float64), False, "edits")
-    solution = ExactRepair(line, [demand], "l2", None, 1e-6, "same", False).run()
+    solution = ExactRepair(line, [demand], "l2", None, 1e-6, "same", Deadline()).run()
     assert solution.objective == 0.0 and not solution.d.any() and len(solution.d) == 18
 
 

@@ -7,7 +7,6 @@ several of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -16,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnrepair.deadline import Deadline
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods.minimal_norm.budget import Budget
 from nnrepair.methods.minimal_norm.demands import Demand
-from nnrepair.progress import progress_bar
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import norms
 from nnrepair.solver.conflict import smallest_conflict
@@ -45,6 +44,7 @@ class ExactRepair:
         line: the chosen parameters' effect on the outputs.
         demands: edits first.
         norm, metric, gap: what "small" means, and when to stop.
+        deadline: when to end at the latest.
         architecture: "same" or "decoupled", for the certificate.
     """
 
@@ -54,7 +54,7 @@ class ExactRepair:
     metric: Metric | None
     gap: float
     architecture: str
-    progress: bool
+    deadline: Deadline
     native64: bool = False
 
     def __post_init__(self) -> None:
@@ -67,20 +67,19 @@ class ExactRepair:
         """Return the solution, in the metric's coordinates.
 
         Raises:
+            OutOfTime: the deadline passed.
             Infeasible: no change of the chosen parameters satisfies the hard demands.
         """
-        with progress_bar("minimal norm", self.progress) as report:
-            soft = [k for k, d in enumerate(self.demands) if d.soft]
-            if soft:  # missing a soft condition costs as much as the edit with the largest multiplier
-                hard = [k for k in range(len(self.demands)) if k not in soft]
-                alone = self._solve("l2", hard, report)
-                dearest = float(alone.y.max(initial=0.0)) * alone.objective
-                for k in soft:
-                    self._caps[k] = dearest
-            solution = self._solve(self.norm, list(range(len(self.demands))), report)
-        return solution
+        soft = [k for k, d in enumerate(self.demands) if d.soft]
+        if soft:  # missing a soft condition costs as much as the edit with the largest multiplier
+            hard = [k for k in range(len(self.demands)) if k not in soft]
+            alone = self._solve("l2", hard)
+            dearest = float(alone.y.max(initial=0.0)) * alone.objective
+            for k in soft:
+                self._caps[k] = dearest
+        return self._solve(self.norm, list(range(len(self.demands))))
 
-    def _solve(self, norm: str, which: list[int], report: Callable[[str], None]) -> Solution:
+    def _solve(self, norm: str, which: list[int]) -> Solution:
         budget = Budget()
 
         def separate(d: Array | None, using: Conditions | None) -> Conditions | None:
@@ -93,7 +92,7 @@ class ExactRepair:
             nothing = self.line.rows(self.demands[0].inputs, self.demands[0].criterion, *torch.zeros(2, 0).long())
             empty = Conditions(nothing, np.zeros(0), np.zeros(0), np.zeros((0, 3), np.int64))
             return Solution(np.zeros(nothing.n), np.zeros(0), 0.0, 0.0, empty)
-        return solve(first, separate, norms.make(norm, first.rows), gap=self.gap, report=report)
+        return solve(first, separate, norms.make(norm, first.rows), gap=self.gap, report=self.deadline.check)
 
     def change(self, solution: Solution) -> Array:
         """Return the change of weights that a solution stands for."""
@@ -141,7 +140,8 @@ class ExactRepair:
         if not isinstance(asked, Threshold) and not (isinstance(asked, Argmax) and asked.margin_ == 0):
             return None
         # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
-        if not all(_point(d.inputs, 0) is not None for d in self.demands):
+        kept = None if problem.locality is None else problem.locality.inputs
+        if not all(_point(x, 0) is not None for x in (problem.edits.inputs, kept) if x is not None):
             return None
         busy = np.flatnonzero(solution.y > 0)
         tag = solution.conditions.tag[busy]
@@ -152,9 +152,10 @@ class ExactRepair:
             if k == 0:
                 at.append(point)
             else:
-                kept = _point(demand.inputs, point)
-                assert kept is not None
-                points.append(kept.double().cpu().numpy())
+                assert kept is not None and demand.index is not None
+                one_more = _point(kept, int(demand.index[point]))
+                assert one_more is not None
+                points.append(one_more.double().cpu().numpy())
                 at.append(count)
                 count += 1
             one, which = torch.tensor([point]), torch.tensor([condition])

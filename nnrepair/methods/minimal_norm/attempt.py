@@ -1,21 +1,43 @@
-"""What came of repairing one layer: a change, or why there is none."""
+"""One layer's repair: how it is made, and what came of it: a change, or why there is none."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.jacobian.factors import PROBES
+from nnrepair.jacobian.layers import moved
 from nnrepair.jacobian.linearize import Linearization
+from nnrepair.jacobian.suffix import Suffix
 from nnrepair.methods.minimal_norm.affine import ExactRepair
+from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.methods.minimal_norm.hidden import HiddenRepair
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import minnorm
 from nnrepair.solver.quadratic import NotSolvedError
+from nnrepair.solver.rows import Metric
 from nnrepair.spec.criteria import flat
+from nnrepair.spec.inputs import AnyInputs, independent, to_like
+from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem, has_choice
 from nnrepair.spec.running import outputs
+from nnrepair.wrappers.decoupled import Decoupled
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a repair is to be, see `MinimalNorm`; nothing is "auto" any more."""
+
+    norm: str
+    margin: float
+    architecture: str
+    gap: float
+    locality: str
+    max_steps: int
 
 
 @dataclass
@@ -27,8 +49,8 @@ class Attempt:
     repair: ExactRepair | None
     model: nn.Module
     solution: minnorm.Solution | None = None
-    infeasible: minnorm.Infeasible | NotSolvedError | None = None
-    change: Any = None
+    infeasible: minnorm.Infeasible | NotSolvedError | OutOfTime | None = None
+    change: dict[str, Tensor] | None = None
     steps: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -36,6 +58,8 @@ class Attempt:
     def limit(self) -> str | None:
         """Why nothing was found although it was not shown that there is nothing, or None."""
         reason = self.infeasible
+        if isinstance(reason, OutOfTime):
+            return "out of time; give it more, or choose a smaller layer"
         if isinstance(reason, NotSolvedError):
             return f"{reason} (a limit of the solver: there may be a repair all the same)"
         if reason is not None and not reason.certain:
@@ -61,8 +85,8 @@ class Attempt:
         """Say how the change was found, and what is not as it was asked for."""
         if self.solution is None:
             how = (
-                "same architecture by successive linearisation, re-checked on the true network at every step; the size "
-                "of this change is not proved minimal."
+                "same architecture by descent on the true network (augmented Lagrangian); the size of this change is "
+                "not proved minimal."
             )
             return [how, *self.notes]
         solution = self.solution
@@ -81,16 +105,89 @@ class Attempt:
         if self.infeasible is not None:
             return (float(len(problem.edits)), 1.0, float("inf"))
         failing = float((~problem.edits.criterion.holds(outputs(self.model, problem.edits.inputs).double())).sum())
-        locality = problem.locality
-        if locality is None:
+        if problem.locality is None:
             y0, y = outputs(problem.model, problem.edits.inputs), outputs(self.model, problem.edits.inputs)
             return (failing, 0.0, float(flat(y - y0).norm(dim=1).mean()))
-        index = torch.arange(len(locality)) if held_out is None else held_out
-        inputs = locality.inputs[index]
-        y0, y = outputs(problem.model, inputs), outputs(self.model, inputs)
-        held = locality.holds[index.to(locality.holds.device)]
-        lost = held & ~locality.criterion[index].holds(y.double())
-        return (failing, float(lost.sum()) / max(1, int(held.sum())), float(flat(y - y0).norm(dim=1).mean()))
+        some = problem.locality if held_out is None else problem.locality[held_out]
+        y = outputs(self.model, some.inputs)
+        lost, held = some.holds & ~some.criterion.holds(y.double()), max(1, int(some.holds.sum()))
+        return (failing, float(lost.sum()) / held, float(flat(y - some.before).norm(dim=1).mean()))
+
+
+def attempted(
+    problem: Problem,
+    settings: Settings,
+    names: list[str],
+    demands: list[Demand],
+    deadline: Deadline,
+    start: Attempt | None = None,
+) -> Attempt:
+    """Repair with the parameters `names` alone.
+
+    Args:
+        problem, settings, names, deadline: what to repair, how, with which parameters, and until when.
+        demands: what must hold.
+        start: a hidden layer's repair to start from.
+    """
+    if settings.architecture == "decoupled":
+        return _exact(problem, settings, Suffix(problem.model, None), names, demands, deadline)
+    cut = Suffix.of(copied(problem.model), names, problem.edits.inputs)
+    if _may_end_affine(cut, names, demands):
+        double = copied(problem.model).double()
+        inputs = to_like(problem.edits.inputs, next(double.parameters()))
+        found = _exact(problem, settings, Suffix.of(double, names, inputs), names, demands, deadline)
+        if found.line.ends_affine:
+            return found
+    line, asked, metric = _on(cut, problem, settings, names, demands)
+    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline)
+    change = hidden.run(None if start is None else start.change)
+    model = moved(problem.model, change)
+    return Attempt(names, line, None, model, change=change, steps=hidden.steps, notes=hidden.notes)
+
+
+def _on(
+    cut: Suffix, problem: Problem, settings: Settings, names: list[str], demands: list[Demand]
+) -> tuple[Linearization, list[Demand], Metric | None]:
+    """Return the linearisation of a network's suffix, what is asked of that, and what is small there."""
+    dtype = next(cut.module.parameters())
+
+    def values(inputs: AnyInputs) -> AnyInputs:
+        return cut.values(inputs if cut.prefix is None else to_like(inputs, dtype))
+
+    asked = [replace(demands[0], inputs=values(demands[0].inputs))]
+    if problem.locality is None or not (demands[1:] or settings.norm == "drift"):
+        return Linearization(cut.module, names, asked[0].inputs), asked, None
+    there = values(problem.locality.inputs)
+    asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in demands[1:]]
+    line = Linearization(cut.module, names, asked[0].inputs, [there])
+    return line, asked, line.metric(there, problem.kind) if settings.norm == "drift" else None
+
+
+def _may_end_affine(cut: Suffix, names: list[str], demands: list[Demand]) -> bool:
+    """Whether outputs are affine in the parameters as far as a few points show; all where they influence each other."""
+    inputs = [d.inputs for d in demands]
+    if cut.prefix is not None or all(map(independent, inputs)):
+        inputs = [cut.values(x[torch.arange(min(PROBES, len(x)))]) for x in inputs if len(x)]
+    return Linearization(cut.module, names, inputs[0], inputs[1:]).ends_affine
+
+
+def _exact(
+    problem: Problem, settings: Settings, cut: Suffix, names: list[str], demands: list[Demand], deadline: Deadline
+) -> Attempt:
+    """Repair where outputs are affine in the change."""
+    line, demands, metric = _on(cut, problem, settings, names, demands)
+    decoupled = settings.architecture == "decoupled"
+    if not (decoupled or line.ends_affine):
+        return Attempt(names, line, None, problem.model)
+    repair = ExactRepair(line, demands, settings.norm, metric, settings.gap, settings.architecture, deadline)
+    repair.native64 = next(problem.model.parameters()).dtype == torch.float64
+    try:
+        solution = repair.run()
+    except (minnorm.Infeasible, NotSolvedError, OutOfTime) as reason:
+        return Attempt(line.names, line, None, problem.model, infeasible=reason)
+    change = line.unflatten(repair.change(solution))
+    repaired = Decoupled(problem.model, change, line.channels) if decoupled else moved(problem.model, change)
+    return Attempt(line.names, line, repair, repaired, solution=solution)
 
 
 def _chose(problem: Problem) -> bool:

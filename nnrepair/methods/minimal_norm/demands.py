@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Demand:
         need: (points, conditions) the slack that each condition must reach.
         soft: whether a condition may be missed for a penalty.
         name: "edits" or "locality".
+        index: which points these are of the set that they come from; None for all.
     """
 
     inputs: AnyInputs
@@ -33,9 +34,16 @@ class Demand:
     need: Tensor
     soft: bool
     name: str
+    index: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.criterion)
+
+    def __getitem__(self, index: Tensor) -> Demand:
+        """Return what is asked of some points."""
+        return replace(
+            self, inputs=self.inputs[index], criterion=self.criterion[index], need=self.need[index], index=None
+        )
 
     def missed(self, y: Tensor) -> Tensor:
         """Return (points, conditions): by how much outputs y miss what is needed (<= 0 where they do not), float64."""
@@ -67,11 +75,11 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
     index = torch.nonzero(binding).flatten()
     if len(index) == 0:
         return found
-    inputs = problem.locality.inputs[index]
-    y = outputs(problem.model, inputs).double().cpu()
-    criterion = problem.locality.criterion[index].resolve(y)
+    some = problem.locality[index]
+    y = some.before.double().cpu()
+    criterion = some.criterion.resolve(y)
     slack = criterion.slack(y)
-    found.append(Demand(inputs, criterion, slack.clamp(max=margin), locality == "soft", "locality"))
+    found.append(Demand(some.inputs, criterion, slack.clamp(max=margin), locality == "soft", "locality", index))
     return found
 
 

@@ -1,0 +1,124 @@
+"""The network with other values of its chosen parameters, tried on what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from nnrepair.jacobian.linearize import Linearization
+from nnrepair.jacobian.suffix import Suffix, Values
+from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.spec.inputs import AnyInputs, independent
+from nnrepair.spec.running import call_with
+
+#: Kept points keep at least this share of the margin that they are asked to keep.
+KEPT_SHARE = 0.1
+
+#: Numbers of points that run together with gradients.
+TOGETHER = 4_000_000
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a demand fares.
+
+    Attributes:
+        worst: (points,) by how much each point misses what it needs, at its worst condition; float64 on the CPU.
+        short: bool (points,) which have less than they must: edits all they need, kept points a share of it.
+        met: whether none has, or some may.
+    """
+
+    worst: Tensor
+    short: Tensor
+    met: bool
+
+
+class Trial:
+    """A network whose chosen parameters vary, in its own dtype. What lies before them runs once per point.
+
+    Args:
+        line: the chosen parameters of the suffix, for models in half precision: no descent in two or three digits.
+        suffix: of the network; nothing of it is changed.
+        demands: what is asked of the suffix, edits first.
+
+    Attributes:
+        like: a tensor of the dtype in which descent computes: the model's own, float64 for half precision.
+        leak: how much ReLUs let through of what is below zero, in `slack` alone.
+    """
+
+    def __init__(self, line: Linearization, suffix: Suffix, demands: Sequence[Demand]) -> None:
+        self._line, self._own, self._demands, self.leak = line, suffix.module, demands, 0.0
+        parameters = dict(self._own.named_parameters(remove_duplicate=False))
+        self._start = {n: parameters[n].detach().clone() for n in line.names}
+        self._coarse = any(torch.finfo(p.dtype).bits < 32 for p in self._start.values())
+        self._fine = self._start
+        if self._coarse:
+            self._fine = {n: p.detach().clone() for n, p in line.parameters.items()}
+        self.like = next(iter(self._fine.values()))
+        self._together = [_together(d.inputs) for d in demands]
+
+    def slack(self, change: Mapping[str, Tensor], k: int, index: Tensor) -> Tensor:
+        """Return (points, conditions) the slack of points `index` of demand k, float64, differentiable."""
+        moved = {n: p + change[n] for n, p in self._fine.items()}
+        inputs = self._demands[k].inputs[index]
+        with _Leaky(self.leak) if self.leak else nullcontext():
+            if self._coarse:
+                with self._line.in_float64():
+                    y = call_with(self._line.model, moved, self._line.prepare(inputs))
+            else:
+                y = call_with(self._own, moved, inputs)
+        return self._demands[k].criterion[index].slack(y.double())
+
+    def parts(self, k: int, count: int) -> list[slice]:
+        """Return so many points of demand k in parts that run together with gradients."""
+        size = self._together[k] if independent(self._demands[k].inputs) else max(1, count)
+        return [slice(start, start + size) for start in range(0, count, size)]
+
+    @torch.no_grad()
+    def look(self, change: Mapping[str, Tensor]) -> list[Look]:
+        """Return how every demand fares, in the model's own dtype."""
+        moved = {n: (p.double() + change[n].double()).to(p.dtype) for n, p in self._start.items()}
+        found = []
+        for k, demand in enumerate(self._demands):
+            worst, short = [], []
+            whole = torch.arange(len(demand))
+            for part in [whole[here] for here in self.parts(k, len(demand))]:
+                some = demand[part]
+                missed = some.missed(call_with(self._own, moved, some.inputs)).cpu()
+                allowed = 0.0 if k == 0 else (1 - KEPT_SHARE) * some.need.clamp(min=0)
+                worst.append(missed.amax(1))
+                short.append((missed > allowed).any(1))
+            found.append(Look(torch.cat(worst), torch.cat(short), demand.soft or not any(map(torch.any, short))))
+        return found
+
+
+def _together(inputs: AnyInputs) -> int:
+    """Return how many points run together with gradients, by how many numbers one has."""
+    if isinstance(inputs, Values):
+        return max(1, min(inputs.batch, TOGETHER // max(1, inputs.size)))
+    parts = [inputs] if isinstance(inputs, Tensor) else inputs.tensors()
+    most = TOGETHER if isinstance(inputs, Tensor) else min(TOGETHER, inputs.batch)
+    return max(1, min(most, TOGETHER // max([1, *(p[0].numel() for p in parts if p.shape[:1] == (len(inputs),))])))
+
+
+class _Leaky(TorchFunctionMode):
+    """Let ReLUs be leaky while a network runs."""
+
+    def __init__(self, leak: float) -> None:
+        super().__init__()
+        self.leak = leak
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _RELUS:
+            return F.leaky_relu(args[0] if args else kwargs["input"], self.leak)
+        return func(*args, **(kwargs or {}))
+
+
+_RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, torch.ops.aten.relu.default}

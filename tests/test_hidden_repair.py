@@ -1,0 +1,153 @@
+"""Repairs of hidden layers in the same architecture: coordinates, norms, units that are off, time that ends."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import mlp, randn
+from torch import Tensor, nn
+
+import nnrepair
+from nnrepair import Edits, LocalitySet, Near
+from nnrepair.deadline import Deadline
+from nnrepair.jacobian.linearize import Linearization
+from nnrepair.jacobian.suffix import Suffix
+from nnrepair.methods import MinimalNorm
+from nnrepair.methods.minimal_norm.coordinates import Coordinates
+from nnrepair.methods.minimal_norm.demands import demands_of
+from nnrepair.methods.minimal_norm.hidden import HiddenRepair
+from nnrepair.methods.minimal_norm.lagrangian import Lagrangian
+from nnrepair.methods.minimal_norm.trial import Trial
+from nnrepair.spec.problem import pose
+
+
+def labelled(model: nn.Module, x: Tensor, by: int) -> Tensor:
+    """Return labels: the model's class, plus a number."""
+    with torch.no_grad():
+        y = model(x)
+    return (y.argmax(1) + by) % y.shape[1]
+
+
+def lines(model: nn.Module, names: list[str], x: Tensor) -> Linearization:
+    return Linearization(model, names, x, [])
+
+
+@pytest.mark.parametrize("names", [["2.weight", "2.bias"], ["0.weight", "2.weight", "2.bias"]])
+@pytest.mark.parametrize("norm", ["l2", "drift"])
+def test_coordinates_are_as_long_as_the_change_and_go_back(names: list[str], norm: str) -> None:
+    model, x = mlp(3, 6, 5, 2), randn(40, 3, seed=1)
+    line = lines(model, names, x)
+    metric = line.metric(x) if norm == "drift" else None
+    like = torch.zeros((), dtype=torch.float64)
+    whole = Coordinates.of(line.groups, metric, like)
+    there = randn(whole.size, seed=2, dtype=torch.float64)
+    change = whole.change(there)
+    assert torch.allclose(whole.coordinates(change), there, atol=1e-9)
+    flat = line.flatten(change)
+    rows = line.rows(x, nnrepair.Argmax(labelled(model, x, 0)), torch.tensor([0]), torch.tensor([0]))
+    true = flat if metric is None else metric.coordinates(flat, rows)
+    assert np.isclose(np.linalg.norm(true), float(there.norm()))
+
+
+def test_keys_span_all_that_edits_can_ask_for() -> None:
+    """The gradient at the edits has the same length in the span of their keys as among all changes."""
+    model, x = mlp(30, 20, 5), randn(4, 30, seed=1)
+    problem = pose(model, Edits(x, labelled(model, x, 1)), LocalitySet(randn(50, 30, seed=3)))
+    demands = demands_of(problem, 0.1, "hard")
+    line = lines(model, ["0.weight", "0.bias"], x)
+    trial = Trial(line, Suffix(problem.model, None), demands)
+    metric = line.metric(problem.locality.inputs)  # type: ignore[union-attr]
+    whole = Coordinates.of(line.groups, metric, trial.like)
+    span = whole.empty().spanning(line.keys(x))
+    assert span.size == 20 * 4
+    assert whole.size == 20 * 31
+    slopes = []
+    for coordinates in (whole, span):
+        state = Lagrangian.of_edits(trial, demands, coordinates, np.zeros(coordinates.size), lambda: None)
+        assert state is not None
+        slopes.append(np.linalg.norm(state._at(state.x)[1]) / state.penalty)
+    assert np.isclose(*slopes, rtol=1e-4)
+
+
+def test_keys_of_many_positions_are_not_looked_at() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 36, 3))
+    assert lines(model, ["0.weight", "0.bias"], randn(2, 1, 8, 8, seed=1)).keys(randn(2, 1, 8, 8, seed=1)) == [None]
+
+
+@pytest.mark.parametrize("outputs", [100, 400, 3072])
+def test_outputs_that_need_units_that_are_off(outputs: int) -> None:
+    """Targets of the same network with another layer, where other units are on."""
+    torch.manual_seed(0)
+    model = mlp(20, 64, 64, outputs)
+    x, other = randn(3, 20, seed=4), copy.deepcopy(model)
+    with torch.no_grad():
+        other[2].weight += 0.1 * torch.randn(64, 64)
+        y = other(x)
+    result = nnrepair.fix(model, Edits(x, Near(y, 0.1 * float(y.std()))), method=MinimalNorm("2", "l2"))
+    assert result.outcome.status == "repaired"
+
+
+@pytest.mark.parametrize("norm", ["l1", "linf", "mean+max", "nuclear"])
+def test_other_norms_are_smaller_than_in_the_euclidean_repair(norm: Any) -> None:
+    model, x = mlp(20, 30, 30, 4), randn(5, 20, seed=1)
+    kept = randn(300, 20, seed=2)
+    edits, locality = Edits(x, labelled(model, x, 1)), LocalitySet(kept)
+    sizes = []
+    for chosen in ("l2", norm):
+        result = nnrepair.fix(model, edits, locality, method=MinimalNorm("2", chosen))
+        assert result.outcome.ok
+        assert result.report.locality == 1.0
+        before = dict(model.named_parameters())
+        change = torch.cat(
+            [(p - before[n]).detach().flatten() for n, p in result.model.named_parameters() if n[0] == "2"]
+        )
+        matrix = change[:900].reshape(30, 30)
+        sizes.append(
+            {
+                "l1": float(change.abs().sum()),
+                "linf": float(change.abs().max()),
+                "mean+max": float(change.abs().mean() + change.abs().max()),
+                "nuclear": float(torch.linalg.svdvals(matrix).sum()),
+                "weights": int((change != 0).sum()),
+            }
+        )
+    euclidean, other = sizes
+    assert other[norm] < (0.6 if norm in ("linf", "mean+max") else 0.97) * euclidean[norm]
+    if norm == "l1":
+        assert other["weights"] < 0.25 * euclidean["weights"]
+
+
+def test_a_soft_point_may_fail_for_its_price() -> None:
+    """A kept point that lies on an edit cannot hold with it; hard locality fails, soft locality gives it up."""
+    model, x = mlp(6, 12, 12, 3), randn(3, 6, seed=1)
+    kept = torch.cat([x[:1] + 1e-6, randn(60, 6, seed=2)])
+    edits = Edits(x, labelled(model, x, 1))
+    hard = nnrepair.fix(model, edits, LocalitySet(kept), method=MinimalNorm("2", "l2"), throw=False)
+    assert not (hard.outcome.ok and hard.report.locality == 1.0)
+    soft = nnrepair.fix(model, edits, LocalitySet(kept), method=MinimalNorm("2", "l2", locality="soft"))
+    assert soft.report.success_rate == 1.0
+    assert soft.report.locality is not None
+    assert soft.report.locality >= 0.9
+
+
+def test_half_precision_is_repaired_as_it_runs() -> None:
+    model, x = mlp(6, 12, 12, 3).to(torch.bfloat16), randn(3, 6, seed=1).to(torch.bfloat16)
+    result = nnrepair.fix(model, Edits(x, labelled(model, x, 1)), method=MinimalNorm("2", "l2"))
+    assert result.outcome.ok
+    assert next(result.model.parameters()).dtype == torch.bfloat16
+
+
+def test_time_that_ends_leaves_what_was_found() -> None:
+    model, x = mlp(6, 12, 12, 3), randn(3, 6, seed=1)
+    problem = pose(model, Edits(x, labelled(model, x, 1)))
+    line = lines(model, ["2.weight", "2.bias"], x)
+    cut = Suffix(problem.model, None)
+    repair = HiddenRepair(line, cut, demands_of(problem, 0.1, "hard"), "l2", None, 40, Deadline(0.0))
+    change = repair.run()
+    assert not any(part.any() for part in change.values())
+    assert "out of time" in " ".join(repair.notes)
