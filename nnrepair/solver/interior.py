@@ -30,10 +30,18 @@ MAX_STEPS = 150
 JITTERS = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
 #: The share of the way to the boundary that a step takes.
 SHORT = 0.995
+AWAY = 0.1
+#: Up to so many rows, the system is that of the rows: it loses fewer digits.
+FEW = 500
+#: Rows with less slack than this share of the largest weight are eliminated last.
+TIGHT = 1e-6
 
 
 class System:
     """(G diag(weight) G^T + diag(slack)) x = b, by a factorisation over rows or weights, whichever are fewer.
+
+    Over weights, the rows with slack are eliminated first and those that all but bind, whose slack is lost in rounding
+    beside the rest, last.
 
     Args:
         rows: G, (m, n).
@@ -46,32 +54,55 @@ class System:
 
     def __init__(self, rows: Rows, weight: Array, slack: Array) -> None:
         self.rows, self.weight, self.slack = rows, weight, slack
-        self.over_weights = rows.m > rows.n
-        if self.over_weights:
-            K, diagonal = rows.normal(1 / slack), 1 / weight
-        else:
-            K, diagonal = rows.weighed(weight), slack
-        diagonal = np.diag(K) + diagonal
-        for jitter in JITTERS:
-            K[np.diag_indices_from(K)] = diagonal * (1 + jitter)
-            try:
-                self.factor = scipy.linalg.cho_factor(K, lower=True, check_finite=False)
-                return
-            except scipy.linalg.LinAlgError:
-                continue
-        raise NotSolvedError("a system of an interior point is too badly conditioned for float64")
+        self.over_weights = rows.m > max(FEW, 2 * rows.n)
+        if not self.over_weights:
+            self.factor = _cholesky(rows.weighed(weight), slack)
+            return
+        order = np.argsort(slack)[: rows.n]
+        self.tight = order[slack[order] < TIGHT * float(weight.max())]
+        self.loose = 1 / slack
+        self.loose[self.tight] = 0.0
+        self.inner = _cholesky(rows.normal(self.loose), 1 / weight)
+        if len(self.tight):
+            tight = rows.take(self.tight).columns(np.arange(rows.n)).T
+            self.half = scipy.linalg.solve_triangular(self.inner, tight, lower=True, check_finite=False)
+            self.factor = _cholesky(self.half.T @ self.half, slack[self.tight])
 
     def solve(self, b: Array) -> Array:
-        """Return x (m,), refined once."""
+        """Return x (m,)."""
+        if not self.over_weights:
+            return _solved(self.factor, b)
         x = self._once(b)
-        left = b - self.slack * x - self.rows.matvec(self.weight * self.rows.rmatvec(x))
-        return np.asarray(x + self._once(left))
+        return x + self._once(b - self.slack * x - self.rows.matvec(self.weight * self.rows.rmatvec(x)))
 
     def _once(self, b: Array) -> Array:
-        if not self.over_weights:
-            return np.asarray(scipy.linalg.cho_solve(self.factor, b, check_finite=False))
-        inner = scipy.linalg.cho_solve(self.factor, self.rows.rmatvec(b / self.slack), check_finite=False)
-        return np.asarray((b - self.rows.matvec(inner)) / self.slack)
+        right = self.rows.rmatvec(self.loose * b)
+        x = np.zeros(len(b))
+        if len(self.tight):
+            half = scipy.linalg.solve_triangular(self.inner, right, lower=True, check_finite=False)
+            x[self.tight] = _solved(self.factor, b[self.tight] - self.half.T @ half)
+            right = right + self.rows.rmatvec(x)
+        return np.asarray(x + self.loose * (b - self.rows.matvec(_solved(self.inner, right))))
+
+
+def _cholesky(K: Array, extra: Array) -> Array:
+    """Return the lower factor of K + diag(extra).
+
+    Raises:
+        NotSolvedError: there is none in float64.
+    """
+    diagonal = np.diag(K) + extra
+    for jitter in JITTERS if np.isfinite(diagonal).all() else ():
+        K[np.diag_indices_from(K)] = diagonal * (1 + jitter)
+        try:
+            return np.asarray(scipy.linalg.cholesky(K, lower=True, check_finite=False))
+        except scipy.linalg.LinAlgError:
+            continue
+    raise NotSolvedError("a system of an interior point is too badly conditioned for float64")
+
+
+def _solved(factor: Array, b: Array) -> Array:
+    return np.asarray(scipy.linalg.cho_solve((factor, True), b, check_finite=False))
 
 
 @dataclass
@@ -113,43 +144,40 @@ class Interior:
         self.soft = np.flatnonzero(np.isfinite(conditions.cap))
         self.unit = size_of(conditions.need)
         self.capped, self.both = norm.max_weight > 0, norm.max_weight > 0 and norm.sum_weight > 0
-        self.at = self._start(d, y)
+        self.at, self.gap = self._start(d, y), np.inf
 
     def _start(self, d: Array, y: Array) -> Inside:
         rows, need, cap, w = self.conditions.rows, self.conditions.need, self.conditions.cap, self.norm.sum_weight
         size = float(np.abs(d).max())
-        away = 0.1 * max(float(np.abs(d).mean()), 0.1 * size if self.capped else 0.0) + 1e-300
+        away = AWAY * max(float(np.abs(d).mean()), 0.1 * size if self.capped else 0.0) + 1e-300
         p, q = np.maximum(d, 0) + away, np.maximum(-d, 0) + away
-        t = 1.2 * float((p + q).max()) if self.capped else 0.0
+        t = (1+2*AWAY) * float((p + q).max()) if self.capped else 0.0
         if self.capped and not self.both:
             p, q = (t + d) / 2, (t - d) / 2
-        y = np.minimum(np.maximum(y, 0.05 * float(y.max())), cap / 2)
+        y = np.maximum(y, AWAY * float(y.mean()))
+        y = np.minimum(y * (0.9 / max(self.norm.dual(rows.rmatvec(y)), 1e-300)), cap / 2)
         slack = rows.matvec(d) - need
         pull = rows.rmatvec(y)
         typical = float(np.abs(pull).mean()) + 1e-300
         over = np.abs(pull) - w if self.both else np.abs(pull)
-        gamma = np.maximum(over, 0.0) + 0.1 * typical if self.capped else np.zeros(rows.n)
-        x, z = [p, q, np.maximum(slack, 0.05 * self.unit)], []
-        z = [np.maximum(w + gamma - pull, 0.1 * typical), np.maximum(w + gamma + pull, 0.1 * typical), y]
+        gamma = np.maximum(over, 0.0) + AWAY * typical if self.capped else np.zeros(rows.n)
+        x, z = [p, q, np.maximum(slack, AWAY/2 * self.unit)], []
+        z = [np.maximum(w + gamma - pull, AWAY * typical), np.maximum(w + gamma + pull, AWAY * typical), y]
         if self.both:
             x, z = [*x, t - p - q], [*z, gamma]
-        x.append(np.maximum(-slack, 0.05 * self.unit)[self.soft])
+        x.append(np.maximum(-slack, AWAY/2 * self.unit)[self.soft])
         z.append((cap - y)[self.soft])
         return Inside(x, z, gamma, t)
 
     def join(self, more: Conditions) -> None:
-        """Go on with further rows, in the order of `Conditions.joined`."""
-        at, many = self.at, self.conditions.m
-        missed = more.need - more.rows.matvec(at.d)
-        s = np.maximum(-missed, np.maximum(missed, 1e-3 * self.unit))
-        mu = self.complementarity()
-        y = np.minimum(np.maximum(mu / s, 1e-3 * float(at.y.mean())), more.cap / 2)
-        soft = np.flatnonzero(np.isfinite(more.cap))
-        at.x[2], at.z[2] = np.concatenate([at.x[2], s]), np.concatenate([at.y, y])
-        at.x[-1] = np.concatenate([at.x[-1], s[soft]])
-        at.z[-1] = np.concatenate([at.z[-1], (more.cap - y)[soft]])
-        self.conditions = self.conditions.joined(more)
-        self.soft = np.concatenate([self.soft, many + soft])
+        """Go on with further rows after those that are near to binding."""
+        at, using, y = self.at, self.conditions, self.at.y
+        if using.m + more.m > using.rows.n:  # drop what is far from binding: it is found again where it is needed
+            busy = np.flatnonzero((at.x[2] < 0.02 * self.unit) | (y > 1e-3 * float(y.max())))
+            using, y = using.take(busy), y[busy]
+        self.conditions = using.joined(more)
+        self.soft = np.flatnonzero(np.isfinite(self.conditions.cap))
+        self.at = self._start(at.d, np.concatenate([y, np.zeros(more.m)]))
 
     def complementarity(self) -> float:
         return sum(float(x @ z) for x, z in zip(self.at.x, self.at.z, strict=True)) / sum(map(len, self.at.x))
@@ -163,6 +191,9 @@ class Interior:
         for taken in range(MAX_STEPS):
             check()
             step = _Step(self)
+            self.gap = step.gap
+            if not np.isfinite(step.gap):
+                break
             if step.done(gap, missed):
                 return taken
             step.take()
@@ -186,14 +217,14 @@ class _Step:
         self.off_t = norm.max_weight - float(at.gamma.sum()) if program.capped else 0.0
         price = program.conditions.cap[program.soft]
         self.primal = float(norm.sum_weight * (p + q).sum() + norm.max_weight * at.t + price @ at.x[-1])
-        self.dual = float(need @ y)
+        self.gap = abs(self.primal - float(need @ y)) / abs(self.primal)
         self.pull = float(np.abs(pull).mean()) + 1e-300
 
     def done(self, gap: float, missed: float) -> bool:
         off = max(float(np.abs(self.off_p).max()), float(np.abs(self.off_q).max())) / self.pull
         near = float(np.abs(self.missed).max()) <= missed * self.program.unit and off <= gap
         near = near and abs(self.off_t) <= gap * max(self.program.norm.max_weight, 1e-300)
-        return near and abs(self.primal - self.dual) <= gap * abs(self.primal)
+        return near and self.gap <= gap
 
     def take(self) -> None:
         """Move on."""
@@ -219,7 +250,6 @@ class _Step:
         share = [x / z for x, z in zip(at.x, at.z, strict=True)]
         self.p, self.q = share[0], share[1]
         self.over_c = share[3] if program.both else np.zeros(1)
-        self.slack = 1 / share[2]
         self.slack = at.x[2] / at.z[2]
         self.slack[program.soft] += share[-1]
         if not program.capped:

@@ -23,17 +23,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnrepair.solver.conditions import ROW_TOLERANCE as ROW_TOLERANCE
 from nnrepair.solver.conditions import Conditions as Conditions
 from nnrepair.solver.conditions import Infeasible as Infeasible
 from nnrepair.solver.conditions import Separate as Separate
 from nnrepair.solver.euclidean import euclidean as euclidean
-from nnrepair.solver.master import Master
 from nnrepair.solver.norms import Array, Euclidean, Polyhedral, ProximalNorm
+from nnrepair.solver.polyhedral import polyhedral
 from nnrepair.solver.proximal import proximal_points
 from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.quadratic import nnqp as nnqp
+from nnrepair.solver.rows import Metric
 from nnrepair.solver.solution import Solution as Solution
 from nnrepair.solver.solution import finished, judged, price
 
@@ -48,6 +50,7 @@ def solve(
     *,
     gap: float = 1e-6,
     report: Callable[[str], None] = lambda text: None,
+    metric: Metric | None = None,
 ) -> Solution:
     """Return the smallest change that satisfies all rows, those in `first` and those that `separate` finds.
 
@@ -57,6 +60,8 @@ def solve(
         norm: what "small" means.
         gap: the relative distance from the minimum at which to stop.
         report: called with a line of progress per round.
+        metric: coordinates in which to look for the first rows, for a norm that is not Euclidean; the weights' own
+            where it is not given. It does not change the answer.
 
     Returns:
         The change, with a gap that is larger than asked for where the numbers gave out on the way.
@@ -70,7 +75,7 @@ def solve(
         found = separate(d, using)
         return None if found is None else found.normalised()
 
-    found = _Solver(more, norm, gap, report).solve(first.normalised())
+    found = _Solver(more, norm, gap, report, metric).solve(first.normalised())
     by = found.conditions.by
     return replace(found, y=found.y if by is None else found.y * by, conditions=found.conditions.as_given())
 
@@ -83,7 +88,8 @@ class _Solver:
     norm: Euclidean | ProximalNorm
     gap: float
     report: Callable[[str], None]
-    stats: dict[str, Any] = field(default_factory=lambda: {"rounds": 0, "newton_steps": 0, "linear_programs": 0})
+    metric: Metric | None = None
+    stats: dict[str, Any] = field(default_factory=lambda: {"rounds": 0, "newton_steps": 0})
 
     def solve(self, first: Conditions) -> Solution:
         conditions, d, y = self._euclidean(first)
@@ -104,24 +110,43 @@ class _Solver:
         """Return the rows that matter, the smallest Euclidean change and its multipliers."""
         free = np.ones(conditions.m, bool)
         for _ in range(MAX_ROUNDS):
-            y = euclidean(conditions, free)
-            d = conditions.rows.rmatvec(y)
+            y, d = self._shortest(conditions, free, rough=True)
             self.stats["rounds"] += 1
             more = self.separate(d, conditions)
             if more is None:
+                y, d = self._shortest(conditions, free, rough=False)
+                more = self.separate(d, conditions)
+            if more is None:
                 return conditions, d, y
             # The minimum can only grow, so a row that is dropped now and needed again later makes no cycle.
-            conditions, y = _keep_busy(conditions, y, d)
+            few = more.m < conditions.m // 4  # while many are missing, what is slack now is soon needed again
+            if few or not conditions.rows.n < conditions.m < 10 * conditions.rows.n:
+                conditions, y = _keep_busy(conditions, y, d)
             conditions, free = conditions.joined(more), np.concatenate([y > 0, np.ones(more.m, bool)])
             self.report(f"{conditions.m} rows")
         raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
 
+    def _shortest(self, conditions: Conditions, free: NDArray[np.bool_], rough: bool) -> tuple[Array, Array]:
+        """Return (y, d): the change that is smallest in the metric's coordinates, and its multipliers."""
+        if self.metric is None:
+            y = euclidean(conditions, free, rough=rough)
+            return y, conditions.rows.rmatvec(y)
+        rows = self.metric.whiten(conditions.rows)
+        white = replace(conditions, rows=rows).normalised()
+        assert white.by is not None
+        try:
+            y = euclidean(white, free, rough=rough) * white.by
+        except Infeasible as reason:
+            ray = reason.ray * white.by
+            raise Infeasible(conditions, ray / float(ray.max())) from None
+        return y, self.metric.unwhiten(rows.rmatvec(y), conditions.rows)
+
     def _in_norm(self, norm: ProximalNorm, conditions: Conditions, y: Array, d: Array, scale: float) -> Solution:
         """Go on from the Euclidean answer (d, y) to another norm, whose multipliers are smaller by `scale`."""
-        # Columns on demand alone are faster where optima are sparse (l1) or the rows are nearly as many as the weights.
-        direct = isinstance(norm, Polyhedral) and (norm.max_weight == 0 or conditions.rows.n < 40 * conditions.m)
+        if isinstance(norm, Polyhedral):
+            return polyhedral(conditions, self.separate, norm, d, y, self.gap, scale, self.stats, self.report)
         step = 30.0 * float(d @ d) / norm.value(d)
-        for _ in range(0 if direct else MAX_ROUNDS):
+        for _ in range(MAX_ROUNDS):
             d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap)
             self.stats["newton_steps"] += steps
             self.stats["rounds"] += 1
@@ -131,9 +156,6 @@ class _Solver:
             more = more.priced(scale)
             conditions, y = conditions.joined(more), np.concatenate([y, np.zeros(more.m)])
             self.report(f"{conditions.m} rows, {self.stats['newton_steps']} Newton steps")
-        if isinstance(norm, Polyhedral):
-            master = Master(conditions, self.separate, norm, y, self.gap, scale)
-            return master.solve(self.stats, MAX_ROUNDS, self.report)
         for looseness in (1.0, 1e-2, 1e-4):  # where rows meet in a narrow corner, less damping gets closer
             d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, looseness)
             self.stats["newton_steps"] += steps

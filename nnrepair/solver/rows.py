@@ -55,10 +55,13 @@ class Factored:
         return self.out * self.inp
 
     def matvec(self, d: Array) -> Array:
-        moved = self.inputs @ d.reshape(self.out, self.inp).T  # (points, P, out)
-        if len(moved) == 1:
+        points, positions = self.inputs.shape[:2]
+        moved = self.inputs.reshape(points * positions, self.inp) @ d.reshape(self.out, self.inp).T
+        if points == 1:
             return np.asarray(self.delta.reshape(self.m, -1) @ moved.ravel())
-        return np.asarray(np.einsum("rpo,rpo->r", self.delta, moved[self.point]))
+        width = positions * self.out
+        moved = moved.reshape(points, width)[self.point]
+        return np.asarray(np.einsum("ro,ro->r", self.delta.reshape(self.m, width), moved))
 
     def rmatvec(self, y: Array) -> Array:
         points, positions = self.inputs.shape[:2]
@@ -116,7 +119,7 @@ class Factored:
                 total += flat @ flat.T
             return total
         for (rows, delta, points, local), scale in zip(self._reached, root, strict=True):
-            if 2 * len(points) > len(rows):  # few rows share a point: sharing its products saves nothing
+            if 1.3 * len(points) > len(rows):  # few rows share a point: sharing its products saves nothing
                 flat = self.inputs[self.point[rows], 0] * delta[:, None] * scale
                 part = flat @ flat.T
             else:

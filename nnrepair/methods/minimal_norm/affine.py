@@ -93,7 +93,18 @@ class ExactRepair:
             nothing = self.line.rows(self.demands[0].inputs, self.demands[0].criterion, *torch.zeros(2, 0).long())
             empty = Conditions(nothing, np.zeros(0), np.zeros(0), np.zeros((0, 3), np.int64))
             return Solution(np.zeros(nothing.n), np.zeros(0), 0.0, 0.0, empty)
-        return solve(first, separate, norms.make(norm, first.rows), gap=self.gap, report=report)
+        made = norms.make(norm, first.rows)
+        return solve(first, separate, made, gap=self.gap, report=report, metric=self._discovery(norm, which))
+
+    def _discovery(self, norm: str, which: list[int]) -> Metric | None:
+        """Return in which coordinates to look for rows before `norm` counts, None for those of the weights.
+
+        Where many points must stay, the change that moves their outputs least misses few of them.
+        """
+        kept = [k for k in which if k > 0]
+        if norm in ("l2", "drift") or not kept or np.isfinite(self._caps).any():
+            return None
+        return self.line.metric(self.demands[kept[0]].inputs)
 
     def change(self, solution: Solution) -> Array:
         """Return the change of weights that a solution stands for."""
