@@ -9,7 +9,9 @@ T = TypeVar("T")
 
 
 def smallest_conflict(things: Sequence[T], contradict: Callable[[list[T]], bool]) -> list[T]:
-    """Return some of the things that contradict each other, all of which are needed for it (a deletion filter).
+    """Return some of the things that contradict each other, all of which are needed for it.
+
+    A deletion filter that first tries halves, then ever smaller blocks.
 
     >>> smallest_conflict([1, 2, 3, 4], lambda some: {2, 4} <= set(some))
     [2, 4]
@@ -18,9 +20,15 @@ def smallest_conflict(things: Sequence[T], contradict: Callable[[list[T]], bool]
         things: that contradict each other.
         contradict: whether some of them, never none, still do.
     """
-    needed = list(things)
-    for thing in things:
-        rest = [other for other in needed if other != thing]
-        if rest and contradict(rest):
-            needed = rest
-    return needed
+    needed, block = list(things), max(1, len(things) // 2)
+    while True:
+        at = 0
+        while at < len(needed):
+            rest = needed[:at] + needed[at + block :]
+            if rest and contradict(rest):
+                needed = rest
+            else:
+                at += block
+        if block == 1:
+            return needed
+        block //= 2

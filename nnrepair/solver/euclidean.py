@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions, Infeasible
-from nnrepair.solver.norms import Array
 from nnrepair.solver.interior import System
+from nnrepair.solver.norms import Array
 from nnrepair.solver.quadratic import interior, nnqp, size_of
 
 #: Where rows are nearly dependent, rounding may leave this much.
@@ -35,14 +35,15 @@ def euclidean(conditions: Conditions, free: NDArray[np.bool_] | None = None, *, 
     for which in sets:
         part = conditions.take(which)
         y[which] = _euclidean(
-            replace(part, rows=part.rows.narrowed()), None if free is None else free[which], size_of(conditions.need), rough
+            replace(part, rows=part.rows.narrowed()),
+            None if free is None else free[which],
+            size_of(conditions.need),
+            rough,
         )
     return y
 
 
-def _euclidean(
-    conditions: Conditions, free: NDArray[np.bool_] | None, size: float | None, rough: bool
-) -> Array:
+def _euclidean(conditions: Conditions, free: NDArray[np.bool_] | None, size: float | None, rough: bool) -> Array:
     """Return the multipliers of rows that share weights.
 
     Args:

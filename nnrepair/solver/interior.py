@@ -13,7 +13,7 @@ n x n matrix of the same system where the rows are more than the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ MAX_STEPS = 150
 JITTERS = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
 #: The share of the way to the boundary that a step takes.
 SHORT = 0.995
+#: How far from the bounds a start is, as a share of what is typical.
 AWAY = 0.1
 #: Up to so many rows, the system is that of the rows: it loses fewer digits.
 FEW = 500
@@ -151,7 +152,7 @@ class Interior:
         size = float(np.abs(d).max())
         away = AWAY * max(float(np.abs(d).mean()), 0.1 * size if self.capped else 0.0) + 1e-300
         p, q = np.maximum(d, 0) + away, np.maximum(-d, 0) + away
-        t = (1+2*AWAY) * float((p + q).max()) if self.capped else 0.0
+        t = (1 + 2 * AWAY) * float((p + q).max()) if self.capped else 0.0
         if self.capped and not self.both:
             p, q = (t + d) / 2, (t - d) / 2
         y = np.maximum(y, AWAY * float(y.mean()))
@@ -161,11 +162,11 @@ class Interior:
         typical = float(np.abs(pull).mean()) + 1e-300
         over = np.abs(pull) - w if self.both else np.abs(pull)
         gamma = np.maximum(over, 0.0) + AWAY * typical if self.capped else np.zeros(rows.n)
-        x, z = [p, q, np.maximum(slack, AWAY/2 * self.unit)], []
+        x = [p, q, np.maximum(slack, AWAY / 2 * self.unit)]
         z = [np.maximum(w + gamma - pull, AWAY * typical), np.maximum(w + gamma + pull, AWAY * typical), y]
         if self.both:
             x, z = [*x, t - p - q], [*z, gamma]
-        x.append(np.maximum(-slack, AWAY/2 * self.unit)[self.soft])
+        x.append(np.maximum(-slack, AWAY / 2 * self.unit)[self.soft])
         z.append((cap - y)[self.soft])
         return Inside(x, z, gamma, t)
 
@@ -182,22 +183,29 @@ class Interior:
     def complementarity(self) -> float:
         return sum(float(x @ z) for x, z in zip(self.at.x, self.at.z, strict=True)) / sum(map(len, self.at.x))
 
-    def run(self, gap: float, missed: float, check: Callable[[], None] = lambda: None) -> int:
+    def run(self, gap: float, missed: float) -> int:
         """Step until the relative gap and the relative size of missed rows are small; return the steps taken.
 
         Raises:
             NotSolvedError: they did not become so.
         """
-        for taken in range(MAX_STEPS):
-            check()
-            step = _Step(self)
-            self.gap = step.gap
-            if not np.isfinite(step.gap):
-                break
-            if step.done(gap, missed):
-                return taken
-            step.take()
-        raise NotSolvedError(f"{MAX_STEPS} steps of an interior point were not enough")
+        best, least = (self.at, self.gap), np.inf
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for taken in range(MAX_STEPS):
+                step = _Step(self)
+                if not np.isfinite(step.off):
+                    break
+                self.gap = step.gap
+                if step.off < least:
+                    best, least = (self.at, self.gap), step.off
+                if step.done(gap, missed):
+                    return taken
+                try:
+                    step.take()
+                except NotSolvedError:
+                    break
+        self.at, self.gap = best
+        raise NotSolvedError("the steps of an interior point were not enough, or its numbers gave out")
 
 
 class _Step:
@@ -219,6 +227,7 @@ class _Step:
         self.primal = float(norm.sum_weight * (p + q).sum() + norm.max_weight * at.t + price @ at.x[-1])
         self.gap = abs(self.primal - float(need @ y)) / abs(self.primal)
         self.pull = float(np.abs(pull).mean()) + 1e-300
+        self.off = self.gap + float(np.abs(self.missed).max()) / program.unit
 
     def done(self, gap: float, missed: float) -> bool:
         off = max(float(np.abs(self.off_p).max()), float(np.abs(self.off_q).max())) / self.pull

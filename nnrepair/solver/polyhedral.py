@@ -52,9 +52,9 @@ def polyhedral(
         try:
             steps = program.run(level, max(1e-2 * level, ROW_TOLERANCE))
         except NotSolvedError:
-            if program.gap > 1e2 * gap:
+            if not program.gap <= 1e2 * gap:
                 raise
-            level = last
+            level, steps = last, 0
         stats["newton_steps"] += steps
         stats["rounds"] += 1
         solution = _tidied(program, stats) if level == last else None

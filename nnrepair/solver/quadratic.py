@@ -136,7 +136,7 @@ def interior(
     tolerance: float = 1e-13,
     ended: Callable[[Array], bool] = lambda y: False,
 ) -> Array:
-    """Return argmin y'Ky/2 - h'y over 0 <= y <= upper by a primal-dual interior point (Mehrotra's predictor, corrector).
+    """Return argmin y'Ky/2 - h'y over 0 <= y <= upper by a primal-dual interior point (Mehrotra 1992).
 
     Args:
         product: y -> K y.

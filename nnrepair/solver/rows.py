@@ -140,7 +140,9 @@ class Factored:
         inputs = self.inputs[:, 0]
         for o in range(self.out):
             mine = np.zeros(self.m)
-            mine[delta.indices[delta.indptr[o] : delta.indptr[o + 1]]] = delta.data[delta.indptr[o] : delta.indptr[o + 1]]
+            mine[delta.indices[delta.indptr[o] : delta.indptr[o + 1]]] = delta.data[
+                delta.indptr[o] : delta.indptr[o + 1]
+            ]
             for other in range(o, self.out):
                 both = slice(delta.indptr[other], delta.indptr[other + 1])
                 rows = delta.indices[both]

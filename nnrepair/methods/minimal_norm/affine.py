@@ -242,7 +242,7 @@ def conflict(reason: Infeasible) -> tuple[list[int], bool]:
 
 def _contradict(rows: Conditions) -> bool:
     try:
-        euclidean(rows)
+        euclidean(rows, rough=True)
     except Infeasible:
         return True
     return False

@@ -14,7 +14,7 @@ class Budget:
     """A bound on new rows that grows while it leaves most missed conditions out.
 
     One condition of a point often settles its others (of a thousand classes, the worst one), so the first round takes
-    one of each. Where it does not (of a thousand outputs that must each come near a target), later rounds take many.
+    few of each. Where it does not (of a thousand outputs that must each come near a target), later rounds take many.
 
     Attributes:
         each: new rows of one point, at most.
