@@ -34,6 +34,8 @@ SHORT = 0.995
 AWAY = 0.1
 #: Up to so many rows, the system is that of the rows: it loses fewer digits.
 FEW = 500
+#: Entries of G up to which every solution is refined once.
+CHEAP = 100_000
 #: Rows with less slack than this share of the largest weight are eliminated last.
 TIGHT = 1e-6
 
@@ -71,12 +73,14 @@ class System:
 
     def solve(self, b: Array) -> Array:
         """Return x (m,)."""
-        if not self.over_weights:
-            return _solved(self.factor, b)
         x = self._once(b)
+        if not self.over_weights and self.rows.m * self.rows.n > CHEAP:
+            return x
         return x + self._once(b - self.slack * x - self.rows.matvec(self.weight * self.rows.rmatvec(x)))
 
     def _once(self, b: Array) -> Array:
+        if not self.over_weights:
+            return _solved(self.factor, b)
         right = self.rows.rmatvec(self.loose * b)
         x = np.zeros(len(b))
         if len(self.tight):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import scipy.linalg
 from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions, Separate
 from nnrepair.solver.interior import Interior
 from nnrepair.solver.norms import Array, Polyhedral
-from nnrepair.solver.quadratic import NotSolvedError
+from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.solution import Solution, finished
 
 #: Gaps at which further rows are looked for, before the last one.
@@ -45,7 +46,9 @@ def polyhedral(
     Raises:
         NotSolvedError: rounds ran out, or the numbers gave out.
     """
-    program = Interior(conditions, norm, d, y / max(1e-300, norm.dual(conditions.rows.rmatvec(y))))
+    unit = size_of(conditions.need)  # numbers of the size of one
+    conditions = replace(conditions, need=conditions.need / unit)
+    program = Interior(conditions, norm, d / unit, y / max(1e-300, norm.dual(conditions.rows.rmatvec(y))))
     last = gap / 100
     levels = [*(level for level in LEVELS if level > 10 * last), *[last] * MAX_ROUNDS]
     for level in levels:
@@ -58,12 +61,14 @@ def polyhedral(
         stats["newton_steps"] += steps
         stats["rounds"] += 1
         solution = _tidied(program, stats) if level == last else None
-        more = separate(program.at.d if solution is None else solution.d, program.conditions)
+        more = separate((program.at.d if solution is None else solution.d) * unit, program.conditions)
         report(f"{program.conditions.m} rows, {stats['newton_steps']} steps, gap {level:.0e}")
         if more is not None:
-            program.join(more.priced(scale))
+            program.join(replace(more.priced(scale), need=more.need / unit))
         elif solution is not None:
-            return solution
+            given = replace(solution.conditions, need=solution.conditions.need * unit)
+            sizes = solution.d * unit, solution.y, solution.objective * unit, solution.lower_bound * unit
+            return Solution(*sizes, given, stats)
     raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
 
 
