@@ -1,19 +1,15 @@
 """The heart: min norm(d) subject to G d >= h, with rows and columns on demand and a duality-gap certificate.
 
-Three stages, each a warm start of the next, all built on one Newton kernel (`nnqp`):
+Two stages, the first a start of the second:
 
 1. *Euclidean norm.* The dual is a non-negative quadratic program on the Gram matrix G G^T of the rows in use. The
    network is run on every edit and the whole locality set, the most violated rows join, until none is left. This is
    already the answer for the norms "l2" and "drift".
-2. *Proximal points.* For any other norm, d <- argmin norm(d) + |d - d_k|^2 / (2 step). Each step's dual is smooth with
-   curvature `step * G P G^T`, P the derivative of the norm's proximal map: Newton's model is again an `nnqp`. A few
-   steps find which rows bind and which coordinates are free.
-3. *Restricted master.* For polyhedral norms, a linear program over the binding rows and the free coordinates alone
-   (HiGHS); the coordinates at the cap move together as one column. G^T y prices every other coordinate at once.
+2. *Polyhedral norms*: an interior point over all weights, which further rows join (`polyhedral`). *Nuclear norm*:
+   proximal points, d <- argmin norm(d) + |d - d_k|^2 / (2 step), each by Newton's method on its smooth dual.
 
 Whatever the stage, y >= 0 gives the lower bound `h.y / dual_norm(G^T y)`, so the gap that is reported is a proof.
-Measured against the alternatives (all rows and columns by an interior point, columns on demand alone, proximal points
-alone): see docs/how-minimal.md.
+Measured against the alternatives: see docs/how-minimal.md.
 """
 
 from __future__ import annotations
