@@ -56,7 +56,7 @@ def solve(
         norm: what "small" means.
         gap: the relative distance from the minimum at which to stop.
         report: called with a line of progress per round.
-        metric: coordinates in which to look for the first rows, for a norm that is not Euclidean; the weights' own
+        metric: coordinates in which to look for the first rows, for a polyhedral norm; the weights' own
             where it is not given. It does not change the answer.
 
     Returns:
