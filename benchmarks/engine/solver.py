@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.mnist.one import warm_up
-from nnrepair.domains.images.vision import mnist, mnist_fog, relu_mlp
+from nnrepair.domains.vision import mnist, mnist_fog, relu_mlp
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods.minimal_norm.affine import ExactRepair, conflict
 from nnrepair.methods.minimal_norm.demands import demands_of
