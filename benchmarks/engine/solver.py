@@ -27,7 +27,7 @@ from benchmarks import measure
 from benchmarks.mnist.one import warm_up
 from nnrepair.domains.vision import mnist, mnist_fog, relu_mlp
 from nnrepair.jacobian.linearize import Linearization
-from nnrepair.methods.minimal_norm.affine import ExactRepair, conflict
+from nnrepair.methods.minimal_norm.affine import ExactRepair
 from nnrepair.methods.minimal_norm.demands import demands_of
 from nnrepair.solver.minnorm import Infeasible
 from nnrepair.solver.norms import NAMES
@@ -60,7 +60,7 @@ def case(net: str, layer: str, norm: str, edits: int, kept: int = 0) -> dict[str
     """Solve one case."""
     model, fog, train = relu_mlp(net), mnist_fog(), mnist("train")
     clean = train[: kept or MEASURED_ON]
-    posed = problems.build(
+    posed = problems.pose(
         model,
         (fog.inputs[:edits], fog.labels[:edits]),
         (clean.inputs, clean.labels) if kept or norm == "drift" else None,
@@ -76,14 +76,26 @@ def case(net: str, layer: str, norm: str, edits: int, kept: int = 0) -> dict[str
         try:
             found = repair.run()
         except Infeasible as reason:
-            clash, with_locality = conflict(reason)
-            return {"status": "infeasible", "conflict": len(clash), "with_locality": with_locality}
+            return {"status": "infeasible", **named(reason)}
         except NotSolvedError as reason:
             return {"status": f"not solved: {reason}"}
         answer = {"objective": found.objective, "gap": found.gap, "missed": found.missed, "rows": found.conditions.m}
         return answer | {"status": "solved"} | found.stats
 
     return measure.measured(work)
+
+
+def named(reason: Infeasible) -> dict[str, Any]:
+    """Name the conflict, with this checkout's function or the one that others have."""
+    try:
+        from nnrepair.methods.minimal_norm.conflicts import conflict
+    except ImportError:
+        from nnrepair.methods.minimal_norm import affine
+
+        edits, with_locality = affine.conflict(reason)  # type: ignore[attr-defined]
+        return {"conflict": len(edits), "with_locality": with_locality}
+    found = conflict(reason)
+    return {"conflict": len(found.edits), "with_locality": found.with_locality, "smallest": found.smallest}
 
 
 def run(against: Path, only: str) -> None:

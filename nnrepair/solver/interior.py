@@ -13,7 +13,7 @@ n x n matrix of the same system where the rows are more than the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ import scipy.linalg
 
 from nnrepair.solver.conditions import Conditions
 from nnrepair.solver.norms import Array, Polyhedral
-from nnrepair.solver.quadratic import NotSolvedError, size_of
+from nnrepair.solver.quadratic import NotSolvedError, idle, size_of
 from nnrepair.solver.rows import Rows
 
 #: Steps of one call; a few dozen are usual.
@@ -187,8 +187,10 @@ class Interior:
     def complementarity(self) -> float:
         return sum(float(x @ z) for x, z in zip(self.at.x, self.at.z, strict=True)) / sum(map(len, self.at.x))
 
-    def run(self, gap: float, missed: float) -> int:
+    def run(self, gap: float, missed: float, tick: Callable[[], None] = idle) -> int:
         """Step until the relative gap and the relative size of missed rows are small; return the steps taken.
+
+        `tick` is called before each step; what it raises ends the work.
 
         Raises:
             NotSolvedError: they did not become so.
@@ -196,6 +198,7 @@ class Interior:
         best, least = (self.at, self.gap), np.inf
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for taken in range(MAX_STEPS):
+                tick()
                 step = _Step(self)
                 if not np.isfinite(step.off):
                     break

@@ -55,7 +55,7 @@ def solve(
         separate: finds violated rows among all others.
         norm: what "small" means.
         gap: the relative distance from the minimum at which to stop.
-        report: called with a line of progress per round.
+        report: called with a line of progress before each factorisation; what it raises ends the work.
         metric: coordinates in which to look for the first rows, for a polyhedral norm; the weights' own
             where it is not given. It does not change the answer.
 
@@ -119,19 +119,22 @@ class _Solver:
             if few or not conditions.rows.n < conditions.m < 10 * conditions.rows.n:
                 conditions, y = _keep_busy(conditions, y, d)
             conditions, free = conditions.joined(more), np.concatenate([y > 0, np.ones(more.m, bool)])
-            self.report(f"{conditions.m} rows")
         raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
 
     def _shortest(self, conditions: Conditions, free: NDArray[np.bool_], rough: bool) -> tuple[Array, Array]:
         """Return (y, d): the change that is smallest in the metric's coordinates, and its multipliers."""
+
+        def tick() -> None:
+            self.report(f"{conditions.m} rows")
+
         if self.metric is None:
-            y = euclidean(conditions, free, rough=rough)
+            y = euclidean(conditions, free, rough=rough, tick=tick)
             return y, conditions.rows.rmatvec(y)
         rows = self.metric.whiten(conditions.rows)
         white = replace(conditions, rows=rows).normalised()
         assert white.by is not None
         try:
-            y = euclidean(white, free, rough=rough) * white.by
+            y = euclidean(white, free, rough=rough, tick=tick) * white.by
         except Infeasible as reason:
             ray = reason.ray * white.by
             raise Infeasible(conditions, ray / float(ray.max())) from None
@@ -141,9 +144,13 @@ class _Solver:
         """Go on from the Euclidean answer (d, y) to another norm, whose multipliers are smaller by `scale`."""
         if isinstance(norm, Polyhedral):
             return polyhedral(conditions, self.separate, norm, d, y, self.gap, scale, self.stats, self.report)
+
+        def tick() -> None:
+            self.report(f"{conditions.m} rows, {self.stats['newton_steps']} Newton steps")
+
         step = 30.0 * float(d @ d) / norm.value(d)
         for _ in range(MAX_ROUNDS):
-            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap)
+            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, tick=tick)
             self.stats["newton_steps"] += steps
             self.stats["rounds"] += 1
             more = self.separate(d, conditions)
@@ -151,9 +158,8 @@ class _Solver:
                 break
             more = more.priced(scale)
             conditions, y = conditions.joined(more), np.concatenate([y, np.zeros(more.m)])
-            self.report(f"{conditions.m} rows, {self.stats['newton_steps']} Newton steps")
         for looseness in (1.0, 1e-2, 1e-4):  # where rows meet in a narrow corner, less damping gets closer
-            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, looseness)
+            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, looseness, tick=tick)
             self.stats["newton_steps"] += steps
             solution = finished(conditions, norm, d, y, self.stats)
             if solution.gap <= self.gap:

@@ -50,10 +50,14 @@ def polyhedral(
     conditions = replace(conditions, need=conditions.need / unit)
     program = Interior(conditions, norm, d / unit, y / max(1e-300, norm.dual(conditions.rows.rmatvec(y))))
     last = gap / 100
+
+    def tick() -> None:
+        report(f"{program.conditions.m} rows, gap {program.gap:.0e}")
+
     levels = [*(level for level in LEVELS if level > 10 * last), *[last] * MAX_ROUNDS]
     for level in levels:
         try:
-            steps = program.run(level, max(1e-2 * level, ROW_TOLERANCE))
+            steps = program.run(level, max(1e-2 * level, ROW_TOLERANCE), tick)
         except NotSolvedError:
             if not program.gap <= 1e2 * gap:
                 raise
@@ -62,7 +66,6 @@ def polyhedral(
         stats["rounds"] += 1
         solution = _tidied(program, stats) if level == last else None
         more = separate((program.at.d if solution is None else solution.d) * unit, program.conditions)
-        report(f"{program.conditions.m} rows, {stats['newton_steps']} steps, gap {level:.0e}")
         if more is not None:
             program.join(replace(more.priced(scale), need=more.need / unit))
         elif solution is not None:

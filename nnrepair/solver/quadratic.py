@@ -24,12 +24,21 @@ def size_of(h: Array) -> float:
     return max(float(h.max(initial=0.0)), 1e-6 * float(np.abs(h).max(initial=0.0)), 1e-300)
 
 
+def idle() -> None:
+    """Do nothing, between two factorisations."""
+
+
 class NotSolvedError(Exception):
     """A program could not be solved in float64, or not within the rounds allowed."""
 
 
 def nnqp(
-    K: Array, h: Array, cap: Array | None = None, free: NDArray[np.bool_] | None = None, max_steps: int = 40
+    K: Array,
+    h: Array,
+    cap: Array | None = None,
+    free: NDArray[np.bool_] | None = None,
+    max_steps: int = 40,
+    tick: Callable[[], None] = idle,
 ) -> Array:
     """Return argmin y'Ky/2 - h'y over 0 <= y <= cap.
 
@@ -43,6 +52,7 @@ def nnqp(
         cap: (m,), inf where a multiplier is free to grow.
         free: (m,) a guess of the multipliers between zero and the cap; fewer and better guesses are faster.
         max_steps: pivoting steps before giving up on them.
+        tick: called before each factorisation; what it raises ends the work.
 
     Raises:
         NotSolvedError: numbers are not finite, or K is far from positive semidefinite.
@@ -56,38 +66,43 @@ def nnqp(
     for jitter in JITTERS:
         K[np.diag_indices_from(K)] = 1 + jitter
         try:
-            y = _solved(K, h, upper, free, max_steps)
+            y = _solved(K, h, upper, free, max_steps, tick)
             for _ in range(REFINEMENTS if jitter else 0):
-                y = _solved(K, h + jitter * y, upper, y > 0, max_steps)
+                y = _solved(K, h + jitter * y, upper, y > 0, max_steps, tick)
         except scipy.linalg.LinAlgError:
             continue
         return y * unit
     raise NotSolvedError("the matrix of a quadratic program is not positive semidefinite")
 
 
-def _solved(K: Array, h: Array, upper: Array, free: NDArray[np.bool_], max_steps: int) -> Array:
+def _solved(
+    K: Array, h: Array, upper: Array, free: NDArray[np.bool_], max_steps: int, tick: Callable[[], None]
+) -> Array:
     live = upper > 0
     if not live.all():  # a cap of zero leaves nothing to find
         y = np.zeros(len(h))
         if live.any():
-            y[live] = _solved(K[np.ix_(live, live)], h[live], upper[live], free[live], max_steps)
+            y[live] = _solved(K[np.ix_(live, live)], h[live], upper[live], free[live], max_steps, tick)
         return y
-    y, settled = _pivot(K, h, upper, np.where(free, 1, 0), max_steps)
+    y, settled = _pivot(K, h, upper, np.where(free, 1, 0), max_steps, tick)
     if not settled:
-        inside = interior(lambda y: K @ y, partial(_factorised, K), h, upper)
+        inside = interior(lambda y: K @ y, partial(_factorised, K, tick), h, upper)
         state = np.where(inside <= 1e-9 * inside.max(initial=0.0), 0, np.where(inside >= upper * (1 - 1e-9), 2, 1))
-        y, settled = _pivot(K, h, upper, state, max_steps)
+        y, settled = _pivot(K, h, upper, state, max_steps, tick)
         if not settled:
             y = inside
     return np.clip(y, 0.0, upper)
 
 
-def _pivot(K: Array, h: Array, upper: Array, state: NDArray[np.int64], max_steps: int) -> tuple[Array, bool]:
+def _pivot(
+    K: Array, h: Array, upper: Array, state: NDArray[np.int64], max_steps: int, tick: Callable[[], None]
+) -> tuple[Array, bool]:
     """Pivot from `state` (0: at zero, 1: free, 2: at the cap); return (y, whether it is optimal)."""
     best, patience = len(h) + 1, 10
     y = np.zeros(len(h))
     slope_tolerance = 1e-10 * size_of(h)
     for _ in range(max_steps):
+        tick()
         free, capped = np.flatnonzero(state == 1), np.flatnonzero(state == 2)
         y = np.zeros(len(h))
         y[capped] = upper[capped]
@@ -120,8 +135,9 @@ def _pivot(K: Array, h: Array, upper: Array, state: NDArray[np.int64], max_steps
 Solver = Callable[[Array], Array]
 
 
-def _factorised(K: Array, slack: Array) -> Solver:
+def _factorised(K: Array, tick: Callable[[], None], slack: Array) -> Solver:
     """Return what solves (K + diag(slack)) x = b."""
+    tick()
     system = K.copy()
     system[np.diag_indices_from(system)] += slack
     factor = scipy.linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)

@@ -172,8 +172,10 @@ class Factored:
         return Factored(self.delta[which], point, self.inputs[kept])
 
     def narrowed(self) -> Factored:
-        """Return the rows without the outputs that none of them reaches, with the same Gram matrix."""
-        return Factored(self.delta[:, :, self.delta.any((0, 1))], self.point, self.inputs)
+        """Return the rows without the outputs and inputs that none of them reaches, with the same Gram matrix."""
+        return Factored(
+            self.delta[:, :, self.delta.any((0, 1))], self.point, self.inputs[:, :, self.inputs.any((0, 1))]
+        )
 
     def folded(self) -> Factored:
         """Return the same rows as matrices where a map is used at more positions than it has inputs: they are smaller.

@@ -22,15 +22,7 @@ from nnrepair.methods.minimal_norm.demands import Demand
 from nnrepair.progress import progress_bar
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import norms
-from nnrepair.solver.conflict import smallest_conflict
-from nnrepair.solver.minnorm import (
-    ROW_TOLERANCE,
-    Conditions,
-    Infeasible,
-    Solution,
-    euclidean,
-    solve,
-)
+from nnrepair.solver.minnorm import ROW_TOLERANCE, Conditions, Solution, solve
 from nnrepair.solver.rows import Array, Metric
 from nnrepair.spec.criteria import Argmax, Threshold, flat
 from nnrepair.spec.inputs import AnyInputs
@@ -217,35 +209,6 @@ def _conditions(asked: Threshold) -> dict[str, Array]:
     at = np.broadcast_to(asked.threshold.numpy(), (size,))[output]
     b = np.nextafter(sign * at + asked.margin_, np.inf)
     return {"edit_A": sign[..., None] * np.eye(size)[output], "edit_b": b}
-
-
-def conflict(reason: Infeasible) -> tuple[list[int], bool]:
-    """Return a small set of edits that cannot hold together, and whether only the locality set forbids it.
-
-    Only the rows whose multipliers show the contradiction are looked at; dropping any edit of the set would help.
-    """
-    rows = reason.conditions
-    shows, of_edits = reason.ray > 1e-9, rows.tag[:, 0] == 0
-    others = np.flatnonzero(shows & ~of_edits)
-    edits: list[int] = list(dict.fromkeys(rows.tag[shows & of_edits, 1].tolist()))
-    with_locality = len(others) > 0 and not _contradict(rows.take(np.flatnonzero(shows & of_edits)))
-    if not with_locality:
-        others = others[:0]
-
-    def contradict(some: list[int]) -> bool:
-        return _contradict(
-            rows.take(np.concatenate([np.flatnonzero(of_edits & np.isin(rows.tag[:, 1], some)), others]))
-        )
-
-    return sorted(smallest_conflict(edits, contradict)), with_locality
-
-
-def _contradict(rows: Conditions) -> bool:
-    try:
-        euclidean(rows, rough=True)
-    except Infeasible:
-        return True
-    return False
 
 
 def _point(inputs: AnyInputs, k: int) -> Tensor | None:

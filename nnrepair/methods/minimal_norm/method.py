@@ -17,8 +17,9 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods.base import Capabilities, Proposal, register
-from nnrepair.methods.minimal_norm.affine import ExactRepair, conflict
+from nnrepair.methods.minimal_norm.affine import ExactRepair
 from nnrepair.methods.minimal_norm.attempt import Attempt
+from nnrepair.methods.minimal_norm.conflicts import conflict
 from nnrepair.methods.minimal_norm.demands import Demand, demands_of, held_out_points
 from nnrepair.methods.minimal_norm.relinearise import SuccessiveRepair
 from nnrepair.rounding import percent
@@ -235,10 +236,16 @@ class MinimalNorm:
             notes = [f"not solved: {attempt.limit}."]
             return Proposal(problem.model, stats, notes, advice=f"{ADVICE}: {attempt.limit}")
         if isinstance(attempt.infeasible, minnorm.Infeasible):
-            clash, with_locality = conflict(attempt.infeasible)
-            others = self._feasible_elsewhere(problem, attempt.names)
+            clash = conflict(attempt.infeasible)
+            notes = [] if clash.smallest else ["fewer edits than those named may contradict each other already."]
             return Proposal(
-                problem.model, stats, infeasible=True, conflict=clash, with_locality=with_locality, layers=others
+                problem.model,
+                stats,
+                notes,
+                infeasible=True,
+                conflict=clash.edits,
+                with_locality=clash.with_locality,
+                layers=self._feasible_elsewhere(problem, attempt.names),
             )
         certificate = attempt.certificate(problem, self.margin)
         stats |= attempt.stats(problem)
