@@ -26,12 +26,14 @@ from nnrepair.solver.rows import Rows
 
 #: Steps of one call; a few dozen are usual.
 MAX_STEPS = 150
+#: Steps without progress after which rounding leaves no more.
+PATIENCE = 12
 #: What the diagonal grows by, as a share of itself, until a matrix can be factorised.
 JITTERS = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
 #: The share of the way to the boundary that a step takes.
 SHORT = 0.995
-#: How far from the bounds a start is, as a share of what is typical.
-AWAY = 0.1
+#: How far from the bounds a start is, as a share of what is typical: from another norm's answer, and with further rows.
+AWAY, AGAIN = 0.1, 0.02
 #: Up to so many rows, the system is that of the rows: it loses fewer digits.
 FEW = 500
 #: Entries of G up to which every solution is refined once.
@@ -149,28 +151,28 @@ class Interior:
         self.soft = np.flatnonzero(np.isfinite(conditions.cap))
         self.unit = size_of(conditions.need)
         self.capped, self.both = norm.max_weight > 0, norm.max_weight > 0 and norm.sum_weight > 0
-        self.at, self.gap = self._start(d, y), np.inf
+        self.at, self.gap = self._start(d, y, AWAY), np.inf
 
-    def _start(self, d: Array, y: Array) -> Inside:
+    def _start(self, d: Array, y: Array, share: float) -> Inside:
         rows, need, cap, w = self.conditions.rows, self.conditions.need, self.conditions.cap, self.norm.sum_weight
         size = float(np.abs(d).max())
-        away = AWAY * max(float(np.abs(d).mean()), 0.1 * size if self.capped else 0.0) + 1e-300
+        away = share * max(float(np.abs(d).mean()), 0.1 * size if self.capped else 0.0) + 1e-300
         p, q = np.maximum(d, 0) + away, np.maximum(-d, 0) + away
-        t = (1 + 2 * AWAY) * float((p + q).max()) if self.capped else 0.0
+        t = (1 + 2 * share) * float((p + q).max()) if self.capped else 0.0
         if self.capped and not self.both:
             p, q = (t + d) / 2, (t - d) / 2
-        y = np.maximum(y, AWAY * float(y.mean()))
+        y = np.maximum(y, share * float(y.mean()))
         y = np.minimum(y * (0.9 / max(self.norm.dual(rows.rmatvec(y)), 1e-300)), cap / 2)
         slack = rows.matvec(d) - need
         pull = rows.rmatvec(y)
         typical = float(np.abs(pull).mean()) + 1e-300
         over = np.abs(pull) - w if self.both else np.abs(pull)
-        gamma = np.maximum(over, 0.0) + AWAY * typical if self.capped else np.zeros(rows.n)
-        x = [p, q, np.maximum(slack, AWAY / 2 * self.unit)]
-        z = [np.maximum(w + gamma - pull, AWAY * typical), np.maximum(w + gamma + pull, AWAY * typical), y]
+        gamma = np.maximum(over, 0.0) + share * typical if self.capped else np.zeros(rows.n)
+        x = [p, q, np.maximum(slack, share / 2 * self.unit)]
+        z = [np.maximum(w + gamma - pull, share * typical), np.maximum(w + gamma + pull, share * typical), y]
         if self.both:
             x, z = [*x, t - p - q], [*z, gamma]
-        x.append(np.maximum(-slack, AWAY / 2 * self.unit)[self.soft])
+        x.append(np.maximum(-slack, share / 2 * self.unit)[self.soft])
         z.append((cap - y)[self.soft])
         return Inside(x, z, gamma, t)
 
@@ -182,7 +184,7 @@ class Interior:
             using, y = using.take(busy), y[busy]
         self.conditions = using.joined(more)
         self.soft = np.flatnonzero(np.isfinite(self.conditions.cap))
-        self.at = self._start(at.d, np.concatenate([y, np.zeros(more.m)]))
+        self.at = self._start(at.d, np.concatenate([y, np.zeros(more.m)]), AGAIN)
 
     def complementarity(self) -> float:
         return sum(float(x @ z) for x, z in zip(self.at.x, self.at.z, strict=True)) / sum(map(len, self.at.x))
@@ -197,16 +199,20 @@ class Interior:
         """
         best, least = (self.at, self.gap), np.inf
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            since = 0
             for taken in range(MAX_STEPS):
                 tick()
                 step = _Step(self)
                 if not np.isfinite(step.off):
                     break
                 self.gap = step.gap
+                since += 1
                 if step.off < least:
-                    best, least = (self.at, self.gap), step.off
+                    best, least, since = (self.at, self.gap), step.off, 0
                 if step.done(gap, missed):
                     return taken
+                if since == PATIENCE:
+                    break
                 try:
                     step.take()
                 except NotSolvedError:
