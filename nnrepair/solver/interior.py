@@ -59,7 +59,7 @@ class System:
 
     def __init__(self, rows: Rows, weight: Array, slack: Array) -> None:
         self.rows, self.weight, self.slack = rows, weight, slack
-        self.over_weights = rows.m > max(FEW, 2 * rows.n)
+        self.over_weights = rows.m > max(FEW, 5 * rows.n // 4)
         if not self.over_weights:
             self.factor = _cholesky(rows.weighed(weight), slack)
             return
