@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnrepair.solver import interior
-from nnrepair.solver.conditions import Conditions
+from nnrepair.solver import interior, norms
+from nnrepair.solver.conditions import Conditions, Infeasible
 from nnrepair.solver.conflict import smallest_conflict
 from nnrepair.solver.euclidean import euclidean
-from nnrepair.solver.rows import Dense, Rows
+from nnrepair.solver.minnorm import solve
+from nnrepair.solver.rows import Dense, Factored, Rows
 
 
 @pytest.mark.parametrize("tight", [0.0, 1e9])
@@ -46,3 +47,49 @@ def test_a_conflict_is_made_small_by_blocks(guilty: set[int]) -> None:
 
     assert set(smallest_conflict(range(16), contradict)[0]) == guilty
     assert asked <= 40
+
+
+def test_a_conflict_that_was_to_take_too_long_says_that_it_may_not_be_smallest() -> None:
+    asked: list[list[int]] = []
+
+    def contradict(some: list[int]) -> list[int] | None:
+        asked.append(some)
+        return some if 3 in some else None
+
+    assert smallest_conflict(range(16), contradict, lambda: len(asked) == 2) == ([0, 1, 2, 3], False)
+
+
+def test_what_contradicts_within_one_output_shows_in_all_rows() -> None:
+    """Rows of outputs that share no weight are solved one output after another."""
+    delta = np.eye(3)[[0, 1, 2, 1]][:, None] * np.array([1, 1, 1, -1.0])[:, None, None]
+    rows = Rows((Factored(delta, np.zeros(4, np.int64), np.array([[[1.0, 2.0, 0.0]]])),))
+    conditions = Conditions(rows, np.ones(4), np.full(4, np.inf), np.zeros((4, 3), np.int64))
+    with pytest.raises(Infeasible) as found:
+        euclidean(conditions)
+    assert np.flatnonzero(found.value.ray).tolist() == [1, 3]
+    assert found.value.conditions is conditions
+
+
+@pytest.mark.parametrize("name", ["l2", "l1", "linf", "nuclear"])
+def test_every_stage_can_be_interrupted(name: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = Rows((Factored(rng.normal(size=(40, 1, 4)), np.arange(40), rng.normal(size=(40, 1, 30))),))
+    conditions = Conditions(rows, np.ones(40), np.full(40, np.inf), np.zeros((40, 3), np.int64))
+
+    def run(most: int) -> int:
+        calls = 0
+
+        def report(text: str) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > most:
+                raise TimeoutError
+
+        solve(conditions, lambda d, using: None, norms.make(name, rows), report=report)
+        return calls
+
+    calls = run(1000)
+    assert calls >= (3 if name == "l2" else 8)
+    for most in (0, calls - 1):
+        with pytest.raises(TimeoutError):
+            run(most)

@@ -42,7 +42,7 @@ MAX_ROUNDS = 200
 def solve(
     first: Conditions,
     separate: Separate,
-    norm: Euclidean | ProximalNorm,
+    norm: Euclidean | Polyhedral | ProximalNorm,
     *,
     gap: float = 1e-6,
     report: Callable[[str], None] = lambda text: None,
@@ -81,7 +81,7 @@ class _Solver:
     """The stages, for rows of length one."""
 
     separate: Separate
-    norm: Euclidean | ProximalNorm
+    norm: Euclidean | Polyhedral | ProximalNorm
     gap: float
     report: Callable[[str], None]
     metric: Metric | None = None
@@ -140,7 +140,9 @@ class _Solver:
             raise Infeasible(conditions, ray / float(ray.max())) from None
         return y, self.metric.unwhiten(rows.rmatvec(y), conditions.rows)
 
-    def _in_norm(self, norm: ProximalNorm, conditions: Conditions, y: Array, d: Array, scale: float) -> Solution:
+    def _in_norm(
+        self, norm: Polyhedral | ProximalNorm, conditions: Conditions, y: Array, d: Array, scale: float
+    ) -> Solution:
         """Go on from the Euclidean answer (d, y) to another norm, whose multipliers are smaller by `scale`."""
         if isinstance(norm, Polyhedral):
             return polyhedral(conditions, self.separate, norm, d, y, self.gap, scale, self.stats, self.report)

@@ -17,6 +17,8 @@ from nnrepair.solver.solution import Solution, finished
 
 #: Gaps at which further rows are looked for, before the last one.
 LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
+#: New rows of one round, where fewer are in use.
+FEW = 700
 #: Rounds of new rows after the gap was closed.
 MAX_ROUNDS = 200
 
@@ -67,12 +69,20 @@ def polyhedral(
         solution = _tidied(program, stats) if level == last else None
         more = separate((program.at.d if solution is None else solution.d) * unit, program.conditions)
         if more is not None:
-            program.join(replace(more.priced(scale), need=more.need / unit))
+            more = replace(more.priced(scale), need=more.need / unit)
+            program.join(_worst(more, program.at.d if solution is None else solution.d, max(FEW, program.conditions.m)))
         elif solution is not None:
             given = replace(solution.conditions, need=solution.conditions.need * unit)
             sizes = solution.d * unit, solution.y, solution.objective * unit, solution.lower_bound * unit
             return Solution(*sizes, given, stats)
     raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
+
+
+def _worst(more: Conditions, d: Array, most: int) -> Conditions:
+    """Return the rows that d misses by most: what the others ask for is often settled with them."""
+    if more.m <= most:
+        return more
+    return more.take(np.sort(np.argsort(more.rows.matvec(d) - more.need)[:most]))
 
 
 def _tidied(program: Interior, stats: dict[str, Any]) -> Solution:
