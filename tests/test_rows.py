@@ -67,6 +67,18 @@ def test_work_in_chunks_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @given(blocks, st.integers(0, 99))
 @quick
+def test_weighed_products_are_those_of_the_dense_form(block: Factored, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    delta = block.delta * (rng.random(block.delta.shape) < 0.6)  # units that are off
+    rows = Rows((Factored(delta, block.point, block.inputs),))
+    G = rows.columns(np.arange(rows.n))
+    columns, each = rng.uniform(0, 2, size=rows.n), rng.uniform(0, 2, size=rows.m)
+    np.testing.assert_allclose(rows.weighed(columns), (G * columns) @ G.T, atol=1e-10)
+    np.testing.assert_allclose(rows.normal(each), (G.T * each) @ G, atol=1e-10)
+
+
+@given(blocks, st.integers(0, 99))
+@quick
 def test_joined_rows_follow_each_other(block: Factored, seed: int) -> None:
     rng = np.random.default_rng(seed)
     other = Factored(

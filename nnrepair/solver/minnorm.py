@@ -1,19 +1,15 @@
 """The heart: min norm(d) subject to G d >= h, with rows and columns on demand and a duality-gap certificate.
 
-Three stages, each a warm start of the next, all built on one Newton kernel (`nnqp`):
+Two stages, the first a start of the second:
 
 1. *Euclidean norm.* The dual is a non-negative quadratic program on the Gram matrix G G^T of the rows in use. The
    network is run on every edit and the whole locality set, the most violated rows join, until none is left. This is
    already the answer for the norms "l2" and "drift".
-2. *Proximal points.* For any other norm, d <- argmin norm(d) + |d - d_k|^2 / (2 step). Each step's dual is smooth with
-   curvature `step * G P G^T`, P the derivative of the norm's proximal map: Newton's model is again an `nnqp`. A few
-   steps find which rows bind and which coordinates are free.
-3. *Restricted master.* For polyhedral norms, a linear program over the binding rows and the free coordinates alone
-   (HiGHS); the coordinates at the cap move together as one column. G^T y prices every other coordinate at once.
+2. *Polyhedral norms*: an interior point over all weights, which further rows join (`polyhedral`). *Nuclear norm*:
+   proximal points, d <- argmin norm(d) + |d - d_k|^2 / (2 step), each by Newton's method on its smooth dual.
 
 Whatever the stage, y >= 0 gives the lower bound `h.y / dual_norm(G^T y)`, so the gap that is reported is a proof.
-Measured against the alternatives (all rows and columns by an interior point, columns on demand alone, proximal points
-alone): see docs/how-minimal.md.
+Measured against the alternatives: see docs/how-minimal.md.
 """
 
 from __future__ import annotations
@@ -23,17 +19,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnrepair.solver.conditions import ROW_TOLERANCE as ROW_TOLERANCE
 from nnrepair.solver.conditions import Conditions as Conditions
 from nnrepair.solver.conditions import Infeasible as Infeasible
 from nnrepair.solver.conditions import Separate as Separate
 from nnrepair.solver.euclidean import euclidean as euclidean
-from nnrepair.solver.master import Master
 from nnrepair.solver.norms import Array, Euclidean, Polyhedral, ProximalNorm
+from nnrepair.solver.polyhedral import polyhedral
 from nnrepair.solver.proximal import proximal_points
 from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.quadratic import nnqp as nnqp
+from nnrepair.solver.rows import Metric
 from nnrepair.solver.solution import Solution as Solution
 from nnrepair.solver.solution import finished, judged, price
 
@@ -44,10 +42,11 @@ MAX_ROUNDS = 200
 def solve(
     first: Conditions,
     separate: Separate,
-    norm: Euclidean | ProximalNorm,
+    norm: Euclidean | Polyhedral | ProximalNorm,
     *,
     gap: float = 1e-6,
     report: Callable[[str], None] = lambda text: None,
+    metric: Metric | None = None,
 ) -> Solution:
     """Return the smallest change that satisfies all rows, those in `first` and those that `separate` finds.
 
@@ -56,7 +55,9 @@ def solve(
         separate: finds violated rows among all others.
         norm: what "small" means.
         gap: the relative distance from the minimum at which to stop.
-        report: called with a line of progress per round.
+        report: called with a line of progress before each factorisation; what it raises ends the work.
+        metric: coordinates in which to look for the first rows, for a polyhedral norm; the weights' own
+            where it is not given. It does not change the answer.
 
     Returns:
         The change, with a gap that is larger than asked for where the numbers gave out on the way.
@@ -70,7 +71,7 @@ def solve(
         found = separate(d, using)
         return None if found is None else found.normalised()
 
-    found = _Solver(more, norm, gap, report).solve(first.normalised())
+    found = _Solver(more, norm, gap, report, metric).solve(first.normalised())
     by = found.conditions.by
     return replace(found, y=found.y if by is None else found.y * by, conditions=found.conditions.as_given())
 
@@ -80,10 +81,11 @@ class _Solver:
     """The stages, for rows of length one."""
 
     separate: Separate
-    norm: Euclidean | ProximalNorm
+    norm: Euclidean | Polyhedral | ProximalNorm
     gap: float
     report: Callable[[str], None]
-    stats: dict[str, Any] = field(default_factory=lambda: {"rounds": 0, "newton_steps": 0, "linear_programs": 0})
+    metric: Metric | None = None
+    stats: dict[str, Any] = field(default_factory=lambda: {"rounds": 0, "newton_steps": 0})
 
     def solve(self, first: Conditions) -> Solution:
         conditions, d, y = self._euclidean(first)
@@ -104,25 +106,53 @@ class _Solver:
         """Return the rows that matter, the smallest Euclidean change and its multipliers."""
         free = np.ones(conditions.m, bool)
         for _ in range(MAX_ROUNDS):
-            y = euclidean(conditions, free)
-            d = conditions.rows.rmatvec(y)
+            y, d = self._shortest(conditions, free, rough=True)
             self.stats["rounds"] += 1
             more = self.separate(d, conditions)
             if more is None:
+                y, d = self._shortest(conditions, free, rough=False)
+                more = self.separate(d, conditions)
+            if more is None:
                 return conditions, d, y
             # The minimum can only grow, so a row that is dropped now and needed again later makes no cycle.
-            conditions, y = _keep_busy(conditions, y, d)
+            few = more.m < conditions.m // 4  # while many are missing, what is slack now is soon needed again
+            if few or not conditions.rows.n < conditions.m < 10 * conditions.rows.n:
+                conditions, y = _keep_busy(conditions, y, d)
             conditions, free = conditions.joined(more), np.concatenate([y > 0, np.ones(more.m, bool)])
-            self.report(f"{conditions.m} rows")
         raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
 
-    def _in_norm(self, norm: ProximalNorm, conditions: Conditions, y: Array, d: Array, scale: float) -> Solution:
+    def _shortest(self, conditions: Conditions, free: NDArray[np.bool_], rough: bool) -> tuple[Array, Array]:
+        """Return (y, d): the change that is smallest in the metric's coordinates, and its multipliers."""
+
+        def tick() -> None:
+            self.report(f"{conditions.m} rows")
+
+        if self.metric is None:
+            y = euclidean(conditions, free, rough=rough, tick=tick)
+            return y, conditions.rows.rmatvec(y)
+        rows = self.metric.whiten(conditions.rows)
+        white = replace(conditions, rows=rows).normalised()
+        assert white.by is not None
+        try:
+            y = euclidean(white, free, rough=rough, tick=tick) * white.by
+        except Infeasible as reason:
+            ray = reason.ray * white.by
+            raise Infeasible(conditions, ray / float(ray.max())) from None
+        return y, self.metric.unwhiten(rows.rmatvec(y), conditions.rows)
+
+    def _in_norm(
+        self, norm: Polyhedral | ProximalNorm, conditions: Conditions, y: Array, d: Array, scale: float
+    ) -> Solution:
         """Go on from the Euclidean answer (d, y) to another norm, whose multipliers are smaller by `scale`."""
-        # Columns on demand alone are faster where optima are sparse (l1) or the rows are nearly as many as the weights.
-        direct = isinstance(norm, Polyhedral) and (norm.max_weight == 0 or conditions.rows.n < 40 * conditions.m)
+        if isinstance(norm, Polyhedral):
+            return polyhedral(conditions, self.separate, norm, d, y, self.gap, scale, self.stats, self.report)
+
+        def tick() -> None:
+            self.report(f"{conditions.m} rows, {self.stats['newton_steps']} Newton steps")
+
         step = 30.0 * float(d @ d) / norm.value(d)
-        for _ in range(0 if direct else MAX_ROUNDS):
-            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap)
+        for _ in range(MAX_ROUNDS):
+            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, tick=tick)
             self.stats["newton_steps"] += steps
             self.stats["rounds"] += 1
             more = self.separate(d, conditions)
@@ -130,12 +160,8 @@ class _Solver:
                 break
             more = more.priced(scale)
             conditions, y = conditions.joined(more), np.concatenate([y, np.zeros(more.m)])
-            self.report(f"{conditions.m} rows, {self.stats['newton_steps']} Newton steps")
-        if isinstance(norm, Polyhedral):
-            master = Master(conditions, self.separate, norm, y, self.gap, scale)
-            return master.solve(self.stats, MAX_ROUNDS, self.report)
         for looseness in (1.0, 1e-2, 1e-4):  # where rows meet in a narrow corner, less damping gets closer
-            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, looseness)
+            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, looseness, tick=tick)
             self.stats["newton_steps"] += steps
             solution = finished(conditions, norm, d, y, self.stats)
             if solution.gap <= self.gap:

@@ -1,8 +1,7 @@
-"""Norms of a weight change, each with what the solver needs: value, dual norm, proximal step and its curvature.
+"""Norms of a weight change, each with what the solver needs: value and dual norm, and where it is not polyhedral more.
 
-Changes are flat float64 vectors d of shape (n,). `curvature(G)` is `G P G^T` for rows G, with P the (generalised)
-derivative of the last proximal step; all norms have a P that costs little: a coordinate mask, a mask and a vector, or a
-diagonal in the singular basis.
+Changes are flat float64 vectors d of shape (n,). The nuclear norm has a proximal step and its `curvature(G)`, `G P G^T`
+for rows G, with P the (generalised) derivative of the last proximal step, a diagonal in the singular basis.
 """
 
 from __future__ import annotations
@@ -43,29 +42,10 @@ class Norm(Protocol):
 
 
 class ProximalNorm(Norm, Protocol):
-    """A norm with a proximal step; the Euclidean one needs none, its dual is a quadratic program."""
+    """A norm with a proximal step; the others need none: a quadratic program and an interior point do without."""
 
     def prox(self, u: Array, step: float) -> Proximal:
         """Return argmin_d step * norm(d) + |d - u|^2 / 2."""
-
-
-@dataclass(frozen=True)
-class _Masked:
-    point: Array
-    free: NDArray[np.bool_]
-    capped: Array  # signs of the coordinates that move as one, zero elsewhere
-
-    def curvature(self, rows: Rows) -> Array:
-        where = np.flatnonzero(self.free)
-        total = np.zeros((rows.m, rows.m))
-        for part in np.array_split(where, max(1, len(where) * rows.m // 20_000_000 + 1)):
-            columns = rows.columns(part)
-            total += columns @ columns.T
-        count = np.count_nonzero(self.capped)
-        if count:
-            together = rows.matvec(self.capped)
-            total += np.outer(together, together) / count
-        return total
 
 
 @dataclass(frozen=True)
@@ -86,34 +66,6 @@ class Polyhedral:
         largest = np.sort(np.abs(z))[::-1]
         count = np.arange(1, len(z) + 1)
         return float((np.cumsum(largest) / (self.max_weight + count * self.sum_weight)).max(initial=0.0))
-
-    def prox(self, u: Array, step: float) -> _Masked:
-        # The proximal step of a sum of l1 and linf is one after the other (Yu, NeurIPS 2013).
-        size = np.maximum(np.abs(u) - step * self.sum_weight, 0.0)
-        capped = np.zeros_like(u)
-        if self.max_weight:
-            cap = _water_level(size, step * self.max_weight)
-            at_cap = size >= cap if cap > 0 else size > 0
-            capped[at_cap] = np.sign(u[at_cap]) if cap > 0 else 0.0
-            size = np.minimum(size, cap)
-            free = (size > 0) & ~at_cap
-        else:
-            free = size > 0
-        return _Masked(np.copysign(size, u), free, capped)
-
-
-def _water_level(size: Array, excess: float) -> float:
-    """Return t with sum max(size - t, 0) = excess, or 0 when the whole sum is smaller than that."""
-    if size.sum() <= excess:
-        return 0.0
-    level = max(0.0, (size.sum() - excess) / len(size))
-    for _ in range(100):  # Newton on a convex piecewise linear function: monotone, a dozen steps in practice
-        above = size[size > level]
-        new = (above.sum() - excess) / len(above)
-        if new <= level * (1 + 1e-15):
-            return float(level)
-        level = new
-    return float(level)
 
 
 @dataclass(frozen=True)
@@ -183,7 +135,7 @@ class Nuclear:
         return _LowRank(point.ravel(), left, right_t.T, symmetric, skew, rest)
 
 
-def make(name: str, rows: Rows) -> Euclidean | ProximalNorm:
+def make(name: str, rows: Rows) -> Euclidean | Polyhedral | ProximalNorm:
     """Return the norm called `name` for changes of the size of `rows`.
 
     Raises:

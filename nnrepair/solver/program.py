@@ -106,11 +106,11 @@ class Program:
     def _smallest_conflict(self) -> list[str]:
         """Return a smallest set of tags that cannot hold together: dropping any of them would help."""
 
-        def contradict(tags: list[str]) -> bool:
+        def contradict(tags: list[str]) -> list[str] | None:
             trial = Program(self.size, self.unit)
             for tag, rows, need in self._hard:
                 if tag in tags:
                     trial.add(tag, rows, need)
-            return trial._solved() is None
+            return tags if trial._solved() is None else None
 
-        return smallest_conflict(list(dict.fromkeys(tag for tag, _, _ in self._hard)), contradict)
+        return smallest_conflict(list(dict.fromkeys(tag for tag, _, _ in self._hard)), contradict)[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -54,10 +55,13 @@ class Factored:
         return self.out * self.inp
 
     def matvec(self, d: Array) -> Array:
-        moved = self.inputs @ d.reshape(self.out, self.inp).T  # (points, P, out)
-        if len(moved) == 1:
+        points, positions = self.inputs.shape[:2]
+        moved = self.inputs.reshape(points * positions, self.inp) @ d.reshape(self.out, self.inp).T
+        if points == 1:
             return np.asarray(self.delta.reshape(self.m, -1) @ moved.ravel())
-        return np.asarray(np.einsum("rpo,rpo->r", self.delta, moved[self.point]))
+        width = positions * self.out
+        moved = moved.reshape(points, width)[self.point]
+        return np.asarray(np.einsum("ro,ro->r", self.delta.reshape(self.m, width), moved))
 
     def rmatvec(self, y: Array) -> Array:
         points, positions = self.inputs.shape[:2]
@@ -94,6 +98,63 @@ class Factored:
             total += flat @ flat.T
         return total
 
+    @cached_property
+    def _reached(self) -> list[tuple[Index, Array, Index, Index]]:
+        """Return per output the rows that reach it: which they are, their delta, their points, and which of these."""
+        found = []
+        for delta in self.delta[:, 0].T:
+            rows = np.flatnonzero(delta)
+            points, local = np.unique(self.point[rows], return_inverse=True)
+            found.append((rows, delta[rows], points, local))
+        return found
+
+    def weighed(self, weight: Array) -> Array:
+        root = np.sqrt(weight).reshape(self.out, self.inp)
+        total = np.zeros((self.m, self.m))
+        if self.delta.shape[1] > 1:
+            step = max(1, CHUNK // max(1, self.m * self.inp))
+            for start in range(0, self.out, step):
+                outputs = slice(start, start + step)
+                flat = (self.dense(outputs) * root[outputs]).reshape(self.m, -1)
+                total += flat @ flat.T
+            return total
+        for (rows, delta, points, local), scale in zip(self._reached, root, strict=True):
+            if 1.3 * len(points) > len(rows):  # few rows share a point: sharing its products saves nothing
+                flat = self.inputs[self.point[rows], 0] * delta[:, None] * scale
+                part = flat @ flat.T
+            else:
+                flat = self.inputs[points, 0] * scale
+                part = (flat @ flat.T)[np.ix_(local, local)] * np.outer(delta, delta)
+            if len(rows) == self.m:
+                total += part
+            else:
+                total[np.ix_(rows, rows)] += part
+        return total
+
+    def normal(self, weight: Array) -> Array:
+        if self.delta.shape[1] > 1:
+            flat = self.dense(slice(None)).reshape(self.m, -1)
+            return np.asarray((flat.T * weight) @ flat)
+        total = np.zeros((self.out, self.inp, self.out, self.inp))
+        delta = scipy.sparse.csc_array(self.delta[:, 0])
+        inputs = self.inputs[:, 0]
+        for o in range(self.out):
+            mine = np.zeros(self.m)
+            mine[delta.indices[delta.indptr[o] : delta.indptr[o + 1]]] = delta.data[
+                delta.indptr[o] : delta.indptr[o + 1]
+            ]
+            for other in range(o, self.out):
+                both = slice(delta.indptr[other], delta.indptr[other + 1])
+                rows = delta.indices[both]
+                share = weight[rows] * mine[rows] * delta.data[both]
+                if share.any():
+                    at = np.bincount(self.point[rows], share, len(inputs))
+                    points = np.flatnonzero(at)
+                    some = inputs[points]
+                    total[o, :, other] = some.T @ (some * at[points, None])
+                    total[other, :, o] = total[o, :, other].T
+        return total.reshape(self.n, self.n)
+
     def lengths(self) -> Array:
         if self.delta.shape[1] == 1:
             return _lengths(self.delta[:, 0]) * _lengths(self.inputs[:, 0])[self.point]
@@ -111,8 +172,10 @@ class Factored:
         return Factored(self.delta[which], point, self.inputs[kept])
 
     def narrowed(self) -> Factored:
-        """Return the rows without the outputs that none of them reaches, with the same Gram matrix."""
-        return Factored(self.delta[:, :, self.delta.any((0, 1))], self.point, self.inputs)
+        """Return the rows without the outputs and inputs that none of them reaches, with the same Gram matrix."""
+        return Factored(
+            self.delta[:, :, self.delta.any((0, 1))], self.point, self.inputs[:, :, self.inputs.any((0, 1))]
+        )
 
     def folded(self) -> Factored:
         """Return the same rows as matrices where a map is used at more positions than it has inputs: they are smaller.
@@ -165,6 +228,12 @@ class Dense:
 
     def gram(self) -> Array:
         return np.asarray(self.rows @ self.rows.T)
+
+    def weighed(self, weight: Array) -> Array:
+        return np.asarray((self.rows * weight) @ self.rows.T)
+
+    def normal(self, weight: Array) -> Array:
+        return np.asarray((self.rows.T * weight) @ self.rows)
 
     def lengths(self) -> Array:
         return _lengths(self.rows)
@@ -230,6 +299,20 @@ class Rows:
         for block in self.blocks:
             total += block.gram()
         return total
+
+    def weighed(self, weight: Array) -> Array:
+        """Return G diag(weight) G^T, (m, m), for weights (n,) >= 0."""
+        total = np.zeros((self.m, self.m))
+        for block, part in zip(self.blocks, self._split(weight), strict=True):
+            total += block.weighed(part)
+        return total
+
+    def normal(self, weight: Array) -> Array:
+        """Return G^T diag(weight) G, (n, n), for weights (m,)."""
+        if len(self.blocks) == 1:
+            return self.blocks[0].normal(weight)
+        whole = self.columns(np.arange(self.n))
+        return np.asarray((whole.T * weight) @ whole)
 
     def lengths(self) -> Array:
         """Return the Euclidean length of every row, (m,)."""

@@ -21,15 +21,7 @@ from nnrepair.methods.minimal_norm.budget import Budget
 from nnrepair.methods.minimal_norm.demands import Demand
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import norms
-from nnrepair.solver.conflict import smallest_conflict
-from nnrepair.solver.minnorm import (
-    ROW_TOLERANCE,
-    Conditions,
-    Infeasible,
-    Solution,
-    euclidean,
-    solve,
-)
+from nnrepair.solver.minnorm import ROW_TOLERANCE, Conditions, Solution, solve
 from nnrepair.solver.rows import Array, Metric
 from nnrepair.spec.criteria import Argmax, Threshold, flat
 from nnrepair.spec.inputs import AnyInputs
@@ -92,7 +84,20 @@ class ExactRepair:
             nothing = self.line.rows(self.demands[0].inputs, self.demands[0].criterion, *torch.zeros(2, 0).long())
             empty = Conditions(nothing, np.zeros(0), np.zeros(0), np.zeros((0, 3), np.int64))
             return Solution(np.zeros(nothing.n), np.zeros(0), 0.0, 0.0, empty)
-        return solve(first, separate, norms.make(norm, first.rows), gap=self.gap, report=self.deadline.check)
+        made = norms.make(norm, first.rows)
+        return solve(
+            first, separate, made, gap=self.gap, report=self.deadline.check, metric=self._discovery(norm, which)
+        )
+
+    def _discovery(self, norm: str, which: list[int]) -> Metric | None:
+        """Return in which coordinates to look for rows before `norm` counts, None for those of the weights.
+
+        Where many points must stay, the change that moves their outputs least misses few of them.
+        """
+        kept = [k for k in which if k > 0]
+        if norm in ("l2", "drift", "nuclear") or not kept or np.isfinite(self._caps).any():
+            return None
+        return self.line.metric(self.demands[kept[0]].inputs)
 
     def change(self, solution: Solution) -> Array:
         """Return the change of weights that a solution stands for."""
@@ -207,35 +212,6 @@ def _conditions(asked: Threshold) -> dict[str, Array]:
     at = np.broadcast_to(asked.threshold.numpy(), (size,))[output]
     b = np.nextafter(sign * at + asked.margin_, np.inf)
     return {"edit_A": sign[..., None] * np.eye(size)[output], "edit_b": b}
-
-
-def conflict(reason: Infeasible) -> tuple[list[int], bool]:
-    """Return a small set of edits that cannot hold together, and whether only the locality set forbids it.
-
-    Only the rows whose multipliers show the contradiction are looked at; dropping any edit of the set would help.
-    """
-    rows = reason.conditions
-    shows, of_edits = reason.ray > 1e-9, rows.tag[:, 0] == 0
-    others = np.flatnonzero(shows & ~of_edits)
-    edits: list[int] = list(dict.fromkeys(rows.tag[shows & of_edits, 1].tolist()))
-    with_locality = len(others) > 0 and not _contradict(rows.take(np.flatnonzero(shows & of_edits)))
-    if not with_locality:
-        others = others[:0]
-
-    def contradict(some: list[int]) -> bool:
-        return _contradict(
-            rows.take(np.concatenate([np.flatnonzero(of_edits & np.isin(rows.tag[:, 1], some)), others]))
-        )
-
-    return sorted(smallest_conflict(edits, contradict)), with_locality
-
-
-def _contradict(rows: Conditions) -> bool:
-    try:
-        euclidean(rows)
-    except Infeasible:
-        return True
-    return False
 
 
 def _point(inputs: AnyInputs, k: int) -> Tensor | None:

@@ -14,14 +14,14 @@ class Budget:
     """A bound on new rows that grows while it leaves most missed conditions out.
 
     One condition of a point often settles its others (of a thousand classes, the worst one), so the first round takes
-    one of each. Where it does not (of a thousand outputs that must each come near a target), later rounds take many.
+    few of each. Where it does not (of a thousand outputs that must each come near a target), later rounds take many.
 
     Attributes:
         each: new rows of one point, at most.
         total: new rows of all points, at most.
     """
 
-    each: int = 1
+    each: int = 3
     total: int = 1000
     _missed: int = field(default=0, init=False)
     _taken: int = field(default=0, init=False)
@@ -39,9 +39,11 @@ class Budget:
             missed: (points, conditions) by how much each is missed.
             tolerance: what is missed by no more than this counts as satisfied.
         """
+        if not (missed > tolerance).any():
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._missed += int(np.count_nonzero(missed > tolerance))
         point = np.flatnonzero(missed.max(1, initial=-np.inf) > tolerance)
         missed = missed[point]
-        self._missed += int(np.count_nonzero(missed > tolerance))
         each = min(self.each, missed.shape[1])
         condition = np.argpartition(-missed, each - 1, axis=1)[:, :each] if each > 1 else missed.argmax(1)[:, None]
         size = np.take_along_axis(missed, condition, 1)

@@ -16,8 +16,8 @@ from nnrepair.deadline import Deadline
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian import layers
 from nnrepair.methods.base import Capabilities, Proposal, register
-from nnrepair.methods.minimal_norm.affine import conflict
 from nnrepair.methods.minimal_norm.attempt import Attempt, Settings, attempted
+from nnrepair.methods.minimal_norm.conflicts import conflict
 from nnrepair.methods.minimal_norm.demands import demands_of
 from nnrepair.methods.minimal_norm.search import LayerSearch, feasible_elsewhere
 from nnrepair.progress import progress_bar
@@ -141,10 +141,16 @@ class MinimalNorm:
             notes = [f"not solved: {attempt.limit}."]
             return Proposal(problem.model, stats, notes, advice=f"{ADVICE}: {attempt.limit}")
         if isinstance(attempt.infeasible, minnorm.Infeasible):
-            clash, with_locality = conflict(attempt.infeasible)
-            others = feasible_elsewhere(problem, chosen, attempt.names)
+            clash = conflict(attempt.infeasible)
+            notes = [] if clash.smallest else ["fewer edits than those named may contradict each other already."]
             return Proposal(
-                problem.model, stats, infeasible=True, conflict=clash, with_locality=with_locality, layers=others
+                problem.model,
+                stats,
+                notes,
+                infeasible=True,
+                conflict=clash.edits,
+                with_locality=clash.with_locality,
+                layers=feasible_elsewhere(problem, chosen, attempt.names),
             )
         certificate = attempt.certificate(problem, chosen.margin)
         stats |= attempt.stats(problem)
