@@ -65,8 +65,9 @@ def test_every_output_of_a_point_has_its_rows_within_ten_rounds(
     assert result.outcome.status == "repaired"
     assert result.stats["rounds"] <= 10
     assert result.stats["gap"] <= 1e-6
-    # A few to test the factors; then none for the last layer, and one per 256 rows for another.
-    most = 2 + 2 * points + (0 if architecture == "same" else result.stats["rounds"] * -(-points * outputs // 256))
+    # A few to test the factors, for the last layer on a few points first and none after; else one per 256 rows.
+    rows = result.stats["rounds"] * -(-points * outputs // 256)
+    most = 2 * (2 + points) if architecture == "same" else 2 + 2 * points + rows
     assert len(passes) <= most
     assert max(passes) <= factors.POINTS
 

@@ -144,8 +144,8 @@ class ExactRepair:
         asked = problem.edits.criterion
         if not isinstance(asked, Threshold) and not (isinstance(asked, Argmax) and asked.margin_ == 0):
             return None
-        # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
         kept = None if problem.locality is None else problem.locality.inputs
+        # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
         if not all(_point(x, 0) is not None for x in (problem.edits.inputs, kept) if x is not None):
             return None
         busy = np.flatnonzero(solution.y > 0)
@@ -158,9 +158,7 @@ class ExactRepair:
                 at.append(point)
             else:
                 assert kept is not None and demand.index is not None
-                one_more = _point(kept, int(demand.index[point]))
-                assert one_more is not None
-                points.append(one_more.double().cpu().numpy())
+                points.append(_numbers(kept, int(demand.index[point])))
                 at.append(count)
                 count += 1
             one, which = torch.tensor([point]), torch.tensor([condition])
@@ -212,6 +210,12 @@ def _conditions(asked: Threshold) -> dict[str, Array]:
     at = np.broadcast_to(asked.threshold.numpy(), (size,))[output]
     b = np.nextafter(sign * at + asked.margin_, np.inf)
     return {"edit_A": sign[..., None] * np.eye(size)[output], "edit_b": b}
+
+
+def _numbers(inputs: AnyInputs, k: int) -> Array:
+    point = _point(inputs, k)
+    assert point is not None
+    return np.asarray(point.double().cpu().numpy())
 
 
 def _point(inputs: AnyInputs, k: int) -> Tensor | None:
