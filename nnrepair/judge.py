@@ -256,6 +256,13 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
         also = "the locality set (hard)" if proposal.with_locality else "each other"
         alone = len(proposal.conflict) == 1 and not proposal.with_locality
         who = f"the conditions of edit {proposal.conflict[0]}" if alone else f"edits {proposal.conflict}"
+        if proposal.with_constraints:
+            beside = " and the locality set (hard)" if proposal.with_locality else ""
+            advice += (
+                f"{who} contradict the constraints{beside} there, not each other. Loosen the constraints, lower the "
+            )
+            advice += "margin, or choose another layer or several."
+            return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
         advice += f"{who} contradict {also} there. "
         advice += 'locality="soft" gives up single kept points instead. ' if proposal.with_locality else ""
         advice += (

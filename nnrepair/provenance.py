@@ -6,8 +6,10 @@ import hashlib
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, partial
+from inspect import getclosurevars
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,8 @@ def digest(value: Any) -> str:
     """Return the sha256 of a value of any kind: two that differ where it matters have two.
 
     Tensors and arrays count with every bit, dataclasses, criteria, points and regions with all that is in them, modules
-    with their state. Of other objects only the class and what they print count.
+    with their state, functions written in Python with their code and the values that it uses. Of other objects only the
+    class and what they print count.
     """
     return digest_of_state({"": _contents(value)})
 
@@ -80,5 +83,25 @@ def _contents(value: Any) -> Any:
         return [kind, {name: _contents(each) for name, each in vars(value).items()}]
     if is_dataclass(value):
         return [kind, {field.name: _contents(getattr(value, field.name)) for field in fields(value)}]
+    if isinstance(value, partial):
+        return [kind, *map(_contents, (value.func, value.args, value.keywords))]
+    if isinstance(value, MethodType):
+        return [kind, _contents(value.__self__), _contents(value.__func__)]
+    if isinstance(value, FunctionType):
+        return [kind, *_code(value.__code__), _contents(value.__defaults__), _contents(_used(value))]
     text = repr(value)
     return [kind, "" if " at 0x" in text else text]  # an address differs from run to run
+
+
+def _code(code: CodeType) -> list[Any]:
+    """Return what a function does, wherever it is written."""
+    constants = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
+
+
+def _used(function: FunctionType) -> dict[str, Any]:
+    """Return the values from outside that a function uses: of other functions only the names, of modules nothing."""
+    outside = getclosurevars(function)
+    found = {**outside.globals, **outside.nonlocals}
+    plain = {name: value for name, value in found.items() if not isinstance(value, FunctionType | ModuleType)}
+    return plain | {name: value.__name__ for name, value in found.items() if isinstance(value, FunctionType)}

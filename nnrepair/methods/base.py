@@ -73,7 +73,8 @@ class Proposal:
         keeps_locality: whether every kept point of the locality set was a constraint, so that a lost one is a failure.
         advice: what to try when some edits do not hold, after the word "Try".
         conflict, layers: when no change of the chosen parameters can satisfy the edits, see `Outcome`;
-            `with_locality` when it is the locality set that forbids them.
+            `with_locality` when it is the locality set that forbids them, `with_constraints` when it is constraints of
+            the caller's own.
     """
 
     model: nn.Module
@@ -84,6 +85,7 @@ class Proposal:
     infeasible: bool = False
     conflict: list[int] = field(default_factory=list)
     with_locality: bool = False
+    with_constraints: bool = False
     layers: list[str] = field(default_factory=list)
     advice: str = "another layer, several layers, or another method"
 

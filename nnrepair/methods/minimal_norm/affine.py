@@ -7,6 +7,7 @@ several of each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -72,13 +73,7 @@ class ExactRepair:
         return self._solve(self.norm, list(range(len(self.demands))))
 
     def _solve(self, norm: str, which: list[int]) -> Solution:
-        budget = Budget()
-
-        def separate(d: Array | None, using: Conditions | None) -> Conditions | None:
-            found = [c for k in which if (c := self._worst(k, d, using, budget)) is not None]
-            budget.end_round()
-            return reduce(Conditions.joined, found) if found else None
-
+        separate = self.separation(which)
         first = separate(None, None)
         if first is None:  # everything holds with its margin already
             nothing = self.line.rows(self.demands[0].inputs, self.demands[0].criterion, *torch.zeros(2, 0).long())
@@ -88,6 +83,17 @@ class ExactRepair:
         return solve(
             first, separate, made, gap=self.gap, report=self.deadline.check, metric=self._discovery(norm, which)
         )
+
+    def separation(self, which: list[int]) -> Callable[[Array | None, Conditions | None], Conditions | None]:
+        """Return what finds missed conditions of some demands: (change or None for none, rows in use) -> rows."""
+        budget = Budget()
+
+        def separate(d: Array | None, using: Conditions | None) -> Conditions | None:
+            found = [c for k in which if (c := self._worst(k, d, using, budget)) is not None]
+            budget.end_round()
+            return reduce(Conditions.joined, found) if found else None
+
+        return separate
 
     def _discovery(self, norm: str, which: list[int]) -> Metric | None:
         """Return in which coordinates to look for rows before `norm` counts, None for those of the weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,9 @@ from nnrepair.jacobian.suffix import Suffix
 from nnrepair.methods.minimal_norm.affine import ExactRepair
 from nnrepair.methods.minimal_norm.demands import Demand
 from nnrepair.methods.minimal_norm.hidden import HiddenRepair
+from nnrepair.methods.minimal_norm.own.exact import Clash
+from nnrepair.methods.minimal_norm.own.functions import Own, norm_of
+from nnrepair.methods.minimal_norm.own.repair import OwnRepair
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import minnorm
 from nnrepair.solver.quadratic import NotSolvedError
@@ -30,7 +34,10 @@ from nnrepair.wrappers.decoupled import Decoupled
 
 @dataclass(frozen=True)
 class Settings:
-    """What a repair is to be, see `MinimalNorm`; nothing is "auto" any more."""
+    """What a repair is to be, see `MinimalNorm`; nothing is "auto" any more.
+
+    Where there is an objective, `norm` is what that is called.
+    """
 
     norm: str
     margin: float
@@ -38,21 +45,29 @@ class Settings:
     gap: float
     locality: str
     max_steps: int
+    objective: Own | None = None
+    constraints: Own | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether something of it is a function of the caller's own."""
+        return self.objective is not None or self.constraints is not None
 
 
 @dataclass
 class Attempt:
-    """One layer's repair."""
+    """One layer's repair; by functions of the caller's own with its `figures`."""
 
     names: list[str]
     line: Linearization
     repair: ExactRepair | None
     model: nn.Module
     solution: minnorm.Solution | None = None
-    infeasible: minnorm.Infeasible | NotSolvedError | OutOfTime | None = None
+    infeasible: minnorm.Infeasible | Clash | NotSolvedError | OutOfTime | None = None
     change: dict[str, Tensor] | None = None
     steps: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    figures: dict[str, Any] | None = None
 
     @property
     def limit(self) -> str | None:
@@ -62,7 +77,7 @@ class Attempt:
             return "out of time; give it more, or choose a smaller layer"
         if isinstance(reason, NotSolvedError):
             return f"{reason} (a limit of the solver: there may be a repair all the same)"
-        if reason is not None and not reason.certain:
+        if isinstance(reason, minnorm.Infeasible) and not reason.certain:
             return f"{reason}, as far as rounding lets the solver see: the problem is ill-conditioned"
         return None
 
@@ -74,6 +89,8 @@ class Attempt:
 
     def stats(self, problem: Problem) -> dict[str, Any]:
         """Return the figures of the repair."""
+        if self.figures is not None:
+            return self.figures
         if self.solution is None:
             return {"steps": self.steps}
         found: dict[str, Any] = {"objective": self.solution.objective}
@@ -83,6 +100,9 @@ class Attempt:
 
     def described(self, problem: Problem, gap: float) -> list[str]:
         """Say how the change was found, and what is not as it was asked for."""
+        chose = "minimal for the alternatives that were nearest to holding, not over all of them."
+        if self.figures is not None:
+            return [*self.notes, *[chose] * _chose(problem)]
         if self.solution is None:
             how = (
                 "same architecture by descent on the true network (augmented Lagrangian); the size of this change is "
@@ -97,7 +117,7 @@ class Attempt:
             missed = f"{solution.missed:.0e} of what they ask for"
             notes.append(f"conditions are nearly dependent, and are met up to {missed}.")
         if _chose(problem):
-            notes.append("minimal for the alternatives that were nearest to holding, not over all of them.")
+            notes.append(chose)
         return notes
 
     def score(self, problem: Problem, held_out: Tensor | None) -> tuple[float, float, float]:
@@ -139,6 +159,9 @@ def attempted(
         if found.line.ends_affine:
             return found
     line, asked, metric = _on(cut, problem, settings, names, demands)
+    if settings.own:
+        begin = None if start is None else start.change
+        return _own(problem, settings, line, metric, lambda own: own.hidden(cut, asked, begin), deadline)
     hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline)
     change = hidden.run(None if start is None else start.change)
     model = moved(problem.model, change)
@@ -179,6 +202,8 @@ def _exact(
     decoupled = settings.architecture == "decoupled"
     if not (decoupled or line.ends_affine):
         return Attempt(names, line, None, problem.model)
+    if settings.own:
+        return _own(problem, settings, line, metric, lambda own: own.exact(demands), deadline)
     repair = ExactRepair(line, demands, settings.norm, metric, settings.gap, settings.architecture, deadline)
     repair.native64 = next(problem.model.parameters()).dtype == torch.float64
     try:
@@ -188,6 +213,26 @@ def _exact(
     change = line.unflatten(repair.change(solution))
     repaired = Decoupled(problem.model, change, line.channels) if decoupled else moved(problem.model, change)
     return Attempt(line.names, line, repair, repaired, solution=solution)
+
+
+def _own(
+    problem: Problem,
+    settings: Settings,
+    line: Linearization,
+    metric: Metric | None,
+    repair: Callable[[OwnRepair], dict[str, Tensor]],
+    deadline: Deadline,
+) -> Attempt:
+    """Repair by an objective or constraints of the caller's own."""
+    objective = settings.objective or norm_of(settings.norm, line.groups, metric)
+    decoupled = settings.architecture == "decoupled"
+    own = OwnRepair(line, objective, settings.constraints, problem.model, decoupled, settings.max_steps, deadline)
+    try:
+        change = repair(own)
+    except (minnorm.Infeasible, Clash, NotSolvedError, OutOfTime) as reason:
+        return Attempt(line.names, line, None, problem.model, infeasible=reason)
+    repaired = Decoupled(problem.model, change, line.channels) if decoupled else moved(problem.model, change)
+    return Attempt(line.names, line, None, repaired, change=change, notes=own.notes, figures=own.stats)
 
 
 def _chose(problem: Problem) -> bool:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -86,8 +85,10 @@ class Lagrangian:
 
     def minimise(self) -> None:
         """Move x to where the Lagrangian is least, as far as a round goes."""
+        from scipy.optimize import minimize  # half a second to load, which only hidden layers need
+
         options = {"maxcor": MEMORY, "maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": DECREASE, "gtol": 0.0}
-        self.x = scipy.optimize.minimize(self._at, self.x, jac=True, method="L-BFGS-B", options=options).x
+        self.x = minimize(self._at, self.x, jac=True, method="L-BFGS-B", options=options).x
 
     def missed(self) -> list[Tensor]:
         """Return, for each demand, (active, conditions) by how much the points in use miss what they need."""

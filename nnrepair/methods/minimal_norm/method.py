@@ -7,7 +7,7 @@ rows and columns on demand (see `minnorm`), for other norms, and with the locali
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,8 @@ from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.minimal_norm.attempt import Attempt, Settings, attempted
 from nnrepair.methods.minimal_norm.conflicts import conflict
 from nnrepair.methods.minimal_norm.demands import demands_of
+from nnrepair.methods.minimal_norm.own.exact import Clash
+from nnrepair.methods.minimal_norm.own.functions import Own, cvxpy, told
 from nnrepair.methods.minimal_norm.search import LayerSearch, feasible_elsewhere
 from nnrepair.progress import progress_bar
 from nnrepair.solver import minnorm, norms
@@ -61,9 +63,13 @@ class MinimalNorm:
         max_steps: rounds of descent per layer, for layers that need it.
         time_limit: in seconds, None for none (the default). What was found by then is proposed; a look at all points,
             once begun, is ended.
+        objective: instead of a norm, a function of your own: from the change, a dictionary of a cvxpy variable for each
+            chosen parameter, to a convex cvxpy expression that is minimised (needs cvxpy).
+        constraints: a function from the same dictionary to a list of cvxpy constraints on the change.
 
     Raises:
-        InvalidInput: unknown names, or norm="drift" without a locality set.
+        InvalidInput: unknown names, norm="drift" without a locality set, an objective together with a norm, or what
+            your functions return is not convex.
     """
 
     layer: str | Sequence[str] = "auto"
@@ -74,6 +80,8 @@ class MinimalNorm:
     locality: Literal["hard", "soft", "none"] = field(default="hard", metadata={"flag": "locality-mode"})
     max_steps: int = 40
     time_limit: float | None = None
+    objective: Own | None = field(default=None, repr=False)
+    constraints: Own | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for value, known, what in (
@@ -93,6 +101,22 @@ class MinimalNorm:
             raise InvalidInput(f"time_limit must be a number of seconds > 0, or None, got {self.time_limit}.")
         if not 0 < self.gap < 1:
             raise InvalidInput(f"gap must lie between 0 and 1, got {self.gap}.")
+        for what, function in self._own.items():
+            if not callable(function):
+                raise InvalidInput(f"{what} must be a function of the change, got {function!r}.")
+        if self.objective is not None and self.norm != "auto":
+            raise InvalidInput(f"Give an objective or norm={self.norm!r}, not both; an objective can add up several.")
+
+    def __repr__(self) -> str:
+        shown = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.repr}
+        shown |= {what: told(function) for what, function in self._own.items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+    @property
+    def _own(self) -> dict[str, Own]:
+        """The functions that were given."""
+        given = {"objective": self.objective, "constraints": self.constraints}
+        return {what: function for what, function in given.items() if function is not None}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -101,13 +125,17 @@ class MinimalNorm:
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the smallest repair, see the class."""
-        norm = self.norm
-        if norm == "auto":
+        if self._own:
+            cvxpy()
+        norm: str = self.norm
+        if self.objective is not None:
+            norm = told(self.objective)
+        elif norm == "auto":
             norm = "drift" if problem.locality is not None else "l2"
         if norm == "drift" and problem.locality is None:
             raise InvalidInput('norm="drift" measures change on the locality set: give one, or choose norm="l2".')
         margin = self._margin(problem)
-        chosen = Settings(norm, margin, self.architecture, self.gap, self.locality, self.max_steps)
+        chosen = Settings(norm, margin, self.architecture, self.gap, self.locality, self.max_steps, **self._own)
         with progress_bar("minimal norm", problem.progress, counts=False) as report:
             deadline = Deadline(self.time_limit, say=report)
             if self.layer != "auto":
@@ -135,13 +163,17 @@ class MinimalNorm:
     def _proposal(self, problem: Problem, chosen: Settings, attempt: Attempt) -> Proposal:
         """Return what is proposed, with advice, and where an attempt failed the layers that could do it."""
         unit = f" ({attempt.line.drift_unit(problem.kind)})" if chosen.norm == "drift" else ""
-        size = f"small in the {chosen.norm} norm{unit}, with margin {chosen.margin:.3g}."
+        what = f"{chosen.norm} norm{unit}" if self.objective is None else f"objective {chosen.norm}"
+        under = "" if self.constraints is None else f" under the constraints {told(self.constraints)}"
+        size = f"small in the {what}{under}, with margin {chosen.margin:.3g}."
         stats: dict[str, Any] = {"layer": attempt.names, "norm": chosen.norm, "margin": chosen.margin}
         if attempt.limit is not None:
             notes = [f"not solved: {attempt.limit}."]
             return Proposal(problem.model, stats, notes, advice=f"{ADVICE}: {attempt.limit}")
-        if isinstance(attempt.infeasible, minnorm.Infeasible):
-            clash = conflict(attempt.infeasible)
+        reason = attempt.infeasible
+        if isinstance(reason, minnorm.Infeasible | Clash):
+            ours = isinstance(reason, Clash)
+            clash = reason if isinstance(reason, Clash) else conflict(reason)
             notes = [] if clash.smallest else ["fewer edits than those named may contradict each other already."]
             return Proposal(
                 problem.model,
@@ -150,7 +182,8 @@ class MinimalNorm:
                 infeasible=True,
                 conflict=clash.edits,
                 with_locality=clash.with_locality,
-                layers=feasible_elsewhere(problem, chosen, attempt.names),
+                with_constraints=ours,
+                layers=[] if ours else feasible_elsewhere(problem, chosen, attempt.names),
             )
         certificate = attempt.certificate(problem, chosen.margin)
         stats |= attempt.stats(problem)
