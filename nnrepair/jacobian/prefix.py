@@ -48,9 +48,8 @@ class Prefix:
         self._calls: list[tuple[nn.Module, Tensor | None]] = []
         self._before = True
         with self._instead(self._recorded):
-            watched = {name: value.detach().requires_grad_(True) for name, value in weights.items()}
-            with torch.enable_grad():  # outputs with gradients are those that the chosen parameters decide
-                self.first = self._run(watched).detach()
+            # Outputs with gradients are those that the chosen parameters decide.
+            self.first = self._run({name: w.detach().requires_grad_(True) for name, w in weights.items()}).detach()
         self._left: dict[nn.Module, Iterator[Tensor | None]] = {}
 
     def outputs(self, weights: Mapping[str, Tensor]) -> Tensor:
@@ -63,7 +62,8 @@ class Prefix:
             return self._run(weights)
 
     def _run(self, weights: Mapping[str, Tensor]) -> Tensor:
-        return call_with(self.model, {**self._rest, **weights}, self.inputs)
+        with torch.enable_grad():  # without gradients a data set would run in other batches
+            return call_with(self.model, {**self._rest, **weights}, self.inputs)
 
     @contextmanager
     def _instead(self, run: _Run) -> Iterator[None]:

@@ -57,8 +57,12 @@ class Descent:
         """Take a step."""
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:  # most optimizers take no others
+                parameter.grad = parameter.grad.to_dense()
         if self.clip is not None:
-            nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], self.clip)
+            nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
