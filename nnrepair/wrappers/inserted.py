@@ -54,17 +54,19 @@ class Inserted(Wrapper):
         made.fill(tensors)
         return made
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any = None, *more: Any, **named: Any) -> Any:
+        # Not *inputs: exporters match the names of arguments.
+        given = () if x is None else (x, *more)
         runs = 0
 
-        def before(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        def before(module: nn.Module, seen: tuple[Any, ...]) -> tuple[Any, ...]:
             nonlocal runs
             runs += 1
-            return self.block(given[0]), *given[1:]
+            return self.block(seen[0]), *seen[1:]
 
         handle = self.base.get_submodule(self.layer).register_forward_pre_hook(before)
         try:
-            y = self.base(*args, **kwargs)
+            y = self.base(*given, **named)
         finally:
             handle.remove()
         if not runs:
