@@ -482,19 +482,17 @@ def test_a_block_is_inserted_trained_and_written(base: Path, tmp_path: Path, cap
     points = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         np.savez(tmp_path / "data.npz", inputs=points.numpy(), labels=network()(points).argmax(1).numpy())
-    editor, edits = tmp_path / "editor.safetensors", np.load(base / "edits.npz")
-    for kind in ("onnx", "pt2"):
-        model = base / f"base.{kind}"
-        layer = "fc2"
-        command = ["prepare", model, "--data", tmp_path / "data.npz", "--method", "editable-training"]
-        command += ["--layer", layer, "--residual", "8", "--update", "momentum", "--start", "0.05", "--steps", "5"]
-        assert run(*command, "--second-order", "no", "--out", editor) == 0
-        method = EditableTraining(layer, 8, "momentum", start=0.05, second_order=False)
-        assert Editor.load(editor).method == method
-        out = tmp_path / f"out.{kind}"
-        assert run("fix", model, "--edits", base / "edits.npz", "--method", editor, "--out", out) == 0
-        assert (labels_of(out, edits["inputs"]) == edits["labels"]).all()
-    assert "Linear layers: " in refused(capsys, *command, "--layer", "relu", "--out", editor)
+    editor, edits, out = tmp_path / "editor.safetensors", np.load(base / "edits.npz"), tmp_path / "out.onnx"
+    command = ["prepare", base / "base.onnx", "--data", tmp_path / "data.npz", "--method", "editable-training"]
+    command += ["--layer", "fc2", "--residual", "8", "--update", "momentum", "--start", "0.05", "--steps", "5"]
+    assert run(*command, "--second-order", "no", "--out", editor) == 0
+    assert Editor.load(editor).method == EditableTraining("fc2", 8, "momentum", start=0.05, second_order=False)
+    assert run("fix", base / "base.onnx", "--edits", base / "edits.npz", "--method", editor, "--out", out) == 0
+    assert (labels_of(out, edits["inputs"]) == edits["labels"]).all()
+    capsys.readouterr()
+    assert "goes before one linear layer: name it" in refused(capsys, *command, "--layer", "fc1", "--out", editor)
+    other = ["prepare", base / "base.pt2", *command[2:]]  # whose layers are no modules
+    assert "Linear layers: none." in refused(capsys, *other, "--out", editor)
 
 
 def test_training_that_breaks_off_is_told(base: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

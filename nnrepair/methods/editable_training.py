@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.fingerprint import fingerprint
-from nnrepair.jacobian.layers import layers as layers_of
 from nnrepair.jacobian.layers import tunable
 from nnrepair.jacobian.prefix import Prefix
 from nnrepair.jacobian.tangents import gradients
@@ -152,7 +151,7 @@ class EditableTraining(Trainable):
             if self.layers not in linear:
                 raise InvalidInput(
                     f"A residual block goes before a linear layer, and {self.layers!r} is none."
-                    f"{near_matches(self.layers, layers_of(model))} Linear layers: {', '.join(linear) or 'none'}."
+                    f"{near_matches(self.layers, linear)} Linear layers: {', '.join(linear) or 'none'}."
                 )
             block = EditingBlock(linear[self.layers].in_features, self.residual, generator)
             network = Inserted(model, self.layers, block.to(linear[self.layers].weight))
