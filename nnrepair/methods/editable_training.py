@@ -79,13 +79,13 @@ class EditableTraining(Trainable):
     residual: int = 0
     update: Update = "sgd"
     steps: int = 100
-    unrolled: int = 4
-    start: float = 1e-3
+    unrolled: int = 3
+    start: float = 2e-3
     decay: float = 0.5
     base: Base = "distillation"
-    base_weight: float = 1.0
+    base_weight: float = 5.0
     edit_weight: float = 10.0
-    locality_weight: float = 1.0
+    locality_weight: float = 5.0
     second_order: bool = True
     lr: float = 1e-3
     rate_lr: float = 1e-2
