@@ -317,7 +317,7 @@ def test_a_sequence_goes_on_from_the_edited_network(method: EditableTraining) ->
         model = model if held else method.edit(learned, problem).model
     assert bits(model) == bits(history.model)
     first = nnrepair.fix(network(), edits[:1], method=made)
-    assert first.stats["steps"] >= 0 and f"{first.stats['steps']} steps from" in str(first.report.notes)
+    assert first.stats["steps"] >= 0 and f"{first.stats['steps']} gradient steps" in str(first.report.notes)
 
 
 def test_what_was_inserted_is_reported_and_can_be_edited_again() -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.fingerprint import fingerprint
+from nnrepair.fingerprint import digest_of_state
 from nnrepair.jacobian.layers import tunable
 from nnrepair.jacobian.prefix import Prefix
 from nnrepair.jacobian.tangents import gradients
@@ -126,7 +126,7 @@ class EditableTraining(Trainable):
         """Return the block as it is in the network, or a new one, and the first step sizes."""
         network, names = self._block(model, generator)
         known = dict(network.named_parameters())
-        return Prepared({name: known[name] for name in names}, self, fingerprint(model))
+        return Prepared({name: known[name] for name in names}, self, self._origin(model))
 
     def descent(self, learned: nn.Module, steps: int) -> Descent:
         """Return Adam's steps, which become smaller along a cosine."""
@@ -156,6 +156,12 @@ class EditableTraining(Trainable):
             block = EditingBlock(linear[self.layers].in_features, self.residual, generator)
             network = Inserted(model, self.layers, block.to(linear[self.layers].weight))
         return network, [name for name, _ in network.named_parameters() if name.startswith("block.")]
+
+    def _origin(self, model: nn.Module) -> str:
+        """Return what tells a block that was not trained yet from one that was edited: a hash of what is there."""
+        network, names = self._block(model)
+        known = dict(network.named_parameters())
+        return digest_of_state({name: known[name].detach() for name in names} if network is model else {})
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -240,15 +246,15 @@ class EditableTraining(Trainable):
             _write(weights, dict(zip(now, state.step(list(now.values()), found), strict=True)))
             taken += 1
         _write(weights, best)
-        notes = [f"{taken} steps from the prepared network."]
+        notes = [f"{taken} gradient steps of the prepared block."]
         if most < len(problem.edits):
             notes.append(f"returned the weights under which most edits held: {most} of {len(problem.edits)}.")
         return Proposal(network, {"steps": taken, "layers": names}, notes, advice=ADVICE)
 
     def _prepared(self, learned: Prepared, model: nn.Module) -> tuple[nn.Module, list[str]]:
-        """Return a copy of the model, prepared where it is the network of the training, and the block's parameters."""
+        """Return a copy of the model, prepared where its block was not edited before, and the block's parameters."""
         network, names = self._block(copied(model))
-        if learned.belongs_to(model):
+        if bytes(learned.origin.tolist()).hex() == self._origin(model):
             parameters = dict(network.named_parameters())
             _write(parameters, dict(zip(names, learned.values, strict=True)))
         return network.eval(), names
@@ -278,12 +284,12 @@ class Prepared(nn.Module):
     Args:
         block: by name, the block's parameters as training begins.
         method: says which editor function, and its first values.
-        base: the fingerprint of the network.
+        origin: a hash of the block as it is in the network, in hexadecimal digits.
     """
 
-    base: Tensor
+    origin: Tensor
 
-    def __init__(self, block: Weights, method: EditableTraining, base: str) -> None:
+    def __init__(self, block: Weights, method: EditableTraining, origin: str) -> None:
         super().__init__()
         self.update: Update = method.update
         self.values = nn.ParameterList(value.detach().clone() for value in block.values())
@@ -291,11 +297,7 @@ class Prepared(nn.Module):
         if method.update != "sgd":
             odds = math.log(method.decay / (1 - method.decay))
             self.log_odds = nn.Parameter(torch.tensor(odds, dtype=torch.float64))
-        self.register_buffer("base", torch.frombuffer(bytearray.fromhex(base), dtype=torch.uint8))
-
-    def belongs_to(self, model: nn.Module) -> bool:
-        """Whether a network is the one of the training, and not one that was edited since."""
-        return bytes(self.base.tolist()).hex() == fingerprint(model)
+        self.register_buffer("origin", torch.frombuffer(bytearray.fromhex(origin), dtype=torch.uint8))
 
 
 class EditorFunction:
