@@ -41,6 +41,7 @@ LOCALITY = 128
 CHOSEN_ON = 50
 
 Row = dict[str, Any]
+Tests = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Protocol:
     edits: Edits
     scope: EditScope
     locality: LocalitySet
-    tests: dict[str, tuple[Tensor, Tensor]]
+    tests: Tests
 
 
 def random_labels(seed: int) -> Protocol:
@@ -103,9 +104,6 @@ def real_mistakes(seed: int) -> Protocol:
     """Return the task of the editing benchmark with this seed, with more edits."""
     posed = task("resnet20", seed, REAL)
     return Protocol(posed.model, posed.edits, posed.edit_scope, posed.locality_set, dict(posed.test_set))
-
-
-PROTOCOLS: dict[str, Callable[[int], Protocol]] = {"random labels": random_labels, "real mistakes": real_mistakes}
 
 
 def figures(protocol: Protocol, method: Method, with_locality: bool = False) -> Row:
@@ -141,14 +139,54 @@ def figures(protocol: Protocol, method: Method, with_locality: bool = False) -> 
     }
 
 
-def both(method: Method, seed: int, with_locality: bool = False) -> Row:
-    """Return the figures of a method under both protocols, and what they cost."""
-    posed = {name: make(seed) for name, make in PROTOCOLS.items()}
+def posed(seed: int) -> dict[str, Protocol]:
+    """Return both protocols."""
+    return {"random labels": random_labels(seed), "real mistakes": real_mistakes(seed)}
 
-    def work() -> Row:
-        return {name: figures(protocol, method, with_locality) for name, protocol in posed.items()}
 
-    return measure.measured(work)
+def both(method: Method, protocols: dict[str, Protocol], with_locality: bool = False) -> Row:
+    """Return the figures of a method under each protocol, and what they cost."""
+    return measure.measured(
+        lambda: {name: figures(protocol, method, with_locality) for name, protocol in protocols.items()}
+    )
+
+
+def training(
+    method: EditableTraining, model: nn.Module, images: tuple[Tensor, Tensor], steps: int, seed: int, tests: Tests
+) -> tuple[Editor, Row]:
+    """Train an editor on images and labels, random ones to be edited; return it, and what there is to tell."""
+    episodes = RandomLabels(*images, edits=1, locality=LOCALITY)
+    cpu = time.process_time()
+    editor = method.prepare(model, episodes, steps=steps, seed=seed)
+    told: Row = {"cpu_seconds": time.process_time() - cpu, "steps": steps, "images": len(images[1])}
+    told |= {"stopped": editor.stopped, "fingerprint": editor.fingerprint, "options": asdict(method)}
+    told["step sizes"] = editor.learned["log_rates"].exp().tolist()
+    nets = {"accuracy_before": model, "accuracy": prepared(editor, model)}
+    return editor, told | {name: accuracies(net, tests) for name, net in nets.items()}
+
+
+@torch.no_grad()
+def accuracies(model: nn.Module, tests: Tests) -> dict[str, float]:
+    """Return the share of images that a network gets right."""
+    return {name: float((model(x).argmax(1) == labels).double().mean()) for name, (x, labels) in tests.items()}
+
+
+def matched(protocol: Protocol, options: dict[str, Any], steps: float, seed: int) -> tuple[Editor, float]:
+    """Return gradient descent with nothing trained, and the step size with which it takes about so many steps."""
+    few = {name: (x[:10], labels[:10]) for name, (x, labels) in protocol.tests.items()}
+    alone = replace(protocol, edits=protocol.edits[torch.arange(CHOSEN_ON)], tests=few)
+
+    def editor(start: float) -> Editor:
+        method = EditableTraining(**{**options, "start": start})
+        learned = method.begin(protocol.model, torch.Generator().manual_seed(seed))
+        return Editor(method, dict(learned.state_dict()), fingerprint(protocol.model), 0)
+
+    low, high = 1e-4, 1.0
+    for _ in range(8):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if figures(alone, editor(middle))["steps"] < steps else (middle, high)
+    start = math.sqrt(low * high)
+    return editor(start), start
 
 
 # Each in its process -------------------------------------------------------------------------------------------------
@@ -156,71 +194,50 @@ def both(method: Method, seed: int, with_locality: bool = False) -> Row:
 
 def trained(name: str, seed: int) -> Row:
     """Train an editor, store it where it is one to be committed, and return its figures with those of its training."""
-    asked, at, model = TRAINED[name], features(), head(resnet20())
-    method = EditableTraining(**{**BLOCK, **asked.options})
-    episodes = RandomLabels(at["train"], at["train labels"], edits=1, locality=LOCALITY)
-    cpu = time.process_time()
-    editor = method.prepare(model, episodes, steps=asked.steps, seed=seed)
-    told: Row = {"cpu_seconds": time.process_time() - cpu, "steps": asked.steps, "images": len(at["train"])}
-    told |= {"stopped": editor.stopped, "fingerprint": editor.fingerprint, "options": asdict(method)}
-    told["step sizes"] = editor.learned["log_rates"].exp().tolist()
-    before, after = (accuracies(net) for net in (model, prepared(editor, model)))
-    told |= {"accuracy_before": before, "accuracy": after}
+    at, protocols = features(), posed(seed)
+    method, random = EditableTraining(**{**BLOCK, **TRAINED[name].options}), protocols["random labels"]
+    images = at["train"], at["train labels"]
+    editor, told = training(method, random.model, images, TRAINED[name].steps, seed, random.tests)
     if name == "block":
         EDITORS.mkdir(exist_ok=True)
         told["bytes"] = editor.save(EDITORS / f"block-{seed}.safetensors").stat().st_size
-    return both(editor, seed) | {"training": told}
-
-
-@torch.no_grad()
-def accuracies(model: nn.Module) -> dict[str, float]:
-    """Return the share of images that a network gets right."""
-    at = features()
-    return {
-        name: float((model(at[key]).argmax(1) == at[f"{key} labels"]).double().mean())
-        for name, key in (("jpeg", "test"), ("lossless", "lossless"))
-    }
+    return both(editor, protocols) | {"training": told}
 
 
 def unprepared(name: str, seed: int, steps: float) -> Row:
     """Return the figures of gradient descent with a step size that makes it take about as many steps."""
-    model, some = head(resnet20()), random_labels(seed)
-    few = {"jpeg": tuple(part[:10] for part in some.tests["jpeg"])}
-    alone = replace(some, edits=some.edits[torch.arange(CHOSEN_ON)], tests=few)
-
-    def editor(start: float) -> Editor:
-        method = EditableTraining(**{**UNPREPARED[name], "start": start})
-        learned = method.begin(model, torch.Generator().manual_seed(seed))
-        return Editor(method, dict(learned.state_dict()), fingerprint(model), 0)
-
-    low, high = 1e-4, 1.0
-    for _ in range(8):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if figures(alone, editor(middle))["steps"] < steps else (middle, high)
-    start = math.sqrt(low * high)
-    return both(editor(start), seed) | {"start": start, "steps wanted": steps}
+    protocols = posed(seed)
+    editor, start = matched(protocols["random labels"], UNPREPARED[name], steps, seed)
+    return both(editor, protocols) | {"start": start, "steps wanted": steps}
 
 
 def other(name: str, seed: int) -> Row:
     """Return the figures of a method that is not trained."""
     method, with_locality = OTHERS[name]
-    return both(method, seed, with_locality) | {"options": repr(method)}
+    return both(method, posed(seed), with_locality) | {"options": repr(method)}
 
 
 def run() -> None:
     """Measure what is not measured yet, each row in a process of its own."""
-    _run(trained, [{"name": "block", "seed": s} for s in SEEDS])
+    measure_rows(RESULTS, trained, _seeds("block"))
     taken = {row["seed"]: row["random labels"]["steps"] for row in measure.load(RESULTS) if row["name"] == "block"}
-    _run(unprepared, [{"name": name, "seed": s, "steps": taken[s]} for name in UNPREPARED for s in SEEDS])
-    _run(other, [{"name": name, "seed": s} for name in OTHERS for s in SEEDS])
-    _run(trained, [{"name": name, "seed": SEEDS[0]} for name in TRAINED if name != "block"])
+    for name in UNPREPARED:
+        measure_rows(RESULTS, unprepared, [case | {"steps": taken[case["seed"]]} for case in _seeds(name)])
+    for name in OTHERS:
+        measure_rows(RESULTS, other, _seeds(name))
+    measure_rows(RESULTS, trained, [{"name": name, "seed": SEEDS[0]} for name in TRAINED if name != "block"])
 
 
-def _run(work: Callable[..., Row], cases: list[Row]) -> None:
-    rows = measure.load(RESULTS)
+def _seeds(name: str) -> list[Row]:
+    return [{"name": name, "seed": seed} for seed in SEEDS]
+
+
+def measure_rows(path: Path, work: Callable[..., Row], cases: list[Row]) -> None:
+    """Measure cases, told apart by name and seed, that a result file lacks; store it after each."""
+    rows = measure.load(path)
     done = {(row["name"], row["seed"]) for row in rows}
     cases = [case for case in cases if (case["name"], case["seed"]) not in done]
     preload = ["benchmarks.cifar.editable", "torch._dynamo", "scipy.sparse.linalg", "highspy"]
     for case, found in measure.each_in_its_process(work, cases, LIMIT, preload):
         rows.append({"name": case["name"], "seed": case["seed"]} | found)
-        measure.save(RESULTS, rows, ABOUT)
+        measure.save(path, rows, ABOUT)

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.cifar import editable_conv
 from benchmarks.cifar.editable import BLOCK, LOCALITY, RANDOM, REAL, RESULTS, TRAINED, UNPREPARED
 from benchmarks.figures import new_panels
 from benchmarks.rows import spread
@@ -94,6 +95,43 @@ def trainings() -> str:
 SETS = ("jpeg", "lossless")
 
 
+def convolutions() -> str:
+    """One row for each editor of the last convolutions."""
+    out = []
+    for row in json.loads(editable_conv.RESULTS.read_text())["rows"]:
+        told = row.get("training")
+        gained = ["–", "–"]
+        if told is not None:
+            gained = [f"{100 * (told['accuracy'][key] - told['accuracy_before'][key]):+.2f}" for key in SETS]
+        random, real = (row[protocol] for protocol in TITLES)
+        out.append(
+            [
+                row["name"],
+                "–" if told is None else f"{told['cpu_seconds']:.0f}",
+                f"{random['steps']:.2f}",
+                percent(min(random["success_rate"], real["success_rate"]), 1),
+                *(f"{one['drawdown_points']['jpeg']:.2f}" for one in (random, real)),
+                *gained,
+            ]
+        )
+    head = ["`layer3.2`", "training CPU s", "steps of an edit", "success, least", "drawdown, random", "drawdown, real"]
+    return markdown.table([*head, "accuracy gained by preparing, JPEG", "lossless"], out)
+
+
+def _in_place() -> str:
+    if not editable_conv.RESULTS.exists():
+        return ""
+    return f"""
+## In place: the last convolutions
+
+The block `layer3.2` (two convolutions and their normalisations) is trained and edited itself. One seed, with
+{editable_conv.RANDOM} random labels, {editable_conv.REAL} mistakes and {editable_conv.TESTED:,} test images: no comparison with the
+tables above.
+
+{convolutions()}
+"""
+
+
 def _mean(name: str, protocol: str, key: str = "drawdown_points") -> float:
     found = [row[protocol][key] for row in _rows()[name]]
     return fmean(one["jpeg"] if isinstance(one, dict) else one for one in found)
@@ -148,7 +186,7 @@ block and its step sizes alone, and belong to the last layer as a network, `benc
 ![Drawdown and steps against CPU seconds of training](editable-training.png)
 
 {trainings()}
-
+{_in_place()}
 ## When preparing pays
 
 Preparing the block takes {cost:.0f} CPU s, and then an edit with a random label costs {ours:.2f} points,
