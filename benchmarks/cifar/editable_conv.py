@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from benchmarks.cifar.editable import Protocol, Row, both, matched, measure_rows, training
-from benchmarks.cifar.task import EVERY
 from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.domains.images.cifar import ResNet, cifar10_jpeg, cifar10_lossless, resnet20
 from nnrepair.domains.vision import Images
 from nnrepair.methods import EditableTraining
 
 RESULTS = Path(__file__).parent / "results" / "editable-training-conv.json"
-#: Test images, and edits of each protocol.
-TESTED, RANDOM, REAL = 2000, 100, 50
+#: Training images, test images, and edits of each protocol.
+IMAGES, TESTED, RANDOM, REAL = 4000, 1000, 60, 30
 OPTIONS: dict[str, Any] = {"layers": "block", "lr": 3e-4}
-STEPS = (300, 1000)
+STEPS = (1000,)
 
 
 class Tail(nn.Module):
@@ -83,7 +82,7 @@ def posed(seed: int, network: ResNet) -> dict[str, Protocol]:
 def trained(name: str, seed: int, steps: int) -> Row:
     """Train an editor, and return its figures with those of its training."""
     network = resnet20()
-    images, protocols = seen(network, cifar10_jpeg("train")[::EVERY]), posed(seed, network)
+    images, protocols = seen(network, cifar10_jpeg("train")[:IMAGES]), posed(seed, network)
     random = protocols["random labels"]
     method, points = EditableTraining(**OPTIONS), (images.inputs, images.labels)
     editor, told = training(method, random.model, points, steps, seed, random.tests)

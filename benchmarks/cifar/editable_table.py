@@ -125,8 +125,8 @@ def _in_place() -> str:
 ## In place: the last convolutions
 
 The block `layer3.2` (two convolutions and their normalisations) is trained and edited itself. One seed, with
-{editable_conv.RANDOM} random labels, {editable_conv.REAL} mistakes and {editable_conv.TESTED:,} test images: no comparison with the
-tables above.
+{editable_conv.RANDOM} random labels, {editable_conv.REAL} mistakes and {editable_conv.TESTED:,} test images: no
+comparison with the tables above.
 
 {convolutions()}
 """
