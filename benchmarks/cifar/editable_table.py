@@ -132,9 +132,9 @@ the edit. Figures are in percentage points, means ± standard deviations over se
   network gives already: then nothing is done, and the mean has a 0. *Real mistakes*: {REAL} test images a seed that
   the network gets wrong, with their true labels.
 * *Drawdown*: loss of accuracy on the JPEG copies of all test images ({percent(before["jpeg"], 2)} before), on average
-  over edits, and after the worst one. The 389 *lossless* test images that are here are a second figure, of a biased sample
-  ({percent(before["lossless"], 2)} before): one image of them is 0.26 points. Neither is comparable with published
-  figures, which are about lossless images and a network that was trained with the editor.
+  over edits, and after the worst one. The 389 *lossless* test images that are here are a second figure, of a biased
+  sample ({percent(before["lossless"], 2)} before): one image of them is 0.26 points. Neither is comparable with
+  published figures, which are about lossless images and a network that was trained with the editor.
 * *Neighbours*: share of the edited images, mirrored and moved by one pixel, that have the wanted label.
 * *Not prepared*: gradient descent on the same loss with nothing trained, one step size for all, chosen on the first
   random-label edits of the seed so that it takes about as many steps.
