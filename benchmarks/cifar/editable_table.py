@@ -202,6 +202,8 @@ def picture(path: Path) -> None:
         axes[0, 1].plot(seconds, [row[protocol]["steps"] for row in rows], marker=marker)
     for axis, title in zip(axes.flat, ("drawdown (points)", "steps of an edit"), strict=True):
         axis.set(xscale="log", xlabel="CPU seconds of training", ylabel=title, ylim=(min(0, axis.get_ylim()[0]), None))
+        axis.set_xticks(seconds, [f"{value:.0f}" for value in seconds])
+        axis.minorticks_off()
     fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     fig.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(fig)
