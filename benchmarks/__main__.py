@@ -12,6 +12,7 @@ from functools import partial
 
 from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
+from benchmarks.cifar import editable
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.graph import scale
 from benchmarks.mnist import long, streams
@@ -29,6 +30,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
     "acas": {"tradeoff": tradeoff.run},
     "graph": {"scale": scale.run_scale},
+    "cifar": {"editable-training": editable.run},
 }
 
 

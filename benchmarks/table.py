@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
 from benchmarks.checkers import table as checkers
+from benchmarks.cifar import editable_table as editable
 from benchmarks.graph import table as graphs
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
@@ -285,6 +286,7 @@ def write() -> None:
     properties.write()
     readers.write()
     checkers.write()
+    editable.write()
     regions.write()
     acas.write()
     editing.write()

@@ -14,8 +14,8 @@ from patches import bits
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Argmax, InvalidInput, UnsupportedModel
-from nnrepair.methods import EGNN, FineTune, MinimalNorm
+from nnrepair import Argmax, Edits, InvalidInput, LocalitySet, UnsupportedModel
+from nnrepair.methods import EGNN, EditableTraining, Episode, FineTune, MinimalNorm
 from nnrepair.methods.base import Method
 from nnrepair.spec.network import copied, unwrapped
 from nnrepair.verify import Box, Property, check
@@ -103,6 +103,21 @@ def test_an_everyday_model_is_repaired_and_stays_as_it_was(kind: str, method: st
     patched = result.patch.apply(model)
     assert torch.equal(decisions(patched, inputs), labels)
     assert list(bits(patched).values()) == list(bits(result.model).values())
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_an_everyday_model_can_be_prepared_and_edited(kind: str) -> None:
+    make, x = WORK[kind]
+    model = make()
+    inputs = x[:2].to(next(model.parameters()).dtype) if x.is_floating_point() else x[:2]
+    kept = x[4:].to(inputs.dtype)
+    labels = (decisions(model, inputs) + 1) % 3
+    before, modes = bits(model), [m.training for m in model.modules()]
+    exercise = Episode(Edits(inputs, labels), LocalitySet(kept))
+    editor = EditableTraining(start=0.1).prepare(model, [exercise], steps=2)
+    result = nnrepair.fix(model, (inputs, labels), kept, method=editor)
+    assert torch.equal(decisions(result.model, inputs), labels)
+    assert bits(model) == before and [m.training for m in model.modules()] == modes
 
 
 @pytest.mark.parametrize("method", ["auto", "ft", "egnn"])

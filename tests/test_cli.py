@@ -24,7 +24,7 @@ from nnrepair import cli, onnx
 from nnrepair.cli.method_options import options_of
 from nnrepair.cli.model_file import ModelFile
 from nnrepair.fingerprint import fingerprint
-from nnrepair.methods import Editor, FineTune, LearnedSteps
+from nnrepair.methods import EditableTraining, Editor, FineTune, LearnedSteps
 from nnrepair.methods.base import capabilities_of
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.patch import Patch
@@ -476,6 +476,23 @@ def test_prepare_then_fix(base: Path, tmp_path: Path, capsys) -> None:
     assert "steps must be" in refused(capsys, *command, "--steps", "0", "--out", files[1])
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     assert "not a trained editor" in refused(capsys, *fixed[:5], tmp_path / "bad.safetensors", *fixed[6:])
+
+
+def test_a_block_is_inserted_trained_and_written(base: Path, tmp_path: Path, capsys) -> None:
+    points = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        np.savez(tmp_path / "data.npz", inputs=points.numpy(), labels=network()(points).argmax(1).numpy())
+    editor, edits, out = tmp_path / "editor.safetensors", np.load(base / "edits.npz"), tmp_path / "out.onnx"
+    command = ["prepare", base / "base.onnx", "--data", tmp_path / "data.npz", "--method", "editable-training"]
+    command += ["--layer", "fc2", "--residual", "8", "--update", "momentum", "--start", "0.05", "--steps", "5"]
+    assert run(*command, "--second-order", "no", "--out", editor) == 0
+    assert Editor.load(editor).method == EditableTraining("fc2", 8, "momentum", start=0.05, second_order=False)
+    assert run("fix", base / "base.onnx", "--edits", base / "edits.npz", "--method", editor, "--out", out) == 0
+    assert (labels_of(out, edits["inputs"]) == edits["labels"]).all()
+    capsys.readouterr()
+    assert "goes before one linear layer: name it" in refused(capsys, *command, "--layer", "fc1", "--out", editor)
+    other = ["prepare", base / "base.pt2", *command[2:]]  # whose layers are no modules
+    assert "Linear layers: none." in refused(capsys, *other, "--out", editor)
 
 
 def test_training_that_breaks_off_is_told(base: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

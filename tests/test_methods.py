@@ -19,6 +19,7 @@ from nnrepair.methods import (
     GRACE,
     REGISTRY,
     Capabilities,
+    EditableTraining,
     FineTune,
     LearnedSteps,
     Method,
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "egnn": EGNN,
     "grace": GRACE,
     "learned-steps": lambda: LearnedSteps(start=0.1, lr=0.2),
+    "editable-training": lambda: EditableTraining(start=0.1),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 PARTS = {kind.__name__: kind for kind in (EWC, KL, L2, LInf)}

@@ -6,6 +6,7 @@ from benchmarks import editing_table as editing
 from benchmarks import table as mnist
 from benchmarks.acas import table as acas
 from benchmarks.checkers import table as checkers
+from benchmarks.cifar import editable_table as editable
 from benchmarks.graph import table as graphs
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
@@ -40,6 +41,10 @@ def test_the_page_about_acas_is_what_the_results_say():
 
 def test_the_page_about_editing_is_what_the_results_say():
     assert (ROOT / "docs" / "results-editing.md").read_text() == editing.page()
+
+
+def test_the_page_about_editable_training_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-editable-training.md").read_text() == editable.page()
 
 
 def test_the_page_about_graphs_is_what_the_results_say():

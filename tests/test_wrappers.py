@@ -18,10 +18,20 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import Edits, LocalitySet, Patch, PatchError
 from nnrepair.fingerprint import digest_of_state, fingerprint
-from nnrepair.methods import EGNN, GRACE, Capabilities, Method, MinimalNorm, Proposal
+from nnrepair.methods import (
+    EGNN,
+    GRACE,
+    Capabilities,
+    EditableTraining,
+    Editor,
+    Method,
+    MinimalNorm,
+    Proposal,
+    RandomLabels,
+)
 from nnrepair.results.changes import weight_change
 from nnrepair.spec.state import write_tensors
-from nnrepair.wrappers import Codebook, Decoupled, OwnMLP, Stitched, Wrapper
+from nnrepair.wrappers import Codebook, Decoupled, EditingBlock, Inserted, OwnMLP, Stitched, Wrapper
 from nnrepair.wrappers.base import FORMAT
 
 
@@ -44,6 +54,13 @@ def codebook(base: nn.Module, seed: int) -> Wrapper:
     return Codebook(copy.deepcopy(base), "0", keys, values, torch.full((k,), 0.5, dtype=like)).eval()
 
 
+def inserted(base: nn.Module, seed: int) -> Wrapper:
+    block = EditingBlock(8, 5 + seed, torch.Generator().manual_seed(seed)).to(dtype_of(base))
+    with torch.no_grad():
+        block.outer.weight.copy_(0.1 * randn(8, 5 + seed, seed=seed))
+    return Inserted(copy.deepcopy(base), "2", block).eval()
+
+
 def dtype_of(base: nn.Module) -> torch.dtype:
     return next(base.parameters()).dtype
 
@@ -52,11 +69,22 @@ MAKE: dict[str, Callable[[nn.Module, int], Wrapper]] = {
     "Stitched": stitched,
     "Decoupled": decoupled,
     "Codebook": codebook,
+    "Inserted": inserted,
 }
+
+
+def prepared(method: EditableTraining) -> Editor:
+    """Return an editor for the network of `posed` below."""
+    model, x = mlp(4, 8, 3), randn(30, 4, seed=8)
+    with torch.no_grad():
+        return method.prepare(model, RandomLabels(x, model(x).argmax(1), edits=1, locality=10), steps=3)
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "Stitched": lambda: EGNN(lr=0.01, kl=0, rehearsal=0),
     "Decoupled": lambda: MinimalNorm("0", architecture="decoupled"),
     "Codebook": GRACE,
+    "Inserted": lambda: prepared(EditableTraining("2", residual=6, start=0.1)),
 }
 every = pytest.mark.parametrize("kind", MAKE)
 
@@ -265,7 +293,7 @@ def test_a_repair_has_a_patch_and_a_size(kind: str, tmp_path: Path) -> None:
     assert bits(patch.apply(model)) == bits(result.model) and bits(patch.revert(result.model)) == bits(model)
 
 
-@pytest.mark.parametrize("kind", ["Stitched", "Codebook"])
+@pytest.mark.parametrize("kind", ["Stitched", "Codebook", "Inserted"])
 @pytest.mark.parametrize("mode", ["independent", "successive"])
 def test_a_sequence_goes_on_where_it_was(kind: str, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, edits, kept = posed()
@@ -332,7 +360,7 @@ def test_a_grown_codebook_is_measured_whole() -> None:
 def test_a_method_says_what_it_returns() -> None:
     with pytest.raises(nnrepair.InvalidInput, match="returns must be one of same, decoupled, wrapped, got True"):
         Capabilities("test", False, True, True, True, True)  # type: ignore[arg-type]
-    assert [METHODS[kind]().capabilities.returns for kind in MAKE] == ["wrapped", "decoupled", "wrapped"]
+    assert [METHODS[kind]().capabilities.returns for kind in MAKE] == ["wrapped", "decoupled", "wrapped", "wrapped"]
 
 
 def test_wrappers_around_each_other_are_measured_together() -> None:

@@ -69,7 +69,7 @@ def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs
     parameters, first = dict(model.named_parameters()), canonical(model)
     change = {first[n]: delta for n, delta in change.items()}
     if channels and isinstance(inputs, Tensor):
-        with _plain_attention():
+        with plain_attention():
             y = _two_channels(model, {id(parameters[n]): delta for n, delta in change.items()}, inputs)
         if y is not None:
             return y
@@ -88,7 +88,7 @@ def moved_outputs(model: nn.Module, change: dict[str, Tensor], inputs: AnyInputs
 
 
 def _forward_mode(run: Any, start: Any, change: Any) -> Tensor:
-    with _plain_attention():
+    with plain_attention():
         moved: tuple[Tensor, Tensor] = torch.func.jvp(run, (start,), (change,))  # type: ignore[assignment]
     return moved[0] + moved[1]
 
@@ -108,7 +108,7 @@ def _forgotten(model: nn.Module) -> Iterator[None]:
 
 def _reverse_twice(run: Any, start: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> Tensor:
     """Return the same from reverse mode alone: J^T u is linear in u, and its derivative along Delta is J Delta."""
-    with torch.enable_grad(), _plain_attention():
+    with torch.enable_grad(), plain_attention():
         leaves = {n: p.detach().requires_grad_(True) for n, p in start.items()}
         y: Tensor = run(leaves)
         u = torch.zeros_like(y, requires_grad=True)
@@ -282,8 +282,8 @@ _READS_KEYWORDS = (_homogeneous, _affine, _max_pool, _batch_norm)
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention's fused kernels have no forward mode."""
+def plain_attention() -> Iterator[None]:
+    """Run attention as plain products: its fused kernels have no forward mode, and no second derivatives."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

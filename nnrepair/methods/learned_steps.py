@@ -71,7 +71,7 @@ class LearnedSteps(Trainable):
         """Return one step size for each chosen parameter."""
         return Rates(tunable(model, self.layers), self.start)
 
-    def descent(self, learned: nn.Module) -> Descent:
+    def descent(self, learned: nn.Module, steps: int) -> Descent:
         return Descent(torch.optim.Adam(learned.parameters(), lr=self.lr), clip=10.0)
 
     def loss(self, learned: nn.Module, problem: Problem) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nnrepair.deadline import Deadline
 from nnrepair.errors import InvalidInput, PatchError, first_line, near_matches, printable
 from nnrepair.fingerprint import fingerprint
+from nnrepair.jacobian.tangents import plain_attention
 from nnrepair.methods.base import REGISTRY, Capabilities, Proposal
 from nnrepair.methods.episodes import Episodes, EpisodeStream, posed
 from nnrepair.network import private_copy
@@ -40,7 +41,7 @@ FORMAT = "nnrepair-editor-1"
 class Trainable(ABC):
     """A method that is trained for one network first; subclasses are frozen dataclasses."""
 
-    #: What its editors need and keep; `extra_training` is True.
+    #: What its editors need and keep; `extra_training` is True. A property where hyper-parameters decide.
     capabilities: ClassVar[Capabilities]
 
     @abstractmethod
@@ -59,8 +60,8 @@ class Trainable(ABC):
     def edit(self, learned: nn.Module, problem: Problem) -> Proposal:
         """Propose a repaired copy of `problem.model`: the network of the training, or one that was edited before."""
 
-    def descent(self, learned: nn.Module) -> Descent:
-        """Return how training takes a step."""
+    def descent(self, learned: nn.Module, steps: int) -> Descent:
+        """Return how training takes a step, of so many in all."""
         return Descent(torch.optim.Adam(learned.parameters(), lr=1e-3), clip=10.0)
 
     def prepare(
@@ -102,7 +103,7 @@ class Trainable(ABC):
             base, network = fingerprint(unwrapped(model)), private_copy(model)
             stream = EpisodeStream(episodes, seed)
             learned = self.begin(network, torch.Generator().manual_seed(seed)).train()
-            descent = self.descent(learned)
+            descent = self.descent(learned, steps)
             training = Training(
                 lambda: self.loss(learned, posed(network, stream.next(), seed)),
                 descent,
@@ -113,7 +114,8 @@ class Trainable(ABC):
                 report=report,
                 deadline=deadline,
             )
-            trained = training.run()
+            with plain_attention():  # an exercise may differentiate gradients
+                trained = training.run()
         if not deadline.passed:
             trained.warn()
         state = {name: value.detach().clone() for name, value in learned.state_dict().items()}
@@ -181,9 +183,13 @@ class Editor:
                 "another), or train an editor for this one with prepare()."
             )
 
-    def repair(self, problem: Problem) -> Proposal:
-        """Propose what the method does with what it learned."""
-        learned = self.method.begin(problem.model, torch.Generator().manual_seed(0))
+    def restored(self, model: nn.Module) -> nn.Module:
+        """Return what was learned, as the method trained it.
+
+        Raises:
+            InvalidInput: it does not fit the network.
+        """
+        learned = self.method.begin(model, torch.Generator().manual_seed(0))
         try:
             learned.load_state_dict(self.learned)
         except Exception as error:  # torch raises several kinds where names or shapes differ
@@ -191,7 +197,11 @@ class Editor:
             raise InvalidInput(
                 f"{self!r} does not fit this network ({why}). Train one for it with prepare()."
             ) from error
-        proposal = self.method.edit(learned.eval().requires_grad_(False), problem)
+        return learned.eval().requires_grad_(False)
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose what the method does with what it learned."""
+        proposal = self.method.edit(self.restored(problem.model), problem)
         if self.stopped:
             proposal.notes.append(f"the editor's training {self.stopped}.")
         return proposal

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.errors import PatchError
+from nnrepair.spec.running import named
 from nnrepair.training.checkpoint import Checkpoint, State
 
 
@@ -54,11 +55,20 @@ class Descent:
     clip: float | None = None
 
     def __call__(self, loss: Tensor) -> None:
-        """Take a step."""
+        """Take a step.
+
+        Raises:
+            UnsupportedModel: the loss cannot be differentiated.
+        """
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        with named("The model cannot be differentiated", "All that it does must have derivatives."):
+            torch.autograd.backward(loss)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:  # most optimizers take no others
+                parameter.grad = parameter.grad.to_dense()
         if self.clip is not None:
-            nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], self.clip)
+            nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
