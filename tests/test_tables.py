@@ -7,6 +7,7 @@ from benchmarks import table as mnist
 from benchmarks.acas import table as acas
 from benchmarks.checkers import table as checkers
 from benchmarks.cifar import editable_table as editable
+from benchmarks.engine import table as engine
 from benchmarks.graph import table as graphs
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
@@ -25,6 +26,10 @@ def test_the_page_about_properties_is_what_the_results_say():
 
 def test_the_page_about_reading_files_is_what_the_results_say():
     assert (ROOT / "docs" / "results-readers.md").read_text() == readers.page()
+
+
+def test_the_page_about_the_engine_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-engine.md").read_text() == engine.page()
 
 
 def test_the_page_about_attacks_on_checkers_is_what_the_results_say():

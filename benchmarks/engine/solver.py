@@ -11,18 +11,11 @@ stores both with their ratio in `results/solver.json`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import measure
 from benchmarks.mnist.one import warm_up
@@ -36,9 +29,8 @@ from nnrepair.solver.norms import NAMES
 from nnrepair.solver.quadratic import NotSolvedError
 from nnrepair.spec import problem as problems
 
-RESULTS = Path(__file__).parent / "results" / "solver.json"
-#: CPU seconds after which a case is given up, and clean digits that "drift" is measured on.
-LIMIT, MEASURED_ON = 45, 10_000
+#: Clean digits that "drift" is measured on.
+MEASURED_ON = 10_000
 MARGIN = 0.05
 
 
@@ -106,44 +98,8 @@ def named(reason: Infeasible) -> dict[str, Any]:
     return {"conflict": len(found.edits), "with_locality": found.with_locality, "smallest": found.smallest}
 
 
-def run(against: Path, only: str) -> None:
-    """Measure what is not stored yet, here and in the other checkout, and store it row by row."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    rows = measure.load(RESULTS)
-    done = [{k: v for k, v in row.items() if k not in ("here", "there", "ratio")} for row in rows]
-    about = "first N fog digits, margin 0.05; CPU seconds of rows, solver and conflict, here and in another checkout"
-    for one in cases():
-        if one in done or only not in json.dumps(one):
-            continue
-        row = one | {"there": _in(against, one), "here": _in(measure.ROOT, one)}
-        times = [row[where].get("cpu_seconds") for where in ("there", "here")]
-        row["ratio"] = times[0] / times[1] if all(times) else None
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-        measure.save(RESULTS, rows, about)
-
-
-def _in(checkout: Path, one: dict[str, Any]) -> dict[str, Any]:
-    """Run this file with the package of a checkout, in a process that may use so many CPU seconds."""
-    code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_CPU, ({0}, {0})); sys.argv[0] = {1!r}"
-    code = (code + "; runpy.run_path({1!r}, run_name='__main__')").format(LIMIT, str(Path(__file__).resolve()))
-    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, json.dumps(one)]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        limit = done.returncode < 0
-        return {"status": f"not finished in {LIMIT} CPU s" if limit else f"failed: {done.stderr.strip()[-200:]}"}
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
-        print(json.dumps(case(**json.loads(sys.argv[1]))))
-    else:
-        parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.solver", description=__doc__)
-        parser.add_argument("--against", type=Path, required=True, help="another checkout, for example of main")
-        parser.add_argument("--only", default="", help="cases whose JSON contains this")
-        arguments = parser.parse_args()
-        run(arguments.against, arguments.only)
+    from benchmarks.engine.against import Comparison  # other checkouts may lack it
+
+    about = "first N fog digits, margin 0.05; CPU seconds of rows, solver and conflict, here and in another checkout"
+    Comparison(Path(__file__), Path(__file__).parent / "results" / "solver.json", about, limit=45).main(cases, case)
