@@ -145,8 +145,8 @@ Options were chosen on other draws of test images with random labels.
 ## Trainings
 
 The same block with other lengths of training, and with other options (seed 0 alone, where the number of seeds says 1).
-The editors of the first row are in `benchmarks/cifar/editors` ({size:.1f} MB each at most; they hold the block and its
-step sizes alone, and belong to the last layer as a network, `benchmarks.cifar.task.head`).
+The editors of {block[0]["training"]["steps"]} steps are in `benchmarks/cifar/editors` ({size:.1f} MB each at most; they
+hold the block and its step sizes alone, and belong to the last layer as a network, `benchmarks.cifar.task.head`).
 
 ![Drawdown and steps against CPU seconds of training](editable-training.png)
 
