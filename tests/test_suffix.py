@@ -10,7 +10,7 @@ import torch
 from networks import mlp, randn
 from torch import Tensor, nn
 
-from nnrepair.jacobian.suffix import Suffix, Values
+from nnrepair.jacobian.suffix import Behind, Suffix, Values
 from nnrepair.spec.inputs import AnyInputs, Arguments
 from nnrepair.spec.running import call, call_with
 
@@ -66,6 +66,51 @@ class Tied(nn.Module):
         return self.last(self.second(self.first(x).relu()).relu())
 
 
+class Shared(nn.Module):
+    """One activation, and one layer, before and after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.act = nn.Linear(3, 3), nn.Linear(3, 3), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(self.act(self.second(self.act(self.first(x)))))
+
+
+class Hides(nn.Module):
+    """A layer in a list, which is no part of the module."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layers = [layer]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers[0].bias.sum()
+
+
+class Borrowed(nn.Module):
+    """A module's weight is used, and the module never runs; another hides a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 2)
+        self.hidden = Hides(self.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(nn.functional.linear(self.hidden(x), self.inner[0].weight)))
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer over a point's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.cell = nn.Linear(3, 3), nn.RNN(1, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(self.first(x).unsqueeze(2))[0][:, -1]
+
+
 class Two(nn.Module):
     """Two arguments."""
 
@@ -102,6 +147,12 @@ def two(n: int) -> Arguments:
         (InPlace, ["last.weight"], vector, False),
         (Tied, ["first.weight"], vector, False),
         (Tied, ["last.bias"], vector, True),
+        (Shared, ["second.weight"], vector, True),
+        (Shared, ["first.weight"], vector, False),
+        (Borrowed, ["inner.0.weight"], vector, True),
+        (Borrowed, ["head.bias"], vector, False),
+        (Borrowed, ["head.weight"], vector, True),
+        (Recurrent, ["cell.weight_hh_l0"], vector, True),
         (Two, ["right.weight"], two, True),
         (Two, ["last.weight"], two, True),
     ],
@@ -150,3 +201,14 @@ def test_values_that_would_not_fit_are_computed_when_needed(monkeypatch: pytest.
     double = copy.deepcopy(suffix.module).double()
     like = torch.zeros((), dtype=torch.float64)
     assert torch.allclose(call(double, later.to(like)), call(double, stored.to(like)))  # type: ignore[union-attr]
+
+
+def test_what_comes_before_runs_once() -> None:
+    model = mlp(4, 6, 6, 6, 3)
+    behind = Behind(model, ["4.bias"], randn(5, 4, seed=1))
+    runs: list[int] = []
+    for k in (0, 2, 4, 6):
+        model[k].register_forward_hook(lambda module, x, y, k=k: runs.append(k))
+    for _ in range(3):
+        behind.outputs({"4.bias": torch.ones(6)})
+    assert runs == 3 * [4, 6]

@@ -5,7 +5,7 @@ A repair runs the network hundreds of times with other values of a few parameter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnrepair.jacobian.tangents import canonical
 from nnrepair.spec.inputs import BATCH, AnyInputs, Arguments, Inputs, batches
-from nnrepair.spec.running import call, named
+from nnrepair.spec.running import call, call_with, named
 
 #: Points on which cut and network are compared.
 PROBES = 3
@@ -88,6 +88,30 @@ class Suffix:
             return False
         unit = torch.finfo(y.dtype).eps * float(y.abs().max())
         return bool(again.shape == y.shape and float((again - y).abs().max()) <= ROUNDINGS * unit)
+
+
+class Behind:
+    """A network on some points, at any values of chosen parameters; what comes before these runs once.
+
+    Args:
+        model: in eval mode.
+        names: of the chosen parameters.
+        inputs: the points.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.ones(4, 2)
+        >>> behind = Behind(net, ["2.bias"], x)
+        >>> torch.equal(behind.outputs({"2.bias": net[2].bias + 1}), net(x) + 1)
+        True
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], inputs: AnyInputs) -> None:
+        cut = Suffix.of(model, names, inputs)
+        self._module, self._values = cut.module, cut.values(inputs)
+
+    def outputs(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the outputs (n, ...) with these values of the chosen parameters, differentiable."""
+        return call_with(self._module, dict(parameters), self._values)
 
 
 class Values(Inputs):

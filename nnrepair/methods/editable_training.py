@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.fingerprint import digest_of_state
 from nnrepair.jacobian.layers import tunable
-from nnrepair.jacobian.prefix import Prefix
+from nnrepair.jacobian.suffix import Behind
 from nnrepair.jacobian.tangents import gradients
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.trainable import Editor, Trainable
@@ -172,21 +172,21 @@ class EditableTraining(Trainable):
         parameters = dict(network.named_parameters())
         original = {name: parameters[name].detach() for name in names}
         prepared: Weights = dict(zip(names, learned.values, strict=True))
-        edits = Prefix(network, original, problem.edits.inputs)
+        edits = Behind(network, names, problem.edits.inputs)
         edited, _ = self._stepped(learned, edits, problem, prepared, self.unrolled, self.second_order)
         missed = self._missed(problem, edits.outputs(edited), problem.edits)
         if problem.scope is not None:
-            near = Prefix(network, original, problem.scope.inputs)
+            near = Behind(network, names, problem.scope.inputs)
             missed = missed + self._missed(problem, near.outputs(edited), problem.scope)
         total = self.edit_weight * missed
         if problem.locality is None:
             return total
-        kept = Prefix(network, original, problem.locality.inputs)
+        kept = Behind(network, names, problem.locality.inputs)
         before, after = (kept.outputs(weights).double() for weights in (prepared, edited))
         if self.base == "labels":
             base = problem.locality.criterion.loss(before)
         else:
-            base = problem.kind.divergence(kept.first.double(), before)
+            base = problem.kind.divergence(kept.outputs(original).detach().double(), before)
         moved = problem.kind.divergence(before.detach(), after)
         return total + self.base_weight * base.mean() + self.locality_weight * moved.mean()
 
@@ -202,12 +202,12 @@ class EditableTraining(Trainable):
         return criterion.loss(y, self.margin)
 
     def _stepped(
-        self, learned: Prepared, prefix: Prefix, problem: Problem, weights: Weights, most: int, create_graph: bool
+        self, learned: Prepared, behind: Behind, problem: Problem, weights: Weights, most: int, create_graph: bool
     ) -> tuple[Weights, int]:
         """Take steps until all edits hold; return the weights, as functions of what is learned, and how many."""
         state = EditorFunction(learned)
         for taken in range(most):
-            y = prefix.outputs(weights).double()
+            y = behind.outputs(weights).double()
             failing = ~self._enough(problem, y.detach())
             if not bool(failing.any()):
                 return weights, taken
@@ -229,7 +229,7 @@ class EditableTraining(Trainable):
         network, names = self._prepared(learned, problem.model)
         parameters = dict(network.named_parameters())
         weights = {name: parameters[name] for name in names}
-        prefix = Prefix(network, weights, problem.edits.inputs)
+        points = Behind(network, names, problem.edits.inputs)
         state, taken = EditorFunction(learned), 0
         best, most = {name: p.detach().clone() for name, p in weights.items()}, -1
         while True:
@@ -240,7 +240,7 @@ class EditableTraining(Trainable):
             if bool(enough.all()) or not finite or taken == self.steps:
                 break
             now = {name: p.detach().requires_grad_(True) for name, p in weights.items()}
-            y = prefix.outputs(now).double()
+            y = points.outputs(now).double()
             behind = self._behind(problem, problem.edits.criterion, y)
             found = gradients(behind[~enough].mean(), list(now.values()))
             _write(weights, dict(zip(now, state.step(list(now.values()), found), strict=True)))
