@@ -44,6 +44,7 @@ class Watched:
         points, criterion = locality.points, locality.criterion
         own = kind_of(points.criterion)
         self.points, self._kind, self._criterion = points, own if own.decides else kind, criterion
+        assert locality.before is not None
         self.before, self._holds = locality.before.clone(), locality.holds
         self._asked = _labelled(points.criterion)
         # Without a criterion of their own, numbers are to stay within one tolerance.

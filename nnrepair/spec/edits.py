@@ -205,13 +205,13 @@ class Locality:
         points: as they were given, with their labels read.
         criterion: what keeps them: their own, or else that of what the network decides there today.
         holds: (points,) bool, where it holds today; the other points are free to change.
-        before: (points, ...) the network's outputs today.
+        before: (points, ...) the outputs of the network that a repair starts from; None where they are not known.
     """
 
     points: LocalitySet
     criterion: Criterion
     holds: Tensor
-    before: Tensor
+    before: Tensor | None
 
     @property
     def inputs(self) -> AnyInputs:
@@ -224,7 +224,8 @@ class Locality:
     def __getitem__(self, index: Tensor) -> Locality:
         """Return some of the points, (k,) int64."""
         there = index.to(self.holds.device)
-        return Locality(self.points[index], self.criterion[index], self.holds[there], self.before[there])
+        before = None if self.before is None else self.before[there]
+        return Locality(self.points[index], self.criterion[index], self.holds[there], before)
 
 
 class EditScope(_Points):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,6 +64,13 @@ class Problem:
     kind: Kind
     seed: int
     progress: bool = False
+
+    @cached_property
+    def before(self) -> Tensor:
+        """(points, ...) the model's outputs on the locality set."""
+        assert self.locality is not None
+        known = self.locality.before
+        return outputs(self.model, self.locality.inputs) if known is None else known
 
     @property
     def lowest_wins(self) -> bool:

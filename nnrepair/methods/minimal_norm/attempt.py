@@ -128,10 +128,11 @@ class Attempt:
         if problem.locality is None:
             y0, y = outputs(problem.model, problem.edits.inputs), outputs(self.model, problem.edits.inputs)
             return (failing, 0.0, float(flat(y - y0).norm(dim=1).mean()))
-        some = problem.locality if held_out is None else problem.locality[held_out]
+        every = torch.arange(len(problem.locality)) if held_out is None else held_out
+        some, before = problem.locality[every], problem.before[every.to(problem.before.device)]
         y = outputs(self.model, some.inputs)
         lost, held = some.holds & ~some.criterion.holds(y.double()), max(1, int(some.holds.sum()))
-        return (failing, float(lost.sum()) / held, float(flat(y - some.before).norm(dim=1).mean()))
+        return (failing, float(lost.sum()) / held, float(flat(y - before).norm(dim=1).mean()))
 
 
 def attempted(

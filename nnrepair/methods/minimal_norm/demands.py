@@ -76,7 +76,7 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
     if len(index) == 0:
         return found
     some = problem.locality[index]
-    y = some.before.double().cpu()
+    y = problem.before[index.to(problem.before.device)].double().cpu()
     criterion = some.criterion.resolve(y)
     slack = criterion.slack(y)
     found.append(Demand(some.inputs, criterion, slack.clamp(max=margin), locality == "soft", "locality", index))

@@ -150,7 +150,7 @@ class MinimalNorm:
 
     def _margin(self, problem: Problem) -> float:
         if problem.locality is not None:
-            criterion, y = problem.locality.criterion, problem.locality.before
+            criterion, y = problem.locality.criterion, problem.before
         else:
             criterion, y = problem.edits.criterion, outputs(problem.model, problem.edits.inputs)
         typical = criterion.typical_slack(y.double())
