@@ -151,3 +151,17 @@ def test_time_that_ends_leaves_what_was_found() -> None:
     change = repair.run()
     assert not any(part.any() for part in change.values())
     assert "out of time" in " ".join(repair.notes)
+
+
+@pytest.mark.parametrize("layer", ["auto", "2", "4"])
+def test_a_time_limit_ends_every_repair_with_what_was_found(layer: str) -> None:
+    model, x = mlp(6, 12, 12, 3), randn(3, 6, seed=1)
+    edits, locality = Edits(x, labelled(model, x, 1)), LocalitySet(randn(80, 6, seed=2))
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm(layer, time_limit=1e-6), throw=False)
+    assert not result.outcome.ok
+    assert "out of time" in str(result) + " ".join(result.report.notes)
+
+
+def test_a_time_limit_must_be_a_time() -> None:
+    with pytest.raises(nnrepair.InvalidInput, match="time_limit must be a number of seconds > 0"):
+        MinimalNorm(time_limit=0)

@@ -24,6 +24,8 @@ from nnrepair.spec.problem import Problem
 MOST_LAYERS = 8
 #: How many edits and points to keep tell layers apart. Where there are more, evenly spread ones do.
 EDITS, KEPT = 12, 1000
+#: A layer gets one of so many shares of the time that is left, where there is a limit.
+SHARES = 3
 #: How many of the layers, best first, are tried on all that is asked when the one before did not do.
 SETTLED = 3
 
@@ -86,7 +88,7 @@ class LayerSearch:
             if found and self.deadline.passed:
                 self._tried.append(f"{name}: no time left")
                 continue
-            share = self.deadline.part(len(names) - count + 2, f"layer {count} of {len(names)}, {name}: ")
+            share = self.deadline.part(SHARES, f"layer {count} of {len(names)}, {name}: ")
             try:
                 chosen = layers.choose(part.model, layers.trainable(part.model, layer))
                 attempt = attempted(part, self.settings, chosen, demands, share)
@@ -127,6 +129,8 @@ class LayerSearch:
 def _said(name: str, attempt: Attempt, score: tuple[float, float, float], held_out: Tensor | None) -> str:
     if attempt.infeasible is not None:
         return f"{name}: {'infeasible' if attempt.limit is None else 'not solved'}"
+    if any(note.startswith("out of time") for note in attempt.notes):
+        return f"{name}: out of time"
     lost = f"{percent(score[1])} of held-out points to keep are lost, " if held_out is not None else ""
     return f"{name}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}"
 
