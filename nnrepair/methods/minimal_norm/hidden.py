@@ -147,12 +147,14 @@ class HiddenRepair:
         Units that are off at every point have no gradient; a repair that needs them is found through leaks.
         """
         begun = state.turned(state.coordinates)
-        for self._trial.leak in LEAKS:
-            for _ in range(2):
-                state.minimise()
-                state.charge(state.missed())
-                state.penalty *= GROWTH / 2
-        self._trial.leak = 0.0
+        try:
+            for self._trial.leak in LEAKS:
+                for _ in range(2):
+                    state.minimise()
+                    state.charge(state.missed())
+                    state.penalty *= GROWTH / 2
+        finally:
+            self._trial.leak = 0.0
         return replace(begun, x=state.x, evaluations=state.evaluations)
 
     def _joined(self, state: Lagrangian, joined: Sequence[Tensor]) -> Lagrangian:

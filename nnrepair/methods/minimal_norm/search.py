@@ -24,7 +24,7 @@ from nnrepair.spec.problem import Problem
 MOST_LAYERS = 8
 #: How many edits and points to keep tell layers apart. Where there are more, evenly spread ones do.
 EDITS, KEPT = 12, 1000
-#: A layer gets one of so many shares of the time that is left, where there is a limit.
+#: A layer gets one of so many shares of what is left of the first half of the time, where there is a limit.
 SHARES = 3
 #: How many of the layers, best first, are tried on all that is asked when the one before did not do.
 SETTLED = 3
@@ -83,12 +83,13 @@ class LayerSearch:
         demands = demands_of(part, self.settings.margin, self.settings.locality, without=held_out)
         found: list[tuple[tuple[float, float, float], str, Attempt]] = []
         reasons = list[str]()
+        half = self.deadline.part(2, "")  # the other half is for the layer that is chosen
         for count, layer in enumerate(reversed(names), start=1):  # the last layer is the quickest: a first answer
             name = plain(layer)
-            if found and self.deadline.passed:
+            if found and half.passed:
                 self._tried.append(f"{name}: no time left")
                 continue
-            share = self.deadline.part(SHARES, f"layer {count} of {len(names)}, {name}: ")
+            share = half.part(SHARES, f"layer {count} of {len(names)}, {name}: ")
             try:
                 chosen = layers.choose(part.model, layers.trainable(part.model, layer))
                 attempt = attempted(part, self.settings, chosen, demands, share)
