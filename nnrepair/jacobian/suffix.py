@@ -101,7 +101,7 @@ class Behind:
     Example:
         >>> net, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.ones(4, 2)
         >>> behind = Behind(net, ["2.bias"], x)
-        >>> torch.equal(behind.outputs({"2.bias": net[2].bias + 1}), net(x) + 1)
+        >>> torch.allclose(behind.outputs({"2.bias": net[2].bias + 1}), net(x) + 1)
         True
     """
 
