@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import Criterion
-from nnrepair.spec.given import as_criterion, as_inputs
+from nnrepair.spec.given import are_items, as_criterion, as_inputs
 from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.streams import Stream
 
@@ -96,7 +96,7 @@ class _Points:
             return cls(value.inputs, value.criterion)
         if isinstance(value, TensorDataset):
             value = value.tensors
-        if isinstance(value, (tuple, list)) and len(value) in (1, 2):
+        if isinstance(value, (tuple, list)) and len(value) in (1, 2) and not are_items(value):
             return cls(*value)
         return cls(value)
 

@@ -22,8 +22,8 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
 
     Args:
         inputs: a tensor, or what becomes one, with one point per row; several as a tuple, `model(*inputs)`, or by name
-            in a dictionary, `model(**inputs)`; a data set or a loader, which is read a batch at a time; an `Inputs`
-            object or what can do the same; or regions, for edits.
+            in a dictionary, `model(**inputs)`; a data set, a list of items (x, label) or a loader, which is read a
+            batch at a time; an `Inputs` object or what can do the same; or regions, for edits.
         what: how the message calls it.
 
     Raises:
@@ -41,11 +41,27 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
         return _as_arguments(dict(inputs), what)
     if isinstance(inputs, tuple) and inputs and all(isinstance(part, Tensor | np.ndarray) for part in inputs):
         return _as_arguments(dict(enumerate(inputs)), what)
-    if isinstance(inputs, Dataset | DataLoader):
+    if isinstance(inputs, Dataset | DataLoader) or are_items(inputs):
         return streamed(inputs, lambda x: as_inputs(tuple(x) if isinstance(x, list) else x, what), what)
     if not isinstance(inputs, Tensor) and Adapted.fits(inputs):
         return Adapted(inputs)
     return _rows(inputs, f"{what}: inputs", "a tensor or an Inputs object")
+
+
+def are_items(given: Any) -> bool:
+    """Whether something is a list of items (x, label), as a data set would give them.
+
+    >>> x = torch.zeros(2, 3)
+    >>> are_items([(x[0], 4), (x[1], 2)]), are_items((x, [4, 2])), are_items([[x[0], x[1]], [4, 2]])
+    (True, False, False)
+    """
+    return (
+        isinstance(given, list | tuple)
+        and len(given) > 0
+        and all(isinstance(item, tuple | list) and len(item) == 2 for item in given)
+        and not any(isinstance(x, list | int | float) for x, _ in given)
+        and all(isinstance(y, int | np.integer) or (isinstance(y, Tensor) and y.ndim == 0) for _, y in given)
+    )
 
 
 def _as_arguments(given: dict[Any, Any], what: str) -> Arguments:

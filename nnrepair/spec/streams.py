@@ -22,8 +22,10 @@ from torch.utils.data import (
 from nnrepair.errors import InvalidInput, first_line
 from nnrepair.spec.inputs import AnyInputs, Inputs, batches, to_like
 
-#: Items read at once, where no loader says how many.
-ITEMS = 256
+#: Items read at once, where no loader says how many: so many, or fewer where they are large.
+ITEMS, FEW = 256, 16
+#: Numbers in the items read at once, at most, unless these are few: networks make many more of each.
+NUMBERS = 2**23
 
 
 class Labels:
@@ -96,10 +98,26 @@ class Source:
             items = [self.dataset[k] for k in numbers] if several is None else several(list(numbers))
             return self.collate(items)
         except Exception as error:  # a user's data set may raise anything
-            raise InvalidInput(
-                f"Items {list(numbers[:5])} of the data set cannot be read: {type(error).__name__}: "
-                f"{first_line(error)} Items must be tensors of one shape, or give a DataLoader with a collate_fn."
-            ) from error
+            raise InvalidInput(self._why_not(numbers, error)) from error
+
+    def _why_not(self, numbers: Sequence[int], error: Exception) -> str:
+        """Say which item cannot be read, or why items make no batch."""
+        for k in numbers:
+            try:
+                item = self.dataset[k]
+            except Exception as own:  # a user's data set may raise anything
+                kind = "" if isinstance(own, InvalidInput) else f"{type(own).__name__}: "
+                return f"Item {k} of the data set cannot be read: {kind}{first_line(own)}"
+            first = item[0] if isinstance(item, tuple | list) and item else item
+            if type(first).__module__.startswith("PIL."):
+                return (
+                    f"Item {k} of the data set is a picture, not a tensor: give the data set a transform, such as "
+                    "ImageFolder(root, transform=weights.transforms())."
+                )
+        return (
+            f"Items {list(numbers[:5])} of the data set make no batch: {type(error).__name__}: {first_line(error)} "
+            "Items must be tensors of one shape, or give a DataLoader with a collate_fn."
+        )
 
     def labels(self, numbers: Tensor) -> Tensor:
         """Return the labels (k, ...) of items (k,); those that were not met before are read now."""
@@ -188,12 +206,14 @@ class Stream(Inputs):
         return f"{len(self)} of {self.source!r}"
 
 
-def streamed(given: Dataset[Any] | DataLoader[Any], arguments: Callable[[Any], AnyInputs], what: str) -> Stream:
+def streamed(
+    given: Dataset[Any] | DataLoader[Any] | Sequence[Any], arguments: Callable[[Any], AnyInputs], what: str
+) -> Stream:
     """Return a data set's points, in its own order.
 
     Args:
-        given: a data set with items by number, or a loader of one, of which the batch size and the collate_fn are
-            used. A loader that shuffles is read in its data set's order.
+        given: a data set with items by number, a list of such items, or a loader of a data set, of which the batch
+            size and the collate_fn are used. A loader that shuffles is read in its data set's order.
         arguments: makes inputs of a batch's x.
         what: how the message calls it.
 
@@ -216,12 +236,22 @@ def streamed(given: Dataset[Any] | DataLoader[Any], arguments: Callable[[Any], A
         source = Source(dataset, loader.collate_fn, arguments, loader.batch_size)
     first = source.batch([int(index[0])])
     parts = len(first) if isinstance(first, tuple | list) else 1
+    if loader is None or loader.batch_size is None:
+        x = first[0] if isinstance(first, tuple | list) else first
+        source = replace(source, items=_at_once(x))
     if parts not in (1, 2):
         raise InvalidInput(
             f"{what}: items of a data set must be x, or (x, y) with a label, got {parts} parts. Of a model with "
             "several arguments, let items be ((a, b), y) or (dictionary, y)."
         )
     return Stream(replace(source, labelled=parts == 2), index)
+
+
+def _at_once(first: Any) -> int:
+    """Return how many items like the first one, a batch of its own, are read at once."""
+    parts = list(first.values()) if isinstance(first, dict) else first if isinstance(first, tuple | list) else [first]
+    numbers = sum(part.numel() for part in parts if isinstance(part, Tensor))
+    return max(FEW, min(ITEMS, NUMBERS // max(1, numbers)))
 
 
 def _order(loader: DataLoader[Any], what: str) -> Tensor:
