@@ -67,6 +67,12 @@ def find(path: str) -> Path | None:
     return next((folder / path for folder in _local_folders() if (folder / path).is_file()), None)
 
 
+def find_folder(path: str) -> Path | None:
+    """Return where the folder `path` lies on this machine (NNREPAIR_DATA first, then the cache), or None."""
+    Resource(path)
+    return next((folder / path for folder in _local_folders() if (folder / path).is_dir()), None)
+
+
 def locate(resource: Resource) -> Path:
     """Return the local path of a resource and download it into the cache when it is not here yet.
 

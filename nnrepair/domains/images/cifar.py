@@ -1,10 +1,8 @@
-"""CIFAR-10 photographs (32 x 32 pixels, ten classes), and a ResNet-20 trained on them."""
+"""CIFAR-10 and CIFAR-100 photographs (32 x 32 pixels), and residual networks trained on the former."""
 
 from __future__ import annotations
 
 import io
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,27 +16,44 @@ from torch import Tensor, nn
 from nnrepair.domains import files
 from nnrepair.domains.files import Resource
 from nnrepair.domains.images.data import Images, Split
+from nnrepair.domains.images.packed import read_members, whole
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
 
 #: What the labels 0 to 9 mean.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-# The official page publishes this md5 and nothing stronger. The binary version holds plain bytes: nothing is unpickled.
-_OFFICIAL = Resource(
+# The official page publishes these md5 sums; the sha256 sums are those that TensorFlow Datasets pins. The binary
+# versions hold plain bytes: nothing is unpickled.
+_PAGE = "https://www.cs.toronto.edu/~kriz/"
+_CIFAR10 = Resource(
     "cifar10/cifar-10-binary.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    _PAGE + "cifar-10-binary.tar.gz",
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     md5="c32a1d4ab5d03f1284b67883e8d87530",
 )
-_OFFICIAL_PARTS = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
+_CIFAR100 = Resource(
+    "cifar100/cifar-100-binary.tar.gz",
+    _PAGE + "cifar-100-binary.tar.gz",
+    sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    md5="03b5dce01913d631647c71ecec9e9cb8",
+)
+_PARTS = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
 _JPEG = {split: Resource(f"cifar10/cifar10_jpeg_{split}.npz") for split in ("train", "test")}
 _LOSSLESS = Resource("cifar10/cifar10_lossless.npz")
-# The hexadecimal digits in the file's name are the first of its sha256.
-_RESNET20 = Resource(
-    "cifar10/resnet20-12fca82f.th",
-    "https://raw.githubusercontent.com/akamaster/pytorch_resnet_cifar10/d5489e8995e81e91ce6b1d69dcc98ad579b0b153/"
-    "pretrained_models/resnet20-12fca82f.th",
-    sha256="12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8",
-)
+# The hexadecimal digits in the files' names are the first of their sha256.
+_RESNETS = {
+    depth: Resource(
+        f"cifar10/{name}",
+        "https://raw.githubusercontent.com/akamaster/pytorch_resnet_cifar10/d5489e8995e81e91ce6b1d69dcc98ad579b0b153/"
+        f"pretrained_models/{name}",
+        sha256=sha256,
+    )
+    for depth, name, sha256 in [
+        (20, "resnet20-12fca82f.th", "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
+        (32, "resnet32-d509ac18.th", "d509ac1820d7f25398913559d7e81a13229b1e7adc5648e3bfa5e22dc137f850"),
+        (56, "resnet56-4bfd9763.th", "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"),
+    ]
+}
 
 
 def cifar10(split: Split = "test") -> Images:
@@ -49,24 +64,30 @@ def cifar10(split: Split = "test") -> Images:
     >>> cifar10("test").inputs.shape  # doctest: +SKIP
     torch.Size([10000, 3, 32, 32])
     """
-    parts = _OFFICIAL_PARTS[_known(split)]
-    path = files.locate(_OFFICIAL)
-    size = 1 + 3 * 32 * 32  # a label, then red, green and blue, each row by row
-    records = []
-    try:
-        with tarfile.open(path) as archive:
-            for part in parts:
-                member = archive.extractfile(f"cifar-10-batches-bin/{part}")
-                raw = b"" if member is None else member.read()
-                if not raw or len(raw) % size:
-                    raise ValueError(f"{part} has {len(raw)} bytes, no multiple of {size}")
-                records.append(np.frombuffer(raw, np.uint8).reshape(-1, size))
-    except (OSError, EOFError, KeyError, ValueError, zlib.error, tarfile.TarError) as error:
-        raise InvalidInput(f"{path} is not a whole copy of CIFAR-10's binary version ({error}). Fetch it again.") from (
-            error
-        )
-    all_records = np.concatenate(records)
-    return _images(all_records[:, 1:].reshape(-1, 3, 32, 32), all_records[:, 0])
+    records = _records(_CIFAR10, [f"cifar-10-batches-bin/{part}" for part in _PARTS[_known(split)]], 1)
+    return _images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0])
+
+
+def cifar100(split: Split = "test", *, coarse: bool = False) -> Images:
+    """Load CIFAR-100 as published: inputs (n, 3, 32, 32) in [0, 1], 50,000 for training or 10,000 for tests.
+
+    Reads `cifar100/cifar-100-binary.tar.gz`, the official binary version, and downloads it once (169 MB).
+
+    Args:
+        split: "train" or "test".
+        coarse: labels are the 20 groups of classes in place of the 100 classes.
+
+    >>> cifar100("test").labels.max()  # doctest: +SKIP
+    tensor(99)
+    """
+    records = _records(_CIFAR100, [f"cifar-100-binary/{_known(split)}.bin"], 2)
+    return _images(records[:, 2:].reshape(-1, 3, 32, 32), records[:, 0 if coarse else 1])
+
+
+def cifar100_classes(*, coarse: bool = False) -> tuple[str, ...]:
+    """Return what CIFAR-100's labels mean, as its archive says."""
+    name = f"cifar-100-binary/{'coarse' if coarse else 'fine'}_label_names.txt"
+    return tuple(read_members(files.locate(_CIFAR100), [name], "CIFAR-100's binary version")[name].decode().split())
 
 
 def cifar10_jpeg(split: Split = "test") -> Images:
@@ -160,14 +181,28 @@ def resnet20() -> ResNet:
     >>> resnet20().linear  # doctest: +SKIP
     Linear(in_features=64, out_features=10, bias=True)
     """
-    path = files.locate(_RESNET20)
+    return _trained(20)
+
+
+def resnet32() -> ResNet:
+    """Load a ResNet-32 trained on CIFAR-10, like `resnet20` (1.9 MB); its author states a test error of 7.37 %."""
+    return _trained(32)
+
+
+def resnet56() -> ResNet:
+    """Load a ResNet-56 trained on CIFAR-10, like `resnet20` (3.5 MB); its author states a test error of 6.61 %."""
+    return _trained(56)
+
+
+def _trained(depth: int) -> ResNet:
+    path = files.locate(_RESNETS[depth])
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
     except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{path} cannot be read as the weights of a network ({error}). Fetch it again.") from error
     with torch.random.fork_rng(devices=[]):  # the first weights are random, and then replaced
-        model = ResNet(20)
+        model = ResNet(depth)
     return _filled(model, weights, path)
 
 
@@ -210,6 +245,18 @@ def _known(split: str) -> str:
     if split not in _JPEG:
         raise InvalidInput(f"CIFAR-10 has no split {split!r}.{near_matches(str(split), _JPEG)} Splits: train, test.")
     return split
+
+
+def _records(resource: Resource, names: list[str], labels: int) -> npt.NDArray[np.uint8]:
+    """Return records (n, bytes): labels, then red, green and blue, each row by row."""
+    path, size = files.locate(resource), labels + 3 * 32 * 32
+    what = "CIFAR-10's binary version" if resource is _CIFAR10 else "CIFAR-100's binary version"
+    with whole(path, what):
+        parts = read_members(path, names, what)
+        for name, raw in parts.items():
+            if not raw or len(raw) % size:
+                raise ValueError(f"{name} has {len(raw)} bytes, no multiple of {size}")
+        return np.concatenate([np.frombuffer(parts[name], np.uint8).reshape(-1, size) for name in names])
 
 
 def _arrays(path: Path, *names: str) -> dict[str, npt.NDArray[Any]]:
