@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 #: What is decoded; other formats of pillow run programs (EPS) or are no pictures.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 #: Pixels of an image, at most: a file of some kilobytes can hold pictures that fill the memory.
 PIXELS = 2**26
 

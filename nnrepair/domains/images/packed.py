@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from nnrepair.domains.images.decoding import read_image
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, first_line
 
 #: Bytes of a member, at most, that is read whole.
 MEMBER = 2**28
@@ -35,7 +35,7 @@ def whole(path: Path, what: str) -> Iterator[None]:
     except InvalidInput:
         raise
     except Exception as error:  # readers of archives and arrays raise many kinds
-        reason = str(error).strip("'\"") or type(error).__name__
+        reason = first_line(error).strip("'\":")
         raise InvalidInput(f"{path} is not a whole copy of {what} ({reason}). Fetch it again.") from error
 
 
@@ -53,6 +53,8 @@ def read_members(path: Path, names: Sequence[str], what: str, most: int = MEMBER
                     raise ValueError(f"{member.name} has {member.size} bytes, more than {most}")
                 stream = archive.extractfile(member)
                 found[member.name] = b"" if stream is None else stream.read()
+        while archive.fileobj is not None and archive.fileobj.read(2**20):  # to the end, where a checksum is
+            pass
         missing = [name for name in names if name not in found]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
@@ -72,7 +74,7 @@ def read_rows(path: Path, name: str, what: str, start: int = 0, stop: int | None
         InvalidInput: the archive is damaged, has no such member, or this one holds fewer rows, or no such numbers.
     """
     with whole(path, what):
-        if zipfile.is_zipfile(path):
+        if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive, archive.open(name) as member:
                 return _rows(member, archive.getinfo(name).file_size, name, start, stop)
         with tarfile.open(path) as tar:
