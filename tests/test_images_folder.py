@@ -26,7 +26,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from nnrepair.domains.images.classes import imagenet_classes
-from nnrepair.domains.images.folder import Damaged, Folder, sifted
+from nnrepair.domains.images.folder import Folder, sifted
 
 TO_TENSOR = transforms.ToTensor()
 

@@ -294,7 +294,7 @@ def test_members_that_are_too_large_are_refused(data: Path, monkeypatch: pytest.
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("depth", "expected"), [(32, 0.9563), (56, 0.964)])
+@pytest.mark.parametrize(("depth", "expected"), [(32, 0.9460), (56, 0.9614)])
 def test_deeper_residual_networks(depth: int, expected: float, data_dir: DataDir) -> None:
     name = {32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}[depth]
     data_dir("cifar10/cifar10_lossless.npz", f"cifar10/{name}")
@@ -302,4 +302,4 @@ def test_deeper_residual_networks(depth: int, expected: float, data_dir: DataDir
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in images.inputs.split(100)]) == images.labels
     assert not model.training and len(model.layer1) == (depth - 2) // 6
-    assert right.double().mean().item() == pytest.approx(expected, abs=5e-3)
+    assert right.double().mean().item() == pytest.approx(expected, abs=1e-3)
