@@ -13,7 +13,7 @@ import pytest
 import torch
 from pictures import encoded, folder, npy, pixels, tar, zipped
 
-from nnrepair.domains.images import cifar, corrupted, imagenet
+from nnrepair.domains.images import cifar, imagenet, published
 from nnrepair.domains.images.classes import wnids
 from nnrepair.domains.images.data import Images
 from nnrepair.errors import DataUnavailable, InvalidInput
@@ -72,14 +72,14 @@ def in_order(count: int, *shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("read", "name", "path"),
     [
-        (corrupted.cifar10_c, "CIFAR-10-C", "cifar10/CIFAR-10-C.tar"),
-        (corrupted.cifar100_c, "CIFAR-100-C", "cifar100/CIFAR-100-C.tar"),
+        (published.cifar10_c, "CIFAR-10-C", "cifar10/CIFAR-10-C.tar"),
+        (published.cifar100_c, "CIFAR-100-C", "cifar100/CIFAR-100-C.tar"),
     ],
 )
 def test_corruptions_of_cifar(
     read: Callable[..., Images], name: str, path: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corrupted, "_TESTS", 4)
+    monkeypatch.setattr(published, "_TESTS", 4)
     labels = (np.arange(20) % 10).astype(np.uint8)
     tar(data / path, {f"{name}/fog.npy": npy(in_order(20, 32, 32, 3)), f"{name}/labels.npy": npy(labels)})
     for severity in (1, 3, 5):
@@ -103,14 +103,14 @@ def test_corruptions_of_mnist(data: Path) -> None:
         for what in ("images", "labels")
     }
     zipped(data / "mnist/mnist_c.zip", parts)
-    images = corrupted.mnist_c("fog")
+    images = published.mnist_c("fog")
     assert images.inputs.shape == (3, 784) and images.labels.tolist() == [7, 2, 1]
     assert images.inputs[:, 5].mul(255).round().tolist() == [0, 1, 2]
-    assert corrupted.mnist_c("fog", "train", flat=False).inputs.shape == (3, 1, 28, 28)
+    assert published.mnist_c("fog", "train", flat=False).inputs.shape == (3, 1, 28, 28)
     with pytest.raises(InvalidInput, match="no split 'val'"):
-        corrupted.mnist_c("fog", "val")  # type: ignore[arg-type]
+        published.mnist_c("fog", "val")  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="Did you mean 'zigzag'"):
-        corrupted.mnist_c("zigzags")
+        published.mnist_c("zigzags")
 
 
 ARRAYS: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -132,7 +132,7 @@ def test_arrays_that_are_no_images(kind: str, data: Path) -> None:
     labels = npy(np.zeros(3, np.int64))
     zipped(data / "mnist/mnist_c.zip", {"mnist_c/fog/test_images.npy": make(), "mnist_c/fog/test_labels.npy": labels})
     with pytest.raises(InvalidInput, match=message):
-        corrupted.mnist_c("fog")
+        published.mnist_c("fog")
 
 
 # ImageNet ------------------------------------------------------------------------------------------------------------
@@ -239,10 +239,10 @@ READERS: dict[str, tuple[Callable[[], Any], str, Callable[[Path], Any]]] = {
         lambda path: tar(path, {"cifar-10-batches-bin/test_batch.bin": bytes(3073)}, "w:gz"),
     ),
     "cifar 100": (lambda: cifar.cifar100("test"), "cifar100/cifar-100-binary.tar.gz", hundred),
-    "cifar 10 c": (lambda: corrupted.cifar10_c("fog"), "cifar10/CIFAR-10-C.tar", of_cifar),
-    "cifar 100 c": (lambda: corrupted.cifar100_c("fog"), "cifar100/CIFAR-100-C.tar", of_cifar),
+    "cifar 10 c": (lambda: published.cifar10_c("fog"), "cifar10/CIFAR-10-C.tar", of_cifar),
+    "cifar 100 c": (lambda: published.cifar100_c("fog"), "cifar100/CIFAR-100-C.tar", of_cifar),
     "mnist c": (
-        lambda: corrupted.mnist_c("fog"),
+        lambda: published.mnist_c("fog"),
         "mnist/mnist_c.zip",
         lambda path: zipped(path, {"mnist_c/fog/test_images.npy": npy(np.zeros((2, 28, 28), np.uint8))}),
     ),

@@ -20,12 +20,10 @@ from torch.utils.data import (
 )
 
 from nnrepair.errors import InvalidInput, first_line
-from nnrepair.spec.inputs import AnyInputs, Inputs, batches, to_like
+from nnrepair.spec.inputs import AnyInputs, Inputs, at_once, batches, to_like
 
-#: Items read at once, where no loader says how many: so many, or fewer where they are large.
-ITEMS, FEW = 256, 16
-#: Numbers in the items read at once, at most, unless these are few: networks make many more of each.
-NUMBERS = 2**23
+#: Items read at once, where no loader says how many; fewer where they are large.
+ITEMS = 256
 
 
 class Labels:
@@ -251,7 +249,7 @@ def _at_once(first: Any) -> int:
     """Return how many items like the first one, a batch of its own, are read at once."""
     parts = list(first.values()) if isinstance(first, dict) else first if isinstance(first, tuple | list) else [first]
     numbers = sum(part.numel() for part in parts if isinstance(part, Tensor))
-    return max(FEW, min(ITEMS, NUMBERS // max(1, numbers)))
+    return min(ITEMS, at_once(numbers))
 
 
 def _order(loader: DataLoader[Any], what: str) -> Tensor:
