@@ -110,6 +110,20 @@ def test_a_damaged_file_in_the_cache_is_named(cache: Path) -> None:
         data.locate(Resource("file.bin", OFFLINE, sha256=SHA256))
 
 
+def test_a_file_in_the_cache_is_read_once_while_it_stays_as_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir(parents=True)
+    (cache / "file.bin").write_bytes(CONTENT)
+    resource, looks = Resource("file.bin", OFFLINE, sha256=SHA256), []
+    own = data._mismatch
+    monkeypatch.setattr(data, "_mismatch", lambda *args: looks.append(1) or own(*args))
+    for _ in range(3):
+        data.locate(resource)
+    assert len(looks) == 1
+    (cache / "file.bin").write_bytes(CONTENT[::-1])
+    with pytest.raises(InvalidInput, match="is damaged"):
+        data.locate(resource)
+
+
 def test_a_file_without_source_says_where_to_put_it(cache: Path) -> None:
     with pytest.raises(DataUnavailable, match="has no download source"):
         data.locate(Resource("set/only-here.npz"))

@@ -139,6 +139,38 @@ def test_as_many_classes_as_outputs(tmp_path: Path) -> None:
     assert twice.index("n2") == 1
 
 
+def test_labels_that_number_other_classes_are_refused(animals: Path) -> None:
+    model, given = network(9), ImageFolder(str(animals), TO_TENSOR)
+    x, labels = torch.zeros(1, 3, 16, 16), [1]
+    message = r"labels of {} number 3 folders of images, but the model has 9 outputs.*Folder\(root"
+    with pytest.raises(InvalidInput, match=message.format("the data set")):
+        classified(model, Subset(given, [1, 2]))
+    with pytest.raises(InvalidInput, match=message.format("the locality set")):
+        nnrepair.fix(model, (x, labels), given)
+    with pytest.raises(InvalidInput, match=message.format("the edits")):
+        nnrepair.fix(model, DataLoader(Subset(given, [3]), batch_size=2))
+    with pytest.raises(InvalidInput, match=message.format("the edit scope")):
+        nnrepair.fix(model, (x, labels), edit_scope=given)
+    with pytest.raises(InvalidInput, match=message.format("animals")):
+        nnrepair.fix(model, (x, labels), test_set={"animals": given})
+    three = Folder(animals, TO_TENSOR, ["cat", "dog", "emu"])
+    with pytest.raises(InvalidInput, match="number 3 folders"):
+        classified(model, three)
+    moved = ImageFolder(str(animals), TO_TENSOR, target_transform=lambda k: k + 4)
+    nine = Folder(animals, TO_TENSOR, [*"abcdef", "cat", "dog", "emu"])
+    for fine in (moved, nine, LocalitySet(given, labels=False), LocalitySet(given, [0] * 18), list(given)):
+        nnrepair.fix(model, (x, labels), fine, method=MinimalNorm(layer="4"), throw=False)
+    assert set(classified(model, nine).labels.tolist()) == {6, 7, 8}
+    assert (
+        nnrepair.fix(network(1), (x, labels), ImageFolder(str(two(animals)), TO_TENSOR), throw=False).report.edits == 1
+    )
+
+
+def two(animals: Path) -> Path:
+    """Return a folder with two classes, of which a model with one output says yes or no."""
+    return folder(animals.parent / "two", {"no": 3, "yes": 3})
+
+
 # Images that cannot be read ------------------------------------------------------------------------------------------
 
 

@@ -260,8 +260,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "three parts": (lambda: TensorDataset(X, X, X), r"got 3 parts.*\(\(a, b\), y\)"),
     "empty": (lambda: Items(X[:0]), "Items has no items"),
-    "no tensors": (lambda: Items([Words()] * 3), "Items .*cannot be read: TypeError"),
-    "broken": (lambda: Broken(X), r"Items \[.*\] of the data set cannot be read: OSError: no such image"),
+    "no tensors": (lambda: Items([Words()] * 3), r"Items \[0\] of the data set make no batch: TypeError"),
+    "broken": (lambda: Broken(X), "Item 17 of the data set cannot be read: OSError: no such image"),
     "random": (lambda: Noisy(X), "differ when they are read again: it is random"),
     "nan": (lambda: Items(torch.full((5, 4), torch.nan)), "NaN"),
 }

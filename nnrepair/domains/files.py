@@ -13,7 +13,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
@@ -85,7 +85,8 @@ def locate(resource: Resource) -> Path:
     if found is None:
         return _download(resource, cached)
     if found == cached:
-        wrong = _mismatch(resource, found)
+        state = found.stat()
+        wrong = _mismatch_once(resource, found, (state.st_size, state.st_mtime_ns, state.st_ino))
         if wrong is not None:
             raise InvalidInput(f"{found} is damaged or is another file: {wrong} Delete it and run again.")
     return found
@@ -138,6 +139,12 @@ def _download(resource: Resource, target: Path) -> Path:
         if part is not None:
             part.unlink(missing_ok=True)
     return target
+
+
+@cache
+def _mismatch_once(resource: Resource, path: Path, state: tuple[int, ...]) -> str | None:
+    """Return what is wrong with a file, read once as long as it stays as it is: data sets have gigabytes."""
+    return _mismatch(resource, path)
 
 
 def _mismatch(resource: Resource, path: Path) -> str | None:

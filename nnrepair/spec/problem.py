@@ -103,6 +103,7 @@ def pose(
     edits = Edits.coerce(edits)
     inputs = to_like(edits.inputs, like)
     y = first_look(model, inputs, "the edits")
+    refuse_other_classes(edits.numbered, y, "the edits")
     count, edits = len(edits) if count is None else count, Edits(inputs, fitted(edits.criterion, y), edits.of)
     edits.criterion.check(y)
     _refuse_probabilities(model, edits)
@@ -122,6 +123,7 @@ def pose(
             raise InvalidInput("The edit scope is empty; leave it out, or give points that the edits should reach.")
         inputs = to_like(scope.inputs, like)
         y = first_look(model, inputs, "the edit scope")
+        refuse_other_classes(scope.numbered, y, "the edit scope")
         scope = EditScope(inputs, fitted(scope.criterion, y, edits.criterion), scope.of)
         scope.criterion.check(y)
         _refuse_strangers(scope, count)
@@ -187,6 +189,23 @@ def fitted(criterion: Criterion, y: Tensor, beside: Criterion | None = None) -> 
     return criterion
 
 
+def refuse_other_classes(numbered: int | None, y: Tensor, what: str) -> None:
+    """Refuse labels that number other classes than a model has outputs: folders are numbered as they are found.
+
+    Args:
+        numbered: how many classes a data set's labels number, or None.
+        y: (n, ...) outputs.
+        what: how the message calls the points.
+    """
+    outputs = flat(y).shape[1]
+    if numbered not in (None, outputs, 1 + (outputs == 1)):
+        raise InvalidInput(
+            f"The labels of {what} number {numbered} folders of images, but the model has {outputs} outputs: such "
+            "labels are not its classes. nnrepair.domains.images.folder.Folder(root, transform, classes) finds the "
+            "output that each folder stands for; or give a target_transform that does."
+        )
+
+
 def _refuse_probabilities(model: nn.Module, edits: Edits) -> None:
     """Refuse a threshold of 0 where the model's last operation is a sigmoid: every output lies above it."""
     if not any(isinstance(part, Threshold) and (part.threshold <= 0).any() for part in leaves(edits.criterion)):
@@ -230,6 +249,7 @@ def _locality(
 ) -> Locality:
     """Return points with their labels read, what keeps them, and where it holds now."""
     y = first_look(model, points.inputs, what)
+    refuse_other_classes(points.numbered, y, what)
     if points.criterion is not None:
         criterion = fitted(points.criterion, y, edits.criterion)
         criterion.check(y)

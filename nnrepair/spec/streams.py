@@ -15,6 +15,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     default_collate,
 )
@@ -150,6 +151,21 @@ class Stream(Inputs):
     def labelled(self) -> bool:
         """Whether items have labels."""
         return self.source.labelled
+
+    @property
+    def numbered(self) -> int | None:
+        """How many classes the labels number, where the data set says that: folders of images do."""
+        dataset = self.source.dataset
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        names = getattr(dataset, "class_to_idx", None)
+        stated = getattr(dataset, "outputs", None)
+        if not self.labelled or isinstance(stated, int):
+            return stated if self.labelled else None
+        folders = isinstance(names, dict) and hasattr(dataset, "samples")
+        if not folders or getattr(dataset, "target_transform", None) is not None:
+            return None
+        return len(names) if sorted(names.values()) == list(range(len(names))) else None
 
     def __len__(self) -> int:
         return len(self.index)

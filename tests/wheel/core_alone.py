@@ -65,8 +65,9 @@ def test_every_module_can_be_imported_or_names_its_extra() -> None:
         except nnrepair.MissingExtra as error:
             missing[module.name] = str(error)
     needing = ("constants", "external", "importer", "node", "operators", "reader", "writer")
-    assert set(missing) == {f"nnrepair.onnx.{name}" for name in needing}
-    assert all("pip install 'nnrepair[onnx]'" in said for said in missing.values())
+    extras = {f"nnrepair.onnx.{name}": "onnx" for name in needing} | {"nnrepair.domains.images.folder": "vision"}
+    assert set(missing) == set(extras)
+    assert all(f"pip install 'nnrepair[{extras[name]}]'" in said for name, said in missing.items())
 
 
 def test_the_first_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

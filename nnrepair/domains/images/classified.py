@@ -15,7 +15,7 @@ from nnrepair.network import private_copy
 from nnrepair.progress import progress_bar
 from nnrepair.spec.given import as_inputs
 from nnrepair.spec.inputs import batches, to_like
-from nnrepair.spec.problem import check_model
+from nnrepair.spec.problem import check_model, refuse_other_classes
 from nnrepair.spec.running import call, undisturbed
 from nnrepair.spec.streams import Stream
 
@@ -78,6 +78,8 @@ def classified(model: nn.Module, dataset: Any, *, progress: bool = False) -> Cla
                     f"classified: the model must return a score for each of several classes, got {tuple(y.shape)} for "
                     f"{len(step)} images."
                 )
+            if k == 0:
+                refuse_other_classes(inputs.numbered, y, "the data set")
             found.append(y.argmax(1).cpu())
             report(f"batch {k + 1} of {len(steps)}")
     labels = inputs.labels()

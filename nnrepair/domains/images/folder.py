@@ -58,6 +58,11 @@ class Folder(ImageFolder):  # type: ignore[misc]  # torchvision has no types
                 "endings, such as .jpg, .png or .webp."
             )
 
+    @property
+    def outputs(self) -> int:
+        """How many outputs a model of these classes has."""
+        return len(self.classes if self.of_model is None else self.of_model)
+
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Return the folders, and the output that each stands for; torchvision calls this."""
         folders = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
