@@ -151,7 +151,7 @@ def test_labels_that_number_other_classes_are_refused(animals: Path) -> None:
         nnrepair.fix(model, DataLoader(Subset(given, [3]), batch_size=2))
     with pytest.raises(InvalidInput, match=message.format("the edit scope")):
         nnrepair.fix(model, (x, labels), edit_scope=given)
-    with pytest.raises(InvalidInput, match=message.format("animals")):
+    with pytest.raises(InvalidInput, match=message.format("test_set 'animals'")):
         nnrepair.fix(model, (x, labels), test_set={"animals": given})
     three = Folder(animals, TO_TENSOR, ["cat", "dog", "emu"])
     with pytest.raises(InvalidInput, match="number 3 folders"):
@@ -161,9 +161,8 @@ def test_labels_that_number_other_classes_are_refused(animals: Path) -> None:
     for fine in (moved, nine, LocalitySet(given, labels=False), LocalitySet(given, [0] * 18), list(given)):
         nnrepair.fix(model, (x, labels), fine, method=MinimalNorm(layer="4"), throw=False)
     assert set(classified(model, nine).labels.tolist()) == {6, 7, 8}
-    assert (
-        nnrepair.fix(network(1), (x, labels), ImageFolder(str(two(animals)), TO_TENSOR), throw=False).report.edits == 1
-    )
+    yes_or_no = ImageFolder(str(two(animals)), TO_TENSOR)
+    assert nnrepair.fix(network(1), (x, labels), yes_or_no, throw=False).report.edits == 1
 
 
 def two(animals: Path) -> Path:
@@ -259,7 +258,7 @@ class Regression(Unlabelled):
         (lambda root: (network(3), Unlabelled()), InvalidInput, r"must be \(image, label\).*Unlabelled"),
         (lambda root: (network(3), torch.zeros(2, 3, 16, 16)), InvalidInput, r"must be \(image, label\)"),
         (lambda root: (network(3), Regression()), InvalidInput, "labels must be numbers of outputs"),
-        (lambda root: (network(2), Folder(root, TO_TENSOR)), InvalidInput, "0 to 1, got .*0 to 2.*classes=..."),
+        (lambda root: (network(2), list(Folder(root, TO_TENSOR))), InvalidInput, "0 to 1, got .*0 to 2.*classes=..."),
         (lambda root: (network(1), Folder(root, TO_TENSOR)), InvalidInput, "a score for each of several classes"),
         (lambda root: (network(3, 8), Folder(root, TO_TENSOR)), UnsupportedModel, "failed on some of the points"),
     ],

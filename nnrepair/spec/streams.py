@@ -158,7 +158,7 @@ class Stream(Inputs):
         dataset = self.source.dataset
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
-        names = getattr(dataset, "class_to_idx", None)
+        names: Any = getattr(dataset, "class_to_idx", None)
         stated = getattr(dataset, "outputs", None)
         if not self.labelled or isinstance(stated, int):
             return stated if self.labelled else None
