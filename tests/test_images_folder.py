@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from pictures import encoded, folder, pixels
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, SubsetRandomSampler
 
 import nnrepair
 from nnrepair import Edits, EditScope, InvalidInput, LocalitySet, UnsupportedModel
@@ -69,6 +70,24 @@ def test_imagenets_classes_by_number_and_name(tmp_path: Path) -> None:
 def test_folders_that_are_no_classes_are_all_named(animals: Path) -> None:
     with pytest.raises(InvalidInput, match=r"'dog' is none of the 2 classes.*'emu' is none of the 2.*Rename or move"):
         Folder(animals, TO_TENSOR, ["cat", "dock"])
+
+
+def test_what_is_hidden_is_no_class(animals: Path) -> None:
+    (animals / ".ipynb_checkpoints").mkdir()
+    assert Folder(animals).classes == Folder(animals, None, ["cat", "dog", "emu"]).classes == ["cat", "dog", "emu"]
+
+
+def test_newer_transforms_and_worker_processes(animals: Path) -> None:
+    from torchvision.transforms import v2
+
+    newer = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    given, same = Folder(animals, newer), Folder(animals, TO_TENSOR)
+    twin = pickle.loads(pickle.dumps(given))
+    assert torch.allclose(twin[3][0], same[3][0])
+    assert torch.equal(classified(network(3), given).predicted, classified(network(3), same).predicted)
+    batch = torch.stack([x for x, _ in given])
+    result = nnrepair.fix(network(3), (given[0][0][None], [1]), batch, method=MinimalNorm(layer="4"))
+    assert result.outcome.ok
 
 
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:
@@ -198,6 +217,8 @@ def test_damaged_images_are_skipped_with_a_list(damaged: Path) -> None:
     assert len(classified(network(3), found.readable).labels) == 16
     part = sifted(Subset(ImageFolder(str(damaged), TO_TENSOR), [2, 3]))  # torchvision's own, and a part of it
     assert part.readable.indices == [1] and str(part.damaged[0].path).endswith("cat/2.png")
+    both = sifted(ConcatDataset([Subset(given, [0, 1]), given]))
+    assert [(one.item, Path(str(one.path)).name) for one in both.damaged] == [(4, "2.png"), (11, "3.png")]
     with pytest.raises(InvalidInput, match="No item of Subset can be read. The first: .*2.png"):
         sifted(Subset(given, [2]))
 

@@ -132,10 +132,12 @@ class Edits(_Points):
 
     def __init__(self, inputs: Any, target: Any = None, of: Any = None) -> None:
         super().__init__(inputs, target)
+        stream = self.inputs if isinstance(self.inputs, Stream) else None
+        read = stream.loaded() if stream is not None and stream.labelled else None  # its labels are met on the way
         if super().criterion is None:
             raise InvalidInput("Edits need labels or a criterion beside their inputs: Edits(inputs, labels).")
-        if isinstance(self.inputs, Stream):
-            object.__setattr__(self, "inputs", self.inputs.loaded())
+        if stream is not None:
+            object.__setattr__(self, "inputs", stream.loaded() if read is None else read)
         object.__setattr__(self, "of", None if of is None else _owners(of, len(self.inputs), "Edits"))
         if len(self) == 0:
             raise InvalidInput("There is nothing to repair: the edits are empty.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from nnrepair.domains.images.classes import Classes, as_classes
 from nnrepair.domains.images.decoding import PIXELS, read_image
@@ -65,7 +66,8 @@ class Folder(ImageFolder):  # type: ignore[misc]  # torchvision has no types
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Return the folders, and the output that each stands for; torchvision calls this."""
-        folders = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
+        there = [entry.name for entry in Path(directory).iterdir() if entry.is_dir()]
+        folders = sorted(name for name in there if not name.startswith("."))  # .ipynb_checkpoints and the like
         if not folders:
             raise InvalidInput(f"{directory} has no folders; images lie in a folder for each class.")
         if self.of_model is None:
@@ -147,9 +149,14 @@ def sifted(dataset: Any, *, progress: bool = False) -> Sifted:
 
 
 def path_of(dataset: Any, item: int) -> str | None:
-    """Return the file of an item of torchvision's folders, or of a subset of them; None where it is not known."""
-    while isinstance(dataset, Subset):
-        dataset, item = dataset.dataset, dataset.indices[item]
+    """Return the file of an item of torchvision's folders, of a part or several of them; None where it is not known."""
+    while isinstance(dataset, Subset | ConcatDataset):
+        if isinstance(dataset, Subset):
+            dataset, item = dataset.dataset, int(dataset.indices[item])
+        else:
+            which = bisect_right(dataset.cumulative_sizes, item)
+            item -= dataset.cumulative_sizes[which - 1] if which else 0
+            dataset = dataset.datasets[which]
     samples = getattr(dataset, "samples", None)
     try:
         return None if samples is None else str(samples[item][0])

@@ -122,8 +122,8 @@ class Compressed:
     """
 
     quality: int = 75
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 95:
