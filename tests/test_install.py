@@ -152,16 +152,15 @@ for module in pkgutil.walk_packages(nnrepair.__path__, "nnrepair."):
         importlib.import_module(module.name)
     except nnrepair.MissingExtra:
         print(module.name)
-        refused("onnx", lambda: importlib.import_module(module.name))
+        extra = "onnx" if ".onnx." in module.name else "vision"
+        refused(extra, lambda: importlib.import_module(module.name))
 refused("onnx", lambda: nnrepair.onnx.load)
 refused("onnx", lambda: nnrepair.onnx.save)
 refused("plot", nnrepair.plot.require_matplotlib)
 refused("demo", lambda: nnrepair.cli.demonstration.run(nnrepair.cli.demonstration.Path("page.html")))
 """
-    needing = [
-        f"nnrepair.onnx.{name}"
-        for name in ("constants", "external", "importer", "node", "operators", "reader", "writer")
-    ]
+    names = ("constants", "external", "importer", "node", "operators", "reader", "writer")
+    needing = ["nnrepair.domains.images.folder", *(f"nnrepair.onnx.{name}" for name in names)]
     said, error = run(program)
     assert said.split() == needing and error == ""
 
