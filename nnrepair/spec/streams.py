@@ -159,7 +159,7 @@ class Stream(Inputs):
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
         names: Any = getattr(dataset, "class_to_idx", None)
-        stated = getattr(dataset, "outputs", None)
+        stated = getattr(dataset, "model_outputs", None)
         if not self.labelled or isinstance(stated, int):
             return stated if self.labelled else None
         folders = isinstance(names, dict) and hasattr(dataset, "samples")

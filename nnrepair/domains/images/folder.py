@@ -60,7 +60,7 @@ class Folder(ImageFolder):  # type: ignore[misc]  # torchvision has no types
             )
 
     @property
-    def outputs(self) -> int:
+    def model_outputs(self) -> int:
         """How many outputs a model of these classes has."""
         return len(self.classes if self.of_model is None else self.of_model)
 
