@@ -217,6 +217,7 @@ def test_damaged_images_are_skipped_with_a_list(damaged: Path) -> None:
     assert len(classified(network(3), found.readable).labels) == 16
     part = sifted(Subset(ImageFolder(str(damaged), TO_TENSOR), [2, 3]))  # torchvision's own, and a part of it
     assert part.readable.indices == [1] and str(part.damaged[0].path).endswith("cat/2.png")
+    assert sifted(DataLoader(given)).readable.indices == found.readable.indices
     both = sifted(ConcatDataset([Subset(given, [0, 1]), given]))
     assert [(one.item, Path(str(one.path)).name) for one in both.damaged] == [(4, "2.png"), (11, "3.png")]
     with pytest.raises(InvalidInput, match="No item of Subset can be read. The first: .*2.png"):
@@ -242,6 +243,8 @@ def test_what_is_read_right_and_wrong(animals: Path) -> None:
     assert found.accuracy == float((direct == found.labels).double().mean())
     assert {*found.wrong.indices} | {*found.right.indices} == set(range(18))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    pair = torch.stack([x for x, _ in given]), found.labels
+    assert torch.equal(classified(model, pair).predicted, direct)
     some = classified(model, DataLoader(given, sampler=SubsetRandomSampler([17, 0, 3])))
     assert torch.equal(some.predicted, direct[[17, 0, 3]])
     items = [some.wrong[k][1] for k in range(len(some.wrong))] + [some.right[k][1] for k in range(len(some.right))]

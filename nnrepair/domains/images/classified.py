@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from nnrepair.errors import InvalidInput
 from nnrepair.network import private_copy
@@ -56,13 +56,16 @@ def classified(model: nn.Module, dataset: Any, *, progress: bool = False) -> Cla
 
     Args:
         model: scores of classes; it runs in eval mode and is left as it was.
-        dataset: items (image, label) by number, or a loader of them, whose batch size is used.
+        dataset: items (image, label) by number, a loader of them, whose batch size is used, or a pair of tensors
+            (images, labels).
         progress: show a progress bar on stderr.
 
     Raises:
         InvalidInput: no such items, or labels that are no outputs of the model.
         UnsupportedModel: the model fails on some of them, or returns no scores of classes.
     """
+    if isinstance(dataset, tuple) and len(dataset) == 2 and all(isinstance(part, Tensor) for part in dataset):
+        dataset = TensorDataset(*dataset)
     private = private_copy(model)
     like = check_model(private)
     inputs = as_inputs(dataset, "the data set")

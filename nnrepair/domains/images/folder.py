@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from nnrepair.domains.images.classes import Classes, as_classes
 from nnrepair.domains.images.decoding import PIXELS, read_image
@@ -121,7 +121,7 @@ def sifted(dataset: Any, *, progress: bool = False) -> Sifted:
     Without this, an item that cannot be read is refused where it is first needed, which is before a repair begins.
 
     Args:
-        dataset: items by number, such as `Folder` or torchvision's `ImageFolder`.
+        dataset: items by number, such as `Folder` or torchvision's `ImageFolder`, or a loader of them.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -133,6 +133,7 @@ def sifted(dataset: Any, *, progress: bool = False) -> Sifted:
     >>> sifted(Readings()).damaged
     (Damaged(item=1, path=None, reason='division by zero'),)
     """
+    dataset = dataset.dataset if isinstance(dataset, DataLoader) else dataset
     readable, damaged = list[int](), list[Damaged]()
     with progress_bar("read images", progress) as report:
         for k in range(len(dataset)):
