@@ -31,6 +31,8 @@ class Criterion(ABC):
     strict: bool = False
     #: Whether it was made from labels alone, which a model with a single output may read otherwise (`problem.fitted`).
     plain: bool = False
+    #: How many classes its labels number, where they are a data set's own and that says it.
+    numbered: int | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -45,18 +45,14 @@ class _Points:
     Attributes:
         inputs: as models run on them.
         asked: a criterion, or None: what labels a data set has is read when it is asked for, or met on the way.
-        numbered: how many classes a data set's own labels number, where it says that; None where labels are given.
     """
 
     inputs: AnyInputs
     asked: Criterion | None
-    numbered: int | None
 
     def __init__(self, inputs: Any, target: Any = None) -> None:
         object.__setattr__(self, "inputs", as_inputs(inputs, type(self).__name__))
         object.__setattr__(self, "asked", None)
-        own = self.inputs.numbered if isinstance(self.inputs, Stream) and target is None else None
-        object.__setattr__(self, "numbered", own)
         if target is not None:
             self._ask(target)
 
@@ -72,6 +68,8 @@ class _Points:
         """What the outputs must satisfy."""
         if self.asked is None and isinstance(self.inputs, Stream) and self.inputs.labelled:
             self._ask(self.inputs.labels())
+            if self.asked is not None:
+                self.asked.numbered = self.inputs.numbered
         return self.asked
 
     def to(self, like: Tensor) -> Self:
@@ -201,7 +199,6 @@ class LocalitySet(_Points):
         super().__init__(inputs, target)
         if not labels and isinstance(self.inputs, Stream):
             object.__setattr__(self, "inputs", self.inputs.without_labels())
-            object.__setattr__(self, "numbered", None)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from nnrepair.errors import InvalidInput
 
 #: Points per forward pass when nothing but the outputs is needed.
 BATCH = 4096
-#: Numbers in such a batch, at most, unless its points are few: networks make many more of each.
-NUMBERS, FEW = 2**23, 16
 
 
 class Inputs(ABC):
@@ -279,17 +277,8 @@ def batches(inputs: AnyInputs, most: int | None = None) -> list[Tensor]:
     No batch has more points than the inputs hold in memory at once.
     """
     most = BATCH if most is None else most
-    size = min(most, at_once(inputs[:1].numel()) if isinstance(inputs, Tensor) else inputs.batch)
+    size = most if isinstance(inputs, Tensor) else min(most, inputs.batch)
     return list(torch.split(torch.arange(len(inputs)), size))
-
-
-def at_once(numbers: int) -> int:
-    """Return how many points of so many numbers each run in one pass.
-
-    >>> at_once(784), at_once(3 * 224 * 224), at_once(10**9)
-    (10699, 55, 16)
-    """
-    return max(FEW, NUMBERS // max(1, numbers))
 
 
 def together(several: Sequence[AnyInputs]) -> list[tuple[AnyInputs, list[int]]]:

@@ -103,7 +103,6 @@ def pose(
     edits = Edits.coerce(edits)
     inputs = to_like(edits.inputs, like)
     y = first_look(model, inputs, "the edits")
-    refuse_other_classes(edits.numbered, y, "the edits")
     count, edits = len(edits) if count is None else count, Edits(inputs, fitted(edits.criterion, y), edits.of)
     edits.criterion.check(y)
     _refuse_probabilities(model, edits)
@@ -123,7 +122,6 @@ def pose(
             raise InvalidInput("The edit scope is empty; leave it out, or give points that the edits should reach.")
         inputs = to_like(scope.inputs, like)
         y = first_look(model, inputs, "the edit scope")
-        refuse_other_classes(scope.numbered, y, "the edit scope")
         scope = EditScope(inputs, fitted(scope.criterion, y, edits.criterion), scope.of)
         scope.criterion.check(y)
         _refuse_strangers(scope, count)
@@ -177,7 +175,11 @@ def fitted(criterion: Criterion, y: Tensor, beside: Criterion | None = None) -> 
         criterion: as made from labels, or any other.
         y: (n, ...) outputs.
         beside: the edits' criterion, for other points.
+
+    Raises:
+        InvalidInput: the labels number other classes than the model has outputs.
     """
+    refuse_other_classes(criterion.numbered, y)
     kind = kind_of(beside)
     if criterion.plain and isinstance(criterion, Argmax) and flat(y).shape[1] == 1:
         criterion = Threshold(criterion.labels)
@@ -189,20 +191,19 @@ def fitted(criterion: Criterion, y: Tensor, beside: Criterion | None = None) -> 
     return criterion
 
 
-def refuse_other_classes(numbered: int | None, y: Tensor, what: str) -> None:
+def refuse_other_classes(numbered: int | None, y: Tensor) -> None:
     """Refuse labels that number other classes than a model has outputs: folders are numbered as they are found.
 
     Args:
         numbered: how many classes a data set's labels number, or None.
         y: (n, ...) outputs.
-        what: how the message calls the points.
     """
     outputs = flat(y).shape[1]
     if numbered not in (None, outputs, 1 + (outputs == 1)):
         raise InvalidInput(
-            f"The labels of {what} number {numbered} folders of images, but the model has {outputs} outputs: such "
-            "labels are not its classes. nnrepair.domains.images.folder.Folder(root, transform, classes) finds the "
-            "output that each folder stands for; or give a target_transform that does."
+            f"A data set's labels number {numbered} folders of images, but the model has {outputs} outputs: they are "
+            "not its classes. nnrepair.domains.images.folder.Folder(root, transform, classes) finds the output that each "
+            "folder stands for; or give a target_transform that does."
         )
 
 
@@ -249,7 +250,6 @@ def _locality(
 ) -> Locality:
     """Return points with their labels read, what keeps them, and where it holds now."""
     y = first_look(model, points.inputs, what)
-    refuse_other_classes(points.numbered, y, what)
     if points.criterion is not None:
         criterion = fitted(points.criterion, y, edits.criterion)
         criterion.check(y)

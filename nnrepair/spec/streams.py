@@ -21,10 +21,10 @@ from torch.utils.data import (
 )
 
 from nnrepair.errors import InvalidInput, first_line
-from nnrepair.spec.inputs import AnyInputs, Inputs, at_once, batches, to_like
+from nnrepair.spec.inputs import AnyInputs, Inputs, batches, to_like
 
-#: Items read at once, where no loader says how many; fewer where they are large.
-ITEMS = 256
+#: Items read at once, where no loader says how many, and numbers in them: layers make many more of each.
+ITEMS, NUMBERS = 256, 4_000_000
 
 
 class Labels:
@@ -265,7 +265,7 @@ def _at_once(first: Any) -> int:
     """Return how many items like the first one, a batch of its own, are read at once."""
     parts = list(first.values()) if isinstance(first, dict) else first if isinstance(first, tuple | list) else [first]
     numbers = sum(part.numel() for part in parts if isinstance(part, Tensor))
-    return min(ITEMS, at_once(numbers))
+    return max(1, min(ITEMS, NUMBERS // max(1, numbers)))
 
 
 def _order(loader: DataLoader[Any], what: str) -> Tensor:

@@ -82,7 +82,7 @@ def classified(model: nn.Module, dataset: Any, *, progress: bool = False) -> Cla
                     f"{len(step)} images."
                 )
             if k == 0:
-                refuse_other_classes(inputs.numbered, y, "the data set")
+                refuse_other_classes(inputs.numbered, y)
             found.append(y.argmax(1).cpu())
             report(f"batch {k + 1} of {len(steps)}")
     labels = inputs.labels()
