@@ -202,8 +202,8 @@ def refuse_other_classes(numbered: int | None, y: Tensor) -> None:
     if numbered not in (None, outputs, 1 + (outputs == 1)):
         raise InvalidInput(
             f"A data set's labels number {numbered} folders of images, but the model has {outputs} outputs: they are "
-            "not its classes. nnrepair.domains.images.folder.Folder(root, transform, classes) finds the output that each "
-            "folder stands for; or give a target_transform that does."
+            "not its classes. nnrepair.domains.images.folder.Folder(root, transform, classes) finds the output that "
+            "each folder stands for; or give a target_transform that does."
         )
 
 
