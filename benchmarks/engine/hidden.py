@@ -1,8 +1,9 @@
 """Hidden layers of the MNIST networks in the same architecture, two checkouts side by side.
 
 `python -m benchmarks.engine.hidden '{"net": "9x100", "layer": "fc1", "norm": "drift", "edits": 100}'` measures one call
-of `nnrepair.fix`: misread digits in fog, drawn by seed 1, with 10 000 clean training digits to keep.
-`python -m benchmarks.engine.hidden --against CHECKOUT` measures every case here and there, in turns.
+of `nnrepair.fix`: misread digits in fog, drawn by seed 1, with 10 000 clean training digits to keep; `"corruption"` and
+`"seed"` name others. `python -m benchmarks.engine.hidden --against CHECKOUT` measures every case here and there, in
+turns; without a checkout it measures here alone. Earlier checkouts know no corruption but fog.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch
 
 import nnrepair
 from benchmarks import measure
-from nnrepair.domains.vision import mnist, mnist_fog, relu_mlp
+from nnrepair.domains.vision import Images, mnist, mnist_fog, relu_mlp
 from nnrepair.methods import MinimalNorm
 
 KEPT = 10_000
+#: Corruptions that every layer is repaired of, with the most edits, and the seeds that draw them.
+SEEDS = {"fog": (1, 2, 3), "rotation": (1, 2, 3), "impulse noise": (1, 2, 3), "low contrast": (1,), "blur": (1,)}
 
 
 def cases() -> Iterator[dict[str, Any]]:
-    """Yield the layers in the drift norm, then the search for a layer, then the other norms."""
+    """Yield the layers in the drift norm, the search for a layer, the other norms, then the most edits of each kind."""
     for edits, (net, depth) in product((100, 10), (("3x100", 3), ("9x100", 9))):
         for layer in range(1, depth):
             yield {"net": net, "layer": f"fc{layer}", "norm": "drift", "edits": edits}
@@ -33,18 +36,26 @@ def cases() -> Iterator[dict[str, Any]]:
     for net, depth in (("3x100", 3), ("9x100", 9)):
         for layer in range(1, depth):
             yield {"net": net, "layer": f"fc{layer}", "norm": "drift", "edits": 200}
+    for corruption, (net, depth) in product(SEEDS, (("3x100", 3), ("9x100", 9))):
+        for seed, layer in product(SEEDS[corruption], range(1, depth + 1)):
+            one = {"net": net, "layer": f"fc{layer}", "norm": "drift", "edits": 200}
+            other = {"corruption": corruption, "seed": seed} if (corruption, seed) != ("fog", 1) else {}
+            if other or layer == depth:  # the others were above
+                yield one | other
 
 
-def case(net: str, layer: str, norm: str, edits: int) -> dict[str, Any]:
+def case(
+    net: str, layer: str, norm: str, edits: int, corruption: str = "fog", seed: int = 1, kept: int = KEPT
+) -> dict[str, Any]:
     """Repair one case."""
-    model, foggy, train = relu_mlp(net), mnist_fog(), mnist("train")
-    generator = torch.Generator().manual_seed(1)
+    model, corrupted, train = relu_mlp(net), digits_in(corruption), mnist("train")
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        wrong = (model(foggy.inputs).argmax(1) != foggy.labels).nonzero()[:, 0]
+        wrong = (model(corrupted.inputs).argmax(1) != corrupted.labels).nonzero()[:, 0]
     mine = wrong[torch.randperm(len(wrong), generator=generator)[:edits]]
-    kept = torch.randperm(len(train), generator=generator)[:KEPT]
-    asked = nnrepair.Edits(foggy.inputs[mine], foggy.labels[mine])
-    locality = nnrepair.LocalitySet(train.inputs[kept], train.labels[kept])
+    clean = torch.randperm(len(train), generator=generator)[:kept]
+    asked = nnrepair.Edits(corrupted.inputs[mine], corrupted.labels[mine])
+    locality = nnrepair.LocalitySet(train.inputs[clean], train.labels[clean])
     nnrepair.fix(model, asked[torch.tensor([0])], method=MinimalNorm(f"fc{net[0]}", "l2"), throw=False)  # warm up
 
     def work() -> dict[str, Any]:
@@ -68,6 +79,17 @@ def case(net: str, layer: str, norm: str, edits: int) -> dict[str, Any]:
     return measure.measured(work)
 
 
+def digits_in(corruption: str) -> Images:
+    """Return the test digits, corrupted."""
+    if corruption == "fog":
+        return mnist_fog()
+    from nnrepair.domains.images.corruptions import CORRUPTIONS  # other checkouts lack it
+
+    digits = mnist("test")
+    made = CORRUPTIONS[corruption](digits.inputs.reshape(-1, 28, 28).numpy(), 0)
+    return Images(torch.from_numpy(made).float().flatten(1), digits.labels)
+
+
 def _drift(model: torch.nn.Module, changed: dict[str, torch.Tensor], kept: Any) -> float:
     """Return the root mean square change of the changed layer's output on the digits to keep."""
     names = {name.rpartition(".")[0] for name in changed}
@@ -88,5 +110,5 @@ def _drift(model: torch.nn.Module, changed: dict[str, torch.Tensor], kept: Any) 
 if __name__ == "__main__":
     from benchmarks.engine.against import Comparison  # other checkouts may lack it
 
-    about = "misread digits in fog, seed 1, 10 000 clean digits kept; CPU seconds of fix, here and in another checkout"
+    about = "misread digits, 10 000 clean digits kept; CPU seconds of fix, here and in another checkout"
     Comparison(Path(__file__), Path(__file__).parent / "results" / "hidden.json", about, limit=90).main(cases, case)
