@@ -82,7 +82,8 @@ def low_contrast(images: npt.ArrayLike, generator: np.random.Generator | int, le
         raise InvalidInput(f"left must lie between 0 and 1, given {left}.")
     x = pixels(images, "low_contrast")
     mean = x.mean(axis=(1, 2), keepdims=True)
-    return mean + left * (x - mean)
+    less: Array = mean + left * (x - mean)
+    return less
 
 
 def blur(images: npt.ArrayLike, generator: np.random.Generator | int, radius: float = 2.0) -> Array:
@@ -104,7 +105,8 @@ def blur(images: npt.ArrayLike, generator: np.random.Generator | int, radius: fl
         reach = np.arange(-np.ceil(4 * radius), np.ceil(4 * radius) + 1)
         weight = np.exp(-((apart / radius) ** 2) / 2) / np.exp(-((reach / radius) ** 2) / 2).sum()
         x = np.moveaxis(x, 1, 2) @ weight  # each axis in turn comes last
-    return x.clip(0, 1)
+    blurred: Array = x.clip(0, 1)
+    return blurred
 
 
 #: name -> corruption: (n, height, width) with pixels in [0, 1], and a generator or seed, to the same shape.

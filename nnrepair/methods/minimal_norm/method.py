@@ -121,7 +121,7 @@ class MinimalNorm:
     @property
     def capabilities(self) -> Capabilities:
         successive = self.architecture == "same"
-        return Capabilities("optimisation", False, self.architecture, True, True, successive)
+        return Capabilities("optimisation", False, self.architecture, True, True, successive, neighbours=True)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the smallest repair, see the class."""

@@ -117,7 +117,7 @@ class LayerSearch:
         """
         if pilot.infeasible is not None:
             return None
-        if whole and not any(d.broken(pilot.model) for d in full):
+        if whole and not any(d.broken(pilot.model) for d in full if d.name != "neighbours"):
             return pilot
         for start in (pilot, None) if whole else (None,):
             self.deadline.doing = f"{name}, all points"
