@@ -129,7 +129,7 @@ def curves(domain: str, path: Path) -> None:
 
 
 #: How each series of the picture of generality looks.
-_SERIES = {
+SERIES = {
     "minimal norm, first layer": "#332288",
     "minimal norm, middle layer": "#0077BB",
     "minimal norm, last layer": "#88CCEE",
@@ -151,7 +151,7 @@ def generality(path: Path) -> None:
     panels = {name: found for name in table.NETWORKS if (found := table.points(name))}
     fig, axes = new_panels(1, len(panels), (4.4, 3.8))
     for axis, (name, found) in zip(axes[0], panels.items(), strict=True):
-        for series, colour in _SERIES.items():
+        for series, colour in SERIES.items():
             mine = {p.point: (fmean(p.values("drawdown_points")), _percent(p)) for p in found if p.series == series}
             margins = [xy for point, xy in mine.items() if point == "as it is" or point.startswith("margin")]
             axis.plot(*zip(*margins, strict=True), color=colour, linewidth=1, zorder=2)
@@ -163,7 +163,7 @@ def generality(path: Path) -> None:
         axis.set(ylim=(-4, 104), xlabel="drawdown (points)", title=table.TITLES[name])
         axis.title.set_fontsize("medium")
     axes[0, 0].set_ylabel("generalization (% of the edit scope)")
-    lines = [Line2D([], [], color=c, marker="o", markersize=6, linestyle="none", label=s) for s, c in _SERIES.items()]
+    lines = [Line2D([], [], color=c, marker="o", markersize=6, linestyle="none", label=s) for s, c in SERIES.items()]
     kinds = {"as it is": "default margin", "margin 1": "larger margins, in order"}
     marks = [
         Line2D([], [], color="0.3", linestyle="-" if kind == "margin 1" else "none", label=told, **_asked(kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from nnrepair.files import write_atomically
@@ -11,6 +12,8 @@ from nnrepair.results import markdown
 from nnrepair.rounding import percent
 
 ROOT = Path(__file__).resolve().parents[2]
+#: The most edits that hidden layers are repaired with.
+MOST = 200
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -36,9 +39,10 @@ def _seconds(side: dict[str, Any]) -> str:
 
 
 def hidden() -> str:
-    """Return a row for each repair of a hidden layer."""
+    """Return a row for each repair of a hidden layer that another checkout was asked for, too."""
     rows: list[list[object]] = []
-    for row in sorted(_file("hidden")["rows"], key=lambda r: (r["net"], r["norm"] != "drift", r["edits"], r["layer"])):
+    both = [row for row in _file("hidden")["rows"] if "there" in row]
+    for row in sorted(both, key=lambda r: (r["net"], r["norm"] != "drift", r["edits"], r["layer"])):
         sides = row["there"], row["here"]
         held = [percent(side["success_rate"]) if "success_rate" in side else "–" for side in sides]
         sizes = [f"{side['drift']:.3g}" if side.get("drift") else "–" for side in sides]
@@ -49,6 +53,30 @@ def hidden() -> str:
         rows.append([row["net"], row["layer"], row["norm"], row["edits"], *pairs])
     head = ["net", "layer", "norm", "N", "edits that hold", "CPU s", "drift", "weights changed", "largest", "unchanged"]
     return markdown.table(head, rows)
+
+
+def corruptions() -> str:
+    """Return a row for each layer, and what came of the most edits of each kind, over the seeds."""
+    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for row in _file("hidden")["rows"]:
+        if row["norm"] == "drift" and row["edits"] == MOST and row["layer"] != "auto":
+            kinds = found.setdefault((row["net"], row["layer"]), {})
+            kinds.setdefault(row.get("corruption", "fog"), []).append(row["here"])
+    names = list(dict.fromkeys(name for kinds in found.values() for name in kinds))
+    rows = [[*place, *(_repairs(found[place].get(name, [])) for name in names)] for place in sorted(found)]
+    return markdown.table(["net", "layer", *names], rows)
+
+
+def _repairs(sides: list[dict[str, Any]]) -> str:
+    """Return how many edits hold, each repair's; the median time and drift of those in which all do."""
+    if not sides:
+        return "–"
+    held = [percent(side["success_rate"], 1) if side.get("success_rate") else side["status"] for side in sides]
+    whole = [side for side in sides if side.get("success_rate") == 1]
+    told = f"{len(whole)} of {len(sides)} whole" if len(whole) == len(sides) else ", ".join(held)
+    if not whole:
+        return told
+    return f"{told}; {median(s['cpu_seconds'] for s in whole):.1f} s; {median(s['drift'] for s in whole):.2g}"
 
 
 def solver() -> str:
@@ -80,6 +108,13 @@ machine: CPU seconds are comparable within a row only.
 with 10 000 clean digits to keep; drift is the root mean square change of the layer's output on these.
 
 {hidden()}
+
+### Every layer, other corruptions
+
+{MOST} misread digits each, 10 000 clean digits kept: in how many repairs, of one for each seed, all edits hold, or else
+the share that does in each; CPU seconds and drift, medians of those. {_measured(first)}
+
+{corruptions()}
 
 ## Programs of decoupled and last layers
 

@@ -54,9 +54,7 @@ def _digits(model: str) -> Network:
 NETWORKS = {
     "3x100": _digits("3x100"),
     "9x100": _digits("9x100"),
-    "resnet20": Network(
-        "cifar", "resnet20", 50, {}, {"last layer": "linear"}, (1.0, 3.0), {"lr": 1e-2, "steps": 500}
-    ),
+    "resnet20": Network("cifar", "resnet20", 50, {}, {"last layer": "linear"}, (1.0, 3.0), {"lr": 1e-2, "steps": 500}),
 }
 
 

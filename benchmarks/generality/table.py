@@ -49,7 +49,7 @@ def table(network: str) -> str:
     columns = (
         ("edits that hold %", "success_rate", ".1f", 100.0),
         ("generalization %", "generalization_rate", ".1f", 100.0),
-        ("others right, points", "other", "+.1f", 1.0),
+        ("others right, points", "other", ".1f", 1.0),
         ("drawdown, points", "drawdown_points", ".2f", 1.0),
         ("unchanged %", "locality", ".1f", 100.0),
         ("CPU s", "cpu_seconds", ".1f", 1.0),
