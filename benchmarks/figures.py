@@ -137,7 +137,6 @@ SERIES = {
     "fine-tuning": "#CC6677",
     "fine-tuning + KL": "#882255",
     "fine-tuning + rehearsal": "#EE7733",
-    "fine-tuning + L2": "#999933",
     "GRACE": "#777777",
 }
 

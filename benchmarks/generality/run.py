@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks import measure
-from benchmarks.editing import DOMAINS, Row, one
-from benchmarks.experiments import LAZY, save
+from benchmarks.editing import DOMAINS, Row, on
+from benchmarks.experiments import save
+from nnrepair.domains.base import Task
 
 RESULTS = Path(__file__).parent / "results" / "rows.json"
 SEEDS = (0, 1, 2)
-#: CPU seconds after which a row is given up.
-LIMIT = 300.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Network:
     Attributes:
         domain, model, edits, task: see `benchmarks.editing.one`.
         layers: names of what minimal norm changes -> what it is told.
-        margins: beside the default, in units of the network's outputs.
+        margins: beside the default, in units of the network's outputs, for layers in which they were found to help.
         tuning: what fine-tuning is told.
     """
 
@@ -81,16 +81,16 @@ def settings(network: Network) -> Iterator[Setting]:
         told = {"layer": layer, "norm": "drift"}
         series = f"minimal norm, {name}"
         yield Setting(series, "as it is", "minimal-norm", told)
-        for margin in network.margins:
+        for margin in network.margins if name in ("middle layer", "last layer") else ():
             yield Setting(series, f"margin {margin:g}", "minimal-norm", told | {"margin": margin})
-        for how in ("wanted", "demanded"):
-            yield Setting(series, f"neighbours {how}", "minimal-norm", told, how)
+        yield Setting(series, "neighbours wanted", "minimal-norm", told, "wanted")
+        if name == "middle layer":
+            yield Setting(series, "neighbours demanded", "minimal-norm", told, "demanded")
     kl = [{"kind": "KL", "weight": 10.0}]
     for series, told in (
         ("fine-tuning", {}),
         ("fine-tuning + KL", {"penalties": kl}),
         ("fine-tuning + rehearsal", {"rehearsal": 100}),
-        ("fine-tuning + L2", {"penalties": [{"kind": "L2", "weight": 0.1}]}),
     ):
         yield Setting(series, "as it is", "ft", network.tuning | told)
         yield Setting(series, "neighbours demanded", "ft", network.tuning | told, "demanded")
@@ -106,27 +106,28 @@ def cases() -> Iterator[Row]:
                 yield {"network": name, "series": setting.series, "point": setting.point, "seed": seed}
 
 
+@cache
+def _task(network: str, seed: int, neighbours: str) -> Task:
+    asked = NETWORKS[network]
+    options = asked.task | {"neighbours": neighbours}
+    return DOMAINS[asked.domain].task(asked.model, seed, asked.edits, **options)
+
+
 def row(network: str, series: str, point: str, seed: int) -> Row:
     """Return the figures of one case."""
-    asked = NETWORKS[network]
-    setting = next(each for each in settings(asked) if (each.series, each.point) == (series, point))
-    task = asked.task | {"neighbours": setting.neighbours}
-    found = one(DOMAINS[asked.domain], asked.model, setting.method, setting.options, "batch", seed, asked.edits, task)
-    return {"method": setting.method, "options": setting.options} | found
+    names = {(each.series, each.point): each for each in settings(NETWORKS[network])}
+    chosen = names[series, point]
+    found = on(_task(network, seed, chosen.neighbours), chosen.method, chosen.options, "batch", seed)
+    return {"method": chosen.method, "options": chosen.options} | found
 
 
-def run(only: str = "") -> None:
-    """Measure what is not measured yet, each row in a process of its own, and store it after every row.
-
-    Args:
-        only: networks whose name contains this.
-    """
+def run(network: str) -> None:
+    """Measure what is not measured yet of a network, and store it after every row; tasks are made once."""
     rows = measure.load(RESULTS)
     keys = ("network", "series", "point", "seed")
     done = {tuple(each[key] for key in keys) for each in rows}
-    todo = [case for case in cases() if tuple(case.values()) not in done and only in case["network"]]
-    preload = ["benchmarks.editing", *(DOMAINS[network.domain].module for network in NETWORKS.values()), *LAZY]
+    todo = [case for case in cases() if case["network"] == network and tuple(case.values()) not in done]
     commit = measure.commit()
-    for case, found in tqdm(measure.each_in_its_process(row, todo, LIMIT, preload), total=len(todo)):
-        rows.append(case | {"commit": commit} | found)
+    for case in tqdm(todo):
+        rows.append(case | {"commit": commit} | row(**case))
         save(RESULTS, rows)
