@@ -42,11 +42,11 @@ def new_panels(rows: int, columns: int, size: tuple[float, float] = (3.5, 3.2)) 
     return fig, axes
 
 
-def in_points(axis: Any) -> None:
-    """Show drawdown in plain numbers: linear between -1 and 1 points, logarithmic beyond."""
+def in_points(axis: Any, linear: float = 1) -> None:
+    """Show drawdown in plain numbers: linear between so many points on both sides of zero, logarithmic beyond."""
     from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
-    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1.0, 3.0)))
+    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=(1.0, 3.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):g}"))
 
 
@@ -156,8 +156,8 @@ def generality(path: Path) -> None:
             axis.plot(*zip(*margins, strict=True), color=colour, linewidth=1, zorder=2)
             for point, (x, y) in mine.items():
                 axis.plot(x, y, color=colour, linestyle="none", zorder=3, **_asked(point))
-        axis.set_xscale("symlog", linthresh=1)
-        in_points(axis.xaxis)
+        axis.set_xscale("symlog", linthresh=0.1)
+        in_points(axis.xaxis, 0.1)
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set(ylim=(-4, 104), xlabel="drawdown (points)", title=table.TITLES[name])
         axis.title.set_fontsize("medium")
@@ -168,7 +168,12 @@ def generality(path: Path) -> None:
         Line2D([], [], color="0.3", linestyle="-" if kind == "margin 1" else "none", label=told, **_asked(kind))
         for kind, told in (kinds | {name: name for name in ("neighbours wanted", "neighbours demanded")}).items()
     ]
-    style: dict[str, Any] = {"loc": "outside lower center", "ncols": 5, "frameon": False, "fontsize": "small"}
+    style: dict[str, Any] = {
+        "loc": "outside lower center",
+        "ncols": 4 if len(panels) > 2 else 3,
+        "frameon": False,
+        "fontsize": "small",
+    }
     fig.legend(handles=lines + marks, **style)
     _save(fig, path)
 
