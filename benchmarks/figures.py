@@ -151,11 +151,14 @@ def generality(path: Path) -> None:
     fig, axes = new_panels(1, len(panels), (4.4, 3.8))
     for axis, (name, found) in zip(axes[0], panels.items(), strict=True):
         for series, colour in SERIES.items():
-            mine = {p.point: (fmean(p.values("drawdown_points")), _percent(p)) for p in found if p.series == series}
-            margins = [xy for point, xy in mine.items() if point == "as it is" or point.startswith("margin")]
-            axis.plot(*zip(*margins, strict=True), color=colour, linewidth=1, zorder=2)
-            for point, (x, y) in mine.items():
-                axis.plot(x, y, color=colour, linestyle="none", zorder=3, **_asked(point))
+            mine = [p for p in found if p.series == series]
+            margins = [_place(p) for p in mine if p.point == "as it is" or p.point.startswith("margin")]
+            if margins:
+                axis.plot(*zip(*margins, strict=True), color=colour, linewidth=1, zorder=2)
+            for p in mine:
+                whole = min(p.values("success_rate")) == 1
+                style = {"color": colour, "linestyle": "none", "zorder": 3, "alpha": 1 if whole else 0.35}
+                axis.plot(*_place(p), **style, **_asked(p.point))
         axis.set_xscale("symlog", linthresh=0.1)
         in_points(axis.xaxis, 0.1)
         axis.axvline(0, color="0.6", linewidth=0.8)
@@ -168,9 +171,11 @@ def generality(path: Path) -> None:
         Line2D([], [], color="0.3", linestyle="-" if kind == "margin 1" else "none", label=told, **_asked(kind))
         for kind, told in (kinds | {name: name for name in ("neighbours wanted", "neighbours demanded")}).items()
     ]
+    faint = {"color": "0.3", "alpha": 0.35, "linestyle": "none"}
+    marks.append(Line2D([], [], label="not all edits hold", **faint, **_asked("as it is")))
     style: dict[str, Any] = {
         "loc": "outside lower center",
-        "ncols": 4 if len(panels) > 2 else 3,
+        "ncols": 5 if len(panels) > 2 else 3,
         "frameon": False,
         "fontsize": "small",
     }
@@ -178,8 +183,9 @@ def generality(path: Path) -> None:
     _save(fig, path)
 
 
-def _percent(point: Any) -> float:
-    return 100 * fmean(point.values("generalization_rate"))
+def _place(point: Any) -> tuple[float, float]:
+    """Return drawdown in points, and generalization in percent."""
+    return fmean(point.values("drawdown_points")), 100 * fmean(point.values("generalization_rate"))
 
 
 def _asked(point: str) -> dict[str, Any]:

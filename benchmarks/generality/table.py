@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.generality.run import NETWORKS, RESULTS, settings
 from benchmarks.rows import spread
 from nnrepair.results import markdown
+from nnrepair.rounding import percent
 
 Row = dict[str, Any]
 TITLES = {"3x100": "MNIST, 3x100", "9x100": "MNIST, 9x100", "resnet20": "CIFAR-10, ResNet-20"}
@@ -76,13 +77,16 @@ def section() -> str:
     parts = "\n".join(f"### {TITLES[name]}\n\n{table(name)}\n" for name in NETWORKS if points(name))
     return f"""## Generality beside locality
 
-`python -m benchmarks run --domain generality`; {file["date"]}, commit {commits}, {versions}, one thread. All edits at
-once: 100 foggy digits with 10 000 clean digits kept, or 50 JPEG images, in the last layer, with 2500 kept. *Neighbours
-demanded*: every edit comes with four further copies that must hold too, each in a fog of its own or moved by a pixel
-diagonally; *wanted*: the same four as `Edits(..., neighbours=...)`, which may fail. None of them is in the edit scope,
-whose copies are drawn alike (other fogs) or are of another kind (mirrored, moved up, down, left, right). *Margin*: in
-units of the outputs, in place of the default, 5 % of the typical distance between the two best classes. *Others
-right*: what accuracy rises by on other foggy digits; for CIFAR-10 on lossless images, where it can but fall.
+`python -m benchmarks run --domain generality`. Measured on {file["date"]}, commit {commits}, one thread,
+{versions}; other work ran on the machine.
+
+All edits at once: 100 foggy digits with 10 000 clean digits kept, or 50 JPEG images, in the last layer, with 2500 kept.
+*Neighbours demanded*: every edit comes with four further copies that must hold too, each in a fog of its own or moved by
+a pixel diagonally; *wanted*: the same four as `Edits(..., neighbours=...)`, which may fail. None of them is in the edit
+scope, whose copies are drawn alike (other fogs) or are of another kind (mirrored, moved up, down, left, right).
+*Margin*: in units of the outputs, in place of the default, 5 % of the typical distance between the two best classes.
+*Others right*: by how much accuracy rises on other foggy digits; for CIFAR-10 on lossless images, where it can but
+fall.
 
 ![Generalization against drawdown](generality.png)
 
@@ -107,4 +111,6 @@ def choice() -> str:
 def _told(point: Point | None) -> str:
     if point is None:
         return "–"
-    return f"{100 * fmean(point.values('generalization_rate')):.0f}, {fmean(point.values('drawdown_points')):.2f}"
+    told = f"{100 * fmean(point.values('generalization_rate')):.0f}, {fmean(point.values('drawdown_points')):.2f}"
+    held = fmean(point.values("success_rate"))
+    return told if held == 1 else f"{told} ({percent(held, 0)} of edits hold)"
