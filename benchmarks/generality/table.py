@@ -81,9 +81,9 @@ def section() -> str:
 {versions}; other work ran on the machine.
 
 All edits at once: 100 foggy digits with 10 000 clean digits kept, or 50 JPEG images, in the last layer, with 2500 kept.
-*Neighbours demanded*: every edit comes with four further copies that must hold too, each in a fog of its own or moved by
-a pixel diagonally; *wanted*: the same four as `Edits(..., neighbours=...)`, which may fail. None of them is in the edit
-scope, whose copies are drawn alike (other fogs) or are of another kind (mirrored, moved up, down, left, right).
+*Neighbours demanded*: every edit comes with four further copies that must hold too, each in a fog of its own or moved
+by a pixel diagonally; *wanted*: the same four as `Edits(..., neighbours=...)`, which may fail. None of them is in the
+edit scope, whose copies are drawn alike (other fogs) or are of another kind (mirrored, moved up, down, left, right).
 *Margin*: in units of the outputs, in place of the default, 5 % of the typical distance between the two best classes.
 *Others right*: by how much accuracy rises on other foggy digits; for CIFAR-10 on lossless images, where it can but
 fall.
