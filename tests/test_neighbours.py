@@ -57,6 +57,16 @@ def test_a_repair_reaches_more_of_them_and_keeps_what_must_stay(layer: Any) -> N
     assert reached(with_them.model, near) > reached(alone.model, near)
 
 
+def test_the_search_for_a_layer_prefers_one_that_reaches_them() -> None:
+    model, x, labels, locality, near = task()
+    edits = Edits(x, labels, neighbours=near)
+    found = nnrepair.fix(model, edits, locality, method=MinimalNorm("auto"))
+    layers = ("0", HIDDEN, LAST)
+    of_each = {layer: nnrepair.fix(model, edits, locality, method=MinimalNorm(layer)) for layer in layers}
+    assert reached(found.model, near) == max(reached(each.model, near) for each in of_each.values()) == 12
+    assert reached(of_each[HIDDEN].model, near) < 12 and of_each[HIDDEN].report.locality == 1.0
+
+
 def test_where_they_cost_no_more_than_edits_it_is_the_repair_that_demands_them() -> None:
     model, x, labels, locality, _ = task()
     method, near = MinimalNorm(LAST, "drift", margin=0.2), x + 0.2 * randn(3, 4, seed=9)

@@ -120,6 +120,13 @@ class Attempt:
             notes.append(chose)
         return notes
 
+    def missed(self, problem: Problem) -> float:
+        """Return the share of the edits' neighbours that do not hold; zero where there are none."""
+        near = problem.edits.neighbours
+        if near is None:
+            return 0.0
+        return float((~near.criterion.holds(outputs(self.model, near.inputs).double())).double().mean())
+
     def score(self, problem: Problem, held_out: Tensor | None) -> tuple[float, float, float]:
         """Return (edits that fail, share of held-out locality points lost, mean output change), smaller is better."""
         if self.infeasible is not None:
