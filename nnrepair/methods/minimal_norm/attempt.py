@@ -120,6 +120,13 @@ class Attempt:
             notes.append(chose)
         return notes
 
+    def missed(self, problem: Problem) -> float:
+        """Return the share of the edits' neighbours that do not hold; zero where there are none."""
+        near = problem.edits.neighbours
+        if near is None:
+            return 0.0
+        return float((~near.criterion.holds(outputs(self.model, near.inputs).double())).double().mean())
+
     def score(self, problem: Problem, held_out: Tensor | None) -> tuple[float, float, float]:
         """Return (edits that fail, share of held-out locality points lost, mean output change), smaller is better."""
         if self.infeasible is not None:
@@ -178,12 +185,14 @@ def _on(
     def values(inputs: AnyInputs) -> AnyInputs:
         return cut.values(inputs if cut.prefix is None else to_like(inputs, dtype))
 
-    asked = [replace(demands[0], inputs=values(demands[0].inputs))]
-    if problem.locality is None or not (demands[1:] or settings.norm == "drift"):
-        return Linearization(cut.module, names, asked[0].inputs), asked, None
+    kept = [d for d in demands if d.name == "locality"]
+    asked = [replace(d, inputs=values(d.inputs)) for d in demands if d.name != "locality"]
+    first, others = asked[0].inputs, [d.inputs for d in asked[1:]]
+    if problem.locality is None or not (kept or settings.norm == "drift"):
+        return Linearization(cut.module, names, first, others), asked, None
     there = values(problem.locality.inputs)
-    asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in demands[1:]]
-    line = Linearization(cut.module, names, asked[0].inputs, [there])
+    asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in kept]
+    line = Linearization(cut.module, names, first, [*others, there])
     return line, asked, line.metric(there, problem.kind) if settings.norm == "drift" else None
 
 

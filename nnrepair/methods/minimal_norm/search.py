@@ -32,7 +32,7 @@ SETTLED = 3
 
 @dataclass
 class LayerSearch:
-    """The search for the layer whose repair satisfies all edits and loses least.
+    """The search for the layer whose repair satisfies all edits, loses least and misses fewest of their neighbours.
 
     Attributes:
         problem, settings, deadline: what to repair, how, and until when.
@@ -104,7 +104,8 @@ class LayerSearch:
         if not found:
             others = f" Nor can {', '.join(map(plain, names[:-1]))}." if len(names) > 1 else ""
             raise InvalidInput(f"No layer can be repaired. {reasons[0]}{others}")
-        found.sort(key=lambda item: item[0])
+        # A point to keep that is lost counts as much as a neighbour that is missed, each as a share of all.
+        found.sort(key=lambda item: (item[0][0], item[0][1] + item[2].missed(part), item[0][2]))
         return [(name, attempt) for _, name, attempt in found]
 
     def _settled(self, name: str, pilot: Attempt, full: list[Demand], whole: bool) -> Attempt | None:
@@ -117,7 +118,7 @@ class LayerSearch:
         """
         if pilot.infeasible is not None:
             return None
-        if whole and not any(d.broken(pilot.model) for d in full):
+        if whole and not any(d.broken(pilot.model) for d in full if d.name != "neighbours"):
             return pilot
         for start in (pilot, None) if whole else (None,):
             self.deadline.doing = f"{name}, all points"
