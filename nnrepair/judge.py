@@ -29,6 +29,8 @@ from nnrepair.wrappers.base import Wrapper
 
 #: How the report calls the locality set and a test set without a name.
 LOCALITY, TEST = "locality set", "test set"
+#: Edits that a message names; the outcome has all of them.
+NAMED = 20
 
 
 class Watched:
@@ -256,7 +258,7 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
         advice = "no change of the chosen layer satisfies all edits with their margin; "
         also = "the locality set (hard)" if proposal.with_locality else "each other"
         alone = len(proposal.conflict) == 1 and not proposal.with_locality
-        who = f"the conditions of edit {proposal.conflict[0]}" if alone else f"edits {proposal.conflict}"
+        who = f"the conditions of edit {proposal.conflict[0]}" if alone else f"edits {_first(proposal.conflict)}"
         if proposal.with_constraints:
             beside = " and the locality set (hard)" if proposal.with_locality else ""
             advice += (
@@ -266,15 +268,25 @@ def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int
             return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
         advice += f"{who} contradict {also} there. "
         advice += 'locality="soft" gives up single kept points instead. ' if proposal.with_locality else ""
-        advice += (
-            f"To first order, these layers could satisfy all edits: {', '.join(proposal.layers)}."
-            if proposal.layers
-            else "To first order, none of the other layers tried could either: remove an edit, lower the margin, or "
-            "repair several layers at once."
-        )
+        if proposal.layers:
+            advice += f"To first order, these layers could satisfy all edits: {', '.join(proposal.layers)}."
+        elif not proposal.untried:
+            advice += (
+                "To first order, none of the other layers tried could either: remove an edit, lower the margin, or "
+            )
+            advice += "repair several layers at once."
+        if proposal.untried:
+            advice += f"{' ' * bool(proposal.layers)}No time was left to try {', '.join(proposal.untried)}."
         return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
-    advice = f"{len(failing)} of {count} edits do not hold: {failing[:20]}. Try {proposal.advice}."
+    advice = f"{len(failing)} of {count} edits do not hold: {_first(failing)}. Try {proposal.advice}."
     return Outcome("partly repaired", advice, failing)
+
+
+def _first(edits: list[int]) -> str:
+    """Return the numbers of edits as a list that fits into a sentence, with their count where some are left out."""
+    if len(edits) <= NAMED:
+        return str(edits)
+    return f"[{', '.join(map(str, edits[:NAMED]))}, ...] ({len(edits)} of them)"
 
 
 def _says_otherwise(problem: Problem, repaired: nn.Module) -> bool:

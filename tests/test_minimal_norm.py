@@ -14,13 +14,29 @@ from reference import dense_jacobian, dense_rows, min_norm_cvxpy
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import AnyOf, Argmax, Argmin, Decoupled, Edits, InvalidInput, Linear, LocalitySet, Near, RepairFailed
+from nnrepair import (
+    AnyOf,
+    Argmax,
+    Argmin,
+    Decoupled,
+    Edits,
+    InvalidInput,
+    Linear,
+    LocalitySet,
+    Near,
+    RepairFailed,
+    judge,
+)
 from nnrepair.deadline import Deadline
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import MinimalNorm
+from nnrepair.methods.minimal_norm import elsewhere
 from nnrepair.methods.minimal_norm.affine import ExactRepair
-from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.methods.minimal_norm.conflicts import conflict
+from nnrepair.methods.minimal_norm.demands import Demand, demands_of
+from nnrepair.solver.minnorm import Infeasible
 from nnrepair.solver.norms import NAMES
+from nnrepair.spec.problem import pose
 
 MARGIN = 0.05
 
@@ -472,3 +488,47 @@ def test_repaired_at_the_price_of_kept_points_is_not_called_repaired() -> None:
     )  # keep what is to be changed
     assert not result.outcome.ok
     assert "locality" in result.outcome.message or not edits.criterion.holds(outputs(result.model, edits.inputs)).all()
+
+
+def crowded(pairs: int) -> tuple[nn.Module, Edits]:
+    """More contradictions than a message has room for: each two edits are alike for the last layer."""
+    model = mlp(2, 12, 3)
+    with torch.no_grad():
+        model[0].weight[:, 1] = model[0].weight[:, 0]
+    x = torch.linspace(0.1, 1.0, pairs)
+    points = torch.stack([torch.stack([x, -2 * x], 1), torch.stack([-2 * x, x], 1)], 1).reshape(-1, 2)
+    return model, Edits(points, [0, 1] * pairs)
+
+
+def test_elsewhere_is_sought_within_its_budget_and_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, edits = alike_for_the_last_layer()
+    monkeypatch.setattr(elsewhere, "SECONDS", 0.0)
+    outcome = nnrepair.fix(model, edits, method=MinimalNorm("2"), throw=False).outcome
+    assert outcome.conflict == [0, 1] and outcome.layers == []
+    assert "No time was left to try 0." in outcome.message and "none of the other" not in outcome.message
+    monkeypatch.undo()
+    problem = pose(model, edits, None)
+    none_left = Deadline(1e-9)
+    could, untried = elsewhere.feasible_elsewhere(problem, 0.1, "hard", 1e-6, ["2.weight", "2.bias"], none_left)
+    assert (could, untried) == ([], ["0"])
+    assert elsewhere.feasible_elsewhere(problem, 0.1, "hard", 1e-6, ["2.weight", "2.bias"], Deadline(60)) == (["0"], [])
+
+
+def test_messages_name_some_of_many_edits_and_count_them() -> None:
+    assert judge._first(list(range(20))) == str(list(range(20)))
+    said = judge._first(list(range(487)))
+    assert said.startswith("[0, 1, 2,") and said.endswith("18, 19, ...] (487 of them)")
+    model, edits = crowded(15)
+    outcome = nnrepair.fix(model, edits, method=MinimalNorm("2"), throw=False).outcome
+    assert outcome.status == "infeasible" and len(outcome.message) < 600
+
+
+def test_a_conflict_is_named_although_no_time_is_left_to_make_it_smaller() -> None:
+    model, edits = crowded(15)
+    line = Linearization(model, ["2.weight", "2.bias"], edits.inputs)
+    problem = pose(model, edits, None)
+    with pytest.raises(Infeasible) as caught:
+        ExactRepair(line, demands_of(problem, 0.1, "none"), "l2", None, 1e-6, "same", Deadline()).run()
+    whole, late = conflict(caught.value), conflict(caught.value, Deadline(1e-9))
+    assert whole.smallest and len(whole.edits) == 2
+    assert set(whole.edits) <= set(late.edits) and (not late.smallest or late.edits == whole.edits)

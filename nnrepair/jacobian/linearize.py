@@ -9,7 +9,7 @@ last layer of a graph network), `keys` finds the linear map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import reduce
 
@@ -112,24 +112,38 @@ class Linearization:
                 return call(self.model, inputs)
             return moved_outputs(self.model, self.unflatten(d), inputs, self.channels)
 
-    def outputs_in_batches(self, inputs: AnyInputs, d: Array | None = None) -> Tensor:
-        """Return `outputs` of any number of points, on the CPU."""
+    def outputs_in_batches(
+        self, inputs: AnyInputs, d: Array | None = None, tick: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Return `outputs` of any number of points, on the CPU; `tick` is called before each batch."""
         if not self.independent:
             return self.outputs(inputs, d).cpu()
-        return torch.cat([self.outputs(inputs[step], d).cpu() for step in batches(inputs)])
+        found = []
+        for step in batches(inputs):
+            tick()
+            found.append(self.outputs(inputs[step], d).cpu())
+        return torch.cat(found)
+
+    def with_features(self, inputs: AnyInputs, tick: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor | None]:
+        """Return outputs and, when `ends_affine` and it is applied once per point, the last map's inputs (points, inp).
+
+        One pass tells both, in batches, before each of which `tick` is called.
+        """
+        group = self.groups[0]
+        if not self.ends_affine or group.keyed:
+            y = self.outputs_in_batches(inputs, None, tick)
+            return y, self._keys.of(inputs) if group.keyed else None
+        ys, found = list[Tensor](), list[Tensor]()
+        for step in batches(inputs) if self.independent else [None]:
+            tick()
+            y, tap = self._tapped.run(self.prepare(inputs if step is None else inputs[step]))
+            ys.append(y.detach().cpu())
+            found.append(group.applied_to(tap.uses[group.tapped])[0][:, 0].cpu())
+        return torch.cat(ys), torch.cat(found) if ys[0].ndim == 2 else None
 
     def features(self, inputs: AnyInputs) -> Tensor | None:
         """Return (points, inp), the last map's inputs, when `ends_affine` and it is applied once per point."""
-        group = self.groups[0]
-        if group.keyed:
-            return self._keys.of(inputs)
-        found = []
-        for step in batches(inputs):
-            y, tap = self._tapped.run(self.prepare(inputs[step]))
-            if not self.ends_affine or y.ndim != 2:
-                return None
-            found.append(group.applied_to(tap.uses[group.tapped])[0][:, 0])
-        return torch.cat(found).cpu()
+        return self._keys.of(inputs) if self.groups[0].keyed else self.with_features(inputs)[1]
 
     def keys(self, inputs: AnyInputs) -> list[Tensor | None]:
         """Return, for each group, (k, inp) what its map is applied to, for all points and positions.

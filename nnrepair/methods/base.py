@@ -76,7 +76,7 @@ class Proposal:
         advice: what to try when some edits do not hold, after the word "Try".
         conflict, layers: when no change of the chosen parameters can satisfy the edits, see `Outcome`;
             `with_locality` when it is the locality set that forbids them, `with_constraints` when it is constraints of
-            the caller's own.
+            the caller's own; `untried` are layers of which it is not known, for lack of time.
     """
 
     model: nn.Module
@@ -89,6 +89,7 @@ class Proposal:
     with_locality: bool = False
     with_constraints: bool = False
     layers: list[str] = field(default_factory=list)
+    untried: list[str] = field(default_factory=list)
     advice: str = "another layer, several layers, or another method"
 
 

@@ -51,8 +51,8 @@ class ExactRepair:
     native64: bool = False
 
     def __post_init__(self) -> None:
-        self._base = [self.line.outputs_in_batches(d.inputs) for d in self.demands]
-        self._features = [self.line.features(d.inputs) if self.line.ends_affine else None for d in self.demands]
+        seen = [self.line.with_features(d.inputs, self.deadline.check) for d in self.demands]
+        self._base, self._features = [y for y, _ in seen], [features for _, features in seen]
         self._need = [(d.need - d.criterion.slack(y)).numpy() for d, y in zip(self.demands, self._base, strict=True)]
         self._caps = [np.inf] * len(self.demands)
 
@@ -118,7 +118,7 @@ class ExactRepair:
         if features is not None:
             y = self._base[k] + features @ self.line.matrix(d).T
         else:
-            y = self.line.outputs_in_batches(demand.inputs, d)
+            y = self.line.outputs_in_batches(demand.inputs, d, self.deadline.check)
         return demand.missed(y).numpy()
 
     def _worst(self, k: int, d: Array | None, using: Conditions | None, budget: Budget) -> Conditions | None:

@@ -214,9 +214,9 @@ def _exact(
         return Attempt(names, line, None, problem.model)
     if settings.own:
         return _own(problem, settings, line, metric, lambda own: own.exact(demands), deadline)
-    repair = ExactRepair(line, demands, settings.norm, metric, settings.gap, settings.architecture, deadline)
-    repair.native64 = next(problem.model.parameters()).dtype == torch.float64
     try:
+        repair = ExactRepair(line, demands, settings.norm, metric, settings.gap, settings.architecture, deadline)
+        repair.native64 = next(problem.model.parameters()).dtype == torch.float64
         solution = repair.run()
     except (minnorm.Infeasible, NotSolvedError, OutOfTime) as reason:
         return Attempt(line.names, line, None, problem.model, infeasible=reason)

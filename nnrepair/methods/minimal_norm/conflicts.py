@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.solver.conflict import smallest_conflict
 from nnrepair.solver.euclidean import euclidean
 from nnrepair.solver.minnorm import Conditions, Infeasible
@@ -24,7 +24,7 @@ class Conflict:
 
     Attributes:
         edits: which, ascending.
-        with_locality: whether they could, were it not for the locality set.
+        with_locality: whether they could, were it not for the locality set, as far as there was time to see.
         smallest: whether dropping any of them is known to help.
     """
 
@@ -33,13 +33,17 @@ class Conflict:
     smallest: bool
 
 
-def conflict(reason: Infeasible, report: Callable[[str], None] = lambda text: None) -> Conflict:
+def conflict(reason: Infeasible, deadline: Deadline = NEVER) -> Conflict:
     """Return a small set of edits that cannot hold together.
 
     Only points whose multipliers show the contradiction are looked at. They are made fewer as long as that is cheap:
     a contradiction that takes as many rows as there are weights may need hundreds of edits.
+
+    Args:
+        reason: the contradiction.
+        deadline: when to end, with what was found by then.
     """
-    search = _Search(reason.conditions, report)
+    search = _Search(reason.conditions, deadline)
     edits = search.edits(reason.conditions, reason.ray)
     shown = reason.ray > SHOWS * float(reason.ray.max())
     others = np.flatnonzero(shown & (reason.conditions.tag[:, 0] != 0))
@@ -47,7 +51,7 @@ def conflict(reason: Infeasible, report: Callable[[str], None] = lambda text: No
     others = others if alone is None else others[:0]
     limit = search.spent + EFFORT
     found, smallest = smallest_conflict(
-        alone or edits, lambda some: search.shown(some, others), lambda: search.spent > limit
+        alone or edits, lambda some: search.shown(some, others), lambda: search.spent > limit or deadline.passed
     )
     return Conflict(sorted(found), len(others) > 0, smallest)
 
@@ -57,18 +61,22 @@ class _Search:
     """Asks whether edits contradict each other, and adds up what that costs."""
 
     rows: Conditions
-    report: Callable[[str], None]
+    deadline: Deadline
     spent: float = 0.0
 
     def shown(self, edits: list[int], others: Index) -> list[int] | None:
-        """Return those of the edits that show a contradiction, with the other rows given, or None without one."""
+        """Return those of the edits that show a contradiction, with the other rows given; None without one, or time."""
         mine = np.flatnonzero((self.rows.tag[:, 0] == 0) & np.isin(self.rows.tag[:, 1], edits))
         some = self.rows.take(np.concatenate([mine, others]))
         self.spent += some.m * float(min(some.m, some.rows.n)) ** 2
         try:
-            euclidean(some, rough=True, tick=lambda: self.report(f"{len(edits)} edits that contradict each other?"))
+            euclidean(
+                some, rough=True, tick=lambda: self.deadline.check(f"{len(edits)} edits that contradict each other?")
+            )
         except Infeasible as reason:
             return self.edits(some, reason.ray)
+        except OutOfTime:
+            pass
         return None
 
     def edits(self, rows: Conditions, ray: Array) -> list[int]:

@@ -19,9 +19,10 @@ from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.minimal_norm.attempt import Attempt, Settings, attempted
 from nnrepair.methods.minimal_norm.conflicts import conflict
 from nnrepair.methods.minimal_norm.demands import demands_of
+from nnrepair.methods.minimal_norm.elsewhere import feasible_elsewhere
 from nnrepair.methods.minimal_norm.own.exact import Clash
 from nnrepair.methods.minimal_norm.own.functions import Own, cvxpy, told
-from nnrepair.methods.minimal_norm.search import LayerSearch, feasible_elsewhere
+from nnrepair.methods.minimal_norm.search import LayerSearch
 from nnrepair.progress import progress_bar
 from nnrepair.solver import minnorm, norms
 from nnrepair.spec.kinds import kind_of
@@ -63,7 +64,7 @@ class MinimalNorm:
             the largest multiplier of an edit) or "none".
         max_steps: rounds of descent per layer, for layers that need it.
         time_limit: in seconds, None for none (the default). What was found by then is proposed; a look at all points,
-            once begun, is ended.
+            once begun, is ended. Where edits contradict each other, other layers are tried for five seconds at most.
         objective: instead of a norm, a function of your own: from the change, a dictionary of a cvxpy variable for each
             chosen parameter, to a convex cvxpy expression that is minimised (needs cvxpy).
         constraints: a function from the same dictionary to a list of cvxpy constraints on the change.
@@ -142,9 +143,9 @@ class MinimalNorm:
             if self.layer != "auto":
                 names = layers.choose(problem.model, self.layer)
                 found = attempted(problem, chosen, names, demands_of(problem, margin, self.locality), deadline)
-                return self._proposal(problem, chosen, found)
+                return self._proposal(problem, chosen, found, deadline)
             search = LayerSearch(problem, chosen, deadline)
-            proposal = self._proposal(problem, chosen, search.run())
+            proposal = self._proposal(problem, chosen, search.run(), deadline)
         proposal.notes.append(search.told)
         proposal.stats["layers_tried"] = search.scores
         return proposal
@@ -161,7 +162,7 @@ class MinimalNorm:
         unit = typical if typical > 0 or not decides else 1.0
         return max(self.margin if self.margin is not None else 0.05 * typical, SMALLEST_MARGIN * unit, rounding)
 
-    def _proposal(self, problem: Problem, chosen: Settings, attempt: Attempt) -> Proposal:
+    def _proposal(self, problem: Problem, chosen: Settings, attempt: Attempt, deadline: Deadline) -> Proposal:
         """Return what is proposed, with advice, and where an attempt failed the layers that could do it."""
         unit = f" ({attempt.line.drift_unit(problem.kind)})" if chosen.norm == "drift" else ""
         what = f"{chosen.norm} norm{unit}" if self.objective is None else f"objective {chosen.norm}"
@@ -171,26 +172,38 @@ class MinimalNorm:
         if attempt.limit is not None:
             notes = [f"not solved: {attempt.limit}."]
             return Proposal(problem.model, stats, notes, advice=f"{ADVICE}: {attempt.limit}")
-        reason = attempt.infeasible
-        if isinstance(reason, minnorm.Infeasible | Clash):
-            ours = isinstance(reason, Clash)
-            clash = reason if isinstance(reason, Clash) else conflict(reason)
-            notes = [] if clash.smallest else ["fewer edits than those named may contradict each other already."]
-            return Proposal(
-                problem.model,
-                stats,
-                notes,
-                infeasible=True,
-                conflict=clash.edits,
-                with_locality=clash.with_locality,
-                with_constraints=ours,
-                layers=[] if ours else feasible_elsewhere(problem, chosen, attempt.names),
-            )
+        if isinstance(attempt.infeasible, minnorm.Infeasible | Clash):
+            return self._infeasible(problem, chosen, attempt, stats, deadline)
         certificate = attempt.certificate(problem, chosen.margin)
         stats |= attempt.stats(problem)
         notes = [size, *attempt.described(problem, self.gap)]
         keeps = self.locality == "hard"
         return Proposal(attempt.model, stats, notes, certificate, keeps_locality=keeps, advice=ADVICE)
+
+    def _infeasible(
+        self, problem: Problem, chosen: Settings, attempt: Attempt, stats: dict[str, Any], deadline: Deadline
+    ) -> Proposal:
+        """Return what is said where no change satisfies all demands: which contradict, and which layers could do it."""
+        reason = attempt.infeasible
+        ours = isinstance(reason, Clash)
+        assert isinstance(reason, minnorm.Infeasible | Clash)
+        clash = reason if isinstance(reason, Clash) else conflict(reason, deadline)
+        could, untried = list[str](), list[str]()
+        if not ours:
+            could, untried = feasible_elsewhere(
+                problem, chosen.margin, chosen.locality, chosen.gap, attempt.names, deadline
+            )
+        return Proposal(
+            problem.model,
+            stats,
+            [] if clash.smallest else ["fewer edits than those named may contradict each other already."],
+            infeasible=True,
+            conflict=clash.edits,
+            with_locality=clash.with_locality,
+            with_constraints=ours,
+            layers=could,
+            untried=untried,
+        )
 
 
 def _listed(layer: object) -> list[object]:

@@ -10,13 +10,9 @@ from torch import Tensor
 from nnrepair.deadline import Deadline
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.jacobian import layers
-from nnrepair.jacobian.linearize import Linearization
-from nnrepair.methods.minimal_norm.affine import ExactRepair
 from nnrepair.methods.minimal_norm.attempt import Attempt, Settings, attempted
 from nnrepair.methods.minimal_norm.demands import Demand, demands_of, held_out_points
 from nnrepair.rounding import percent
-from nnrepair.solver.minnorm import Infeasible
-from nnrepair.solver.quadratic import NotSolvedError
 from nnrepair.spec.network import plain
 from nnrepair.spec.problem import Problem
 
@@ -150,20 +146,3 @@ def _part(problem: Problem) -> Problem:
 def _spread(count: int, most: int) -> Tensor | None:
     """Return the indices of `most` of so many things, evenly spread; None where these are all."""
     return None if count <= most else torch.linspace(0, count - 1, most).long()
-
-
-def feasible_elsewhere(problem: Problem, settings: Settings, names: list[str]) -> list[str]:
-    """Return other layers than those of the parameters `names` whose linearisation satisfies all demands."""
-    demands = demands_of(problem, settings.margin, settings.locality)
-    found = []
-    for layer in layers.candidates(problem.model)[-MOST_LAYERS:]:
-        other = layers.choose(problem.model, layers.trainable(problem.model, layer))
-        if set(other) & set(names):
-            continue
-        try:
-            line = Linearization(problem.model, other, problem.edits.inputs, [d.inputs for d in demands[1:]])
-            ExactRepair(line, demands, "l2", None, settings.gap, "decoupled", Deadline()).run()
-        except (Infeasible, NotSolvedError, InvalidInput, UnsupportedModel):
-            continue
-        found.append(plain(layer))
-    return found
