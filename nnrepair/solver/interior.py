@@ -93,7 +93,7 @@ class System:
 
 
 def _cholesky(K: Array, extra: Array) -> Array:
-    """Return the lower factor of K + diag(extra).
+    """Return the lower factor of K + diag(extra), of which K.T is as LAPACK lays matrices out.
 
     Raises:
         NotSolvedError: there is none in float64.
@@ -102,7 +102,7 @@ def _cholesky(K: Array, extra: Array) -> Array:
     for jitter in JITTERS if np.isfinite(diagonal).all() else ():
         K[np.diag_indices_from(K)] = diagonal * (1 + jitter)
         try:
-            return np.asarray(scipy.linalg.cholesky(K, lower=True, check_finite=False))
+            return np.asarray(scipy.linalg.cholesky(K.T, lower=True, check_finite=False))
         except scipy.linalg.LinAlgError:
             continue
     raise NotSolvedError("a system of an interior point is too badly conditioned for float64")

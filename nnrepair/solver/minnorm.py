@@ -27,7 +27,7 @@ from nnrepair.solver.conditions import Infeasible as Infeasible
 from nnrepair.solver.conditions import Separate as Separate
 from nnrepair.solver.euclidean import euclidean as euclidean
 from nnrepair.solver.norms import Array, Euclidean, Polyhedral, ProximalNorm
-from nnrepair.solver.polyhedral import polyhedral
+from nnrepair.solver.polyhedral import polyhedral, worst
 from nnrepair.solver.proximal import proximal_points
 from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.quadratic import nnqp as nnqp
@@ -37,6 +37,8 @@ from nnrepair.solver.solution import finished, judged, price
 
 #: Bound on the rounds of each stage.
 MAX_ROUNDS = 200
+#: New rows of a round that are not too many.
+FEW = 300
 
 
 def solve(
@@ -105,6 +107,8 @@ class _Solver:
     def _euclidean(self, conditions: Conditions) -> tuple[Conditions, Array, Array]:
         """Return the rows that matter, the smallest Euclidean change and its multipliers."""
         free = np.ones(conditions.m, bool)
+        # Where edits ask for much less than there are weights, no more rows than weights are soon enough.
+        small = 2 * conditions.m < conditions.rows.n and bool(np.isinf(conditions.cap).all())
         for _ in range(MAX_ROUNDS):
             y, d = self._shortest(conditions, free, rough=True)
             self.stats["rounds"] += 1
@@ -116,8 +120,10 @@ class _Solver:
                 return conditions, d, y
             # The minimum can only grow, so a row that is dropped now and needed again later makes no cycle.
             few = more.m < conditions.m // 4  # while many are missing, what is slack now is soon needed again
-            if few or not conditions.rows.n < conditions.m < 10 * conditions.rows.n:
+            if small or few or not conditions.rows.n < conditions.m < 10 * conditions.rows.n:
                 conditions, y = _keep_busy(conditions, y, d)
+            if small:
+                more = worst(more, d, max(conditions.rows.n - conditions.m, conditions.rows.n // 4, FEW))
             conditions, free = conditions.joined(more), np.concatenate([y > 0, np.ones(more.m, bool)])
         raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
 

@@ -13,6 +13,7 @@ from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions, Separate
 from nnrepair.solver.interior import Interior
 from nnrepair.solver.norms import Array, Polyhedral
 from nnrepair.solver.quadratic import NotSolvedError, size_of
+from nnrepair.solver.simplex import pivoted, suits
 from nnrepair.solver.solution import Solution, finished
 
 #: Gaps at which further rows are looked for, before the last one.
@@ -69,8 +70,11 @@ def polyhedral(
         solution = _tidied(program, stats) if level == last else None
         more = separate((program.at.d if solution is None else solution.d) * unit, program.conditions)
         if more is not None:
+            if program.conditions.m + more.m > conditions.rows.n and suits(program.conditions):
+                using = replace(program.conditions, need=program.conditions.need * unit)
+                return pivoted(using, separate, norm, scale, stats, report)
             more = replace(more.priced(scale), need=more.need / unit)
-            program.join(_worst(more, program.at.d if solution is None else solution.d, max(FEW, program.conditions.m)))
+            program.join(worst(more, program.at.d if solution is None else solution.d, max(FEW, program.conditions.m)))
         elif solution is not None:
             given = replace(solution.conditions, need=solution.conditions.need * unit)
             sizes = solution.d * unit, solution.y, solution.objective * unit, solution.lower_bound * unit
@@ -78,7 +82,7 @@ def polyhedral(
     raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
 
 
-def _worst(more: Conditions, d: Array, most: int) -> Conditions:
+def worst(more: Conditions, d: Array, most: int) -> Conditions:
     """Return the rows that d misses by most: what the others ask for is often settled with them."""
     if more.m <= most:
         return more

@@ -108,7 +108,7 @@ def _pivot(
         y[capped] = upper[capped]
         if len(free):
             target = h[free] - (K[np.ix_(free, capped)] @ y[capped] if len(capped) else 0.0)
-            factor = scipy.linalg.cho_factor(K[np.ix_(free, free)], lower=True, check_finite=False)
+            factor = scipy.linalg.cho_factor(K[np.ix_(free, free)].T, lower=True, overwrite_a=True, check_finite=False)
             y[free] = scipy.linalg.cho_solve(factor, target, check_finite=False)
         busy = np.concatenate([free, capped])
         slope = K[:, busy] @ y[busy] - h
@@ -140,7 +140,7 @@ def _factorised(K: Array, tick: Callable[[], None], slack: Array) -> Solver:
     tick()
     system = K.copy()
     system[np.diag_indices_from(system)] += slack
-    factor = scipy.linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+    factor = scipy.linalg.cho_factor(system.T, lower=True, overwrite_a=True, check_finite=False)
     return lambda b: np.asarray(scipy.linalg.cho_solve(factor, b, check_finite=False))
 
 

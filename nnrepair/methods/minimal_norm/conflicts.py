@@ -13,9 +13,9 @@ from nnrepair.solver.minnorm import Conditions, Infeasible
 from nnrepair.solver.rows import Array, Index
 
 #: Multipliers, as a share of the largest, from which on a row is part of a contradiction.
-SHOWS = 1e-9
+SHOWS = 1e-6
 #: Up to so much work a conflict is made smaller, in multiplications of one factorisation per question.
-EFFORT = 2e9
+EFFORT = 5e8
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def conflict(reason: Infeasible, deadline: Deadline = NEVER) -> Conflict:
         reason: the contradiction.
         deadline: when to end, with what was found by then.
     """
-    search = _Search(reason.conditions, deadline)
-    edits = search.edits(reason.conditions, reason.ray)
-    shown = reason.ray > SHOWS * float(reason.ray.max())
-    others = np.flatnonzero(shown & (reason.conditions.tag[:, 0] != 0))
+    shown = np.flatnonzero(reason.ray > SHOWS * float(reason.ray.max()))
+    search = _Search(reason.conditions.take(shown), deadline)
+    edits = search.edits(search.rows, reason.ray[shown])
+    others = np.flatnonzero(search.rows.tag[:, 0] != 0)
     alone = search.shown(edits, others[:0]) if len(others) else edits
     others = others if alone is None else others[:0]
     limit = search.spent + EFFORT
