@@ -32,6 +32,7 @@ from nnrepair.solver.proximal import proximal_points
 from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.quadratic import nnqp as nnqp
 from nnrepair.solver.rows import Metric
+from nnrepair.solver.simplex import pivoted, suits
 from nnrepair.solver.solution import Solution as Solution
 from nnrepair.solver.solution import finished, judged, price
 
@@ -151,7 +152,7 @@ class _Solver:
     ) -> Solution:
         """Go on from the Euclidean answer (d, y) to another norm, whose multipliers are smaller by `scale`."""
         if isinstance(norm, Polyhedral):
-            return polyhedral(conditions, self.separate, norm, d, y, self.gap, scale, self.stats, self.report)
+            return self._polyhedral(norm, conditions, d, y, scale)
 
         def tick() -> None:
             self.report(f"{conditions.m} rows, {self.stats['newton_steps']} Newton steps")
@@ -173,6 +174,20 @@ class _Solver:
             if solution.gap <= self.gap:
                 break
         return solution
+
+    def _polyhedral(self, norm: Polyhedral, conditions: Conditions, d: Array, y: Array, scale: float) -> Solution:
+        """Return the answer of an interior point, or of pivots where rounding spoils that."""
+        found: Solution | None = None
+        try:
+            found = polyhedral(conditions, self.separate, norm, d, y, self.gap, scale, self.stats, self.report)
+            if found.gap <= self.gap or not suits(conditions):
+                return found
+            other = pivoted(conditions, self.separate, norm, scale, self.stats, self.report)
+        except NotSolvedError:
+            if found is None:
+                raise
+            return found
+        return other if other.gap < found.gap and other.missed <= max(ROW_TOLERANCE, found.missed) else found
 
 
 def _euclidean_solution(conditions: Conditions, d: Array, y: Array, stats: dict[str, Any]) -> Solution:

@@ -57,6 +57,7 @@ def polyhedral(
     def tick() -> None:
         report(f"{program.conditions.m} rows, gap {program.gap:.0e}")
 
+    pivots = suits(conditions)  # where rows come to outnumber weights
     levels = [*(level for level in LEVELS if level > 10 * last), *[last] * MAX_ROUNDS]
     for level in levels:
         try:
@@ -70,9 +71,12 @@ def polyhedral(
         solution = _tidied(program, stats) if level == last else None
         more = separate((program.at.d if solution is None else solution.d) * unit, program.conditions)
         if more is not None:
-            if program.conditions.m + more.m > conditions.rows.n and suits(program.conditions):
+            if pivots and program.conditions.m + more.m > conditions.rows.n:
+                pivots = False
                 using = replace(program.conditions, need=program.conditions.need * unit)
-                return pivoted(using, separate, norm, scale, stats, report)
+                found = _pivoted(using, separate, norm, gap, scale, stats, report)
+                if found is not None:
+                    return found
             more = replace(more.priced(scale), need=more.need / unit)
             program.join(worst(more, program.at.d if solution is None else solution.d, max(FEW, program.conditions.m)))
         elif solution is not None:
@@ -80,6 +84,23 @@ def polyhedral(
             sizes = solution.d * unit, solution.y, solution.objective * unit, solution.lower_bound * unit
             return Solution(*sizes, given, stats)
     raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
+
+
+def _pivoted(
+    using: Conditions,
+    separate: Separate,
+    norm: Polyhedral,
+    gap: float,
+    scale: float,
+    stats: dict[str, Any],
+    report: Callable[[str], None],
+) -> Solution | None:
+    """Return the smallest change by pivots, or None where rounding spoils them: an interior point comes nearer."""
+    try:
+        found = pivoted(using, separate, norm, scale, stats, report)
+    except NotSolvedError:
+        return None
+    return found if found.gap <= gap and found.missed <= ROW_TOLERANCE else None
 
 
 def worst(more: Conditions, d: Array, most: int) -> Conditions:
