@@ -125,3 +125,13 @@ def test_what_ends_the_work_is_raised() -> None:
             {"rounds": 0, "newton_steps": 0},
             stop,
         )
+
+
+def test_pivots_meet_what_an_interior_point_misses() -> None:
+    """A row and one that nearly says the opposite: an interior point misses a little of what both need."""
+    rng = np.random.default_rng(2)
+    g = rng.normal(size=6)
+    G, h = np.stack([g, -g * (1 + 1e-5 * rng.normal(size=6))]), np.array([1.0, 0.5])
+    found = solve(conditions(G, h), lambda d, using: None, Polyhedral(0.0, 1.0))
+    assert found.objective == pytest.approx(smallest(G, h, Polyhedral(0.0, 1.0)), rel=1e-6)
+    assert found.gap <= 1e-6 and (h - G @ found.d).max() <= 1e-8

@@ -180,14 +180,22 @@ class _Solver:
         found: Solution | None = None
         try:
             found = polyhedral(conditions, self.separate, norm, d, y, self.gap, scale, self.stats, self.report)
-            if found.gap <= self.gap or not suits(conditions):
-                return found
+        except NotSolvedError:
+            if not suits(conditions):
+                raise
+        if found is not None and (self._reached(found) or not suits(conditions)):
+            return found
+        try:
             other = pivoted(conditions, self.separate, norm, scale, self.stats, self.report)
         except NotSolvedError:
             if found is None:
                 raise
             return found
-        return other if other.gap < found.gap and other.missed <= max(ROW_TOLERANCE, found.missed) else found
+        return other if found is None or self._reached(other) else found
+
+    def _reached(self, solution: Solution) -> bool:
+        """Whether the gap that was asked for was reached, and all rows are met."""
+        return solution.gap <= self.gap and solution.missed <= 10 * ROW_TOLERANCE
 
 
 def _euclidean_solution(conditions: Conditions, d: Array, y: Array, stats: dict[str, Any]) -> Solution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,9 @@ from nnrepair.spec.running import outputs
 
 #: Locality points held out to compare layers: every fifth.
 HELD_OUT = 5
+#: What descent is to leave kept points that had next to nothing, as a share of an edit's margin: rounding must not
+#: take it.
+LEAST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,19 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
     slack = criterion.slack(y)
     found.append(Demand(some.inputs, criterion, slack.clamp(max=margin), locality == "soft", "locality", index))
     return found
+
+
+def aims_of(demands: Sequence[Demand], times: float) -> list[Demand]:
+    """Return what descent on the true network aims at, so that it does not approach what is needed for ever.
+
+    Args:
+        demands: what is asked, edits first.
+        times: so many times an edit's margin.
+    """
+    first = demands[0]
+    least = LEAST * float(first.need.max())
+    aims = [replace(first, need=first.need * times)]
+    return aims + [replace(d, need=d.need.clamp(min=least)) for d in demands[1:]]
 
 
 def held_out_points(problem: Problem) -> Tensor | None:

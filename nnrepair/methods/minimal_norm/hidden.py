@@ -13,7 +13,7 @@ from nnrepair.deadline import Deadline, OutOfTime
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.jacobian.suffix import Suffix
 from nnrepair.methods.minimal_norm.coordinates import Coordinates
-from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.methods.minimal_norm.demands import Demand, aims_of
 from nnrepair.methods.minimal_norm.lagrangian import Lagrangian
 from nnrepair.methods.minimal_norm.smaller import TRIES, next_coordinates
 from nnrepair.methods.minimal_norm.trial import Trial
@@ -22,8 +22,6 @@ from nnrepair.solver.rows import Metric
 
 #: Rounds aim at this many times an edit's margin, so that they do not approach it for ever.
 AIM = 1.1
-#: What kept points that had next to nothing are to have, as a share of an edit's margin: rounding must not take it.
-LEAST = 1e-3
 #: By how much the penalty grows where the worst miss did not fall to this share of what it was.
 GROWTH, ENOUGH = 4.0, 0.3
 #: Rounds without a worst miss smaller by a tenth after which there is no hope.
@@ -63,10 +61,7 @@ class HiddenRepair:
 
     def run(self, start: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the change, from one to start from."""
-        first = self.demands[0]
-        least = LEAST * float(first.need.max())
-        aims = [replace(first, need=first.need * AIM)]
-        aims += [replace(d, need=d.need.clamp(min=least)) for d in self.demands[1:]]
+        aims = aims_of(self.demands, AIM)
         self._trial = Trial(self.line, self.suffix, self.demands)
         self.change = {n: torch.zeros_like(p) for n, p in self.line.parameters.items()} if start is None else start
         if all(look.met for look in self._trial.look(self.change)):

@@ -9,7 +9,7 @@ every step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -21,8 +21,8 @@ from nnrepair.deadline import Deadline, OutOfTime
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.jacobian.suffix import Suffix
 from nnrepair.methods.minimal_norm.budget import Budget
-from nnrepair.methods.minimal_norm.demands import Demand
-from nnrepair.methods.minimal_norm.hidden import LEAST, HiddenRepair
+from nnrepair.methods.minimal_norm.demands import Demand, aims_of
+from nnrepair.methods.minimal_norm.hidden import HiddenRepair
 from nnrepair.methods.minimal_norm.own.program import Contradiction, Program
 from nnrepair.methods.minimal_norm.trial import Trial
 from nnrepair.solver.conditions import Conditions
@@ -73,10 +73,8 @@ class OwnHiddenRepair:
 
     def run(self, start: dict[str, Tensor] | None = None) -> Array:
         """Return the change (n,), from one to start from."""
-        first = self.demands[0]
-        self._margin = float(first.need.max())
-        self._aims = [replace(first, need=first.need * AIM)]
-        self._aims += [replace(d, need=d.need.clamp(min=LEAST * self._margin)) for d in self.demands[1:]]
+        self._margin = float(self.demands[0].need.max())
+        self._aims = aims_of(self.demands, AIM)
         if start is None:
             descent = HiddenRepair(self.line, self.suffix, self.demands, "l2", None, self.max_steps, self.deadline)
             start = descent.run()
