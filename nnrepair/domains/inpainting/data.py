@@ -10,9 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nnrepair.domains import files
+from nnrepair.domains import files, vision
 from nnrepair.domains.files import Resource
-from nnrepair.domains.vision import mnist
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
 from nnrepair.extras import needed
 
@@ -59,16 +58,25 @@ def faces(split: str = "test", size: int = 32, *, whole: bool = False) -> Tensor
         raise InvalidInput(f"{path} is damaged or holds no faces as JPEG files ({error}). Fetch it again.") from error
 
 
-def digits(split: str = "test") -> Tensor:
-    """Load MNIST as images to complete, uint8 (n, 1, 28, 28): 60 000 for training or 10 000 for tests.
+def digits(split: str = "test", size: int = 28) -> Tensor:
+    """Load handwritten digits, uint8 (n, 1, size, size).
 
-    >>> digits("test").shape  # doctest: +SKIP
-    torch.Size([10000, 1, 28, 28])
+    Args:
+        split: "train" or "test".
+        size: 28 for MNIST (60 000 and 10 000), 8 for those that scikit-learn brings (1347 and 450; no download).
+
+    >>> digits("test", 8).shape
+    torch.Size([450, 1, 8, 8])
     """
     if split not in SPLITS:
-        raise InvalidInput(f"MNIST has no split {split!r}.{near_matches(str(split), SPLITS)} Splits: train, test.")
-    images = mnist("train" if split == "train" else "test", flat=False)
-    return (images.inputs * 255).round().to(torch.uint8)
+        raise InvalidInput(f"The digits have no split {split!r}.{near_matches(str(split), SPLITS)} Splits: train, test.")
+    if size == 28:
+        inputs = vision.mnist("train" if split == "train" else "test", flat=False).inputs
+    elif size == 8:
+        inputs = vision.digits()[SPLITS.index(split)].inputs
+    else:
+        raise InvalidInput(f"Digits have 28 pixels a side (MNIST) or 8 (scikit-learn's), given {size}.")
+    return (inputs * 255).round().to(torch.uint8)
 
 
 def grey(images: Tensor) -> Tensor:

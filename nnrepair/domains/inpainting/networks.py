@@ -118,19 +118,20 @@ class AttentiveCNP(CNP):
         self.sharpness = nn.Parameter(-2 * lengths.log())  # of the squared distance, as a logarithm
 
     def _seen(self, context_at: Tensor, encoded: Tensor, at: Tensor, weight: Tensor) -> Tensor:
+        # No shape is asked for, so that the network can be cut behind this: it runs once for repairs of what follows.
         query, key, values = (
             part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (self.query(at), self.key(context_at), encoded)
         )
-        size = math.sqrt(query.shape[-1])
-        # |x - x'|^2 s = |x|^2 s - 2 s x x' + s |x'|^2, of which the first is the same for all x' and does not count.
+        # Scores fall by s |x - x'|^2 = s |x|^2 - 2 s x x' + s |x'|^2; the first is the same for all x', and left out.
         sharp = self.sharpness.exp()[:, None, None]
         here, there = _position(at)[:, None], _position(context_at)[:, None]
-        query = torch.cat([query / size, 2 * sharp * here, -sharp * torch.ones_like(here[..., :1])], -1)
-        key = torch.cat([key, torch.cat([there, there.square().sum(-1, keepdim=True)], -1).expand(-1, HEADS, -1, -1)], -1)
-        values = nn.functional.pad(values, (0, key.shape[-1] - values.shape[-1]))
-        bias = weight.log().transpose(1, 2)[:, None]  # (n, 1, 1, k): minus infinity where a pixel does not count
-        looked = nn.functional.scaled_dot_product_attention(query, key, values, bias.expand(-1, HEADS, query.shape[2], -1), scale=1.0)
-        found: Tensor = self.seen(looked[..., : self.width // HEADS].transpose(1, 2).flatten(-2))
+        there = torch.cat([there, there.square().sum(-1, keepdim=True)], -1).expand(-1, HEADS, -1, -1)
+        query = query / math.sqrt(self.width / HEADS)
+        query = torch.cat([query, 2 * sharp * here, -sharp * torch.ones_like(here[..., :1])], -1)
+        key, values = torch.cat([key, there], -1), nn.functional.pad(values, (0, 3))
+        counts = weight.log().transpose(1, 2)[:, None]  # (n, 1, 1, k): minus infinity where a pixel does not count
+        looked = nn.functional.scaled_dot_product_attention(query, key, values, counts, scale=1.0)
+        found: Tensor = self.seen(looked[..., :-3].transpose(1, 2).flatten(-2))
         return found
 
 
@@ -219,8 +220,8 @@ def _he(layer: nn.Linear) -> nn.Linear:
 
 def _ordered(at: Tensor) -> Tensor:
     """Return (n, k) int64: the order of places from above to below, and from left to right."""
-    order = at[..., 1].argsort(1, stable=True)
-    return order.gather(1, at[..., 0].gather(1, order).argsort(1, stable=True))
+    order = at[..., 1].argsort(dim=1, stable=True)
+    return order.gather(1, at[..., 0].gather(1, order).argsort(dim=1, stable=True))
 
 
 def _taken(values: Tensor, order: Tensor) -> Tensor:

@@ -33,12 +33,13 @@ class Recipe:
     """One network and its training.
 
     Attributes:
-        data: "faces" or "digits".
+        data: "celeba", "mnist" or "digits" (those of scikit-learn).
         size: of the images, in pixels.
         attentive: which of the two networks.
         steps: of the training.
+        width, last: of the network's layers.
         mirrored: whether images are shown mirrored too.
-        most: pixels of the largest context in training.
+        least, most: pixels of the smallest and the largest context in training.
         seed: of weights and training.
     """
 
@@ -46,24 +47,29 @@ class Recipe:
     size: int
     attentive: bool
     steps: int
+    width: int = 128
+    last: int = 256
     mirrored: bool = True
+    least: int = 3
     most: int = 1000
     seed: int = 0
 
     def images(self, split: str) -> Tensor:
         """Return the images (n, channels, size, size), uint8."""
-        return data.faces(split, self.size) if self.data == "faces" else data.digits(split)
+        return data.faces(split, self.size) if self.data == "celeba" else data.digits(split, self.size)
 
     def untrained(self) -> CNP:
         """Return the network before its training."""
-        return (AttentiveCNP if self.attentive else CNP)(3 if self.data == "faces" else 1, seed=self.seed)
+        channels = 3 if self.data == "celeba" else 1
+        return (AttentiveCNP if self.attentive else CNP)(channels, self.width, self.last, self.seed)
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "faces-32": Recipe("faces", 32, False, 14_000),
-    "faces-32-attentive": Recipe("faces", 32, True, 8_000),
-    "digits-28": Recipe("digits", 28, False, 5_000, mirrored=False, most=700),
-    "digits-28-attentive": Recipe("digits", 28, True, 3_000, mirrored=False, most=700),
+    "celeba-32": Recipe("celeba", 32, False, 14_000),
+    "celeba-32-attentive": Recipe("celeba", 32, True, 8_000),
+    "mnist": Recipe("mnist", 28, False, 5_000, mirrored=False, most=766),
+    "mnist-attentive": Recipe("mnist", 28, True, 3_000, mirrored=False, most=766),
+    "digits": Recipe("digits", 8, True, 2_500, 64, 128, mirrored=False, most=60, least=1),
 }
 
 
@@ -81,7 +87,7 @@ def recipe(name: str) -> Recipe:
 def trained(name: str, folder: Path = FOLDER) -> CNP:
     """Load a trained network, in eval mode.
 
-    >>> trained("digits-28").channels
+    >>> trained("digits").channels
     1
 
     Raises:
@@ -122,6 +128,7 @@ def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
         made.images("train"),
         steps=made.steps,
         mirrored=made.mirrored,
+        least=made.least,
         most=made.most,
         seed=made.seed,
         progress=progress,

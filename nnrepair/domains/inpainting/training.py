@@ -39,6 +39,7 @@ class Record:
     cpu_seconds: float = 0.0
     _sum: float = 0.0
     _count: int = 0
+    _lap: float | None = None
 
     def add(self, loss: float, part: int) -> None:
         """Note the loss of a step; `part` steps make a point of the curve."""
@@ -47,9 +48,14 @@ class Record:
             self.losses.append(round(self._sum / part, 5))
             self._sum, self._count = 0.0, 0
 
+    def lap(self) -> None:
+        """Count the CPU time since the last call, if there was one in this process."""
+        now = time.process_time()
+        self.cpu_seconds, self._lap = self.cpu_seconds + now - (now if self._lap is None else self._lap), now
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""
-        return vars(self)
+        return {name: value for name, value in vars(self).items() if name != "_lap"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it over."""
@@ -122,11 +128,9 @@ def train_inpainter(
         record.add(float(lost.detach()), max(1, steps // CURVE))
         return lost
 
-    began, spent = time.process_time(), record.cpu_seconds
-
     def update(lost: Tensor) -> None:
         step(lost)
-        record.cpu_seconds = spent + time.process_time() - began
+        record.lap()
 
     with torch.enable_grad(), progress_bar("train", progress) as report:
         training = Training(
@@ -138,6 +142,7 @@ def train_inpainter(
             checkpoint=_checkpoint(resume, model, images, locals()),
             report=report,
         )
+        record.lap()
         training.run().warn()
     model.zero_grad()
     return model.eval()
