@@ -98,9 +98,7 @@ def asked(points: Any) -> Tensor:
 def equal(a: Task | Episode, b: Task | Episode) -> bool:
     pairs = [(a.edits, b.edits), (a.edit_scope, b.edit_scope), (a.locality_set, b.locality_set)]
     return all(
-        len(x) == len(y)
-        and torch.equal(numbers(x.inputs), numbers(y.inputs))
-        and torch.equal(asked(x), asked(y))
+        len(x) == len(y) and torch.equal(numbers(x.inputs), numbers(y.inputs)) and torch.equal(asked(x), asked(y))
         for x, y in pairs
     )
 

@@ -196,7 +196,9 @@ def test_the_mean_is_what_the_paper_says() -> None:
     model = CNP(channels=1, width=16, last=8).eval()
     at, values, asked = noise(1, 4, 2), noise(1, 4, 1, seed=1), noise(1, 3, 2, seed=2)
     with torch.no_grad():
-        seen = [model.encoder(torch.cat([features(a), (y - 0.5) / 0.28])) for a, y in zip(at[0], values[0], strict=True)]
+        seen = [
+            model.encoder(torch.cat([features(a), (y - 0.5) / 0.28])) for a, y in zip(at[0], values[0], strict=True)
+        ]
         summary = sum(seen) / len(seen)
         for k, place in enumerate(asked[0]):
             raw = model.head(model.decoder(model.place(features(place)) + model.summary(summary)))
@@ -316,7 +318,9 @@ def test_a_command_trains_and_writes_the_network_with_its_record(
     from nnrepair.domains.inpainting.__main__ import main
 
     monkeypatch.setitem(
-        recipes.RECIPES, "digits", replace(recipes.RECIPES["digits"], steps=3, width=16, last=8)  # type: ignore[arg-type]
+        recipes.RECIPES,
+        "digits",
+        replace(recipes.RECIPES["digits"], steps=3, width=16, last=8),  # type: ignore[arg-type]
     )
     monkeypatch.setattr("sys.argv", ["", "digits", "--folder", str(tmp_path)])
     main()
@@ -349,7 +353,9 @@ def test_the_trained_networks_are_small_and_have_their_records() -> None:
 
 def test_more_pixels_make_better_completions() -> None:
     model, images = recipes.trained("digits"), data.grey(data.digits("test", 8))
-    found = [float(error(model, images, contexts.context("random", images, count, drawn())).mean()) for count in (6, 20, 60)]
+    found = [
+        float(error(model, images, contexts.context("random", images, count, drawn())).mean()) for count in (6, 20, 60)
+    ]
     assert found[0] > 1.2 * found[1] > 1.4 * found[2]
     mean = data.grey(data.digits("train", 8)).mean(0)
     assert found[1] < 0.8 * float((images - mean).square().mean())
@@ -412,7 +418,9 @@ def test_a_patch_is_repaired_and_other_images_stay() -> None:
     posed = task("digits", edits=2)
     assert posed.faults() == []
     method = MinimalNorm(layer=LAYERS, norm="drift", locality="none")
-    result = nnrepair.fix(posed.model, posed.edits[:1], posed.locality_set, method=method, test_set=dict(posed.test_set))
+    result = nnrepair.fix(
+        posed.model, posed.edits[:1], posed.locality_set, method=method, test_set=dict(posed.test_set)
+    )
     asked = posed.edits.criterion[torch.tensor([0])]
     with torch.no_grad():
         off = (result.model(posed.edits.inputs[:1]) - asked.target).abs()

@@ -57,8 +57,8 @@ def _refuse_apart(edits: Edits, asked: Near) -> None:
                 one = f"{float(target[seen, apart[0]]):.4g} and {float(target[index, apart[0]]):.4g}"
                 name = "edits" if edits.of is None else "points"
                 raise InvalidInput(
-                    f"Equal inputs are given targets farther apart than their tolerances: {name} {seen} and {index}, at "
-                    f"{len(apart)} outputs, the first with targets {one}. Remove one of them, or widen the tolerances."
+                    f"Equal inputs are given targets farther apart than their tolerances: {name} {seen} and {index}, "
+                    f"at {len(apart)} outputs, the first with targets {one}. Remove one, or widen the tolerances."
                 )
         others.append(index)
 

@@ -86,7 +86,11 @@ def masked(images: Tensor, given: Tensor) -> Tensor:
 def in_range(values: Tensor, what: str) -> None:
     """Refuse values that are no grey levels in [0, 1]."""
     if not values.dtype.is_floating_point or not bool(((values >= 0) & (values <= 1)).all()):
-        low, high = (float(values.double().nan_to_num(torch.inf).min()), float(values.double().max())) if values.numel() else (0, 0)
+        low, high = (
+            (float(values.double().nan_to_num(torch.inf).min()), float(values.double().max()))
+            if values.numel()
+            else (0, 0)
+        )
         raise InvalidInput(
             f"{what} must be floating-point numbers in [0, 1], got {values.dtype} in [{low:g}, {high:g}]. "
             "Divide grey levels of 0 to 255 by 255."

@@ -69,7 +69,9 @@ def digits(split: str = "test", size: int = 28) -> Tensor:
     torch.Size([450, 1, 8, 8])
     """
     if split not in SPLITS:
-        raise InvalidInput(f"The digits have no split {split!r}.{near_matches(str(split), SPLITS)} Splits: train, test.")
+        raise InvalidInput(
+            f"The digits have no split {split!r}.{near_matches(str(split), SPLITS)} Splits: train, test."
+        )
     if size == 28:
         inputs = vision.mnist("train" if split == "train" else "test", flat=False).inputs
     elif size == 8:
@@ -84,7 +86,9 @@ def grey(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def _opened(raw: npt.NDArray[np.uint8], starts: npt.NDArray[np.integer], ends: npt.NDArray[np.integer]) -> Iterator[object]:
+def _opened(
+    raw: npt.NDArray[np.uint8], starts: npt.NDArray[np.integer], ends: npt.NDArray[np.integer]
+) -> Iterator[object]:
     with needed("vision", "JPEG images are decoded by pillow"):
         from PIL import Image
     content = raw.tobytes()

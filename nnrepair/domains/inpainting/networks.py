@@ -11,6 +11,7 @@ fall with the squared distance, as fast as it learns, so that it begins as a smo
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -120,7 +121,8 @@ class AttentiveCNP(CNP):
     def _seen(self, context_at: Tensor, encoded: Tensor, at: Tensor, weight: Tensor) -> Tensor:
         # No shape is asked for, so that the network can be cut behind this: it runs once for repairs of what follows.
         query, key, values = (
-            part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (self.query(at), self.key(context_at), encoded)
+            torch.unflatten(part, -1, (HEADS, -1)).transpose(1, 2)
+            for part in (self.query(at), self.key(context_at), encoded)
         )
         # Scores fall by s |x - x'|^2 = s |x|^2 - 2 s x x' + s |x'|^2; the first is the same for all x', and left out.
         sharp = self.sharpness.exp()[:, None, None]
@@ -162,8 +164,7 @@ class Completion(nn.Module):
         Raises:
             InvalidInput: images of another size or with other channels, or a mask that leaves nothing.
         """
-        completed: Tensor = self.distribution(masked).mean.transpose(1, 2).unflatten(2, self.size)
-        return completed
+        return torch.unflatten(self.distribution(masked).mean.transpose(1, 2), 2, self.size)
 
     def distribution(self, masked: Tensor) -> Gaussian:
         """Return the distribution of all pixels, row by row: (n, height * width, channels) each."""
@@ -206,7 +207,7 @@ def _mean(encoded: Tensor, weight: Tensor) -> Tensor:
 def _layers(*sizes: int) -> nn.Sequential:
     """Return linear layers with ReLUs between them."""
     made: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in pairwise(sizes):
         made += [_he(nn.Linear(before, after)), nn.ReLU()]
     return nn.Sequential(*made[:-1])
 
@@ -233,13 +234,13 @@ def _check(context_at: Tensor, context: Tensor, at: Tensor, given: Tensor | None
     shapes = f"{tuple(context_at.shape)}, {tuple(context.shape)} and {tuple(at.shape)}"
     fits = context_at.ndim == context.ndim == at.ndim == 3 and context_at.shape[:2] == context.shape[:2]
     if not fits or context_at.shape[2] != 2 or at.shape[2] != 2 or len(at) != len(context):
-        raise InvalidInput(f"A CNP needs places (n, k, 2), their values (n, k, {channels}) and (n, m, 2), given {shapes}.")
+        raise InvalidInput(
+            f"A CNP needs places (n, k, 2), their values (n, k, {channels}) and (n, m, 2), given {shapes}."
+        )
     if context.shape[2] != channels:
         raise InvalidInput(f"This CNP has {channels} channels, the context's values {context.shape[2]}.")
     if given is not None and (given.shape != context.shape[:2] or given.dtype != torch.bool):
-        raise InvalidInput(
-            f"given must be bool {tuple(context.shape[:2])}, got {given.dtype} {tuple(given.shape)}."
-        )
+        raise InvalidInput(f"given must be bool {tuple(context.shape[:2])}, got {given.dtype} {tuple(given.shape)}.")
     if context.shape[1] == 0 or (given is not None and not bool(given.any(1).all())):
         raise InvalidInput("The context is empty: give at least one pixel of every image.")
     for places in (context_at, at):

@@ -37,7 +37,7 @@ def completions(model: Completion, images: Tensor, masked: Sequence[Tensor], tit
     rows, names = [images], ["image"]
     for some, title in zip(masked, titles, strict=True):
         found = model.distribution(some)
-        mean, scale = (part.transpose(1, 2).unflatten(2, model.size) for part in found)
+        mean, scale = (torch.unflatten(part.transpose(1, 2), 2, model.size) for part in found)
         rows += [visible(some), mean, scale / scale.amax()]
         names += [title, "mean", "deviation"]
     cells = [[row[k] for k in range(len(images))] for row in rows]

@@ -80,7 +80,9 @@ def recipe(name: str) -> Recipe:
         InvalidInput: there is none of that name.
     """
     if name not in RECIPES:
-        raise InvalidInput(f"There is no network {name!r}.{near_matches(name, RECIPES)} Networks: {', '.join(RECIPES)}.")
+        raise InvalidInput(
+            f"There is no network {name!r}.{near_matches(name, RECIPES)} Networks: {', '.join(RECIPES)}."
+        )
     return RECIPES[name]
 
 

@@ -48,8 +48,10 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20) -> Task:
     order = torch.randperm(len(test), generator=generator)
     mine, asked, skipped = _mistakes(network, test, order, edits, generator)
     rest = order[~torch.isin(order, torch.cat([mine, skipped]))]
-    tested, watched = rest[: min(TESTED, len(rest) // 2)], rest[min(TESTED, len(rest) // 2) :][:WATCHED]
-    kept, practised = torch.randperm(len(train), generator=generator)[: KEPT + PRACTISED].split([KEPT, PRACTISED])
+    half = min(TESTED, len(rest) // 2)
+    tested, watched = rest[:half], rest[half:][:WATCHED]
+    some = torch.randperm(len(train), generator=generator)
+    kept, practised = some[:KEPT], some[KEPT : KEPT + PRACTISED]
     truth = grey(test[tested])
     return Task(
         model=network,
@@ -108,28 +110,25 @@ def _mistakes(
     """Return (count,) images, in order, that are completed wrongly, as edits; and those passed over."""
     if count < 1:
         raise InvalidInput(f"edits must be at least 1, given {count}.")
-    mine, inputs, targets, tolerances, passed = [], [], [], [], []
-    side = patch_side(images)
-    for some in order.split(TOGETHER):
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # images, inputs, targets, tolerances
+    passed: list[Tensor] = []
+    side, left = patch_side(images), count
+    for some in torch.split(order, TOGETHER):
         true = grey(images[some])
         masked = shown(true, generator)
-        found = network(masked)
-        criterion = patched(true, worst_patch(found, true, side), side)
-        wrong = ~criterion.holds(found)
-        left = count - sum(map(len, mine))
+        completed = network(masked)
+        asked = patched(true, worst_patch(completed, true, side), side)
+        wrong = ~asked.holds(completed)
         index = torch.nonzero(wrong).flatten()[:left]
         passed.append(some[~wrong])
-        mine.append(some[index])
-        inputs.append(masked[index])
-        targets.append(criterion.target[index])
-        tolerances.append(criterion.tol[index])
-        if len(index) == left:
+        found.append((some[index], masked[index], asked.target[index], asked.tol[index]))
+        left -= len(index)
+        if left == 0:
             break
-    there = sum(map(len, mine))
-    if there < count:
-        raise InvalidInput(f"{count} edits were asked for, but there are only {there} images completed wrongly.")
-    asked = Near(torch.cat(targets), torch.cat(tolerances))
-    return torch.cat(mine), Edits(torch.cat(inputs), asked), torch.cat(passed)
+    if left:
+        raise InvalidInput(f"{count} edits were asked for, but there are only {count - left} images completed wrongly.")
+    mine, inputs, targets, tolerances = (torch.cat(part) for part in zip(*found, strict=True))
+    return mine, Edits(inputs, Near(targets, tolerances)), torch.cat(passed)
 
 
 def patch_side(images: Tensor) -> int:
@@ -148,7 +147,7 @@ def worst_patch(found: Tensor, true: Tensor, side: int) -> Tensor:
 def _completed(network: nn.Module, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Near]:
     """Return masked images, and that their completions stay."""
     masked = shown(images, generator)
-    found = torch.cat([network(some) for some in masked.split(TOGETHER)])
+    found = torch.cat([network(some) for some in torch.split(masked, TOGETHER)])
     return masked, Near(found, TOLERANCE)
 
 

@@ -161,7 +161,7 @@ def error(model: CNP, images: Tensor, given: Tensor) -> Tensor:
     masked = contexts.masked(images, given)
     found = [
         (completion(some) - true).double().square().flatten(1).mean(1)
-        for some, true in zip(masked.split(TOGETHER), images.split(TOGETHER), strict=True)
+        for some, true in zip(torch.split(masked, TOGETHER), torch.split(images, TOGETHER), strict=True)
     ]
     return torch.cat(found)
 
