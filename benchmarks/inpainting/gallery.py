@@ -22,8 +22,8 @@ from nnrepair.methods import MinimalNorm
 
 #: How many images, and how many edits, a picture has.
 SHOWN, EDITED = 6, 4
-#: What is repaired; see docs/inpainting.md.
-METHOD = MinimalNorm(layer=("model.summary", "model.decoder.1", "model.decoder.3"), norm="drift", locality="none")
+#: Layers that carry what a network knows of one image's context, by whether it is attentive; see docs/inpainting.md.
+LAYERS = {True: ("model.summary", "model.seen"), False: ("model.summary", "model.decoder.1")}
 
 
 def completed(name: str, path: Path) -> None:
@@ -44,8 +44,9 @@ def completed(name: str, path: Path) -> None:
 def repaired(name: str, path: Path) -> None:
     """Draw edits, each repaired alone, beside an image that was to stay."""
     posed = task(name, 0, EDITED)
+    method = MinimalNorm(layer=LAYERS[recipe(name).attentive], norm="drift", locality="none")
     after = [
-        nnrepair.fix(posed.model, posed.edits[k : k + 1], posed.locality_set, method=METHOD, throw=False).model
+        nnrepair.fix(posed.model, posed.edits[k : k + 1], posed.locality_set, method=method, throw=False).model
         for k in range(EDITED)
     ]
     others = posed.test_set["error"][0][:EDITED]

@@ -38,6 +38,7 @@ class Recipe:
         attentive: which of the two networks.
         steps: of the training.
         width, last: of the network's layers.
+        targets: pixels that a step asks for.
         mirrored: whether images are shown mirrored too.
         least, most: pixels of the smallest and the largest context in training.
         seed: of weights and training.
@@ -49,6 +50,7 @@ class Recipe:
     steps: int
     width: int = 128
     last: int = 256
+    targets: int = 128
     mirrored: bool = True
     least: int = 3
     most: int = 1000
@@ -65,11 +67,10 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "celeba-32": Recipe("celeba", 32, False, 14_000),
-    "celeba-32-attentive": Recipe("celeba", 32, True, 8_000),
-    "mnist": Recipe("mnist", 28, False, 5_000, mirrored=False, most=766),
-    "mnist-attentive": Recipe("mnist", 28, True, 3_000, mirrored=False, most=766),
-    "digits": Recipe("digits", 8, True, 2_500, 64, 128, mirrored=False, most=60, least=1),
+    "celeba-32": Recipe("celeba", 32, False, 13_000),
+    "celeba-32-attentive": Recipe("celeba", 32, True, 2_500),
+    "mnist-attentive": Recipe("mnist", 28, True, 1_000, mirrored=False, most=766),
+    "digits": Recipe("digits", 8, True, 700, 64, 128, targets=200, least=1, most=60, mirrored=False),
 }
 
 
@@ -129,6 +130,7 @@ def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
         made.untrained(),
         made.images("train"),
         steps=made.steps,
+        targets=made.targets,
         mirrored=made.mirrored,
         least=made.least,
         most=made.most,

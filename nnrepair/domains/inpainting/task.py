@@ -23,7 +23,7 @@ SHARE = 0.1
 #: Contexts of each edited image by which generality is measured.
 OTHERS = 2
 #: Sizes of the locality set, of the two test sets at most, and how many training images episodes take edits from.
-KEPT, TESTED, WATCHED, PRACTISED = 200, 500, 100, 200
+KEPT, TESTED, WATCHED, PRACTISED = 100, 500, 50, 200
 
 
 def task(model: str = "digits", seed: int = 0, edits: int = 20) -> Task:
@@ -34,7 +34,7 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20) -> Task:
     other pixels at random. Labels are `Near` criteria throughout.
 
     Args:
-        model: "digits" (8 x 8, no download), "mnist", "celeba-32", or one of these with "-attentive".
+        model: "digits" (8 x 8, no download), "mnist-attentive", "celeba-32" or "celeba-32-attentive".
         seed: of contexts and drawing.
         edits: how many.
 
