@@ -1,4 +1,4 @@
-"""Images completed from some of their pixels, by networks that can be repaired."""
+"""Images completed by neural processes."""
 
 from nnrepair.domains.inpainting.contexts import context, masked
 from nnrepair.domains.inpainting.data import digits, faces, grey
