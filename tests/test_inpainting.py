@@ -343,7 +343,13 @@ def test_a_command_trains_and_writes_the_network_with_its_record(
 def test_the_trained_networks_are_small_and_have_their_records() -> None:
     files = sorted(recipes.FOLDER.iterdir())
     assert sum(file.stat().st_size for file in files) < 5e6
+    there = {file.stem for file in files}
+    assert "digits" in there
     for name, recipe in recipes.RECIPES.items():
+        if name not in there:
+            with pytest.raises(DataUnavailable, match=f"Train it: python -m nnrepair.domains.inpainting {name}"):
+                recipes.trained(name)
+            continue
         told = json.loads((recipes.FOLDER / f"{name}.json").read_text())
         assert told["recipe"] == json.loads(json.dumps(vars(recipe))) and len(told["losses"]) >= 20
         assert recipes.trained(name).channels == (3 if recipe.data == "celeba" else 1)
@@ -363,7 +369,7 @@ def test_more_pixels_make_better_completions() -> None:
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["celeba-32", "mnist"])
+@pytest.mark.parametrize("name", [file.stem for file in sorted(recipes.FOLDER.glob("*.json"))])
 def test_records_are_true(name: str, data_dir: Callable[..., Path]) -> None:
     """The errors of the first hundred images lie near those of all, which the record has."""
     data_dir("celeba/celeba_10k_89x109.npz", "mnist/mnist.npz")

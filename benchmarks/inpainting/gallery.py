@@ -7,6 +7,8 @@ its pictures are not to be published.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,9 +28,13 @@ SHOWN, EDITED = 6, 4
 LAYERS = {True: ("model.summary", "model.seen"), False: ("model.summary", "model.decoder.1")}
 
 
-def completed(name: str, path: Path) -> None:
-    """Draw completions from a hundredth, a tenth and all but a few of the pixels, and from the upper half."""
+def completed(name: str, path: Path, size: int | None = None) -> None:
+    """Draw completions from a hundredth, a tenth and all but a few of the pixels, and from the upper half.
+
+    Faces may have another size than those that the network was trained on.
+    """
     made, generator = recipe(name), torch.Generator().manual_seed(0)
+    made = made if size is None else replace(made, size=size)
     images = grey(made.images("test")[:SHOWN])
     pixels = made.size**2
     asked: list[tuple[contexts.Kind, int]] = [
@@ -66,8 +72,11 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
-    for draw, what in ((completed, "completions"), (repaired, "repairs")):
-        path = given.folder / f"inpainting-{given.model}-{what}.png"
+    start = f"inpainting-{given.model}"
+    drawn = {given.folder / f"{start}-completions.png": completed, given.folder / f"{start}-repairs.png": repaired}
+    if recipe(given.model).data == "celeba":
+        drawn[given.folder / f"{start}-64.png"] = partial(completed, size=64)
+    for path, draw in drawn.items():
         draw(given.model, path)
         print(path)
 

@@ -1,4 +1,4 @@
-"""The networks that come with the package, and how each was trained."""
+"""Networks by name, and how each is trained. Those whose files lie in `trained/` come with the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from nnrepair.domains.inpainting import contexts, data
 from nnrepair.domains.inpainting.networks import CNP, AttentiveCNP
 from nnrepair.domains.inpainting.training import Record, error, train_inpainter
-from nnrepair.errors import InvalidInput, PatchError, near_matches
+from nnrepair.errors import DataUnavailable, InvalidInput, PatchError, near_matches
 from nnrepair.files import write_atomically
 from nnrepair.provenance import versions
 from nnrepair.spec.state import read_tensors, reading, write_tensors
@@ -70,6 +70,8 @@ RECIPES: Mapping[str, Recipe] = {
     "celeba-32": Recipe("celeba", 32, False, 13_000),
     "celeba-32-attentive": Recipe("celeba", 32, True, 2_500),
     "mnist-attentive": Recipe("mnist", 28, True, 1_000, mirrored=False, most=766),
+    "celeba-64": Recipe("celeba", 64, False, 13_000, most=4000),
+    "mnist": Recipe("mnist", 28, False, 13_000, mirrored=False, most=766),
     "digits": Recipe("digits", 8, True, 700, 64, 128, targets=200, least=1, most=60, mirrored=False),
 }
 
@@ -95,13 +97,15 @@ def trained(name: str, folder: Path = FOLDER) -> CNP:
 
     Raises:
         InvalidInput: there is none of that name, or its file is damaged.
-        FileNotFoundError: it was not trained yet.
+        DataUnavailable: it is a recipe whose network does not come with the package; train it first.
     """
     model, path = recipe(name).untrained(), Path(folder) / f"{name}.safetensors"
     try:
         with reading(path, "trained network"):
             _, tensors, _ = read_tensors(path, "trained network", {FORMAT: ("name",)})
             model.load_state_dict(tensors)
+    except FileNotFoundError as error:
+        raise DataUnavailable(f"{error} Train it: python -m nnrepair.domains.inpainting {name}") from error
     except PatchError as error:
         raise InvalidInput(f"{error} Train it anew: python -m nnrepair.domains.inpainting {name}") from error
     return model.eval()
