@@ -189,6 +189,20 @@ def test_images_are_completed_as_points_are(network: type[CNP]) -> None:
     assert torch.allclose(masked.transpose(1, 2).reshape(3, 3, 4, 6), completed, atol=1e-5)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_for_few_pixels_is_the_same(network: type[CNP]) -> None:
+    model = network(channels=3, width=32, last=16).eval()
+    images = noise(3, 3, 4, 6)
+    x = contexts.masked(images, contexts.context("random", images, torch.tensor([1, 5, 9]), drawn()))
+    with torch.no_grad():
+        assert torch.allclose(Completion(model, 4, 6, most=9)(x), Completion(model, 4, 6)(x), atol=1e-6)
+    with pytest.raises(InvalidInput, match="9 pixels of an image are given, .* at most 8"):
+        Completion(model, 4, 6, most=8)(x)
+    for most in (0, 25):
+        with pytest.raises(InvalidInput, match="1 to 24"):
+            Completion(model, 4, 6, most)
+
+
 def test_the_mean_is_what_the_paper_says() -> None:
     """A twin written pixel by pixel: encode, average, decode."""
     from nnrepair.domains.inpainting.networks import features

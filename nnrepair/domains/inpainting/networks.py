@@ -149,13 +149,16 @@ class Completion(nn.Module):
     Args:
         model: the CNP, which is a part of this network, not copied.
         height, width: of the images, in pixels; a CNP itself knows none.
+        most: pixels that are given at most; all by default. Fewer take less time.
     """
 
     at: Tensor
 
-    def __init__(self, model: CNP, height: int, width: int) -> None:
+    def __init__(self, model: CNP, height: int, width: int, most: int | None = None) -> None:
         super().__init__()
-        self.model, self.size = model, (height, width)
+        self.model, self.size, self.most = model, (height, width), height * width if most is None else most
+        if not 1 <= self.most <= height * width:
+            raise InvalidInput(f"Of {height} x {width} pixels, 1 to {height * width} are given, not {most}.")
         self.register_buffer("at", features(grid(height, width)), persistent=False)
 
     def forward(self, masked: Tensor) -> Tensor:
@@ -168,11 +171,12 @@ class Completion(nn.Module):
 
     def distribution(self, masked: Tensor) -> Gaussian:
         """Return the distribution of all pixels, row by row: (n, height * width, channels) each."""
-        masked = _check_masked(masked, self.model.channels, self.size)
+        masked = _check_masked(masked, self.model.channels, self.size, self.most)
         rows = masked.flatten(2).transpose(1, 2)
         context, weight = rows[..., :-1], rows[..., -1:]
         at = self.at + torch.zeros_like(weight)  # for every image, without asking how many there are
-        return self.model.outputs(at, context, at, weight)
+        order = torch.argsort(weight[..., 0], dim=1, descending=True, stable=True)[:, : self.most]  # given ones first
+        return self.model.outputs(_taken(at, order), _taken(context, order), at, _taken(weight, order))
 
 
 def grid(height: int, width: int) -> Tensor:
@@ -226,7 +230,8 @@ def _ordered(at: Tensor) -> Tensor:
 
 
 def _taken(values: Tensor, order: Tensor) -> Tensor:
-    return values.gather(1, order[..., None].expand(-1, -1, values.shape[-1]))
+    """Return (n, k, ...) some of the values (n, m, ...) of each, by their places (n, k)."""
+    return torch.take_along_dim(values, order[..., None], 1)
 
 
 def _check(context_at: Tensor, context: Tensor, at: Tensor, given: Tensor | None, channels: int) -> None:
@@ -251,7 +256,7 @@ def _check(context_at: Tensor, context: Tensor, at: Tensor, given: Tensor | None
 
 
 @torch.fx.wrap
-def _check_masked(masked: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+def _check_masked(masked: Tensor, channels: int, size: tuple[int, int], most: int) -> Tensor:
     """Refuse what is no masked image of this size; one operation for those who trace the network."""
     wanted = (channels + 1, *size)
     if masked.ndim != 4 or tuple(masked.shape[1:]) != wanted:
@@ -259,6 +264,13 @@ def _check_masked(masked: Tensor, channels: int, size: tuple[int, int]) -> Tenso
             f"This network completes masked images (n, {', '.join(map(str, wanted))}), the mask as the last channel; "
             f"given {tuple(masked.shape)}. Completion(model, height, width) makes it one for other sizes."
         )
-    if not torch._C._functorch.is_batchedtensor(masked) and not bool((masked[:, -1] > 0).flatten(1).any(1).all()):
-        raise InvalidInput("The mask leaves no pixel of some images: give at least one of each.")
+    if not torch._C._functorch.is_batchedtensor(masked):
+        given = masked[:, -1].flatten(1).count_nonzero(1)
+        if not bool((given > 0).all()):
+            raise InvalidInput("The mask leaves no pixel of some images: give at least one of each.")
+        if not bool((given <= most).all()):
+            raise InvalidInput(
+                f"{int(given.max())} pixels of an image are given, and this network was made for at most {most}: "
+                "Completion(model, height, width) takes any number."
+            )
     return masked

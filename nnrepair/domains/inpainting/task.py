@@ -42,7 +42,7 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20) -> Task:
         InvalidInput: another model, or more edits than there are images that it completes wrongly.
     """
     made = recipe(model)
-    network = Completion(trained(model), made.size, made.size).eval()
+    network = Completion(trained(model), made.size, made.size, _count(made.size**2, SHARE)).eval()
     generator = torch.Generator().manual_seed(seed)
     test, train = made.images("test"), made.images("train")
     order = torch.randperm(len(test), generator=generator)
@@ -68,8 +68,12 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20) -> Task:
 
 def shown(images: Tensor, generator: torch.Generator, share: float = SHARE) -> Tensor:
     """Return images (n, channels, height, width) in [0, 1], masked but for a share of their pixels, at random."""
-    count = max(1, round(share * images.shape[2] * images.shape[3]))
+    count = _count(images.shape[2] * images.shape[3], share)
     return contexts.masked(images, contexts.context("random", images, count, generator))
+
+
+def _count(pixels: int, share: float) -> int:
+    return max(1, round(share * pixels))
 
 
 def patched(images: Tensor, corner: Tensor, side: int, tolerance: float = TOLERANCE) -> Near:
