@@ -21,6 +21,8 @@ from nnrepair.spec.state import read_tensors, reading, write_tensors
 
 FOLDER = Path(__file__).parent / "trained"
 FORMAT = "nnrepair-inpainter-1"
+#: Images that a trained network is measured on, at most.
+HELD_OUT = 1000
 #: Contexts that a network is measured at: kind and number of pixels.
 MEASURED: tuple[tuple[contexts.Kind, int], ...] = (
     *(("random", count) for count in (10, 100, 1000)),
@@ -68,8 +70,8 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "celeba-32": Recipe("celeba", 32, False, 13_000),
-    "celeba-32-attentive": Recipe("celeba", 32, True, 2_500),
-    "mnist-attentive": Recipe("mnist", 28, True, 1_000, mirrored=False, most=766),
+    "celeba-32-attentive": Recipe("celeba", 32, True, 200),
+    "mnist-attentive": Recipe("mnist", 28, True, 200, mirrored=False, most=766),
     "celeba-64": Recipe("celeba", 64, False, 13_000, most=4000),
     "mnist": Recipe("mnist", 28, False, 13_000, mirrored=False, most=766),
     "digits": Recipe("digits", 8, True, 700, 64, 128, targets=200, least=1, most=60, mirrored=False),
@@ -143,7 +145,7 @@ def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
         resume=progress_file,
         record=record,
     )
-    held_out = data.grey(made.images("test")[:1000])
+    held_out = data.grey(made.images("test")[:HELD_OUT])
     told = {
         "name": name,
         "recipe": asdict(made),
