@@ -23,9 +23,9 @@ from nnrepair.files import replacing
 from nnrepair.methods import MinimalNorm
 
 #: How many images, and how many edits, a picture has.
-SHOWN, EDITED = 6, 4
-#: Layers that carry what a network knows of one image's context, by whether it is attentive; see docs/inpainting.md.
-LAYERS = {True: ("model.summary", "model.seen"), False: ("model.summary", "model.decoder.1")}
+SHOWN, EDITED = 6, 3
+#: The decoder, and what it is told of the context; attentive networks have one layer more. See docs/inpainting.md.
+DECODER = ("model.summary", "model.decoder.1", "model.decoder.3", "model.decoder.5", "model.head")
 
 
 def completed(name: str, path: Path, size: int | None = None) -> None:
@@ -50,7 +50,9 @@ def completed(name: str, path: Path, size: int | None = None) -> None:
 def repaired(name: str, path: Path) -> None:
     """Draw edits, each repaired alone, beside an image that was to stay."""
     posed = task(name, 0, EDITED)
-    method = MinimalNorm(layer=LAYERS[recipe(name).attentive], norm="drift", locality="none")
+    method = MinimalNorm(
+        layer=("model.seen", *DECODER) if recipe(name).attentive else DECODER, norm="drift", locality="none"
+    )
     after = [
         nnrepair.fix(posed.model, posed.edits[k : k + 1], posed.locality_set, method=method, throw=False).model
         for k in range(EDITED)
