@@ -157,7 +157,8 @@ def error(model: CNP, images: Tensor, given: Tensor) -> Tensor:
         images: (n, channels, height, width) in [0, 1].
         given: (n, 1, height, width) bool, the context.
     """
-    completion = Completion(model, *images.shape[2:], int(given.flatten(1).sum(1).max())).eval()
+    height, width = images.shape[2:]
+    completion = Completion(model, height, width, int(given.flatten(1).sum(1).max())).eval()
     masked = contexts.masked(images, given)
     found = [
         (completion(some) - true).double().square().flatten(1).mean(1)
