@@ -22,11 +22,12 @@ TOLERANCE = 10 / 255
 SHARE = 0.1
 #: Contexts of each edited image by which generality is measured.
 OTHERS = 2
-#: Sizes of the locality set, of the two test sets at most, and how many training images episodes take edits from.
-KEPT, TESTED, WATCHED, PRACTISED = 100, 500, 50, 200
+#: Sizes of the locality set (where it is less than twice the width of a layer, drift says little of other images), of
+#: the two test sets at most, and how many training images episodes take edits from.
+KEPT, TESTED, WATCHED, PRACTISED = 300, 500, 50, 200
 
 
-def task(model: str = "digits", seed: int = 0, edits: int = 20) -> Task:
+def task(model: str = "digits", seed: int = 0, edits: int = 20, kept: int = KEPT) -> Task:
     """Edits: patches that the network completes worst in images to test; kept: completions of images to train on.
 
     Test sets: "error", other images with their true pixels, whose mean squared error is measured; "kept", others again
@@ -37,6 +38,7 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20) -> Task:
         model: "digits" (8 x 8, no download), "mnist-attentive", "celeba-32" or "celeba-32-attentive".
         seed: of contexts and drawing.
         edits: how many.
+        kept: size of the locality set.
 
     Raises:
         InvalidInput: another model, or more edits than there are images that it completes wrongly.
@@ -51,18 +53,18 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20) -> Task:
     half = min(TESTED, len(rest) // 2)
     tested, watched = rest[:half], rest[half:][:WATCHED]
     some = torch.randperm(len(train), generator=generator)
-    kept, practised = some[:KEPT], some[KEPT : KEPT + PRACTISED]
+    stays, practised = some[:kept], some[kept : kept + PRACTISED]
     truth = grey(test[tested])
     return Task(
         model=network,
         edits=asked,
-        locality_set=LocalitySet(*_completed(network, grey(train[kept]), generator)),
+        locality_set=LocalitySet(*_completed(network, grey(train[stays]), generator)),
         test_set={
             "error": (shown(truth, generator), Near(truth, 1.0)),
             "kept": _completed(network, grey(test[watched]), generator),
         },
         edit_scope=again(test[mine], asked, generator),
-        training=lambda: _training(network, train[practised], train[kept], seed),
+        training=lambda: _training(network, train[practised], train[stays], seed),
     )
 
 
