@@ -430,7 +430,7 @@ def test_targets_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(InvalidInput, match="edits 0 and 1, at 1 outputs, the first with targets 0.5 and 0.8"):
         nnrepair.fix(network, Edits(x, Near(target, 0.1)))
     assert nnrepair.fix(network, Edits(x, Near(target, 0.2)), method=FineTune(steps=0), throw=False).report.edits == 2
-    with pytest.raises(InvalidInput, match="every tol must be positive, the smallest given is 0"):
+    with pytest.raises(InvalidInput, match="every tol positive, the smallest given is 0"):
         Near(target, 0.0)
 
 

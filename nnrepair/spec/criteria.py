@@ -285,8 +285,8 @@ class Near(Criterion):
             raise InvalidInput("Near: the target must be finite; where an output is free, give it tol=inf.")
         if not (tol > 0).all():
             raise InvalidInput(
-                f"Near: every tol must be positive, the smallest given is {float(tol.min()):g}: no repair meets a "
-                "target exactly. Give what is near enough, such as half a grey level."
+                f"Near needs every tol positive, the smallest given is {float(tol.min()):g}: no repair meets a target "
+                "exactly. Give what is near enough, such as half a grey level."
             )
         self.target, self.tol = target, tol
 
