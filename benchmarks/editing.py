@@ -24,6 +24,9 @@ from nnrepair.methods.fine_tune import penalties
 from nnrepair.results.history import History
 from nnrepair.results.metrics import generalization_rates, mean_rate
 from nnrepair.results.result import RepairResult, SideEffects
+from nnrepair.spec.criteria import ERROR
+from nnrepair.spec.given import as_criterion
+from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs_of
 
 Row = dict[str, Any]
@@ -163,7 +166,7 @@ def unedited(domain: Domain, model: str, seed: int, edits: int, task: Mapping[st
         "generalization_before": mean_rate(rates),
         "edits_with_scope": sum(rate is not None for rate in rates),
         "accuracy": {
-            name: float((one.argmax(1) == labels).double().mean())
+            name: float(fitted(as_criterion(labels, name), one).holds(one).double().mean())
             for one, (name, (_, labels)) in zip(y[1:], posed.test_set.items(), strict=True)
         },
     }
@@ -201,11 +204,26 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         "edit_seconds": seconds / edits,
         "status": result.outcome.status,
     }
-    return row | ({} if curve is None else {"curve": curve})
+    return row | _numbers(result, tests[0]) | ({} if curve is None else {"curve": curve})
 
 
 def _short(found: SideEffects) -> Row:
-    return {"points": found.points, "drawdown_points": found.drawdown_points, "locality": found.locality}
+    told: Row = {"points": found.points, "drawdown_points": found.drawdown_points, "locality": found.locality}
+    return told | ({} if found.moved is None else {"moved": found.moved.mean})
+
+
+def _numbers(result: RepairResult | History, test: str) -> Row:
+    """Return the measures of outputs that are numbers, before and after, and after the worst step; often none."""
+    if isinstance(result, RepairResult):
+        steps = [result.report.tests[test]]
+        found = steps[0]
+    else:
+        steps = [step.side_effects[test] for step in result.steps]
+        found = result.side_effects[test]
+    if not found.measures:
+        return {}
+    worst = max(step.measures[ERROR][1] for step in steps if ERROR in step.measures)
+    return {"measures": found.measures, "worst_error": worst}
 
 
 def _curve(history: History, test: str) -> dict[str, list[float]]:

@@ -14,6 +14,7 @@ from benchmarks.checkers import table as checkers
 from benchmarks.cifar import editable_table as editable
 from benchmarks.engine import table as engine
 from benchmarks.graph import table as graphs
+from benchmarks.inpainting import table as inpainting
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
@@ -293,6 +294,7 @@ def write() -> None:
     acas.write()
     editing.write()
     graphs.write()
+    inpainting.write()
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"

@@ -9,6 +9,7 @@ from benchmarks.checkers import table as checkers
 from benchmarks.cifar import editable_table as editable
 from benchmarks.engine import table as engine
 from benchmarks.graph import table as graphs
+from benchmarks.inpainting import table as inpainting
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.verify import table
@@ -54,6 +55,10 @@ def test_the_page_about_editable_training_is_what_the_results_say():
 
 def test_the_page_about_graphs_is_what_the_results_say():
     assert (ROOT / "docs" / "results-graphs.md").read_text() == graphs.page()
+
+
+def test_the_page_about_inpainting_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-inpainting.md").read_text() == inpainting.page()
 
 
 def test_the_page_about_choosing_is_what_the_results_say():

@@ -281,8 +281,13 @@ class Near(Criterion):
             raise InvalidInput(
                 f"Near: tol of shape {tuple(tol.shape)} does not broadcast to the target {tuple(target.shape)}."
             ) from None
-        if not torch.isfinite(target).all() or not (tol > 0).all():
-            raise InvalidInput("Near: the target must be finite and every tol positive.")
+        if not torch.isfinite(target).all():
+            raise InvalidInput("Near: the target must be finite; where an output is free, give it tol=inf.")
+        if not (tol > 0).all():
+            raise InvalidInput(
+                f"Near needs every tol positive, the smallest given is {float(tol.min()):g}: no repair meets a target "
+                "exactly. Give what is near enough, such as half a grey level."
+            )
         self.target, self.tol = target, tol
 
     def __len__(self) -> int:

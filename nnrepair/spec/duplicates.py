@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
-from nnrepair.spec.criteria import Argmax, Threshold, flat
+from nnrepair.spec.criteria import Argmax, Near, Threshold, flat
 from nnrepair.spec.edits import Edits, Locality
 from nnrepair.spec.inputs import AnyInputs, batches, words
 from nnrepair.spec.kinds import kind_of
 
 
 def refuse_contradictions(edits: Edits) -> None:
-    """Refuse equal inputs with different labels: no network can satisfy both."""
+    """Refuse equal inputs with different labels, or targets too far apart: no network can satisfy both."""
+    if isinstance(edits.criterion, Near):
+        _refuse_apart(edits, edits.criterion)
     if not isinstance(edits.criterion, Argmax | Threshold):
         return
     hashes = _hashes(edits.inputs)
@@ -37,6 +39,28 @@ def refuse_contradictions(edits: Edits) -> None:
         more = f", and {len(clashes) - 5} more pairs" if len(clashes) > 5 else ""
         name = "edits" if edits.of is None else "points"
         raise InvalidInput(f"Equal inputs are given different labels: {name} {shown}{more}. Remove one of each pair.")
+
+
+def _refuse_apart(edits: Edits, asked: Near) -> None:
+    """Refuse equal inputs whose outputs are to be within tolerances that do not meet."""
+    hashes = _hashes(edits.inputs)
+    if hashes is None:
+        return
+    target, tol = flat(asked.target).double(), flat(asked.tol).double()
+    low, high = target - tol, target + tol
+    groups: dict[int, list[int]] = {}
+    for index, group in enumerate(hashes.tolist()):
+        others = groups.setdefault(group, [])
+        for seen in others:
+            apart = torch.nonzero((low[seen] > high[index]) | (low[index] > high[seen])).flatten().tolist()
+            if apart and _equal(edits.inputs, seen, edits.inputs, index):
+                one = f"{float(target[seen, apart[0]]):.4g} and {float(target[index, apart[0]]):.4g}"
+                name = "edits" if edits.of is None else "points"
+                raise InvalidInput(
+                    f"Equal inputs are given targets farther apart than their tolerances: {name} {seen} and {index}, "
+                    f"at {len(apart)} outputs, the first with targets {one}. Remove one, or widen the tolerances."
+                )
+        others.append(index)
 
 
 def edits_in_locality(edits: Edits, locality: Locality) -> list[str]:

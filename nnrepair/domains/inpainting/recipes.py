@@ -1,0 +1,162 @@
+"""Networks by name, and how each is trained. Those whose files lie in `trained/` come with the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnrepair.domains.inpainting import contexts, data
+from nnrepair.domains.inpainting.networks import CNP, AttentiveCNP
+from nnrepair.domains.inpainting.training import Record, error, train_inpainter
+from nnrepair.errors import DataUnavailable, InvalidInput, PatchError, near_matches
+from nnrepair.files import write_atomically
+from nnrepair.provenance import versions
+from nnrepair.spec.state import read_tensors, reading, write_tensors
+
+FOLDER = Path(__file__).parent / "trained"
+FORMAT = "nnrepair-inpainter-1"
+#: Images that a trained network is measured on, at most.
+HELD_OUT = 1000
+#: Contexts that a network is measured at: kind and number of pixels.
+MEASURED: tuple[tuple[contexts.Kind, int], ...] = (
+    *(("random", count) for count in (10, 100, 1000)),
+    *(("ordered", count) for count in (10, 100, 1000)),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One network and its training.
+
+    Attributes:
+        data: "celeba", "mnist" or "digits" (those of scikit-learn).
+        size: of the images, in pixels.
+        attentive: which of the two networks.
+        steps: of the training.
+        width, last: of the network's layers.
+        targets: pixels that a step asks for.
+        mirrored: whether images are shown mirrored too.
+        least, most: pixels of the smallest and the largest context in training.
+        seed: of weights and training.
+    """
+
+    data: str
+    size: int
+    attentive: bool
+    steps: int
+    width: int = 128
+    last: int = 256
+    targets: int = 128
+    mirrored: bool = True
+    least: int = 3
+    most: int = 1000
+    seed: int = 0
+
+    def images(self, split: str) -> Tensor:
+        """Return the images (n, channels, size, size), uint8."""
+        return data.faces(split, self.size) if self.data == "celeba" else data.digits(split, self.size)
+
+    def untrained(self) -> CNP:
+        """Return the network before its training."""
+        channels = 3 if self.data == "celeba" else 1
+        return (AttentiveCNP if self.attentive else CNP)(channels, self.width, self.last, self.seed)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "celeba-32": Recipe("celeba", 32, False, 13_000),
+    "celeba-32-attentive": Recipe("celeba", 32, True, 200),
+    "mnist-attentive": Recipe("mnist", 28, True, 200, mirrored=False, most=766),
+    "celeba-64": Recipe("celeba", 64, False, 13_000, most=4000),
+    "mnist": Recipe("mnist", 28, False, 13_000, mirrored=False, most=766),
+    "digits": Recipe("digits", 8, True, 700, 64, 128, targets=200, least=1, most=60, mirrored=False),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """Return a recipe by its name.
+
+    Raises:
+        InvalidInput: there is none of that name.
+    """
+    if name not in RECIPES:
+        raise InvalidInput(
+            f"There is no network {name!r}.{near_matches(name, RECIPES)} Networks: {', '.join(RECIPES)}."
+        )
+    return RECIPES[name]
+
+
+def trained(name: str, folder: Path = FOLDER) -> CNP:
+    """Load a trained network, in eval mode.
+
+    >>> trained("digits").channels
+    1
+
+    Raises:
+        InvalidInput: there is none of that name, or its file is damaged.
+        DataUnavailable: it is a recipe whose network does not come with the package; train it first.
+    """
+    model, path = recipe(name).untrained(), Path(folder) / f"{name}.safetensors"
+    try:
+        with reading(path, "trained network"):
+            _, tensors, _ = read_tensors(path, "trained network", {FORMAT: ("name",)})
+            model.load_state_dict(tensors)
+    except FileNotFoundError as error:
+        raise DataUnavailable(f"{error} Train it: python -m nnrepair.domains.inpainting {name}") from error
+    except PatchError as error:
+        raise InvalidInput(f"{error} Train it anew: python -m nnrepair.domains.inpainting {name}") from error
+    return model.eval()
+
+
+def measured(model: CNP, images: Tensor, seed: int = 0) -> dict[str, float]:
+    """Return the mean squared error on images (n, channels, height, width) in [0, 1], by context."""
+    pixels = images.shape[2] * images.shape[3]
+    found = {}
+    for kind, count in MEASURED:
+        count = min(count, pixels * 1000 // 1024)  # as large a part of smaller images
+        given = contexts.context(kind, images, count, torch.Generator().manual_seed(seed))
+        found[f"{kind} {count}"] = float(error(model, images, given).mean())
+    return found
+
+
+def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Train a network by its recipe and write it with its record to a folder; return the record.
+
+    Progress is stored beside them and deleted at the end; the same call goes on after a kill.
+    """
+    made, record = recipe(name), Record()
+    folder.mkdir(parents=True, exist_ok=True)
+    progress_file = folder / f"{name}.progress.safetensors"
+    model = train_inpainter(
+        made.untrained(),
+        made.images("train"),
+        steps=made.steps,
+        targets=made.targets,
+        mirrored=made.mirrored,
+        least=made.least,
+        most=made.most,
+        seed=made.seed,
+        progress=progress,
+        resume=progress_file,
+        record=record,
+    )
+    held_out = data.grey(made.images("test")[:HELD_OUT])
+    told = {
+        "name": name,
+        "recipe": asdict(made),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "cpu_seconds": round(record.cpu_seconds, 1),
+        "losses": record.losses,
+        "held_out_images": len(held_out),
+        "mse": {at: round(value, 5) for at, value in measured(model, held_out).items()},
+        "versions": versions(["torch", "numpy"]),
+    }
+    write_tensors(folder / f"{name}.safetensors", FORMAT, model.state_dict(), {"name": name}, "trained network")
+    write_atomically(folder / f"{name}.json", (json.dumps(told, indent=1) + "\n").encode())
+    progress_file.unlink(missing_ok=True)
+    return told
