@@ -16,6 +16,7 @@ from nnrepair.jacobian.channels import Channels
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.jacobian.suffix import Suffix, Values
 from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.running import call_with
 
@@ -39,11 +40,13 @@ class Look:
         worst: (points,) by how much each point misses what it needs, at its worst condition; float64 on the CPU.
         short: bool (points,) which have less than they must: edits all they need, kept points a share of it.
         met: whether none has, or some may.
+        moved: the mean change of outputs since the first look.
     """
 
     worst: Tensor
     short: Tensor
     met: bool
+    moved: float
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Trial:
         self._channels = None if self._coarse else Channels.of(self._own, line.names, demands[0].inputs)
         self._in_play: list[InPlay | None] = [None for _ in demands]
         self._worst: list[Tensor] = []
+        self._first: list[Tensor] = []
 
     def slack(self, change: Mapping[str, Tensor], k: int, index: Tensor) -> Tensor:
         """Return (points, conditions) the slack of points `index` of demand k, float64, differentiable.
@@ -143,17 +147,22 @@ class Trial:
         moved = {n: (p.double() + change[n].double()).to(p.dtype) for n, p in self._start.items()}
         found, self._worst = [], []
         for k, demand in enumerate(self._demands):
-            worst, short, which = [], [], []
+            worst, short, which, outputs = [], [], [], []
             whole = torch.arange(len(demand))
             for part in [whole[here] for here in self.parts(k, len(demand))]:
                 some = demand[part]
-                missed = some.missed(call_with(self._own, moved, some.inputs)).cpu()
+                y = call_with(self._own, moved, some.inputs).cpu()
+                missed = some.missed(y)
+                outputs.append(flat(y))
                 allowed = 0.0 if k == 0 else (1 - KEPT_SHARE) * some.need.clamp(min=0)
                 worst.append(missed.amax(1))
                 short.append((missed > allowed).any(1))
                 which.append(missed.topk(min(WATCHED, missed.shape[1])).indices)
             self._worst.append(torch.cat(which))
-            found.append(Look(torch.cat(worst), torch.cat(short), demand.soft or not any(map(torch.any, short))))
+            self._first += [torch.cat(outputs)] if len(self._first) == k else []
+            moved_by = float((torch.cat(outputs) - self._first[k]).norm(dim=1).mean())
+            met = demand.soft or not any(map(torch.any, short))
+            found.append(Look(torch.cat(worst), torch.cat(short), met, moved_by))
         return found
 
 
