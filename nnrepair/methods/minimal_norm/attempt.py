@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -56,7 +57,10 @@ class Settings:
 
 @dataclass
 class Attempt:
-    """One layer's repair; by functions of the caller's own with its `figures`."""
+    """One layer's repair; by functions of the caller's own with its `figures`.
+
+    Of a hidden layer with one record per round in `steps`, and with `optimality`, see `Lagrangian.optimality`.
+    """
 
     names: list[str]
     line: Linearization
@@ -68,6 +72,7 @@ class Attempt:
     steps: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] | None = None
+    optimality: dict[str, float] = field(default_factory=dict)
 
     @property
     def limit(self) -> str | None:
@@ -92,7 +97,7 @@ class Attempt:
         if self.figures is not None:
             return self.figures
         if self.solution is None:
-            return {"steps": self.steps}
+            return {"steps": self.steps, **self.optimality}
         found: dict[str, Any] = {"objective": self.solution.objective}
         if not _chose(problem):
             found |= {"lower_bound": self.solution.lower_bound, "gap": self.solution.gap}
@@ -108,6 +113,12 @@ class Attempt:
                 "same architecture by descent on the true network (augmented Lagrangian); the size of this change is "
                 "not proved minimal."
             )
+            if self.optimality:
+                slope, owed = (f"{self.optimality[name]:.1g}" for name in ("stationarity", "complementarity"))
+                how += (
+                    f" Measured where descent ended: the Lagrangian's gradient is {slope} of the change's size, and "
+                    f"multipliers times what their conditions miss {owed} of its square (both 0 at a local minimum)."
+                )
             return [how, *self.notes]
         solution = self.solution
         notes = ["exact: outputs are affine in this layer." if self.line.ends_affine else "exact: decoupled network."]
@@ -142,6 +153,7 @@ def attempted(
     demands: list[Demand],
     deadline: Deadline,
     start: Attempt | None = None,
+    bound: float = inf,
 ) -> Attempt:
     """Repair with the parameters `names` alone.
 
@@ -149,6 +161,7 @@ def attempted(
         problem, settings, names, deadline: what to repair, how, with which parameters, and until when.
         demands: what must hold.
         start: a hidden layer's repair to start from.
+        bound: see `HiddenRepair`.
     """
     if settings.architecture == "decoupled":
         return _exact(problem, settings, Suffix(problem.model, None), names, demands, deadline)
@@ -163,10 +176,19 @@ def attempted(
     if settings.own:
         begin = None if start is None else start.change
         return _own(problem, settings, line, metric, lambda own: own.hidden(cut, asked, begin), deadline)
-    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline)
+    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline, bound)
     change = hidden.run(None if start is None else start.change)
     model = moved(problem.model, change)
-    return Attempt(names, line, None, model, change=change, steps=hidden.steps, notes=hidden.notes)
+    return Attempt(
+        names,
+        line,
+        None,
+        model,
+        change=change,
+        steps=hidden.steps,
+        notes=hidden.notes,
+        optimality=hidden.optimality,
+    )
 
 
 def _on(
