@@ -166,13 +166,14 @@ def attempted(
     if settings.architecture == "decoupled":
         return _exact(problem, settings, Suffix(problem.model, None), names, demands, deadline)
     cut = Suffix.of(copied(problem.model), names, problem.edits.inputs)
-    if _may_end_affine(cut, names, demands):
+    line = _on_few(cut, names, demands)
+    if line.ends_affine:
         double = copied(problem.model).double()
         inputs = to_like(problem.edits.inputs, next(double.parameters()))
         found = _exact(problem, settings, Suffix.of(double, names, inputs), names, demands, deadline)
         if found.line.ends_affine:
             return found
-    line, asked, metric = _on(cut, problem, settings, names, demands)
+    line, asked, metric = _on(cut, problem, settings, names, demands, line)
     if settings.own:
         begin = None if start is None else start.change
         return _own(problem, settings, line, metric, lambda own: own.hidden(cut, asked, begin), deadline)
@@ -192,29 +193,40 @@ def attempted(
 
 
 def _on(
-    cut: Suffix, problem: Problem, settings: Settings, names: list[str], demands: list[Demand]
+    cut: Suffix,
+    problem: Problem,
+    settings: Settings,
+    names: list[str],
+    demands: list[Demand],
+    line: Linearization | None = None,
 ) -> tuple[Linearization, list[Demand], Metric | None]:
-    """Return the linearisation of a network's suffix, what is asked of that, and what is small there."""
+    """Return the linearisation of a network's suffix (by default made here), what is asked of that, and what is small.
+
+    One that was made on fewer points will do where outputs are not affine.
+    """
     dtype = next(cut.module.parameters())
 
     def values(inputs: AnyInputs) -> AnyInputs:
         return cut.values(inputs if cut.prefix is None else to_like(inputs, dtype))
 
+    def on(probes: list[AnyInputs]) -> Linearization:
+        return Linearization(cut.module, names, asked[0].inputs, probes) if line is None else line
+
     asked = [replace(demands[0], inputs=values(demands[0].inputs))]
     if problem.locality is None or not (demands[1:] or settings.norm == "drift"):
-        return Linearization(cut.module, names, asked[0].inputs), asked, None
+        return on([]), asked, None
     there = values(problem.locality.inputs)
     asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in demands[1:]]
-    line = Linearization(cut.module, names, asked[0].inputs, [there])
+    line = on([there])
     return line, asked, line.metric(there, problem.kind) if settings.norm == "drift" else None
 
 
-def _may_end_affine(cut: Suffix, names: list[str], demands: list[Demand]) -> bool:
-    """Whether outputs are affine in the parameters as far as a few points show; all where they influence each other."""
+def _on_few(cut: Suffix, names: list[str], demands: list[Demand]) -> Linearization:
+    """Return the linearisation on a few points; on all where they influence each other."""
     inputs = [d.inputs for d in demands]
     if cut.prefix is not None or all(map(independent, inputs)):
         inputs = [cut.values(x[torch.arange(min(PROBES, len(x)))]) for x in inputs if len(x)]
-    return Linearization(cut.module, names, inputs[0], inputs[1:]).ends_affine
+    return Linearization(cut.module, names, inputs[0], inputs[1:])
 
 
 def _exact(

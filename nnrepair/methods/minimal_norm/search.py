@@ -99,7 +99,7 @@ class LayerSearch:
         trying = Deadline(TRYING, self.deadline.say) if self.deadline.left() == inf else self.deadline.part(2, "")
         for count, layer in enumerate(reversed(names), start=1):  # the last layer is the quickest: a first answer
             name = plain(layer)
-            best = min((score for score, _, _ in found), default=(inf,))
+            best = min((score for score, _, _ in found), default=(inf, inf, inf))
             if found and trying.passed and (best[0] == 0 or self.deadline.passed):
                 self._tried.append(f"{name}: no time left")
                 continue
