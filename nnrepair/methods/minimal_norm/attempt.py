@@ -137,7 +137,7 @@ class Attempt:
             return (float(len(problem.edits)), 1.0, float("inf"))
         failing = float((~problem.edits.criterion.holds(outputs(self.model, problem.edits.inputs).double())).sum())
         if problem.locality is None:
-            y0, y = outputs(problem.model, problem.edits.inputs), outputs(self.model, problem.edits.inputs)
+            y0, y = problem.answers, outputs(self.model, problem.edits.inputs)
             return (failing, 0.0, float(flat(y - y0).norm(dim=1).mean()))
         every = torch.arange(len(problem.locality)) if held_out is None else held_out
         some, before = problem.locality[every], problem.before[every.to(problem.before.device)]
