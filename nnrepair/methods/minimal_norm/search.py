@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -27,7 +28,7 @@ from nnrepair.spec.problem import Problem
 MOST_LAYERS = 8
 #: How many edits and points to keep tell layers apart. Where there are more, evenly spread ones do.
 EDITS, KEPT = 12, 1000
-#: Seconds after which no further layers are tried once one was repaired, where there is no limit.
+#: Seconds of work after which no further layers are tried once one was repaired, where there is no limit.
 TRYING = 20.0
 #: A layer gets one of so many shares of what is left of the first half of the time, where there is a limit.
 SHARES = 3
@@ -96,7 +97,9 @@ class LayerSearch:
         found: list[tuple[tuple[float, float, float], str, Attempt]] = []
         reasons = list[str]()
         # Half of a limit is for the layer that is chosen.
-        trying = Deadline(TRYING, self.deadline.say) if self.deadline.left() == inf else self.deadline.part(2, "")
+        trying = self.deadline.part(2, "")
+        if self.deadline.left() == inf:
+            trying = Deadline(TRYING, self.deadline.say, time.thread_time)
         for count, layer in enumerate(reversed(names), start=1):  # the last layer is the quickest: a first answer
             name = plain(layer)
             best = min((score for score, _, _ in found), default=(inf, inf, inf))
@@ -108,7 +111,8 @@ class LayerSearch:
             share = shared.part(SHARES, f"layer {count} of {len(names)}, {name}: ")
             try:
                 chosen = layers.choose(part.model, layers.trainable(part.model, layer))
-                bound = best[2] if best[:2] == (0.0, 0.0) else inf
+                comparable = len(demands) > 1 or part.locality is None
+                bound = best[2] if best[:2] == (0.0, 0.0) and comparable else inf
                 attempt = attempted(part, self.settings, chosen, demands, share, bound=bound)
             except (InvalidInput, UnsupportedModel) as reason:
                 self._tried.append(f"{name}: not possible ({reason})")
