@@ -20,7 +20,7 @@ from nnrepair.methods import MinimalNorm
 from nnrepair.methods.minimal_norm.coordinates import Coordinates
 from nnrepair.methods.minimal_norm.demands import demands_of
 from nnrepair.methods.minimal_norm.hidden import HiddenRepair
-from nnrepair.methods.minimal_norm.lagrangian import Lagrangian
+from nnrepair.methods.minimal_norm.lagrangian import Lagrangian, shortest
 from nnrepair.methods.minimal_norm.trial import Trial
 from nnrepair.spec.problem import pose
 
@@ -165,3 +165,33 @@ def test_a_time_limit_ends_every_repair_with_what_was_found(layer: str) -> None:
 def test_a_time_limit_must_be_a_time() -> None:
     with pytest.raises(nnrepair.InvalidInput, match="time_limit must be a number of seconds > 0"):
         MinimalNorm(time_limit=0)
+
+
+def test_the_shortest_mean_of_vectors() -> None:
+    square = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert shortest(square) < 1e-9
+    assert np.isclose(shortest(square[:2] * 5), 5.0)
+    assert np.isclose(shortest(square[:1]), 2**0.5)
+    assert np.isclose(shortest(1e-9 * np.array([[4.0, 3.0], [4.0, -1.0]])), 4e-9)
+
+
+def test_descent_says_how_far_from_optimal_it_ended() -> None:
+    """In a last layer that is not taken for one, the smallest change is known: the linear program's."""
+    model, x = mlp(6, 12, 3), randn(4, 6, seed=1)
+    problem = pose(model, Edits(x, labelled(model, x, 1)))
+    demands = demands_of(problem, 0.1, "hard")
+    line = lines(model, ["2.weight", "2.bias"], x)
+    trial = Trial(line, Suffix(problem.model, None), demands)
+    coordinates = Coordinates.of(line.groups, None, trial.like)
+    state = Lagrangian.of_edits(trial, demands, coordinates, np.zeros(coordinates.size), lambda: None)
+    assert state is not None
+    found = []
+    for _ in range(12):
+        state.minimise()
+        missed = state.missed()
+        found.append(state.optimality(missed))
+        state.charge(missed)
+    exact = nnrepair.fix(model, Edits(x, labelled(model, x, 1)), method=MinimalNorm("2", "l2", margin=0.1))
+    assert np.isclose(np.linalg.norm(state.x), exact.stats["objective"], rtol=1e-2)
+    assert found[-1]["complementarity"] < 1e-2 < found[0]["complementarity"]
+    assert found[-1]["stationarity"] < 2e-2
