@@ -25,8 +25,8 @@ class Deadline:
     Args:
         seconds: from now; None for never.
         say: told now and then what is being done.
-        clock: what seconds are counted by: those of the wall, or `time.thread_time`, which stands still where other
-            work has the processor.
+        clock: what seconds are counted by; None for the wall's. `time.thread_time` stands still where other work has
+            the processor.
 
     Attributes:
         doing: what that is, for people.
@@ -36,15 +36,18 @@ class Deadline:
         self,
         seconds: float | None = None,
         say: Callable[[str], None] = lambda text: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self.end, self.say, self.doing = math.inf if seconds is None else clock() + seconds, say, ""
         self._clock = clock
+        self.end, self.say, self.doing = math.inf if seconds is None else self._now() + seconds, say, ""
         self._said = -math.inf
 
     def left(self) -> float:
         """Return how many seconds are left; infinity where there is no limit."""
-        return self.end - self._clock()
+        return self.end - self._now()
+
+    def _now(self) -> float:
+        return time.monotonic() if self._clock is None else self._clock()
 
     def part(self, shares: int, doing: str) -> Deadline:
         """Return a deadline after one of so many equal shares of the time that is left; what is done begins so."""
