@@ -151,6 +151,7 @@ def case(case: str, layer: str, **options: Any) -> dict[str, Any]:
             "size": steps[-1]["size"] if steps else result.stats.get("objective"),
             "steps": steps,
             "stationarity": result.stats.get("stationarity"),
+            "complementarity": result.stats.get("complementarity"),
             "notes": report.notes,
         }
 
