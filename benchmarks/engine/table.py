@@ -80,7 +80,7 @@ def vision() -> str:
             row["evaluations"],
         ]
         layer = row["layer"] if row["layer"] != "auto" else f"auto: {(row['layers'] or ['–'])[0]}"
-        rows.append([row["case"], layer, row["edits"], row["kept"], *held, *work, *optimal])
+        rows.append([row["case"], layer, row["edits"], row["kept"], *held, *work, row["evaluations"], *optimal])
     head = ["network", "layer", "N", "kept", "edits that hold", "unchanged", "CPU s", "GiB", "passes", "evaluations"]
     return markdown.table([*head, "stationarity", "complementarity"], rows)
 
@@ -109,8 +109,8 @@ with 10 000 clean digits to keep; drift is the root mean square change of the la
 
 ## Networks for photographs
 
-`python -m benchmarks.engine.vision`. {_measured(third)} One call of `fix` with `MinimalNorm(layer)`: SqueezeNet 1.1 with
-the ImageNet samples that it misreads as edits and those that it reads to keep, a ResNet-20 with misread CIFAR-10 test
+`python -m benchmarks.engine.vision`. {_measured(third)} One call of `fix` with `MinimalNorm(layer)`: SqueezeNet 1.1
+with the ImageNet samples that it misreads as edits and those that it reads to keep, a ResNet-20 with misread CIFAR-10 test
 images and 4 000 others to keep, and ResNets with random weights on noise. Memory is beyond the data; passes are those
 of all points through the first layer, whatever the precision; evaluations, of what follows the layer, on the points in
 use. Stationarity and complementarity are [measured](what-is-proved.md), both 0 at a local minimum.
