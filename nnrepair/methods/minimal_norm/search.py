@@ -45,7 +45,7 @@ class Pilots:
     Attributes:
         part, settings, deadline: what to repair, how, and until when; half of a limit is for the layer that is chosen.
         count: how many layers there are.
-        scores, told: of every layer that was judged, by name; those that were given up have no score.
+        scores, told: of every layer that was judged, by name.
     """
 
     part: Problem
@@ -101,14 +101,10 @@ class Pilots:
     def judged(self, layer: str, attempt: Attempt, last: bool = False) -> bool:
         """Judge a layer by its repair, or return False where more rounds may make it another."""
         descent = attempt.change is not None and attempt.figures is None
-        more = descent and not attempt.optimality and 0 < len(attempt.steps) <= ROUNDS
-        if more and not last and GIVEN_UP not in attempt.notes:
+        rounds = len(attempt.steps)
+        if descent and not last and not attempt.optimality and 0 < rounds <= ROUNDS and GIVEN_UP not in attempt.notes:
             return False
-        name = plain(layer)
-        if GIVEN_UP in attempt.notes:
-            self.told[name] = f"{name}: given up, outputs to keep moved further than by the best so far"
-            return True
-        score = attempt.score(self.part, self._held_out)
+        name, score = plain(layer), attempt.score(self.part, self._held_out)
         self._found.append((score, name, attempt))
         self.scores[name] = list(score)
         self.told[name] = _said(name, attempt, score, self._held_out)
@@ -220,6 +216,8 @@ def _said(name: str, attempt: Attempt, score: tuple[float, float, float], held_o
         return f"{name}: {'infeasible' if attempt.limit is None else 'not solved'}"
     if any(note.startswith("out of time") for note in attempt.notes):
         return f"{name}: out of time"
+    if GIVEN_UP in attempt.notes:
+        return f"{name}: given up, outputs to keep moved further than by the best so far"
     lost = f"{percent(score[1])} of held-out points to keep are lost, " if held_out is not None else ""
     return f"{name}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}"
 
