@@ -73,12 +73,7 @@ def vision() -> str:
     for row in _file("vision")["rows"]:
         optimal = [f"{row[name]:.1g}" if row.get(name) is not None else "–" for name in OPTIMALITY]
         held = [percent(row[name]) for name in ("success_rate", "locality")]
-        work = [
-            f"{row['cpu_seconds']:.0f}",
-            f"{row['peak_mib'] / 1024:.1f}",
-            f"{row['passes']:.1f}",
-            row["evaluations"],
-        ]
+        work = [f"{row['cpu_seconds']:.0f}", f"{row['peak_mib'] / 1024:.1f}", f"{row['passes']:.1f}"]
         layer = row["layer"] if row["layer"] != "auto" else f"auto: {(row['layers'] or ['–'])[0]}"
         rows.append([row["case"], layer, row["edits"], row["kept"], *held, *work, row["evaluations"], *optimal])
     head = ["network", "layer", "N", "kept", "edits that hold", "unchanged", "CPU s", "GiB", "passes", "evaluations"]
