@@ -14,7 +14,7 @@ import nnrepair
 from nnrepair import Edits, LocalitySet
 from nnrepair.jacobian.channels import Channels
 from nnrepair.jacobian.linearize import Linearization
-from nnrepair.jacobian.suffix import Suffix
+from nnrepair.jacobian.suffix import Suffix, Values
 from nnrepair.methods import MinimalNorm
 from nnrepair.methods.minimal_norm import trial as trials
 from nnrepair.methods.minimal_norm.coordinates import Coordinates
@@ -158,6 +158,16 @@ def test_a_network_of_channels_is_repaired(layer: str, monkeypatch: pytest.Monke
     assert len(runs) > 10
     assert result.report.success_rate == 1.0
     assert result.report.locality == 1.0
+
+
+def test_values_that_are_computed_when_needed_will_do() -> None:
+    model, x = convolutions(), images(5)
+    cut = Suffix.of(model, ["3.weight"], x)
+    found = Channels.of(cut.module, ["3.weight"], Values(cut, x))
+    assert found is not None
+    chosen = torch.tensor([[3, 70]] * 5)
+    weight = {"3.weight": model.get_parameter("3.weight")}
+    assert torch.allclose(found.outputs(weight, Values(cut, x), chosen), model(x).gather(1, chosen), atol=1e-5)
 
 
 def test_other_networks_are_not_taken_apart() -> None:

@@ -16,7 +16,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnrepair.jacobian.suffix import PROBES, ROUNDINGS
+from nnrepair.jacobian.suffix import PROBES, ROUNDINGS, Values
 from nnrepair.spec.inputs import AnyInputs, Arguments
 from nnrepair.spec.running import call, call_with
 
@@ -58,7 +58,7 @@ class Channels:
             names: of parameters that will change.
             example: points on which outputs are compared.
         """
-        if not isinstance(example, (Tensor, Arguments)) or len(example) == 0:
+        if not isinstance(example, (Tensor, Arguments, Values)) or len(example) == 0:
             return None
         try:
             made = _made(module)
