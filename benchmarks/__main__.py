@@ -14,6 +14,7 @@ from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
 from benchmarks.cifar import editable
 from benchmarks.editing import DOMAINS, MODES
+from benchmarks.generality import run as generality
 from benchmarks.graph import scale
 from benchmarks.mnist import long, streams
 from benchmarks.regions import run as regions
@@ -30,6 +31,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
     "acas": {"tradeoff": tradeoff.run},
     "graph": {"scale": scale.run_scale},
+    "generality": {name: partial(generality.run, name) for name in generality.NETWORKS},
     "cifar": {"editable-training": editable.run},
 }
 

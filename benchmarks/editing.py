@@ -117,7 +117,11 @@ def one(
     task: Mapping[str, Any] | None = None,
 ) -> Row:
     """Return the figures of one method on one task; called in a process of its own."""
-    posed = domain.task(model, seed, edits, **task or {})
+    return on(domain.task(model, seed, edits, **task or {}), method, options, mode, seed)
+
+
+def on(posed: Task, method: str, options: Mapping[str, Any], mode: str, seed: int) -> Row:
+    """Return the figures of one method on a task that is there."""
     chosen = method_of(method, options)
     _warm_up()
 

@@ -10,6 +10,8 @@ from statistics import fmean
 import nnrepair
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.figures import curves, pareto
+from benchmarks.figures import generality as generality_figure
+from benchmarks.generality import table as generality
 from benchmarks.rows import Group, experiments, groups, rank, result_files, seconds_of, seeds_of, spread
 from nnrepair.files import write_atomically
 from nnrepair.results import markdown
@@ -166,7 +168,7 @@ def methods() -> str:
 
 def filled(text: str) -> str:
     """Return docs/how-to-choose.md with its generated parts."""
-    for name, content in (("choice", choice()), ("methods", methods())):
+    for name, content in (("choice", choice()), ("generality", generality.choice()), ("methods", methods())):
         start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
         before, rest = text.split(start)
         text = f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
@@ -205,7 +207,7 @@ little. EWC's Fisher information is taken over fewer points than by default on M
 * *Unchanged*: share of the test set with the same decision as before, right or wrong.
 * *s per edit*: wall time of the method itself, without the measuring.
 
-{chr(10).join(part for part in [*map(section, _shown()), long_sequences()] if part)}"""
+{chr(10).join(part for part in [*map(section, _shown()), generality.section(), long_sequences()] if part)}"""
 
 
 def _one(domain: str, model: str, experiment: str, mode: str) -> Group | None:
@@ -260,6 +262,8 @@ def write(folder: Path = DOCS) -> None:
             pareto(domain, folder / f"editing-{domain}.png")
         if any("curve" in row for group in found for row in group.finished):
             curves(domain, folder / f"editing-{domain}-curves.png")
+    if generality.RESULTS.exists():
+        generality_figure(folder / "generality.png")
 
 
 if __name__ == "__main__":

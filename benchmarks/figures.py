@@ -42,22 +42,27 @@ def new_panels(rows: int, columns: int, size: tuple[float, float] = (3.5, 3.2)) 
     return fig, axes
 
 
-def in_points(axis: Any) -> None:
-    """Show drawdown in plain numbers: linear between -1 and 1 points, logarithmic beyond."""
+def in_points(axis: Any, linear: float = 1) -> None:
+    """Show drawdown in plain numbers: linear between so many points on both sides of zero, logarithmic beyond."""
     from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
-    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1.0, 3.0)))
+    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=(1.0, 3.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):g}"))
 
 
 def finish(fig: Any, styles: dict[str, dict[str, Any]], path: Path, line: bool) -> None:
     """Add the legend, write the picture and close it."""
-    from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
     style: dict[str, Any] = {"linewidth": 1.5} if line else {"linestyle": "none"}
     handles = [Line2D([], [], label=name, markersize=6, **style, **one) for name, one in styles.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize="small")
+    _save(fig, path)
+
+
+def _save(fig: Any, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
     fig.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(fig)
 
@@ -121,6 +126,78 @@ def curves(domain: str, path: Path) -> None:
     for axis in axes.flat:
         axis.set_visible(axis in drawn)
     finish(fig, styles, path, line=True)
+
+
+#: How each series of the picture of generality looks.
+SERIES = {
+    "minimal norm, first layer": "#332288",
+    "minimal norm, middle layer": "#0077BB",
+    "minimal norm, last layer": "#88CCEE",
+    "minimal norm, all layers": "#44AA99",
+    "fine-tuning": "#CC6677",
+    "fine-tuning + KL": "#882255",
+    "fine-tuning + rehearsal": "#EE7733",
+    "GRACE": "#777777",
+}
+
+
+def generality(path: Path) -> None:
+    """Draw generalization against drawdown, means over seeds: a colour for a method, a marker for what it is asked."""
+    from matplotlib.lines import Line2D
+
+    from benchmarks.generality import table
+
+    panels = {name: found for name in table.NETWORKS if (found := table.points(name))}
+    fig, axes = new_panels(1, len(panels), (4.4, 3.8))
+    for axis, (name, found) in zip(axes[0], panels.items(), strict=True):
+        for series, colour in SERIES.items():
+            mine = [p for p in found if p.series == series]
+            margins = [_place(p) for p in mine if p.point == "as it is" or p.point.startswith("margin")]
+            if margins:
+                axis.plot(*zip(*margins, strict=True), color=colour, linewidth=1, zorder=2)
+            for p in mine:
+                whole = min(p.values("success_rate")) == 1
+                style = {"color": colour, "linestyle": "none", "zorder": 3, "alpha": 1 if whole else 0.35}
+                axis.plot(*_place(p), **style, **_asked(p.point))
+        axis.set_xscale("symlog", linthresh=0.1)
+        in_points(axis.xaxis, 0.1)
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.set(ylim=(-4, 104), xlabel="drawdown (points)", title=table.TITLES[name])
+        axis.title.set_fontsize("medium")
+    axes[0, 0].set_ylabel("generalization (% of the edit scope)")
+    lines = [Line2D([], [], color=c, marker="o", markersize=6, linestyle="none", label=s) for s, c in SERIES.items()]
+    kinds = {"as it is": "default margin", "margin 1": "larger margins, in order"}
+    marks = [
+        Line2D([], [], color="0.3", linestyle="-" if kind == "margin 1" else "none", label=told, **_asked(kind))
+        for kind, told in (kinds | {name: name for name in ("neighbours wanted", "neighbours demanded")}).items()
+    ]
+    faint = {"color": "0.3", "alpha": 0.35, "linestyle": "none"}
+    marks.append(Line2D([], [], label="not all edits hold", **faint, **_asked("as it is")))
+    style: dict[str, Any] = {
+        "loc": "outside lower center",
+        "ncols": 5 if len(panels) > 2 else 3,
+        "frameon": False,
+        "fontsize": "small",
+    }
+    fig.legend(handles=lines + marks, **style)
+    _save(fig, path)
+
+
+def _place(point: Any) -> tuple[float, float]:
+    """Return drawdown in points, and generalization in percent."""
+    return fmean(point.values("drawdown_points")), 100 * fmean(point.values("generalization_rate"))
+
+
+def _asked(point: str) -> dict[str, Any]:
+    """Return the marker of what a method is asked."""
+    if point.startswith("margin"):
+        return {"marker": "o", "markersize": 3.5}
+    hollow = {"markerfacecolor": "white", "markersize": 8}
+    return {
+        "as it is": {"marker": "o", "markersize": 7},
+        "neighbours wanted": {"marker": "*", "markersize": 12},
+        "neighbours demanded": {"marker": "D"} | hollow,
+    }[point]
 
 
 def _first(model: str) -> str:

@@ -89,6 +89,7 @@ def fix(
             torch.compile or nn.DataParallel returned, the network inside is repaired and returned: wrap it again.
         edits: `Edits(inputs, labels)`, `Edits(inputs, criterion)`, a pair (inputs, labels), or a `TensorDataset`.
             Inputs may be `Segments` or `Polygons`: each label or condition is then about every point of its region.
+            `Edits(..., neighbours=...)` names points that a repair should reach too, without having to.
         locality_set: points that must stay: inputs, a pair (inputs, labels), or a `LocalitySet`. With labels, points
             that the model gets wrong are free and drawdown is measured.
         method: "auto", another name from `nnrepair methods`, or a `Method` such as `MinimalNorm(layer="fc2")`.
@@ -101,7 +102,8 @@ def fix(
             rehearsal earlier edits are soon forgotten.
         resume: a file (.safetensors) in which the latter two store their progress, atomically; a call with the same
             network, arguments and versions goes on from there. Where a disk fills up, the run goes on without.
-        edit_scope: points that the edits should generalise to; measured, never trained on.
+        edit_scope: points that the edits should generalise to; measured, never trained on. (Those that a method may
+            work towards are `Edits(..., neighbours=...)`.)
         test_set: points that the method never sees, on which drawdown and unchanged decisions are measured: inputs, a
             pair (inputs, labels), or a dictionary of several, by name.
         throw: raise `RepairFailed` (with the full result) when not every edit holds; False returns the result.

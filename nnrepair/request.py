@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.edits import RegionEdits
-from nnrepair.spec.duplicates import edits_in_locality
-from nnrepair.spec.edits import Edits
+from nnrepair.spec.duplicates import edits_in_locality, shared_points
+from nnrepair.spec.edits import Edits, EditScope
 from nnrepair.spec.problem import Problem, kind_notes, pose
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import outputs
@@ -64,6 +64,20 @@ class Posed:
             )
         if posed.locality is not None:
             notes += edits_in_locality(self.edits, posed.locality)
+        return notes + ([] if posed.edits.neighbours is None else self._notes_on(posed.edits.neighbours, repaired))
+
+    def _notes_on(self, near: EditScope, repaired: nn.Module) -> list[str]:
+        """Return how many neighbours hold, and how many points of the edit scope are among them."""
+        before, now = (
+            int(near.criterion.holds(outputs(network, near.inputs).double()).sum())
+            for network in (self.problem.model, repaired)
+        )
+        notes = [f"neighbours: {now} of {len(near)} hold, {before} did before; no rate counts them."]
+        scope = self.problem.scope
+        if scope is not None and (shared := shared_points(scope.inputs, near.inputs)):
+            notes.append(
+                f"{shared} points of the edit scope are neighbours that the method worked towards; measure on others."
+            )
         return notes
 
 
@@ -107,8 +121,14 @@ class Request:
 
     def _posed(self, network: nn.Module, edits: Edits, scope: Any) -> Posed:
         regions, points = None, edits
+        able, name = self.method.capabilities, type(self.method).__name__
+        if edits.neighbours is not None and (not able.neighbours or isinstance(edits.inputs, Regions)):
+            what = "edits about regions have" if able.neighbours else f"{name} works towards"
+            raise InvalidInput(
+                f"{what} no neighbours. Leave them out of Edits, give them as points that must hold too, "
+                "Edits(points, labels, of=...), or use MinimalNorm on points."
+            )
         if isinstance(edits.inputs, Regions):
-            able, name = self.method.capabilities, type(self.method).__name__
             if not able.regions:
                 raise InvalidInput(
                     f"{name} repairs points, but these edits are about regions: what it adds bends the network inside "
@@ -121,4 +141,7 @@ class Request:
             network, points, self.locality_set, scope, count=len(edits), seed=self.seed, progress=self.progress
         )
         read = problem.edits if regions is None else regions.asked
-        return Posed(problem, Edits(read.inputs, read.criterion, edits.of), regions)
+        near = read.neighbours
+        if near is not None and near.of is not None and edits.of is not None:
+            near = EditScope(near.inputs, near.criterion, edits.of[near.of])  # of edits again, not of their points
+        return Posed(problem, Edits(read.inputs, read.criterion, edits.of, near), regions)

@@ -71,6 +71,15 @@ def labels_of(path: Path, inputs: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(inputs)).argmax(1).numpy()
 
 
+def test_fix_works_towards_neighbours(base: Path, tmp_path: Path, capsys) -> None:
+    options = ["--layer", "fc2", "--edits", base / "edits.npz", "--locality", base / "keep.npz"]
+    options += ["--neighbours", base / "scope.npz", "--report", tmp_path / "report.json"]
+    assert run("fix", base / "base.onnx", *options, "--out", tmp_path / "out.onnx") == 0
+    assert "neighbours: 2 of 2 hold, 0 did before" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["files"]["neighbours"] == str(base / "scope.npz")
+
+
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_fix_then_patch_apply_then_revert(base: Path, kind: str, tmp_path: Path, capsys) -> None:
     model, out = base / f"base.{kind}", tmp_path / f"repaired.{kind}"
@@ -266,6 +275,7 @@ class TestRefusals:
         error = self.fix(edits=self.folder / "x.npz")
         assert "lacks inputs and labels; it has x" in error
         assert "--scope" in self.fix("--scope", self.base / "keep.npz")
+        assert "--neighbours" in self.fix("--neighbours", self.base / "keep.npz")
 
     def test_pickled_arrays_are_not_opened(self) -> None:
         np.savez(self.folder / "o.npz", inputs=np.array([{}], dtype=object), labels=np.array([0]))
@@ -341,9 +351,12 @@ class TestRefusals:
         )
         before = {path: path.read_bytes() for path in self.folder.iterdir()}
         command = ["fix", self.folder / "base.onnx", "--edits", self.folder / "edits.npz", "--out", self.out]
-        for option, name in (("--locality", "keep.npz"), ("--scope", "scope.npz"), ("--test", "right.npz")):
+        np.savez(self.folder / "near.npz", inputs=np.zeros((1, 4), np.float32), labels=[0])
+        before[self.folder / "near.npz"] = (self.folder / "near.npz").read_bytes()
+        points = (("--locality", "keep.npz"), ("--scope", "scope.npz"), ("--test", "right.npz"))
+        for option, name in (*points, ("--neighbours", "near.npz")):
             command += [option, self.folder / name]
-        for name in ("edits.npz", "keep.npz", "scope.npz", "right.npz", "base.onnx", "weights.bin"):
+        for name in ("edits.npz", "keep.npz", "scope.npz", "right.npz", "near.npz", "base.onnx", "weights.bin"):
             (self.folder / "link").unlink(missing_ok=True)
             (self.folder / "link").symlink_to(self.folder / name)
             for place in (self.folder / name, self.folder / "link", self.folder / ".." / self.folder.name / name):

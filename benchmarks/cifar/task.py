@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import ROOT
+from benchmarks.neighbours import beside
 from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.domains.base import Task, drawn
 from nnrepair.domains.files import find
@@ -42,8 +44,14 @@ def head(network: ResNet) -> nn.Sequential:
     return nn.Sequential(OrderedDict(linear=network.linear))
 
 
-def task(model: str, seed: int, edits: int) -> Task:
-    """Edits: JPEG test images; kept: JPEG training images; test sets: the other JPEG test images, and originals."""
+def task(model: str, seed: int, edits: int, *, neighbours: str = "none") -> Task:
+    """Edits: JPEG test images; kept: JPEG training images; test sets: the other JPEG test images, and originals.
+
+    Args:
+        model, seed, edits: which network, draw, and how many.
+        neighbours: "wanted" or "demanded" gives methods each edited image moved by a pixel in four other directions
+            than in the edit scope.
+    """
     if model != "resnet20":
         raise InvalidInput(f"The task has one model, resnet20; given {model!r}.")
     network, at = head(resnet20()), features()
@@ -55,9 +63,12 @@ def task(model: str, seed: int, edits: int) -> Task:
     rest = torch.ones(len(at["test"]), dtype=torch.bool)
     rest[mine] = False
     apart = ~torch.isin(at["lossless rows"], mine)  # an edited image's own original is no test of what was kept
+    asked = Edits(at["test"][mine], labels)
+    if neighbours != "none":
+        asked = beside(asked, scope(at["diagonal"][place], labels), neighbours)
     return Task(
         model=network,
-        edits=Edits(at["test"][mine], labels),
+        edits=asked,
         locality_set=LocalitySet(at["train"][kept], at["train labels"][kept]),
         test_set={
             "jpeg": (at["test"][rest], at["test labels"][rest]),
@@ -92,10 +103,14 @@ def shifted(images: Tensor) -> Tensor:
 
     The row or column that becomes free repeats its neighbour.
     """
+    return torch.cat([images.flip(3)[:, None], moved(images, (-1, 0), (1, 0), (0, -1), (0, 1))], 1)
+
+
+def moved(images: Tensor, *ways: tuple[int, int]) -> Tensor:
+    """Return (n, ways, ...) for images (n, 3, h, w): moved by at most one pixel down and right, in each of the ways."""
     wide = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
     h, w = images.shape[2:]
-    moved = [wide[:, :, a : a + h, b : b + w] for a, b in ((0, 1), (2, 1), (1, 0), (1, 2))]
-    return torch.stack([images.flip(3), *moved], 1)
+    return torch.stack([wide[:, :, 1 + a : 1 + a + h, 1 + b : 1 + b + w] for a, b in ways], 1)
 
 
 def features() -> dict[str, Tensor]:
@@ -136,22 +151,24 @@ def _computed() -> dict[str, Tensor]:
     test, lossless = cifar10_jpeg("test"), cifar10_lossless("test")
     train = cifar10_jpeg("train")[::EVERY]
 
-    def mistakes(images: Images, at: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        wrong = (network.linear(at).argmax(1) != images.labels).nonzero()[:most, 0]
-        return wrong, seen(shifted(images[wrong].inputs).flatten(0, 1)).unflatten(0, (len(wrong), -1))
+    def near(images: Images, copies: Callable[[Tensor], Tensor]) -> Tensor:
+        return seen(copies(images.inputs).flatten(0, 1)).unflatten(0, (len(images), -1))
+
+    def mistakes(images: Images, at: Tensor, most: int) -> Tensor:
+        return (network.linear(at).argmax(1) != images.labels).nonzero()[:most, 0]
 
     at, at_train = seen(test.inputs), seen(train.inputs)
-    wrong, neighbours = mistakes(test, at, len(test))
-    train_wrong, train_neighbours = mistakes(train, at_train, MISTAKES)
+    wrong, train_wrong = mistakes(test, at, len(test)), mistakes(train, at_train, MISTAKES)
     return {
         "test": at,
         "test labels": test.labels,
         "wrong": wrong,
-        "neighbours": neighbours,
+        "neighbours": near(test[wrong], shifted),
+        "diagonal": near(test[wrong], lambda images: moved(images, (-1, -1), (-1, 1), (1, -1), (1, 1))),
         "train": at_train,
         "train labels": train.labels,
         "train wrong": train_wrong,
-        "train neighbours": train_neighbours,
+        "train neighbours": near(train[train_wrong], shifted),
         "lossless": seen(lossless.inputs),
         "lossless labels": lossless.labels,
         "lossless rows": lossless_rows("test"),

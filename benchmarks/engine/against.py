@@ -1,4 +1,4 @@
-"""Cases measured here and in another checkout, in turns, each in a process that may use so many CPU seconds."""
+"""Cases measured here, and in another checkout in turns, each in a process that may use so many CPU seconds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks import measure
+
+#: What a row has beside its case.
+MEASURED = ("here", "there", "ratio", "commit", "made_with")
 
 
 @dataclass(frozen=True)
@@ -34,28 +37,33 @@ class Comparison:
     limit: int
 
     def main(self, cases: Callable[[], Iterable[dict[str, Any]]], case: Callable[..., dict[str, Any]]) -> None:
-        """Run the case of the command line, or all cases against another checkout."""
+        """Run the case of the command line, or all cases, here and in another checkout where one is named."""
         torch.set_num_threads(1)
         if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
             print(json.dumps(case(**json.loads(sys.argv[1]))))
             return
         parser = argparse.ArgumentParser()
-        parser.add_argument("--against", type=Path, required=True, help="another checkout, for example of main")
+        parser.add_argument("--against", type=Path, help="another checkout, for example of main")
         parser.add_argument("--only", default="", help="cases whose JSON contains this")
         arguments = parser.parse_args()
         self._run([one for one in cases() if arguments.only in json.dumps(one)], arguments.against)
 
-    def _run(self, cases: list[dict[str, Any]], against: Path) -> None:
+    def _run(self, cases: list[dict[str, Any]], against: Path | None) -> None:
         """Measure what is not stored yet, and store it row by row."""
         self.results.parent.mkdir(exist_ok=True)
+        commit = measure.commit()
         rows = measure.load(self.results)
-        done = [{k: v for k, v in row.items() if k not in ("here", "there", "ratio")} for row in rows]
+        done = [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
         for one in cases:
             if one in done:
                 continue
-            row = one | {"there": self._in(against, one), "here": self._in(measure.ROOT, one)}
-            times = [row[where].get("cpu_seconds") for where in ("there", "here")]
-            row["ratio"] = times[0] / times[1] if all(times) else None
+            row = one | {"commit": commit}
+            if against is not None:
+                row["there"] = self._in(against, one)
+            row["here"] = self._in(measure.ROOT, one)
+            if against is not None:
+                times = [row[where].get("cpu_seconds") for where in ("there", "here")]
+                row["ratio"] = times[0] / times[1] if all(times) else None
             rows.append(row)
             print(json.dumps(row), flush=True)
             measure.save(self.results, rows, self.about)

@@ -1,8 +1,10 @@
 """Hidden layers of the MNIST networks in the same architecture, two checkouts side by side.
 
 `python -m benchmarks.engine.hidden '{"net": "9x100", "layer": "fc1", "norm": "drift", "edits": 100}'` measures one call
-of `nnrepair.fix`: misread digits in fog, drawn by seed 1, with 10 000 clean training digits to keep.
-`python -m benchmarks.engine.hidden --against CHECKOUT` measures every case here and there, in turns.
+of `nnrepair.fix`: misread digits in fog, drawn by seed 1, with 10 000 clean training digits to keep; `"corruption"` and
+`"seed"` name others (see `benchmarks.engine.corruptions`).
+`python -m benchmarks.engine.hidden --against CHECKOUT` measures every case here and there, in turns; without a checkout
+it measures here alone.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 
 import nnrepair
 from benchmarks import measure
-from nnrepair.domains.vision import mnist, mnist_fog, relu_mlp
+from nnrepair.domains.vision import Images, mnist, mnist_fog, relu_mlp
 from nnrepair.methods import MinimalNorm
 
 KEPT = 10_000
@@ -35,16 +37,16 @@ def cases() -> Iterator[dict[str, Any]]:
             yield {"net": net, "layer": f"fc{layer}", "norm": "drift", "edits": 200}
 
 
-def case(net: str, layer: str, norm: str, edits: int) -> dict[str, Any]:
+def case(net: str, layer: str, norm: str, edits: int, corruption: str = "fog", seed: int = 1) -> dict[str, Any]:
     """Repair one case."""
-    model, foggy, train = relu_mlp(net), mnist_fog(), mnist("train")
-    generator = torch.Generator().manual_seed(1)
+    model, corrupted, train = relu_mlp(net), digits_in(corruption), mnist("train")
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        wrong = (model(foggy.inputs).argmax(1) != foggy.labels).nonzero()[:, 0]
+        wrong = (model(corrupted.inputs).argmax(1) != corrupted.labels).nonzero()[:, 0]
     mine = wrong[torch.randperm(len(wrong), generator=generator)[:edits]]
-    kept = torch.randperm(len(train), generator=generator)[:KEPT]
-    asked = nnrepair.Edits(foggy.inputs[mine], foggy.labels[mine])
-    locality = nnrepair.LocalitySet(train.inputs[kept], train.labels[kept])
+    clean = torch.randperm(len(train), generator=generator)[:KEPT]
+    asked = nnrepair.Edits(corrupted.inputs[mine], corrupted.labels[mine])
+    locality = nnrepair.LocalitySet(train.inputs[clean], train.labels[clean])
     nnrepair.fix(model, asked[torch.tensor([0])], method=MinimalNorm(f"fc{net[0]}", "l2"), throw=False)  # warm up
 
     def work() -> dict[str, Any]:
@@ -66,6 +68,17 @@ def case(net: str, layer: str, norm: str, edits: int) -> dict[str, Any]:
         return found
 
     return measure.measured(work)
+
+
+def digits_in(corruption: str) -> Images:
+    """Return the test digits, corrupted."""
+    if corruption == "fog":
+        return mnist_fog()
+    from nnrepair.domains.images.corruptions import CORRUPTIONS  # other checkouts lack it
+
+    digits = mnist("test")
+    made = CORRUPTIONS[corruption](digits.inputs.reshape(-1, 28, 28).numpy(), 0)
+    return Images(torch.from_numpy(made).float().flatten(1), digits.labels)
 
 
 def _drift(model: torch.nn.Module, changed: dict[str, torch.Tensor], kept: Any) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.neighbours import beside
 from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.domains.base import Task, drawn
 from nnrepair.domains.vision import Images, fog, mnist, mnist_fog, relu_mlp
@@ -16,14 +17,23 @@ from nnrepair.methods.episodes import Episode
 LOCALITY, FOGS = 2000, 4
 #: Size of the second test set: foggy digits that are no edits.
 FOGGY = 2000
+#: Seed of the fogs of neighbours that methods are given, beyond that of the task.
+BESIDE = 1000
 #: Training digits that are put in fog for episodes.
 TRAINED = 1000
 
 
-def task(model: str, seed: int, edits: int, *, twins: bool = False) -> Task:
+def task(
+    model: str, seed: int, edits: int, *, twins: bool = False, kept: int = LOCALITY, neighbours: str = "none"
+) -> Task:
     """Edits: foggy test digits; kept: clean training digits; test sets: clean test digits, and other foggy ones.
 
-    With `twins` every second edit is a twin of the one before it that contradicts it, see `with_twins`.
+    Args:
+        model, seed, edits: which network, draw, and how many.
+        twins: whether every second edit is a twin of the one before it that contradicts it, see `with_twins`.
+        kept: size of the locality set.
+        neighbours: "wanted" or "demanded" gives methods each edited digit in fogs of its own, which are not those of
+            the edit scope.
     """
     if twins:
         posed = task(model, seed, edits // 2)
@@ -39,13 +49,16 @@ def task(model: str, seed: int, edits: int, *, twins: bool = False) -> Task:
     with torch.no_grad():
         wrong = network(foggy.inputs).argmax(1) != foggy.labels
     mine = drawn(wrong.nonzero()[:, 0], edits, generator, f"foggy digits that {model} gets wrong")
-    kept = train[torch.randperm(len(train), generator=generator)[:LOCALITY]]
+    stays = train[torch.randperm(len(train), generator=generator)[:kept]]
     rest = torch.randperm(len(foggy), generator=generator)
     rest = rest[~torch.isin(rest, mine)][:FOGGY]
+    asked = Edits(foggy[mine].inputs, foggy[mine].labels)
+    if neighbours != "none":
+        asked = beside(asked, other_fogs(clean[mine], BESIDE + seed), neighbours)
     return Task(
         model=network,
-        edits=Edits(foggy[mine].inputs, foggy[mine].labels),
-        locality_set=LocalitySet(kept.inputs, kept.labels),
+        edits=asked,
+        locality_set=LocalitySet(stays.inputs, stays.labels),
         test_set={"clean": (clean.inputs, clean.labels), "fog": (foggy[rest].inputs, foggy[rest].labels)},
         edit_scope=other_fogs(clean[mine], seed),
         training=lambda: training(network, train, seed),

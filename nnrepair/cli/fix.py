@@ -24,9 +24,11 @@ from nnrepair.fix import fix
 from nnrepair.methods import Editor, Method, named
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
+from nnrepair.spec.edits import Edits
 
 REPAIRED, NOT_REPAIRED = 0, 1
-_PLACES = ("model", "edits", "locality", "scope", "test", "out")
+_POINTS = ("edits", "neighbours", "locality", "scope", "test")
+_PLACES = ("model", *_POINTS, "out")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,9 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         for path in (arguments.patch, arguments.certificate, arguments.report, arguments.resume)
         if path is not None
     ]
-    points = {
-        path for path in (arguments.edits, arguments.locality, arguments.scope, arguments.test) if path is not None
-    }
+    points = {path for name in _POINTS if (path := getattr(arguments, name)) is not None}
     require_outputs([arguments.model, *points], arguments.out, *others)
     method = _method(arguments)
     require_device(arguments.device)
@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     file.refuse_fixed_batch()
     file.model.to(arguments.device)
     edits = read_points(arguments.edits, "--edits", labelled=True)
+    near = arguments.neighbours
+    near = None if near is None else read_points(near, "--neighbours", labelled=True)
     sequence: dict[str, Any] = {}
     if arguments.mode == "successive":
         sequence = {"batch_size": arguments.batch_size, "rehearsal": False if arguments.no_rehearsal else None}
@@ -54,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidInput("--batch-size, --no-rehearsal and --resume are for --mode successive.")
     result: RepairResult | History = fix(
         file.model,
-        edits,
+        Edits(edits[0], edits[1], neighbours=near),
         None if arguments.locality is None else read_points(arguments.locality, "--locality", labelled=False),
         edit_scope=None if arguments.scope is None else read_points(arguments.scope, "--scope", labelled=True),
         test_set=None if arguments.test is None else read_points(arguments.test, "--test", labelled=False),

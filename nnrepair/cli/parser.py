@@ -64,6 +64,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 def _fix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("--edits", type=Path, required=True, metavar="NPZ", help="the mistakes, with the right labels")
+    parser.add_argument("--neighbours", type=Path, metavar="NPZ", help="points to reach too, without having to")
     parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions must stay")
     parser.add_argument("--scope", type=Path, metavar="NPZ", help="points that should follow; only measured")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the repaired model: .onnx or .pt2")
@@ -172,7 +173,8 @@ FIX_FILES = """\
 files:
   MODEL    .onnx, or .pt2 as torch.export.save writes it. Reading a .pt2 can run code that its author put there, so open
            only those you trust; reading .onnx runs none.
-  --edits, --scope     .npz with the arrays inputs (n, ...) and labels: classes (n,); 0 and 1 (n,) for the sign of a
+  --edits, --neighbours, --scope
+                       .npz with the arrays inputs (n, ...) and labels: classes (n,); 0 and 1 (n,) for the sign of a
                        single output; or 0 and 1 (n, outputs), one yes-or-no answer per output (-1: either)
   --locality, --test   the same; without labels every decision is kept
 

@@ -29,6 +29,7 @@ class Capabilities:
     Attributes:
         regions: whether edits may be about regions.
         rehearsal: what mode="successive" asks each step to hold of past edits where its caller says nothing.
+        neighbours: whether the method works towards neighbours of the edits, which are wanted but not demanded.
     """
 
     family: str
@@ -39,6 +40,7 @@ class Capabilities:
     successive: bool
     regions: bool = True
     rehearsal: bool | int = True
+    neighbours: bool = False
 
     def __post_init__(self) -> None:
         if self.returns not in get_args(Returns):

@@ -67,6 +67,12 @@ def edits_in_locality(edits: Edits, locality: Locality) -> list[str]:
     ]
 
 
+def shared_points(some: AnyInputs, others: AnyInputs) -> int:
+    """Return how many of some points are among others; zero where the inputs do not say what is equal."""
+    mine, theirs = _hashes(some), _hashes(others)
+    return 0 if mine is None or theirs is None else int(np.isin(mine, theirs).sum())
+
+
 def _hashes(inputs: AnyInputs) -> NDArray[np.uint64] | None:
     """Return (n,) a number for each point, the same for equal ones and hardly ever for others; None if not known."""
     found = []

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -117,6 +118,10 @@ class Edits(_Points):
             booleans; -1 leaves an output free) are one yes-or-no answer per output.
         of: (n,) the edit that each point belongs to, numbered from 0 without gaps: an edit with several points (views
             of one sample) holds where all of its points do, and is repaired as one. Each point is an edit by default.
+        neighbours: an `EditScope`, or inputs with labels: points that a repair should reach too (the same sample, moved
+            or corrupted otherwise), as far as what must hold allows. They are wanted, not demanded: no report counts
+            them among the edits. `of` says whose they are where edits are repaired one after another. To demand them,
+            give them as points of their edit, with `of`.
 
     Raises:
         InvalidInput: nothing to edit, unequal lengths, NaN, labels that are neither integers nor booleans, `of` that
@@ -125,14 +130,16 @@ class Edits(_Points):
 
     asked: Criterion
     of: Tensor | None
+    neighbours: EditScope | None
 
-    def __init__(self, inputs: Any, target: Any = None, of: Any = None) -> None:
+    def __init__(self, inputs: Any, target: Any = None, of: Any = None, neighbours: Any = None) -> None:
         super().__init__(inputs, target)
         if super().criterion is None:
             raise InvalidInput("Edits need labels or a criterion beside their inputs: Edits(inputs, labels).")
         if isinstance(self.inputs, Stream):
             object.__setattr__(self, "inputs", self.inputs.loaded())
         object.__setattr__(self, "of", None if of is None else _owners(of, len(self.inputs), "Edits"))
+        object.__setattr__(self, "neighbours", None if neighbours is None else EditScope.coerce(neighbours))
         if len(self) == 0:
             raise InvalidInput("There is nothing to repair: the edits are empty.")
         if self.of is not None and not torch.equal(torch.unique(self.of), torch.arange(len(self))):
@@ -151,16 +158,25 @@ class Edits(_Points):
         return len(self.inputs) if self.of is None else int(self.of.max()) + 1
 
     def __getitem__(self, index: Any) -> Edits:
-        if self.of is None:
+        if self.of is None and self.neighbours is None:
             return Edits(*self._some(index))
         chosen = torch.arange(len(self))[_as_index(index, len(self))].reshape(-1)
+        near = None if self.neighbours is None else self.neighbours.near(chosen)
+        if self.of is None:
+            return Edits(*self._some(chosen), neighbours=near)
         mine = self.of == chosen[:, None]  # (chosen, points)
         edit, point = torch.nonzero(mine, as_tuple=True)
-        return Edits(*self._some(point), of=edit)
+        return Edits(*self._some(point), of=edit, neighbours=near)
 
     def points(self) -> Edits:
-        """Return every point as an edit of its own."""
-        return self if self.of is None else Edits(self.inputs, self.criterion)
+        """Return every point as an edit of its own; an edit's neighbours are then those of its first point."""
+        if self.of is None:
+            return self
+        near = self.neighbours
+        if near is not None and near.of is not None:
+            _, first = np.unique(self.of.numpy(), return_index=True)
+            near = EditScope(near.inputs, near.criterion, first[near.of.numpy()])
+        return Edits(self.inputs, self.criterion, neighbours=near)
 
     def together(self, holds: Tensor) -> Tensor:
         """Return (edits,) bool: the edits all of whose points hold.
@@ -229,7 +245,9 @@ class Locality:
 
 
 class EditScope(_Points):
-    """Points that the edits should generalise to (neighbours, corrupted copies); only ever measured.
+    """Points that the edits should generalise to (neighbours, corrupted copies).
+
+    As `edit_scope` of `fix` they are only ever measured; as `neighbours` of `Edits` a method works towards them.
 
     >>> EditScope(torch.zeros(3, 4), [1, 1, 0], of=[0, 0, 1]).of  # two neighbours of edit 0, one of edit 1
     tensor([0, 0, 1])
@@ -258,3 +276,14 @@ class EditScope(_Points):
     def __getitem__(self, index: Any) -> EditScope:
         index = _as_index(index, len(self))
         return EditScope(self.inputs[index], self.criterion[index], None if self.of is None else self.of[index])
+
+    def near(self, edits: Tensor) -> EditScope | None:
+        """Return the points of some edits, which are then numbered anew; all where none says whose it is.
+
+        Args:
+            edits: (k,) int64; an edit that is named twice has its points twice.
+        """
+        if self.of is None:
+            return self
+        edit, point = torch.nonzero(self.of == edits[:, None], as_tuple=True)
+        return EditScope(self.inputs[point], self.criterion[point], edit) if len(point) else None

@@ -108,8 +108,11 @@ def pose(
     edits = Edits.coerce(edits)
     inputs = to_like(edits.inputs, like)
     y = answers = first_look(model, inputs, "the edits")
-    count, edits = len(edits) if count is None else count, Edits(inputs, fitted(edits.criterion, y), edits.of)
-    edits.criterion.check(y)
+    count, criterion = len(edits) if count is None else count, fitted(edits.criterion, y)
+    criterion.check(y)
+    near = edits.neighbours
+    near = None if near is None else _scope(model, near, like, criterion, count, "neighbours")
+    edits = Edits(inputs, criterion, edits.of, near)
     _refuse_probabilities(model, edits)
     refuse_contradictions(edits)
     edits = edits.points()
@@ -122,14 +125,7 @@ def pose(
         kind = kind_of(edits.criterion, locality.criterion)
     scope = None
     if edit_scope is not None:
-        scope = EditScope.coerce(edit_scope)
-        if len(scope) == 0:
-            raise InvalidInput("The edit scope is empty; leave it out, or give points that the edits should reach.")
-        inputs = to_like(scope.inputs, like)
-        y = first_look(model, inputs, "the edit scope")
-        scope = EditScope(inputs, fitted(scope.criterion, y, edits.criterion), scope.of)
-        scope.criterion.check(y)
-        _refuse_strangers(scope, count)
+        scope = _scope(model, EditScope.coerce(edit_scope), like, edits.criterion, count, "edit scope")
     posed = Problem(model, edits, locality, scope, kind, 0 if seed is None else seed, progress)
     vars(posed)["answers"] = answers  # computed already; a copy with other edits or another model computes its own
     return posed
@@ -147,11 +143,18 @@ def held_out(problem: Problem, points: Any, name: str) -> Locality:
     return _locality(problem.model, points.to(check_model(problem.model)), problem.edits, problem.kind, name)
 
 
-def _refuse_strangers(scope: EditScope, edits: int) -> None:
-    if scope.of is not None and (int(scope.of.min()) < 0 or int(scope.of.max()) >= edits):
-        raise InvalidInput(
-            f"EditScope: `of` must name edits 0..{edits - 1}, got {int(scope.of.min())}..{int(scope.of.max())}."
-        )
+def _scope(model: nn.Module, given: EditScope, like: Tensor, beside: Criterion, edits: int, what: str) -> EditScope:
+    """Return an edit scope, or neighbours, as a model runs on it, with its labels read as those of the edits."""
+    if len(given) == 0:
+        raise InvalidInput(f"The {what} is empty; leave it out, or give points that the edits should reach.")
+    inputs = to_like(given.inputs, like)
+    y = first_look(model, inputs, f"the {what}")
+    criterion = fitted(given.criterion, y, beside)
+    criterion.check(y)
+    if given.of is not None and (int(given.of.min()) < 0 or int(given.of.max()) >= edits):
+        named = f"{int(given.of.min())}..{int(given.of.max())}"
+        raise InvalidInput(f"EditScope: `of` must name edits 0..{edits - 1}, got {named}.")
+    return EditScope(inputs, criterion, given.of)
 
 
 @torch.no_grad()

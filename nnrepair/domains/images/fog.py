@@ -24,11 +24,9 @@ def fog(images: npt.ArrayLike, generator: np.random.Generator | int) -> npt.NDAr
     (2, 28, 28)
     """
     strength, batch = 3.0, 64
-    x = np.asarray(images, dtype=np.float64)
-    if x.ndim != 3 or max(x.shape[1:]) > _MAP:
-        raise InvalidInput(f"fog needs images (n, height, width) of at most {_MAP} x {_MAP} pixels, given {x.shape}.")
-    if x.size and not (x.min() >= 0 and x.max() <= 1):
-        raise InvalidInput(f"fog needs pixels in [0, 1], given [{x.min():g}, {x.max():g}]. Divide by 255 first?")
+    x = pixels(images, "fog")
+    if max(x.shape[1:]) > _MAP:
+        raise InvalidInput(f"fog needs images of at most {_MAP} x {_MAP} pixels, given {x.shape}.")
     rng = np.random.default_rng(generator)
     foggy = np.empty_like(x)
     for start in range(0, len(x), batch):
@@ -37,6 +35,24 @@ def fog(images: npt.ArrayLike, generator: np.random.Generator | int) -> npt.NDAr
         brightest = part.max(axis=(1, 2), keepdims=True)
         foggy[start : start + batch] = np.clip((part + strength * plasma) * brightest / (brightest + strength), 0, 1)
     return foggy
+
+
+def pixels(images: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:
+    """Return images (n, height, width) as float64.
+
+    Args:
+        images: Pixels in [0, 1].
+        what: The name of what needs them, for errors.
+
+    Raises:
+        InvalidInput: Another shape, or pixels outside of [0, 1].
+    """
+    x = np.asarray(images, dtype=np.float64)
+    if x.ndim != 3:
+        raise InvalidInput(f"{what} needs images (n, height, width), given shape {x.shape}.")
+    if x.size and not (x.min() >= 0 and x.max() <= 1):
+        raise InvalidInput(f"{what} needs pixels in [0, 1], given [{x.min():g}, {x.max():g}]. Divide by 255 first?")
+    return x
 
 
 def _plasma(count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:

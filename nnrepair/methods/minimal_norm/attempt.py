@@ -131,6 +131,13 @@ class Attempt:
             notes.append(chose)
         return notes
 
+    def missed(self, problem: Problem) -> float:
+        """Return the share of the edits' neighbours that do not hold; zero where there are none."""
+        near = problem.edits.neighbours
+        if near is None:
+            return 0.0
+        return float((~near.criterion.holds(outputs(self.model, near.inputs).double())).double().mean())
+
     def score(self, problem: Problem, held_out: Tensor | None) -> tuple[float, float, float]:
         """Return (edits that fail, share of held-out locality points lost, mean output change), smaller is better."""
         if self.infeasible is not None:
@@ -211,15 +218,17 @@ def _on(
     One that was made on fewer points will do where outputs are not affine.
     """
 
-    def on(probes: list[AnyInputs]) -> Linearization:
-        return Linearization(cut.module, names, asked[0].inputs, probes) if line is None else line
+    def on(others: list[AnyInputs]) -> Linearization:
+        return Linearization(cut.module, names, asked[0].inputs, others) if line is None else line
 
-    asked = [replace(demands[0], inputs=cut.values(demands[0].inputs, deadline.check))]
-    if problem.locality is None or not (demands[1:] or settings.norm == "drift"):
-        return on([]), asked, None
+    kept = [d for d in demands if d.name == "locality"]
+    asked = [replace(d, inputs=cut.values(d.inputs, deadline.check)) for d in demands if d.name != "locality"]
+    near = [d.inputs for d in asked[1:]]
+    if problem.locality is None or not (kept or settings.norm == "drift"):
+        return on(near), asked, None
     there = cut.values(problem.locality.inputs, deadline.check)
-    asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in demands[1:]]
-    line = on([there])
+    asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in kept]
+    line = on([*near, there])
     metric = line.metric(there, problem.kind, deadline.check) if settings.norm == "drift" else None
     return line, asked, metric
 

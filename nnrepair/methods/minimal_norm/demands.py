@@ -25,7 +25,7 @@ class Demand:
         criterion: one criterion without *or*, aligned with the points.
         need: (points, conditions) the slack that each condition must reach.
         soft: whether a condition may be missed for a penalty.
-        name: "edits" or "locality".
+        name: "edits", "neighbours" or "locality".
         index: which points these are of the set that they come from; None for all.
     """
 
@@ -56,7 +56,7 @@ class Demand:
 
 
 def demands_of(problem: Problem, margin: float, locality: str, without: Tensor | None = None) -> list[Demand]:
-    """Return the problem's demands: its edits, and the kept points of its locality set.
+    """Return the problem's demands: its edits, their neighbours, and the kept points of its locality set.
 
     Args:
         problem: the problem.
@@ -67,6 +67,11 @@ def demands_of(problem: Problem, margin: float, locality: str, without: Tensor |
     y = problem.answers.double().cpu()
     criterion = problem.edits.criterion.resolve(y)
     found = [Demand(problem.edits.inputs, criterion, _full(criterion, y, margin), False, "edits")]
+    near = problem.edits.neighbours
+    if near is not None:
+        y = outputs(problem.model, near.inputs).double().cpu()
+        criterion = near.criterion.resolve(y)
+        found.append(Demand(near.inputs, criterion, _full(criterion, y, margin), True, "neighbours"))
     if locality == "none" or problem.locality is None:
         return found
     binding = problem.locality.holds.clone()

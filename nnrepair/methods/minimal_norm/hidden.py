@@ -94,7 +94,10 @@ class HiddenRepair:
         """
         coordinates = Coordinates.of(self.line.groups, self.metric, self._trial.like)
         if not anywhere:
-            coordinates = coordinates.empty().spanning(self.line.keys(aims[0].inputs))
+            coordinates = coordinates.empty()
+            for aim in aims:
+                if aim.name != "locality":
+                    coordinates = coordinates.spanning(self.line.keys(aim.inputs))
         x = coordinates.coordinates(self.change).to("cpu", torch.float64).numpy()
         begun = Lagrangian.of_edits(self._trial, aims, coordinates, x, self.deadline.check)
         if begun is None:

@@ -72,11 +72,11 @@ class Lagrangian:
     def of_edits(
         cls, trial: Trial, demands: Sequence[Demand], coordinates: Coordinates, x: Array, check: Callable[[], None]
     ) -> Lagrangian | None:
-        """Return the Lagrangian of the edits alone, or None where no edit that fails has a gradient."""
-        edits = torch.arange(len(demands[0]))
-        active = [edits, *(edits[:0] for _ in demands[1:])]
+        """Return the Lagrangian of edits and neighbours alone, or None where no edit that fails has a gradient."""
+        active = [torch.arange(0 if d.name == "locality" else len(d)) for d in demands]
         multipliers = [torch.zeros_like(d.need[a]) for d, a in zip(demands, active, strict=True)]
-        trial.play(0, edits, multipliers[0] > 0)
+        for k, mine in enumerate(active):
+            trial.play(k, mine, multipliers[k] > 0)
         found = cls(trial, demands, coordinates, x, active, multipliers, 1.0, check)
         unit = found._unit()
         return None if unit is None else replace(found, penalty=PENALTY * unit)

@@ -42,7 +42,8 @@ class MinimalNorm:
 
     Args:
         layer: a layer's or parameter's name, several of them, or "auto": try the layers one by one and keep the repair
-            that satisfies all edits with the least drawdown on held-out points of the locality set.
+            that satisfies all edits with the least drawdown on held-out points of the locality set (and, of edits with
+            neighbours, the fewest of these missed).
         norm: what "small" means, on the flat change d of the chosen parameters: "l1" (few weights change), "linf",
             "l2", "mean+max" (PRDNN's mean|d| + max|d|), "nuclear" (low rank; one layer), "drift" (the expected squared
             change of the layer's output over the locality set; of parameters that are no linear map, the Fisher
@@ -120,7 +121,7 @@ class MinimalNorm:
     @property
     def capabilities(self) -> Capabilities:
         successive = self.architecture == "same"
-        return Capabilities("optimisation", False, self.architecture, True, True, successive)
+        return Capabilities("optimisation", False, self.architecture, True, True, successive, neighbours=True)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the smallest repair, see the class."""

@@ -73,7 +73,7 @@ class Pilots:
     @property
     def bound(self) -> float:
         """How far outputs may move: beyond, no layer can be better than the best so far; see `HiddenRepair`."""
-        comparable = len(self._demands) > 1 or self.part.locality is None
+        comparable = (len(self._demands) > 1 or self.part.locality is None) and self.part.edits.neighbours is None
         return self.best[2] if self.best[:2] == (0.0, 0.0) and comparable else inf
 
     @property
@@ -119,12 +119,18 @@ class Pilots:
         if not self._found:
             others = f" Nor can {', '.join(map(plain, names[:-1]))}." if len(names) > 1 else ""
             raise InvalidInput(f"No layer can be repaired. {self._reasons[0]}{others}")
-        return [(name, attempt) for _, name, attempt in sorted(self._found, key=lambda item: item[0])]
+
+        def rank(item: tuple[tuple[float, float, float], str, Attempt]) -> tuple[float, float, float]:
+            (failing, lost, moved), _, attempt = item
+            # A point to keep that is lost counts as much as a neighbour that is missed, each as a share of all.
+            return failing, lost + attempt.missed(self.part), moved
+
+        return [(name, attempt) for _, name, attempt in sorted(self._found, key=rank)]
 
 
 @dataclass
 class LayerSearch:
-    """The search for the layer whose repair satisfies all edits and loses least.
+    """The search for the layer whose repair satisfies all edits, loses least and misses fewest of their neighbours.
 
     Attributes:
         problem, settings, deadline: what to repair, how, and until when.
@@ -203,7 +209,7 @@ class LayerSearch:
         """
         if pilot.infeasible is not None:
             return
-        if whole:
+        if whole and not any(d.broken(pilot.model) for d in full if d.name != "neighbours"):
             yield pilot
         for start in (pilot, None) if whole else (None,):
             if not self.deadline.passed:
