@@ -137,10 +137,11 @@ do. {_measured(third)}
 ## Networks for photographs
 
 `python -m benchmarks.engine.vision`. {_measured(_file("vision"))} One call of `fix` with `MinimalNorm(layer)`:
-SqueezeNet 1.1 with the ImageNet samples that it misreads as edits and those that it reads to keep, a ResNet-20 with misread CIFAR-10
-test images and 4 000 others to keep, and ResNets with random weights on noise. Memory is beyond the data; passes are
-those of all points through the first layer, whatever the precision; evaluations, of what follows the layer, on the
-points in use. Stationarity and complementarity are [measured](what-is-proved.md), both 0 at a local minimum.
+SqueezeNet 1.1 with the ImageNet samples that it misreads as edits and those that it reads to keep, a ResNet-20 with
+misread CIFAR-10 test images and 4 000 others to keep, and ResNets with random weights on noise. Memory is beyond the
+data; passes are those of all points through the first layer, whatever the precision; evaluations, of what follows the
+layer, on the points in use. Stationarity and complementarity are [measured](what-is-proved.md), both 0 at a local
+minimum.
 
 {vision()}
 """
