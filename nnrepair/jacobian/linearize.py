@@ -153,7 +153,7 @@ class Linearization:
         """
         if not self.independent or len(inputs) == 0:
             return [None for _ in self.groups]
-        _, tap = self._tapped.run(self.prepare(inputs[torch.zeros(1, dtype=torch.int64)]))
+        tap = self._tapped.used(self.prepare(inputs[torch.zeros(1, dtype=torch.int64)]))
         found: list[Tensor | None] = []
         for group in self.groups:
             once = [] if group.plain is not None else group.applied_to(tap.uses[group.tapped])
@@ -162,7 +162,7 @@ class Linearization:
         if all(k is None for k in found):
             return found
         for step in batches(inputs, self.factors.together):
-            _, tap = self._tapped.run(self.prepare(inputs[step]))
+            tap = self._tapped.used(self.prepare(inputs[step]))
             for k, (group, keys) in enumerate(zip(self.groups, found, strict=True)):
                 if keys is not None:
                     flat = [a.reshape(-1, a.shape[-1]) for a in group.applied_to(tap.uses[group.tapped])]
@@ -208,18 +208,21 @@ class Linearization:
         sub = self.prepare(inputs[chunk] if self.independent else inputs)
         return self.factors.rows(sub, criterion, local, point, condition)
 
-    def metric(self, inputs: AnyInputs, kind: Kind | None = None) -> Metric:
+    def metric(self, inputs: AnyInputs, kind: Kind | None = None, check: Callable[[], None] = lambda: None) -> Metric:
         """Return the drift metric over `inputs`: second moments of each map's inputs, Fisher diagonal elsewhere.
 
         Args:
             inputs: the points on which drift is measured.
             kind: what outputs stand for, see `fisher_diagonal`; numbers by default.
+            check: called now and then; may raise.
         """
         if self.groups[0].keyed:
             k = numpy(self._keys.of(inputs))
             return Metric([root(k.T @ k / len(k))])
         maps = [g for g in self.groups if g.plain is None]
-        factors = [root(m) for m in second_moments(self._tapped, maps, inputs)] if maps else []
+        factors = (
+            [root(m) for m in second_moments(self._tapped, maps, inputs, self.factors.together, check)] if maps else []
+        )
         plain = [g.plain for g in self.groups if g.plain is not None]
         if plain:
             kind = Regression() if kind is None else kind

@@ -27,7 +27,6 @@ from nnrepair.progress import progress_bar
 from nnrepair.solver import minnorm, norms
 from nnrepair.spec.kinds import kind_of
 from nnrepair.spec.problem import Problem
-from nnrepair.spec.running import outputs
 
 #: The smallest margin, relative to the typical one: a repair must survive the rounding of the model's own dtype.
 SMALLEST_MARGIN = 1e-5
@@ -63,8 +62,9 @@ class MinimalNorm:
         locality: "hard" (every kept point is a constraint), "soft" (a point may fail, for a penalty as large as
             the largest multiplier of an edit) or "none".
         max_steps: rounds of descent per layer, for layers that need it.
-        time_limit: in seconds, None for none (the default). What was found by then is proposed; a look at all points,
-            once begun, is ended. Where edits contradict each other, other layers are tried for five seconds at most.
+        time_limit: in seconds, None for none (the default; "auto" then tries no further layers after 20 s of work once
+            one was repaired). What was found by then is proposed; a look at all points, once begun, is ended. Where
+            edits contradict each other, other layers are tried for five seconds at most.
         objective: instead of a norm, a function of your own: from the change, a dictionary of a cvxpy variable for each
             chosen parameter, to a convex cvxpy expression that is minimised (needs cvxpy).
         constraints: a function from the same dictionary to a list of cvxpy constraints on the change.
@@ -154,7 +154,7 @@ class MinimalNorm:
         if problem.locality is not None:
             criterion, y = problem.locality.criterion, problem.before
         else:
-            criterion, y = problem.edits.criterion, outputs(problem.model, problem.edits.inputs)
+            criterion, y = problem.edits.criterion, problem.answers
         typical = criterion.typical_slack(y.double())
         decides = kind_of(criterion).decides
         rounding = 8 * torch.finfo(y.dtype).eps * float(y.abs().amax()) if decides else 0.0
