@@ -7,6 +7,7 @@ mistakes, and test sets that no method sees. `benchmarks.experiments` says which
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from nnrepair.domains.base import Task
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.methods.base import Method, named
 from nnrepair.methods.fine_tune import penalties
+from nnrepair.methods.trainable import Editor, Trainable
 from nnrepair.results.history import History
 from nnrepair.results.metrics import generalization_rates, mean_rate
 from nnrepair.results.result import RepairResult, SideEffects
@@ -115,11 +117,22 @@ def one(
     seed: int,
     edits: int,
     task: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Row:
-    """Return the figures of one method on one task; called in a process of its own."""
+    """Return the figures of one method on one task; called in a process of its own.
+
+    Args:
+        domain, model, seed, edits, task: say which task.
+        method, options, mode: what is asked for.
+        training: of a method that is trained first, on the task's episodes: `steps`, and `edits` and `locality` of an
+            episode. What it costs is told apart from the repair.
+    """
     posed = domain.task(model, seed, edits, **task or {})
     chosen = method_of(method, options)
     _warm_up()
+    told: Row = {}
+    if isinstance(chosen, Trainable):
+        chosen, told["trained"] = _trained(chosen, posed, seed, **training or {})
 
     def work() -> Row:
         result = nnrepair.fix(
@@ -135,7 +148,14 @@ def one(
         )
         return figures(result, list(posed.test_set), len(posed.edits))
 
-    return measured(work)
+    return measured(work) | told
+
+
+def _trained(method: Trainable, task: Task, seed: int, **given: Any) -> tuple[Editor, Row]:
+    sizes = {key: given.pop(key) for key in ("edits", "locality") if key in given}
+    cpu = time.process_time()
+    editor = method.prepare(task.model, lambda seed: task.episodes(seed, **sizes), seed=seed, **given)
+    return editor, {"steps": editor.steps, "stopped": editor.stopped, "cpu_seconds": time.process_time() - cpu}
 
 
 def _warm_up() -> None:
