@@ -31,9 +31,9 @@ ABOUT = "Editable Training of ResNet-20's last block and last stage, along one t
 LIMIT = 3600.0
 SEED = 0
 #: Edits of the last row of a training, by protocol; and of the others.
-RANDOM, REAL, FEW = 100, 50, 50
-#: Every so manieth test image says what is lost.
-TESTED = 5
+RANDOM, REAL, FEW = 100, 50, 30
+#: Every so manieth test image says what is lost, at the end of a training; and before.
+TESTED, ROUGHLY = 5, 10
 
 Row = dict[str, Any]
 
@@ -56,8 +56,8 @@ class Trained:
 
 
 TRAININGS = {
-    "layer3.2": Trained("layer3.2", 4000, (60, 180, 420, 900, 1500)),
-    "layer3": Trained("layer3", 1500, (60, 180, 420, 900, 1500)),
+    "layer3.2": Trained("layer3.2", 4000, (60, 150, 300, 600, 1000)),
+    "layer3": Trained("layer3", 2000, (60, 150, 300, 600, 1000)),
 }
 
 
@@ -73,14 +73,15 @@ def points(first: str) -> tuple[nn.Module, dict[str, Tensor]]:
     return rest, at
 
 
-def protocols(rest: nn.Module, at: dict[str, Tensor], random: int, real: int) -> dict[str, Protocol]:
-    """Return edits with random labels and real mistakes; none of them has neighbours here."""
+def protocols(rest: nn.Module, at: dict[str, Tensor], last: bool) -> dict[str, Protocol]:
+    """Return edits with random labels and real mistakes, more for the last row; none of them has neighbours here."""
+    random, real, every = (RANDOM, REAL, TESTED) if last else (FEW, FEW, ROUGHLY)
     generator = torch.Generator().manual_seed(1000 + SEED)
     mine = torch.randperm(len(at["test"]), generator=generator)[:random]
     labels = torch.randint(10, (random,), generator=generator)
     wrong = at["test mistakes"][torch.randperm(len(at["test mistakes"]), generator=generator)[:real]]
     tests = {
-        "jpeg": (at["test"][::TESTED], at["test labels"][::TESTED]),
+        "jpeg": (at["test"][::every], at["test labels"][::every]),
         "lossless": (at["lossless"], at["lossless labels"]),
     }
     keep = LocalitySet(at["train"][:1], at["train labels"][:1])
@@ -96,7 +97,7 @@ def unprepared(name: str, steps: float) -> Row:
     """Return the figures of gradient descent with nothing trained, with about as many steps."""
     chosen = TRAININGS[name]
     rest, at = points(chosen.first)
-    both = protocols(rest, at, FEW, REAL)
+    both = protocols(rest, at, False)
     editor, start = matched(both["random labels"], {"layers": chosen.first, **chosen.options}, steps, SEED)
     return _measured(editor, both) | {"start": start, "steps wanted": steps}
 
@@ -134,7 +135,7 @@ def trained(name: str, mark: float, spent: float) -> Row:
     if last:
         EDITORS.mkdir(exist_ok=True)
         told["bytes"] = editor.save(EDITORS / f"{name}.safetensors").stat().st_size
-    both = protocols(rest, at, RANDOM if last else FEW, REAL if last else FEW)
+    both = protocols(rest, at, last)
     nets = {"accuracy_before": rest, "accuracy": prepared(editor, rest)}
     accuracy = {key: accuracies(net, both["random labels"].tests) for key, net in nets.items()}
     return _measured(editor, both) | {"training": told | accuracy}
