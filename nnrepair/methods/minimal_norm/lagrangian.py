@@ -69,6 +69,7 @@ class Lagrangian:
         edits = torch.arange(len(demands[0]))
         active = [edits, *(edits[:0] for _ in demands[1:])]
         multipliers = [torch.zeros_like(d.need[a]) for d, a in zip(demands, active, strict=True)]
+        trial.play(0, edits, multipliers[0] > 0)
         found = cls(trial, demands, coordinates, x, active, multipliers, 1.0, check)
         unit = found._unit()
         return None if unit is None else replace(found, penalty=PENALTY * unit)
@@ -114,6 +115,7 @@ class Lagrangian:
             self.active[k] = torch.cat([self.active[k], broken])
             self.multipliers[k] = torch.cat([self.multipliers[k], torch.zeros_like(self.demands[k].need[broken])])
             joined.append(broken)
+            self.trial.play(k, self.active[k], self.multipliers[k] > 0)
         return joined
 
     def turned(self, coordinates: Coordinates, change: Mapping[str, Tensor] | None = None) -> Lagrangian:

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from nnrepair.jacobian.channels import Channels
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.jacobian.suffix import Suffix, Values
 from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.running import call_with
 
@@ -23,6 +25,11 @@ KEPT_SHARE = 0.1
 
 #: Numbers of points that run together with gradients.
 TOGETHER = 4_000_000
+
+#: The conditions of a point that are in play, the worst first, beside those that cost something.
+WATCHED = 15
+#: Points whose outputs in play are looked for together, and how many times these must be fewer than all.
+FEW, SMALL = 256, 4
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,26 @@ class Look:
         worst: (points,) by how much each point misses what it needs, at its worst condition; float64 on the CPU.
         short: bool (points,) which have less than they must: edits all they need, kept points a share of it.
         met: whether none has, or some may.
+        moved: the mean change of outputs since the first look.
     """
 
     worst: Tensor
     short: Tensor
     met: bool
+    moved: float
+
+
+@dataclass(frozen=True)
+class InPlay:
+    """What is computed of points whose other outputs are left out.
+
+    Attributes:
+        conditions: bool (points, conditions).
+        outputs: (points, width) int64, those that the conditions are about; filled up with others.
+    """
+
+    conditions: Tensor
+    outputs: Tensor
 
 
 class Trial:
@@ -63,18 +85,56 @@ class Trial:
             self._fine = {n: p.detach().clone() for n, p in line.parameters.items()}
         self.like = next(iter(self._fine.values()))
         self._together = [_together(d.inputs) for d in demands]
+        self._channels = None if self._coarse else Channels.of(self._own, line.names, demands[0].inputs)
+        self._in_play: list[InPlay | None] = [None for _ in demands]
+        self._worst: list[Tensor] = []
+        self._first: list[Tensor] = []
 
     def slack(self, change: Mapping[str, Tensor], k: int, index: Tensor) -> Tensor:
-        """Return (points, conditions) the slack of points `index` of demand k, float64, differentiable."""
+        """Return (points, conditions) the slack of points `index` of demand k, float64, differentiable.
+
+        Infinity for conditions that are not in play.
+        """
         moved = {n: p + change[n] for n, p in self._fine.items()}
-        inputs = self._demands[k].inputs[index]
+        inputs, criterion, play = self._demands[k].inputs[index], self._demands[k].criterion[index], self._in_play[k]
         with _Leaky(self.leak) if self.leak else nullcontext():
             if self._coarse:
                 with self._line.in_float64():
                     y = call_with(self._line.model, moved, self._line.prepare(inputs))
+            elif play is not None and self._channels is not None:
+                chosen = play.outputs[index].to(self.like.device)
+                some = self._channels.outputs(moved, inputs, chosen)
+                y = some.new_zeros(len(index), self._channels.count).scatter(1, chosen, some)
             else:
                 y = call_with(self._own, moved, inputs)
-        return self._demands[k].criterion[index].slack(y.double())
+        slack = criterion.slack(y.double())
+        return slack if play is None else torch.where(play.conditions[index].to(y.device), slack, torch.inf)
+
+    def play(self, k: int, active: Tensor, held: Tensor) -> None:
+        """Choose which conditions of points `active` of demand k are in play from now on, after a look.
+
+        Where outputs can be computed alone, these are the worst of each point and those that are `held` to it, bool
+        (active, conditions); elsewhere, and where that is no small share, all.
+        """
+        if self._channels is None or not self._worst or len(active) == 0:
+            return
+        conditions = held.scatter(1, self._worst[k][active], True)
+        y, used = torch.zeros(1, self._channels.count), list[Tensor]()
+        for part in torch.split(torch.arange(len(active)), FEW):
+            point, condition = torch.nonzero(conditions[part], as_tuple=True)
+            rows = self._demands[k].criterion.rows(active[part][point], condition, y).abs()
+            used.append(y.new_zeros(len(part), y.shape[1]).index_add_(0, point, rows.to(y)))
+        outputs = torch.cat(used) > 0
+        width = max(2, int(outputs.sum(1).max()))
+        if SMALL * width > self._channels.count:
+            self._in_play[k] = None
+            return
+        play = InPlay(
+            torch.zeros(self._demands[k].need.shape, dtype=torch.bool),
+            torch.arange(width).repeat(len(self._demands[k]), 1),
+        )
+        play.conditions[active], play.outputs[active] = conditions, outputs.float().topk(width).indices
+        self._in_play[k] = play
 
     def parts(self, k: int, count: int) -> list[slice]:
         """Return so many points of demand k in parts that run together with gradients."""
@@ -85,17 +145,24 @@ class Trial:
     def look(self, change: Mapping[str, Tensor]) -> list[Look]:
         """Return how every demand fares, in the model's own dtype."""
         moved = {n: (p.double() + change[n].double()).to(p.dtype) for n, p in self._start.items()}
-        found = []
+        found, self._worst = [], []
         for k, demand in enumerate(self._demands):
-            worst, short = [], []
+            worst, short, which, outputs = [], [], [], []
             whole = torch.arange(len(demand))
             for part in [whole[here] for here in self.parts(k, len(demand))]:
                 some = demand[part]
-                missed = some.missed(call_with(self._own, moved, some.inputs)).cpu()
+                y = call_with(self._own, moved, some.inputs).cpu()
+                missed = some.missed(y)
+                outputs.append(flat(y))
                 allowed = 0.0 if k == 0 else (1 - KEPT_SHARE) * some.need.clamp(min=0)
                 worst.append(missed.amax(1))
                 short.append((missed > allowed).any(1))
-            found.append(Look(torch.cat(worst), torch.cat(short), demand.soft or not any(map(torch.any, short))))
+                which.append(missed.topk(min(WATCHED, missed.shape[1])).indices)
+            self._worst.append(torch.cat(which))
+            self._first += [torch.cat(outputs)] if len(self._first) == k else []
+            moved_by = float((torch.cat(outputs) - self._first[k]).norm(dim=1).mean())
+            met = demand.soft or not any(map(torch.any, short))
+            found.append(Look(torch.cat(worst), torch.cat(short), met, moved_by))
         return found
 
 
