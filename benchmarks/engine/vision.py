@@ -174,7 +174,9 @@ def main() -> None:
         if any(one.items() <= row.items() for row in rows):
             continue
         rows.append(one | {"seed": SEED, "commit": measure.commit()} | _measured(one))
-        measure.save(RESULTS, rows, "one call of fix with MinimalNorm(); CPU seconds on one thread, memory above the data")
+        measure.save(
+            RESULTS, rows, "one call of fix with MinimalNorm(); CPU seconds on one thread, memory above the data"
+        )
         print(json.dumps(rows[-1]), flush=True)
 
 

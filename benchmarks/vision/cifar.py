@@ -63,7 +63,7 @@ def _copies() -> dict[str, Tensor]:
     for name, images, most in (("test", test, len(test)), ("train", train, MISTAKES), ("lossless", lossless, 0)):
         found[name], found[f"{name} labels"] = seen(before, images.inputs), images.labels
         mistakes = (seen(rest, found[name]).argmax(1) != images.labels).nonzero()[:, 0]
-        wrong = mistakes[:most]
+        wrong = mistakes[:most].clone()
         if most:
             found[f"{name} mistakes"] = mistakes
             near = shifted(images[wrong].inputs)[:, [0, 3]].flatten(0, 1)
