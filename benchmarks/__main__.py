@@ -17,7 +17,7 @@ from benchmarks.editing import DOMAINS, MODES
 from benchmarks.graph import scale
 from benchmarks.mnist import long, streams
 from benchmarks.regions import run as regions
-from benchmarks.vision import blocks
+from benchmarks.vision import blocks, gallery
 from benchmarks.vision import streams as photographs
 from nnrepair.errors import NNRepairError
 
@@ -33,7 +33,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "acas": {"tradeoff": tradeoff.run},
     "graph": {"scale": scale.run_scale},
     "cifar": {"editable-training": editable.run},
-    "vision": {"streams": photographs.run, "blocks": blocks.run},
+    "vision": {"streams": photographs.run, "blocks": blocks.run, "gallery": gallery.run},
 }
 
 

@@ -20,7 +20,7 @@ import nnrepair
 from benchmarks.measure import measured
 from nnrepair.domains.base import Task
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.methods.base import Method, named
+from nnrepair.methods.base import Method, entry
 from nnrepair.methods.fine_tune import penalties
 from nnrepair.methods.trainable import Editor, Trainable
 from nnrepair.results.history import History
@@ -66,7 +66,7 @@ DOMAINS = {
 }
 
 
-def method_of(name: str, options: Mapping[str, Any]) -> Method:
+def method_of(name: str, options: Mapping[str, Any]) -> Method | Trainable:
     """Return the registered method `name` with some of its hyper-parameters replaced.
 
     >>> method_of("minimal-norm", {"layer": "fc3", "norm": "drift"}).layer
@@ -79,7 +79,7 @@ def method_of(name: str, options: Mapping[str, Any]) -> Method:
     Raises:
         InvalidInput: an unknown method, option or penalty (near matches are listed).
     """
-    chosen = named(name)
+    chosen = entry(name)()
     known = {field.name for field in fields(chosen)} if is_dataclass(chosen) else set()
     _refuse_unknown(options, known, f"option of {name}")
     made = {key: tuple(map(_penalty, value)) if key == "penalties" else value for key, value in options.items()}
@@ -195,6 +195,8 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         side_effects, curve = report.tests, None
         worst = side_effects[tests[0]].drawdown_points
         row: Row = {"success_rate": report.success_rate, "generalization_rate": report.generalization_rate}
+        told = {"change": report.weight_change.l2, "steps": result.stats.get("steps")}
+        row |= {key: value for key, value in told.items() if value is not None}
         seconds = report.seconds
     else:
         side_effects, worst = result.side_effects, result.worst_drawdown_points(tests[0])

@@ -187,10 +187,11 @@ def _run(
     order = [_key(case) for case in experiment.cases()]
     shared = {key: getattr(experiment, key) for key in ("method", "options", "edits", "domain", *OPTIONAL)}
     preload = ["benchmarks.editing", experiment.domain.module, *LAZY]
+    commit = measure.commit()
     answers = measure.each_in_its_process(partial(one, **shared), todo, LIMIT, preload, jobs)
     with closing(answers):
         for case, found in tqdm(answers, total=len(todo), desc=f"{experiment.domain.name} {experiment.name}"):
-            stored[_key(case)] = experiment.asked | case | found
+            stored[_key(case)] = experiment.asked | case | found | {"commit": commit}
             save(path, sorted(stored.values(), key=lambda row: _place(order, row)))
 
 

@@ -1,8 +1,8 @@
 """Pictures of repaired images: the three best classes before and after, which layer, and the size of the change.
 
-Three photographs that may be shown are repaired at once: they come with scikit-learn and matplotlib. The others (samples
-of ImageNet, vehicles on snow, CIFAR-10) may be looked at, and not published: `python -m benchmarks.vision.gallery`
-draws some of them into build/gallery/.
+Three photographs that may be shown are repaired at once: they come with scikit-learn and matplotlib. The others
+(samples of ImageNet, vehicles on snow, CIFAR-10) may be looked at, and not published:
+`python -m benchmarks.vision.gallery` repairs some of them and draws them into build/gallery/.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from benchmarks import measure
 from benchmarks.figures import new_panels
 from benchmarks.vision import cifar, imagenet
 from benchmarks.vision.cut import BUILD, cut_squeezenet
-from benchmarks.vision.task import task
 from nnrepair import Edits, LocalitySet
 from nnrepair.domains.images.cifar import CLASSES, cifar10_jpeg
 from nnrepair.domains.images.samples import Photographs, imagenet_samples, vehicles_on_snow
 from nnrepair.domains.images.squeezenet import squeezenet
 from nnrepair.methods import MinimalNorm
 from nnrepair.results.result import RepairResult
+from nnrepair.rounding import percent
 
 RESULTS = Path(__file__).parent / "results" / "gallery.json"
 SIZE = 224
@@ -39,6 +39,7 @@ CREDITS = {
     "grace_hopper": "U.S. Navy, public domain",
 }
 METHOD = MinimalNorm(layer="classifier.1", norm="drift")
+CIFAR_METHOD = MinimalNorm(layer="linear", norm="drift")
 #: Pictures of one page.
 SHOWN = 6
 
@@ -100,27 +101,26 @@ def best(model: nn.Module, points: Tensor, names: list[str]) -> list[list[tuple[
 
 
 def measured() -> Row:
-    """Repair the three photographs and return what there is to tell of them; points kept are all samples read right."""
+    """Repair the three photographs and return what there is to tell; half of the samples read right are kept."""
     before, rest = cut_squeezenet(squeezenet())
     at, names = imagenet.features(), class_names()
-    pixels = np.stack([free_pixels(name) for name in FREE])
+    inputs = Photographs.normalised(torch.from_numpy(np.stack([free_pixels(name) for name in FREE])))
     with torch.no_grad():
-        points = before(Photographs.normalised(torch.from_numpy(pixels)))
-        mirrored = before(Photographs.normalised(torch.from_numpy(pixels)).flip(3))
-    kept, apart = at["right"].nonzero()[:, 0][::2], at["right"].nonzero()[:, 0][1::2]
-    result = nnrepair.fix(
-        rest,
-        Edits(points, list(FREE.values())),
-        LocalitySet(at["samples"][kept], at["labels"][kept]),
-        method=METHOD,
-        test_set={"samples": (at["samples"][apart], at["labels"][apart])},
-        throw=False,
-    )
-    told = {"photographs": list(FREE), "wanted": [names[k] for k in FREE.values()]} | change(result)
+        points, mirrored = before(inputs), before(inputs.flip(3))
+    right = at["right"].nonzero()[:, 0]
+    kept, apart = right[::2], right[1::2]
+    wanted = torch.tensor(list(FREE.values()))
+    keep = LocalitySet(at["samples"][kept], at["labels"][kept])
+    tests = {"samples": (at["samples"][apart], at["labels"][apart])}
+    result = nnrepair.fix(rest, Edits(points, wanted), keep, method=METHOD, test_set=tests, throw=False)
+    told = {"photographs": list(FREE), "wanted": [names[k] for k in FREE.values()], **change(result)}
     told |= {"before": best(rest, points, names), "after": best(result.model, points, names)}
     told["mirrored after"] = best(result.model, mirrored, names)
-    told |= {"kept": len(kept), "tested": len(apart), "drawdown_points": result.report.tests["samples"].drawdown_points}
-    return told
+    return told | {
+        "kept": len(kept),
+        "tested": len(apart),
+        "drawdown_points": result.report.tests["samples"].drawdown_points,
+    }
 
 
 def change(result: RepairResult) -> Row:
@@ -144,19 +144,20 @@ def draw(shown: list[Shown], path: Path, told: str) -> None:
     """Draw a page: each image with its best classes before and after, the wanted one in another colour."""
     from matplotlib import pyplot as plt
 
-    fig, axes = new_panels(len(shown), 3, size=(2.9, 2.1))
+    fig, axes = new_panels(len(shown), 3, size=(2.9, 2.0))
     for (image, *bars), one in zip(axes, shown, strict=True):
         image.imshow(one.pixels)
         image.set_axis_off()
         image.set_title(one.title, fontsize="small")
         for axis, some, when in zip(bars, (one.before, one.after), ("before", "after"), strict=True):
-            colours = ["#117733" if name == one.wanted else "#BBBBBB" for name, _ in some]
+            colours = ["#44AA99" if name == one.wanted else "#CCCCCC" for name, _ in some]
             axis.barh(range(3), [share for _, share in some], color=colours)
-            axis.set(xlim=(0, 1), ylim=(2.6, -0.6), yticks=[], title=when)
-            axis.title.set_fontsize("small")
+            axis.set(xlim=(0, 1), ylim=(2.6, -0.6), xticks=[], yticks=[])
+            axis.set_title(when, fontsize="small")
             axis.grid(visible=False)
+            axis.spines["bottom"].set_visible(False)
             for place, (name, share) in enumerate(some):
-                axis.text(0.02, place, f"{name}  {100 * share:.0f} %", va="center", fontsize="small")
+                axis.text(0.02, place, f"{name}, {percent(share, 0)}", va="center", fontsize="small")
     fig.suptitle(told, fontsize="medium")
     fig.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(fig)
@@ -166,12 +167,51 @@ def picture(path: Path) -> None:
     """Draw the three photographs from the committed result file."""
     (row,) = json.loads(RESULTS.read_text())["rows"]
     zipped = zip(row["photographs"], row["wanted"], row["before"], row["after"], strict=True)
-    shown = [
-        Shown(f"wanted: {wanted}", free_pixels(name), [tuple(b) for b in before], [tuple(a) for a in after], wanted)
-        for name, wanted, before, after in zipped
-    ]
-    draw(shown, path, f"SqueezeNet 1.1, {row['layer'][0] if isinstance(row['layer'], list) else row['layer']}")
+    shown = [Shown(f"wanted: {wanted}", free_pixels(name), *found, wanted) for name, wanted, *found in zipped]
+    draw(shown, path, f"SqueezeNet 1.1, {METHOD.layer}: changed by {percent(row['relative'], 1)} of its norm")
+
+
+def local(folder: Path) -> list[Path]:
+    """Repair and draw images that may not be published: some of ImageNet's samples, of those on snow, of CIFAR-10."""
+    folder.mkdir(parents=True, exist_ok=True)
+    at, names = imagenet.features(), class_names()
+    keep = LocalitySet(at["samples"][at["right"]], at["labels"][at["right"]])
+    packs = {
+        "samples": (imagenet_samples(), "labels", "right"),
+        "snow": (vehicles_on_snow(), "snow labels", "snow right"),
+    }
+    for name, (photographs, labels, right) in packs.items():
+        wrong = (~at[right]).nonzero()[:, 0]
+        mine = wrong[torch.linspace(0, len(wrong) - 1, SHOWN).long()]
+        pixels = [photographs.pixels(k) for k in mine.tolist()]
+        page(folder / f"{name}.png", imagenet.head(), METHOD, (at[name][mine], at[labels][mine]), keep, pixels, names)
+    copies, images = cifar.copies(), cifar10_jpeg("test")
+    mine = copies["test mistakes"][:SHOWN]
+    keep = LocalitySet(copies["train"][::5], copies["train labels"][::5])
+    pixels = list(images.inputs[mine].movedim(1, -1).numpy())
+    given = copies["test"][mine], images.labels[mine]
+    page(folder / "cifar.png", cifar.head(), CIFAR_METHOD, given, keep, pixels, list(CLASSES))
+    return sorted(folder.glob("*.png"))
+
+
+def page(
+    path: Path,
+    model: nn.Module,
+    method: MinimalNorm,
+    edits: tuple[Tensor, Tensor],
+    keep: LocalitySet,
+    pixels: list[Any],
+    names: list[str],
+) -> None:
+    """Repair a network at some points with labels, and draw the images that these points are of."""
+    points, labels = edits
+    result = nnrepair.fix(model, Edits(points, labels), keep, method=method, throw=False)
+    wanted = [names[k] for k in labels.tolist()]
+    both = best(model, points, names), best(result.model, points, names)
+    shown = [Shown(f"wanted: {name}", *rest, name) for name, *rest in zip(wanted, pixels, *both, strict=True)]
+    told = change(result)
+    draw(shown, path, f"{method.layer}: changed by {percent(told['relative'], 1)} of its norm; {told['status']}")
 
 
 if __name__ == "__main__":
-    run()
+    print(*local(BUILD / "gallery"), sep="\n")
