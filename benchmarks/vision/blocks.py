@@ -78,7 +78,7 @@ def protocols(rest: nn.Module, at: dict[str, Tensor], last: bool) -> dict[str, P
     random, real, every = (RANDOM, REAL, TESTED) if last else (FEW, FEW, ROUGHLY)
     generator = torch.Generator().manual_seed(1000 + SEED)
     mine = torch.randperm(len(at["test"]), generator=generator)[:random]
-    labels = torch.randint(10, (random,), generator=generator)
+    labels = torch.randint(int(at["test labels"].max()) + 1, mine.shape, generator=generator)
     wrong = at["test mistakes"][torch.randperm(len(at["test mistakes"]), generator=generator)[:real]]
     tests = {
         "jpeg": (at["test"][::every], at["test labels"][::every]),
@@ -116,7 +116,6 @@ def trained(name: str, mark: float, spent: float) -> Row:
     """Train on until so many CPU seconds are spent, of which some are already, and measure the editor of then."""
     chosen = TRAININGS[name]
     rest, at = points(chosen.first)
-    last = mark == chosen.marks[-1]
     method = EditableTraining(layers=chosen.first, **chosen.options)
     episodes = RandomLabels(at["train"], at["train labels"], edits=1, locality=LOCALITY)
     cpu = time.process_time()
@@ -132,6 +131,7 @@ def trained(name: str, mark: float, spent: float) -> Row:
     told: Row = {"cpu_seconds": spent + time.process_time() - cpu, "steps": editor.steps, "of": chosen.steps}
     told |= {"images": len(at["train"]), "fingerprint": editor.fingerprint, "options": repr(method)}
     told["step sizes"] = editor.learned["log_rates"].exp().tolist()
+    last = mark == chosen.marks[-1] or editor.steps == chosen.steps
     if last:
         EDITORS.mkdir(exist_ok=True)
         told["bytes"] = editor.save(EDITORS / f"{name}.safetensors").stat().st_size

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.cifar.task import scope
 from benchmarks.vision import cifar, imagenet
+from benchmarks.vision.cut import BUILD
 from nnrepair import Edits, EditScope, LocalitySet
 from nnrepair.domains.base import Task, drawn
 from nnrepair.errors import InvalidInput, near_matches
@@ -25,6 +26,10 @@ from nnrepair.methods.episodes import Episode
 
 #: JPEG copies to keep.
 KEPT = 4000
+#: What takes minutes to compute, once.
+SAMPLES, COPIES, COMPRESSED = (
+    BUILD / f"{name}.safetensors" for name in ("squeezenet-features", "resnet20-copies", "resnet20-compressed")
+)
 
 
 def task(model: str, seed: int, edits: int) -> Task:
