@@ -133,6 +133,7 @@ def test_a_training_goes_on_and_its_last_editor_is_kept(tmp_path: Path, monkeypa
     rest = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     x = torch.randn(60, 4)
     labels = rest(x).argmax(1)
+    labels[30:40] = (labels[30:40] + 1) % 3
     at: dict[str, Any] = {"train": x[:30], "train labels": labels[:30], "test": x[30:], "test labels": labels[30:]}
     at |= {"lossless": x[:5], "lossless labels": labels[:5], "test mistakes": torch.arange(10)}
     monkeypatch.setattr(blocks, "points", lambda first: (rest, at))
