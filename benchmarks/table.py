@@ -17,6 +17,7 @@ from benchmarks.graph import table as graphs
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
+from benchmarks.vision import table as photographs
 from nnrepair.files import write_atomically
 from nnrepair.results import markdown
 from nnrepair.rounding import percent
@@ -293,6 +294,7 @@ def write() -> None:
     acas.write()
     editing.write()
     graphs.write()
+    photographs.write()
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"
