@@ -131,7 +131,7 @@ def fix(
         posed = request.pose(private)
         watched = watch(posed.problem, test_set)
         if mode == "batch":
-            before = posed.holds(private)
+            before = posed.held()
             proposal, seconds = propose(posed, chosen, before)
             result = judge(model, posed, proposal, before, seconds, chosen, watched)
         else:

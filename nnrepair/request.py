@@ -37,6 +37,12 @@ class Posed:
             return self.edits.together(self.regions.judge(network).holds)
         return self.edits.together(self.edits.criterion.holds(outputs(network, self.edits.inputs).double()))
 
+    def held(self) -> Tensor:
+        """Return (edits,) bool: which edits hold in the network for which the problem was posed."""
+        if self.regions is not None:
+            return self.holds(self.problem.model)
+        return self.edits.together(self.edits.criterion.holds(self.problem.answers.double()))
+
     def repair(self, method: Method) -> Proposal:
         """Return what a method proposes."""
         proposal = method.repair(self.problem) if self.regions is None else self.regions.repair(self.problem, method)

@@ -8,6 +8,7 @@ own, and its row is stored in `results/vision.json`.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from nnrepair.methods import MinimalNorm
 
 RESULTS = Path(__file__).parent / "results" / "vision.json"
 SEED = 0
+ABOUT = "one call of fix with MinimalNorm(); CPU seconds on one thread, memory above the data"
 #: Where photographs are cut, and how their colours are normalised.
 SIDE, MEAN, STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Asked = tuple[nn.Module, nnrepair.Edits, nnrepair.LocalitySet]
@@ -50,12 +52,13 @@ def photographs() -> tuple[Tensor, Tensor]:
 
     with np.load(files.locate(Resource("imagenet/imagenet_sample_1000.npz"))) as pack:
         data, offsets, labels = pack["data"], pack["offsets"], pack["label"]
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     x = torch.empty(len(labels), 3, SIDE, SIDE)
-    for k, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for k, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
         image = Image.open(io.BytesIO(data[start:end].tobytes())).convert("RGB")
         left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
         pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
-        x[k] = torch.from_numpy((pixels - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)
+        x[k] = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)
     return x, torch.from_numpy(labels).long()
 
 
@@ -65,7 +68,7 @@ def squeezenet(edits: int = 1000, kept: int = 1000) -> Asked:
     with np.load(files.locate(Resource("imagenet/squeezenet1_1_caffe_torchvision.npz"))) as weights:
         model.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files})
     x, labels = photographs()
-    right = torch.cat([_classes(model, part) for part in x.split(50)]) == labels
+    right = torch.cat([_classes(model, part) for part in torch.split(x, 50)]) == labels
     wrong, good = (~right).nonzero()[:edits, 0], right.nonzero()[:kept, 0]
     return model, nnrepair.Edits(x[wrong], labels[wrong]), nnrepair.LocalitySet(x[good], labels[good])
 
@@ -85,7 +88,7 @@ def resnet50() -> Asked:
 def resnet20_() -> Asked:
     """Return a ResNet-20 with the first 500 CIFAR-10 photographs that it misreads and 4 000 others to keep."""
     model, images = resnet20(), cifar10_jpeg("test")
-    classes = torch.cat([_classes(model, part) for part in images.inputs.split(500)])
+    classes = torch.cat([_classes(model, part) for part in torch.split(images.inputs, 500)])
     wrong, good = ((classes != images.labels).nonzero()[:500, 0], (classes == images.labels).nonzero()[:4000, 0])
     return (
         model,

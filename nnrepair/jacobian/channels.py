@@ -1,8 +1,8 @@
 """Networks that end in a convolution over many positions: only those of its channels that are in play are computed.
 
-Behind its last convolution SqueezeNet rectifies and averages every channel alone, and has a thousand of them; conditions
-on a point are about its label and few other classes. Which operations work on each channel alone is known by name; that
-the outputs are those of the network is tested on a few points, with other weights.
+Behind its last convolution SqueezeNet rectifies and averages every channel alone, and has a thousand of them; what is
+asked of a point is about its label and few other classes. Which operations work on each channel alone is known by name;
+that the outputs are those of the network is tested on a few points, with other weights.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Linearization:
         """
         if not self.independent or len(inputs) == 0:
             return [None for _ in self.groups]
-        _, tap = self._tapped.run(self.prepare(inputs[torch.zeros(1, dtype=torch.int64)]))
+        tap = self._tapped.used(self.prepare(inputs[torch.zeros(1, dtype=torch.int64)]))
         found: list[Tensor | None] = []
         for group in self.groups:
             once = [] if group.plain is not None else group.applied_to(tap.uses[group.tapped])
@@ -148,7 +148,7 @@ class Linearization:
         if all(k is None for k in found):
             return found
         for step in batches(inputs, self.factors.together):
-            _, tap = self._tapped.run(self.prepare(inputs[step]))
+            tap = self._tapped.used(self.prepare(inputs[step]))
             for k, (group, keys) in enumerate(zip(self.groups, found, strict=True)):
                 if keys is not None:
                     flat = [a.reshape(-1, a.shape[-1]) for a in group.applied_to(tap.uses[group.tapped])]
@@ -205,7 +205,7 @@ class Linearization:
             k = numpy(self._keys.of(inputs))
             return Metric([root(k.T @ k / len(k))])
         maps = [g for g in self.groups if g.plain is None]
-        factors = [root(m) for m in second_moments(self._tapped, maps, inputs)] if maps else []
+        factors = [root(m) for m in second_moments(self._tapped, maps, inputs, self.factors.together)] if maps else []
         plain = [g.plain for g in self.groups if g.plain is not None]
         if plain:
             kind = Regression() if kind is None else kind

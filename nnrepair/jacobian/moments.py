@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnrepair.jacobian.factors import POINTS, Group
+from nnrepair.jacobian.factors import Group
 from nnrepair.jacobian.taps import TappedModel, numpy
 from nnrepair.solver.rows import Array
 from nnrepair.spec.inputs import AnyInputs, batches, independent
@@ -15,12 +15,17 @@ from nnrepair.spec.inputs import AnyInputs, batches, independent
 RIDGE = 1e-3
 
 
-def second_moments(model: TappedModel, groups: Sequence[Group], inputs: AnyInputs) -> list[Array]:
-    """Return, for each group, the mean over points of the sum of a a^T over all uses and positions of its map."""
+def second_moments(model: TappedModel, groups: Sequence[Group], inputs: AnyInputs, most: int) -> list[Array]:
+    """Return, for each group, the mean over points of the sum of a a^T over all uses and positions of its map.
+
+    Args:
+        model, groups, inputs: the network, its chosen maps, and the points.
+        most: so many points run together.
+    """
     moments = [np.zeros(()) for _ in groups]
     alone = independent(inputs)
-    for index in batches(inputs, POINTS * 4) if alone else [None]:
-        _, tap = model.run(model.prepare(inputs if index is None else inputs[index]))
+    for index in batches(inputs, most) if alone else [None]:
+        tap = model.used(model.prepare(inputs if index is None else inputs[index]))
         for k, group in enumerate(groups):
             for a in group.applied_to(tap.uses[group.tapped]):
                 flat = a.reshape(-1, a.shape[-1])

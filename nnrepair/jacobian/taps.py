@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -39,12 +40,21 @@ class Use:
         return delta.flatten(2).transpose(1, 2) if self.is_image else delta.reshape(rows, -1, delta.shape[-1])
 
 
-class Tap(TorchFunctionMode):
-    """Record every use of the chosen weights while the model runs."""
+class _Enough(BaseException):
+    """All uses of the chosen weights were seen; no error, and no business of whoever catches errors."""
 
-    def __init__(self, weights: dict[int, str]) -> None:
+
+class Tap(TorchFunctionMode):
+    """Record every use of the chosen weights while the model runs.
+
+    Args:
+        weights: the name of each, by its id.
+        enough: after so many uses in all `_Enough` is raised; 0 for never.
+    """
+
+    def __init__(self, weights: dict[int, str], enough: int = 0) -> None:
         super().__init__()
-        self.weights = weights
+        self.weights, self._left = weights, enough
         self.uses: dict[str, list[Use]] = {name: [] for name in weights.values()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,6 +77,9 @@ class Tap(TorchFunctionMode):
             inputs = lambda: _patches(x.detach(), weight, options)  # noqa: E731
         returned = y.clone()  # an in-place activation after the map must not overwrite what was recorded
         self.uses[name].append(Use(inputs, y, returned, func in _CONV2D))
+        self._left -= 1
+        if self._left == 0:
+            raise _Enough
         return returned
 
 
@@ -104,7 +117,7 @@ class TappedModel:
             parameter.requires_grad_(True)
         self.start = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.like = next(iter(self.parameters.values())).detach()
-        self._casts = False
+        self._casts, self._uses = False, 0
 
     def prepare(self, inputs: AnyInputs) -> AnyInputs:
         """Return the inputs in float64 on the model's device."""
@@ -123,12 +136,28 @@ class TappedModel:
             y = call(self.model, inputs)
         return y, tap
 
+    def used(self, inputs: AnyInputs) -> Tap:
+        """Return the uses of the chosen parameters on prepared inputs alone.
+
+        What follows the last one does not run, where operations are known not to depend on inputs.
+        """
+        tap = Tap({id(p): n for n, p in self.parameters.items()}, self._uses)
+        with torch.enable_grad(), self.in_float64(), suppress(_Enough), tap:
+            call(self.model, inputs)
+        return tap
+
     def in_float64(self) -> AbstractContextManager[object]:
         """Run a model that casts to smaller dtypes in float64 all the same."""
         return InFloat64() if self._casts else nullcontext()
 
     def first_run(self, inputs: AnyInputs) -> tuple[Tensor, Tap]:
         """Run the model, and learn whether it casts."""
+        y, tap = self._first_run(inputs)
+        fixed = isinstance(self.model, torch.fx.GraphModule)  # others may use them more often on other inputs
+        self._uses = sum(map(len, tap.uses.values())) if fixed else 0
+        return y, tap
+
+    def _first_run(self, inputs: AnyInputs) -> tuple[Tensor, Tap]:
         try:
             y, tap = self.run(inputs)
             if y.dtype == torch.float64:

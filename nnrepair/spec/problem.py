@@ -72,6 +72,11 @@ class Problem:
         known = self.locality.before
         return outputs(self.model, self.locality.inputs) if known is None else known
 
+    @cached_property
+    def answers(self) -> Tensor:
+        """(points, ...) the model's outputs on the edits."""
+        return outputs(self.model, self.edits.inputs)
+
     @property
     def lowest_wins(self) -> bool:
         """Whether outputs are scores of classes of which the lowest wins."""
@@ -102,7 +107,7 @@ def pose(
     like = check_model(model)
     edits = Edits.coerce(edits)
     inputs = to_like(edits.inputs, like)
-    y = first_look(model, inputs, "the edits")
+    y = answers = first_look(model, inputs, "the edits")
     count, edits = len(edits) if count is None else count, Edits(inputs, fitted(edits.criterion, y), edits.of)
     edits.criterion.check(y)
     _refuse_probabilities(model, edits)
@@ -125,7 +130,9 @@ def pose(
         scope = EditScope(inputs, fitted(scope.criterion, y, edits.criterion), scope.of)
         scope.criterion.check(y)
         _refuse_strangers(scope, count)
-    return Problem(model, edits, locality, scope, kind, 0 if seed is None else seed, progress)
+    posed = Problem(model, edits, locality, scope, kind, 0 if seed is None else seed, progress)
+    vars(posed)["answers"] = answers  # computed already; a copy with other edits or another model computes its own
+    return posed
 
 
 def held_out(problem: Problem, points: Any, name: str) -> Locality:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -56,7 +57,10 @@ class Settings:
 
 @dataclass
 class Attempt:
-    """One layer's repair; by functions of the caller's own with its `figures`."""
+    """One layer's repair; by functions of the caller's own with its `figures`.
+
+    Of a hidden layer with one record per round in `steps`, and with `optimality`, see `Lagrangian.optimality`.
+    """
 
     names: list[str]
     line: Linearization
@@ -68,6 +72,7 @@ class Attempt:
     steps: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] | None = None
+    optimality: dict[str, float] = field(default_factory=dict)
 
     @property
     def limit(self) -> str | None:
@@ -92,7 +97,7 @@ class Attempt:
         if self.figures is not None:
             return self.figures
         if self.solution is None:
-            return {"steps": self.steps}
+            return {"steps": self.steps, **self.optimality}
         found: dict[str, Any] = {"objective": self.solution.objective}
         if not _chose(problem):
             found |= {"lower_bound": self.solution.lower_bound, "gap": self.solution.gap}
@@ -108,6 +113,12 @@ class Attempt:
                 "same architecture by descent on the true network (augmented Lagrangian); the size of this change is "
                 "not proved minimal."
             )
+            if self.optimality:
+                slope, owed = (f"{self.optimality[name]:.1g}" for name in ("stationarity", "complementarity"))
+                how += (
+                    f" Measured where descent ended: the Lagrangian's gradient is {slope} of the change's size, and "
+                    f"multipliers times what their conditions miss {owed} of its square (both 0 at a local minimum)."
+                )
             return [how, *self.notes]
         solution = self.solution
         notes = ["exact: outputs are affine in this layer." if self.line.ends_affine else "exact: decoupled network."]
@@ -126,7 +137,7 @@ class Attempt:
             return (float(len(problem.edits)), 1.0, float("inf"))
         failing = float((~problem.edits.criterion.holds(outputs(self.model, problem.edits.inputs).double())).sum())
         if problem.locality is None:
-            y0, y = outputs(problem.model, problem.edits.inputs), outputs(self.model, problem.edits.inputs)
+            y0, y = problem.answers, outputs(self.model, problem.edits.inputs)
             return (failing, 0.0, float(flat(y - y0).norm(dim=1).mean()))
         every = torch.arange(len(problem.locality)) if held_out is None else held_out
         some, before = problem.locality[every], problem.before[every.to(problem.before.device)]
@@ -142,6 +153,7 @@ def attempted(
     demands: list[Demand],
     deadline: Deadline,
     start: Attempt | None = None,
+    bound: float = inf,
 ) -> Attempt:
     """Repair with the parameters `names` alone.
 
@@ -149,50 +161,72 @@ def attempted(
         problem, settings, names, deadline: what to repair, how, with which parameters, and until when.
         demands: what must hold.
         start: a hidden layer's repair to start from.
+        bound: see `HiddenRepair`.
     """
     if settings.architecture == "decoupled":
         return _exact(problem, settings, Suffix(problem.model, None), names, demands, deadline)
     cut = Suffix.of(copied(problem.model), names, problem.edits.inputs)
-    if _may_end_affine(cut, names, demands):
+    line = _on_few(cut, names, demands)
+    if line.ends_affine:
         double = copied(problem.model).double()
         inputs = to_like(problem.edits.inputs, next(double.parameters()))
         found = _exact(problem, settings, Suffix.of(double, names, inputs), names, demands, deadline)
         if found.line.ends_affine:
             return found
-    line, asked, metric = _on(cut, problem, settings, names, demands)
+    line, asked, metric = _on(cut, problem, settings, names, demands, line)
     if settings.own:
         begin = None if start is None else start.change
         return _own(problem, settings, line, metric, lambda own: own.hidden(cut, asked, begin), deadline)
-    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline)
+    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline, bound)
     change = hidden.run(None if start is None else start.change)
     model = moved(problem.model, change)
-    return Attempt(names, line, None, model, change=change, steps=hidden.steps, notes=hidden.notes)
+    return Attempt(
+        names,
+        line,
+        None,
+        model,
+        change=change,
+        steps=hidden.steps,
+        notes=hidden.notes,
+        optimality=hidden.optimality,
+    )
 
 
 def _on(
-    cut: Suffix, problem: Problem, settings: Settings, names: list[str], demands: list[Demand]
+    cut: Suffix,
+    problem: Problem,
+    settings: Settings,
+    names: list[str],
+    demands: list[Demand],
+    line: Linearization | None = None,
 ) -> tuple[Linearization, list[Demand], Metric | None]:
-    """Return the linearisation of a network's suffix, what is asked of that, and what is small there."""
+    """Return the linearisation of a network's suffix (by default made here), what is asked of that, and what is small.
+
+    One that was made on fewer points will do where outputs are not affine.
+    """
     dtype = next(cut.module.parameters())
 
     def values(inputs: AnyInputs) -> AnyInputs:
         return cut.values(inputs if cut.prefix is None else to_like(inputs, dtype))
 
+    def on(probes: list[AnyInputs]) -> Linearization:
+        return Linearization(cut.module, names, asked[0].inputs, probes) if line is None else line
+
     asked = [replace(demands[0], inputs=values(demands[0].inputs))]
     if problem.locality is None or not (demands[1:] or settings.norm == "drift"):
-        return Linearization(cut.module, names, asked[0].inputs), asked, None
+        return on([]), asked, None
     there = values(problem.locality.inputs)
     asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in demands[1:]]
-    line = Linearization(cut.module, names, asked[0].inputs, [there])
+    line = on([there])
     return line, asked, line.metric(there, problem.kind) if settings.norm == "drift" else None
 
 
-def _may_end_affine(cut: Suffix, names: list[str], demands: list[Demand]) -> bool:
-    """Whether outputs are affine in the parameters as far as a few points show; all where they influence each other."""
+def _on_few(cut: Suffix, names: list[str], demands: list[Demand]) -> Linearization:
+    """Return the linearisation on a few points; on all where they influence each other."""
     inputs = [d.inputs for d in demands]
     if cut.prefix is not None or all(map(independent, inputs)):
         inputs = [cut.values(x[torch.arange(min(PROBES, len(x)))]) for x in inputs if len(x)]
-    return Linearization(cut.module, names, inputs[0], inputs[1:]).ends_affine
+    return Linearization(cut.module, names, inputs[0], inputs[1:])
 
 
 def _exact(

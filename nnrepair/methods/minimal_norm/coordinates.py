@@ -53,7 +53,7 @@ class Part:
         if factor is None:
             return cls(group, like)
         diagonal = factor.ndim == 1
-        inverse = 1 / factor if diagonal else scipy.linalg.solve_triangular(factor, np.eye(len(factor)), lower=True)
+        inverse = 1 / factor if diagonal else _inverse(factor)
         return cls(group, like, torch.from_numpy(factor).to(like), torch.from_numpy(inverse).to(like))
 
     @property
@@ -111,6 +111,12 @@ class Part:
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.reshape(self.group.head.out, -1)
+
+
+def _inverse(factor: Array) -> Array:
+    """Return the inverse of a lower triangular matrix, whose diagonal is not zero."""
+    inverse, _ = scipy.linalg.lapack.dtrtri(factor, lower=1)
+    return np.asarray(inverse, np.float64)
 
 
 @dataclass(frozen=True)

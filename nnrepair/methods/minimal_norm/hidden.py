@@ -30,6 +30,8 @@ GROWTH, ENOUGH = 4.0, 0.3
 PATIENCE = 6
 #: How much ReLUs let through of what is below zero where rounds found nothing, one after another.
 LEAKS = (0.3, 0.1, 0.03, 0.01)
+#: What is noted of a repair that is given up for its side effects.
+GIVEN_UP = "given up: outputs to keep moved further than by another repair, with conditions still missed."
 #: Rounds of each try for a smaller change in a norm that is not Euclidean.
 ROUNDS = 4
 
@@ -45,9 +47,12 @@ class HiddenRepair:
         norm, metric: what "small" means.
         max_steps: bound on rounds.
         deadline: when to end, with what was found by then.
+        bound: a mean change of outputs (at the points to keep, or else the edits); what changes more before everything
+            is met is given up.
         change: of weights, by parameter name, float64, in the end.
         steps: one record per round.
         notes: what was not as it was asked for, for the report.
+        optimality: of the change, in the Euclidean norms, where a repair was found: see `Lagrangian.optimality`.
     """
 
     line: Linearization
@@ -57,12 +62,15 @@ class HiddenRepair:
     metric: Metric | None
     max_steps: int
     deadline: Deadline
+    bound: float = np.inf
     change: dict[str, Tensor] = field(default_factory=dict)
     steps: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    optimality: dict[str, float] = field(default_factory=dict)
 
     def run(self, start: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the change, from one to start from."""
+        self._too_far = False
         first = self.demands[0]
         least = LEAST * float(first.need.max())
         aims = [replace(first, need=first.need * AIM)]
@@ -93,10 +101,14 @@ class HiddenRepair:
             self.notes.append("stopped: no condition's gradient with respect to these parameters is not zero.")
             return
         state, met = self._rounds(begun.turned(coordinates), self.max_steps)
-        if not met and len(self.steps) < self.max_steps:
+        if not met and len(self.steps) < self.max_steps and not self._too_far:
             state, met = self._rounds(self._leaked(begun), self.max_steps - len(self.steps))
-        if met and self.norm in TRIES:
+        if self._too_far:
+            self.notes.append(GIVEN_UP)
+        elif met and self.norm in TRIES:
             self._shrink(state)
+        elif met:
+            self.optimality = {name: self.steps[-1][name] for name in ("stationarity", "complementarity")}
         elif len(self.steps) == self.max_steps and not met:
             self.notes.append(f"stopped after max_steps={self.max_steps} rounds.")
         elif not met:
@@ -130,10 +142,12 @@ class HiddenRepair:
                     "penalty": state.penalty,
                     "points": float(state.in_use),
                     "evaluations": float(state.evaluations - before),
+                    **state.optimality(missed),
                 }
             )
             patience = PATIENCE if worst < 0.9 * least else patience - 1
-            if met or patience == 0:
+            self._too_far = not met and looks[-1].moved > self.bound
+            if met or patience == 0 or self._too_far:
                 return state, met
             state.charge(missed)
             state.penalty *= GROWTH if used > ENOUGH * last else 1.0

@@ -49,6 +49,7 @@ class Lagrangian:
         penalty: of what is missed.
         check: called before every evaluation; raises when there is no time left.
         evaluations: of the network on the points in use.
+        slope: the length of the Lagrangian's gradient where the last round ended.
     """
 
     trial: Trial
@@ -60,6 +61,7 @@ class Lagrangian:
     penalty: float
     check: Callable[[], None]
     evaluations: int = 0
+    slope: float = np.inf
 
     @classmethod
     def of_edits(
@@ -89,7 +91,26 @@ class Lagrangian:
         from scipy.optimize import minimize  # half a second to load, which only hidden layers need
 
         options = {"maxcor": MEMORY, "maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": DECREASE, "gtol": 0.0}
-        self.x = minimize(self._at, self.x, jac=True, method="L-BFGS-B", options=options).x
+        found = minimize(self._at, self.x, jac=True, method="L-BFGS-B", options=options)
+        self.x, self.slope = found.x, float(np.linalg.norm(found.jac))
+
+    def optimality(self, missed: Sequence[Tensor]) -> dict[str, float]:
+        """Return how far a round's end is from satisfying the conditions of Karush, Kuhn and Tucker.
+
+        Both are relative to the change, and zero where they are satisfied: `stationarity`, the length of the gradient
+        of |x|^2 / 2 + sum multiplier * missed, with the multipliers that the round leads to, over |x|; and
+        `complementarity`, the sum of |multiplier * missed|, over |x|^2.
+
+        Args:
+            missed: by how much conditions of the points in use are missed, from `missed`.
+        """
+        size = float(np.linalg.norm(self.x)) or 1.0
+        owed = 0.0
+        for k, (old, miss) in enumerate(zip(self.multipliers, missed, strict=True)):
+            new = (old + self.penalty * miss).clamp(min=0)
+            new = new.clamp(max=self._cap()) if self.demands[k].soft else new
+            owed += float((new * miss)[new > 0].abs().sum())
+        return {"stationarity": self.slope / size, "complementarity": owed / size**2}
 
     def missed(self) -> list[Tensor]:
         """Return, for each demand, (active, conditions) by how much the points in use miss what they need."""

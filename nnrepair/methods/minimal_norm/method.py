@@ -26,7 +26,6 @@ from nnrepair.progress import progress_bar
 from nnrepair.solver import minnorm, norms
 from nnrepair.spec.kinds import kind_of
 from nnrepair.spec.problem import Problem
-from nnrepair.spec.running import outputs
 
 #: The smallest margin, relative to the typical one: a repair must survive the rounding of the model's own dtype.
 SMALLEST_MARGIN = 1e-5
@@ -152,7 +151,7 @@ class MinimalNorm:
         if problem.locality is not None:
             criterion, y = problem.locality.criterion, problem.before
         else:
-            criterion, y = problem.edits.criterion, outputs(problem.model, problem.edits.inputs)
+            criterion, y = problem.edits.criterion, problem.answers
         typical = criterion.typical_slack(y.double())
         decides = kind_of(criterion).decides
         rounding = 8 * torch.finfo(y.dtype).eps * float(y.abs().amax()) if decides else 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods.minimal_norm.affine import ExactRepair
 from nnrepair.methods.minimal_norm.attempt import Attempt, Settings, attempted
 from nnrepair.methods.minimal_norm.demands import Demand, demands_of, held_out_points
+from nnrepair.methods.minimal_norm.hidden import GIVEN_UP
 from nnrepair.rounding import percent
 from nnrepair.solver.minnorm import Infeasible
 from nnrepair.solver.quadratic import NotSolvedError
@@ -24,6 +27,8 @@ from nnrepair.spec.problem import Problem
 MOST_LAYERS = 8
 #: How many edits and points to keep tell layers apart. Where there are more, evenly spread ones do.
 EDITS, KEPT = 12, 1000
+#: Seconds after which no further layers are tried once one was repaired, where there is no limit.
+TRYING = 20.0
 #: A layer gets one of so many shares of what is left of the first half of the time, where there is a limit.
 SHARES = 3
 #: How many of the layers, best first, are tried on all that is asked when the one before did not do.
@@ -52,23 +57,30 @@ class LayerSearch:
         return f"layer: {self._chosen} was chosen. Tried: " + "; ".join(self._tried) + "."
 
     def run(self) -> Attempt:
-        """Return the repair of the best layer.
+        """Return the repair of the best layer, or the one in which most edits hold where none does what is asked.
 
         Raises:
             InvalidInput: no layer can be repaired.
         """
         part = _part(self.problem)
         ranked = self._ranked(part)
+        whole = part is self.problem
         full = demands_of(self.problem, self.settings.margin, self.settings.locality)
+        hopes = list[tuple[str, Attempt]]()
         for name, pilot in ranked[:SETTLED]:
-            found = self._settled(name, pilot, full, part is self.problem)
-            if found is not None:
-                self._chosen = name
-                return found
-        self._chosen, best = ranked[0]
-        if part is self.problem:
-            return best
-        return attempted(self.problem, self.settings, best.names, full, self.deadline)
+            for found in self._settled(name, pilot, full, whole):
+                if found.infeasible is None and not any(d.broken(found.model) for d in full if not d.soft):
+                    self._chosen = name
+                    return found
+                hopes.append((name, found))
+            if self.deadline.passed:
+                break
+        if not hopes:  # no part can be repaired: all of it says why
+            self._chosen, pilot = ranked[0]
+            return pilot if whole else attempted(self.problem, self.settings, pilot.names, full, self.deadline)
+        hopes += ranked[:1]
+        self._chosen, best = min(hopes, key=lambda hope: hope[1].score(self.problem, None)[0])
+        return best
 
     def _ranked(self, part: Problem) -> list[tuple[str, Attempt]]:
         """Return the layers and their repairs of a part of the problem, the best first."""
@@ -83,16 +95,21 @@ class LayerSearch:
         demands = demands_of(part, self.settings.margin, self.settings.locality, without=held_out)
         found: list[tuple[tuple[float, float, float], str, Attempt]] = []
         reasons = list[str]()
-        half = self.deadline.part(2, "")  # the other half is for the layer that is chosen
+        # Half of a limit is for the layer that is chosen.
+        trying = Deadline(TRYING, self.deadline.say) if self.deadline.left() == inf else self.deadline.part(2, "")
         for count, layer in enumerate(reversed(names), start=1):  # the last layer is the quickest: a first answer
             name = plain(layer)
-            if found and half.passed:
+            best = min((score for score, _, _ in found), default=(inf, inf, inf))
+            if found and trying.passed and (best[0] == 0 or self.deadline.passed):
                 self._tried.append(f"{name}: no time left")
                 continue
-            share = half.part(SHARES, f"layer {count} of {len(names)}, {name}: ")
+            limited = best[0] == 0 or self.deadline.left() < inf
+            shared = trying if limited else self.deadline
+            share = shared.part(SHARES, f"layer {count} of {len(names)}, {name}: ")
             try:
                 chosen = layers.choose(part.model, layers.trainable(part.model, layer))
-                attempt = attempted(part, self.settings, chosen, demands, share)
+                bound = best[2] if best[:2] == (0.0, 0.0) else inf
+                attempt = attempted(part, self.settings, chosen, demands, share, bound=bound)
             except (InvalidInput, UnsupportedModel) as reason:
                 self._tried.append(f"{name}: not possible ({reason})")
                 reasons.append(f"{name}: {reason}")
@@ -107,8 +124,8 @@ class LayerSearch:
         found.sort(key=lambda item: item[0])
         return [(name, attempt) for _, name, attempt in found]
 
-    def _settled(self, name: str, pilot: Attempt, full: list[Demand], whole: bool) -> Attempt | None:
-        """Return a layer's repair for which all points are constraints, or None where there is none.
+    def _settled(self, name: str, pilot: Attempt, full: list[Demand], whole: bool) -> Iterator[Attempt]:
+        """Yield a layer's repairs for which all points are constraints, while there is time.
 
         Args:
             name, pilot: the layer, and its repair of a part of the problem.
@@ -116,15 +133,13 @@ class LayerSearch:
             whole: whether only held-out points were left out of that part.
         """
         if pilot.infeasible is not None:
-            return None
-        if whole and not any(d.broken(pilot.model) for d in full):
-            return pilot
+            return
+        if whole:
+            yield pilot
         for start in (pilot, None) if whole else (None,):
-            self.deadline.doing = f"{name}, all points"
-            found = attempted(self.problem, self.settings, pilot.names, full, self.deadline, start)
-            if found.infeasible is None and not any(d.broken(found.model) for d in full if not d.soft):
-                return found
-        return None
+            if not self.deadline.passed:
+                self.deadline.doing = f"{name}, all points"
+                yield attempted(self.problem, self.settings, pilot.names, full, self.deadline, start)
 
 
 def _said(name: str, attempt: Attempt, score: tuple[float, float, float], held_out: Tensor | None) -> str:
@@ -132,6 +147,8 @@ def _said(name: str, attempt: Attempt, score: tuple[float, float, float], held_o
         return f"{name}: {'infeasible' if attempt.limit is None else 'not solved'}"
     if any(note.startswith("out of time") for note in attempt.notes):
         return f"{name}: out of time"
+    if GIVEN_UP in attempt.notes:
+        return f"{name}: given up, outputs to keep moved further than by the best so far"
     lost = f"{percent(score[1])} of held-out points to keep are lost, " if held_out is not None else ""
     return f"{name}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}"
 
