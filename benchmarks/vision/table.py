@@ -232,8 +232,66 @@ Photographs of ImageNet, CIFAR-10 and Flickr may be looked at, and not published
 
 
 def intro() -> str:
-    """Return what the figures come to, in words."""
-    return ""
+    """Return what the figures come to, in words; nothing of what was not measured."""
+    lines = [line for part in (_mistakes, _snow, _streams, _blocks) for line in part()]
+    return "\n".join(f"* {line}" for line in lines) + ("\n" if lines else "")
+
+
+def _mistakes() -> list[str]:
+    lines = []
+    for group in sorted(groups("vision"), key=lambda group: group.rows[0]["edits"]):
+        if (
+            group.model not in ("squeezenet", "resnet20")
+            or not group.finished
+            or "norm" not in group.rows[0]["options"]
+        ):
+            continue
+        name = {"squeezenet": "SqueezeNet", "resnet20": "ResNet-20"}[group.model]
+        options, edits = group.rows[0]["options"], group.rows[0]["edits"]
+        lines.append(
+            f"{name}, {edits} real mistakes, the smallest change of `{options['layer']}` in the norm {options['norm']}: "
+            f"{percent(group.mean('success_rate'), 1)} hold, drawdown {group.mean('drawdown_points'):.2f} points, "
+            f"{group.mean('cpu_seconds'):.0f} CPU s, {group.mean('peak_mib'):.0f} MiB."
+        )
+    return lines
+
+
+def _snow() -> list[str]:
+    found = [group for group in groups("vision") if group.model == "squeezenet-snow" and group.finished]
+    if not found:
+        return []
+    told = [
+        f"`{group.experiment}` {percent(group.mean('success_rate'), 0)}, {percent(group.mean('generalization_rate'), 0)} "
+        f"and {group.mean('drawdown_points'):.2f} points"
+        for group in found
+    ]
+    return [
+        "Vehicles on snow, half of the misread ones of each class repaired: share that holds, share of the other half "
+        f"that follows, and drawdown on ImageNet's samples: {'; '.join(told)}."
+    ]
+
+
+def _streams() -> list[str]:
+    return [
+        f"{row['kept']:,} images kept from disk while ResNet-20 is repaired ({row['edits']} edits, `{row['layer']}`): "
+        f"{row['passes']:.1f} passes over them, {row['peak_mib']:.0f} MiB, {row['cpu_seconds']:.0f} CPU s."
+        for row in rows(streams.RESULTS)
+        if "passes" in row
+    ]
+
+
+def _blocks() -> list[str]:
+    found = [row for row in rows(blocks.RESULTS) if "training" in row and "random labels" in row]
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in found):
+        first, last = (next(row for row in order if row["name"] == name) for order in (found, found[::-1]))
+        lost = [row["random labels"]["drawdown_points"]["jpeg"] for row in (first, last)]
+        seconds = [row["training"]["cpu_seconds"] for row in (first, last)]
+        lines.append(
+            f"Editable Training of ResNet-20's own `{name}`: drawdown with random labels goes from {lost[0]:.2f} points "
+            f"after {seconds[0]:.0f} CPU s to {lost[1]:.2f} after {seconds[1]:.0f}."
+        )
+    return lines
 
 
 def write(folder: Path = DOCS) -> None:
