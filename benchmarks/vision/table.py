@@ -261,8 +261,8 @@ def _snow() -> list[str]:
     if not found:
         return []
     told = [
-        f"`{group.experiment}` {percent(group.mean('success_rate'), 0)}, {percent(group.mean('generalization_rate'), 0)} "
-        f"and {group.mean('drawdown_points'):.2f} points"
+        f"`{group.experiment}` {percent(group.mean('success_rate'), 0)}, "
+        f"{percent(group.mean('generalization_rate'), 0)} and {group.mean('drawdown_points'):.2f} points"
         for group in found
     ]
     return [
@@ -288,8 +288,8 @@ def _blocks() -> list[str]:
         lost = [row["random labels"]["drawdown_points"]["jpeg"] for row in (first, last)]
         seconds = [row["training"]["cpu_seconds"] for row in (first, last)]
         lines.append(
-            f"Editable Training of ResNet-20's own `{name}`: drawdown with random labels goes from {lost[0]:.2f} points "
-            f"after {seconds[0]:.0f} CPU s to {lost[1]:.2f} after {seconds[1]:.0f}."
+            f"Editable Training of ResNet-20's own `{name}`: drawdown with random labels goes from {lost[0]:.2f} "
+            f"points after {seconds[0]:.0f} CPU s to {lost[1]:.2f} after {seconds[1]:.0f}."
         )
     return lines
 
