@@ -249,7 +249,7 @@ def _mistakes() -> list[str]:
         name = {"squeezenet": "SqueezeNet", "resnet20": "ResNet-20"}[group.model]
         options, edits = group.rows[0]["options"], group.rows[0]["edits"]
         lines.append(
-            f"{name}, {edits} real mistakes, the smallest change of `{options['layer']}` in the norm {options['norm']}: "
+            f"{name}, {edits} real mistakes, the smallest change of `{options['layer']}` in norm {options['norm']}: "
             f"{percent(group.mean('success_rate'), 1)} hold, drawdown {group.mean('drawdown_points'):.2f} points, "
             f"{group.mean('cpu_seconds'):.0f} CPU s, {group.mean('peak_mib'):.0f} MiB."
         )
