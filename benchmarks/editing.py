@@ -195,7 +195,7 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         side_effects, curve = report.tests, None
         worst = side_effects[tests[0]].drawdown_points
         row: Row = {"success_rate": report.success_rate, "generalization_rate": report.generalization_rate}
-        told = {"change": report.weight_change.l2, "steps": result.stats.get("steps")}
+        told = {"change": report.weight_change.l2, "steps": _steps(result.stats.get("steps"))}
         row |= {key: value for key, value in told.items() if value is not None}
         seconds = report.seconds
     else:
@@ -220,6 +220,11 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         "status": result.outcome.status,
     }
     return row | ({} if curve is None else {"curve": curve})
+
+
+def _steps(told: Any) -> int | None:
+    """Return how many steps a method took, where it tells the number of them, or of each what it did."""
+    return len(told) if isinstance(told, list) else told
 
 
 def _short(found: SideEffects) -> Row:
