@@ -133,7 +133,7 @@ def pictures() -> str:
     for k, name in enumerate(row["photographs"]):
         three = [", ".join(f"{c} {percent(p, 0)}" for c, p in row[key][k]) for key in ("before", "after")]
         out.append([name, row["wanted"][k], *three, row["mirrored after"][k][0][0], gallery.CREDITS[name]])
-    head = ["photograph", "wanted", "three best before", "after", "best of it mirrored, after", "by"]
+    head = ["photograph (cropped)", "wanted", "three best before", "after", "best of it mirrored, after", "by"]
     told = (
         f"`{row['options']}`: {row['status']}; the change of `{gallery.METHOD.layer}` has l2 norm {row['l2']:.3g}, "
         f"{percent(row['relative'], 1)} of the layer's own, and {row['linf']:.2g} is the largest of a weight. Of "
@@ -316,7 +316,8 @@ def against_edits(path: Path) -> None:
         axis.axhline(0, color="0.6", linewidth=0.8)
         axis.set(xlabel="edits", ylabel="drawdown (points)")
         axis.set_title(title.replace("`", ""), fontsize="medium")
-        axis.legend(frameon=False, fontsize="small")
+        if found:
+            axis.legend(frameon=False, fontsize="small")
     fig.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(fig)
 
@@ -346,7 +347,8 @@ def against_time(path: Path) -> None:
             axes[0, 1].plot(seconds, [row[protocol]["steps"] for row in some], linestyle=line, **style)
     for axis, title in zip(axes.flat, ("drawdown (points)", "steps of an edit"), strict=True):
         axis.set(xlabel="CPU seconds of training", ylabel=title, ylim=(min(0, axis.get_ylim()[0]), None))
-    fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    if found:
+        fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     fig.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(fig)
 
