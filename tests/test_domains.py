@@ -56,9 +56,7 @@ TABLE = {
     "mnist": Row("benchmarks.mnist.task", "3x100", None, MNIST),
     "cifar": Row("benchmarks.cifar.task", "resnet20", None, CIFAR, "CACHE"),
     "cora": Row("benchmarks.cora.task", "gcn", "torch_geometric", ("graphs/cora_safe.npz",)),
-    "samples": Row("benchmarks.vision.task", "squeezenet", "torchvision", IMAGENET, "SAMPLES"),
     "snow": Row("benchmarks.vision.task", "squeezenet-snow", "torchvision", IMAGENET, "SAMPLES"),
-    "copies": Row("benchmarks.vision.task", "resnet20", "torchvision", COPIES, "COPIES"),
     "compressed": Row("benchmarks.vision.task", "resnet20-jpeg", "torchvision", COPIES, "COMPRESSED"),
     "graph": Row("benchmarks.graph.task", "citeseer-gcn", "torch_geometric", ("graphs/citeseer_safe.npz",)),
 }
