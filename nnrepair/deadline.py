@@ -25,23 +25,35 @@ class Deadline:
     Args:
         seconds: from now; None for never.
         say: told now and then what is being done.
+        clock: what seconds are counted by; None for the wall's. `time.thread_time` stands still where other work has
+            the processor.
 
     Attributes:
         doing: what that is, for people.
     """
 
-    def __init__(self, seconds: float | None = None, say: Callable[[str], None] = lambda text: None) -> None:
-        self.end, self.say, self.doing = math.inf if seconds is None else time.monotonic() + seconds, say, ""
+    def __init__(
+        self,
+        seconds: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._clock = clock
+        self.end, self.say, self.doing = math.inf if seconds is None else self._now() + seconds, say, ""
         self._said = -math.inf
 
     def left(self) -> float:
         """Return how many seconds are left; infinity where there is no limit."""
-        return self.end - time.monotonic()
+        return self.end - self._now()
+
+    def _now(self) -> float:
+        return time.monotonic() if self._clock is None else self._clock()
 
     def part(self, shares: int, doing: str) -> Deadline:
         """Return a deadline after one of so many equal shares of the time that is left; what is done begins so."""
         left = self.left()
-        return Deadline(None if left == math.inf else max(left, 0.0) / shares, lambda text: self.say(doing + text))
+        seconds = None if left == math.inf else max(left, 0.0) / shares
+        return Deadline(seconds, lambda text: self.say(doing + text), self._clock)
 
     @property
     def passed(self) -> bool:
@@ -55,7 +67,7 @@ class Deadline:
         if now - self._said > INTERVAL:
             self._said = now
             self.say(self.doing)
-        if now >= self.end:
+        if self.passed:
             raise OutOfTime
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
@@ -68,7 +80,7 @@ class Deadline:
     def share(self, part: float) -> Deadline:
         """Return an earlier deadline, after a part (0 to 1) of the time that is left."""
         left = self.left()
-        earlier = Deadline(None if math.isinf(left) else part * left, self.say)
+        earlier = Deadline(None if math.isinf(left) else part * left, self.say, self._clock)
         earlier.doing = self.doing
         return earlier
 

@@ -172,6 +172,17 @@ def test_confirming_points_may_end_anywhere(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(verdicts) <= {"holds", "unknown"} and verdicts[0] == "unknown"
 
 
+def test_another_clock_is_kept_by_parts_and_shares() -> None:
+    now = [5.0]
+    deadline = Deadline(3.0, clock=lambda: now[0])
+    half, part = deadline.share(0.5), deadline.part(3, "")
+    assert (deadline.left(), half.left(), part.left()) == (3.0, 1.5, 1.0)
+    now[0] += 1.25
+    assert (deadline.passed, half.passed, part.passed) == (False, False, True)
+    with pytest.raises(OutOfTime):
+        part.check()
+
+
 def test_no_time_limit_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit the clock says nothing, however late it is."""
     monkeypatch.setattr(deadline.time, "monotonic", itertools.count(0, 10**6).__next__)

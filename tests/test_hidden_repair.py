@@ -17,10 +17,11 @@ from nnrepair.deadline import Deadline
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.jacobian.suffix import Suffix
 from nnrepair.methods import MinimalNorm
+from nnrepair.methods.minimal_norm import search
 from nnrepair.methods.minimal_norm.coordinates import Coordinates
 from nnrepair.methods.minimal_norm.demands import demands_of
-from nnrepair.methods.minimal_norm.hidden import HiddenRepair
-from nnrepair.methods.minimal_norm.lagrangian import Lagrangian
+from nnrepair.methods.minimal_norm.hidden import GIVEN_UP, HiddenRepair
+from nnrepair.methods.minimal_norm.lagrangian import Lagrangian, shortest
 from nnrepair.methods.minimal_norm.trial import Trial
 from nnrepair.spec.problem import pose
 
@@ -165,3 +166,124 @@ def test_a_time_limit_ends_every_repair_with_what_was_found(layer: str) -> None:
 def test_a_time_limit_must_be_a_time() -> None:
     with pytest.raises(nnrepair.InvalidInput, match="time_limit must be a number of seconds > 0"):
         MinimalNorm(time_limit=0)
+
+
+def test_the_shortest_mean_of_vectors() -> None:
+    square = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert shortest(square) < 1e-9
+    assert np.isclose(shortest(square[:2] * 5), 5.0)
+    assert np.isclose(shortest(square[:1]), 2**0.5)
+    assert np.isclose(shortest(1e-9 * np.array([[4.0, 3.0], [4.0, -1.0]])), 4e-9)
+
+
+def test_descent_says_how_far_from_optimal_it_ended() -> None:
+    """In a last layer that is not taken for one, the smallest change is known: the linear program's."""
+    model, x = mlp(6, 12, 3), randn(4, 6, seed=1)
+    problem = pose(model, Edits(x, labelled(model, x, 1)))
+    demands = demands_of(problem, 0.1, "hard")
+    line = lines(model, ["2.weight", "2.bias"], x)
+    trial = Trial(line, Suffix(problem.model, None), demands)
+    coordinates = Coordinates.of(line.groups, None, trial.like)
+    state = Lagrangian.of_edits(trial, demands, coordinates, np.zeros(coordinates.size), lambda: None)
+    assert state is not None
+    found = []
+    for _ in range(12):
+        state.minimise()
+        missed = state.missed()
+        found.append(state.optimality(missed))
+        state.charge(missed)
+    exact = nnrepair.fix(model, Edits(x, labelled(model, x, 1)), method=MinimalNorm("2", "l2", margin=0.1))
+    assert np.isclose(np.linalg.norm(state.x), exact.stats["objective"], rtol=1e-2)
+    assert found[-1]["complementarity"] < 1e-2 < found[0]["complementarity"]
+    assert found[-1]["stationarity"] < 2e-2
+
+
+def test_what_moves_outputs_too_far_is_given_up() -> None:
+    model, x = mlp(6, 12, 12, 3), randn(3, 6, seed=1)
+    problem = pose(model, Edits(x, labelled(model, x, 1)), LocalitySet(randn(60, 6, seed=2)))
+    names = ["2.weight", "2.bias"]
+    found = []
+    for bound in (0.0, np.inf):
+        line = lines(model, names, x)
+        demands = demands_of(problem, 0.1, "hard")
+        repair = HiddenRepair(line, Suffix(problem.model, None), demands, "l2", None, 40, Deadline(), bound)
+        repair.run()
+        found.append(repair)
+    given_up, whole = found
+    assert len(given_up.steps) == 1 < len(whole.steps)
+    assert GIVEN_UP in given_up.notes
+    assert not given_up.optimality
+    assert GIVEN_UP not in whole.notes
+    assert whole.optimality
+    moved = moved_by(model, names, whole.change, problem.locality.inputs)  # type: ignore[union-attr]
+    assert np.isclose(whole.steps[-1]["moved"], moved, rtol=1e-4)
+
+
+def moved_by(model: nn.Module, names: list[str], change: dict[str, Tensor], x: Tensor) -> float:
+    """Return the mean change of outputs."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in names:
+            dict(other.named_parameters())[name].add_(change[name])
+        return float((other(x) - model(x)).norm(dim=1).mean())
+
+
+def test_layers_are_compared_after_a_round_and_few_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = mlp(8, 16, 16, 16, 3), randn(3, 8, seed=1)
+    edits, locality = Edits(x, labelled(model, x, 1)), LocalitySet(randn(80, 8, seed=2))
+    tried: list[tuple[str, int]] = []
+    attempted = search.attempted
+
+    def counted(problem: Any, settings: Any, names: Any, *args: Any, **kwargs: Any) -> Any:
+        tried.append((names[0], settings.max_steps))
+        return attempted(problem, settings, names, *args, **kwargs)
+
+    monkeypatch.setattr(search, "attempted", counted)
+    result = nnrepair.fix(model, edits, locality, method=MinimalNorm())
+    assert result.outcome.ok
+    assert [name for name, rounds in tried if rounds == 1] == ["6.weight", "4.weight", "2.weight", "0.weight"]
+    further = {name for name, rounds in tried if rounds > 1}
+    told = next(note for note in result.report.notes if note.startswith("layer:"))
+    for name in ("0", "2", "4"):
+        assert (f"{name}: given up" in told) == (f"{name}.weight" not in further)
+    best = min(result.stats["layers_tried"].items(), key=lambda item: item[1])[0]
+    assert told.startswith(f"layer: {best} was chosen")
+
+
+def test_a_part_is_proposed_where_there_is_no_time_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known when time ends: a repair of some edits, and one of all that was not begun."""
+    model, x = mlp(8, 16, 16, 3), randn(40, 8, seed=1)
+    edits = Edits(x, labelled(model, x, 1))
+    monkeypatch.setattr(search, "EDITS", 4)
+    attempted = search.attempted
+
+    def late(problem: Any, settings: Any, names: Any, demands: Any, deadline: Any, *args: Any, **kwargs: Any) -> Any:
+        whole = len(problem.edits) == 40
+        return attempted(problem, settings, names, demands, Deadline(0.0) if whole else deadline, *args, **kwargs)
+
+    monkeypatch.setattr(search, "attempted", late)
+    result = nnrepair.fix(model, edits, method=MinimalNorm(), throw=False)
+    assert 4 / 40 <= result.report.success_rate < 1.0
+
+
+def test_a_search_without_a_limit_ends_by_its_own_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "TRYING", 0.0)
+    model, x = mlp(8, 16, 16, 3), randn(3, 8, seed=1)
+    result = nnrepair.fix(model, Edits(x, labelled(model, x, 1)), method=MinimalNorm())
+    assert result.outcome.ok  # the last layer is always tried
+    assert "2: no time left; 0: no time left" in result.report.notes[-1]
+
+
+def test_what_follows_the_layer_does_not_run_for_its_keys() -> None:
+    model, x = mlp(6, 12, 12, 3), randn(30, 6, seed=1)
+    cut = Suffix.of(model, ["2.weight"], x)
+    values, whole = cut.values(x), Linearization(model, ["2.weight"], x, [])
+    line = Linearization(cut.module, ["2.weight"], values, [])
+    runs: list[int] = []
+    line.model.get_submodule("4").register_forward_hook(lambda *_: runs.append(1))
+    metric, keys = line.metric(values), line.keys(values[torch.arange(5)])
+    assert not runs
+    line.outputs(values)
+    assert runs
+    assert np.allclose(metric.factors[0], whole.metric(x).factors[0])
+    assert torch.allclose(keys[0], whole.keys(x[:5])[0])  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from networks import mlp, randn
 from torch import Tensor, nn
 
 from nnrepair.jacobian.suffix import Behind, Suffix, Values
-from nnrepair.spec.inputs import AnyInputs, Arguments
+from nnrepair.spec.inputs import AnyInputs, Arguments, batches
 from nnrepair.spec.running import call, call_with
 
 
@@ -212,3 +212,16 @@ def test_what_comes_before_runs_once() -> None:
     for _ in range(3):
         behind.outputs({"4.bias": torch.ones(6)})
     assert runs == 3 * [4, 6]
+
+
+def test_photographs_run_few_at_a_time_and_in_the_networks_dtype() -> None:
+    assert [len(step) for step in batches(torch.zeros(1, 1).expand(60, 150_528))] == [26, 26, 8]
+    assert len(batches(Arguments((torch.zeros(9, 2_000_000), torch.zeros(9, 3))))) == 9
+    assert [len(step) for step in batches(torch.zeros(5000, 784))] == [4096, 904]
+    model, x, seen = mlp(3, 8, 8, 2).double(), vector(11), list[int]()
+    suffix = Suffix.of(model, ["2.weight"], x.double())
+    values = suffix.values(x, lambda: seen.append(1))
+    assert isinstance(values, Arguments)
+    assert values.positional[0].dtype == torch.float64
+    assert seen == [1]
+    assert torch.allclose(call(suffix.module, values), call(model, x.double()))

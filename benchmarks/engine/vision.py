@@ -1,8 +1,8 @@
 """The minimal-norm engine on networks for photographs: SqueezeNet, ResNets, real mistakes and points to keep.
 
 `python -m benchmarks.engine.vision '{"case": "squeezenet", "layer": "classifier.1"}'` measures one call of
-`nnrepair.fix` in this process, and prints what came of it. Without arguments every case runs, each in a process of its
-own, and its row is stored in `results/vision.json`.
+`nnrepair.fix` in this process, and prints its row; `--add FILE...` stores such rows in `results/vision.json`. Without
+arguments every case without a row runs in a process of its own, and its row is stored.
 """
 
 from __future__ import annotations
@@ -151,36 +151,39 @@ def case(case: str, layer: str, **options: Any) -> dict[str, Any]:
             "size": steps[-1]["size"] if steps else result.stats.get("objective"),
             "steps": steps,
             "stationarity": result.stats.get("stationarity"),
+            "complementarity": result.stats.get("complementarity"),
             "notes": report.notes,
         }
 
     return measure.measured(work) | {"passes": passes.passes}
 
 
-def _measured(one: dict[str, Any]) -> dict[str, Any]:
-    """Return one case's answer from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.engine.vision", json.dumps(one)]
-    done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"status": f"failed: {done.stderr.strip()[-200:]}"}
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+def row(one: dict[str, Any]) -> dict[str, Any]:
+    """Measure one case in this process."""
+    return one | {"seed": SEED, "commit": measure.commit()} | case(**one)
+
+
+def add(new: dict[str, Any]) -> None:
+    """Store a row in place of those of the same case."""
+    same = {key: new[key] for key in ("case", "layer")}
+    rows = [old for old in measure.load(RESULTS) if not same.items() <= old.items()]
+    measure.save(RESULTS, [*rows, new], ABOUT)
 
 
 def main() -> None:
-    """Run the case of the command line, or all that have no row yet."""
+    """Measure the case of the command line, store rows from files, or measure all that have no row yet."""
     if len(sys.argv) == 2:
-        print(json.dumps(case(**json.loads(sys.argv[1]))))
-        return
-    rows = measure.load(RESULTS)
-    for one in cases():
-        if any(one.items() <= row.items() for row in rows):
-            continue
-        rows.append(one | {"seed": SEED, "commit": measure.commit()} | _measured(one))
-        measure.save(
-            RESULTS, rows, "one call of fix with MinimalNorm(); CPU seconds on one thread, memory above the data"
-        )
-        print(json.dumps(rows[-1]), flush=True)
+        print(json.dumps(row(json.loads(sys.argv[1]))))
+    elif len(sys.argv) > 2:
+        for file in sys.argv[2:]:
+            add(json.loads(Path(file).read_text().strip().splitlines()[-1]))
+    else:
+        stored = measure.load(RESULTS)
+        for one in cases():
+            if not any(one.items() <= old.items() for old in stored):
+                command = [sys.executable, "-m", "benchmarks.engine.vision", json.dumps(one)]
+                done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=True)
+                add(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ last layer of a graph network), `keys` finds the linear map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import reduce
 
@@ -194,18 +194,21 @@ class Linearization:
         sub = self.prepare(inputs[chunk] if self.independent else inputs)
         return self.factors.rows(sub, criterion, local, point, condition)
 
-    def metric(self, inputs: AnyInputs, kind: Kind | None = None) -> Metric:
+    def metric(self, inputs: AnyInputs, kind: Kind | None = None, check: Callable[[], None] = lambda: None) -> Metric:
         """Return the drift metric over `inputs`: second moments of each map's inputs, Fisher diagonal elsewhere.
 
         Args:
             inputs: the points on which drift is measured.
             kind: what outputs stand for, see `fisher_diagonal`; numbers by default.
+            check: called now and then; may raise.
         """
         if self.groups[0].keyed:
             k = numpy(self._keys.of(inputs))
             return Metric([root(k.T @ k / len(k))])
         maps = [g for g in self.groups if g.plain is None]
-        factors = [root(m) for m in second_moments(self._tapped, maps, inputs, self.factors.together)] if maps else []
+        factors = (
+            [root(m) for m in second_moments(self._tapped, maps, inputs, self.factors.together, check)] if maps else []
+        )
         plain = [g.plain for g in self.groups if g.plain is not None]
         if plain:
             kind = Regression() if kind is None else kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,16 +15,20 @@ from nnrepair.spec.inputs import AnyInputs, batches, independent
 RIDGE = 1e-3
 
 
-def second_moments(model: TappedModel, groups: Sequence[Group], inputs: AnyInputs, most: int) -> list[Array]:
+def second_moments(
+    model: TappedModel, groups: Sequence[Group], inputs: AnyInputs, most: int, check: Callable[[], None]
+) -> list[Array]:
     """Return, for each group, the mean over points of the sum of a a^T over all uses and positions of its map.
 
     Args:
         model, groups, inputs: the network, its chosen maps, and the points.
         most: so many points run together.
+        check: called before each batch; may raise.
     """
     moments = [np.zeros(()) for _ in groups]
     alone = independent(inputs)
     for index in batches(inputs, most) if alone else [None]:
+        check()
         tap = model.used(model.prepare(inputs if index is None else inputs[index]))
         for k, group in enumerate(groups):
             for a in group.applied_to(tap.uses[group.tapped]):

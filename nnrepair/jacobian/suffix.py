@@ -5,7 +5,7 @@ A repair runs the network hundreds of times with other values of a few parameter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from nnrepair.jacobian.tangents import canonical
-from nnrepair.spec.inputs import BATCH, AnyInputs, Arguments, Inputs, batches
+from nnrepair.spec.inputs import AnyInputs, Arguments, Inputs, batches, to_like
 from nnrepair.spec.running import call, call_with, named
 
 #: Points on which cut and network are compared.
@@ -58,14 +58,22 @@ class Suffix:
         except Exception:  # tracing, and parts that run on their own, raise what the user's forward raises
             return whole
 
-    def values(self, inputs: AnyInputs) -> AnyInputs:
-        """Return what `module` runs on for these points: in memory, or computed when needed where that is too much."""
+    def values(self, inputs: AnyInputs, check: Callable[[], None] = lambda: None) -> AnyInputs:
+        """Return what `module` runs on for these points: in memory, or computed when needed where that is too much.
+
+        Args:
+            inputs: the points, in any floating dtype where there is a part before.
+            check: called before each batch; may raise.
+        """
         if self.prefix is None or len(inputs) == 0:
             return inputs
         later = Values(self, inputs)
         if len(inputs) * later.size > STORED:
             return later
-        parts = [self.now(inputs[index]).positional for index in batches(inputs, later.batch)]
+        parts = []
+        for index in batches(inputs, later.batch):
+            check()
+            parts.append(self.now(inputs[index]).positional)
         return Arguments(tuple(torch.cat(part) for part in zip(*parts, strict=True)))
 
     @torch.no_grad()
@@ -73,6 +81,7 @@ class Suffix:
         """Return the values of one batch."""
         assert self.prefix is not None
         loaded = inputs if isinstance(inputs, Tensor) else inputs.loaded()
+        loaded = to_like(loaded, next(p for p in self.module.parameters() if p.dtype.is_floating_point))
         with named("The model failed on some of the points", "It ran on others."):
             return Arguments(self.prefix(loaded) if isinstance(loaded, Tensor) else loaded.call(self.prefix))  # type: ignore[arg-type]  # the traced part returns a tuple
 
@@ -129,7 +138,8 @@ class Values(Inputs):
         self._suffix, self._inputs, self._like = suffix, inputs, like
         one = None if size is not None else suffix.now(inputs[torch.zeros(1, dtype=torch.int64)])
         self.size: int = sum(part.numel() for part in one.positional) if one is not None else size or 0
-        self.batch = max(1, min(BATCH if isinstance(inputs, Tensor) else inputs.batch, RUNNING // max(1, self.size)))
+        most = len(batches(inputs)[0]) if len(inputs) else 1
+        self.batch = max(1, min(most, RUNNING // max(1, self.size)))
 
     def __len__(self) -> int:
         return len(self._inputs)

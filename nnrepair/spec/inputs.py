@@ -17,6 +17,8 @@ from nnrepair.errors import InvalidInput
 
 #: Points per forward pass when nothing but the outputs is needed.
 BATCH = 4096
+#: And numbers of these points: what layers compute of a photograph is many times its size.
+NUMBERS = 4_000_000
 
 
 class Inputs(ABC):
@@ -274,10 +276,13 @@ def tensor_like(x: Tensor, like: Tensor) -> Tensor:
 def batches(inputs: AnyInputs, most: int | None = None) -> list[Tensor]:
     """Return the indices of all points in batches of at most so many, by default what one pass without gradients takes.
 
-    No batch has more points than the inputs hold in memory at once.
+    No batch has more points than the inputs hold in memory at once, or more than `NUMBERS` numbers.
     """
     most = BATCH if most is None else most
     size = most if isinstance(inputs, Tensor) else min(most, inputs.batch)
+    parts = [inputs] if isinstance(inputs, Tensor) else inputs.tensors() if isinstance(inputs, Arguments) else []
+    if len(inputs):
+        size = max(1, min(size, NUMBERS // max(1, sum(part[0].numel() for part in parts))))
     return list(torch.split(torch.arange(len(inputs)), size))
 
 

@@ -165,15 +165,20 @@ def attempted(
     """
     if settings.architecture == "decoupled":
         return _exact(problem, settings, Suffix(problem.model, None), names, demands, deadline)
-    cut = Suffix.of(copied(problem.model), names, problem.edits.inputs)
+    few = problem.edits.inputs[torch.arange(min(PROBES, len(problem.edits)))]
+    few = few if independent(few) else problem.edits.inputs
+    cut = Suffix.of(copied(problem.model), names, few)
     line = _on_few(cut, names, demands)
     if line.ends_affine:
         double = copied(problem.model).double()
-        inputs = to_like(problem.edits.inputs, next(double.parameters()))
-        found = _exact(problem, settings, Suffix.of(double, names, inputs), names, demands, deadline)
+        few = to_like(few, next(double.parameters()))
+        found = _exact(problem, settings, Suffix.of(double, names, few), names, demands, deadline)
         if found.line.ends_affine:
             return found
-    line, asked, metric = _on(cut, problem, settings, names, demands, line)
+    try:
+        line, asked, metric = _on(cut, problem, settings, names, demands, deadline, line)
+    except OutOfTime as reason:
+        return Attempt(names, line, None, problem.model, infeasible=reason)
     if settings.own:
         begin = None if start is None else start.change
         return _own(problem, settings, line, metric, lambda own: own.hidden(cut, asked, begin), deadline)
@@ -198,27 +203,25 @@ def _on(
     settings: Settings,
     names: list[str],
     demands: list[Demand],
+    deadline: Deadline,
     line: Linearization | None = None,
 ) -> tuple[Linearization, list[Demand], Metric | None]:
     """Return the linearisation of a network's suffix (by default made here), what is asked of that, and what is small.
 
     One that was made on fewer points will do where outputs are not affine.
     """
-    dtype = next(cut.module.parameters())
-
-    def values(inputs: AnyInputs) -> AnyInputs:
-        return cut.values(inputs if cut.prefix is None else to_like(inputs, dtype))
 
     def on(probes: list[AnyInputs]) -> Linearization:
         return Linearization(cut.module, names, asked[0].inputs, probes) if line is None else line
 
-    asked = [replace(demands[0], inputs=values(demands[0].inputs))]
+    asked = [replace(demands[0], inputs=cut.values(demands[0].inputs, deadline.check))]
     if problem.locality is None or not (demands[1:] or settings.norm == "drift"):
         return on([]), asked, None
-    there = values(problem.locality.inputs)
+    there = cut.values(problem.locality.inputs, deadline.check)
     asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in demands[1:]]
     line = on([there])
-    return line, asked, line.metric(there, problem.kind) if settings.norm == "drift" else None
+    metric = line.metric(there, problem.kind, deadline.check) if settings.norm == "drift" else None
+    return line, asked, metric
 
 
 def _on_few(cut: Suffix, names: list[str], demands: list[Demand]) -> Linearization:
@@ -233,7 +236,10 @@ def _exact(
     problem: Problem, settings: Settings, cut: Suffix, names: list[str], demands: list[Demand], deadline: Deadline
 ) -> Attempt:
     """Repair where outputs are affine in the change."""
-    line, demands, metric = _on(cut, problem, settings, names, demands)
+    try:
+        line, demands, metric = _on(cut, problem, settings, names, demands, deadline)
+    except OutOfTime as reason:
+        return Attempt(names, _on_few(cut, names, demands), None, problem.model, infeasible=reason)
     decoupled = settings.architecture == "decoupled"
     if not (decoupled or line.ends_affine):
         return Attempt(names, line, None, problem.model)

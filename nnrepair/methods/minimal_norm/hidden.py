@@ -139,6 +139,7 @@ class HiddenRepair:
                 {
                     "size": float(np.linalg.norm(state.x)),
                     "missed": worst,
+                    "moved": looks[-1].moved,
                     "penalty": state.penalty,
                     "points": float(state.in_use),
                     "evaluations": float(state.evaluations - before),

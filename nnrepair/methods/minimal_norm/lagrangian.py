@@ -9,8 +9,9 @@ of a single condition, only of their sum.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -31,6 +32,10 @@ STEPS, MEMORY, DECREASE = 200, 10, 1e-5
 #: Locality points that join in a round, the worst first; and which share of what edits need a point must miss to join
 #: although it has what it must have.
 JOINING, SLIGHT = 500, 1e-2
+#: How many gradients are kept of those computed last, and how near a round's end they count, relative to the change.
+NEAR, CLOSE = 12, 1e-2
+#: How much a sum of weights other than one costs, in the length of the longest vector.
+SURE = 1e3
 #: Edits whose gradients tell the penalty's unit.
 SAMPLED = 8
 
@@ -49,7 +54,7 @@ class Lagrangian:
         penalty: of what is missed.
         check: called before every evaluation; raises when there is no time left.
         evaluations: of the network on the points in use.
-        slope: the length of the Lagrangian's gradient where the last round ended.
+        near: where the Lagrangian was computed last, with its gradient there.
     """
 
     trial: Trial
@@ -61,7 +66,7 @@ class Lagrangian:
     penalty: float
     check: Callable[[], None]
     evaluations: int = 0
-    slope: float = np.inf
+    near: deque[tuple[Array, Array]] = field(default_factory=lambda: deque(maxlen=NEAR))
 
     @classmethod
     def of_edits(
@@ -91,15 +96,17 @@ class Lagrangian:
         from scipy.optimize import minimize  # half a second to load, which only hidden layers need
 
         options = {"maxcor": MEMORY, "maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": DECREASE, "gtol": 0.0}
-        found = minimize(self._at, self.x, jac=True, method="L-BFGS-B", options=options)
-        self.x, self.slope = found.x, float(np.linalg.norm(found.jac))
+        self.near.clear()
+        self.x = minimize(self._at, self.x, jac=True, method="L-BFGS-B", options=options).x
 
     def optimality(self, missed: Sequence[Tensor]) -> dict[str, float]:
         """Return how far a round's end is from satisfying the conditions of Karush, Kuhn and Tucker.
 
-        Both are relative to the change, and zero where they are satisfied: `stationarity`, the length of the gradient
-        of |x|^2 / 2 + sum multiplier * missed, with the multipliers that the round leads to, over |x|; and
-        `complementarity`, the sum of |multiplier * missed|, over |x|^2.
+        Both are relative to the change, and zero where they are satisfied: `stationarity`, the length over |x| of the
+        gradient of |x|^2 / 2 + sum multiplier * missed, with the multipliers that the round leads to; and
+        `complementarity`, the sum of |multiplier * missed|, over |x|^2. Descent ends at kinks of the network, where it
+        is not one gradient that must vanish but a mean of those around: the shortest one of the last gradients within
+        `CLOSE` of x is taken (Lewis & Overton, Nonsmooth optimization via quasi-Newton methods, 2013).
 
         Args:
             missed: by how much conditions of the points in use are missed, from `missed`.
@@ -110,7 +117,11 @@ class Lagrangian:
             new = (old + self.penalty * miss).clamp(min=0)
             new = new.clamp(max=self._cap()) if self.demands[k].soft else new
             owed += float((new * miss)[new > 0].abs().sum())
-        return {"stationarity": self.slope / size, "complementarity": owed / size**2}
+        close = [slope for x, slope in self.near if float(np.linalg.norm(x - self.x)) <= CLOSE * size]
+        return {
+            "stationarity": shortest(np.stack(close)) / size if close else np.inf,
+            "complementarity": owed / size**2,
+        }
 
     def missed(self) -> list[Tensor]:
         """Return, for each demand, (active, conditions) by how much the points in use miss what they need."""
@@ -175,7 +186,9 @@ class Lagrangian:
         (slope,) = torch.autograd.grad(list(change.values()), free, slopes)
         if not np.isfinite(total):
             return 1e300, np.zeros_like(x)  # the line search turns back
-        return total + float(x @ x) / 2, _numpy(slope) + x
+        found = _numpy(slope) + x
+        self.near.append((x.copy(), found))
+        return total + float(x @ x) / 2, found
 
     def _charged(self, k: int, missed: Tensor, multipliers: Tensor) -> Tensor:
         """Return (points, conditions) what missing costs; linear beyond the cap where a demand is soft."""
@@ -205,6 +218,23 @@ class Lagrangian:
 
     def _tensor(self, x: Array) -> Tensor:
         return torch.from_numpy(x).to(self.trial.like)
+
+
+def shortest(vectors: Array) -> float:
+    """Return the length of the shortest weighted mean of vectors (k, n), whose weights are >= 0 and sum to one.
+
+    >>> round(shortest(np.array([[3.0, 1.0], [-1.0, 1.0]])), 6)
+    1.0
+    """
+    from scipy.optimize import nnls
+
+    products = vectors @ vectors.T
+    scale = float(np.abs(products).max()) or 1.0
+    values, basis = np.linalg.eigh(products / scale)
+    root = np.sqrt(values.clip(0))[:, None] * basis.T  # has the products of the vectors, in k dimensions
+    weights, _ = nnls(np.vstack([root, np.full(len(root), SURE)]), np.append(np.zeros(len(root)), SURE))
+    weights /= weights.sum()
+    return float(np.linalg.norm(weights @ vectors))
 
 
 def _numpy(x: Tensor) -> Array:

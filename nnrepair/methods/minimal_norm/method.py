@@ -60,8 +60,8 @@ class MinimalNorm:
         locality: "hard" (every kept point is a constraint), "soft" (a point may fail, for a penalty as large as
             the largest multiplier of an edit) or "none".
         max_steps: rounds of descent per layer, for layers that need it.
-        time_limit: in seconds, None for none (the default). What was found by then is proposed; a look at all points,
-            once begun, is ended.
+        time_limit: in seconds, None for none (the default; "auto" then tries no further layers after 20 s of work once
+            one was repaired). What was found by then is proposed; a look at all points, once begun, is ended.
         objective: instead of a norm, a function of your own: from the change, a dictionary of a cvxpy variable for each
             chosen parameter, to a convex cvxpy expression that is minimised (needs cvxpy).
         constraints: a function from the same dictionary to a list of cvxpy constraints on the change.

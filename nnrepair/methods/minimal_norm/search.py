@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -27,12 +28,98 @@ from nnrepair.spec.problem import Problem
 MOST_LAYERS = 8
 #: How many edits and points to keep tell layers apart. Where there are more, evenly spread ones do.
 EDITS, KEPT = 12, 1000
-#: Seconds after which no further layers are tried once one was repaired, where there is no limit.
+#: Seconds of work after which no further layers are tried once one was repaired, where there is no limit.
 TRYING = 20.0
 #: A layer gets one of so many shares of what is left of the first half of the time, where there is a limit.
 SHARES = 3
+#: Rounds after which layers are compared for the first time: the most promising go on first.
+ROUNDS = 1
 #: How many of the layers, best first, are tried on all that is asked when the one before did not do.
 SETTLED = 3
+
+
+@dataclass
+class Pilots:
+    """Repairs of a part of the problem, layer by layer, which tell how good layers are.
+
+    Attributes:
+        part, settings, deadline: what to repair, how, and until when; half of a limit is for the layer that is chosen.
+        count: how many layers there are.
+        scores, told: of every layer that was judged, by name.
+    """
+
+    part: Problem
+    settings: Settings
+    deadline: Deadline
+    count: int
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._held_out = held_out_points(self.part)
+        self._demands = demands_of(self.part, self.settings.margin, self.settings.locality, without=self._held_out)
+        self._found: list[tuple[tuple[float, float, float], str, Attempt]] = []
+        self._reasons: list[str] = []
+        self._limited = self.deadline.left() < inf
+        self._trying = self.deadline.part(2, "")
+        if not self._limited:
+            self._trying = Deadline(TRYING, self.deadline.say, time.thread_time)
+
+    @property
+    def best(self) -> tuple[float, float, float]:
+        """The best layer's score."""
+        return min((score for score, _, _ in self._found), default=(inf, inf, inf))
+
+    @property
+    def bound(self) -> float:
+        """How far outputs may move: beyond, no layer can be better than the best so far; see `HiddenRepair`."""
+        comparable = len(self._demands) > 1 or self.part.locality is None
+        return self.best[2] if self.best[:2] == (0.0, 0.0) and comparable else inf
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is no time for further layers."""
+        return bool(self._found) and self._trying.passed and (self.best[0] == 0 or self._limited)
+
+    def tried(self, layer: str, rounds: int) -> Attempt | None:
+        """Return a layer's repair within so many rounds, or None where it is not possible or there is no time."""
+        name = plain(layer)
+        if self.passed:
+            self.told[name] = f"{name}: no time left"
+            return None
+        until = self._trying if self._limited or self.best[0] == 0 else self.deadline
+        share = until.part(SHARES, f"{len(self.told)} of {self.count} layers judged, {name}: ")
+        settings = self.settings if self.settings.own else replace(self.settings, max_steps=rounds)
+        try:
+            chosen = layers.choose(self.part.model, layers.trainable(self.part.model, layer))
+            return attempted(self.part, settings, chosen, self._demands, share, bound=self.bound)
+        except (InvalidInput, UnsupportedModel) as reason:
+            self.told[name] = f"{name}: not possible ({reason})"
+            self._reasons.append(f"{name}: {reason}")
+            return None
+
+    def judged(self, layer: str, attempt: Attempt, last: bool = False) -> bool:
+        """Judge a layer by its repair, or return False where more rounds may make it another."""
+        descent = attempt.change is not None and attempt.figures is None
+        rounds = len(attempt.steps)
+        if descent and not last and not attempt.optimality and 0 < rounds <= ROUNDS and GIVEN_UP not in attempt.notes:
+            return False
+        name, score = plain(layer), attempt.score(self.part, self._held_out)
+        self._found.append((score, name, attempt))
+        self.scores[name] = list(score)
+        self.told[name] = _said(name, attempt, score, self._held_out)
+        return True
+
+    def ranked(self, names: list[str]) -> list[tuple[str, Attempt]]:
+        """Return the layers that were judged and their repairs, the best first.
+
+        Raises:
+            InvalidInput: none could be.
+        """
+        if not self._found:
+            others = f" Nor can {', '.join(map(plain, names[:-1]))}." if len(names) > 1 else ""
+            raise InvalidInput(f"No layer can be repaired. {self._reasons[0]}{others}")
+        return [(name, attempt) for _, name, attempt in sorted(self._found, key=lambda item: item[0])]
 
 
 @dataclass
@@ -91,38 +178,20 @@ class LayerSearch:
             )
         if len(names) > MOST_LAYERS:
             names = [names[round(k * (len(names) - 1) / (MOST_LAYERS - 1))] for k in range(MOST_LAYERS)]
-        held_out = held_out_points(part)
-        demands = demands_of(part, self.settings.margin, self.settings.locality, without=held_out)
-        found: list[tuple[tuple[float, float, float], str, Attempt]] = []
-        reasons = list[str]()
-        # Half of a limit is for the layer that is chosen.
-        trying = Deadline(TRYING, self.deadline.say) if self.deadline.left() == inf else self.deadline.part(2, "")
-        for count, layer in enumerate(reversed(names), start=1):  # the last layer is the quickest: a first answer
-            name = plain(layer)
-            best = min((score for score, _, _ in found), default=(inf, inf, inf))
-            if found and trying.passed and (best[0] == 0 or self.deadline.passed):
-                self._tried.append(f"{name}: no time left")
-                continue
-            limited = best[0] == 0 or self.deadline.left() < inf
-            shared = trying if limited else self.deadline
-            share = shared.part(SHARES, f"layer {count} of {len(names)}, {name}: ")
-            try:
-                chosen = layers.choose(part.model, layers.trainable(part.model, layer))
-                bound = best[2] if best[:2] == (0.0, 0.0) else inf
-                attempt = attempted(part, self.settings, chosen, demands, share, bound=bound)
-            except (InvalidInput, UnsupportedModel) as reason:
-                self._tried.append(f"{name}: not possible ({reason})")
-                reasons.append(f"{name}: {reason}")
-                continue
-            score = attempt.score(part, held_out)
-            found.append((score, name, attempt))
-            self.scores[name] = list(score)
-            self._tried.append(_said(name, attempt, score, held_out))
-        if not found:
-            others = f" Nor can {', '.join(map(plain, names[:-1]))}." if len(names) > 1 else ""
-            raise InvalidInput(f"No layer can be repaired. {reasons[0]}{others}")
-        found.sort(key=lambda item: item[0])
-        return [(name, attempt) for _, name, attempt in found]
+        pilots = Pilots(part, self.settings, self.deadline, len(names))
+        glances = list[tuple[float, str, Attempt]]()
+        for layer in reversed(names):  # the last layer is the quickest: a first answer
+            glance = pilots.tried(layer, ROUNDS)
+            if glance is not None and not pilots.judged(layer, glance):
+                glances.append((glance.steps[-1]["moved"] if glance.steps else inf, layer, glance))
+        for moved, layer, glance in sorted(glances, key=lambda item: item[0]):
+            if moved > pilots.bound:
+                glance.notes.append(GIVEN_UP)
+            elif not pilots.passed:
+                glance = pilots.tried(layer, self.settings.max_steps) or glance
+            pilots.judged(layer, glance, last=True)
+        self.scores, self._tried = pilots.scores, [pilots.told[plain(layer)] for layer in reversed(names)]
+        return pilots.ranked(names)
 
     def _settled(self, name: str, pilot: Attempt, full: list[Demand], whole: bool) -> Iterator[Attempt]:
         """Yield a layer's repairs for which all points are constraints, while there is time.
