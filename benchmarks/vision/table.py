@@ -62,7 +62,7 @@ def _figures(group: Group) -> list[str]:
         spread(group.values("generalization_rate"), ".1f", 100),
         spread(group.values("drawdown_points"), ".2f"),
         *(spread(group.values(f"test {name}"), ".2f") for name in OTHERS[group.model]),
-        spread(group.values("change"), ".3g"),
+        "–" if group.rows[0]["method"] == "grace" else spread(group.values("change"), ".3g"),  # a codebook has no size
         spread(group.values("steps"), ".0f"),
         spread(group.values("cpu_seconds"), ".0f"),
         spread(group.values("peak_mib"), ".0f"),
@@ -87,8 +87,6 @@ def streamed() -> str:
         for row in rows(streams.RESULTS)
         if "passes" in row
     ]
-    if not out:
-        return "Not measured yet."
     head = ["layer", "edits", "images kept", "outcome", "passes over them", "MiB above the process's base", "CPU s"]
     return markdown.table([*head, "decisions unchanged on them"], out)
 
@@ -114,8 +112,6 @@ def trainings() -> str:
                 *(["–", "–"] if told is None else [f"{value:+.2f}" for value in gained]),
             ]
         )
-    if not out:
-        return "Not measured yet."
     head = ["block", "training steps", "CPU s", "edits", "success", "steps of an edit", "drawdown, random labels"]
     head += ["lossless", "drawdown, real mistakes", "lossless", "accuracy gained by preparing, JPEG", "lossless"]
     return markdown.table(head, out)
@@ -190,34 +186,7 @@ begins at `layer3`.
 
 {table("resnet20")}
 
-### JPEG as a corruption
-
-Originals of 4,000 training images, compressed to a quality of {QUALITY}. Edits: of half of them, images that are read
-right and, compressed, wrong. Kept: originals of the other half. Test sets: the originals of the first half that are no
-edits, the same ones compressed, and original test images. *Other qualities*: the edited images compressed to
-{" and ".join(map(str, NEAR))}.
-
-{table("resnet20-jpeg")}
-
-### 50 000 images kept, from disk
-
-The whole network on images that are read from a file whenever it runs on them.
-
-{streamed()}
-
-## Editable Training of convolutions
-
-[`EditableTraining`](results-editable-training.md) of the network's own last block, and last stage: no block is added.
-One training each; the editor is measured as time passes. The step sizes of training fall along a cosine to its end, so
-that rows before the last one are not what a shorter training of its own would give. Edits and drawdown are as on that
-page, on every tenth test image, and in the last row of a training on every fifth; one seed. *Not prepared*: gradient
-descent on the same loss with nothing trained, with a step size that makes it take about as many steps.
-
-![Drawdown against CPU seconds of training](vision-training.png)
-
-{trainings()}
-
-## Gallery
+{_optional()}## Gallery
 
 ![Three photographs with their three best classes before and after](vision-gallery.png)
 
@@ -229,6 +198,60 @@ Photographs of ImageNet, CIFAR-10 and Flickr may be looked at, and not published
 ## What the names stand for
 
 {experiments(groups("vision"))}
+"""
+
+
+def _optional() -> str:
+    """Return the sections of what was measured, and a line on what was not."""
+    measured = {group.model for group in groups("vision") if group.finished}
+    sections = [
+        ("JPEG as a corruption", "resnet20-jpeg" in measured, _jpeg),
+        ("50,000 images kept from disk", any("passes" in row for row in rows(streams.RESULTS)), _kept),
+        ("Editable Training of convolutions", any("training" in row for row in rows(blocks.RESULTS)), _training),
+    ]
+    lacking = [title for title, there, _ in sections if not there]
+    told = "".join(section() for _, there, section in sections if there)
+    if lacking:
+        told += f"Not measured yet: {'; '.join(lacking)} (`python -m benchmarks run --domain vision` does).\n\n"
+    return told
+
+
+def _jpeg() -> str:
+    return f"""### JPEG as a corruption
+
+Originals of 4,000 training images, compressed to a quality of {QUALITY}. Edits: of half of them, images that are read
+right and, compressed, wrong. Kept: originals of the other half. Test sets: the originals of the first half that are no
+edits, the same ones compressed, and original test images. *Other qualities*: the edited images compressed to
+{" and ".join(map(str, NEAR))}.
+
+{table("resnet20-jpeg")}
+
+"""
+
+
+def _kept() -> str:
+    return f"""### 50 000 images kept, from disk
+
+The whole network on images that are read from a file whenever it runs on them.
+
+{streamed()}
+
+"""
+
+
+def _training() -> str:
+    return f"""## Editable Training of convolutions
+
+[`EditableTraining`](results-editable-training.md) of the network's own last block, and last stage: no block is added.
+One training each; the editor is measured as time passes. The step sizes of training fall along a cosine to its end, so
+that rows before the last one are not what a shorter training of its own would give. Edits and drawdown are as on that
+page, on every tenth test image, and in the last row of a training on every fifth; one seed. *Not prepared*: gradient
+descent on the same loss with nothing trained, with a step size that makes it take about as many steps.
+
+![Drawdown against CPU seconds of training](vision-training.png)
+
+{trainings()}
+
 """
 
 
@@ -299,7 +322,8 @@ def write(folder: Path = DOCS) -> None:
     """Write the page and its pictures."""
     write_atomically(folder / "results-vision.md", page().encode())
     against_edits(folder / "vision-drawdown.png")
-    against_time(folder / "vision-training.png")
+    if any("training" in row for row in rows(blocks.RESULTS)):
+        against_time(folder / "vision-training.png")
     gallery.picture(folder / "vision-gallery.png")
 
 
