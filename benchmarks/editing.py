@@ -119,15 +119,26 @@ def one(
     task: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Row:
-    """Return the figures of one method on one task; called in a process of its own.
+    """Return the figures of one method on one task; called in a process of its own."""
+    return on(domain.task(model, seed, edits, **task or {}), method, options, mode, seed, training)
+
+
+def on(
+    posed: Task,
+    method: str,
+    options: Mapping[str, Any],
+    mode: str,
+    seed: int,
+    training: Mapping[str, Any] | None = None,
+) -> Row:
+    """Return the figures of one method on a task that is there.
 
     Args:
-        domain, model, seed, edits, task: say which task.
-        method, options, mode: what is asked for.
+        posed: the task.
+        method, options, mode, seed: what is asked for.
         training: of a method that is trained first, on the task's episodes: `steps`, and `edits` and `locality` of an
             episode. What it costs is told apart from the repair.
     """
-    posed = domain.task(model, seed, edits, **task or {})
     chosen = method_of(method, options)
     _warm_up()
     told: Row = {}
