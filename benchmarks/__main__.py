@@ -18,6 +18,8 @@ from benchmarks.generality import run as generality
 from benchmarks.graph import scale
 from benchmarks.mnist import long, streams
 from benchmarks.regions import run as regions
+from benchmarks.vision import blocks, gallery
+from benchmarks.vision import streams as photographs
 from nnrepair.errors import NNRepairError
 
 PARTS: dict[str, dict[str, Callable[[], None]]] = {
@@ -33,6 +35,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "graph": {"scale": scale.run_scale},
     "generality": {name: partial(generality.run, name) for name in generality.NETWORKS},
     "cifar": {"editable-training": editable.run},
+    "vision": {"streams": photographs.run, "blocks": blocks.run, "gallery": gallery.run},
 }
 
 

@@ -7,6 +7,7 @@ mistakes, and test sets that no method sees. `benchmarks.experiments` says which
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -19,8 +20,9 @@ import nnrepair
 from benchmarks.measure import measured
 from nnrepair.domains.base import Task
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.methods.base import Method, named
+from nnrepair.methods.base import Method, entry
 from nnrepair.methods.fine_tune import penalties
+from nnrepair.methods.trainable import Editor, Trainable
 from nnrepair.results.history import History
 from nnrepair.results.metrics import generalization_rates, mean_rate
 from nnrepair.results.result import RepairResult, SideEffects
@@ -67,7 +69,7 @@ DOMAINS = {
 }
 
 
-def method_of(name: str, options: Mapping[str, Any]) -> Method:
+def method_of(name: str, options: Mapping[str, Any]) -> Method | Trainable:
     """Return the registered method `name` with some of its hyper-parameters replaced.
 
     >>> method_of("minimal-norm", {"layer": "fc3", "norm": "drift"}).layer
@@ -80,7 +82,7 @@ def method_of(name: str, options: Mapping[str, Any]) -> Method:
     Raises:
         InvalidInput: an unknown method, option or penalty (near matches are listed).
     """
-    chosen = named(name)
+    chosen = entry(name)()
     known = {field.name for field in fields(chosen)} if is_dataclass(chosen) else set()
     _refuse_unknown(options, known, f"option of {name}")
     made = {key: tuple(map(_penalty, value)) if key == "penalties" else value for key, value in options.items()}
@@ -118,15 +120,33 @@ def one(
     seed: int,
     edits: int,
     task: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Row:
     """Return the figures of one method on one task; called in a process of its own."""
-    return on(domain.task(model, seed, edits, **task or {}), method, options, mode, seed)
+    return on(domain.task(model, seed, edits, **task or {}), method, options, mode, seed, training)
 
 
-def on(posed: Task, method: str, options: Mapping[str, Any], mode: str, seed: int) -> Row:
-    """Return the figures of one method on a task that is there."""
+def on(
+    posed: Task,
+    method: str,
+    options: Mapping[str, Any],
+    mode: str,
+    seed: int,
+    training: Mapping[str, Any] | None = None,
+) -> Row:
+    """Return the figures of one method on a task that is there.
+
+    Args:
+        posed: the task.
+        method, options, mode, seed: what is asked for.
+        training: of a method that is trained first, on the task's episodes: `steps`, and `edits` and `locality` of an
+            episode. What it costs is told apart from the repair.
+    """
     chosen = method_of(method, options)
     _warm_up()
+    told: Row = {}
+    if isinstance(chosen, Trainable):
+        chosen, told["trained"] = _trained(chosen, posed, seed, **training or {})
 
     def work() -> Row:
         result = nnrepair.fix(
@@ -142,7 +162,14 @@ def on(posed: Task, method: str, options: Mapping[str, Any], mode: str, seed: in
         )
         return figures(result, list(posed.test_set), len(posed.edits))
 
-    return measured(work)
+    return measured(work) | told
+
+
+def _trained(method: Trainable, task: Task, seed: int, **given: Any) -> tuple[Editor, Row]:
+    sizes = {key: given.pop(key) for key in ("edits", "locality") if key in given}
+    cpu = time.process_time()
+    editor = method.prepare(task.model, lambda seed: task.episodes(seed, **sizes), seed=seed, **given)
+    return editor, {"steps": editor.steps, "stopped": editor.stopped, "cpu_seconds": time.process_time() - cpu}
 
 
 def _warm_up() -> None:
@@ -182,6 +209,8 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         side_effects, curve = report.tests, None
         worst = side_effects[tests[0]].drawdown_points
         row: Row = {"success_rate": report.success_rate, "generalization_rate": report.generalization_rate}
+        told = {"change": report.weight_change.l2, "steps": _steps(result.stats.get("steps"))}
+        row |= {key: value for key, value in told.items() if value is not None}
         seconds = report.seconds
     else:
         side_effects, worst = result.side_effects, result.worst_drawdown_points(tests[0])
@@ -205,6 +234,11 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         "status": result.outcome.status,
     }
     return row | _numbers(result, tests[0]) | ({} if curve is None else {"curve": curve})
+
+
+def _steps(told: Any) -> int | None:
+    """Return how many steps a method took, where it tells the number of them, or of each what it did."""
+    return len(told) if isinstance(told, list) else told
 
 
 def _short(found: SideEffects) -> Row:

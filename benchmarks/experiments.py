@@ -1,8 +1,9 @@
 """Experiments of the editing benchmark: `benchmarks/<domain>/experiments/*.toml`, run and stored row by row.
 
 A file holds only what differs from the domain's `defaults.toml`: `method`, `options` (its arguments), `models`,
-`modes`, `seeds`, `edits`, `task` (further arguments of the domain's task). Its name names the experiment. A file that
-has been measured is not edited any more: give the changed experiment a new name.
+`modes`, `seeds`, `edits`, `task` (further arguments of the domain's task), `training` (of methods that are trained
+first, see `benchmarks.editing.one`). Its name names the experiment. A file that has been measured is not edited any
+more: give the changed experiment a new name.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from benchmarks.editing import MODES, Domain, Row, method_of, one, unedited
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.files import write_atomically
 
-#: Seconds after which a row is given up ("not finished").
-LIMIT = 900.0
+#: Seconds after which a row is given up ("not finished"); machines that do other work too take several times as long.
+LIMIT = 3600.0
 #: Where trial runs are stored; git ignores it.
 TRIALS = measure.ROOT / "build" / "trials"
 #: Modules that torch and nnrepair import when they are first needed (the first, by every optimizer, takes seconds).
 LAZY = ("torch._dynamo", "scipy.sparse.linalg", "highspy")
+#: What rows tell only where an experiment has it.
+OPTIONAL = ("task", "training")
 _KINDS: dict[str, Any] = {
     "method": str,
     "options": dict,
@@ -38,6 +41,7 @@ _KINDS: dict[str, Any] = {
     "seeds": list,
     "edits": int,
     "task": dict,
+    "training": dict,
 }
 
 
@@ -54,6 +58,7 @@ class Experiment:
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     edits: int = 50
     task: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
     def cases(self) -> Iterator[Row]:
         """Yield what tells one row from another."""
@@ -65,7 +70,7 @@ class Experiment:
         """What all rows share."""
         told = {"domain": self.domain.name, "experiment": self.name, "method": self.method}
         told |= {"options": self.options, "edits": self.edits}
-        return told | ({"task": self.task} if self.task else {})
+        return told | {key: getattr(self, key) for key in OPTIONAL if getattr(self, key)}
 
 
 def read(path: Path, domain: Domain) -> Experiment:
@@ -168,7 +173,7 @@ def _run(
 ) -> None:
     rows = measure.load(path)
     for row in rows:
-        if any(row.get(key) != experiment.asked.get(key) for key in {*experiment.asked, "task"}):
+        if any(row.get(key) != experiment.asked.get(key) for key in {*experiment.asked, *OPTIONAL}):
             raise InvalidInput(
                 f"{experiment.name}.toml was changed after its rows were measured. Give the changed experiment a new "
                 f"name, or delete {path}."
@@ -180,12 +185,13 @@ def _run(
     if not todo:
         return
     order = [_key(case) for case in experiment.cases()]
-    shared = {key: getattr(experiment, key) for key in ("method", "options", "edits", "task", "domain")}
+    shared = {key: getattr(experiment, key) for key in ("method", "options", "edits", "domain", *OPTIONAL)}
     preload = ["benchmarks.editing", experiment.domain.module, *LAZY]
+    commit = measure.commit()
     answers = measure.each_in_its_process(partial(one, **shared), todo, LIMIT, preload, jobs)
     with closing(answers):
         for case, found in tqdm(answers, total=len(todo), desc=f"{experiment.domain.name} {experiment.name}"):
-            stored[_key(case)] = experiment.asked | case | found
+            stored[_key(case)] = experiment.asked | case | found | {"commit": commit}
             save(path, sorted(stored.values(), key=lambda row: _place(order, row)))
 
 

@@ -18,6 +18,7 @@ from benchmarks.inpainting import table as inpainting
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.verify import table as properties
+from benchmarks.vision import table as photographs
 from nnrepair.files import write_atomically
 from nnrepair.results import markdown
 from nnrepair.rounding import percent
@@ -295,6 +296,7 @@ def write() -> None:
     editing.write()
     graphs.write()
     inpainting.write()
+    photographs.write()
     readme = ROOT / "README.md"
     content = readme.read_text()
     start, end = "<!-- results:start -->", "<!-- results:end -->"

@@ -444,3 +444,17 @@ def test_an_experiment_says_how_its_task_is_posed(domain: Domain, here: list[Any
     write(domain, 'method = "minimal-norm"\nmodes = ["batch"]\nseeds = [0]')
     with pytest.raises(InvalidInput, match="was changed after"):
         experiments.run(domain)
+
+
+def test_methods_that_are_trained_first_are_trained_on_the_episodes_of_the_task(domain: Domain, here: Any) -> None:
+    text = 'method = "editable-training"\n[options]\nlayers = "last"\n[training]\nsteps = 3\nedits = 2\nlocality = 5\n'
+    write(domain, text)
+    experiments.run(domain, modes=["batch"])
+    assert len(rows(domain)) == len(here) > 0
+    for row in rows(domain):
+        assert row["training"] == {"steps": 3, "edits": 2, "locality": 5} and row["commit"] == measure.commit()
+        assert row["trained"]["steps"] == 3 and row["trained"]["stopped"] == "" and row["trained"]["cpu_seconds"] > 0
+        assert 0 <= row["success_rate"] <= 1 and row["steps"] >= 0 and row["change"] > 0
+    write(domain, text.replace("steps = 3", "steps = 4"))
+    with pytest.raises(InvalidInput, match="changed after its rows were measured"):
+        experiments.run(domain, modes=["batch"])

@@ -46,6 +46,10 @@ class Row:
 
 MNIST = ("mnist/mnist.npz", "mnist/mnist_fog_test.npz", "mnist/mnist_relu_3x100.npz")
 CIFAR = tuple(f"cifar10/{name}" for name in ("cifar10_jpeg_test.npz", "resnet20-12fca82f.th"))
+IMAGENET = tuple(
+    f"imagenet/{name}.npz" for name in ("imagenet_sample_1000", "vehicles_on_snow", "squeezenet1_1_caffe_torchvision")
+)
+COPIES = (*CIFAR, "cifar10/cifar10_jpeg_train.npz", "cifar10/cifar10_lossless.npz")
 TABLE = {
     "plane": Row("tests.editing_task", "tiny"),
     "digits": Row("nnrepair.domains.digits", "cnn", "sklearn"),
@@ -54,6 +58,8 @@ TABLE = {
     "cora": Row("benchmarks.cora.task", "gcn", "torch_geometric", ("graphs/cora_safe.npz",)),
     "inpainting": Row("nnrepair.domains.inpainting", "digits", "sklearn"),
     "mnist inpainting": Row("benchmarks.inpainting.task", "mnist-attentive", None, MNIST[:1]),
+    "snow": Row("benchmarks.vision.task", "squeezenet-snow", "torchvision", IMAGENET, "SAMPLES"),
+    "compressed": Row("benchmarks.vision.task", "resnet20-jpeg", "torchvision", COPIES, "COMPRESSED"),
     "graph": Row("benchmarks.graph.task", "citeseer-gcn", "torch_geometric", ("graphs/citeseer_safe.npz",)),
 }
 NEEDING = {name: [pytest.mark.data] if row.files else [] for name, row in TABLE.items()}
@@ -81,7 +87,7 @@ def row(request: Any, data_dir: Callable[..., Path]) -> Row:
 
 @pytest.fixture
 def task(row: Row, tasks: dict[str, Task]) -> Task:
-    return tasks.setdefault(row.module, row.task())
+    return tasks.setdefault(f"{row.module} {row.model}", row.task())
 
 
 def numbers(points: Any) -> Tensor:

@@ -174,7 +174,8 @@ def accuracies(model: nn.Module, tests: Tests) -> dict[str, float]:
 def matched(protocol: Protocol, options: dict[str, Any], steps: float, seed: int) -> tuple[Editor, float]:
     """Return gradient descent with nothing trained, and the step size with which it takes about so many steps."""
     few = {name: (x[:10], labels[:10]) for name, (x, labels) in protocol.tests.items()}
-    alone = replace(protocol, edits=protocol.edits[torch.arange(CHOSEN_ON)], tests=few)
+    some = torch.arange(min(CHOSEN_ON, len(protocol.edits)))
+    alone = replace(protocol, edits=protocol.edits[some], tests=few)
 
     def editor(start: float) -> Editor:
         method = EditableTraining(**{**options, "start": start})

@@ -1,0 +1,68 @@
+"""What SqueezeNet's last layer sees: of ImageNet's samples, of those moved and mirrored, and of vehicles on snow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.vision.cut import cut_squeezenet, seen, stored
+from nnrepair.domains.images.samples import Photographs, imagenet_samples, vehicles_on_snow
+from nnrepair.domains.images.squeezenet import squeezenet
+
+FILES = tuple(
+    f"imagenet/{name}.npz" for name in ("imagenet_sample_1000", "vehicles_on_snow", "squeezenet1_1_caffe_torchvision")
+)
+#: Pixels by which neighbours of a sample are moved.
+MOVED = 8
+#: Photographs that are decoded together.
+BATCH = 50
+
+
+def head() -> nn.Sequential:
+    """Return SqueezeNet's last layer and what follows: (n, 512, 13, 13) to logits (n, 1000); it is `classifier.1`."""
+    return cut_squeezenet(squeezenet())[1]
+
+
+def features() -> dict[str, Tensor]:
+    """Return, from the cache or computed anew (about a minute and 0.8 GB of file):
+
+    `samples` (1000, 512, 13, 13) with `labels`, and `right`, whether the network reads them right; `neighbours`
+    (wrong, 3, 512, 13, 13) of those it reads wrong, in their order: mirrored, moved left, moved up; and `snow` (127,
+    512, 13, 13) with `snow labels` and `snow right`.
+    """
+    return stored("squeezenet-features", FILES, Path(__file__), _computed)
+
+
+@torch.no_grad()
+def _computed() -> dict[str, Tensor]:
+    before, rest = cut_squeezenet(squeezenet())
+
+    def through(photographs: Photographs) -> tuple[Tensor, Tensor]:
+        parts = torch.arange(len(photographs)).split(BATCH)
+        at = torch.cat([before(photographs.images(part).inputs) for part in parts])
+        return at, torch.cat([rest(part) for part in at.split(BATCH)]).argmax(1) == photographs.labels
+
+    photographs, snow = imagenet_samples(), vehicles_on_snow()
+    at, right = through(photographs)
+    snow_at, snow_right = through(snow)
+    wide = imagenet_samples(224 + 2 * MOVED)
+    wrong = (~right).nonzero()[:, 0]
+    near = [seen(before, neighbours(wide.images(part).inputs).flatten(0, 1)) for part in wrong.split(BATCH)]
+    return {
+        "samples": at,
+        "labels": photographs.labels,
+        "right": right,
+        "neighbours": torch.cat(near).unflatten(0, (len(wrong), -1)),
+        "snow": snow_at,
+        "snow labels": snow.labels,
+        "snow right": snow_right,
+    }
+
+
+def neighbours(wide: Tensor) -> Tensor:
+    """Return (n, 3, c, h, w) of images (n, c, h + 16, w + 16): their middle mirrored, and moved left and up."""
+    edge = MOVED
+    middle = wide[:, :, edge:-edge, edge:-edge]
+    return torch.stack([middle.flip(3), wide[:, :, edge:-edge, 2 * edge :], wide[:, :, 2 * edge :, edge:-edge]], 1)
