@@ -4,6 +4,7 @@ One row each in the table of tests/test_methods.py.
 """
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
+from nnrepair.methods.cnp_conditioning import CNPConditioning
 from nnrepair.methods.editable_training import EditableTraining
 from nnrepair.methods.egnn import EGNN
 from nnrepair.methods.episodes import Episode, RandomLabels
@@ -18,6 +19,7 @@ __all__ = [
     "GRACE",
     "LEGEND",
     "REGISTRY",
+    "CNPConditioning",
     "Capabilities",
     "EditableTraining",
     "Editor",
