@@ -7,7 +7,7 @@ from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Propos
 from nnrepair.methods.cnp_conditioning import CNPConditioning
 from nnrepair.methods.editable_training import EditableTraining
 from nnrepair.methods.egnn import EGNN
-from nnrepair.methods.episodes import Episode, RandomLabels
+from nnrepair.methods.episodes import AnyEdits, Episode, RandomLabels
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.grace import GRACE
 from nnrepair.methods.learned_steps import LearnedSteps
@@ -15,6 +15,7 @@ from nnrepair.methods.minimal_norm.method import MinimalNorm
 from nnrepair.methods.trainable import Editor, Trainable
 
 __all__ = [
+    "AnyEdits",
     "EGNN",
     "GRACE",
     "LEGEND",
