@@ -13,6 +13,7 @@ from functools import partial
 from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
 from benchmarks.cifar import editable
+from benchmarks.conditioning import run as conditioning
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.graph import scale
 from benchmarks.mnist import long, streams
@@ -31,6 +32,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "acas": {"tradeoff": tradeoff.run},
     "graph": {"scale": scale.run_scale},
     "cifar": {"editable-training": editable.run},
+    "conditioning": {"cnp": conditioning.run},
 }
 
 

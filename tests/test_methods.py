@@ -121,9 +121,7 @@ def ready(make: Callable[[], Method | Trainable], model: nn.Module, locality: Lo
     if key not in TRAINED:
         labels = outputs(copy.deepcopy(model).eval(), locality.inputs).argmax(1)
         steps = 300 if isinstance(method, CNPConditioning) else 5  # the others edit without any training
-        TRAINED[key] = method.prepare(
-            model, RandomLabels(locality.inputs, labels, edits=2, locality=10), steps=steps
-        )
+        TRAINED[key] = method.prepare(model, RandomLabels(locality.inputs, labels, edits=2, locality=10), steps=steps)
     return TRAINED[key]
 
 

@@ -137,7 +137,9 @@ def _computed() -> dict[str, Tensor]:
     train = cifar10_jpeg("train")[::EVERY]
 
     def mistakes(images: Images, at: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        wrong = (network.linear(at).argmax(1) != images.labels).nonzero()[:most, 0]
+        wrong = (network.linear(at).argmax(1) != images.labels).nonzero()[:, 0]
+        if len(wrong) > most:  # images are stored class by class
+            wrong = wrong[torch.randperm(len(wrong), generator=torch.Generator().manual_seed(0))[:most]]
         return wrong, seen(shifted(images[wrong].inputs).flatten(0, 1)).unflatten(0, (len(wrong), -1))
 
     at, at_train = seen(test.inputs), seen(train.inputs)

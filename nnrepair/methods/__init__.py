@@ -15,11 +15,11 @@ from nnrepair.methods.minimal_norm.method import MinimalNorm
 from nnrepair.methods.trainable import Editor, Trainable
 
 __all__ = [
-    "AnyEdits",
     "EGNN",
     "GRACE",
     "LEGEND",
     "REGISTRY",
+    "AnyEdits",
     "CNPConditioning",
     "Capabilities",
     "EditableTraining",

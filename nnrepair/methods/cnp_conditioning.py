@@ -1,7 +1,7 @@
 """Conditioning: every edit becomes a pair of key and value, which is added to activations where points resemble it.
 
 A conditional neural process (Garnelo et al., ICML 2018) as an editor, after the baseline in Sinitsin et al., "Editable
-neural networks" (ICLR 2020): an encoder reads the edits, and what it makes of them, in the mean, is added to activations
+neural networks" (ICLR 2020): an encoder reads the edits, and the mean of what it makes of them is added to activations
 of a trained network. That is `form="mean"`, which cannot tell the points that an edit is about from others.
 `form="attention"` can: as in Kim et al., "Attentive neural processes" (ICLR 2019), each point takes the values of the
 edits whose learned keys are near its own, beside a slot that stands for no edit.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.jacobian.layers import candidates
+from nnrepair.jacobian.layers import layers, whole
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.trainable import Trainable
 from nnrepair.spec.criterion import flat
@@ -27,7 +27,7 @@ from nnrepair.spec.network import copied, plain
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import call, outputs
 from nnrepair.training import Descent
-from nnrepair.wrappers.conditioned import Conditioned, Reader, passed, width
+from nnrepair.wrappers.conditioned import Conditioned, Reader, passed, seen_of, width
 
 Form = Literal["attention", "mean"]
 #: Numbers that say what an edit asks of the outputs.
@@ -36,6 +36,8 @@ ASKED = 64
 AMPLE = 1e3
 #: Exercises from which the mean and the spread of activations are taken.
 MEASURED = 50
+#: Activations whose spread is less than this part of the typical one count as if it were that.
+SPREAD = 1e-2
 #: Keys that differ by less than this part of their length stand for one point.
 SAME = 1e-5
 ADVICE = "a longer training, exercises that are more like these edits, other layers, or another method"
@@ -145,7 +147,10 @@ class CNPConditioning(Trainable):
             failing = ~problem.edits.criterion.holds(outputs(network, problem.edits.inputs).double()).cpu()
             if not bool((failing & ~added).any()):
                 break
-            network, added = _joined(network, pairs.without(torch.nonzero(~(failing & ~added)).flatten())), added | failing
+            network, added = (
+                _joined(network, pairs.without(torch.nonzero(~(failing & ~added)).flatten())),
+                added | failing,
+            )
         notes = [f"{len(network)} edits condition {', '.join(map(plain, learned.layers))}."]
         return Proposal(network.eval(), {"edits": len(network), "added": int(added.sum())}, notes, advice=ADVICE)
 
@@ -164,11 +169,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.__dict__["base"] = copied(base).requires_grad_(False)
         self.layers = layers
-        numbers = sum(width(base, name) for name in layers)
+        numbers, widths = seen_of(base, layers), sum(width(base, name) for name in layers)
         self.reader = Reader(numbers, method.hidden, method.features)
         self.attends = method.form == "attention"
         with torch.random.fork_rng(devices=[]):
-            first, last = nn.Linear(numbers + ASKED, method.hidden), nn.Linear(method.hidden, numbers)
+            first, last = nn.Linear(numbers + ASKED, method.hidden), nn.Linear(method.hidden, widths)
             middle = nn.Linear(method.hidden, method.hidden)
         self.values = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
         with torch.no_grad():
@@ -178,23 +183,25 @@ class Encoder(nn.Module):
             last.weight.zero_()
             last.bias.zero_()
         self.register_buffer("measured", torch.tensor(0))
+        self.register_buffer("unit", torch.tensor(1.0))
         like = next((p for p in base.parameters() if p.dtype.is_floating_point), None)
         if like is not None:
             self.to(like)
 
     @torch.no_grad()
     def measure(self, seen: Tensor) -> None:
-        """Let the mean and the spread of activations follow what (n, numbers) layers return."""
+        """Let the mean and the spread of activations follow what layers take and return, (n, numbers)."""
         self.measured += 1
         share = 1 / float(self.measured)
         reader = self.reader
-        spread = seen.std(0).clamp(min=1e-3 * float(seen.std()) or 1.0)
+        typical = float(seen.std()) or 1.0
         reader.mean.lerp_(seen.mean(0), share)
-        reader.scale.lerp_(spread, share)
+        reader.scale.lerp_(seen.std(0).clamp(min=SPREAD * typical), share)
+        self.unit.lerp_(torch.as_tensor(typical).to(self.unit), share)
 
     def empty(self, base: nn.Module) -> Conditioned:
         """Return a network without any edits."""
-        none = self.reader.mean.new_empty(0, len(self.reader.mean))
+        none = self.reader.mean.new_empty(0, self.values[-1].out_features)
         if not self.attends:
             return Conditioned(base, self.layers, none)
         return Conditioned(base, self.layers, none, none.new_empty(0, self.reader.outer.out_features), self.reader)
@@ -205,14 +212,14 @@ class Encoder(nn.Module):
         both = outputs(activations, edits.inputs)
         seen, y = both[:, : len(self.reader.mean)].contiguous(), both[:, len(self.reader.mean) :]
         wanted = asked(edits, problem, y.reshape(-1, *activations.shape))
-        values = self.values(torch.cat([self.reader.standard(seen), wanted], 1)) * self.reader.scale
+        values = self.values(torch.cat([self.reader.standard(seen), wanted], 1)) * self.unit
         if not self.attends:
             return Conditioned(self.base, self.layers, values)
         return Conditioned(self.base, self.layers, values, self.reader(seen), self.reader)
 
 
 class Activations(nn.Module):
-    """What layers return, as a network: (n, sum of widths); `beside` the flat outputs, one `shape` of which is noted."""
+    """What layers take and return, as a network: (n, numbers), with `beside` also the flat outputs, of noted `shape`."""
 
     def __init__(self, base: nn.Module, layers: list[str], beside: bool = False) -> None:
         super().__init__()
@@ -269,7 +276,8 @@ def _layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     """
     modules = dict(model.named_modules())
     if wanted == "auto":
-        known = [name for name in candidates(model) if name in modules]
+        weights = [name for name, own in layers(model).items() if any(model.get_parameter(p).ndim > 1 for p in own)]
+        known = list(dict.fromkeys(whole(model, name) for name in weights if name in modules))
         if not known:
             raise InvalidInput("No layer with a weight matrix was found; name one with CNPConditioning(layers=...).")
         return known[-3:-1] or known

@@ -14,6 +14,7 @@ from nnrepair.wrappers.base import Wrapper
 
 #: Points on which all edits together have less weight than this are left alone.
 FLOOR = 1e-3
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Conditioned(Wrapper):
@@ -31,7 +32,7 @@ class Conditioned(Wrapper):
         layers: names of modules that run once; their outputs are (n, width), (n, width, ...) or (n, tokens, width).
         values: (edits, sum of the widths).
         keys: (edits, features), from the reader; None without one.
-        reader: makes keys of what the layers return, and weights of keys.
+        reader: makes keys of what the layers take and return, and weights of keys.
 
     Raises:
         InvalidInput: no such layers, or pairs that are none.
@@ -113,13 +114,13 @@ class Conditioned(Wrapper):
 
 
 class Reader(nn.Module):
-    """Makes keys (n, features) of what layers return (n, numbers), and weights of keys.
+    """Makes keys (n, features) of what layers take and return (n, numbers), and weights of keys.
 
     A point's weights are the softmax over `nearness - exp(sharpness) d^2 / 8` of the squared distances d^2 to all
     keys, and 0 for no edit at all.
 
     Args:
-        numbers: what the layers return of one point.
+        numbers: what the layers take and return of one point.
         hidden: units.
         features: of a key.
     """
@@ -136,7 +137,7 @@ class Reader(nn.Module):
         self.register_buffer("scale", torch.ones(numbers))
 
     def standard(self, seen: Tensor) -> Tensor:
-        """Return what layers return in units of its spread."""
+        """Return what layers take and return in units of its spread."""
         return (seen - self.mean) / self.scale
 
     def forward(self, seen: Tensor) -> Tensor:
@@ -166,13 +167,27 @@ def width(model: nn.Module, layer: str) -> int:
     for name in ("out_features", "out_channels", "num_features"):
         if isinstance(getattr(module, name, None), int):
             return int(getattr(module, name))
-    raise InvalidInput(f"Layer {layer!r} ({type(module).__name__}) does not say how wide its outputs are: name another.")
+    raise InvalidInput(
+        f"Layer {layer!r} ({type(module).__name__}) does not say how wide its outputs are: name another."
+    )
+
+
+def inputs_of(module: nn.Module) -> int:
+    """Return how many numbers of each position a layer is known to take; 0 where that is not known."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return module.in_channels if isinstance(module, CONVOLUTIONS) else 0
+
+
+def seen_of(model: nn.Module, layers: Sequence[str]) -> int:
+    """Return how many numbers `passed` tells of each point."""
+    return sum(width(model, name) + inputs_of(model.get_submodule(name)) for name in layers)
 
 
 def passed(
     base: nn.Module, layers: Sequence[str], args: Any, kwargs: Any, condition: Tensor | None = None
 ) -> tuple[Any, Tensor]:
-    """Run a network and return its outputs, and (n, sum of widths) what layers return, the mean over positions.
+    """Run a network and return its outputs, and (n, `seen_of`) what layers take and return, the mean over positions.
 
     Args:
         base: the network.
@@ -207,7 +222,8 @@ def _watched(base: nn.Module, layer: str, seen: dict[str, Tensor], added: Tensor
         if not isinstance(out, Tensor) or out.ndim < 2:
             raise UnsupportedModel(f"Layer {layer!r} returns no rows of numbers. Choose another layer.")
         axis = _axis(module, out)
-        seen[layer] = out if out.ndim == 2 else out.movedim(axis, 1).flatten(2).mean(2)
+        told = [given[0], out] if inputs_of(module) else [out]
+        seen[layer] = torch.cat([_of_points(each, _axis(module, each)) for each in told], 1)
         if added is None:
             return None
         shape = [1] * out.ndim
@@ -221,9 +237,14 @@ def _watched(base: nn.Module, layer: str, seen: dict[str, Tensor], added: Tensor
         handle.remove()
 
 
+def _of_points(values: Tensor, axis: int) -> Tensor:
+    """Return (n, features), the mean over positions."""
+    return values if values.ndim == 2 else values.movedim(axis, 1).flatten(2).mean(2)
+
+
 def _axis(module: nn.Module, out: Tensor) -> int:
     """Return which axis of a layer's outputs holds the features: the last, but for images and signals the second."""
     if isinstance(module, (nn.Linear, nn.LayerNorm)) or out.ndim == 2:
         return out.ndim - 1
-    signals = isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d))
+    signals = isinstance(module, (*CONVOLUTIONS, nn.BatchNorm1d))
     return 1 if out.ndim > 3 or signals else out.ndim - 1
