@@ -56,8 +56,8 @@ class CNPConditioning(Trainable):
         False
 
     Args:
-        layers: names of the modules whose outputs are conditioned; "auto" takes the last two layers with a weight
-            before the last one of all.
+        layers: names of the modules whose outputs are conditioned; "auto" takes the two layers with a weight
+            before the last one, or all where there are no more than two.
         form: "attention" conditions each point on the edits that it resembles; "mean" all points alike, on the mean.
         hidden: units of the encoder, and of what makes keys.
         features: numbers of a key.
@@ -280,7 +280,7 @@ def _layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
         known = list(dict.fromkeys(whole(model, name) for name in weights if name in modules))
         if not known:
             raise InvalidInput("No layer with a weight matrix was found; name one with CNPConditioning(layers=...).")
-        return known[-3:-1] or known
+        return known[-3:-1] if len(known) > 2 else known
     names = {plain(name): name for name in modules if name}
     chosen = []
     for name in [wanted] if isinstance(wanted, str) else wanted:
