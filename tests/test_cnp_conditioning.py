@@ -69,10 +69,10 @@ def test_far_points_are_left_alone_bit_for_bit_in_whatever_batch(editor: Editor)
 
 
 def seen(base: nn.Module, x: Tensor) -> Tensor:
-    """Return what the first two linear layers take and return, as the reader sees it."""
+    """Return what the first two linear layers return and the second takes, as the reader sees it."""
     first = base[0](x)
     inside = torch.relu(first)
-    return torch.cat([x, first, inside, base[2](inside)], 1)
+    return torch.cat([first, inside, base[2](inside)], 1)
 
 
 def test_a_condition_is_the_weighted_mean_of_values_by_the_formula(editor: Editor) -> None:

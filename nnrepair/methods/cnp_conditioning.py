@@ -190,7 +190,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def measure(self, seen: Tensor) -> None:
-        """Let the mean and the spread of activations follow what layers take and return, (n, numbers)."""
+        """Let the mean and the spread of activations follow what layers show, (n, numbers)."""
         self.measured += 1
         share = 1 / float(self.measured)
         reader = self.reader
@@ -219,7 +219,7 @@ class Encoder(nn.Module):
 
 
 class Activations(nn.Module):
-    """What layers take and return, as a network: (n, numbers), with `beside` also the flat outputs, of noted `shape`."""
+    """What layers show, as a network: (n, numbers), with `beside` also the flat outputs, whose `shape` is noted."""
 
     def __init__(self, base: nn.Module, layers: list[str], beside: bool = False) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class Conditioned(Wrapper):
         layers: names of modules that run once; their outputs are (n, width), (n, width, ...) or (n, tokens, width).
         values: (edits, sum of the widths).
         keys: (edits, features), from the reader; None without one.
-        reader: makes keys of what the layers take and return, and weights of keys.
+        reader: makes keys of what the layers return and the last one takes, and weights of keys.
 
     Raises:
         InvalidInput: no such layers, or pairs that are none.
@@ -114,13 +114,13 @@ class Conditioned(Wrapper):
 
 
 class Reader(nn.Module):
-    """Makes keys (n, features) of what layers take and return (n, numbers), and weights of keys.
+    """Makes keys (n, features) of what layers return and the last one takes (n, numbers), and weights of keys.
 
     A point's weights are the softmax over `nearness - exp(sharpness) d^2 / 8` of the squared distances d^2 to all
     keys, and 0 for no edit at all.
 
     Args:
-        numbers: what the layers take and return of one point.
+        numbers: of these for one point.
         hidden: units.
         features: of a key.
     """
@@ -137,7 +137,7 @@ class Reader(nn.Module):
         self.register_buffer("scale", torch.ones(numbers))
 
     def standard(self, seen: Tensor) -> Tensor:
-        """Return what layers take and return in units of its spread."""
+        """Return the numbers in units of their spread."""
         return (seen - self.mean) / self.scale
 
     def forward(self, seen: Tensor) -> Tensor:
@@ -181,13 +181,14 @@ def inputs_of(module: nn.Module) -> int:
 
 def seen_of(model: nn.Module, layers: Sequence[str]) -> int:
     """Return how many numbers `passed` tells of each point."""
-    return sum(width(model, name) + inputs_of(model.get_submodule(name)) for name in layers)
+    return sum(width(model, name) for name in layers) + inputs_of(model.get_submodule(layers[-1]))
 
 
 def passed(
     base: nn.Module, layers: Sequence[str], args: Any, kwargs: Any, condition: Tensor | None = None
 ) -> tuple[Any, Tensor]:
-    """Run a network and return its outputs, and (n, `seen_of`) what layers take and return, the mean over positions.
+    """Run a network and return its outputs, and (n, `seen_of`) what layers return and the last one takes, the mean
+    over positions.
 
     Args:
         base: the network.
@@ -202,7 +203,7 @@ def passed(
     parts = iter(()) if condition is None else iter(condition.split([width(base, name) for name in layers], 1))
     with ExitStack() as stack:
         for name in layers:
-            stack.enter_context(_watched(base, name, seen, next(parts, None)))
+            stack.enter_context(_watched(base, name, seen, next(parts, None), name == layers[-1]))
         y = base(*args, **kwargs)
     for name in layers:
         if name not in seen:
@@ -213,8 +214,8 @@ def passed(
 
 
 @contextmanager
-def _watched(base: nn.Module, layer: str, seen: dict[str, Tensor], added: Tensor | None) -> Iterator[None]:
-    """Note what a layer returns, and add a condition (n or 1, width) to it."""
+def _watched(base: nn.Module, layer: str, seen: dict[str, Tensor], added: Tensor | None, last: bool) -> Iterator[None]:
+    """Note what a layer returns, and the last one takes; add a condition (n or 1, width) to what it returns."""
 
     def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> Any:
         if layer in seen:
@@ -222,7 +223,7 @@ def _watched(base: nn.Module, layer: str, seen: dict[str, Tensor], added: Tensor
         if not isinstance(out, Tensor) or out.ndim < 2:
             raise UnsupportedModel(f"Layer {layer!r} returns no rows of numbers. Choose another layer.")
         axis = _axis(module, out)
-        told = [given[0], out] if inputs_of(module) else [out]
+        told = [given[0], out] if last and inputs_of(module) else [out]
         seen[layer] = torch.cat([_of_points(each, _axis(module, each)) for each in told], 1)
         if added is None:
             return None
