@@ -59,7 +59,7 @@ def codebook(base: nn.Module, seed: int) -> Wrapper:
 
 def conditioned(base: nn.Module, seed: int) -> Wrapper:
     k, like = 2 + seed, dtype_of(base)
-    reader = Reader(8, 6, 4).to(like)
+    reader = Reader(12, 6, 4).to(like)
     with torch.no_grad():
         for n, parameter in enumerate(reader.parameters()):
             parameter.copy_(0.5 * randn(parameter.numel(), seed=n).reshape(parameter.shape))
@@ -375,7 +375,7 @@ def test_a_grown_codebook_is_measured_whole() -> None:
 def test_a_method_says_what_it_returns() -> None:
     with pytest.raises(nnrepair.InvalidInput, match="returns must be one of same, decoupled, wrapped, got True"):
         Capabilities("test", False, True, True, True, True)  # type: ignore[arg-type]
-    assert [METHODS[kind]().capabilities.returns for kind in MAKE] == ["wrapped", "decoupled", "wrapped", "wrapped"]
+    assert [METHODS[kind]().capabilities.returns for kind in MAKE] == ["wrapped", "decoupled", *["wrapped"] * 3]
 
 
 def test_wrappers_around_each_other_are_measured_together() -> None:

@@ -38,6 +38,8 @@ AMPLE = 1e3
 MEASURED = 50
 #: Activations whose spread is less than this part of the typical one count as if it were that.
 SPREAD = 1e-2
+#: Conditions are bounded by so many times the typical spread of activations: larger ones switch units off for good.
+LARGEST = 4.0
 #: Keys that differ by less than this part of their length stand for one point.
 SAME = 1e-5
 ADVICE = "a longer training, exercises that are more like these edits, other layers, or another method"
@@ -165,15 +167,19 @@ class Encoder(nn.Module):
         generator: of the first weights.
     """
 
+    base: nn.Module
+    measured: Tensor
+    unit: Tensor
+
     def __init__(self, base: nn.Module, layers: list[str], method: CNPConditioning, generator: torch.Generator) -> None:
         super().__init__()
         self.__dict__["base"] = copied(base).requires_grad_(False)
         self.layers = layers
-        numbers, widths = seen_of(base, layers), sum(width(base, name) for name in layers)
+        numbers, self.widths = seen_of(base, layers), sum(width(base, name) for name in layers)
         self.reader = Reader(numbers, method.hidden, method.features)
         self.attends = method.form == "attention"
         with torch.random.fork_rng(devices=[]):
-            first, last = nn.Linear(numbers + ASKED, method.hidden), nn.Linear(method.hidden, widths)
+            first, last = nn.Linear(numbers + ASKED, method.hidden), nn.Linear(method.hidden, self.widths)
             middle = nn.Linear(method.hidden, method.hidden)
         self.values = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
         with torch.no_grad():
@@ -201,7 +207,7 @@ class Encoder(nn.Module):
 
     def empty(self, base: nn.Module) -> Conditioned:
         """Return a network without any edits."""
-        none = self.reader.mean.new_empty(0, self.values[-1].out_features)
+        none = self.reader.mean.new_empty(0, self.widths)
         if not self.attends:
             return Conditioned(base, self.layers, none)
         return Conditioned(base, self.layers, none, none.new_empty(0, self.reader.outer.out_features), self.reader)
@@ -212,7 +218,8 @@ class Encoder(nn.Module):
         both = outputs(activations, edits.inputs)
         seen, y = both[:, : len(self.reader.mean)].contiguous(), both[:, len(self.reader.mean) :]
         wanted = asked(edits, problem, y.reshape(-1, *activations.shape))
-        values = self.values(torch.cat([self.reader.standard(seen), wanted], 1)) * self.unit
+        values = self.values(torch.cat([self.reader.standard(seen), wanted], 1))
+        values = LARGEST * self.unit * torch.tanh(values / LARGEST)
         if not self.attends:
             return Conditioned(self.base, self.layers, values)
         return Conditioned(self.base, self.layers, values, self.reader(seen), self.reader)
@@ -253,7 +260,8 @@ def asked(edits: Edits, problem: Problem, y: Tensor) -> Tensor:
     if change.shape[1] <= ASKED:
         return nn.functional.pad(change, (0, ASKED - change.shape[1])).to(y.dtype)
     projection = torch.randn(change.shape[1], ASKED, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return (change @ projection.to(change.device) / ASKED**0.5).to(y.dtype)
+    sketch: Tensor = change @ projection.to(change.device) / ASKED**0.5
+    return sketch.to(y.dtype)
 
 
 def _joined(network: Conditioned, more: Conditioned) -> Conditioned:

@@ -200,7 +200,7 @@ def passed(
         UnsupportedModel: a layer does not run exactly once, or returns no rows of numbers.
     """
     seen: dict[str, Tensor] = {}
-    parts = iter(()) if condition is None else iter(condition.split([width(base, name) for name in layers], 1))
+    parts = iter(()) if condition is None else iter(torch.split(condition, [width(base, name) for name in layers], 1))
     with ExitStack() as stack:
         for name in layers:
             stack.enter_context(_watched(base, name, seen, next(parts, None), name == layers[-1]))
