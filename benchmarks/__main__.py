@@ -13,6 +13,7 @@ from functools import partial
 from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
 from benchmarks.cifar import editable
+from benchmarks.conditioning import run as conditioning
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.generality import run as generality
 from benchmarks.graph import scale
@@ -36,6 +37,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "generality": {name: partial(generality.run, name) for name in generality.NETWORKS},
     "cifar": {"editable-training": editable.run},
     "vision": {"streams": photographs.run, "blocks": blocks.run, "gallery": gallery.run},
+    "conditioning": {"cnp": conditioning.run},
 }
 
 

@@ -12,6 +12,7 @@ from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
 from benchmarks.checkers import table as checkers
 from benchmarks.cifar import editable_table as editable
+from benchmarks.conditioning import table as conditioning
 from benchmarks.engine import table as engine
 from benchmarks.graph import table as graphs
 from benchmarks.inpainting import table as inpainting
@@ -290,6 +291,7 @@ def write() -> None:
     readers.write()
     checkers.write()
     editable.write()
+    conditioning.write()
     engine.write()
     regions.write()
     acas.write()

@@ -7,6 +7,7 @@ from benchmarks import table as mnist
 from benchmarks.acas import table as acas
 from benchmarks.checkers import table as checkers
 from benchmarks.cifar import editable_table as editable
+from benchmarks.conditioning import table as conditioning
 from benchmarks.engine import table as engine
 from benchmarks.graph import table as graphs
 from benchmarks.inpainting import table as inpainting
@@ -51,6 +52,10 @@ def test_the_page_about_editing_is_what_the_results_say():
 
 def test_the_page_about_editable_training_is_what_the_results_say():
     assert (ROOT / "docs" / "results-editable-training.md").read_text() == editable.page()
+
+
+def test_the_page_about_conditioning_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-conditioning.md").read_text() == conditioning.page()
 
 
 def test_the_page_about_graphs_is_what_the_results_say():

@@ -22,17 +22,20 @@ from nnrepair.methods import (
     EGNN,
     GRACE,
     Capabilities,
+    CNPConditioning,
     EditableTraining,
     Editor,
     Method,
     MinimalNorm,
     Proposal,
     RandomLabels,
+    Trainable,
 )
 from nnrepair.results.changes import weight_change
 from nnrepair.spec.state import write_tensors
-from nnrepair.wrappers import Codebook, Decoupled, EditingBlock, Inserted, OwnMLP, Stitched, Wrapper
+from nnrepair.wrappers import Codebook, Conditioned, Decoupled, EditingBlock, Inserted, OwnMLP, Stitched, Wrapper
 from nnrepair.wrappers.base import FORMAT
+from nnrepair.wrappers.conditioned import Reader
 
 
 def stitched(base: nn.Module, seed: int) -> Wrapper:
@@ -54,6 +57,16 @@ def codebook(base: nn.Module, seed: int) -> Wrapper:
     return Codebook(copy.deepcopy(base), "0", keys, values, torch.full((k,), 0.5, dtype=like)).eval()
 
 
+def conditioned(base: nn.Module, seed: int) -> Wrapper:
+    k, like = 2 + seed, dtype_of(base)
+    reader = Reader(12, 6, 4).to(like)
+    with torch.no_grad():
+        for n, parameter in enumerate(reader.parameters()):
+            parameter.copy_(0.5 * randn(parameter.numel(), seed=n).reshape(parameter.shape))
+    keys, values = randn(k, 4, seed=seed).to(like), randn(k, 8, seed=seed + 1).to(like)
+    return Conditioned(copy.deepcopy(base), ["0"], values, keys, reader).eval()
+
+
 def inserted(base: nn.Module, seed: int) -> Wrapper:
     block = EditingBlock(8, 5 + seed, torch.Generator().manual_seed(seed)).to(dtype_of(base))
     with torch.no_grad():
@@ -70,14 +83,15 @@ MAKE: dict[str, Callable[[nn.Module, int], Wrapper]] = {
     "Decoupled": decoupled,
     "Codebook": codebook,
     "Inserted": inserted,
+    "Conditioned": conditioned,
 }
 
 
-def prepared(method: EditableTraining) -> Editor:
+def prepared(method: Trainable, steps: int = 3) -> Editor:
     """Return an editor for the network of `posed` below."""
     model, x = mlp(4, 8, 3), randn(30, 4, seed=8)
     with torch.no_grad():
-        return method.prepare(model, RandomLabels(x, model(x).argmax(1), edits=1, locality=10), steps=3)
+        return method.prepare(model, RandomLabels(x, model(x).argmax(1), edits=1, locality=10), steps=steps)
 
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -85,6 +99,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "Decoupled": lambda: MinimalNorm("0", architecture="decoupled"),
     "Codebook": GRACE,
     "Inserted": lambda: prepared(EditableTraining("2", residual=6, start=0.1)),
+    "Conditioned": lambda: prepared(CNPConditioning(layers="0"), steps=300),
 }
 every = pytest.mark.parametrize("kind", MAKE)
 
@@ -293,7 +308,7 @@ def test_a_repair_has_a_patch_and_a_size(kind: str, tmp_path: Path) -> None:
     assert bits(patch.apply(model)) == bits(result.model) and bits(patch.revert(result.model)) == bits(model)
 
 
-@pytest.mark.parametrize("kind", ["Stitched", "Codebook", "Inserted"])
+@pytest.mark.parametrize("kind", ["Stitched", "Codebook", "Inserted", "Conditioned"])
 @pytest.mark.parametrize("mode", ["independent", "successive"])
 def test_a_sequence_goes_on_where_it_was(kind: str, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, edits, kept = posed()
@@ -360,7 +375,7 @@ def test_a_grown_codebook_is_measured_whole() -> None:
 def test_a_method_says_what_it_returns() -> None:
     with pytest.raises(nnrepair.InvalidInput, match="returns must be one of same, decoupled, wrapped, got True"):
         Capabilities("test", False, True, True, True, True)  # type: ignore[arg-type]
-    assert [METHODS[kind]().capabilities.returns for kind in MAKE] == ["wrapped", "decoupled", "wrapped", "wrapped"]
+    assert [METHODS[kind]().capabilities.returns for kind in MAKE] == ["wrapped", "decoupled", *["wrapped"] * 3]
 
 
 def test_wrappers_around_each_other_are_measured_together() -> None:

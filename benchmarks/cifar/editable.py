@@ -233,7 +233,7 @@ def _seeds(name: str) -> list[Row]:
     return [{"name": name, "seed": seed} for seed in SEEDS]
 
 
-def measure_rows(path: Path, work: Callable[..., Row], cases: list[Row]) -> None:
+def measure_rows(path: Path, work: Callable[..., Row], cases: list[Row], about: str = ABOUT) -> None:
     """Measure cases, told apart by name and seed, that a result file lacks; store it after each."""
     rows = measure.load(path)
     done = {(row["name"], row["seed"]) for row in rows}
@@ -241,4 +241,4 @@ def measure_rows(path: Path, work: Callable[..., Row], cases: list[Row]) -> None
     preload = ["benchmarks.cifar.editable", "torch._dynamo", "scipy.sparse.linalg", "highspy"]
     for case, found in measure.each_in_its_process(work, cases, LIMIT, preload):
         rows.append({"name": case["name"], "seed": case["seed"]} | found)
-        measure.save(path, rows, ABOUT)
+        measure.save(path, rows, about)

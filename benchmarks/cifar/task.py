@@ -155,7 +155,10 @@ def _computed() -> dict[str, Tensor]:
         return seen(copies(images.inputs).flatten(0, 1)).unflatten(0, (len(images), -1))
 
     def mistakes(images: Images, at: Tensor, most: int) -> Tensor:
-        return (network.linear(at).argmax(1) != images.labels).nonzero()[:most, 0]
+        wrong = (network.linear(at).argmax(1) != images.labels).nonzero()[:, 0]
+        if len(wrong) > most:  # images are stored class by class
+            wrong = wrong[torch.randperm(len(wrong), generator=torch.Generator().manual_seed(0))[:most]]
+        return wrong
 
     at, at_train = seen(test.inputs), seen(train.inputs)
     wrong, train_wrong = mistakes(test, at, len(test)), mistakes(train, at_train, MISTAKES)

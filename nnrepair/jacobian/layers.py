@@ -41,6 +41,16 @@ def candidates(model: nn.Module) -> list[str]:
     ]
 
 
+def whole(model: nn.Module, layer: str) -> str:
+    """Return the name of the outermost module with parameters of its own that a layer is part of, or its own.
+
+    A graph convolution owns its bias, and its weight is in a module below, which may not run by itself.
+    """
+    modules = dict(model.named_modules())
+    owners = [name for name in layers(model) if name in modules and layer.startswith(f"{name}.")]
+    return min([*owners, layer], key=len)
+
+
 def trainable(model: nn.Module, layer: str) -> list[str]:
     """Return the names of a layer's parameters that are not frozen."""
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -4,9 +4,10 @@ One row each in the table of tests/test_methods.py.
 """
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
+from nnrepair.methods.cnp_conditioning import CNPConditioning
 from nnrepair.methods.editable_training import EditableTraining
 from nnrepair.methods.egnn import EGNN
-from nnrepair.methods.episodes import Episode, RandomLabels
+from nnrepair.methods.episodes import AnyEdits, Episode, RandomLabels
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.grace import GRACE
 from nnrepair.methods.learned_steps import LearnedSteps
@@ -18,6 +19,8 @@ __all__ = [
     "GRACE",
     "LEGEND",
     "REGISTRY",
+    "AnyEdits",
+    "CNPConditioning",
     "Capabilities",
     "EditableTraining",
     "Editor",

@@ -40,18 +40,28 @@ class Episode:
         """
         size = int(torch.randint(1, min(edits, len(self.edits)) + 1, (1,), generator=generator))
         mine = torch.randperm(len(self.edits), generator=generator)[:size]
-        keep = scope = None
+        keep = None
         if self.locality_set is not None:
-            keep = self.locality_set[torch.randperm(len(self.locality_set), generator=generator)[:locality]]
+            keep = torch.randperm(len(self.locality_set), generator=generator)[:locality]
+        return self.chosen(mine, keep)
+
+    def chosen(self, mine: Tensor, keep: Tensor | None) -> Episode:
+        """Return some of the edits, by number, with their own edit scope, and some of the points to keep.
+
+        Raises:
+            InvalidInput: the edit scope does not say whose its points are.
+        """
+        scope = None
         if self.edit_scope is not None:
             if self.edit_scope.of is None:
                 raise InvalidInput("The edit scope must say whose each point is: EditScope(inputs, labels, of=...).")
             place = torch.full((len(self.edits),), -1)
-            place[mine] = torch.arange(size)
+            place[mine] = torch.arange(len(mine))
             of = place[self.edit_scope.of]
             near = torch.nonzero(of >= 0).flatten()
             scope = EditScope(self.edit_scope.inputs[near], self.edit_scope.criterion[near], of[near])
-        return Episode(self.edits[mine], keep, scope)
+        kept = None if keep is None or self.locality_set is None else self.locality_set[keep]
+        return Episode(self.edits[mine], kept, scope)
 
 
 #: Episodes one after another, or what returns them for a seed: a function, or an object with a method `episodes(seed)`.
@@ -183,3 +193,54 @@ class RandomLabels:
             drawn = torch.randint(2, labels.shape, generator=generator).to(labels.dtype)
             return torch.where(flat(labels).reshape(labels.shape) >= 0, drawn, labels) if labels.ndim > 1 else drawn
         return torch.randint(int(self.labels.max()) + 1, labels.shape, generator=generator)
+
+
+@dataclass(frozen=True, eq=False)
+class AnyEdits:
+    """Episodes from mistakes and their neighbours, from which it cannot be learned which labels are right.
+
+    In every second episode, drawn at random, the edits get labels that are drawn too, and their neighbours the same;
+    and in every second the points to keep are other mistakes, which are to stay as the network has them. An editor that
+    learned to recognise what all mistakes have in common would change those.
+
+    >>> edits = Edits(torch.randn(6, 4), [0, 1, 2, 0, 1, 2])
+    >>> episodes = AnyEdits(Episode(edits, LocalitySet(torch.randn(9, 4))), edits=2)
+    >>> [len(episode.edits) <= 2 for _, episode in zip(range(3), episodes(seed=0))]
+    [True, True, True]
+
+    Args:
+        all: all mistakes with one label each, their neighbours, and points to keep; or a function that returns them.
+        edits, locality: at most so many edits, and points to keep, in each.
+
+    Raises:
+        InvalidInput: mistakes without labels of classes, when the first episode is taken.
+    """
+
+    all: Episode | Callable[[], Episode]
+    edits: int = 10
+    locality: int = 100
+
+    def __call__(self, seed: int) -> Iterator[Episode]:
+        """Yield episodes without end."""
+        known = self.all if isinstance(self.all, Episode) else self.all()
+        labels = getattr(known.edits.criterion, "labels", None)
+        if not isinstance(labels, Tensor) or labels.ndim != 1 or known.edits.of is not None:
+            raise InvalidInput(f"AnyEdits needs one label for each mistake, got {known.edits.criterion!r}.")
+        classes, points = int(labels.max()) + 1, 0 if known.locality_set is None else len(known.locality_set)
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            size = int(torch.randint(1, min(self.edits, len(labels)) + 1, (1,), generator=generator))
+            order = torch.randperm(len(labels), generator=generator)
+            mine, others = order[:size], order[size:][: self.locality]
+            keep = torch.randperm(points, generator=generator)[: self.locality] if points else None
+            drawn = torch.randint(classes, (size,), generator=generator)
+            other_labels, other_points = (torch.rand(2, generator=generator) < 0.5).tolist()
+            episode = known.chosen(mine, keep)
+            if other_labels:
+                scope = episode.edit_scope
+                scope = None if scope is None else EditScope(scope.inputs, drawn[scope.of], scope.of)
+                episode = Episode(Edits(episode.edits.inputs, drawn), episode.locality_set, scope)
+            if len(others) and (other_points or keep is None):
+                kept = LocalitySet(known.edits.inputs[others])
+                episode = Episode(episode.edits, kept, episode.edit_scope)
+            yield episode

@@ -252,9 +252,7 @@ def _layer(model: nn.Module, wanted: str) -> str:
     if wanted == "auto":
         if not known:
             raise InvalidInput("No layer with a weight matrix was found; name one with GRACE(layer=...).")
-        owners = [n for n in layers.layers(inside) if n in modules and known[-1].startswith(f"{n}.")]
-        owner: str = min([*owners, known[-1]], key=len)
-        return prefix + owner
+        return prefix + layers.whole(inside, known[-1])
     names: dict[str, str] = {plain(name): name for name in modules if name}
     if plain(wanted) not in names:
         raise InvalidInput(f"Layer {wanted!r} not found.{near_matches(wanted, names)} Layers: {', '.join(known)}.")

@@ -5,8 +5,9 @@ All of them are imported here, so that files can name them.
 
 from nnrepair.wrappers.base import Added, Wrapper
 from nnrepair.wrappers.codebook import Codebook
+from nnrepair.wrappers.conditioned import Conditioned
 from nnrepair.wrappers.decoupled import Decoupled
 from nnrepair.wrappers.inserted import EditingBlock, Inserted
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
-__all__ = ["Added", "Codebook", "Decoupled", "EditingBlock", "Inserted", "OwnMLP", "Stitched", "Wrapper"]
+__all__ = ["Added", "Codebook", "Conditioned", "Decoupled", "EditingBlock", "Inserted", "OwnMLP", "Stitched", "Wrapper"]

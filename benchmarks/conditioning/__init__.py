@@ -1,0 +1,1 @@
+"""What conditioning costs and keeps: `python -m benchmarks run --domain conditioning`."""

@@ -1,0 +1,303 @@
+"""Conditioning: every edit becomes a pair of key and value, which is added to activations where points resemble it.
+
+A conditional neural process (Garnelo et al., ICML 2018) as an editor, after the baseline in Sinitsin et al., "Editable
+neural networks" (ICLR 2020): an encoder reads the edits, and the mean of what it makes of them is added to activations
+of a trained network. That is `form="mean"`, which cannot tell the points that an edit is about from others.
+`form="attention"` can: as in Kim et al., "Attentive neural processes" (ICLR 2019), each point takes the values of the
+edits whose learned keys are near its own, beside a slot that stands for no edit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.jacobian.layers import layers, whole
+from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.methods.trainable import Trainable
+from nnrepair.spec.criterion import flat
+from nnrepair.spec.edits import Edits, EditScope
+from nnrepair.spec.network import copied, plain
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import call, outputs
+from nnrepair.training import Descent
+from nnrepair.wrappers.conditioned import Conditioned, Reader, passed, seen_of, width
+
+Form = Literal["attention", "mean"]
+#: Numbers that say what an edit asks of the outputs.
+ASKED = 64
+#: A margin that every edit misses: the gradient of its loss then says what it asks for, whatever the outputs are.
+AMPLE = 1e3
+#: Exercises from which the mean and the spread of activations are taken.
+MEASURED = 50
+#: Activations whose spread is less than this part of the typical one count as if it were that.
+SPREAD = 1e-2
+#: Conditions are bounded by so many times the typical spread of activations: larger ones switch units off for good.
+LARGEST = 4.0
+#: Keys that differ by less than this part of their length stand for one point.
+SAME = 1e-5
+ADVICE = "a longer training, exercises that are more like these edits, other layers, or another method"
+
+
+@dataclass(frozen=True)
+class CNPConditioning(Trainable):
+    """Add to activations what a trained encoder makes of the edits; weights stay as they are.
+
+    A repair is one pass over the edits. Without edits the network is the original, bit for bit; their order does not
+    matter; dropping a pair forgets its edit (`Conditioned.without`). Edits that hold already get no pair, and one whose
+    key is that of an earlier edit takes its place.
+
+    Example:
+        >>> CNPConditioning(layers="fc1").capabilities.keeps_architecture
+        False
+
+    Args:
+        layers: names of the modules whose outputs are conditioned; "auto" takes the two layers with a weight
+            before the last one, or all where there are no more than two.
+        form: "attention" conditions each point on the edits that it resembles; "mean" all points alike, on the mean.
+        hidden: units of the encoder, and of what makes keys.
+        features: numbers of a key.
+        edit_weight, locality_weight, scope_weight: of the three terms of the loss: what edits miss, the divergence on
+            the points to keep, and what the edit scope misses.
+        lr: Adam's; it falls to 0 along a cosine.
+        margin: by how much every edit must hold in training, in output units.
+
+    Raises:
+        InvalidInput: hyper-parameters that cannot be, or layers that are not there.
+    """
+
+    layers: str | Sequence[str] = field(default="auto", metadata={"flag": "layer"})
+    form: Form = "attention"
+    hidden: int = 128
+    features: int = 64
+    edit_weight: float = 1.0
+    locality_weight: float = 10.0
+    scope_weight: float = 0.3
+    lr: float = 2e-3
+    margin: float = 0.0
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "architectural", True, "wrapped", True, True, True, regions=False, rehearsal=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            hint = near_matches(str(self.form), get_args(Form))
+            raise InvalidInput(f"Unknown form {self.form!r}.{hint} Choose one of {', '.join(get_args(Form))}.")
+        for name in ("hidden", "features"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InvalidInput(f"{name} must be an integer >= 1, got {count!r}.")
+        for name in ("edit_weight", "locality_weight", "scope_weight", "lr", "margin"):
+            number, zero = getattr(self, name), name != "lr"
+            good = isinstance(number, int | float) and not isinstance(number, bool)
+            if not good or not 0 <= number < math.inf or (number == 0 and not zero):
+                raise InvalidInput(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {number!r}.")
+        if not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", tuple(self.layers))
+
+    # What is learned -------------------------------------------------------------------------------------------------
+
+    def begin(self, model: nn.Module, generator: torch.Generator) -> Encoder:
+        """Return an encoder of edits that makes values of zero, and what reads keys."""
+        base = model.base if isinstance(model, Conditioned) else model
+        return Encoder(base, _layers(base, self.layers), self, generator)
+
+    def descent(self, learned: nn.Module, steps: int) -> Descent:
+        """Return Adam's steps, which become smaller along a cosine."""
+        optimizer = torch.optim.Adam(learned.parameters(), lr=self.lr)
+        return Descent(optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps), clip=1.0)
+
+    def loss(self, learned: nn.Module, problem: Problem) -> Tensor:
+        """Return what edits and their scope miss, and the divergence on the points to keep."""
+        assert isinstance(learned, Encoder)
+        if learned.measured < MEASURED:
+            points = [problem.edits, *(part for part in (problem.locality, problem.scope) if part is not None)]
+            learned.measure(torch.cat([outputs(Activations(learned.base, learned.layers), p.inputs) for p in points]))
+        network = learned.conditioned(problem.edits, problem)
+        network.floor = 0.0  # far points are to be drawn nearer, or away
+        total = self.edit_weight * self._missed(network, problem.edits)
+        if problem.scope is not None and self.scope_weight:
+            total = total + self.scope_weight * self._missed(network, problem.scope)
+        if problem.locality is not None and self.locality_weight:
+            after = call(network, problem.locality.inputs).double()
+            moved = problem.kind.divergence(problem.before.double(), after)
+            total = total + self.locality_weight * moved.mean()
+        return total
+
+    def _missed(self, network: nn.Module, points: Edits | EditScope) -> Tensor:
+        y = call(network, points.inputs).double()
+        return points.criterion.loss(y, self.margin).mean()
+
+    # Repair ----------------------------------------------------------------------------------------------------------
+
+    def edit(self, learned: nn.Module, problem: Problem) -> Proposal:
+        """Propose the network with a pair for each edit that does not hold, beside those that it had."""
+        assert isinstance(learned, Encoder)
+        known = problem.model if isinstance(problem.model, Conditioned) else None
+        network: Conditioned = learned.empty(copied(problem.model)) if known is None else copied(known)
+        with torch.no_grad():
+            pairs = learned.conditioned(problem.edits, problem)
+        added = torch.zeros(len(problem.edits), dtype=torch.bool)
+        while True:
+            failing = ~problem.edits.criterion.holds(outputs(network, problem.edits.inputs).double()).cpu()
+            if not bool((failing & ~added).any()):
+                break
+            network, added = (
+                _joined(network, pairs.without(torch.nonzero(~(failing & ~added)).flatten())),
+                added | failing,
+            )
+        notes = [f"{len(network)} edits condition {', '.join(map(plain, learned.layers))}."]
+        return Proposal(network.eval(), {"edits": len(network), "added": int(added.sum())}, notes, advice=ADVICE)
+
+
+class Encoder(nn.Module):
+    """What is learned: values of edits, and what reads keys.
+
+    Args:
+        base: the network, of which a copy that needs no gradient is kept; it is no part of what is learned.
+        layers: those that are conditioned.
+        method: says the sizes and the form.
+        generator: of the first weights.
+    """
+
+    base: nn.Module
+    measured: Tensor
+    unit: Tensor
+
+    def __init__(self, base: nn.Module, layers: list[str], method: CNPConditioning, generator: torch.Generator) -> None:
+        super().__init__()
+        self.__dict__["base"] = copied(base).requires_grad_(False)
+        self.layers = layers
+        numbers, self.widths = seen_of(base, layers), sum(width(base, name) for name in layers)
+        self.reader = Reader(numbers, method.hidden, method.features)
+        self.attends = method.form == "attention"
+        with torch.random.fork_rng(devices=[]):
+            first, last = nn.Linear(numbers + ASKED, method.hidden), nn.Linear(method.hidden, self.widths)
+            middle = nn.Linear(method.hidden, method.hidden)
+        self.values = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
+        with torch.no_grad():
+            for linear in (first, middle, self.reader.inner, self.reader.outer):
+                linear.weight.normal_(0, (2 / linear.in_features) ** 0.5, generator=generator)
+                linear.bias.zero_()
+            last.weight.zero_()
+            last.bias.zero_()
+        self.register_buffer("measured", torch.tensor(0))
+        self.register_buffer("unit", torch.tensor(1.0))
+        like = next((p for p in base.parameters() if p.dtype.is_floating_point), None)
+        if like is not None:
+            self.to(like)
+
+    @torch.no_grad()
+    def measure(self, seen: Tensor) -> None:
+        """Let the mean and the spread of activations follow what layers show, (n, numbers)."""
+        self.measured += 1
+        share = 1 / float(self.measured)
+        reader = self.reader
+        typical = float(seen.std()) or 1.0
+        reader.mean.lerp_(seen.mean(0), share)
+        reader.scale.lerp_(seen.std(0).clamp(min=SPREAD * typical), share)
+        self.unit.lerp_(torch.as_tensor(typical).to(self.unit), share)
+
+    def empty(self, base: nn.Module) -> Conditioned:
+        """Return a network without any edits."""
+        none = self.reader.mean.new_empty(0, self.widths)
+        if not self.attends:
+            return Conditioned(base, self.layers, none)
+        return Conditioned(base, self.layers, none, none.new_empty(0, self.reader.outer.out_features), self.reader)
+
+    def conditioned(self, edits: Edits, problem: Problem) -> Conditioned:
+        """Return the network with a pair for each of the edits, differentiable."""
+        activations = Activations(self.base, self.layers, beside=True)
+        both = outputs(activations, edits.inputs)
+        seen, y = both[:, : len(self.reader.mean)].contiguous(), both[:, len(self.reader.mean) :]
+        wanted = asked(edits, problem, y.reshape(-1, *activations.shape))
+        values = self.values(torch.cat([self.reader.standard(seen), wanted], 1))
+        values = LARGEST * self.unit * torch.tanh(values / LARGEST)
+        if not self.attends:
+            return Conditioned(self.base, self.layers, values)
+        return Conditioned(self.base, self.layers, values, self.reader(seen), self.reader)
+
+
+class Activations(nn.Module):
+    """What layers show, as a network: (n, numbers), with `beside` also the flat outputs, whose `shape` is noted."""
+
+    def __init__(self, base: nn.Module, layers: list[str], beside: bool = False) -> None:
+        super().__init__()
+        self.base, self.layers, self.beside = base, layers, beside
+        self.shape: tuple[int, ...] = ()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y, seen = passed(self.base, self.layers, args, kwargs)
+        self.shape = tuple(y.shape[1:])
+        return torch.cat([seen, flat(y)], 1) if self.beside else seen
+
+
+def asked(edits: Edits, problem: Problem, y: Tensor) -> Tensor:
+    """Return (n, ASKED): which change of the outputs each edit asks for.
+
+    Of decisions it is a direction, the same however far the outputs are from it; of numbers it is what they lack. More
+    than `ASKED` outputs are projected at random, always in the same way.
+
+    Args:
+        edits, problem: n edits, and what outputs stand for.
+        y: (n, ...) their outputs.
+    """
+    with torch.enable_grad():
+        free = y.detach().double().requires_grad_(True)
+        if problem.kind.decides:
+            loss = edits.criterion.loss(free, AMPLE)
+        else:
+            loss = 0.5 * torch.relu(-flat(edits.criterion.slack(free))).square().sum(1)
+        (gradient,) = torch.autograd.grad(loss.sum(), free)
+    change = -flat(gradient)
+    if change.shape[1] <= ASKED:
+        return nn.functional.pad(change, (0, ASKED - change.shape[1])).to(y.dtype)
+    projection = torch.randn(change.shape[1], ASKED, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sketch: Tensor = change @ projection.to(change.device) / ASKED**0.5
+    return sketch.to(y.dtype)
+
+
+def _joined(network: Conditioned, more: Conditioned) -> Conditioned:
+    """Return a network with the pairs of another beside its own; of equal keys those of the other."""
+    keys = None
+    if network.keys is not None and more.keys is not None:
+        apart = (network.keys[:, None] - more.keys).norm(dim=2)
+        stale = (apart <= SAME * more.keys.norm(dim=1)).any(1)
+        network = network.without(torch.nonzero(stale).flatten())
+        assert network.keys is not None
+        keys = torch.cat([network.keys, more.keys])
+    return Conditioned(network.base, network.layers, torch.cat([network.values, more.values]), keys, network.reader)
+
+
+def _layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+    """Return the layers whose outputs are conditioned.
+
+    Raises:
+        InvalidInput: there are none of these names.
+    """
+    modules = dict(model.named_modules())
+    if wanted == "auto":
+        weights = [name for name, own in layers(model).items() if any(model.get_parameter(p).ndim > 1 for p in own)]
+        known = list(dict.fromkeys(whole(model, name) for name in weights if name in modules))
+        if not known:
+            raise InvalidInput("No layer with a weight matrix was found; name one with CNPConditioning(layers=...).")
+        return known[-3:-1] if len(known) > 2 else known
+    names = {plain(name): name for name in modules if name}
+    chosen = []
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        if plain(name) not in names:
+            raise InvalidInput(f"Layer {name!r} not found.{near_matches(name, names)} Layers: {', '.join(names)}.")
+        chosen.append(names[plain(name)])
+    if len(set(chosen)) < max(len(chosen), 1):
+        raise InvalidInput(f"layers must name layers, each once, got {wanted!r}.")
+    return chosen
+
+
+register("cnp", CNPConditioning)
