@@ -29,8 +29,6 @@ from nnrepair.files import write_atomically
 LIMIT = 3600.0
 #: Where trial runs are stored; git ignores it.
 TRIALS = measure.ROOT / "build" / "trials"
-#: Modules that torch and nnrepair import when they are first needed (the first, by every optimizer, takes seconds).
-LAZY = ("torch._dynamo", "scipy.sparse.linalg", "highspy")
 #: What rows tell only where an experiment has it.
 OPTIONAL = ("task", "training")
 _KINDS: dict[str, Any] = {
@@ -186,7 +184,7 @@ def _run(
         return
     order = [_key(case) for case in experiment.cases()]
     shared = {key: getattr(experiment, key) for key in ("method", "options", "edits", "domain", *OPTIONAL)}
-    preload = ["benchmarks.editing", experiment.domain.module, *LAZY]
+    preload = ["benchmarks.editing", experiment.domain.module, *measure.LAZY]
     commit = measure.commit()
     answers = measure.each_in_its_process(partial(one, **shared), todo, LIMIT, preload, jobs)
     with closing(answers):

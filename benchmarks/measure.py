@@ -25,6 +25,8 @@ from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
 from nnrepair.processes import Failure, in_processes
 
+#: Modules that torch and nnrepair import when they are first needed (the first, by every optimizer, takes seconds).
+LAZY = ("torch._dynamo", "scipy.sparse.linalg", "highspy")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -110,6 +112,32 @@ def save(path: Path, rows: list[dict[str, Any]], about: str) -> None:
     """Write a result file, atomically; called after every row so that a kill loses nothing."""
     content = json.dumps({"about": about, **made_with(path, rows), "rows": rows}, indent=1)
     write_atomically(path, (content + "\n").encode())
+
+
+def missing(
+    path: Path,
+    work: Callable[..., dict[str, Any]],
+    cases: Sequence[dict[str, Any]],
+    about: str,
+    timeout: float,
+    preload: Sequence[str],
+) -> None:
+    """Measure the cases, told apart by name and seed, that a result file lacks; store it after each.
+
+    Args:
+        path: the result file.
+        work: returns the row of a case, without its name and seed.
+        cases: arguments of `work`.
+        about: what the file is about.
+        timeout: of each case, in seconds.
+        preload: modules of the package and the benchmarks that every process imports first.
+    """
+    rows = load(path)
+    done = {(row["name"], row["seed"]) for row in rows}
+    cases = [case for case in cases if (case["name"], case["seed"]) not in done]
+    for case, found in each_in_its_process(work, cases, timeout, [*preload, *LAZY]):
+        rows.append({"name": case["name"], "seed": case["seed"], "commit": commit()} | found)
+        save(path, rows, about)
 
 
 def made_with(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -220,25 +220,18 @@ def other(name: str, seed: int) -> Row:
 
 def run() -> None:
     """Measure what is not measured yet, each row in a process of its own."""
-    measure_rows(RESULTS, trained, _seeds("block"))
+    _measure(trained, _seeds("block"))
     taken = {row["seed"]: row["random labels"]["steps"] for row in measure.load(RESULTS) if row["name"] == "block"}
     for name in UNPREPARED:
-        measure_rows(RESULTS, unprepared, [case | {"steps": taken[case["seed"]]} for case in _seeds(name)])
+        _measure(unprepared, [case | {"steps": taken[case["seed"]]} for case in _seeds(name)])
     for name in OTHERS:
-        measure_rows(RESULTS, other, _seeds(name))
-    measure_rows(RESULTS, trained, [{"name": name, "seed": SEEDS[0]} for name in TRAINED if name != "block"])
+        _measure(other, _seeds(name))
+    _measure(trained, [{"name": name, "seed": SEEDS[0]} for name in TRAINED if name != "block"])
 
 
 def _seeds(name: str) -> list[Row]:
     return [{"name": name, "seed": seed} for seed in SEEDS]
 
 
-def measure_rows(path: Path, work: Callable[..., Row], cases: list[Row], about: str = ABOUT) -> None:
-    """Measure cases, told apart by name and seed, that a result file lacks; store it after each."""
-    rows = measure.load(path)
-    done = {(row["name"], row["seed"]) for row in rows}
-    cases = [case for case in cases if (case["name"], case["seed"]) not in done]
-    preload = ["benchmarks.cifar.editable", "torch._dynamo", "scipy.sparse.linalg", "highspy"]
-    for case, found in measure.each_in_its_process(work, cases, LIMIT, preload):
-        rows.append({"name": case["name"], "seed": case["seed"]} | found)
-        measure.save(path, rows, about)
+def _measure(work: Callable[..., Row], cases: list[Row]) -> None:
+    measure.missing(RESULTS, work, cases, ABOUT, LIMIT, ["benchmarks.cifar.editable"])

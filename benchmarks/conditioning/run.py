@@ -18,14 +18,17 @@ import torch
 from torch import Tensor
 
 import nnrepair
-from benchmarks.cifar.editable import Row, measure_rows
+from benchmarks import measure
 from benchmarks.editing import DOMAINS
 from nnrepair import Edits, EditScope
 from nnrepair.domains.base import Task
 from nnrepair.methods import AnyEdits, CNPConditioning, Editor
 
+Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results" / "conditioning.json"
 ABOUT = "Conditioning: edits with true and random labels, from the original network, by how many at once"
+#: Seconds after which an editor is given up.
+LIMIT = 3600.0
 #: Repairs, each of so many edits at once, that one figure is a mean of.
 REPAIRS = {1: 30, 10: 10, 50: 1, 100: 1}
 
@@ -117,6 +120,5 @@ def drawn(task: Task, labels: str, count: int, seed: int) -> Iterator[tuple[Edit
 
 def run() -> None:
     """Measure what is not measured yet, each row in a process of its own."""
-    measure_rows(
-        RESULTS, trained, [{"name": name, "seed": seed} for name, case in CASES.items() for seed in case.seeds], ABOUT
-    )
+    cases = [{"name": name, "seed": seed} for name, case in CASES.items() for seed in case.seeds]
+    measure.missing(RESULTS, trained, cases, ABOUT, LIMIT, ["benchmarks.conditioning.run"])
