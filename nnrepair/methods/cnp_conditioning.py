@@ -38,8 +38,6 @@ AMPLE = 1e3
 MEASURED = 50
 #: Activations whose spread is less than this part of the typical one count as if it were that.
 SPREAD = 1e-2
-#: Conditions are bounded by so many times the typical spread of activations: larger ones switch units off for good.
-LARGEST = 4.0
 #: Keys that differ by less than this part of their length stand for one point.
 SAME = 1e-5
 ADVICE = "a longer training, exercises that are more like these edits, other layers, or another method"
@@ -218,8 +216,7 @@ class Encoder(nn.Module):
         both = outputs(activations, edits.inputs)
         seen, y = both[:, : len(self.reader.mean)].contiguous(), both[:, len(self.reader.mean) :]
         wanted = asked(edits, problem, y.reshape(-1, *activations.shape))
-        values = self.values(torch.cat([self.reader.standard(seen), wanted], 1))
-        values = LARGEST * self.unit * torch.tanh(values / LARGEST)
+        values = self.values(torch.cat([self.reader.standard(seen), wanted], 1)) * self.unit
         if not self.attends:
             return Conditioned(self.base, self.layers, values)
         return Conditioned(self.base, self.layers, values, self.reader(seen), self.reader)
