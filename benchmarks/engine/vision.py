@@ -7,8 +7,6 @@ arguments every case without a row runs in a process of its own, and its row is 
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import subprocess
 import sys
@@ -16,23 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 import nnrepair
 from benchmarks import measure
-from benchmarks.engine import networks
-from nnrepair.domains import files
-from nnrepair.domains.files import Resource
 from nnrepair.domains.images.cifar import cifar10_jpeg, resnet20
+from nnrepair.domains.images.samples import imagenet_samples
+from nnrepair.domains.images.squeezenet import squeezenet as squeezenet_
 from nnrepair.methods import MinimalNorm
 
 RESULTS = Path(__file__).parent / "results" / "vision.json"
 SEED = 0
 ABOUT = "one call of fix with MinimalNorm(); CPU seconds on one thread, memory above the data"
-#: Where photographs are cut, and how their colours are normalised.
-SIDE, MEAN, STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Pixels of a photograph each way.
+SIDE = 224
 Asked = tuple[nn.Module, nnrepair.Edits, nnrepair.LocalitySet]
 
 
@@ -46,28 +43,10 @@ def cases() -> Iterator[dict[str, Any]]:
         yield {"case": "resnet20", "layer": layer}
 
 
-def photographs() -> tuple[Tensor, Tensor]:
-    """Return 1 000 photographs (n, 3, 224, 224), one of each class of ImageNet, and their classes."""
-    from PIL import Image
-
-    with np.load(files.locate(Resource("imagenet/imagenet_sample_1000.npz"))) as pack:
-        data, offsets, labels = pack["data"], pack["offsets"], pack["label"]
-    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
-    x = torch.empty(len(labels), 3, SIDE, SIDE)
-    for k, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
-        image = Image.open(io.BytesIO(data[start:end].tobytes())).convert("RGB")
-        left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
-        pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
-        x[k] = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)
-    return x, torch.from_numpy(labels).long()
-
-
 def squeezenet(edits: int = 1000, kept: int = 1000) -> Asked:
     """Return SqueezeNet 1.1 with at most so many of the photographs that it misreads, and of those that it reads."""
-    model = networks.SqueezeNet().eval()
-    with np.load(files.locate(Resource("imagenet/squeezenet1_1_caffe_torchvision.npz"))) as weights:
-        model.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files})
-    x, labels = photographs()
+    model, samples = squeezenet_(), imagenet_samples().images()
+    x, labels = samples.inputs, samples.labels
     right = torch.cat([_classes(model, part) for part in torch.split(x, 50)]) == labels
     wrong, good = (~right).nonzero()[:edits, 0], right.nonzero()[:kept, 0]
     return model, nnrepair.Edits(x[wrong], labels[wrong]), nnrepair.LocalitySet(x[good], labels[good])
@@ -75,13 +54,13 @@ def squeezenet(edits: int = 1000, kept: int = 1000) -> Asked:
 
 def resnet18() -> Asked:
     """Return a ResNet-18 with random weights, 8 images of noise for other classes and 40 to keep, at 64 pixels."""
-    model, x = networks.resnet18(10), torch.randn(60, 3, 64, 64)
+    model, x = models.resnet18(num_classes=10).eval(), torch.randn(60, 3, 64, 64)
     return model, nnrepair.Edits(x[:8], (_classes(model, x[:8]) + 1) % 10), nnrepair.LocalitySet(x[10:50])
 
 
 def resnet50() -> Asked:
     """Return a ResNet-50 with random weights, 100 images of noise for other classes and 1 000 to keep."""
-    model, x = networks.resnet50(100), torch.randn(1100, 3, SIDE, SIDE)
+    model, x = models.resnet50(num_classes=100).eval(), torch.randn(1100, 3, SIDE, SIDE)
     return model, nnrepair.Edits(x[:100], (_classes(model, x[:100]) + 1) % 100), nnrepair.LocalitySet(x[100:])
 
 
