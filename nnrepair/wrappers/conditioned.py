@@ -164,7 +164,7 @@ def width(model: nn.Module, layer: str) -> int:
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor) and bias.ndim == 1:
         return len(bias)
-    for name in ("out_features", "out_channels", "num_features"):
+    for name in ("out_features", "out_channels", "num_features", "embedding_dim"):
         if isinstance(getattr(module, name, None), int):
             return int(getattr(module, name))
     raise InvalidInput(
