@@ -103,9 +103,13 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit that is measured, `-dirty` where files have changed since."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    """Return the commit that is measured, `-dirty` where files other than results have changed since."""
+
+    def git(*said: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *said], capture_output=True, text=True, check=False).stdout
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/*/results/*")
+    return git("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
 
 
 def save(path: Path, rows: list[dict[str, Any]], about: str) -> None:
