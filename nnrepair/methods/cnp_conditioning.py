@@ -144,13 +144,10 @@ class CNPConditioning(Trainable):
             pairs = learned.conditioned(problem.edits, problem)
         added = torch.zeros(len(problem.edits), dtype=torch.bool)
         while True:
-            failing = ~problem.edits.criterion.holds(outputs(network, problem.edits.inputs).double()).cpu()
-            if not bool((failing & ~added).any()):
+            new = ~problem.edits.criterion.holds(outputs(network, problem.edits.inputs).double()).cpu() & ~added
+            if not bool(new.any()):
                 break
-            network, added = (
-                _joined(network, pairs.without(torch.nonzero(~(failing & ~added)).flatten())),
-                added | failing,
-            )
+            network, added = _joined(network, pairs.without(torch.nonzero(~new).flatten())), added | new
         notes = [f"{len(network)} edits condition {', '.join(map(plain, learned.layers))}."]
         return Proposal(network.eval(), {"edits": len(network), "added": int(added.sum())}, notes, advice=ADVICE)
 

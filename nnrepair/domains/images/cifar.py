@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from nnrepair.domains import files
 from nnrepair.domains.files import Resource
 from nnrepair.domains.images.data import Images, Split
+from nnrepair.domains.images.decoding import read_image
 from nnrepair.domains.images.packed import read_members, whole
-from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
+from nnrepair.errors import InvalidInput, near_matches
 
 #: What the labels 0 to 9 mean.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -269,16 +269,9 @@ def _arrays(path: Path, *names: str) -> dict[str, npt.NDArray[Any]]:
 
 def _decoded(raw: npt.NDArray[np.uint8], offsets: npt.NDArray[np.integer]) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the pixels (32, 32, 3) of every JPEG file raw[offsets[i]:offsets[i + 1]]."""
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise DataUnavailable(
-            "JPEG images are decoded by pillow, which is not installed: pip install 'nnrepair[vision]'."
-        ) from error
     content = raw.tobytes()
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        with Image.open(io.BytesIO(content[start:end]), formats=["JPEG"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        pixels = np.asarray(read_image(content[start:end], upright=False, formats=["JPEG"]))
         if pixels.shape != (32, 32, 3):
             raise ValueError(f"an image of shape {pixels.shape}")
         yield pixels

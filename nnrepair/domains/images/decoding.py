@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 PIXELS = 2**26
 
 
-def read_image(source: str | Path | bytes, *, upright: bool = True, pixels: int = PIXELS) -> Image:
+def read_image(
+    source: str | Path | bytes, *, upright: bool = True, pixels: int = PIXELS, formats: Sequence[str] = FORMATS
+) -> Image:
     """Return an image file's picture as pillow's RGB image of eight bits, as most classifiers were trained on.
 
     It is a loader for torchvision: `ImageFolder(root, transform, loader=read_image)`.
@@ -33,6 +36,7 @@ def read_image(source: str | Path | bytes, *, upright: bool = True, pixels: int 
         source: a path, or the file's bytes.
         upright: turn the picture as its camera says (EXIF); published accuracies on ImageNet were measured without.
         pixels: at most so many, width times height.
+        formats: of pillow, that are accepted.
 
     Raises:
         InvalidInput: no whole image of a known format, one with several frames (an animation), with numbers that have
@@ -49,14 +53,14 @@ def read_image(source: str | Path | bytes, *, upright: bool = True, pixels: int 
             raise InvalidInput("the file is empty (0 bytes)")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are checked here, and of palettes with transparency
-            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(raw), formats=tuple(formats)) as image:
                 _refuse(image, pixels)
                 picture = _rgb(image)
                 return _turned(picture, image) if upright else picture
     except Exception as error:  # pillow's readers raise many kinds
         reason = first_line(error)
         if type(error).__name__ == "UnidentifiedImageError":
-            reason = f"it is no image of a known format ({', '.join(FORMATS)})"
+            reason = f"it is no image of a known format ({', '.join(formats)})"
         raise InvalidInput(f"{name} cannot be read: {reason.rstrip('.')}.") from error
 
 

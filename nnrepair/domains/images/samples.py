@@ -11,7 +11,6 @@ do not publish them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ from torch import Tensor
 from nnrepair.domains import files
 from nnrepair.domains.files import Resource
 from nnrepair.domains.images.data import Images
+from nnrepair.domains.images.decoding import read_image
 from nnrepair.errors import InvalidInput
-from nnrepair.extras import needed
 
 #: By what torchvision's classifiers of ImageNet expect colours to be normalised: red, green, blue.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -86,18 +85,16 @@ class Photographs:
         Raises:
             InvalidInput: it is no JPEG image, or smaller than that.
         """
-        with needed("vision", "Photographs are decoded by pillow, which torchvision brings"):
-            from PIL import Image
         content = self.data[self.offsets[k] : self.offsets[k + 1]].tobytes()
         try:
-            with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-                (width, height), size = image.size, self.size
-                if min(width, height) < size or width * height > MOST:
-                    raise ValueError(f"{width} x {height} pixels; expected at least {size} each way, {MOST} in all")
-                left, top = (width - size) // 2, (height - size) // 2
-                return np.array(image.convert("RGB").crop((left, top, left + size, top + size)))
-        except (OSError, ValueError, IndexError) as error:
+            image = read_image(content, upright=False, pixels=MOST, formats=["JPEG"])
+            (width, height), size = image.size, self.size
+            if min(width, height) < size:
+                raise InvalidInput(f"{width} x {height} pixels; expected at least {size} each way")
+        except InvalidInput as error:
             raise InvalidInput(f"{self.path}: {self.names[k]} cannot be read as a JPEG image ({error}).") from error
+        left, top = (width - size) // 2, (height - size) // 2
+        return np.array(image.crop((left, top, left + size, top + size)))
 
     @staticmethod
     def normalised(pixels: Tensor) -> Tensor:

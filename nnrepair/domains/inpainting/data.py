@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from nnrepair.domains import files, vision
 from nnrepair.domains.files import Resource
+from nnrepair.domains.images.decoding import read_image
 from nnrepair.errors import DataUnavailable, InvalidInput, near_matches
 from nnrepair.extras import needed
 
@@ -89,12 +89,12 @@ def grey(images: Tensor) -> Tensor:
 def _opened(
     raw: npt.NDArray[np.uint8], starts: npt.NDArray[np.integer], ends: npt.NDArray[np.integer]
 ) -> Iterator[object]:
-    with needed("vision", "JPEG images are decoded by pillow"):
-        from PIL import Image
     content = raw.tobytes()
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        with Image.open(io.BytesIO(content[start:end]), formats=["JPEG"]) as image:
-            yield image
+        try:
+            yield read_image(content[start:end], upright=False, formats=["JPEG"])
+        except InvalidInput as error:
+            raise ValueError(str(error)) from error
 
 
 def _full_set(split: str) -> Iterator[object]:
