@@ -99,37 +99,42 @@ class Factored:
         return total
 
     @cached_property
-    def _reached(self) -> list[tuple[Index, Array, Index, Index]]:
-        """Return per output the rows that reach it: which they are, their delta, their points, and which of these."""
-        found = []
-        for delta in self.delta[:, 0].T:
-            rows = np.flatnonzero(delta)
-            points, local = np.unique(self.point[rows], return_inverse=True)
-            found.append((rows, delta[rows], points, local))
-        return found
+    def _by_point(self) -> tuple[Index, Array, Array, Index]:
+        """Return the rows' order by point, their delta so ordered, the points, and where the rows of each begin."""
+        number: dict[bytes, int] = {}
+        same = np.array([number.setdefault(one.tobytes(), len(number)) for one in self.inputs])
+        points = np.empty(len(number), np.int64)
+        points[same] = np.arange(len(same))
+        point = same[self.point]
+        order = np.argsort(point, kind="stable")
+        start = np.searchsorted(point[order], np.arange(len(number) + 1))
+        return order, np.ascontiguousarray(self.delta[order, 0].T), self.inputs[points, 0], start
 
     def weighed(self, weight: Array) -> Array:
-        root = np.sqrt(weight).reshape(self.out, self.inp)
+        weight = weight.reshape(self.out, self.inp)
         total = np.zeros((self.m, self.m))
         if self.delta.shape[1] > 1:
+            root = np.sqrt(weight)
             step = max(1, CHUNK // max(1, self.m * self.inp))
             for start in range(0, self.out, step):
                 outputs = slice(start, start + step)
                 flat = (self.dense(outputs) * root[outputs]).reshape(self.m, -1)
                 total += flat @ flat.T
             return total
-        for (rows, delta, points, local), scale in zip(self._reached, root, strict=True):
-            if 1.3 * len(points) > len(rows):  # few rows share a point: sharing its products saves nothing
-                flat = self.inputs[self.point[rows], 0] * delta[:, None] * scale
-                part = flat @ flat.T
-            else:
-                flat = self.inputs[points, 0] * scale
-                part = (flat @ flat.T)[np.ix_(local, local)] * np.outer(delta, delta)
-            if len(rows) == self.m:
-                total += part
-            else:
-                total[np.ix_(rows, rows)] += part
-        return total
+        # Rows of one point share the products of its inputs with those of the points that follow.
+        order, delta, inputs, starts = self._by_point
+        counts = np.diff(starts)
+        for p, start in enumerate(starts[:-1]):
+            mine = delta[:, start : starts[p + 1]]
+            active = np.flatnonzero(mine.any(1))
+            across = (weight[active] * inputs[p]) @ inputs[p:].T
+            reached = np.repeat(across, counts[p:], axis=1) * delta[active, start:]
+            total[start : starts[p + 1], start:] = mine[active].T @ reached
+        upper = np.triu(total)
+        whole = upper + np.triu(upper, 1).T
+        back = np.empty_like(order)
+        back[order] = np.arange(self.m)
+        return np.asarray(whole[np.ix_(back, back)])
 
     def normal(self, weight: Array) -> Array:
         if self.delta.shape[1] > 1:
