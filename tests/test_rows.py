@@ -107,14 +107,25 @@ def test_blocks_stand_side_by_side() -> None:
     np.testing.assert_allclose(rows.joined(rows).rmatvec(np.r_[y, y]), 2 * G.T @ y, atol=1e-12)
 
 
-def test_rotated_is_every_row_in_other_bases() -> None:
-    block = factored(3)
+@pytest.mark.parametrize("positions", [1, 3])
+def test_between_is_how_rows_meet_as_matrices(positions: int) -> None:
+    block = factored(0, positions=positions)
     rng = np.random.default_rng(0)
-    left, right = rng.normal(size=(3, 3)), rng.normal(size=(4, 4))
-    expected = left.T @ dense(block).reshape(5, 3, 4) @ right
-    rows = Rows((block,))
-    assert rows.matrix_shape == (3, 4)
-    np.testing.assert_allclose(rows.rotated(left, right), expected, atol=1e-12)
+    left, across, right = rng.normal(size=(3, 3)), rng.normal(size=(3, 4)), rng.normal(size=(4, 4))
+    left, right = left + left.T, right + right.T
+    A = dense(block).reshape(5, 3, 4)
+    moved = left @ A @ right + across @ A.transpose(0, 2, 1) @ across
+    np.testing.assert_allclose(block.between(left, across, right), np.einsum("iab,jab->ij", A, moved) / 2, atol=1e-12)
+
+
+def test_points_that_joined_twice_are_one() -> None:
+    block = factored(1, positions=1)
+    twice = block.joined(block).distinct()
+    assert len(twice.inputs) == len(block.distinct().inputs)
+    np.testing.assert_array_equal(dense(twice), dense(block.joined(block)))
+    weight = np.random.default_rng(2).random(block.n)
+    G = dense(twice)
+    np.testing.assert_allclose(block.joined(block).weighed(weight), (G * weight) @ G.T, atol=1e-12)
 
 
 def metric_of(rows: Rows, seed: int = 0) -> Metric:

@@ -26,14 +26,14 @@ from nnrepair.solver.rows import Rows
 
 #: Steps of one call; a few dozen are usual.
 MAX_STEPS = 150
-#: Steps without progress after which rounding leaves no more.
-PATIENCE = 12
+#: Steps without progress after which rounding leaves no more, and how many once the gap is close.
+PATIENCE, LITTLE, CLOSE = 12, 3, 1e-6
 #: What the diagonal grows by, as a share of itself, until a matrix can be factorised.
 JITTERS = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
 #: The share of the way to the boundary that a step takes.
 SHORT = 0.995
-#: How far from the bounds a start is, as a share of what is typical: from another norm's answer, and with further rows.
-AWAY, AGAIN = 0.1, 0.02
+#: How far from the bounds a start is, as a share of what is typical: from another norm's answer.
+AWAY = 0.1
 #: Up to so many rows, the system is that of the rows: it loses fewer digits.
 FEW = 500
 #: Entries of G up to which every solution is refined once.
@@ -61,17 +61,17 @@ class System:
         self.rows, self.weight, self.slack = rows, weight, slack
         self.over_weights = rows.m > max(FEW, 5 * rows.n // 4)
         if not self.over_weights:
-            self.factor = _cholesky(rows.weighed(weight), slack)
+            self.factor = cholesky(rows.weighed(weight), slack)
             return
         order = np.argsort(slack)[: rows.n]
         self.tight = order[slack[order] < TIGHT * float(weight.max())]
         self.loose = 1 / slack
         self.loose[self.tight] = 0.0
-        self.inner = _cholesky(rows.normal(self.loose), 1 / weight)
+        self.inner = cholesky(rows.normal(self.loose), 1 / weight)
         if len(self.tight):
             tight = rows.take(self.tight).columns(np.arange(rows.n)).T
             self.half = scipy.linalg.solve_triangular(self.inner, tight, lower=True, check_finite=False)
-            self.factor = _cholesky(self.half.T @ self.half, slack[self.tight])
+            self.factor = cholesky(self.half.T @ self.half, slack[self.tight])
 
     def solve(self, b: Array) -> Array:
         """Return x (m,)."""
@@ -92,7 +92,7 @@ class System:
         return np.asarray(x + self.loose * (b - self.rows.matvec(_solved(self.inner, right))))
 
 
-def _cholesky(K: Array, extra: Array) -> Array:
+def cholesky(K: Array, extra: Array) -> Array:
     """Return the lower factor of K + diag(extra), of which K.T is as LAPACK lays matrices out.
 
     Raises:
@@ -153,6 +153,11 @@ class Interior:
         self.capped, self.both = norm.max_weight > 0, norm.max_weight > 0 and norm.sum_weight > 0
         self.at, self.gap = self._start(d, y, AWAY), np.inf
 
+    @property
+    def d(self) -> Array:
+        """The change, (n,)."""
+        return self.at.d
+
     def _start(self, d: Array, y: Array, share: float) -> Inside:
         rows, need, cap, w = self.conditions.rows, self.conditions.need, self.conditions.cap, self.norm.sum_weight
         size = float(np.abs(d).max())
@@ -184,7 +189,7 @@ class Interior:
             using, y = using.take(busy), y[busy]
         self.conditions = using.joined(more)
         self.soft = np.flatnonzero(np.isfinite(self.conditions.cap))
-        self.at = self._start(at.d, np.concatenate([y, np.zeros(more.m)]), AGAIN)
+        self.at = self._start(at.d, np.concatenate([y, np.zeros(more.m)]), again(self.gap))
 
     def complementarity(self) -> float:
         return sum(float(x @ z) for x, z in zip(self.at.x, self.at.z, strict=True)) / sum(map(len, self.at.x))
@@ -211,7 +216,7 @@ class Interior:
                     best, least, since = (self.at, self.gap), step.off, 0
                 if step.done(gap, missed):
                     return taken
-                if since == PATIENCE:
+                if since == (LITTLE if best[1] < CLOSE else PATIENCE):
                     break
                 try:
                     step.take()
@@ -254,14 +259,14 @@ class _Step:
         self._factorise()
         zero = [-x * z for x, z in zip(at.x, at.z, strict=True)]
         dx, dz, _, _ = self._newton(zero)
-        a, b = _longest(at.x, dx), _longest(at.z, dz)
+        a, b = longest(at.x, dx), longest(at.z, dz)
         mu, count = program.complementarity(), sum(map(len, at.x))
         parts = zip(at.x, dx, at.z, dz, strict=True)
         after = sum(float((x + a * u) @ (z + b * v)) for x, u, z, v in parts) / count
         goal = mu * max(after / mu, 0.0) ** 3
         second = [goal + first - u * v for first, u, v in zip(zero, dx, dz, strict=True)]
         dx, dz, dgamma, dt = self._newton(second)
-        a, b = min(1.0, SHORT * _longest(at.x, dx)), min(1.0, SHORT * _longest(at.z, dz))
+        a, b = min(1.0, SHORT * longest(at.x, dx)), min(1.0, SHORT * longest(at.z, dz))
         x = [v + a * u for v, u in zip(at.x, dx, strict=True)]
         z = [v + b * u for v, u in zip(at.z, dz, strict=True)]
         gamma = z[3] if program.both else at.gamma + b * dgamma
@@ -312,7 +317,12 @@ class _Step:
         return dx, dz, dgamma, dt
 
 
-def _longest(values: Sequence[Array], moves: Sequence[Array]) -> float:
+def again(gap: float) -> float:
+    """Return how far from the bounds, as for `AWAY`, to go on from a point with this gap when further rows join."""
+    return float(np.clip(np.sqrt(gap) / 2, 0.002, 0.02))
+
+
+def longest(values: Sequence[Array], moves: Sequence[Array]) -> float:
     """Return the longest step, at most 1, that keeps every value positive."""
     pairs = zip(values, moves, strict=True)
     return min(1.0, *(float((-v[dv < 0] / dv[dv < 0]).min(initial=np.inf)) for v, dv in pairs))

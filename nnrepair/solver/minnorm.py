@@ -5,8 +5,8 @@ Two stages, the first a start of the second:
 1. *Euclidean norm.* The dual is a non-negative quadratic program on the Gram matrix G G^T of the rows in use. The
    network is run on every edit and the whole locality set, the most violated rows join, until none is left. This is
    already the answer for the norms "l2" and "drift".
-2. *Polyhedral norms*: an interior point over all weights, which further rows join (`polyhedral`). *Nuclear norm*:
-   proximal points, d <- argmin norm(d) + |d - d_k|^2 / (2 step), each by Newton's method on its smooth dual.
+2. *Polyhedral norms*: an interior point over all weights, which further rows join (`polyhedral`). *Nuclear norm*: the
+   same over positive semidefinite matrices (`spectral`).
 
 Whatever the stage, y >= 0 gives the lower bound `h.y / dual_norm(G^T y)`, so the gap that is reported is a proof.
 Measured against the alternatives: see docs/how-minimal.md.
@@ -26,15 +26,16 @@ from nnrepair.solver.conditions import Conditions as Conditions
 from nnrepair.solver.conditions import Infeasible as Infeasible
 from nnrepair.solver.conditions import Separate as Separate
 from nnrepair.solver.euclidean import euclidean as euclidean
-from nnrepair.solver.norms import Array, Euclidean, Polyhedral, ProximalNorm
-from nnrepair.solver.polyhedral import polyhedral, worst
-from nnrepair.solver.proximal import proximal_points
+from nnrepair.solver.levels import worst
+from nnrepair.solver.norms import Array, Euclidean, Nuclear, Polyhedral
+from nnrepair.solver.polyhedral import polyhedral
 from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.quadratic import nnqp as nnqp
 from nnrepair.solver.rows import Metric
 from nnrepair.solver.simplex import pivoted, suits
 from nnrepair.solver.solution import Solution as Solution
-from nnrepair.solver.solution import finished, judged, price
+from nnrepair.solver.solution import judged, price
+from nnrepair.solver.spectral import nuclear
 
 #: Bound on the rounds of each stage.
 MAX_ROUNDS = 200
@@ -45,7 +46,7 @@ FEW = 300
 def solve(
     first: Conditions,
     separate: Separate,
-    norm: Euclidean | Polyhedral | ProximalNorm,
+    norm: Euclidean | Polyhedral | Nuclear,
     *,
     gap: float = 1e-6,
     report: Callable[[str], None] = lambda text: None,
@@ -84,7 +85,7 @@ class _Solver:
     """The stages, for rows of length one."""
 
     separate: Separate
-    norm: Euclidean | Polyhedral | ProximalNorm
+    norm: Euclidean | Polyhedral | Nuclear
     gap: float
     report: Callable[[str], None]
     metric: Metric | None = None
@@ -99,7 +100,11 @@ class _Solver:
         conditions, y = conditions.priced(scale), y / scale
         least = judged(conditions, norm, d, y, self.stats)  # in case that nothing better comes of it
         try:
-            found = self._in_norm(norm, *_keep_busy(conditions, y, d), d, scale)
+            busy, prices = _keep_busy(conditions, y, d)
+            if isinstance(norm, Polyhedral):
+                found = self._polyhedral(norm, busy, d, prices, scale)
+            else:
+                found = nuclear(busy, self.separate, norm, d, prices, self.gap, scale, self.stats, self.report)
         except NotSolvedError:
             return least
         feasible = found.missed <= max(10 * ROW_TOLERANCE, least.missed)
@@ -146,34 +151,6 @@ class _Solver:
             ray = reason.ray * white.by
             raise Infeasible(conditions, ray / float(ray.max())) from None
         return y, self.metric.unwhiten(rows.rmatvec(y), conditions.rows)
-
-    def _in_norm(
-        self, norm: Polyhedral | ProximalNorm, conditions: Conditions, y: Array, d: Array, scale: float
-    ) -> Solution:
-        """Go on from the Euclidean answer (d, y) to another norm, whose multipliers are smaller by `scale`."""
-        if isinstance(norm, Polyhedral):
-            return self._polyhedral(norm, conditions, d, y, scale)
-
-        def tick() -> None:
-            self.report(f"{conditions.m} rows, {self.stats['newton_steps']} Newton steps")
-
-        step = 30.0 * float(d @ d) / norm.value(d)
-        for _ in range(MAX_ROUNDS):
-            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, tick=tick)
-            self.stats["newton_steps"] += steps
-            self.stats["rounds"] += 1
-            more = self.separate(d, conditions)
-            if more is None:
-                break
-            more = more.priced(scale)
-            conditions, y = conditions.joined(more), np.concatenate([y, np.zeros(more.m)])
-        for looseness in (1.0, 1e-2, 1e-4):  # where rows meet in a narrow corner, less damping gets closer
-            d, y, steps = proximal_points(conditions, norm, d, y, step, self.gap, looseness, tick=tick)
-            self.stats["newton_steps"] += steps
-            solution = finished(conditions, norm, d, y, self.stats)
-            if solution.gap <= self.gap:
-                break
-        return solution
 
     def _polyhedral(self, norm: Polyhedral, conditions: Conditions, d: Array, y: Array, scale: float) -> Solution:
         """Return the answer of an interior point, or of pivots where rounding spoils that."""

@@ -1,8 +1,4 @@
-"""Norms of a weight change, each with what the solver needs: value and dual norm, and where it is not polyhedral more.
-
-Changes are flat float64 vectors d of shape (n,). The nuclear norm has a proximal step and its `curvature(G)`, `G P G^T`
-for rows G, with P the (generalised) derivative of the last proximal step, a diagonal in the singular basis.
-"""
+"""Norms of a weight change, each with its value and dual norm. Changes are flat float64 vectors d of shape (n,)."""
 
 from __future__ import annotations
 
@@ -20,17 +16,6 @@ Array = NDArray[np.float64]
 NAMES = ("l1", "linf", "l2", "mean+max", "nuclear", "drift")
 
 
-class Proximal(Protocol):
-    """The result of a proximal step: the point, and the curvature there."""
-
-    @property
-    def point(self) -> Array:
-        """The point, (n,)."""
-
-    def curvature(self, rows: Rows) -> Array:
-        """Return G P G^T, (m, m)."""
-
-
 class Norm(Protocol):
     """A norm on weight changes, with its dual."""
 
@@ -39,13 +24,6 @@ class Norm(Protocol):
 
     def dual(self, z: Array) -> float:
         """Return the dual norm of z, the largest z.d over norm(d) <= 1."""
-
-
-class ProximalNorm(Norm, Protocol):
-    """A norm with a proximal step; the others need none: a quadratic program and an interior point do without."""
-
-    def prox(self, u: Array, step: float) -> Proximal:
-        """Return argmin_d step * norm(d) + |d - u|^2 / 2."""
 
 
 @dataclass(frozen=True)
@@ -80,33 +58,6 @@ class Euclidean:
 
 
 @dataclass(frozen=True)
-class _LowRank:
-    point: Array
-    left: Array  # (out, out)
-    right: Array  # (inp, inp)
-    symmetric: Array  # (r, r) derivative on the symmetric part, r = min(out, inp)
-    skew: Array
-    rest: Array  # (r,) derivative on what the singular vectors of the shorter side do not span
-
-    def curvature(self, rows: Rows) -> Array:
-        r = len(self.rest)
-        total = np.zeros((rows.m, rows.m))
-        wide = self.right.shape[0] >= self.left.shape[0]
-        turned = rows.rotated(self.left, self.right)  # (m, out, inp)
-        square = turned[:, :r, :r]
-        extra = turned[:, :, r:] if wide else turned[:, r:, :]
-        for part, weight in (
-            (square + square.transpose(0, 2, 1), self.symmetric / 4),
-            (square - square.transpose(0, 2, 1), self.skew / 4),
-        ):
-            flat = part.reshape(rows.m, -1)
-            total += (flat * weight.ravel()) @ flat.T
-        weight = np.broadcast_to(self.rest[:, None] if wide else self.rest[None, :], extra.shape[1:])
-        flat = extra.reshape(rows.m, -1)
-        return total + (flat * weight.ravel()) @ flat.T
-
-
-@dataclass(frozen=True)
 class Nuclear:
     """The sum of the singular values of the change as an (out, inp) matrix: small means a low-rank patch."""
 
@@ -119,23 +70,8 @@ class Nuclear:
     def dual(self, z: Array) -> float:
         return float(np.linalg.norm(z.reshape(self.out, self.inp), 2))
 
-    def prox(self, u: Array, step: float) -> _LowRank:
-        left, size, right_t = np.linalg.svd(u.reshape(self.out, self.inp), full_matrices=True)
-        r = len(size)
-        kept = np.maximum(size - step, 0.0)
-        point = (left[:, :r] * kept) @ right_t[:r]
-        total = size[:, None] + size[None, :]
-        apart = size[:, None] - size[None, :]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slope = (kept[:, None] - kept[None, :]) / apart
-            inside = np.where((size[:, None] > step) & (size[None, :] > step), 1.0, 0.0)
-            symmetric = np.where(np.abs(apart) > 1e-12 * max(size[0], 1e-300), slope, inside)
-            skew = np.where(total > 0, (kept[:, None] + kept[None, :]) / total, 0.0)
-            rest = np.where(size > 0, kept / size, 0.0)
-        return _LowRank(point.ravel(), left, right_t.T, symmetric, skew, rest)
 
-
-def make(name: str, rows: Rows) -> Euclidean | Polyhedral | ProximalNorm:
+def make(name: str, rows: Rows) -> Euclidean | Polyhedral | Nuclear:
     """Return the norm called `name` for changes of the size of `rows`.
 
     Raises:

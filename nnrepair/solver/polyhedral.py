@@ -11,17 +11,11 @@ import scipy.linalg
 
 from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions, Separate
 from nnrepair.solver.interior import Interior
+from nnrepair.solver.levels import better, by_levels
 from nnrepair.solver.norms import Array, Polyhedral
 from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.simplex import pivoted, suits
 from nnrepair.solver.solution import Solution, finished
-
-#: Gaps at which further rows are looked for, before the last one.
-LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
-#: New rows of one round, where fewer are in use.
-FEW = 700
-#: Rounds of new rows after the gap was closed.
-MAX_ROUNDS = 200
 
 
 def polyhedral(
@@ -50,76 +44,34 @@ def polyhedral(
         NotSolvedError: rounds ran out, or the numbers gave out.
     """
     unit = size_of(conditions.need)  # numbers of the size of one
-    conditions = replace(conditions, need=conditions.need / unit)
-    program = Interior(conditions, norm, d / unit, y / max(1e-300, norm.dual(conditions.rows.rmatvec(y))))
-    last = gap / 100
+    given = replace(conditions, need=conditions.need / unit)
+    program = Vertices(given, norm, d / unit, y / max(1e-300, norm.dual(conditions.rows.rmatvec(y))))
+    pivots = suits(conditions)
 
-    def tick() -> None:
-        report(f"{program.conditions.m} rows, gap {program.gap:.0e}")
-
-    pivots = suits(conditions)  # where rows come to outnumber weights
-    levels = [*(level for level in LEVELS if level > 10 * last), *[last] * MAX_ROUNDS]
-    for level in levels:
+    def instead(using: Conditions, more: Conditions) -> Solution | None:
+        """Pivot, once, where rows come to outnumber weights; return None where rounding spoils it."""
+        nonlocal pivots
+        if not pivots or using.m + more.m <= using.rows.n:
+            return None
+        pivots = False
         try:
-            steps = program.run(level, max(1e-2 * level, ROW_TOLERANCE), tick)
+            found = pivoted(using, separate, norm, scale, stats, report)
         except NotSolvedError:
-            if not program.gap <= 1e2 * gap:
-                raise
-            level, steps = last, 0
-        stats["newton_steps"] += steps
-        stats["rounds"] += 1
-        solution = _tidied(program, stats) if level == last else None
-        more = separate((program.at.d if solution is None else solution.d) * unit, program.conditions)
-        if more is not None:
-            if pivots and program.conditions.m + more.m > conditions.rows.n:
-                pivots = False
-                using = replace(program.conditions, need=program.conditions.need * unit)
-                found = _pivoted(using, separate, norm, gap, scale, stats, report)
-                if found is not None:
-                    return found
-            more = replace(more.priced(scale), need=more.need / unit)
-            program.join(worst(more, program.at.d if solution is None else solution.d, max(FEW, program.conditions.m)))
-        elif solution is not None:
-            given = replace(solution.conditions, need=solution.conditions.need * unit)
-            sizes = solution.d * unit, solution.y, solution.objective * unit, solution.lower_bound * unit
-            return Solution(*sizes, given, stats)
-    raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
+            return None
+        return found if found.gap <= gap and found.missed <= ROW_TOLERANCE else None
+
+    return by_levels(program, separate, unit, gap, scale, stats, report, instead)
 
 
-def _pivoted(
-    using: Conditions,
-    separate: Separate,
-    norm: Polyhedral,
-    gap: float,
-    scale: float,
-    stats: dict[str, Any],
-    report: Callable[[str], None],
-) -> Solution | None:
-    """Return the smallest change by pivots, or None where rounding spoils them: an interior point comes nearer."""
-    try:
-        found = pivoted(using, separate, norm, scale, stats, report)
-    except NotSolvedError:
-        return None
-    return found if found.gap <= gap and found.missed <= ROW_TOLERANCE else None
+class Vertices(Interior):
+    """The interior point, and the vertex that it is near, which has exact zeros and caps."""
 
-
-def worst(more: Conditions, d: Array, most: int) -> Conditions:
-    """Return the rows that d misses by most: what the others ask for is often settled with them."""
-    if more.m <= most:
-        return more
-    return more.take(np.sort(np.argsort(more.rows.matvec(d) - more.need)[:most]))
-
-
-def _tidied(program: Interior, stats: dict[str, Any]) -> Solution:
-    """Return the point, or where it is no worse the vertex that it is near, which has exact zeros and caps."""
-    at, conditions, norm = program.at, program.conditions, program.norm
-    plain = finished(conditions, norm, at.d, at.y, stats)
-    vertex = _vertex(program)
-    if vertex is None:
-        return plain
-    tidy = finished(conditions, norm, vertex, at.y, stats)
-    worse = tidy.objective > plain.objective + 1e-8 * abs(plain.objective)
-    return plain if worse or tidy.missed > max(plain.missed, ROW_TOLERANCE) else tidy
+    def tidied(self, stats: dict[str, Any]) -> Solution:
+        """Return the point, or where it is no worse the vertex."""
+        at, conditions, norm = self.at, self.conditions, self.norm
+        plain = finished(conditions, norm, at.d, at.y, stats)
+        vertex = _vertex(self)
+        return plain if vertex is None else better(finished(conditions, norm, vertex, at.y, stats), plain)
 
 
 def _vertex(program: Interior) -> Array | None:

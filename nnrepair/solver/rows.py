@@ -98,17 +98,21 @@ class Factored:
             total += flat @ flat.T
         return total
 
+    def distinct(self) -> Factored:
+        """Return the same rows with each point once, however often rows of it joined."""
+        number: dict[bytes, int] = {}
+        same = np.array([number.setdefault(one.tobytes(), len(number)) for one in self.inputs], np.int64)
+        first = np.empty(len(number), np.int64)
+        first[same[::-1]] = np.arange(len(same))[::-1]
+        return Factored(self.delta, same[self.point], self.inputs[first])
+
     @cached_property
     def _by_point(self) -> tuple[Index, Array, Array, Index]:
         """Return the rows' order by point, their delta so ordered, the points, and where the rows of each begin."""
-        number: dict[bytes, int] = {}
-        same = np.array([number.setdefault(one.tobytes(), len(number)) for one in self.inputs])
-        points = np.empty(len(number), np.int64)
-        points[same] = np.arange(len(same))
-        point = same[self.point]
-        order = np.argsort(point, kind="stable")
-        start = np.searchsorted(point[order], np.arange(len(number) + 1))
-        return order, np.ascontiguousarray(self.delta[order, 0].T), self.inputs[points, 0], start
+        distinct = self.distinct()
+        order = np.argsort(distinct.point, kind="stable")
+        start = np.searchsorted(distinct.point[order], np.arange(len(distinct.inputs) + 1))
+        return order, np.ascontiguousarray(self.delta[order, 0].T), distinct.inputs[:, 0], start
 
     def weighed(self, weight: Array) -> Array:
         weight = weight.reshape(self.out, self.inp)
@@ -135,6 +139,17 @@ class Factored:
         back = np.empty_like(order)
         back[order] = np.arange(self.m)
         return np.asarray(whole[np.ix_(back, back)])
+
+    def between(self, left: Array, across: Array, right: Array) -> Array:
+        """Return (m, m): <A, left B right + across B^T across> / 2 of rows as matrices; left, right symmetric."""
+        if self.delta.shape[1] > 1:
+            rows = self.dense(slice(None))
+            moved = left @ rows @ right + across @ rows.transpose(0, 2, 1) @ across
+            return np.asarray(rows.reshape(self.m, -1) @ moved.reshape(self.m, -1).T) / 2
+        delta, inputs = self.delta[:, 0], self.inputs[:, 0]
+        mixed = (delta @ across @ inputs.T)[:, self.point]
+        same = (inputs @ right @ inputs.T)[np.ix_(self.point, self.point)]
+        return np.asarray((delta @ left @ delta.T) * same + mixed * mixed.T) / 2
 
     def normal(self, weight: Array) -> Array:
         if self.delta.shape[1] > 1:
@@ -344,12 +359,6 @@ class Rows:
     def narrowed(self) -> Rows:
         """Return the rows without weights that none of them reaches, as far as that is cheap: same Gram matrix."""
         return Rows(tuple(b.narrowed() if isinstance(b, Factored) else b for b in self.blocks))
-
-    def rotated(self, left: Array, right: Array) -> Array:
-        """Return (m, out, inp): every row as a matrix, in the bases `left` and `right`."""
-        block = self.blocks[0]
-        assert isinstance(block, Factored) and len(self.blocks) == 1
-        return Factored(block.delta @ left, block.point, block.inputs @ right).dense(slice(None))
 
     def take(self, which: Index) -> Rows:
         """Return the chosen rows."""
