@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,7 @@ def _many(conditions: Conditions, size: float | None, rough: bool, tick: Callabl
     rows, need = conditions.rows, conditions.need
     scale = size_of(need) if size is None else size
     one = np.ones(rows.n)
+    gram = cache(rows.gram)
 
     def contradict(y: Array) -> bool:
         tick()
@@ -82,7 +84,7 @@ def _many(conditions: Conditions, size: float | None, rough: bool, tick: Callabl
 
     y = interior(
         lambda x: rows.matvec(rows.rmatvec(x)),
-        lambda slack: System(rows, one, slack).solve,
+        lambda slack: System(rows, one, slack, lambda: gram().copy()).solve,
         need,
         conditions.cap,
         ended=contradict,

@@ -52,16 +52,17 @@ class System:
         rows: G, (m, n).
         weight: (n,) positive.
         slack: (m,) positive.
+        gram: returns G diag(weight) G^T as an array that may be changed, where that is known.
 
     Raises:
         NotSolvedError: the matrix cannot be factorised in float64.
     """
 
-    def __init__(self, rows: Rows, weight: Array, slack: Array) -> None:
+    def __init__(self, rows: Rows, weight: Array, slack: Array, gram: Callable[[], Array] | None = None) -> None:
         self.rows, self.weight, self.slack = rows, weight, slack
         self.over_weights = rows.m > max(FEW, 5 * rows.n // 4)
         if not self.over_weights:
-            self.factor = cholesky(rows.weighed(weight), slack)
+            self.factor = cholesky(rows.weighed(weight) if gram is None else gram(), slack)
             return
         order = np.argsort(slack)[: rows.n]
         self.tight = order[slack[order] < TIGHT * float(weight.max())]

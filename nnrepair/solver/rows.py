@@ -22,6 +22,8 @@ Index = NDArray[np.int64]
 
 #: Entries of a temporary array; larger work is done in chunks.
 CHUNK = 8_000_000
+#: What a turn of a loop costs, in multiplications.
+TURN = 2e6
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ class Factored:
         start = np.searchsorted(distinct.point[order], np.arange(len(distinct.inputs) + 1))
         return order, np.ascontiguousarray(self.delta[order, 0].T), distinct.inputs[:, 0], start
 
+    @cached_property
+    def _reached(self) -> list[Index]:
+        """Return per output the rows that reach it."""
+        return [np.flatnonzero(delta) for delta in self.delta[:, 0].T]
+
     def weighed(self, weight: Array) -> Array:
         weight = weight.reshape(self.out, self.inp)
         total = np.zeros((self.m, self.m))
@@ -124,6 +131,12 @@ class Factored:
                 outputs = slice(start, start + step)
                 flat = (self.dense(outputs) * root[outputs]).reshape(self.m, -1)
                 total += flat @ flat.T
+            return total
+        points = len(self._by_point[2])
+        if sum(len(rows) ** 2 for rows in self._reached) * self.inp < points**2 * self.n / 2 + TURN * points:
+            for rows, delta, root in zip(self._reached, self.delta[:, 0].T, np.sqrt(weight), strict=True):
+                flat = self.inputs[self.point[rows], 0] * delta[rows, None] * root
+                total[np.ix_(rows, rows)] += flat @ flat.T
             return total
         # Rows of one point share the products of its inputs with those of the points that follow.
         order, delta, inputs, starts = self._by_point
