@@ -28,13 +28,13 @@ class Comparison:
         file: the benchmark's own.
         results: where rows are stored.
         about: what the figures are.
-        limit: CPU seconds after which a case is given up.
+        limit: CPU seconds after which a case is given up here, and in the other checkout.
     """
 
     file: Path
     results: Path
     about: str
-    limit: int
+    limit: tuple[int, int]
 
     def main(self, cases: Callable[[], Iterable[dict[str, Any]]], case: Callable[..., dict[str, Any]]) -> None:
         """Run the case of the command line, or all cases, here and in another checkout where one is named."""
@@ -59,8 +59,8 @@ class Comparison:
                 continue
             row = one | {"commit": commit}
             if against is not None:
-                row["there"] = self._in(against, one)
-            row["here"] = self._in(measure.ROOT, one)
+                row["there"] = self._in(against, one, self.limit[1])
+            row["here"] = self._in(measure.ROOT, one, self.limit[0])
             if against is not None:
                 times = [row[where].get("cpu_seconds") for where in ("there", "here")]
                 row["ratio"] = times[0] / times[1] if all(times) else None
@@ -68,7 +68,7 @@ class Comparison:
             print(json.dumps(row), flush=True)
             measure.save(self.results, rows, self.about)
 
-    def _in(self, checkout: Path, one: dict[str, Any]) -> dict[str, Any]:
+    def _in(self, checkout: Path, one: dict[str, Any], limit: int) -> dict[str, Any]:
         """Run this benchmark's case with the package of a checkout."""
         code = (
             "import json, resource, runpy, sys, torch; limit, file, case = json.loads(sys.argv[1]); "
@@ -76,11 +76,10 @@ class Comparison:
             "print(json.dumps(runpy.run_path(file, run_name='case')['case'](**case)))"
         )
         environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", code, json.dumps([self.limit, str(self.file.resolve()), one])]
+        command = [sys.executable, "-c", code, json.dumps([limit, str(self.file.resolve()), one])]
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            limit = done.returncode < 0
-            why = f"not finished in {self.limit} CPU s" if limit else f"failed: {done.stderr.strip()[-200:]}"
+            why = f"not finished in {limit} CPU s" if done.returncode < 0 else f"failed: {done.stderr.strip()[-200:]}"
             return {"status": why}
         answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return answer

@@ -102,4 +102,6 @@ if __name__ == "__main__":
     from benchmarks.engine.against import Comparison  # other checkouts may lack it
 
     about = "misread digits in fog, seed 1, 10 000 clean digits kept; CPU seconds of fix, here and in another checkout"
-    Comparison(Path(__file__), Path(__file__).parent / "results" / "hidden.json", about, limit=90).main(cases, case)
+    Comparison(Path(__file__), Path(__file__).parent / "results" / "hidden.json", about, limit=(90, 90)).main(
+        cases, case
+    )

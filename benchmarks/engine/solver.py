@@ -102,4 +102,6 @@ if __name__ == "__main__":
     from benchmarks.engine.against import Comparison  # other checkouts may lack it
 
     about = "first N fog digits, margin 0.05; CPU seconds of rows, solver and conflict, here and in another checkout"
-    Comparison(Path(__file__), Path(__file__).parent / "results" / "solver.json", about, limit=45).main(cases, case)
+    Comparison(Path(__file__), Path(__file__).parent / "results" / "solver.json", about, limit=(120, 20)).main(
+        cases, case
+    )

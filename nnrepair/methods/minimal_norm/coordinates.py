@@ -58,7 +58,9 @@ class Part:
 
     @property
     def size(self) -> int:
-        """The number of coordinates."""
+        """The number of coordinates: entries that may not change have none."""
+        if self._moving is not None:
+            return len(self._moving)
         return self.group.head.size if self.basis is None else self.group.head.out * len(self.basis)
 
     def change(self, x: Tensor) -> dict[str, Tensor]:
@@ -67,8 +69,8 @@ class Part:
             x = (x.reshape(self.group.head.out, -1) @ self._directions).flatten()
         elif self.inverse is not None:
             x = x * self.inverse
-        if self.scale is not None and self.scale.ndim == 1:
-            x = x * self.scale
+        if self.scale is not None and self._moving is not None:
+            x = torch.zeros_like(self.scale).index_put((self._moving,), x * self.scale[self._moving])
         elif self.scale is not None:
             x = (self.scale @ x.reshape(len(self.scale), -1)).flatten()
         if self.limit is not None:
@@ -80,8 +82,8 @@ class Part:
         x = torch.from_numpy(self.group.flat(dict(change))).to(self.like)
         if self.limit is not None:
             x = self.limit * torch.atanh((x / self.limit).clamp(-NEARLY, NEARLY))
-        if self.scale is not None and self.scale.ndim == 1:
-            x = torch.where(self.scale > 0, x / self.scale, 0.0)
+        if self.scale is not None and self._moving is not None:
+            return x[self._moving] / self.scale[self._moving]
         elif self.scale is not None:
             x = torch.linalg.solve(self.scale, x.reshape(len(self.scale), -1)).flatten()
         if self.factor is not None:
@@ -108,6 +110,11 @@ class Part:
         """(r, inp) what coordinates of a map, as a matrix, are multiplied by."""
         matrix = self.inverse if self.inverse is not None and self.inverse.ndim == 2 else None
         return matrix if self.basis is None else self.basis if matrix is None else self.basis @ matrix
+
+    @cached_property
+    def _moving(self) -> Tensor | None:
+        """(k,) which entries may change, where each has a scale."""
+        return None if self.scale is None or self.scale.ndim > 1 else torch.nonzero(self.scale).flatten()
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.reshape(self.group.head.out, -1)

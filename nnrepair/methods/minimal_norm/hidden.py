@@ -30,8 +30,9 @@ PATIENCE = 6
 LEAKS = (0.3, 0.1, 0.03, 0.01)
 #: What is noted of a repair that is given up for its side effects.
 GIVEN_UP = "given up: outputs to keep moved further than by another repair, with conditions still missed."
-#: Rounds of each try for a smaller change in a norm that is not Euclidean.
-ROUNDS = 4
+#: Rounds of each try for a smaller change in a norm that is not Euclidean, and how many evaluations all tries take at
+#: most, as a share of those that the repair took.
+ROUNDS, WORK = 4, 2.0
 
 
 @dataclass
@@ -112,13 +113,16 @@ class HiddenRepair:
         elif not met:
             self.notes.append("stopped: no round lowers what is missed, which does not show that none could.")
 
-    def _rounds(self, state: Lagrangian, most: int, found: bool = False) -> tuple[Lagrangian, bool]:
+    def _rounds(
+        self, state: Lagrangian, most: int, found: bool = False, evaluations: float = np.inf
+    ) -> tuple[Lagrangian, bool]:
         """Return the state after rounds until everything is met, and whether it is.
 
         Args:
             state: to go on from.
             most: rounds.
             found: whether `change` is a repair already, so that only another repair may replace it.
+            evaluations: no further round begins after so many.
         """
         last = least = np.inf
         patience = PATIENCE
@@ -146,7 +150,7 @@ class HiddenRepair:
             )
             patience = PATIENCE if worst < 0.9 * least else patience - 1
             self._too_far = not met and looks[-1].moved > self.bound
-            if met or patience == 0 or self._too_far:
+            if met or patience == 0 or self._too_far or state.evaluations > evaluations:
                 return state, met
             state.charge(missed)
             state.penalty *= GROWTH if used > ENOUGH * last else 1.0
@@ -181,10 +185,12 @@ class HiddenRepair:
     def _shrink(self, state: Lagrangian) -> None:
         """From a repair that is small in the Euclidean norm, go on to smaller ones in the norm that was asked for."""
         start = least = self._size(self.change)
-        best = self.change
+        best, enough = self.change, (1 + WORK) * state.evaluations
         for turn in range(TRIES[self.norm]):
+            if state.evaluations > enough:
+                break
             coordinates = next_coordinates(self.norm, state.coordinates, best, turn)
-            state, met = self._rounds(state.turned(coordinates, best), ROUNDS, found=True)
+            state, met = self._rounds(state.turned(coordinates, best), ROUNDS, True, enough)
             if not met:
                 break
             if (size := self._size(self.change)) < least:

@@ -1,8 +1,8 @@
 """From a change that is small in the Euclidean norm towards one that is small in another: coordinates to go on in.
 
 The l1 and nuclear norms by reweighted least squares (Daubechies et al. 2010; Mohan & Fazel 2012): entries, or singular
-values, are measured relative to their present size, so that small ones become smaller still; l1 then drops those that
-have become negligible. The largest entry by a limit that no entry can pass.
+values, are measured relative to their present size, so that small ones become smaller still; l1 drops those that
+are negligible. The largest entry by a limit that no entry can pass.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from nnrepair.methods.minimal_norm.coordinates import Coordinates, Part
 
 #: How many times to go on. The other norms are Euclidean.
-TRIES = {"l1": 6, "nuclear": 4, "linf": 3, "mean+max": 3}
-#: Entries below this share of the largest are dropped, from the second time on.
+TRIES = {"l1": 4, "nuclear": 4, "linf": 3, "mean+max": 3}
+#: Entries below this share of the largest are dropped.
 DROPPED = 0.03
 #: By how much sizes that are added to present ones, so that zero can change again, fall each time.
 SHARPENING = 10.0
@@ -41,8 +41,7 @@ def next_coordinates(norm: str, coordinates: Coordinates, change: dict[str, Tens
     if norm == "nuclear":
         pairs = zip(coordinates.parts, flat, strict=True)
         return Coordinates([_with(p, _root_of_size(d.reshape(p.group.head.out, -1), blur)) for p, d in pairs])
-    smallest = DROPPED * largest if turn else -1.0
-    scales = [torch.where(d.abs() > smallest, (d.abs() + blur * largest).sqrt(), 0.0) for d in flat]
+    scales = [torch.where(d.abs() > DROPPED * largest, (d.abs() + blur * largest).sqrt(), 0.0) for d in flat]
     return Coordinates([_with(p, s) for p, s in zip(coordinates.parts, scales, strict=True)])
 
 
