@@ -13,9 +13,10 @@ from reference.min_norm import minimum
 
 from nnrepair.errors import InvalidInput
 from nnrepair.solver import minnorm, norms
+from nnrepair.solver.metric import Metric
 from nnrepair.solver.minnorm import Conditions, Infeasible
 from nnrepair.solver.norms import NAMES
-from nnrepair.solver.rows import Dense, Factored, Metric, Rows
+from nnrepair.solver.rows import Dense, Factored, Rows
 
 quick = settings(deadline=None, derandomize=True, max_examples=10)
 PLAIN = [name for name in NAMES if name != "drift"]  # "drift" is "l2" in other coordinates

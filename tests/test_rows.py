@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnrepair.solver.rows import Dense, Factored, Metric, Rows
+from nnrepair.solver.metric import Metric
+from nnrepair.solver.rows import Dense, Factored, Rows
 
 quick = settings(deadline=None, derandomize=True, max_examples=30)
 

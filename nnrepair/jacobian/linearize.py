@@ -25,7 +25,8 @@ from nnrepair.jacobian.keys import Keys, spread
 from nnrepair.jacobian.moments import RIDGE, root, second_moments
 from nnrepair.jacobian.tangents import gradients, moved_outputs
 from nnrepair.jacobian.taps import TappedModel, numpy
-from nnrepair.solver.rows import Array, Factored, Metric, Rows
+from nnrepair.solver.metric import Metric
+from nnrepair.solver.rows import Array, Factored, Rows
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.inputs import AnyInputs, batches, independent
 from nnrepair.spec.kinds import Kind, Regression

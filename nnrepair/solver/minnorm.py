@@ -27,11 +27,11 @@ from nnrepair.solver.conditions import Infeasible as Infeasible
 from nnrepair.solver.conditions import Separate as Separate
 from nnrepair.solver.euclidean import euclidean as euclidean
 from nnrepair.solver.levels import worst
+from nnrepair.solver.metric import Metric
 from nnrepair.solver.norms import Array, Euclidean, Nuclear, Polyhedral
 from nnrepair.solver.polyhedral import polyhedral
 from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.quadratic import nnqp as nnqp
-from nnrepair.solver.rows import Metric
 from nnrepair.solver.simplex import pivoted, suits
 from nnrepair.solver.solution import Solution as Solution
 from nnrepair.solver.solution import judged, price

@@ -304,13 +304,14 @@ class Rows:
         block = self.blocks[0]
         return (block.out, block.inp) if len(self.blocks) == 1 and isinstance(block, Factored) else None
 
-    def _split(self, d: Array) -> list[Array]:
+    def split(self, d: Array) -> list[Array]:
+        """Return the parts of a flat vector (n,) that belong to the blocks."""
         return np.split(d, np.cumsum([b.n for b in self.blocks])[:-1])
 
     def matvec(self, d: Array) -> Array:
         """Return G d, (m,)."""
         total = np.zeros(self.m)
-        for block, part in zip(self.blocks, self._split(d), strict=True):
+        for block, part in zip(self.blocks, self.split(d), strict=True):
             total += block.matvec(part)
         return total
 
@@ -336,7 +337,7 @@ class Rows:
     def weighed(self, weight: Array) -> Array:
         """Return G diag(weight) G^T, (m, m), for weights (n,) >= 0."""
         total = np.zeros((self.m, self.m))
-        for block, part in zip(self.blocks, self._split(weight), strict=True):
+        for block, part in zip(self.blocks, self.split(weight), strict=True):
             total += block.weighed(part)
         return total
 
@@ -402,51 +403,3 @@ def _lengths(x: Array) -> Array:
     largest = np.abs(x).max(1, initial=0.0)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(largest * np.linalg.norm(x / np.where(largest > 0, largest, 1.0)[:, None], axis=1))
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Coordinates in which the Euclidean norm measures drift: per block a Cholesky factor or a diagonal.
-
-    For a linear map, |Delta|^2 = trace(Delta C Delta^T) with C = L L^T the second moment of its inputs: the expected
-    squared change of the map's output, in its units (what ROME and MEMIT minimise). For other parameters, the Fisher
-    information's diagonal: twice the nats by which what is decided moves, or for plain numbers the expected squared
-    change of the network's outputs, both to second order and one parameter at a time.
-    """
-
-    factors: Sequence[Array]
-
-    def whiten(self, rows: Rows) -> Rows:
-        """Return the rows in coordinates where drift is the Euclidean norm."""
-        blocks: list[Block] = []
-        for block, factor in zip(rows.blocks, self.factors, strict=True):
-            if isinstance(block, Factored):
-                flat = block.inputs.reshape(-1, block.inp)
-                solved = scipy.linalg.solve_triangular(factor, flat.T, lower=True, check_finite=False).T
-                blocks.append(
-                    Factored(block.delta, block.point, np.ascontiguousarray(solved).reshape(block.inputs.shape))
-                )
-            else:
-                blocks.append(Dense(block.rows / factor))
-        return Rows(tuple(blocks))
-
-    def unwhiten(self, d: Array, rows: Rows) -> Array:
-        """Return the change of weights that has coordinates d."""
-        parts = []
-        for block, part, factor in zip(rows.blocks, rows._split(d), self.factors, strict=True):
-            if isinstance(block, Factored):
-                matrix = part.reshape(block.out, block.inp)
-                parts.append(scipy.linalg.solve_triangular(factor, matrix.T, lower=True, trans="T").T.ravel())
-            else:
-                parts.append(part / factor)
-        return np.concatenate(parts)
-
-    def coordinates(self, change: Array, rows: Rows) -> Array:
-        """Return the coordinates of a change of weights, the inverse of `unwhiten`."""
-        parts = []
-        for block, part, factor in zip(rows.blocks, rows._split(change), self.factors, strict=True):
-            if isinstance(block, Factored):
-                parts.append((part.reshape(block.out, block.inp) @ factor).ravel())
-            else:
-                parts.append(part * factor)
-        return np.concatenate(parts)

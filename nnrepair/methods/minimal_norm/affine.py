@@ -22,8 +22,9 @@ from nnrepair.methods.minimal_norm.budget import Budget
 from nnrepair.methods.minimal_norm.demands import Demand
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import norms
+from nnrepair.solver.metric import Metric
 from nnrepair.solver.minnorm import ROW_TOLERANCE, Conditions, Solution, solve
-from nnrepair.solver.rows import Array, Metric
+from nnrepair.solver.rows import Array
 from nnrepair.spec.criteria import Argmax, Threshold, flat
 from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.problem import Problem

@@ -23,8 +23,8 @@ from nnrepair.methods.minimal_norm.own.functions import Own, norm_of
 from nnrepair.methods.minimal_norm.own.repair import OwnRepair
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import minnorm
+from nnrepair.solver.metric import Metric
 from nnrepair.solver.quadratic import NotSolvedError
-from nnrepair.solver.rows import Metric
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import AnyInputs, independent, to_like
 from nnrepair.spec.network import copied

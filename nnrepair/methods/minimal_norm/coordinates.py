@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from nnrepair.jacobian.factors import Group
-from nnrepair.solver.rows import Array, Metric
+from nnrepair.solver.metric import Metric
+from nnrepair.solver.rows import Array
 
 #: Directions of keys that are shorter than this share of the longest key are taken for rounding.
 NEGLIGIBLE = 1e-6
@@ -30,7 +31,7 @@ class Part:
     Attributes:
         group: whose changes these are: a map's (out, inp), or a plain parameter's (n,).
         like: a tensor of the coordinates' dtype and device.
-        factor: of the metric, see `rows.Metric`: (inp, inp), or (n,) on a diagonal; None where changes are measured as
+        factor: of the metric, see `Metric`: (inp, inp), or (n,) on a diagonal; None where changes are measured as
             they are.
         inverse: of the factor.
         basis: (r, inp) orthonormal directions; None for all.

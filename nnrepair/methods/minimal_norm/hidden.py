@@ -17,8 +17,8 @@ from nnrepair.methods.minimal_norm.demands import Demand, aims_of
 from nnrepair.methods.minimal_norm.lagrangian import Lagrangian
 from nnrepair.methods.minimal_norm.smaller import TRIES, next_coordinates
 from nnrepair.methods.minimal_norm.trial import Trial
+from nnrepair.solver.metric import Metric
 from nnrepair.solver.norms import make
-from nnrepair.solver.rows import Metric
 
 #: Rounds aim at this many times an edit's margin, so that they do not approach it for ever.
 AIM = 1.1

@@ -12,7 +12,8 @@ from nnrepair import provenance
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.extras import needed
 from nnrepair.jacobian.factors import Group
-from nnrepair.solver.rows import Array, Metric
+from nnrepair.solver.metric import Metric
+from nnrepair.solver.rows import Array
 
 #: From the change of each parameter, by name, to a convex cvxpy expression, or to a list of cvxpy constraints.
 Own = Callable[[Mapping[str, Any]], Any]
