@@ -27,8 +27,10 @@ from nnrepair.solver.rows import Array
 PENALTY = 10.0
 #: By how much the penalty grows where the worst miss did not fall to this share of what it was.
 GROWTH, ENOUGH = 4.0, 0.3
-#: Steps of L-BFGS in a round, how many of them it remembers, and at which relative decrease it stops.
-STEPS, MEMORY, DECREASE = 200, 10, 1e-5
+#: Steps of L-BFGS in a round, and how many of them it remembers.
+STEPS, MEMORY = 200, 10
+#: At which relative decrease the first rounds stop, and all further ones; L-BFGS takes values below one for one.
+DECREASES, LARGE = (1e-3, 1e-3, 1e-4), 1e6
 #: Locality points that join in a round, the worst first; and which share of what edits need a point must miss to join
 #: although it has what it must have.
 JOINING, SLIGHT = 500, 1e-2
@@ -54,6 +56,7 @@ class Lagrangian:
         penalty: of what is missed.
         check: called before every evaluation; raises when there is no time left.
         evaluations: of the network on the points in use.
+        rounds: how many there were.
         near: where the Lagrangian was computed last, with its gradient there.
     """
 
@@ -66,6 +69,7 @@ class Lagrangian:
     penalty: float
     check: Callable[[], None]
     evaluations: int = 0
+    rounds: int = 0
     near: deque[tuple[Array, Array]] = field(default_factory=lambda: deque(maxlen=NEAR))
 
     @classmethod
@@ -95,9 +99,19 @@ class Lagrangian:
         """Move x to where the Lagrangian is least, as far as a round goes."""
         from scipy.optimize import minimize  # half a second to load, which only hidden layers need
 
-        options = {"maxcor": MEMORY, "maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": DECREASE, "gtol": 0.0}
+        decrease = DECREASES[min(self.rounds, len(DECREASES) - 1)]
+        options = {"maxcor": MEMORY, "maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": decrease, "gtol": 0.0}
         self.near.clear()
-        self.x = minimize(self._at, self.x, jac=True, method="L-BFGS-B", options=options).x
+        unit = 0.0
+
+        def large(x: Array) -> tuple[float, Array]:
+            nonlocal unit
+            value, slope = self._at(x)
+            unit = unit or LARGE / max(abs(value), 1e-300)
+            return min(value * unit, 1e300), slope * unit
+
+        self.x = minimize(large, self.x, jac=True, method="L-BFGS-B", options=options).x
+        self.rounds += 1
 
     def optimality(self, missed: Sequence[Tensor]) -> dict[str, float]:
         """Return how far a round's end is from satisfying the conditions of Karush, Kuhn and Tucker.
