@@ -93,6 +93,26 @@ def test_outputs_that_need_units_that_are_off(outputs: int) -> None:
     assert result.outcome.status == "repaired"
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_units_of_a_layers_input_do_not_matter(norm: Any) -> None:
+    """A layer whose inputs are larger by a power of two and whose weights are smaller by it is repaired alike."""
+    sizes = []
+    for unit in (2.0**-10, 1.0, 2.0**10):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 40, bias=False), nn.ReLU(), nn.Linear(40, 4))
+        model = model.double()
+        with torch.no_grad():
+            model[0].weight *= unit
+            model[0].bias *= unit
+            model[2].weight /= unit
+        x, kept = randn(6, 20, seed=1).double(), randn(300, 20, seed=2).double()
+        edits = Edits(x, labelled(model, x, 1))
+        result = nnrepair.fix(model, edits, LocalitySet(kept), method=MinimalNorm("2", norm))
+        assert result.outcome.status == "repaired"
+        sizes.append(unit * float((result.model[2].weight - model[2].weight).detach().norm()))
+    assert sizes == pytest.approx([sizes[1]] * 3, rel=1e-6)
+
+
 @pytest.mark.parametrize("norm", ["l1", "linf", "mean+max", "nuclear"])
 def test_other_norms_are_smaller_than_in_the_euclidean_repair(norm: Any) -> None:
     model, x = mlp(20, 30, 30, 4), randn(5, 20, seed=1)

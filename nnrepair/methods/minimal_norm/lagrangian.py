@@ -29,7 +29,8 @@ PENALTY = 10.0
 GROWTH, ENOUGH = 4.0, 0.3
 #: Steps of L-BFGS in a round, and how many of them it remembers.
 STEPS, MEMORY = 200, 10
-#: At which relative decrease the first rounds stop, and all further ones; L-BFGS takes values below one for one.
+#: At which relative decrease the first rounds stop, and all further ones. To L-BFGS a value below one is one, and its
+#: first step is as long as one: it sees large values, and steps in units of what the first slope promises.
 DECREASES, LARGE = (1e-3, 1e-3, 1e-4), 1e6
 #: Locality points that join in a round, the worst first; and which share of what edits need a point must miss to join
 #: although it has what it must have.
@@ -102,15 +103,16 @@ class Lagrangian:
         decrease = DECREASES[min(self.rounds, len(DECREASES) - 1)]
         options = {"maxcor": MEMORY, "maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": decrease, "gtol": 0.0}
         self.near.clear()
-        unit = 0.0
+        value, slope = self._at(self.x)
+        length = abs(value) / float(np.linalg.norm(slope)) if slope.any() and value else 1.0
+        unit = LARGE / abs(value) if value else 1.0
 
         def large(x: Array) -> tuple[float, Array]:
-            nonlocal unit
-            value, slope = self._at(x)
-            unit = unit or LARGE / max(abs(value), 1e-300)
-            return min(value * unit, 1e300), slope * unit
+            value, slope = self._at(length * x)
+            return min(unit * value, 1e300), unit * length * slope
 
-        self.x = minimize(large, self.x, jac=True, method="L-BFGS-B", options=options).x
+        found = minimize(large, self.x / length, jac=True, method="L-BFGS-B", options=options).x
+        self.x = length * found
         self.rounds += 1
 
     def optimality(self, missed: Sequence[Tensor]) -> dict[str, float]:
