@@ -60,8 +60,8 @@ def solve(
         norm: what "small" means.
         gap: the relative distance from the minimum at which to stop.
         report: called with a line of progress before each factorisation; what it raises ends the work.
-        metric: coordinates in which to look for the first rows, for a polyhedral norm; the weights' own
-            where it is not given. It does not change the answer.
+        metric: coordinates in which to look for the first rows; the weights' own where it is not given. It does not
+            change the answer.
 
     Returns:
         The change, with a gap that is larger than asked for where the numbers gave out on the way.
@@ -94,6 +94,9 @@ class _Solver:
     def solve(self, first: Conditions) -> Solution:
         conditions, d, y = self._euclidean(first)
         norm = self.norm
+        if isinstance(norm, Euclidean) and self.metric is not None:
+            self.metric = None
+            conditions, d, y = self._euclidean(_keep_busy(conditions, y, d)[0])
         if isinstance(norm, Euclidean) or not d.any():
             return _euclidean_solution(conditions, d, y, self.stats)
         scale = norm.dual(d)

@@ -102,7 +102,7 @@ class ExactRepair:
         Where many points must stay, the change that moves their outputs least misses few of them.
         """
         kept = [k for k in which if k > 0]
-        if norm in ("l2", "drift", "nuclear") or not kept or np.isfinite(self._caps).any():
+        if norm in ("drift", "nuclear") or not kept or np.isfinite(self._caps).any():
             return None
         return self.line.metric(self.demands[kept[0]].inputs)
 
