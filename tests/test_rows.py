@@ -119,6 +119,11 @@ def test_between_is_how_rows_meet_as_matrices(positions: int) -> None:
     np.testing.assert_allclose(block.between(left, across, right), np.einsum("iab,jab->ij", A, moved) / 2, atol=1e-12)
 
 
+def test_rows_that_nothing_reaches_are_zero() -> None:
+    block = Factored(np.ones((2, 3, 2)), np.zeros(2, int), np.zeros((1, 3, 4)))
+    np.testing.assert_array_equal(Rows((block,)).narrowed().gram(), np.zeros((2, 2)))
+
+
 def test_points_that_joined_twice_are_one() -> None:
     block = factored(1, positions=1)
     twice = block.joined(block).distinct()

@@ -82,7 +82,7 @@ class Factored:
         """Return (m, outputs, inp): the rows themselves, for some outputs."""
         delta = self.delta[:, :, outputs]
         rows = np.empty((self.m, delta.shape[2], self.inp))
-        step = max(1, CHUNK // (self.inputs.shape[1] * self.inp))
+        step = max(1, CHUNK // max(1, self.inputs.shape[1] * self.inp))
         for start in range(0, self.m, step):
             part = slice(start, start + step)
             rows[part] = delta[part].transpose(0, 2, 1) @ self.inputs[self.point[part]]
@@ -218,7 +218,7 @@ class Factored:
         if self.inputs.shape[1] <= self.inp:
             return self
         delta = np.empty((self.m, self.inp, self.out))
-        step = max(1, CHUNK // (self.inputs.shape[1] * self.inp))
+        step = max(1, CHUNK // max(1, self.inputs.shape[1] * self.inp))
         for start in range(0, self.m, step):
             part = slice(start, start + step)
             delta[part] = self.inputs[self.point[part]].transpose(0, 2, 1) @ self.delta[part]

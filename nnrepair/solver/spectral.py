@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -25,6 +25,8 @@ from nnrepair.solver.norms import Array, Nuclear
 from nnrepair.solver.quadratic import NotSolvedError, idle, size_of
 from nnrepair.solver.rows import Factored
 from nnrepair.solver.solution import Solution, finished, judged
+
+T = TypeVar("T", float, Array)
 
 #: The share of the way to the boundary that a step takes.
 SHORT = 0.98
@@ -149,23 +151,21 @@ class Spectral:
             NotSolvedError: they did not become so.
         """
         best, least, since = (self.at, self.gap), np.inf, 0
-        for taken in range(MAX_STEPS):
-            tick()
-            try:
-                step = _Step(self)
-            except (NotSolvedError, np.linalg.LinAlgError):
-                break
-            self.gap, since = step.gap, since + 1
-            if step.off < least:
-                best, least, since = (self.at, self.gap), step.off, 0
-            if step.gap <= gap and step.missed <= missed:
-                return taken
-            if since == (LITTLE if best[1] < CLOSE else PATIENCE):
-                break
-            try:
-                self.at = step.taken()
-            except (NotSolvedError, np.linalg.LinAlgError):
-                break
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                for taken in range(MAX_STEPS):
+                    tick()
+                    step = _Step(self)
+                    self.gap, since = step.gap, since + 1
+                    if step.off < least:
+                        best, least, since = (self.at, self.gap), step.off, 0
+                    if step.gap <= gap and step.missed <= missed:
+                        return taken
+                    if since == (LITTLE if best[1] < CLOSE else PATIENCE):
+                        break
+                    self.at = step.taken()
+        except (NotSolvedError, np.linalg.LinAlgError):
+            pass
         self.at, self.gap = best
         raise NotSolvedError("the steps of an interior point were not enough, or its numbers gave out")
 
@@ -183,7 +183,7 @@ class _Step:
         off = need - self._applied(at.X) + at.s
         off[self.soft] -= at.r
         self.missed = float(np.abs(off).max()) / program.unit
-        self.off = self.gap + self.missed
+        self.off = _finite(self.gap + self.missed)
         Z = np.eye(len(at.X)) / 2 - self._adjoint(at.y)
         upper, lower = scipy.linalg.cholesky(Z), scipy.linalg.cholesky(at.X, lower=True)
         _, self.S, v = scipy.linalg.svd(upper @ lower)
@@ -226,7 +226,7 @@ class _Step:
         E = 2 * goal / (self.S[:, None] + self.S)
         right = self.program.conditions.need - self._applied(at.X + self.to @ E @ self.to.T) + at.s + goal_s / at.y
         right[soft] -= at.r + goal_r / self.z
-        dy = scipy.linalg.cho_solve((self.factor, True), right, check_finite=False)
+        dy = _finite(scipy.linalg.cho_solve((self.factor, True), right, check_finite=False))
         dZ = -self.to.T @ self._adjoint(dy) @ self.to
         return E - dZ, dZ, (goal_s - at.s * dy) / at.y, dy, (goal_r + at.r * dy[soft]) / self.z
 
@@ -243,6 +243,17 @@ class _Step:
         at, S = self.at, np.diag(self.S)
         linear = (at.s + a * ds) @ (at.y + b * dy) + (at.r + a * dr) @ (self.z - b * dy[self.soft])
         return float(((S + a * dX) * (S + b * dZ)).sum() + linear)
+
+
+def _finite(x: T) -> T:
+    """Return numbers as they are.
+
+    Raises:
+        NotSolvedError: not all are finite.
+    """
+    if not np.isfinite(x).all():
+        raise NotSolvedError("numbers of an interior point are out of range")
+    return x
 
 
 def _span(x: Array) -> Array:
