@@ -12,7 +12,7 @@ from reference import min_norm_cvxpy, norm_cvxpy
 from reference.min_norm import minimum
 
 from nnrepair.errors import InvalidInput
-from nnrepair.solver import minnorm, norms
+from nnrepair.solver import minnorm, norms, polyhedral
 from nnrepair.solver.metric import Metric
 from nnrepair.solver.minnorm import Conditions, Infeasible
 from nnrepair.solver.norms import NAMES
@@ -143,6 +143,21 @@ def test_larger_systems(name: str, shape: tuple[int, int, int]) -> None:
     optimum, _ = min_norm_cvxpy(dense(rows), everything.need, name, (out, inp))
     first = everything.take(np.array([int(np.argmax(everything.need))]))
     check(minnorm.solve(first, separate_from(everything, 10), norm), everything, norm, optimum)
+
+
+@given(everything=systems(soft=True))
+@quick
+def test_l1_with_weights_on_demand_is_l1(everything: Conditions) -> None:
+    norm = norms.make("l1", everything.rows)
+    plain = minnorm.solve(everything, separate_from(everything), norm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(polyhedral, "MANY", 0)
+        patch.setattr(polyhedral, "LEAST", 1)
+        patch.setattr(polyhedral, "PER_ROW", 1)
+        some = minnorm.solve(everything, separate_from(everything), norm)
+    assert some.objective == pytest.approx(plain.objective, rel=1e-5, abs=1e-9)
+    assert some.gap <= max(plain.gap, 1e-6)
+    assert some.missed <= max(plain.missed, 1e-8)
 
 
 def test_a_small_nuclear_norm_is_a_low_rank() -> None:

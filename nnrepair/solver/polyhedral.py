@@ -14,8 +14,13 @@ from nnrepair.solver.interior import Interior
 from nnrepair.solver.levels import better, by_levels
 from nnrepair.solver.norms import Array, Polyhedral
 from nnrepair.solver.quadratic import NotSolvedError, size_of
+from nnrepair.solver.rows import Dense, Index, Rows
 from nnrepair.solver.simplex import pivoted, suits
-from nnrepair.solver.solution import Solution, finished
+from nnrepair.solver.solution import Solution, finished, judged
+
+#: Where l1 has so many times more weights than rows (or than `LEAST`), it begins with some of them, so many for each
+#: row, and gives up after so many turns.
+MANY, LEAST, PER_ROW, MAX_TURNS = 300, 50, 10, 30
 
 
 def polyhedral(
@@ -31,6 +36,9 @@ def polyhedral(
 ) -> Solution:
     """Return the smallest change.
 
+    Where l1 has far more weights than rows, all but a few of them end as zeros: it starts with those of the largest
+    dual slopes, and further ones join where a slope is too large.
+
     Args:
         conditions: rows in use, which some change satisfies.
         separate: finds further rows.
@@ -43,6 +51,76 @@ def polyhedral(
     Raises:
         NotSolvedError: rounds ran out, or the numbers gave out.
     """
+    if norm.max_weight == 0 and conditions.rows.n > MANY * max(conditions.m, LEAST):
+        try:
+            return _on_some(conditions, separate, norm, d, y, gap, scale, stats, report)
+        except NotSolvedError:  # some weights could not do it, all may
+            pass
+    return _on_all(conditions, separate, norm, d, y, gap, scale, stats, report)
+
+
+def _on_some(
+    conditions: Conditions,
+    separate: Separate,
+    norm: Polyhedral,
+    d: Array,
+    y: Array,
+    gap: float,
+    scale: float,
+    stats: dict[str, Any],
+    report: Callable[[str], None],
+) -> Solution:
+    """Return the smallest change, by weights that join where they are needed."""
+    n, seen = conditions.rows.n, conditions
+    count = min(n, PER_ROW * max(conditions.m, LEAST))
+    chosen = np.sort(np.argsort(-np.abs(conditions.rows.rmatvec(y)))[:count])
+    for _ in range(MAX_TURNS):
+
+        def narrow(some: Conditions, chosen: Index = chosen) -> Conditions:
+            return replace(some, rows=Rows((Dense(some.rows.columns(chosen)),)))
+
+        def whole(some: Array, chosen: Index = chosen) -> Array:
+            full = np.zeros(n)
+            full[chosen] = some
+            return full
+
+        def further(some: Array, using: Conditions) -> Conditions | None:
+            nonlocal seen
+            more = separate(whole(some), using)
+            if more is None:
+                return None
+            seen = seen.joined(more)
+            return narrow(more)
+
+        found = _on_all(narrow(conditions), further, norm, d[chosen], y, gap, scale, stats, report)
+        place = {tag: k for k, tag in enumerate(map(tuple, seen.tag.tolist()))}
+        using = seen.take(np.array([place[tag] for tag in map(tuple, found.conditions.tag.tolist())]))
+        conditions, d, y = replace(using, cap=found.conditions.cap), whole(found.d), found.y
+        solution = judged(conditions, norm, d, y, stats)
+        if solution.gap <= gap:
+            return solution
+        slope = np.abs(conditions.rows.rmatvec(y))
+        slope[chosen] = 0.0
+        steep = np.flatnonzero(slope > norm.sum_weight)
+        steep = steep[np.argsort(-slope[steep])][: len(chosen)]
+        if len(steep) == 0:
+            return solution
+        chosen = np.sort(np.append(chosen, steep))
+    raise NotSolvedError(f"{MAX_TURNS} turns were not enough to find all weights that change")
+
+
+def _on_all(
+    conditions: Conditions,
+    separate: Separate,
+    norm: Polyhedral,
+    d: Array,
+    y: Array,
+    gap: float,
+    scale: float,
+    stats: dict[str, Any],
+    report: Callable[[str], None],
+) -> Solution:
+    """Return the smallest change, by all weights at once."""
     unit = size_of(conditions.need)  # numbers of the size of one
     given = replace(conditions, need=conditions.need / unit)
     program = Vertices(given, norm, d / unit, y / max(1e-300, norm.dual(conditions.rows.rmatvec(y))))
