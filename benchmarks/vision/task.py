@@ -3,6 +3,7 @@
 `squeezenet`          samples of ImageNet that SqueezeNet 1.1 reads wrong; half of the others are kept.
 `squeezenet-snow`     vehicles on snow that it reads wrong, half of each class; the other half says how many follow.
 `resnet20`            JPEG copies of CIFAR-10's test images that ResNet-20 reads wrong.
+`resnet56`            the same of ResNet-56.
 `resnet20-jpeg`       images that it reads right, and wrong once they are compressed to a quality of 30.
 
 Networks begin where repairs do (`benchmarks.vision.cut`), and points are what is computed up to there. No image is an
@@ -12,6 +13,7 @@ edit, kept and tested at once, not even in two versions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,16 +87,16 @@ def snow(edits: int, generator: torch.Generator) -> Task:
     )
 
 
-def copies(edits: int, generator: torch.Generator) -> Task:
+def copies(edits: int, generator: torch.Generator, name: str = "resnet20") -> Task:
     """Kept: JPEG copies of training images; test sets: the other copies of test images, and originals of these."""
-    at = cifar.copies()
-    place = drawn(torch.arange(len(at["test wrong"])), edits, generator, "JPEG images that ResNet-20 reads wrong")
+    at = cifar.copies(name)
+    place = drawn(torch.arange(len(at["test wrong"])), edits, generator, f"JPEG images that {name} reads wrong")
     mine, labels = at["test wrong"][place], at["test labels"]
     kept = torch.randperm(len(at["train"]), generator=generator)[:KEPT]
     rest = torch.ones(len(at["test"]), dtype=torch.bool)
     rest[mine] = False
     apart = ~torch.isin(at["lossless rows"], mine)
-    network, train = cifar.head(), at["train labels"]
+    network, train = cifar.head(name), at["train labels"]
     right = torch.ones(len(train), dtype=torch.bool)
     right[at["train mistakes"]] = False
     keep = LocalitySet(at["train"][right], train[right])
@@ -141,6 +143,7 @@ MODELS: dict[str, Callable[[int, torch.Generator], Task]] = {
     "squeezenet": samples,
     "squeezenet-snow": snow,
     "resnet20": copies,
+    "resnet56": partial(copies, name="resnet56"),
     "resnet20-jpeg": broken,
 }
 
