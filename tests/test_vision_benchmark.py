@@ -39,15 +39,25 @@ def test_a_resnet_is_cut_in_its_last_stage(first: str) -> None:
         cut_resnet(ResNet(20), first)
 
 
-def test_squeezenet_that_is_cut_is_the_same_network() -> None:
+@pytest.mark.parametrize(
+    ("first", "layers"),
+    [
+        ("classifier", ["classifier.1"]),
+        ("features.12", [*(f"features.12.{name}" for name in ("squeeze", "expand1x1", "expand3x3")), "classifier.1"]),
+    ],
+)
+def test_squeezenet_that_is_cut_is_the_same_network(first: str, layers: list[str]) -> None:
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     network = models.squeezenet1_1(weights=None).eval()
-    before, rest = cut_squeezenet(network)
+    before, rest = cut_squeezenet(network, first)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(rest(seen(before, x)), network(x))
-    assert [name for name, _ in rest.named_parameters()] == ["classifier.1.weight", "classifier.1.bias"]
+    names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    assert [name for name, _ in rest.named_parameters()] == names
+    with pytest.raises(InvalidInput, match="before classifier or features.12, given 'features.9'"):
+        cut_squeezenet(network, "features.9")
 
 
 def test_features_are_computed_once_for_each_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

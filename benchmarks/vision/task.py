@@ -1,6 +1,7 @@
 """Tasks with photographs: real mistakes, vehicles on snow, and JPEG as a corruption.
 
 `squeezenet`          samples of ImageNet that SqueezeNet 1.1 reads wrong; half of the others are kept.
+`squeezenet-fire`     the same, with the last module of convolutions too.
 `squeezenet-snow`     vehicles on snow that it reads wrong, half of each class; the other half says how many follow.
 `resnet20`            JPEG copies of CIFAR-10's test images that ResNet-20 reads wrong.
 `resnet56`            the same of ResNet-56.
@@ -29,8 +30,9 @@ from nnrepair.methods.episodes import Episode
 #: JPEG copies to keep.
 KEPT = 4000
 #: What takes minutes to compute, once.
-SAMPLES, COPIES, COMPRESSED = (
-    BUILD / f"{name}.safetensors" for name in ("squeezenet-features", "resnet20-copies", "resnet20-compressed")
+SAMPLES, COPIES, DEEPER, COMPRESSED = (
+    BUILD / f"{name}.safetensors"
+    for name in ("squeezenet-features", "resnet20-copies", "resnet56-copies", "resnet20-compressed")
 )
 
 
@@ -41,9 +43,9 @@ def task(model: str, seed: int, edits: int) -> Task:
     return MODELS[model](edits, torch.Generator().manual_seed(seed))
 
 
-def samples(edits: int, generator: torch.Generator) -> Task:
+def samples(edits: int, generator: torch.Generator, name: str = "squeezenet") -> Task:
     """Kept: half of the samples that are read right; test sets: the other half, and the photographs on snow."""
-    at = imagenet.features()
+    at = imagenet.features(name)
     wrong = (~at["right"]).nonzero()[:, 0]
     place = drawn(torch.arange(len(wrong)), edits, generator, "samples that SqueezeNet reads wrong")
     others = torch.ones(len(wrong), dtype=torch.bool)
@@ -52,7 +54,7 @@ def samples(edits: int, generator: torch.Generator) -> Task:
     points, labels, near = at["samples"], at["labels"], at["neighbours"]
     keep, mine, rest = LocalitySet(points[kept], labels[kept]), wrong[place], wrong[others]
     return Task(
-        model=imagenet.head(),
+        model=imagenet.head(name),
         edits=Edits(points[mine], labels[mine]),
         locality_set=keep,
         test_set={"samples": (points[apart], labels[apart]), "snow": (at["snow"], at["snow labels"])},
@@ -141,6 +143,7 @@ def broken(edits: int, generator: torch.Generator) -> Task:
 #: By name; each takes how many edits, and what draws.
 MODELS: dict[str, Callable[[int, torch.Generator], Task]] = {
     "squeezenet": samples,
+    "squeezenet-fire": partial(samples, name="squeezenet-fire"),
     "squeezenet-snow": snow,
     "resnet20": copies,
     "resnet56": partial(copies, name="resnet56"),
