@@ -44,7 +44,10 @@ def task(model: str, seed: int, edits: int) -> Task:
 
 
 def samples(edits: int, generator: torch.Generator, name: str = "squeezenet") -> Task:
-    """Kept: half of the samples that are read right; test sets: the other half, and the photographs on snow."""
+    """Kept: half of the samples that are read right.
+
+    Test sets: the other half; these with the misread ones that are no edits, as drawdown is published; and snow.
+    """
     at = imagenet.features(name)
     wrong = (~at["right"]).nonzero()[:, 0]
     place = drawn(torch.arange(len(wrong)), edits, generator, "samples that SqueezeNet reads wrong")
@@ -53,11 +56,16 @@ def samples(edits: int, generator: torch.Generator, name: str = "squeezenet") ->
     kept, apart = _halves(at["right"].nonzero()[:, 0], generator)
     points, labels, near = at["samples"], at["labels"], at["neighbours"]
     keep, mine, rest = LocalitySet(points[kept], labels[kept]), wrong[place], wrong[others]
+    held_out = torch.cat([apart, rest])
     return Task(
         model=imagenet.head(name),
         edits=Edits(points[mine], labels[mine]),
         locality_set=keep,
-        test_set={"samples": (points[apart], labels[apart]), "snow": (at["snow"], at["snow labels"])},
+        test_set={
+            "samples": (points[apart], labels[apart]),
+            "with misread": (points[held_out], labels[held_out]),
+            "snow": (at["snow"], at["snow labels"]),
+        },
         edit_scope=scope(near[place], labels[mine]),
         training=(lambda: _exercises(points, labels, rest, near[others], keep)) if len(rest) else None,
     )
