@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import measure
 from benchmarks.vision import blocks, cut, streams, table
 from benchmarks.vision.cifar import saved
 from benchmarks.vision.cut import cut_resnet, cut_squeezenet, seen, stored
@@ -18,6 +19,7 @@ from benchmarks.vision.imagenet import MOVED, neighbours
 from benchmarks.vision.task import halves, partners, task
 from nnrepair.domains.images.cifar import ResNet
 from nnrepair.errors import InvalidInput
+from nnrepair.methods import Editor
 
 
 @pytest.mark.parametrize("first", ["layer3", "layer3.1", "layer3.2"])
@@ -162,6 +164,16 @@ def test_a_training_goes_on_and_its_last_editor_is_kept(tmp_path: Path, monkeypa
         assert found["random labels"]["edits"] == 30 and 0 <= found["random labels"]["success_rate"] <= 1
     assert made["once"]["steps"] == made["twice"]["steps"] == 5
     assert made["once"]["fingerprint"] == made["twice"]["fingerprint"]
+
+
+def test_the_editors_of_convolutions_are_those_of_their_records() -> None:
+    rows = [row for row in measure.load(blocks.RESULTS) if "bytes" in row.get("training", {})]
+    assert {row["name"] for row in rows} == set(blocks.TRAININGS)
+    for row in rows:
+        path, told = blocks.EDITORS / f"{row['name']}.safetensors", row["training"]
+        editor = Editor.load(path)
+        assert editor.fingerprint == told["fingerprint"] and editor.steps == told["steps"] == told["of"]
+        assert path.stat().st_size == told["bytes"] <= 5e6
 
 
 def test_the_page_is_made_of_the_results() -> None:

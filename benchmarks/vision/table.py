@@ -288,8 +288,8 @@ def _training() -> str:
 [`EditableTraining`](results-editable-training.md) of the network's own last block, and last stage: no block is added.
 One training each; the editor is measured as time passes. The step sizes of training fall along a cosine to its end, so
 that rows before the last one are not what a shorter training of its own would give. Edits and drawdown are as on that
-page, on every tenth test image, and in the last row of a training on every fifth; one seed. *Not prepared*: gradient
-descent on the same loss with nothing trained, with a step size that makes it take about as many steps.
+page, on every tenth test image; one seed. *Not prepared*: gradient descent on the same loss with nothing trained, with
+a step size that makes it take about as many steps.
 
 ![Drawdown against CPU seconds of training](vision-training.png)
 
