@@ -309,10 +309,12 @@ def _mistakes() -> list[str]:
     for group in sorted(groups("vision"), key=lambda group: (group.model, group.rows[0]["edits"])):
         if group.model in NETWORKS and group.finished and "norm" in group.rows[0]["options"]:
             options, edits = group.rows[0]["options"], group.rows[0]["edits"]
+            name, title = next(iter(OTHERS[group.model].items()))
             lines.append(
                 f"{NETWORKS[group.model]}, {edits} real mistakes, the smallest change of {_layers(options['layer'])} "
                 f"in norm {options['norm']}: {percent(group.mean('success_rate'), 1)} hold, drawdown "
-                f"{group.mean('drawdown_points'):.2f} points, {group.mean('cpu_seconds'):.0f} CPU s, "
+                f"{group.mean('drawdown_points'):.2f} points ({title.removeprefix('drawdown, ')}: "
+                f"{group.mean(f'test {name}'):.2f}), {group.mean('cpu_seconds'):.0f} CPU s, "
                 f"{group.mean('peak_mib'):.0f} MiB."
             )
     return lines
@@ -342,8 +344,9 @@ def _snow() -> list[str]:
 
 def _streams() -> list[str]:
     return [
-        f"{row['kept']:,} images kept from disk while ResNet-20 is repaired ({row['edits']} edits, `{row['layer']}`): "
-        f"{row['passes']:.1f} passes over them, {row['peak_mib']:.0f} MiB, {row['cpu_seconds']:.0f} CPU s."
+        f"{row['kept']:,} images kept from disk by a repair of ResNet-20 ({row['edits']} edits, `{row['layer']}`): "
+        f"{row['status']}, {row['passes']:.1f} passes over them, {row['peak_mib']:.0f} MiB, "
+        f"{row['cpu_seconds']:.0f} CPU s."
         for row in rows(streams.RESULTS)
         if "passes" in row
     ]
