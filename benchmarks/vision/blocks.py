@@ -58,6 +58,7 @@ class Trained:
 TRAININGS = {
     "layer3.2": Trained("layer3.2", 3000, (60, 160, 3000)),
     "layer3": Trained("layer3", 1200, (100, 240, 3000)),
+    "layer3.2-locality-20": Trained("layer3.2", 3000, (60, 160, 3000), {"locality_weight": 20.0}),
 }
 
 
@@ -154,7 +155,7 @@ def run() -> None:
             if "training" not in found or found["training"]["steps"] == chosen.steps:
                 break
             spent = found["training"]["cpu_seconds"]
-        if (name, 0.0) not in known and "training" in found:
+        if not chosen.options and (name, 0.0) not in known and "training" in found:
             taken = found["random labels"]["steps"]
             known[name, 0.0] = _add(rows, unprepared, {"name": name, "steps": taken}, mark=0.0)
 

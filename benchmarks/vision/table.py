@@ -133,7 +133,7 @@ def trainings() -> str:
         gained = "–" if told is None else [100 * (told["accuracy"][k] - told["accuracy_before"][k]) for k in SETS]
         out.append(
             [
-                f"`{row['name']}`",
+                _block(row["name"]),
                 "not prepared" if told is None else f"{told['steps']:,} of {told['of']:,}",
                 "–" if told is None else f"{told['cpu_seconds']:.0f}",
                 random["edits"],
@@ -147,6 +147,12 @@ def trainings() -> str:
     head = ["block", "training steps", "CPU s", "edits", "success", "steps of an edit", "drawdown, random labels"]
     head += ["lossless", "drawdown, real mistakes", "lossless", "accuracy gained by preparing, JPEG", "lossless"]
     return markdown.table(head, out)
+
+
+def _block(name: str) -> str:
+    """Say which block a training is of, and which options differ."""
+    chosen = blocks.TRAININGS[name]
+    return ", ".join([f"`{chosen.first}`", *(f"{option} = {value:g}" for option, value in chosen.options.items())])
 
 
 SETS = ("jpeg", "lossless")
@@ -360,7 +366,7 @@ def _blocks() -> list[str]:
         lost = [row["random labels"]["drawdown_points"]["jpeg"] for row in (first, last)]
         seconds = [row["training"]["cpu_seconds"] for row in (first, last)]
         lines.append(
-            f"Editable Training of ResNet-20's own `{name}`: drawdown with random labels goes from {lost[0]:.2f} "
+            f"Editable Training of ResNet-20's own {_block(name)}: drawdown with random labels goes from {lost[0]:.2f} "
             f"points after {seconds[0]:.0f} CPU s to {lost[1]:.2f} after {seconds[1]:.0f}."
         )
     return lines
