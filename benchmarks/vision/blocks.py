@@ -58,7 +58,6 @@ class Trained:
 TRAININGS = {
     "layer3.2": Trained("layer3.2", 3000, (60, 160, 3000)),
     "layer3": Trained("layer3", 1200, (100, 240, 3000)),
-    "layer3.2-locality-20": Trained("layer3.2", 3000, (60, 160, 3000), {"locality_weight": 20.0}),
 }
 
 
