@@ -154,7 +154,7 @@ def run() -> None:
             if "training" not in found or found["training"]["steps"] == chosen.steps:
                 break
             spent = found["training"]["cpu_seconds"]
-        if not chosen.options and (name, 0.0) not in known and "training" in found:
+        if (name, 0.0) not in known and "training" in found:
             taken = found["random labels"]["steps"]
             known[name, 0.0] = _add(rows, unprepared, {"name": name, "steps": taken}, mark=0.0)
 

@@ -133,7 +133,7 @@ def trainings() -> str:
         gained = "–" if told is None else [100 * (told["accuracy"][k] - told["accuracy_before"][k]) for k in SETS]
         out.append(
             [
-                _block(row["name"]),
+                f"`{row['name']}`",
                 "not prepared" if told is None else f"{told['steps']:,} of {told['of']:,}",
                 "–" if told is None else f"{told['cpu_seconds']:.0f}",
                 random["edits"],
@@ -147,12 +147,6 @@ def trainings() -> str:
     head = ["block", "training steps", "CPU s", "edits", "success", "steps of an edit", "drawdown, random labels"]
     head += ["lossless", "drawdown, real mistakes", "lossless", "accuracy gained by preparing, JPEG", "lossless"]
     return markdown.table(head, out)
-
-
-def _block(name: str) -> str:
-    """Say which block a training is of, and which options differ."""
-    chosen = blocks.TRAININGS[name]
-    return ", ".join([f"`{chosen.first}`", *(f"{option} = {value:g}" for option, value in chosen.options.items())])
 
 
 SETS = ("jpeg", "lossless")
@@ -295,7 +289,9 @@ def _training() -> str:
 One training each; the editor is measured as time passes. The step sizes of training fall along a cosine to its end, so
 that rows before the last one are not what a shorter training of its own would give. Edits and drawdown are as on that
 page, on every tenth test image; one seed. *Not prepared*: gradient descent on the same loss with nothing trained, with
-a step size that makes it take about as many steps.
+a step size that makes it take about as many steps. Drawdown is against the network that was given, so that what
+preparing gains is part of it: against the prepared network the loss is larger by as much. On that page the smallest
+change, which is given points to keep, does the same edits in the last layer.
 
 ![Drawdown against CPU seconds of training](vision-training.png)
 
@@ -366,7 +362,7 @@ def _blocks() -> list[str]:
         lost = [row["random labels"]["drawdown_points"]["jpeg"] for row in (first, last)]
         seconds = [row["training"]["cpu_seconds"] for row in (first, last)]
         lines.append(
-            f"Editable Training of ResNet-20's own {_block(name)}: drawdown with random labels goes from {lost[0]:.2f} "
+            f"Editable Training of ResNet-20's own `{name}`: drawdown with random labels goes from {lost[0]:.2f} "
             f"points after {seconds[0]:.0f} CPU s to {lost[1]:.2f} after {seconds[1]:.0f}."
         )
     return lines
