@@ -211,8 +211,8 @@ In other layers, the convolutions of the last fire module (the same draws):
 127 photographs of seven classes on snow (Santurkar et al., NeurIPS 2021), of which SqueezeNet reads 72 wrong. Edits:
 half of those of each class. *Of the other half follow*: the share of the other 36 misread ones that the repaired
 network reads right. Kept: of half of the 1,000 samples, those that are read right. *Samples*: the other 500.
-`editable-training` is trained on 4 edits at a time for 25 steps, `editable-training-200` on 8 for 200 steps; both repair
-all at once.
+`editable-training` is trained on 4 edits at a time for 25 steps, `editable-training-200` on 8 for 200 steps; both
+repair all at once.
 
 {table("squeezenet-snow")}
 
