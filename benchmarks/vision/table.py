@@ -385,7 +385,8 @@ def against_edits(path: Path) -> None:
     from matplotlib import pyplot as plt
 
     fig, axes = new_panels(1, 2)
-    for axis, model in zip(axes.flat, ("squeezenet", "resnet20"), strict=True):
+    places = {"squeezenet": "upper left", "resnet20": "lower right"}  # of legends, where no line runs
+    for axis, (model, place) in zip(axes.flat, places.items(), strict=True):
         found = [g for g in groups("vision") if g.model == model and g.finished and "norm" in g.rows[0]["options"]]
         for (label, some), style in zip(_lines(found).items(), styles_of(list(_lines(found))).values(), strict=True):
             edits = [group.rows[0]["edits"] for group in some]
@@ -394,7 +395,7 @@ def against_edits(path: Path) -> None:
         axis.set(xlabel="edits", ylabel="drawdown (points)", xlim=(0, None))
         axis.set_title(NETWORKS[model], fontsize="medium")
         if found:
-            axis.legend(frameon=False, fontsize="small")
+            axis.legend(frameon=False, fontsize="small", loc=place)
     fig.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(fig)
 
@@ -404,7 +405,8 @@ def _lines(found: Sequence[Group]) -> dict[str, list[Group]]:
     lines: dict[str, list[Group]] = {}
     for group in sorted(found, key=lambda group: group.rows[0]["edits"]):
         options = group.rows[0]["options"]
-        lines.setdefault(f"{_layers(options['layer']).replace('`', '')}, {options['norm']}", []).append(group)
+        layer = "best layer" if options["layer"] == "auto" else _layers(options["layer"]).replace("`", "")
+        lines.setdefault(f"{layer}, {options['norm']}", []).append(group)
     return lines
 
 
