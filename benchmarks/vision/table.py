@@ -385,8 +385,7 @@ def against_edits(path: Path) -> None:
     from matplotlib import pyplot as plt
 
     fig, axes = new_panels(1, 2)
-    places = {"squeezenet": "upper left", "resnet20": "lower right"}  # of legends, where no line runs
-    for axis, (model, place) in zip(axes.flat, places.items(), strict=True):
+    for axis, model in zip(axes.flat, ("squeezenet", "resnet20"), strict=True):
         found = [g for g in groups("vision") if g.model == model and g.finished and "norm" in g.rows[0]["options"]]
         for (label, some), style in zip(_lines(found).items(), styles_of(list(_lines(found))).values(), strict=True):
             edits = [group.rows[0]["edits"] for group in some]
@@ -395,7 +394,7 @@ def against_edits(path: Path) -> None:
         axis.set(xlabel="edits", ylabel="drawdown (points)", xlim=(0, None))
         axis.set_title(NETWORKS[model], fontsize="medium")
         if found:
-            axis.legend(frameon=False, fontsize="small", loc=place)
+            axis.legend(frameon=False, fontsize="small", loc="lower right")
     fig.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(fig)
 
