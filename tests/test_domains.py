@@ -59,7 +59,6 @@ TABLE = {
     "cora": Row("benchmarks.cora.task", "gcn", "torch_geometric", ("graphs/cora_safe.npz",)),
     "inpainting": Row("nnrepair.domains.inpainting", "digits", "sklearn"),
     "mnist inpainting": Row("benchmarks.inpainting.task", "mnist-attentive", None, MNIST[:1]),
-    "samples": Row("benchmarks.vision.task", "squeezenet", "torchvision", IMAGENET, "SAMPLES"),
     "snow": Row("benchmarks.vision.task", "squeezenet-snow", "torchvision", IMAGENET, "SAMPLES"),
     "copies": Row("benchmarks.vision.task", "resnet20", "torchvision", COPIES, "COPIES"),
     "deeper copies": Row("benchmarks.vision.task", "resnet56", "torchvision", (*COPIES, DEEPER), "DEEPER"),

@@ -46,7 +46,8 @@ def task(model: str, seed: int, edits: int) -> Task:
 def samples(edits: int, generator: torch.Generator, name: str = "squeezenet") -> Task:
     """Kept: half of the samples that are read right.
 
-    Test sets: the other half; these with the misread ones that are no edits, as drawdown is published; and snow.
+    Test sets: the other half; these with the misread ones that are no edits, as drawdown is published; and snow. There
+    are no episodes, as no misread sample is left for them.
     """
     at = imagenet.features(name)
     wrong = (~at["right"]).nonzero()[:, 0]
@@ -55,19 +56,17 @@ def samples(edits: int, generator: torch.Generator, name: str = "squeezenet") ->
     others[place] = False
     kept, apart = _halves(at["right"].nonzero()[:, 0], generator)
     points, labels, near = at["samples"], at["labels"], at["neighbours"]
-    keep, mine, rest = LocalitySet(points[kept], labels[kept]), wrong[place], wrong[others]
-    held_out = torch.cat([apart, rest])
+    mine, held_out = wrong[place], torch.cat([apart, wrong[others]])
     return Task(
         model=imagenet.head(name),
         edits=Edits(points[mine], labels[mine]),
-        locality_set=keep,
+        locality_set=LocalitySet(points[kept], labels[kept]),
         test_set={
             "samples": (points[apart], labels[apart]),
             "with misread": (points[held_out], labels[held_out]),
             "snow": (at["snow"], at["snow labels"]),
         },
         edit_scope=scope(near[place], labels[mine]),
-        training=(lambda: _exercises(points, labels, rest, near[others], keep)) if len(rest) else None,
     )
 
 
