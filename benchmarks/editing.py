@@ -210,6 +210,7 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         worst = side_effects[tests[0]].drawdown_points
         row: Row = {"success_rate": report.success_rate, "generalization_rate": report.generalization_rate}
         told = {"change": report.weight_change.l2, "steps": _steps(result.stats.get("steps"))}
+        told["layer"] = result.stats["layer"] if "layers_tried" in result.stats else None  # the one that was found best
         row |= {key: value for key, value in told.items() if value is not None}
         seconds = report.seconds
     else:
@@ -224,6 +225,7 @@ def figures(result: RepairResult | History, tests: list[str], edits: int) -> Row
         curve = None if result.mode == "independent" else _curve(result, tests[0])  # those edits have no order
     first = side_effects[tests[0]]
     row |= {
+        "points": first.points,
         "drawdown_points": first.drawdown_points,
         "drawdown_points_max": worst,
         "drawdown": first.drawdown,

@@ -21,7 +21,9 @@ from nnrepair import InvalidInput
 from nnrepair.domains.graphs.cached import cached
 from nnrepair.domains.graphs.graph import network
 from nnrepair.methods import MinimalNorm
+from nnrepair.methods.minimal_norm.affine import ExactRepair
 from nnrepair.results.certificate import Certificate, at_least, at_most
+from nnrepair.spec.criteria import Argmax
 
 CHECKER = Path(__file__).resolve().parents[1] / "verification" / "minimality.py"
 
@@ -75,6 +77,23 @@ def test_the_checker_accepts_what_fix_certifies(
     object.__setattr__(tampered, "lower_bound", tampered.lower_bound * 1.01)
     files[0] = str(tampered.save(tmp_path / "tampered.npz"))
     assert checker.main(files) == 1
+
+
+def test_a_certificate_looks_at_the_points_of_its_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All points, once for each row, took gigabytes where many are kept."""
+    seen: list[int] = []
+    slack, certificate = Argmax.slack, ExactRepair.certificate
+
+    def certified(self: ExactRepair, *given: Any) -> Certificate | None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Argmax, "slack", lambda own, y: (seen.append(len(y)), slack(own, y))[1])
+            return certificate(self, *given)
+
+    monkeypatch.setattr(ExactRepair, "certificate", certified)
+    model, x, labels, kept = task()
+    result = nnrepair.fix(model, (x, labels), kept, method=MinimalNorm(layer="fc2", norm="l2"))
+    assert result.certificate is not None and set(seen) == {1}
+    assert len(seen) == len(result.certificate.arrays["row_multiplier"])
 
 
 @pytest.mark.parametrize("outputs", [1, 4])

@@ -49,6 +49,7 @@ CIFAR = tuple(f"cifar10/{name}" for name in ("cifar10_jpeg_test.npz", "resnet20-
 IMAGENET = tuple(
     f"imagenet/{name}.npz" for name in ("imagenet_sample_1000", "vehicles_on_snow", "squeezenet1_1_caffe_torchvision")
 )
+DEEPER = "cifar10/resnet56-4bfd9763.th"
 COPIES = (*CIFAR, "cifar10/cifar10_jpeg_train.npz", "cifar10/cifar10_lossless.npz")
 TABLE = {
     "plane": Row("tests.editing_task", "tiny"),
@@ -59,6 +60,8 @@ TABLE = {
     "inpainting": Row("nnrepair.domains.inpainting", "digits", "sklearn"),
     "mnist inpainting": Row("benchmarks.inpainting.task", "mnist-attentive", None, MNIST[:1]),
     "snow": Row("benchmarks.vision.task", "squeezenet-snow", "torchvision", IMAGENET, "SAMPLES"),
+    "copies": Row("benchmarks.vision.task", "resnet20", "torchvision", COPIES, "COPIES"),
+    "deeper copies": Row("benchmarks.vision.task", "resnet56", "torchvision", (*COPIES, DEEPER), "DEEPER"),
     "compressed": Row("benchmarks.vision.task", "resnet20-jpeg", "torchvision", COPIES, "COMPRESSED"),
     "graph": Row("benchmarks.graph.task", "citeseer-gcn", "torch_geometric", ("graphs/citeseer_safe.npz",)),
 }

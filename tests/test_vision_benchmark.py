@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.vision import blocks, cut, streams, table
+from benchmarks import measure
+from benchmarks.vision import blocks, cut, imagenet, streams, table
 from benchmarks.vision.cifar import saved
 from benchmarks.vision.cut import cut_resnet, cut_squeezenet, seen, stored
 from benchmarks.vision.gallery import best
 from benchmarks.vision.imagenet import MOVED, neighbours
-from benchmarks.vision.task import halves, partners, task
+from benchmarks.vision.task import SAMPLES, halves, partners, task
 from nnrepair.domains.images.cifar import ResNet
 from nnrepair.errors import InvalidInput
+from nnrepair.methods import Editor
 
 
 @pytest.mark.parametrize("first", ["layer3", "layer3.1", "layer3.2"])
@@ -39,15 +42,25 @@ def test_a_resnet_is_cut_in_its_last_stage(first: str) -> None:
         cut_resnet(ResNet(20), first)
 
 
-def test_squeezenet_that_is_cut_is_the_same_network() -> None:
+@pytest.mark.parametrize(
+    ("first", "layers"),
+    [
+        ("classifier", ["classifier.1"]),
+        ("features.12", [*(f"features.12.{name}" for name in ("squeeze", "expand1x1", "expand3x3")), "classifier.1"]),
+    ],
+)
+def test_squeezenet_that_is_cut_is_the_same_network(first: str, layers: list[str]) -> None:
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     network = models.squeezenet1_1(weights=None).eval()
-    before, rest = cut_squeezenet(network)
+    before, rest = cut_squeezenet(network, first)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(rest(seen(before, x)), network(x))
-    assert [name for name, _ in rest.named_parameters()] == ["classifier.1.weight", "classifier.1.bias"]
+    names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    assert [name for name, _ in rest.named_parameters()] == names
+    with pytest.raises(InvalidInput, match="before classifier or features.12, given 'features.9'"):
+        cut_squeezenet(network, "features.9")
 
 
 def test_features_are_computed_once_for_each_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +140,14 @@ def test_unknown_tasks_are_refused() -> None:
         task("squeeznet", 0, 5)
 
 
+@pytest.mark.data
+def test_edits_kept_and_tested_samples_are_different_ones(data_dir: Callable[..., Path]) -> None:
+    data_dir(*imagenet.FILES)
+    if not SAMPLES.exists():
+        pytest.skip("what SqueezeNet's last layer sees is not in build/ yet; `python -m benchmarks run` computes it")
+    assert task("squeezenet", 0, 5).faults() == []
+
+
 def test_a_training_goes_on_and_its_last_editor_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two marks: the second goes on where the first ended, to the same editor as in one go."""
     torch.manual_seed(0)
@@ -152,6 +173,16 @@ def test_a_training_goes_on_and_its_last_editor_is_kept(tmp_path: Path, monkeypa
         assert found["random labels"]["edits"] == 30 and 0 <= found["random labels"]["success_rate"] <= 1
     assert made["once"]["steps"] == made["twice"]["steps"] == 5
     assert made["once"]["fingerprint"] == made["twice"]["fingerprint"]
+
+
+def test_the_editors_of_convolutions_are_those_of_their_records() -> None:
+    rows = [row for row in measure.load(blocks.RESULTS) if "bytes" in row.get("training", {})]
+    assert {row["name"] for row in rows} == set(blocks.TRAININGS)
+    for row in rows:
+        path, told = blocks.EDITORS / f"{row['name']}.safetensors", row["training"]
+        editor = Editor.load(path)
+        assert editor.fingerprint == told["fingerprint"] and editor.steps == told["steps"] == told["of"]
+        assert path.stat().st_size == told["bytes"] <= 5e6
 
 
 def test_the_page_is_made_of_the_results() -> None:

@@ -59,10 +59,21 @@ def cut_resnet(network: ResNet, first: str) -> tuple[Callable[[Tensor], Tensor],
     return before, rest.eval()
 
 
-def cut_squeezenet(network: nn.Module) -> tuple[nn.Module, nn.Sequential]:
-    """Return what comes before the last layer of SqueezeNet, and that layer with what follows it as a network."""
+def cut_squeezenet(network: nn.Module, first: str = "classifier") -> tuple[nn.Module, nn.Sequential]:
+    """Return what comes before the last layer of SqueezeNet, or before its last fire module, and the rest of it.
+
+    Args:
+        network: it is not changed; both have its layers.
+        first: "classifier", or "features.12".
+    """
+    if first not in ("classifier", "features.12"):
+        raise InvalidInput(f"SqueezeNet is cut before classifier or features.12, given {first!r}.")
     features, classifier = network.get_submodule("features"), network.get_submodule("classifier")
-    return features, nn.Sequential(OrderedDict(classifier=classifier, flat=nn.Flatten())).eval()
+    assert isinstance(features, nn.Sequential)
+    at = len(features) if first == "classifier" else int(first.removeprefix("features."))
+    tail = OrderedDict((str(k), features[k]) for k in range(at, len(features)))
+    rest = OrderedDict(features=nn.Sequential(tail)) if tail else OrderedDict()
+    return features[:at], nn.Sequential(OrderedDict(**rest, classifier=classifier, flat=nn.Flatten())).eval()
 
 
 @torch.no_grad()

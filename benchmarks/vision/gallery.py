@@ -182,16 +182,21 @@ def local(folder: Path) -> list[Path]:
     }
     for name, (photographs, labels, right) in packs.items():
         wrong = (~at[right]).nonzero()[:, 0]
-        mine = wrong[torch.linspace(0, len(wrong) - 1, SHOWN).long()]
+        mine = _spread(wrong)
         pixels = [photographs.pixels(k) for k in mine.tolist()]
         page(folder / f"{name}.png", imagenet.head(), METHOD, (at[name][mine], at[labels][mine]), keep, pixels, names)
     copies, images = cifar.copies(), cifar10_jpeg("test")
-    mine = copies["test mistakes"][:SHOWN]
+    mine = _spread(copies["test mistakes"])
     keep = LocalitySet(copies["train"][::5], copies["train labels"][::5])
     pixels = list(images.inputs[mine].movedim(1, -1).numpy())
     given = copies["test"][mine], images.labels[mine]
     page(folder / "cifar.png", cifar.head(), CIFAR_METHOD, given, keep, pixels, list(CLASSES))
     return sorted(folder.glob("*.png"))
+
+
+def _spread(numbers: Tensor) -> Tensor:
+    """Return some of the numbers, evenly spread: images are stored class by class."""
+    return numbers[torch.linspace(0, len(numbers) - 1, SHOWN).long()]
 
 
 def page(

@@ -1,4 +1,4 @@
-"""What SqueezeNet's last layer sees: of ImageNet's samples, of those moved and mirrored, and of vehicles on snow."""
+"""What the end of SqueezeNet sees: of ImageNet's samples, of those moved and mirrored, and of vehicles on snow."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from nnrepair.domains.images.squeezenet import squeezenet
 FILES = tuple(
     f"imagenet/{name}.npz" for name in ("imagenet_sample_1000", "vehicles_on_snow", "squeezenet1_1_caffe_torchvision")
 )
+#: By name, the layer or module with which the end begins.
+ENDS = {"squeezenet": "classifier", "squeezenet-fire": "features.12"}
 #: Pixels by which neighbours of a sample are moved.
 MOVED = 8
 #: Photographs that are decoded together.
 BATCH = 50
 
 
-def head() -> nn.Sequential:
-    """Return SqueezeNet's last layer and what follows: (n, 512, 13, 13) to logits (n, 1000); it is `classifier.1`."""
-    return cut_squeezenet(squeezenet())[1]
+def head(name: str = "squeezenet") -> nn.Sequential:
+    """Return the end, (n, 512, 13, 13) to logits (n, 1000): the last layer, `classifier.1`, or the last module too."""
+    return cut_squeezenet(squeezenet(), ENDS[name])[1]
 
 
-def features() -> dict[str, Tensor]:
+def features(name: str = "squeezenet") -> dict[str, Tensor]:
     """Return, from the cache or computed anew (about a minute and 0.8 GB of file):
 
     `samples` (1000, 512, 13, 13) with `labels`, and `right`, whether the network reads them right; `neighbours`
     (wrong, 3, 512, 13, 13) of those it reads wrong, in their order: mirrored, moved left, moved up; and `snow` (127,
     512, 13, 13) with `snow labels` and `snow right`.
     """
-    return stored("squeezenet-features", FILES, Path(__file__), _computed)
+    parts = cut_squeezenet(squeezenet(), ENDS[name])
+    return stored(f"{name}-features", FILES, Path(__file__), lambda: _computed(*parts))
 
 
 @torch.no_grad()
-def _computed() -> dict[str, Tensor]:
-    before, rest = cut_squeezenet(squeezenet())
-
+def _computed(before: nn.Module, rest: nn.Module) -> dict[str, Tensor]:
     def through(photographs: Photographs) -> tuple[Tensor, Tensor]:
         parts = torch.arange(len(photographs)).split(BATCH)
         at = torch.cat([before(photographs.images(part).inputs) for part in parts])

@@ -1,8 +1,10 @@
 """Tasks with photographs: real mistakes, vehicles on snow, and JPEG as a corruption.
 
 `squeezenet`          samples of ImageNet that SqueezeNet 1.1 reads wrong; half of the others are kept.
+`squeezenet-fire`     the same, with the last module of convolutions too.
 `squeezenet-snow`     vehicles on snow that it reads wrong, half of each class; the other half says how many follow.
 `resnet20`            JPEG copies of CIFAR-10's test images that ResNet-20 reads wrong.
+`resnet56`            the same of ResNet-56.
 `resnet20-jpeg`       images that it reads right, and wrong once they are compressed to a quality of 30.
 
 Networks begin where repairs do (`benchmarks.vision.cut`), and points are what is computed up to there. No image is an
@@ -12,6 +14,7 @@ edit, kept and tested at once, not even in two versions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,8 +30,9 @@ from nnrepair.methods.episodes import Episode
 #: JPEG copies to keep.
 KEPT = 4000
 #: What takes minutes to compute, once.
-SAMPLES, COPIES, COMPRESSED = (
-    BUILD / f"{name}.safetensors" for name in ("squeezenet-features", "resnet20-copies", "resnet20-compressed")
+SAMPLES, COPIES, DEEPER, COMPRESSED = (
+    BUILD / f"{name}.safetensors"
+    for name in ("squeezenet-features", "resnet20-copies", "resnet56-copies", "resnet20-compressed")
 )
 
 
@@ -39,23 +43,30 @@ def task(model: str, seed: int, edits: int) -> Task:
     return MODELS[model](edits, torch.Generator().manual_seed(seed))
 
 
-def samples(edits: int, generator: torch.Generator) -> Task:
-    """Kept: half of the samples that are read right; test sets: the other half, and the photographs on snow."""
-    at = imagenet.features()
+def samples(edits: int, generator: torch.Generator, name: str = "squeezenet") -> Task:
+    """Kept: half of the samples that are read right.
+
+    Test sets: the other half; these with the misread ones that are no edits, as drawdown is published; and snow. There
+    are no episodes, as no misread sample is left for them.
+    """
+    at = imagenet.features(name)
     wrong = (~at["right"]).nonzero()[:, 0]
     place = drawn(torch.arange(len(wrong)), edits, generator, "samples that SqueezeNet reads wrong")
     others = torch.ones(len(wrong), dtype=torch.bool)
     others[place] = False
     kept, apart = _halves(at["right"].nonzero()[:, 0], generator)
     points, labels, near = at["samples"], at["labels"], at["neighbours"]
-    keep, mine, rest = LocalitySet(points[kept], labels[kept]), wrong[place], wrong[others]
+    mine, held_out = wrong[place], torch.cat([apart, wrong[others]])
     return Task(
-        model=imagenet.head(),
+        model=imagenet.head(name),
         edits=Edits(points[mine], labels[mine]),
-        locality_set=keep,
-        test_set={"samples": (points[apart], labels[apart]), "snow": (at["snow"], at["snow labels"])},
+        locality_set=LocalitySet(points[kept], labels[kept]),
+        test_set={
+            "samples": (points[apart], labels[apart]),
+            "with misread": (points[held_out], labels[held_out]),
+            "snow": (at["snow"], at["snow labels"]),
+        },
         edit_scope=scope(near[place], labels[mine]),
-        training=(lambda: _exercises(points, labels, rest, near[others], keep)) if len(rest) else None,
     )
 
 
@@ -85,16 +96,16 @@ def snow(edits: int, generator: torch.Generator) -> Task:
     )
 
 
-def copies(edits: int, generator: torch.Generator) -> Task:
+def copies(edits: int, generator: torch.Generator, name: str = "resnet20") -> Task:
     """Kept: JPEG copies of training images; test sets: the other copies of test images, and originals of these."""
-    at = cifar.copies()
-    place = drawn(torch.arange(len(at["test wrong"])), edits, generator, "JPEG images that ResNet-20 reads wrong")
+    at = cifar.copies(name)
+    place = drawn(torch.arange(len(at["test wrong"])), edits, generator, f"JPEG images that {name} reads wrong")
     mine, labels = at["test wrong"][place], at["test labels"]
     kept = torch.randperm(len(at["train"]), generator=generator)[:KEPT]
     rest = torch.ones(len(at["test"]), dtype=torch.bool)
     rest[mine] = False
     apart = ~torch.isin(at["lossless rows"], mine)
-    network, train = cifar.head(), at["train labels"]
+    network, train = cifar.head(name), at["train labels"]
     right = torch.ones(len(train), dtype=torch.bool)
     right[at["train mistakes"]] = False
     keep = LocalitySet(at["train"][right], train[right])
@@ -139,8 +150,10 @@ def broken(edits: int, generator: torch.Generator) -> Task:
 #: By name; each takes how many edits, and what draws.
 MODELS: dict[str, Callable[[int, torch.Generator], Task]] = {
     "squeezenet": samples,
+    "squeezenet-fire": partial(samples, name="squeezenet-fire"),
     "squeezenet-snow": snow,
     "resnet20": copies,
+    "resnet56": partial(copies, name="resnet56"),
     "resnet20-jpeg": broken,
 }
 

@@ -168,12 +168,10 @@ class ExactRepair:
                 points.append(_numbers(kept, int(demand.index[point])))
                 at.append(count)
                 count += 1
-            one, which = torch.tensor([point]), torch.tensor([condition])
-            y = self._base[k][:1]
-            A = demand.criterion.rows(one, which, y)[0].flatten()
-            offset = float(A @ self._base[k][point].flatten()) - float(
-                demand.criterion.slack(self._base[k])[point, condition]
-            )
+            one = torch.tensor([point])  # slacks of all points, for each row, would leave gaps of gigabytes in memory
+            alone, y = demand.criterion[one], self._base[k][one]
+            A = alone.rows(torch.tensor([0]), torch.tensor([condition]), y)[0].flatten()
+            offset = float(A @ y.flatten()) - float(alone.slack(y)[0, condition])
             row_A.append(A.numpy())
             row_b.append(offset + float(demand.need[point, condition]))
         change = self.line.unflatten(self.change(solution))
