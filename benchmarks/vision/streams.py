@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "streams.json"
 SHAPE = (3, 32, 32)
 NUMBERS = 3 * 32 * 32
 SEED, LIMIT = 0, 1800.0
-CASES: list[dict[str, Any]] = [{"layer": "linear", "edits": 50}, {"layer": "linear", "edits": 10}]
+CASES: list[dict[str, Any]] = [{"layer": "linear", "edits": 50}, {"layer": "layer3.2.conv1", "edits": 50}]
 FORMAT = "nnrepair benchmark edits 1"
 
 
