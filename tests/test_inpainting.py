@@ -248,6 +248,8 @@ def test_images_of_other_sizes_are_refused() -> None:
             network(wrong)
     with pytest.raises(InvalidInput, match="leaves no pixel"):
         network(torch.zeros(1, 2, 4, 4))
+    with pytest.raises(InvalidInput, match="must be 1 where a pixel is given"):
+        network(torch.full((1, 2, 4, 4), 0.5))
     with pytest.raises(InvalidInput, match=r"masked images \(n, 2, 4, 4\)"):  # the same words through `fix`
         nnrepair.fix(network, Edits(torch.ones(1, 2, 5, 5), Near(torch.zeros(1, 1, 5, 5), 0.1)))
     with pytest.raises(InvalidInput, match=r"target of shape"):
