@@ -196,9 +196,7 @@ class Counted:
             self.cpu_seconds += time.process_time() - start
 
 
-def _trained(
-    method: Trainable, task: Task, seed: int, any_labels: bool = False, **given: Any
-) -> tuple[Editor, Row]:
+def _trained(method: Trainable, task: Task, seed: int, any_labels: bool = False, **given: Any) -> tuple[Editor, Row]:
     name = digest([method, task.model, seed, any_labels, given, source(), torch.__version__])
     EDITORS.mkdir(parents=True, exist_ok=True)
     file = EDITORS / f"{name[:24]}.safetensors"

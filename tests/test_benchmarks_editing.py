@@ -42,6 +42,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Measure in this process; returns the list of what was measured, in order."""
     calls: list[Any] = []
     monkeypatch.setattr(editing, "EDITORS", tmp_path / "editors")
+
     def direct(work: Callable[..., Any], cases: list[dict[str, Any]], *limits: Any) -> Any:
         for case in cases:
             calls.append((case["mode"], case["seed"]))

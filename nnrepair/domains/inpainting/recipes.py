@@ -132,7 +132,7 @@ def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
 
     Progress is stored beside them and deleted at the end; the same call goes on after a kill.
     """
-    made, record = recipe(name), Record()
+    made, record, code = recipe(name), Record(), source("domains/inpainting", "training")
     folder.mkdir(parents=True, exist_ok=True)
     progress_file = folder / f"{name}.progress.safetensors"
     model = train_inpainter(
@@ -158,7 +158,7 @@ def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
         "held_out_images": len(held_out),
         "mse": {at: round(value, 5) for at, value in measured(model, held_out).items()},
         "versions": versions(["torch", "numpy"]),
-        "source": source("domains/inpainting", "training"),
+        "source": code,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
