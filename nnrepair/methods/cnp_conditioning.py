@@ -283,7 +283,7 @@ def _layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
         known = [name for name in known if _says_its_width(model, name)]  # recurrent layers and attention return tuples
         if not known:
             raise InvalidInput(
-                "No layer with a weight matrix says how wide its outputs are; name one with CNPConditioning(layers=...)."
+                "No layer with a weight matrix says how wide its outputs are: name one, CNPConditioning(layers=...)."
             )
         return known[-3:-1] if len(known) > 2 else known
     names = {plain(name): name for name in modules if name}
