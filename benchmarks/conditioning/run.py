@@ -59,6 +59,7 @@ CASES = {
     "mnist, mean": Case("mnist", "3x100", 100, "fog", 3500, {"form": "mean"}, (0,)),
     "cifar": Case("cifar", "resnet20", 50, "jpeg", 2500),
     "cifar, mean": Case("cifar", "resnet20", 50, "jpeg", 2500, {"form": "mean"}, (0,)),
+    "cora, both layers": Case("cora", "gcn", 50, "test", 700),
     "cora": Case("cora", "gcn", 50, "test", 900, {"layers": "convs.1", "locality_weight": 30.0}),
 }
 
