@@ -129,8 +129,8 @@ def several() -> str:
     modes = ["batch", "successive"]
     if not any(group.mode in modes and group.finished for group in groups("inpainting")):
         return ""
-    return f"""Several edits in one network, all at once (batch), or one after another, where every step is asked for all
-edits so far (successive, measured after the last one):
+    return f"""Several edits in one network, all at once (batch), or one after another, where every step is asked for
+all edits so far (successive, measured after the last one):
 
 {repairs(modes)}
 
