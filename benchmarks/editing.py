@@ -10,6 +10,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,25 @@ import torch
 from torch import nn
 
 import nnrepair
-from benchmarks.measure import measured
+from benchmarks.measure import ROOT, measured
 from nnrepair.domains.base import Task
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.methods.base import Method, entry
+from nnrepair.methods.base import Capabilities, Method, Proposal, entry
 from nnrepair.methods.fine_tune import penalties
 from nnrepair.methods.trainable import Editor, Trainable
+from nnrepair.provenance import digest, source
 from nnrepair.results.history import History
 from nnrepair.results.metrics import generalization_rates, mean_rate
 from nnrepair.results.result import RepairResult, SideEffects
 from nnrepair.spec.criteria import ERROR
 from nnrepair.spec.given import as_criterion
-from nnrepair.spec.problem import fitted
+from nnrepair.spec.problem import Problem, fitted
 from nnrepair.spec.running import outputs_of
 
 Row = dict[str, Any]
 
+#: Editors that several rows need; git ignores them.
+EDITORS = ROOT / "build" / "editors"
 #: The ways to ask for edits -> what `nnrepair.fix` is told.
 MODES: dict[str, dict[str, Any]] = {
     "independent": {"mode": "independent"},
@@ -139,8 +143,9 @@ def on(
     Args:
         posed: the task.
         method, options, mode, seed: what is asked for.
-        training: of a method that is trained first, on the task's episodes: `steps`, and `edits` and `locality` of an
-            episode. What it costs is told apart from the repair.
+        training: of a method that is trained first, on the task's episodes: `steps`, `edits` and `locality` of an
+            episode, and whether their labels are to be drawn too (`any_labels`). What it costs is told apart from the
+            repair. Rows that need the same editor share it, in build/editors, and say `stored`.
     """
     chosen = method_of(method, options)
     _warm_up()
@@ -148,12 +153,14 @@ def on(
     if isinstance(chosen, Trainable):
         chosen, told["trained"] = _trained(chosen, posed, seed, **training or {})
 
+    counted = Counted(chosen)
+
     def work() -> Row:
         result = nnrepair.fix(
             posed.model,
             posed.edits,
             posed.locality_set,
-            method=chosen,
+            method=counted,
             edit_scope=posed.edit_scope,
             test_set=dict(posed.test_set),
             throw=False,
@@ -162,14 +169,43 @@ def on(
         )
         return figures(result, list(posed.test_set), len(posed.edits))
 
-    return measured(work) | told
+    row = measured(work)
+    return row | {"repair_cpu_seconds": counted.cpu_seconds} | told
 
 
-def _trained(method: Trainable, task: Task, seed: int, **given: Any) -> tuple[Editor, Row]:
+class Counted:
+    """A method whose own CPU seconds are counted, without what is measured before and after."""
+
+    def __init__(self, method: Method) -> None:
+        self.method, self.cpu_seconds = method, 0.0
+
+    def __repr__(self) -> str:
+        return repr(self.method)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the method."""
+        return self.method.capabilities
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose what the method does."""
+        start = time.process_time()
+        try:
+            return self.method.repair(problem)
+        finally:
+            self.cpu_seconds += time.process_time() - start
+
+
+def _trained(method: Trainable, task: Task, seed: int, any_labels: bool = False, **given: Any) -> tuple[Editor, Row]:
+    name = digest([method, task.model, seed, any_labels, given, source(), torch.__version__])
+    EDITORS.mkdir(parents=True, exist_ok=True)
+    file = EDITORS / f"{name[:24]}.safetensors"
     sizes = {key: given.pop(key) for key in ("edits", "locality") if key in given}
-    cpu = time.process_time()
-    editor = method.prepare(task.model, lambda seed: task.episodes(seed, **sizes), seed=seed, **given)
-    return editor, {"steps": editor.steps, "stopped": editor.stopped, "cpu_seconds": time.process_time() - cpu}
+    exercises = task.any_edits(**sizes) if any_labels else partial(task.episodes, **sizes)
+    cpu, stored = time.process_time(), file.exists()
+    editor = method.prepare(task.model, exercises, seed=seed, resume=file, **given)
+    told = {"steps": editor.steps, "stopped": editor.stopped, "cpu_seconds": time.process_time() - cpu}
+    return editor, told | ({"stored": True} if stored else {})
 
 
 def _warm_up() -> None:
@@ -245,7 +281,8 @@ def _steps(told: Any) -> int | None:
 
 def _short(found: SideEffects) -> Row:
     told: Row = {"points": found.points, "drawdown_points": found.drawdown_points, "locality": found.locality}
-    return told | ({} if found.moved is None else {"moved": found.moved.mean})
+    numbers = {} if found.moved is None else {"moved": found.moved.mean}
+    return told | numbers | ({"measures": found.measures} if found.measures else {})
 
 
 def _numbers(result: RepairResult | History, test: str) -> Row:

@@ -38,9 +38,10 @@ def domain(tmp_path: Path) -> Domain:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Measure in this process; returns the list of what was measured, in order."""
     calls: list[Any] = []
+    monkeypatch.setattr(editing, "EDITORS", tmp_path / "editors")
 
     def direct(work: Callable[..., Any], cases: list[dict[str, Any]], *limits: Any) -> Any:
         for case in cases:
@@ -458,3 +459,12 @@ def test_methods_that_are_trained_first_are_trained_on_the_episodes_of_the_task(
     write(domain, text.replace("steps = 3", "steps = 4"))
     with pytest.raises(InvalidInput, match="changed after its rows were measured"):
         experiments.run(domain, modes=["batch"])
+
+
+def test_rows_that_need_the_same_editor_share_it(domain: Domain, here: Any) -> None:
+    write(domain, 'method = "cnp"\nseeds = [0]\n[training]\nsteps = 3\nany_labels = true\n')
+    experiments.run(domain, modes=["independent", "batch"])
+    first, second = rows(domain)
+    assert first["trained"]["steps"] == second["trained"]["steps"] == 3
+    assert "stored" not in first["trained"] and second["trained"]["stored"]
+    assert len(list(editing.EDITORS.iterdir())) == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_kinds import SEQUENCES, Attends, Recurrent
 from networks import clusters, mlp, randn
 from torch import Tensor, nn
 
@@ -257,6 +258,38 @@ def test_bad_hyper_parameters_are_refused(options: dict[str, Any], message: str)
 def test_bad_layers_are_refused(layers: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         CNPConditioning(layers=layers).prepare(network(), RandomLabels(*points()), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "layers"),
+    [
+        (lambda: Recurrent(nn.GRU), SEQUENCES, ["head"]),
+        (Attends, SEQUENCES, ["body.linear1", "body.linear2"]),
+    ],
+    ids=["recurrent", "attention"],
+)
+def test_layers_are_chosen_among_those_that_return_one_tensor(net: Any, x: Tensor, layers: list[str]) -> None:
+    torch.manual_seed(0)
+    base = net().eval()
+    labels = base(x).argmax(1)
+    editor = CNPConditioning().prepare(base, RandomLabels(x, labels, edits=2, locality=6), steps=2)
+    made = editor.restored(base)
+    assert made.layers == layers
+    wanted = Edits(x[:1], (labels[:1] + 1) % 3)
+    assert len(nnrepair.fix(base, wanted, method=editor, throw=False).model) == 1
+
+
+def test_the_plain_mean_learns_no_keys() -> None:
+    mean, attention = (
+        CNPConditioning(form=form).begin(network(), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        for form in ("mean", "attention")
+    )
+    names = set(attention.state_dict()) - set(mean.state_dict())
+    assert names == {f"reader.{part}" for part in ("inner.weight", "inner.bias", "outer.weight", "outer.bias")} | {
+        "reader.nearness",
+        "reader.sharpness",
+    }
+    assert all(torch.equal(value, attention.state_dict()[name]) for name, value in mean.state_dict().items())
 
 
 class Twice(nn.Module):

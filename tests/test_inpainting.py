@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from nnrepair.domains.inpainting.task import patched, shown, task, worst_patch
 from nnrepair.domains.inpainting.training import Record, error, train_inpainter
 from nnrepair.errors import DataUnavailable, InvalidInput
 from nnrepair.jacobian.suffix import Suffix
-from nnrepair.methods import FineTune, MinimalNorm
+from nnrepair.methods import CNPConditioning, FineTune, MinimalNorm
 
 PIL = pytest.importorskip("PIL.Image")
 NETWORKS = [CNP, AttentiveCNP]
@@ -247,6 +248,8 @@ def test_images_of_other_sizes_are_refused() -> None:
             network(wrong)
     with pytest.raises(InvalidInput, match="leaves no pixel"):
         network(torch.zeros(1, 2, 4, 4))
+    with pytest.raises(InvalidInput, match="must be 1 where a pixel is given"):
+        network(torch.full((1, 2, 4, 4), 0.5))
     with pytest.raises(InvalidInput, match=r"masked images \(n, 2, 4, 4\)"):  # the same words through `fix`
         nnrepair.fix(network, Edits(torch.ones(1, 2, 5, 5), Near(torch.zeros(1, 1, 5, 5), 0.1)))
     with pytest.raises(InvalidInput, match=r"target of shape"):
@@ -381,19 +384,35 @@ def test_more_pixels_make_better_completions() -> None:
     assert found[1] < 0.8 * float((images - mean).square().mean())
 
 
+TRAINED = [file.stem for file in sorted(recipes.FOLDER.glob("*.json"))]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_order_of_the_context_does_not_matter_to_trained_networks(name: str) -> None:
+    model, size = recipes.trained(name), recipes.recipe(name).size
+    at, values = grid(size, size).expand(2, -1, -1), noise(2, size**2, model.channels)
+    for count in (10, size**2 - 2):
+        some, order = (torch.randperm(n, generator=drawn(n))[:count] for n in (size**2, count))
+        with torch.no_grad():
+            one = model(at[:, some], values[:, some], at)
+            other = model(at[:, some[order]], values[:, some[order]], at)
+        assert all(float((a - b).abs().max()) < 1e-6 for a, b in zip(one, other, strict=True))
+
+
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [file.stem for file in sorted(recipes.FOLDER.glob("*.json"))])
-def test_records_are_true(name: str, data_dir: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("name", TRAINED)
+def test_records_are_true_and_more_pixels_make_better_completions(name: str, data_dir: Callable[..., Path]) -> None:
     """The errors of the first hundred images lie near those of all, which the record has."""
     data_dir("celeba/celeba_10k_89x109.npz", "mnist/mnist.npz")
     recipe, told = recipes.recipe(name), json.loads((recipes.FOLDER / f"{name}.json").read_text())
-    images = data.grey(recipe.images("test")[:100])
-    count = next(int(at.split()[1]) for at in list(told["mse"])[1:])
-    given = contexts.context("random", images, count, drawn())
-    errors = error(recipes.trained(name), images, given)
-    spread = float(errors.std()) / math.sqrt(len(errors))
-    assert abs(float(errors.mean()) - told["mse"][f"random {count}"]) < 4 * spread
+    images, means = data.grey(recipe.images("test")[:100]), list[float]()
+    for count in [int(at.split()[1]) for at in told["mse"] if at.startswith("random")]:
+        errors = error(recipes.trained(name), images, contexts.context("random", images, count, drawn()))
+        means.append(float(errors.mean()))
+        spread = float(errors.std()) / math.sqrt(len(errors))
+        assert abs(means[-1] - told["mse"][f"random {count}"]) < 4 * spread
+    assert all(b < 0.95 * a for a, b in pairwise(means))
 
 
 # Repairs --------------------------------------------------------------------------------------------------------------
@@ -447,6 +466,21 @@ def test_a_patch_is_repaired_and_other_images_stay() -> None:
     assert float(off[torch.isfinite(asked.tol)].max()) <= 10 / 255
     before, after = result.report.tests["error"].measures["mean squared error"]
     assert after < 1.05 * before
+
+
+def test_patches_are_conditioned_by_an_editor_of_this_network_alone() -> None:
+    posed = task("digits", edits=2)
+    method = CNPConditioning(layers=("model.summary", "model.decoder.5"), locality_weight=1.0)
+    editor = method.prepare(posed.model, lambda seed: posed.episodes(seed, edits=2, locality=8), steps=30)
+    result = nnrepair.fix(posed.model, posed.edits, method=editor, test_set=dict(posed.test_set), throw=False)
+    assert len(result.model) == 2
+    with torch.no_grad():
+        x, of = posed.edits.inputs, posed.edits.criterion
+        before, after = (torch.relu(-of.slack(network(x))).mean() for network in (posed.model, result.model))
+        assert after < before and torch.equal(result.model.without([0, 1])(x), posed.model(x))
+    other = Completion(recipes.recipe("digits").untrained(), 8, 8).eval()
+    with pytest.raises(InvalidInput, match="belongs to another network"):
+        nnrepair.fix(other, posed.edits, method=editor)
 
 
 @pytest.mark.parametrize("penalty", ["L2", "KL", "EWC"])

@@ -21,6 +21,7 @@ TITLES = {
     "cifar": "JPEG photographs, ResNet-20",
     "cifar, mean": "the same, plain mean",
     "cora": "papers, graph network",
+    "cora, both layers": "the same, both layers",
 }
 
 

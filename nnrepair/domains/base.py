@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
-from nnrepair.methods.episodes import Episode
+from nnrepair.methods.episodes import AnyEdits, Episode
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.inputs import AnyInputs
@@ -95,6 +95,14 @@ class Task:
             given = f"{edits}, {locality}, {seed}"
             raise InvalidInput(f"edits and locality must be at least 1 and seed at least 0, given {given}.")
         return EpisodeSampler(lambda: self._all, seed, edits, locality)
+
+    def any_edits(self, edits: int = EDITS, locality: int = LOCALITY) -> AnyEdits:
+        """Return the same with labels that are drawn too, for editors that would else learn which labels are right.
+
+        Args:
+            edits, locality: at most so many edits, and points to keep, in each.
+        """
+        return AnyEdits(lambda: self._all, edits, locality)
 
     @cached_property
     def _all(self) -> Episode:

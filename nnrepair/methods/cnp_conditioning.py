@@ -27,7 +27,7 @@ from nnrepair.spec.network import copied, plain
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import call, outputs
 from nnrepair.training import Descent
-from nnrepair.wrappers.conditioned import Conditioned, Reader, passed, seen_of, width
+from nnrepair.wrappers.conditioned import Conditioned, Reader, Standard, passed, seen_of, width
 
 Form = Literal["attention", "mean"]
 #: Numbers that say what an edit asks of the outputs.
@@ -153,7 +153,7 @@ class CNPConditioning(Trainable):
 
 
 class Encoder(nn.Module):
-    """What is learned: values of edits, and what reads keys.
+    """What is learned: values of edits, and what reads keys, where the form has any.
 
     Args:
         base: the network, of which a copy that needs no gradient is kept; it is no part of what is learned.
@@ -171,14 +171,14 @@ class Encoder(nn.Module):
         self.__dict__["base"] = copied(base).requires_grad_(False)
         self.layers = layers
         numbers, self.widths = seen_of(base, layers), sum(width(base, name) for name in layers)
-        self.reader = Reader(numbers, method.hidden, method.features)
-        self.attends = method.form == "attention"
+        attends = method.form == "attention"
+        self.reader = Reader(numbers, method.hidden, method.features) if attends else Standard(numbers)
         with torch.random.fork_rng(devices=[]):
             first, last = nn.Linear(numbers + ASKED, method.hidden), nn.Linear(method.hidden, self.widths)
             middle = nn.Linear(method.hidden, method.hidden)
         self.values = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
         with torch.no_grad():
-            for linear in (first, middle, self.reader.inner, self.reader.outer):
+            for linear in (first, middle, *(part for part in self.reader.children() if isinstance(part, nn.Linear))):
                 linear.weight.normal_(0, (2 / linear.in_features) ** 0.5, generator=generator)
                 linear.bias.zero_()
             last.weight.zero_()
@@ -203,7 +203,7 @@ class Encoder(nn.Module):
     def empty(self, base: nn.Module) -> Conditioned:
         """Return a network without any edits."""
         none = self.reader.mean.new_empty(0, self.widths)
-        if not self.attends:
+        if not isinstance(self.reader, Reader):
             return Conditioned(base, self.layers, none)
         return Conditioned(base, self.layers, none, none.new_empty(0, self.reader.outer.out_features), self.reader)
 
@@ -214,7 +214,7 @@ class Encoder(nn.Module):
         seen, y = both[:, : len(self.reader.mean)].contiguous(), both[:, len(self.reader.mean) :]
         wanted = asked(edits, problem, y.reshape(-1, *activations.shape))
         values = self.values(torch.cat([self.reader.standard(seen), wanted], 1)) * self.unit
-        if not self.attends:
+        if not isinstance(self.reader, Reader):
             return Conditioned(self.base, self.layers, values)
         return Conditioned(self.base, self.layers, values, self.reader(seen), self.reader)
 
@@ -280,8 +280,11 @@ def _layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     if wanted == "auto":
         weights = [name for name, own in layers(model).items() if any(model.get_parameter(p).ndim > 1 for p in own)]
         known = list(dict.fromkeys(whole(model, name) for name in weights if name in modules))
+        known = [name for name in known if _says_its_width(model, name)]  # recurrent layers and attention return tuples
         if not known:
-            raise InvalidInput("No layer with a weight matrix was found; name one with CNPConditioning(layers=...).")
+            raise InvalidInput(
+                "No layer with a weight matrix says how wide its outputs are: name one, CNPConditioning(layers=...)."
+            )
         return known[-3:-1] if len(known) > 2 else known
     names = {plain(name): name for name in modules if name}
     chosen = []
@@ -292,6 +295,13 @@ def _layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     if len(set(chosen)) < max(len(chosen), 1):
         raise InvalidInput(f"layers must name layers, each once, got {wanted!r}.")
     return chosen
+
+
+def _says_its_width(model: nn.Module, layer: str) -> bool:
+    try:
+        return width(model, layer) > 0
+    except InvalidInput:
+        return False
 
 
 register("cnp", CNPConditioning)

@@ -113,7 +113,27 @@ class Conditioned(Wrapper):
         return torch.where(near.reshape(-1, *[1] * (y.ndim - 1)), edited, y)
 
 
-class Reader(nn.Module):
+class Standard(nn.Module):
+    """Numbers (n, numbers) in units of their spread.
+
+    Args:
+        numbers: of these for one point.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("scale", torch.ones(numbers))
+
+    def standard(self, seen: Tensor) -> Tensor:
+        """Return the numbers in units of their spread."""
+        return (seen - self.mean) / self.scale
+
+
+class Reader(Standard):
     """Makes keys (n, features) of what layers return and the last one takes (n, numbers), and weights of keys.
 
     A point's weights are the softmax over `nearness - exp(sharpness) d^2 / 8` of the squared distances d^2 to all
@@ -125,20 +145,11 @@ class Reader(nn.Module):
         features: of a key.
     """
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, numbers: int, hidden: int, features: int) -> None:
-        super().__init__()
+        super().__init__(numbers)
         with torch.random.fork_rng(devices=[]):
             self.inner, self.outer = nn.Linear(numbers, hidden), nn.Linear(hidden, features)
         self.nearness, self.sharpness = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(0.0))
-        self.register_buffer("mean", torch.zeros(numbers))
-        self.register_buffer("scale", torch.ones(numbers))
-
-    def standard(self, seen: Tensor) -> Tensor:
-        """Return the numbers in units of their spread."""
-        return (seen - self.mean) / self.scale
 
     def forward(self, seen: Tensor) -> Tensor:
         key: Tensor = self.outer(torch.relu(self.inner(self.standard(seen))))
@@ -174,9 +185,8 @@ def width(model: nn.Module, layer: str) -> int:
 
 def inputs_of(module: nn.Module) -> int:
     """Return how many numbers of each position a layer is known to take; 0 where that is not known."""
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    return module.in_channels if isinstance(module, CONVOLUTIONS) else 0
+    told = (getattr(module, name, None) for name in ("in_features", "in_channels"))
+    return next((count for count in told if isinstance(count, int)), 0)
 
 
 def seen_of(model: nn.Module, layers: Sequence[str]) -> int:

@@ -265,7 +265,10 @@ def _check_masked(masked: Tensor, channels: int, size: tuple[int, int], most: in
             f"given {tuple(masked.shape)}. Completion(model, height, width) makes it one for other sizes."
         )
     if not torch._C._functorch.is_batchedtensor(masked):
-        given = masked[:, -1].flatten(1).count_nonzero(1)
+        mask = masked[:, -1].flatten(1)
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise InvalidInput("The mask, the last channel, must be 1 where a pixel is given and 0 where it is not.")
+        given = mask.count_nonzero(1)
         if not bool((given > 0).all()):
             raise InvalidInput("The mask leaves no pixel of some images: give at least one of each.")
         if not bool((given <= most).all()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nnrepair.domains.inpainting.networks import Completion
+from nnrepair.domains.inpainting.networks import LEAST, Completion
 from nnrepair.errors import InvalidInput
 from nnrepair.plot.style import INK, require_matplotlib
 from nnrepair.spec.criteria import Near
@@ -24,7 +24,7 @@ INCHES = 1.1
 @torch.no_grad()
 def completions(model: Completion, images: Tensor, masked: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """Draw what a network makes of images from several contexts, as in the paper: for each context the given pixels,
-    the mean, and the standard deviation; the truth on top.
+    the mean, and the standard deviation above the least that there is (white: the row's largest); the truth on top.
 
     Args:
         model: in eval mode.
@@ -38,7 +38,8 @@ def completions(model: Completion, images: Tensor, masked: Sequence[Tensor], tit
     for some, title in zip(masked, titles, strict=True):
         found = model.distribution(some)
         mean, scale = (torch.unflatten(part.transpose(1, 2), 2, model.size) for part in found)
-        rows += [visible(some), mean, scale / scale.amax()]
+        more = (scale - LEAST).mean(1, keepdim=True)
+        rows += [visible(some), mean, more / more.amax()]
         names += [title, "mean", "deviation"]
     cells = [[row[k] for k in range(len(images))] for row in rows]
     return _grid(cells, rows=names)

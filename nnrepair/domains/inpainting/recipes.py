@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from nnrepair.domains.inpainting.networks import CNP, AttentiveCNP
 from nnrepair.domains.inpainting.training import Record, error, train_inpainter
 from nnrepair.errors import DataUnavailable, InvalidInput, PatchError, near_matches
 from nnrepair.files import write_atomically
-from nnrepair.provenance import versions
+from nnrepair.provenance import source, versions
 from nnrepair.spec.state import read_tensors, reading, write_tensors
 
 FOLDER = Path(__file__).parent / "trained"
@@ -69,8 +72,8 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "celeba-32": Recipe("celeba", 32, False, 13_000),
-    "celeba-32-attentive": Recipe("celeba", 32, True, 200),
+    "celeba-32": Recipe("celeba", 32, False, 20_000, targets=200),
+    "celeba-32-attentive": Recipe("celeba", 32, True, 10_000),
     "mnist-attentive": Recipe("mnist", 28, True, 200, mirrored=False, most=766),
     "celeba-64": Recipe("celeba", 64, False, 13_000, most=4000),
     "mnist": Recipe("mnist", 28, False, 13_000, mirrored=False, most=766),
@@ -129,7 +132,7 @@ def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
 
     Progress is stored beside them and deleted at the end; the same call goes on after a kill.
     """
-    made, record = recipe(name), Record()
+    made, record, code = recipe(name), Record(), source("domains/inpainting", "training")
     folder.mkdir(parents=True, exist_ok=True)
     progress_file = folder / f"{name}.progress.safetensors"
     model = train_inpainter(
@@ -155,6 +158,10 @@ def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
         "held_out_images": len(held_out),
         "mse": {at: round(value, 5) for at, value in measured(model, held_out).items()},
         "versions": versions(["torch", "numpy"]),
+        "source": code,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d"),
     }
     write_tensors(folder / f"{name}.safetensors", FORMAT, model.state_dict(), {"name": name}, "trained network")
     write_atomically(folder / f"{name}.json", (json.dumps(told, indent=1) + "\n").encode())
