@@ -39,8 +39,8 @@ from nnrepair.solver.spectral import nuclear
 
 #: Bound on the rounds of each stage.
 MAX_ROUNDS = 200
-#: New rows of a round that are not too many.
-FEW = 300
+#: New rows of a round that are not too many, and that are, but for half as many as are in use.
+FEW, MANY = 300, 3000
 
 
 def solve(
@@ -132,7 +132,8 @@ class _Solver:
             if small or few or not conditions.rows.n < conditions.m < 10 * conditions.rows.n:
                 conditions, y = _keep_busy(conditions, y, d)
             if small:
-                more = worst(more, d, max(conditions.rows.n - conditions.m, conditions.rows.n // 4, FEW))
+                most = max(conditions.rows.n - conditions.m, conditions.rows.n // 4, FEW)
+                more = worst(more, d, min(most, max(MANY, conditions.m // 2)))
             conditions, free = conditions.joined(more), np.concatenate([y > 0, np.ones(more.m, bool)])
         raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
 
