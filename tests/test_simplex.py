@@ -12,6 +12,7 @@ from nnrepair.solver import highs, polyhedral, simplex
 from nnrepair.solver.conditions import Conditions
 from nnrepair.solver.minnorm import solve
 from nnrepair.solver.norms import Polyhedral
+from nnrepair.solver.rounds import Rounds
 from nnrepair.solver.rows import Dense, Rows
 
 NORMS = {"l1": (1.0, 0.0), "linf": (0.0, 1.0), "both": (0.05, 1.0)}
@@ -62,7 +63,7 @@ def test_rows_that_join_give_the_optimum_of_all_rows(name: str, seed: int) -> No
     norm = Polyhedral(*NORMS[name])
     first = conditions(G, h).take(np.arange(5))
     stats: dict[str, Any] = {"rounds": 0, "newton_steps": 0}
-    found = simplex.pivoted(first, on_demand(G, h, 10), norm, 1.0, stats, lambda text: None)
+    found = simplex.pivoted(first, norm, Rounds(on_demand(G, h, 10), 1e-6, 1.0, stats, lambda text: None))
     assert found.objective == pytest.approx(smallest(G, h, norm), rel=1e-8)
     assert (G @ found.d - h).min() >= -1e-8 * h.max() and found.gap <= 1e-8
     assert stats["rounds"] > 1 and stats["newton_steps"] > 0
@@ -77,7 +78,7 @@ def test_by_hand() -> None:
 
     def found(name: str, cap: float = np.inf) -> Any:
         norm, none = Polyhedral(*NORMS[name]), lambda d, using: None
-        return simplex.pivoted(conditions(G, h, cap), none, norm, 1.0, stats, lambda text: None)
+        return simplex.pivoted(conditions(G, h, cap), norm, Rounds(none, 1e-6, 1.0, stats, lambda text: None))
 
     np.testing.assert_allclose(found("l1").d, [0, 1])
     np.testing.assert_allclose(found("linf").d, [2 / 3, 2 / 3])
@@ -119,11 +120,8 @@ def test_what_ends_the_work_is_raised() -> None:
     with pytest.raises(Stop):
         simplex.pivoted(
             conditions(np.ones((1, 2)), np.ones(1)),
-            lambda d, using: None,
             Polyhedral(1.0, 0.0),
-            1.0,
-            {"rounds": 0, "newton_steps": 0},
-            stop,
+            Rounds(lambda d, using: None, 1e-6, 1.0, {"rounds": 0, "newton_steps": 0}, stop),
         )
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
-
-from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions, Separate
+from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions
 from nnrepair.solver.norms import Array
 from nnrepair.solver.quadratic import NotSolvedError
+from nnrepair.solver.rounds import Rounds, worst
 from nnrepair.solver.solution import Solution
 
 #: Gaps at which further rows are looked for, before the last one.
@@ -43,62 +42,48 @@ class Program(Protocol):
 
 def by_levels(
     program: Program,
-    separate: Separate,
     unit: float,
-    gap: float,
-    scale: float,
-    stats: dict[str, Any],
-    report: Callable[[str], None],
+    rounds: Rounds,
     instead: Callable[[Conditions, Conditions], Solution | None] = lambda using, more: None,
 ) -> Solution:
     """Return the smallest change.
 
     Args:
         program: rows in use, which some change satisfies, with needs divided by `unit`.
-        separate: finds further rows.
         unit: the size of the needs.
-        gap: the relative distance from the minimum at which to stop.
-        scale: by what prices of further rows are divided.
-        stats, report: counts, and who is told.
+        rounds: of new rows.
         instead: another way's answer, asked with the rows in use and further ones.
 
     Raises:
         NotSolvedError: rounds ran out, or the numbers gave out.
     """
-    last = gap / 100
+    stats, last = rounds.stats, rounds.gap / 100
 
     def tick() -> None:
-        report(f"{program.conditions.m} rows, gap {program.gap:.0e}")
+        rounds.report(f"{program.conditions.m} rows, gap {program.gap:.0e}")
 
     for level in [*(level for level in LEVELS if level > 10 * last), *[last] * MAX_ROUNDS]:
         try:
             steps = program.run(level, max(1e-2 * level, ROW_TOLERANCE), tick)
         except NotSolvedError:
-            if not program.gap <= 1e2 * gap:
+            if not program.gap <= 1e2 * rounds.gap:
                 raise
             level, steps = last, 0
         stats["newton_steps"] += steps
         stats["rounds"] += 1
         solution = program.tidied(stats) if level == last else None
         d = program.d if solution is None else solution.d
-        more = separate(d * unit, program.conditions)
+        more = rounds.further(d * unit, program.conditions)
         if more is not None:
             other = instead(replace(program.conditions, need=program.conditions.need * unit), more)
             if other is not None:
                 return other
-            more = replace(more.priced(scale), need=more.need / unit)
+            more = replace(more, need=more.need / unit)
             program.join(worst(more, d, max(FEW, program.conditions.m)))
         elif solution is not None:
             given = replace(solution.conditions, need=solution.conditions.need * unit)
             return Solution(d * unit, solution.y, solution.objective * unit, solution.lower_bound * unit, given, stats)
     raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
-
-
-def worst(more: Conditions, d: Array, most: int) -> Conditions:
-    """Return the rows that d misses by most: what the others ask for is often settled with them."""
-    if more.m <= most:
-        return more
-    return more.take(np.sort(np.argsort(more.rows.matvec(d) - more.need)[:most]))
 
 
 def better(tidy: Solution, plain: Solution) -> Solution:

@@ -26,12 +26,12 @@ from nnrepair.solver.conditions import Conditions as Conditions
 from nnrepair.solver.conditions import Infeasible as Infeasible
 from nnrepair.solver.conditions import Separate as Separate
 from nnrepair.solver.euclidean import euclidean as euclidean
-from nnrepair.solver.levels import worst
 from nnrepair.solver.metric import Metric
 from nnrepair.solver.norms import Array, Euclidean, Nuclear, Polyhedral
 from nnrepair.solver.polyhedral import polyhedral
 from nnrepair.solver.quadratic import NotSolvedError, size_of
 from nnrepair.solver.quadratic import nnqp as nnqp
+from nnrepair.solver.rounds import Rounds, worst
 from nnrepair.solver.simplex import pivoted, suits
 from nnrepair.solver.solution import Solution as Solution
 from nnrepair.solver.solution import judged, price
@@ -104,10 +104,11 @@ class _Solver:
         least = judged(conditions, norm, d, y, self.stats)  # in case that nothing better comes of it
         try:
             busy, prices = _keep_busy(conditions, y, d)
+            rounds = Rounds(self.separate, self.gap, scale, self.stats, self.report)
             if isinstance(norm, Polyhedral):
-                found = self._polyhedral(norm, busy, d, prices, scale)
+                found = self._polyhedral(norm, busy, d, prices, rounds)
             else:
-                found = nuclear(busy, self.separate, norm, d, prices, self.gap, scale, self.stats, self.report)
+                found = nuclear(busy, norm, d, prices, rounds)
         except NotSolvedError:
             return least
         feasible = found.missed <= max(10 * ROW_TOLERANCE, least.missed)
@@ -156,18 +157,18 @@ class _Solver:
             raise Infeasible(conditions, ray / float(ray.max())) from None
         return y, self.metric.unwhiten(rows.rmatvec(y), conditions.rows)
 
-    def _polyhedral(self, norm: Polyhedral, conditions: Conditions, d: Array, y: Array, scale: float) -> Solution:
+    def _polyhedral(self, norm: Polyhedral, conditions: Conditions, d: Array, y: Array, rounds: Rounds) -> Solution:
         """Return the answer of an interior point, or of pivots where rounding spoils that."""
         found: Solution | None = None
         try:
-            found = polyhedral(conditions, self.separate, norm, d, y, self.gap, scale, self.stats, self.report)
+            found = polyhedral(conditions, norm, d, y, rounds)
         except NotSolvedError:
             if not suits(conditions):
                 raise
         if found is not None and (self._reached(found) or not suits(conditions)):
             return found
         try:
-            other = pivoted(conditions, self.separate, norm, scale, self.stats, self.report)
+            other = pivoted(conditions, norm, rounds)
         except NotSolvedError:
             if found is None:
                 raise

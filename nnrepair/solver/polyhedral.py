@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 
-from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions, Separate
+from nnrepair.solver.conditions import ROW_TOLERANCE, Conditions
 from nnrepair.solver.interior import Interior
 from nnrepair.solver.levels import better, by_levels
 from nnrepair.solver.norms import Array, Polyhedral
 from nnrepair.solver.quadratic import NotSolvedError, size_of
+from nnrepair.solver.rounds import Rounds
 from nnrepair.solver.rows import Dense, Index, Rows
 from nnrepair.solver.simplex import pivoted, suits
 from nnrepair.solver.solution import Solution, finished, judged
@@ -23,17 +23,7 @@ from nnrepair.solver.solution import Solution, finished, judged
 MANY, LEAST, PER_ROW, MAX_TURNS = 300, 50, 10, 30
 
 
-def polyhedral(
-    conditions: Conditions,
-    separate: Separate,
-    norm: Polyhedral,
-    d: Array,
-    y: Array,
-    gap: float,
-    scale: float,
-    stats: dict[str, Any],
-    report: Callable[[str], None],
-) -> Solution:
+def polyhedral(conditions: Conditions, norm: Polyhedral, d: Array, y: Array, rounds: Rounds) -> Solution:
     """Return the smallest change.
 
     Where l1 has far more weights than rows, all but a few of them end as zeros: it starts with those of the largest
@@ -41,35 +31,22 @@ def polyhedral(
 
     Args:
         conditions: rows in use, which some change satisfies.
-        separate: finds further rows.
         norm: what is minimised.
         d, y: a guess of the change and the multipliers.
-        gap: the relative distance from the minimum at which to stop.
-        scale: by what prices of further rows are divided.
-        stats, report: counts, and who is told.
+        rounds: of new rows.
 
     Raises:
         NotSolvedError: rounds ran out, or the numbers gave out.
     """
     if norm.max_weight == 0 and conditions.rows.n > MANY * max(conditions.m, LEAST):
         try:
-            return _on_some(conditions, separate, norm, d, y, gap, scale, stats, report)
+            return _on_some(conditions, norm, d, y, rounds)
         except NotSolvedError:  # some weights could not do it, all may
             pass
-    return _on_all(conditions, separate, norm, d, y, gap, scale, stats, report)
+    return _on_all(conditions, norm, d, y, rounds)
 
 
-def _on_some(
-    conditions: Conditions,
-    separate: Separate,
-    norm: Polyhedral,
-    d: Array,
-    y: Array,
-    gap: float,
-    scale: float,
-    stats: dict[str, Any],
-    report: Callable[[str], None],
-) -> Solution:
+def _on_some(conditions: Conditions, norm: Polyhedral, d: Array, y: Array, rounds: Rounds) -> Solution:
     """Return the smallest change, by weights that join where they are needed."""
     n, seen = conditions.rows.n, conditions
     count = min(n, PER_ROW * max(conditions.m, LEAST))
@@ -86,18 +63,18 @@ def _on_some(
 
         def further(some: Array, using: Conditions) -> Conditions | None:
             nonlocal seen
-            more = separate(whole(some), using)
+            more = rounds.separate(whole(some), using)
             if more is None:
                 return None
             seen = seen.joined(more)
             return narrow(more)
 
-        found = _on_all(narrow(conditions), further, norm, d[chosen], y, gap, scale, stats, report)
+        found = _on_all(narrow(conditions), norm, d[chosen], y, replace(rounds, separate=further))
         place = {tag: k for k, tag in enumerate(map(tuple, seen.tag.tolist()))}
         using = seen.take(np.array([place[tag] for tag in map(tuple, found.conditions.tag.tolist())]))
         conditions, d, y = replace(using, cap=found.conditions.cap), whole(found.d), found.y
-        solution = judged(conditions, norm, d, y, stats)
-        if solution.gap <= gap:
+        solution = judged(conditions, norm, d, y, rounds.stats)
+        if solution.gap <= rounds.gap:
             return solution
         slope = np.abs(conditions.rows.rmatvec(y))
         slope[chosen] = 0.0
@@ -109,17 +86,7 @@ def _on_some(
     raise NotSolvedError(f"{MAX_TURNS} turns were not enough to find all weights that change")
 
 
-def _on_all(
-    conditions: Conditions,
-    separate: Separate,
-    norm: Polyhedral,
-    d: Array,
-    y: Array,
-    gap: float,
-    scale: float,
-    stats: dict[str, Any],
-    report: Callable[[str], None],
-) -> Solution:
+def _on_all(conditions: Conditions, norm: Polyhedral, d: Array, y: Array, rounds: Rounds) -> Solution:
     """Return the smallest change, by all weights at once."""
     unit = size_of(conditions.need)  # numbers of the size of one
     given = replace(conditions, need=conditions.need / unit)
@@ -133,12 +100,12 @@ def _on_all(
             return None
         pivots = False
         try:
-            found = pivoted(using, separate, norm, scale, stats, report)
+            found = pivoted(using, norm, rounds)
         except NotSolvedError:
             return None
-        return found if found.gap <= gap and found.missed <= ROW_TOLERANCE else None
+        return found if found.gap <= rounds.gap and found.missed <= ROW_TOLERANCE else None
 
-    return by_levels(program, separate, unit, gap, scale, stats, report, instead)
+    return by_levels(program, unit, rounds, instead)
 
 
 class Vertices(Interior):

@@ -16,9 +16,10 @@ import highspy
 import numpy as np
 
 from nnrepair.solver import highs
-from nnrepair.solver.conditions import Conditions, Separate
+from nnrepair.solver.conditions import Conditions
 from nnrepair.solver.norms import Array, Polyhedral
 from nnrepair.solver.quadratic import NotSolvedError, size_of
+from nnrepair.solver.rounds import Rounds, worst
 from nnrepair.solver.rows import Index
 from nnrepair.solver.solution import Solution, finished
 
@@ -42,37 +43,25 @@ def suits(conditions: Conditions) -> bool:
     return int(np.count_nonzero(rows.columns(np.arange(rows.n)))) <= NUMBERS
 
 
-def pivoted(
-    conditions: Conditions,
-    separate: Separate,
-    norm: Polyhedral,
-    scale: float,
-    stats: dict[str, Any],
-    report: Callable[[str], None],
-) -> Solution:
+def pivoted(conditions: Conditions, norm: Polyhedral, rounds: Rounds) -> Solution:
     """Return the smallest change.
 
     Args:
         conditions: rows in use, which some change satisfies.
-        separate: finds further rows.
         norm: what is minimised.
-        scale: by what prices of further rows are divided.
-        stats, report: counts, and who is told.
+        rounds: of new rows.
 
     Raises:
         NotSolvedError: rounds ran out, or the numbers gave out.
     """
-    program = _Program(conditions, norm)
+    program, stats = _Program(conditions, norm), rounds.stats
     for _ in range(MAX_ROUNDS):
-        d = program.solve(lambda: report(f"{program.conditions.m} rows, {stats['newton_steps']} pivots"), stats)
+        d = program.solve(lambda: rounds.report(f"{program.conditions.m} rows, {stats['newton_steps']} pivots"), stats)
         stats["rounds"] += 1
-        more = separate(d, program.conditions)
+        more = rounds.further(d, program.conditions)
         if more is None:
             return finished(program.conditions, norm, program.cornered(d), program.multipliers(), stats)
-        more = more.priced(scale)
-        if more.m > JOINING:
-            more = more.take(np.sort(np.argsort(more.rows.matvec(d) - more.need)[:JOINING]))
-        program.join(more)
+        program.join(worst(more, d, JOINING))
     raise NotSolvedError(f"{MAX_ROUNDS} rounds were not enough to find all rows that bind")
 
 

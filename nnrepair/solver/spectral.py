@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy.linalg
 
-from nnrepair.solver.conditions import Conditions, Separate
+from nnrepair.solver.conditions import Conditions
 from nnrepair.solver.interior import AWAY, CLOSE, LITTLE, MAX_STEPS, PATIENCE, again, cholesky, longest
 from nnrepair.solver.levels import better, by_levels
 from nnrepair.solver.norms import Array, Nuclear
 from nnrepair.solver.quadratic import NotSolvedError, idle, size_of
+from nnrepair.solver.rounds import Rounds
 from nnrepair.solver.rows import Factored
 from nnrepair.solver.solution import Solution, finished, judged
 
@@ -36,22 +37,12 @@ NOTHING = 1e-6
 RETURNS = 3
 
 
-def nuclear(
-    conditions: Conditions,
-    separate: Separate,
-    norm: Nuclear,
-    d: Array,
-    y: Array,
-    gap: float,
-    scale: float,
-    stats: dict[str, Any],
-    report: Callable[[str], None],
-) -> Solution:
+def nuclear(conditions: Conditions, norm: Nuclear, d: Array, y: Array, rounds: Rounds) -> Solution:
     """Return the change of smallest nuclear norm; arguments and errors are those of `polyhedral`."""
     unit = size_of(conditions.need)  # numbers of the size of one
     given = replace(conditions, need=conditions.need / unit)
     program = Spectral(given, norm, d / unit, y / max(1e-300, norm.dual(conditions.rows.rmatvec(y))))
-    return by_levels(program, separate, unit, gap, scale, stats, report)
+    return by_levels(program, unit, rounds)
 
 
 @dataclass(frozen=True)
