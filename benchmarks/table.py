@@ -270,9 +270,9 @@ Least-squares exponents of CPU time:
 {slopes()}
 
 What limits each: with *edits*, the Cholesky factorisations of the rows that bind (cubic in their number) and, for "l1"
-and "mean+max", weighed products of the points' inputs in each step (quadratic in the points); with *weights*, vectors as
-long as there are weights in each step (linear), of which "l1" takes a few where they are many; with *locality points*,
-forward passes over the set, one per round (linear), since few of its rows ever bind.
+and "mean+max", weighed products of the points' inputs in each step (quadratic in the points); with *weights*, vectors
+as long as there are weights in each step (linear), of which "l1" takes a few where they are many; with *locality
+points*, forward passes over the set, one per round (linear), since few of its rows ever bind.
 
 ## Kept images in memory, and on disk
 
