@@ -93,24 +93,28 @@ def test_outputs_that_need_units_that_are_off(outputs: int) -> None:
     assert result.outcome.status == "repaired"
 
 
-@pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_units_of_a_layers_input_do_not_matter(norm: Any) -> None:
-    """A layer whose inputs are larger by a power of two and whose weights are smaller by it is repaired alike."""
+@pytest.mark.parametrize("layer", ["2", "4"])
+@pytest.mark.parametrize("norm", ["l2", "drift", "l1", "linf", "mean+max", "nuclear"])
+def test_units_do_not_matter(norm: Any, layer: str) -> None:
+    """Where a layer's inputs, or the network's outputs, are larger by a power of two, the repair is the same."""
     sizes = []
-    for unit in (2.0**-10, 1.0, 2.0**10):
+    for inputs, outputs in ((1.0, 1.0), (2.0**-12, 1.0), (2.0**12, 1.0), (1.0, 2.0**-12), (1.0, 2.0**12)):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 40, bias=False), nn.ReLU(), nn.Linear(40, 4))
-        model = model.double()
+        hidden = nn.Linear(20, 20, bias=False)
+        model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), hidden, nn.ReLU(), nn.Linear(20, 4)).double()
         with torch.no_grad():
-            model[0].weight *= unit
-            model[0].bias *= unit
-            model[2].weight /= unit
-        x, kept = randn(6, 20, seed=1).double(), randn(300, 20, seed=2).double()
+            model[0].weight *= inputs
+            model[0].bias *= inputs
+            model[2].weight /= inputs
+            model[4].weight *= outputs
+            model[4].bias *= outputs
+        x, kept = randn(4, 10, seed=1).double(), randn(100, 10, seed=2).double()
         edits = Edits(x, labelled(model, x, 1))
-        result = nnrepair.fix(model, edits, LocalitySet(kept), method=MinimalNorm("2", norm))
+        result = nnrepair.fix(model, edits, LocalitySet(kept), method=MinimalNorm(layer, norm))
         assert result.outcome.status == "repaired"
-        sizes.append(unit * float((result.model[2].weight - model[2].weight).detach().norm()))
-    assert sizes == pytest.approx([sizes[1]] * 3, rel=1e-6)
+        size = float((result.model[int(layer)].weight - model[int(layer)].weight).detach().norm())
+        sizes.append(size * inputs if layer == "2" else size / outputs)
+    assert sizes == pytest.approx([sizes[0]] * 5, rel=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["l1", "linf", "mean+max", "nuclear"])

@@ -3,8 +3,8 @@
 Two stages, the first a start of the second:
 
 1. *Euclidean norm.* The dual is a non-negative quadratic program on the Gram matrix G G^T of the rows in use. The
-   network is run on every edit and the whole locality set, the most violated rows join, until none is left. This is
-   already the answer for the norms "l2" and "drift".
+   network is run on every edit and the whole locality set, the most violated rows join, until none is left; first in
+   the coordinates of a metric, where there is one. This is already the answer for the norms "l2" and "drift".
 2. *Polyhedral norms*: an interior point over all weights, which further rows join (`polyhedral`). *Nuclear norm*: the
    same over positive semidefinite matrices (`spectral`).
 

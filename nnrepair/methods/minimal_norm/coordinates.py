@@ -35,8 +35,8 @@ class Part:
             they are.
         inverse: of the factor.
         basis: (r, inp) orthonormal directions; None for all.
-        scale: (n,) what every entry of a change is divided by before it is measured, zero where it may not change; or
-            (out, out) the same for a map's matrix, from the left; None for one.
+        scale: (n,) what every entry of a change is divided by before it is measured, with no coordinate where it is
+            zero; or (out, out) the same for a map's matrix, from the left; None for one. There is no factor beside it.
         limit: no entry of a change comes further than this from zero.
     """
 
@@ -85,7 +85,7 @@ class Part:
             x = self.limit * torch.atanh((x / self.limit).clamp(-NEARLY, NEARLY))
         if self.scale is not None and self._moving is not None:
             return x[self._moving] / self.scale[self._moving]
-        elif self.scale is not None:
+        if self.scale is not None:
             x = torch.linalg.solve(self.scale, x.reshape(len(self.scale), -1)).flatten()
         if self.factor is not None:
             x = x * self.factor if self.factor.ndim == 1 else self._rows(x) @ self.factor

@@ -105,14 +105,13 @@ class Lagrangian:
         self.near.clear()
         value, slope = self._at(self.x)
         length = abs(value) / float(np.linalg.norm(slope)) if slope.any() and value else 1.0
-        unit = LARGE / abs(value) if value else 1.0
+        unit, known = LARGE / abs(value) if value else 1.0, [(value, slope)]
 
         def large(x: Array) -> tuple[float, Array]:
-            value, slope = self._at(length * x)
+            value, slope = known.pop() if known else self._at(length * x)  # what it asks for first is where it starts
             return min(unit * value, 1e300), unit * length * slope
 
-        found = minimize(large, self.x / length, jac=True, method="L-BFGS-B", options=options).x
-        self.x = length * found
+        self.x = length * minimize(large, self.x / length, jac=True, method="L-BFGS-B", options=options).x
         self.rounds += 1
 
     def optimality(self, missed: Sequence[Tensor]) -> dict[str, float]:
