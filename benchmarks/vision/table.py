@@ -385,16 +385,17 @@ def against_edits(path: Path) -> None:
     from matplotlib import pyplot as plt
 
     fig, axes = new_panels(1, 2)
-    for axis, model in zip(axes.flat, ("squeezenet", "resnet20"), strict=True):
+    first = {"squeezenet": "held-out samples read right", "resnet20": "JPEG copies"}  # the tasks' first test sets
+    for axis, model in zip(axes.flat, first, strict=True):
         found = [g for g in groups("vision") if g.model == model and g.finished and "norm" in g.rows[0]["options"]]
         for (label, some), style in zip(_lines(found).items(), styles_of(list(_lines(found))).values(), strict=True):
             edits = [group.rows[0]["edits"] for group in some]
             axis.plot(edits, [group.mean("drawdown_points") for group in some], label=label, **style)
         axis.axhline(0, color="0.6", linewidth=0.8)
         axis.set(xlabel="edits", ylabel="drawdown (points)", xlim=(0, None))
-        axis.set_title(NETWORKS[model], fontsize="medium")
+        axis.set_title(f"{NETWORKS[model]}, {first[model]}", fontsize="medium")
         if found:
-            axis.legend(frameon=False, fontsize="small", loc="lower right")
+            axis.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
     fig.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(fig)
 
