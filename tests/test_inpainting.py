@@ -453,19 +453,35 @@ def test_targets_that_exclude_each_other_are_refused() -> None:
         Near(target, 0.0)
 
 
-def test_a_patch_is_repaired_and_other_images_stay() -> None:
-    posed = task("digits", edits=2)
+@pytest.mark.parametrize(("edit", "seed"), [(0, 0), (0, 5), (0, 14), (7, 2), (7, 4)])
+def test_a_patch_is_repaired_whatever_the_last_digits_are(edit: int, seed: int) -> None:
+    """Sums differ in them from processor to processor; at these, descent once ended on short steps, unrepaired."""
+    posed = task("digits", edits=edit + 1)
     assert posed.faults() == []
-    method = MinimalNorm(layer=LAYERS, norm="drift", locality="none")
-    result = nnrepair.fix(
-        posed.model, posed.edits[:1], posed.locality_set, method=method, test_set=dict(posed.test_set)
-    )
-    asked = posed.edits.criterion[torch.tensor([0])]
+    generator = drawn(seed)
     with torch.no_grad():
-        off = (result.model(posed.edits.inputs[:1]) - asked.target).abs()
-    assert float(off[torch.isfinite(asked.tol)].max()) <= 10 / 255
-    before, after = result.report.tests["error"].measures["mean squared error"]
-    assert after < 1.05 * before
+        for weight in posed.model.parameters():
+            weight.mul_(1 + (1e-6 if seed else 0.0) * torch.randn(weight.shape, generator=generator))
+    one = posed.edits[torch.tensor([edit])]
+    method = MinimalNorm(layer=LAYERS, norm="drift", locality="none")
+    result = nnrepair.fix(posed.model, one, posed.locality_set, method=method)
+    assert isinstance(one.criterion, Near)
+    with torch.no_grad():
+        off = (result.model(one.inputs) - one.criterion.target).abs()
+    assert float(off[torch.isfinite(one.criterion.tol)].max()) <= 10 / 255
+
+
+def test_other_images_stay_where_drift_is_small() -> None:
+    posed = task("digits", edits=1)
+    worse = {}
+    for norm in ("drift", "l2"):
+        method = MinimalNorm(layer=LAYERS, norm=norm, locality="none")
+        result = nnrepair.fix(
+            posed.model, posed.edits, posed.locality_set, method=method, test_set=dict(posed.test_set)
+        )
+        before, after = result.report.tests["error"].measures["mean squared error"]
+        worse[norm] = after - before
+    assert worse["drift"] < worse["l2"] / 4
 
 
 def test_patches_are_conditioned_by_an_editor_of_this_network_alone() -> None:

@@ -58,6 +58,7 @@ class Lagrangian:
         check: called before every evaluation; raises when there is no time left.
         evaluations: of the network on the points in use.
         rounds: how many there were.
+        finer: by what the relative decrease of a step at which a round stops is multiplied.
         near: where the Lagrangian was computed last, with its gradient there.
     """
 
@@ -71,6 +72,7 @@ class Lagrangian:
     check: Callable[[], None]
     evaluations: int = 0
     rounds: int = 0
+    finer: float = 1.0
     near: deque[tuple[Array, Array]] = field(default_factory=lambda: deque(maxlen=NEAR))
 
     @classmethod
@@ -100,7 +102,7 @@ class Lagrangian:
         """Move x to where the Lagrangian is least, as far as a round goes."""
         from scipy.optimize import minimize  # half a second to load, which only hidden layers need
 
-        decrease = DECREASES[min(self.rounds, len(DECREASES) - 1)]
+        decrease = DECREASES[min(self.rounds, len(DECREASES) - 1)] * self.finer
         options = {"maxcor": MEMORY, "maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": decrease, "gtol": 0.0}
         self.near.clear()
         value, slope = self._at(self.x)
