@@ -332,7 +332,7 @@ def test_models_that_return_no_row_per_node() -> None:
 # ---------------------------------------------------------------- repairs
 
 
-@pytest.mark.parametrize("norm", ["drift", "l2", "l1", "linf", "nuclear"])
+@pytest.mark.parametrize("norm", ["drift", "fisher", "l2", "l1", "linf", "nuclear"])
 @pytest.mark.parametrize("kind", [Convolution, Sage])
 def test_the_last_layer_is_repaired_exactly(kind: type[nn.Module], norm: Any) -> None:
     model = net(kind, hidden=16)

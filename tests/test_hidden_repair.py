@@ -23,6 +23,7 @@ from nnrepair.methods.minimal_norm.demands import demands_of
 from nnrepair.methods.minimal_norm.hidden import GIVEN_UP, HiddenRepair
 from nnrepair.methods.minimal_norm.lagrangian import Lagrangian, shortest
 from nnrepair.methods.minimal_norm.trial import Trial
+from nnrepair.solver.norms import NAMES
 from nnrepair.spec.problem import pose
 
 
@@ -38,11 +39,11 @@ def lines(model: nn.Module, names: list[str], x: Tensor) -> Linearization:
 
 
 @pytest.mark.parametrize("names", [["2.weight", "2.bias"], ["0.weight", "2.weight", "2.bias"]])
-@pytest.mark.parametrize("norm", ["l2", "drift"])
+@pytest.mark.parametrize("norm", ["l2", "drift", "fisher"])
 def test_coordinates_are_as_long_as_the_change_and_go_back(names: list[str], norm: str) -> None:
     model, x = mlp(3, 6, 5, 2), randn(40, 3, seed=1)
     line = lines(model, names, x)
-    metric = line.metric(x) if norm == "drift" else None
+    metric = None if norm == "l2" else line.metric(x, fisher=norm == "fisher")
     like = torch.zeros((), dtype=torch.float64)
     whole = Coordinates.of(line.groups, metric, like)
     there = randn(whole.size, seed=2, dtype=torch.float64)
@@ -52,6 +53,40 @@ def test_coordinates_are_as_long_as_the_change_and_go_back(names: list[str], nor
     rows = line.rows(x, nnrepair.Argmax(labelled(model, x, 0)), torch.tensor([0]), torch.tensor([0]))
     true = flat if metric is None else metric.coordinates(flat, rows)
     assert np.isclose(np.linalg.norm(true), float(there.norm()))
+
+
+def test_the_fisher_norm_of_a_linear_network_is_how_far_its_outputs_move() -> None:
+    """Without kinks, and with gradients that are the same everywhere, Kronecker's product is no approximation."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).double(), randn(500, 4, seed=1).double()
+    line = lines(model, ["0.weight", "0.bias"], x)
+    metric = line.metric(x, fisher=True)
+    rows = line.rows(x, nnrepair.Argmax(labelled(model, x, 0)), torch.tensor([0]), torch.tensor([0]))
+    for seed in range(5):
+        change = randn(6, 4, seed=seed).double(), randn(6, seed=seed + 9).double()
+        moved = torch.func.functional_call(
+            model, {"0.weight": model[0].weight + change[0], "0.bias": model[0].bias + change[1]}, x
+        )
+        flat = line.flatten({"0.weight": change[0], "0.bias": change[1]})
+        size = float(np.linalg.norm(metric.coordinates(flat, rows)))
+        true = float((moved - model(x)).detach().square().sum(1).mean().sqrt())
+        assert size == pytest.approx(true, rel=5e-3)  # ridges of a thousandth
+
+
+def test_outputs_move_less_in_the_fisher_norm() -> None:
+    model, x = mlp(20, 30, 30, 30, 4), randn(10, 20, seed=1)
+    kept, others = randn(300, 20, seed=2), randn(2000, 20, seed=3)
+    with torch.no_grad():
+        target = model(x) + 0.03 * randn(10, 4, seed=4)
+    moved = {}
+    for norm in ("drift", "fisher"):
+        method = MinimalNorm("2", norm, locality="none")  # type: ignore[arg-type]
+        result = nnrepair.fix(model, Edits(x, Near(target, 1e-3)), LocalitySet(kept), method=method)
+        assert result.report.success_rate == 1.0
+        with torch.no_grad():
+            moved[norm] = float((result.model(others) - model(others)).square().sum(1).mean())
+    assert "mean square change of the outputs on the locality set" in str(result)
+    assert moved["fisher"] < 0.8 * moved["drift"]
 
 
 def test_keys_span_all_that_edits_can_ask_for() -> None:
@@ -94,11 +129,15 @@ def test_outputs_that_need_units_that_are_off(outputs: int) -> None:
 
 
 @pytest.mark.parametrize("layer", ["2", "4"])
-@pytest.mark.parametrize("norm", ["l2", "drift", "l1", "linf", "mean+max", "nuclear"])
+@pytest.mark.parametrize("norm", NAMES)
 def test_units_do_not_matter(norm: Any, layer: str) -> None:
-    """Where a layer's inputs, or the network's outputs, are larger by a power of two, the repair is the same."""
+    """Where a layer's inputs, or the network's outputs, are larger by a power of two, the repair is the same.
+
+    But for "fisher", to which the unit of outputs is that of log-probabilities.
+    """
     sizes = []
-    for inputs, outputs in ((1.0, 1.0), (2.0**-12, 1.0), (2.0**12, 1.0), (1.0, 2.0**-12), (1.0, 2.0**12)):
+    of_outputs = ((1.0, 2.0**-12), (1.0, 2.0**12)) if norm != "fisher" else ()
+    for inputs, outputs in ((1.0, 1.0), (2.0**-12, 1.0), (2.0**12, 1.0), *of_outputs):
         torch.manual_seed(0)
         hidden = nn.Linear(20, 20, bias=False)
         model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), hidden, nn.ReLU(), nn.Linear(20, 4)).double()
@@ -114,7 +153,7 @@ def test_units_do_not_matter(norm: Any, layer: str) -> None:
         assert result.outcome.status == "repaired"
         size = float((result.model[int(layer)].weight - model[int(layer)].weight).detach().norm())
         sizes.append(size * inputs if layer == "2" else size / outputs)
-    assert sizes == pytest.approx([sizes[0]] * 5, rel=1e-6)
+    assert sizes == pytest.approx([sizes[0]] * len(sizes), rel=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["l1", "linf", "mean+max", "nuclear"])

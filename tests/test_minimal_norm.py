@@ -35,7 +35,8 @@ from nnrepair.methods.minimal_norm.affine import ExactRepair
 from nnrepair.methods.minimal_norm.conflicts import conflict
 from nnrepair.methods.minimal_norm.demands import Demand, demands_of
 from nnrepair.solver.minnorm import Infeasible
-from nnrepair.solver.norms import NAMES
+from nnrepair.solver.norms import METRICS, NAMES
+from nnrepair.spec.kinds import Classes
 from nnrepair.spec.problem import pose
 
 MARGIN = 0.05
@@ -70,8 +71,8 @@ def flat(change: dict[str, Tensor], names: Sequence[str]) -> np.ndarray:
 @pytest.mark.parametrize("keep", [True, False], ids=["locality", "no locality"])
 def test_the_change_is_the_smallest_one(norm: Any, layer: str, architecture: Any, keep: bool) -> None:
     model, edits, locality = small_task()
-    if norm == "drift" and not keep:
-        pytest.skip("drift is measured on the locality set")
+    if norm in METRICS and not keep:
+        pytest.skip("this norm is measured on the locality set")
     names = [f"{layer}.weight", f"{layer}.bias"]
     method = MinimalNorm(layer, norm, margin=MARGIN, architecture=architecture)
     result = nnrepair.fix(model, edits, locality if keep else None, method=method)
@@ -84,9 +85,10 @@ def test_the_change_is_the_smallest_one(norm: Any, layer: str, architecture: Any
         G, h = np.concatenate([G, more]), np.concatenate([h, np.minimum(slack, MARGIN) - slack])
     shape = tuple(model[int(layer)].weight.shape)
     metric = None
-    if norm == "drift":
-        factor = Linearization(model, names, edits.inputs).metric(locality).factors[0]
-        metric = np.kron(np.eye(shape[0]), factor.T)
+    if norm in METRICS:
+        line = Linearization(model, names, edits.inputs)
+        ((factor, left),) = line.metric(locality, Classes(), fisher=norm == "fisher").sides
+        metric = np.kron(np.eye(shape[0]) if left is None else left.T, factor.T)
     optimum, _ = min_norm_cvxpy(G, h, norm, (shape[0], shape[1] + 1), metric)
     assert result.stats["objective"] == pytest.approx(optimum, rel=1e-5)
     assert result.stats["lower_bound"] <= optimum * (1 + 1e-6)
@@ -171,7 +173,7 @@ def test_soft_locality_may_be_missed() -> None:
     with pytest.raises(RepairFailed) as caught:
         nnrepair.fix(model, edits, near, method=MinimalNorm("4", "l2", locality="hard", margin=0.5))
     assert caught.value.result.outcome.status == "infeasible"
-    for norm in ("l2", "l1", "linf", "mean+max", "nuclear", "drift"):
+    for norm in NAMES:
         method = MinimalNorm("4", norm, locality="soft", margin=0.5)  # type: ignore[arg-type]
         result = nnrepair.fix(model, edits, (near, labels), method=method)
         assert result.outcome.ok
@@ -339,6 +341,7 @@ def test_options_are_checked_when_given(options: dict[str, Any], message: str) -
     ("method", "message"),
     [
         (MinimalNorm("4", "drift"), 'norm="drift" measures change on the locality set'),
+        (MinimalNorm("4", "fisher"), 'norm="fisher" measures change on the locality set'),
         (MinimalNorm("fc"), "Layer 'fc' not found"),
         (MinimalNorm(["2", "4"], "nuclear", architecture="decoupled"), "one linear or convolution layer"),
         (MinimalNorm(["2", "4"], "nuclear"), "one linear or convolution layer"),

@@ -15,11 +15,11 @@ from nnrepair.errors import InvalidInput
 from nnrepair.solver import minnorm, norms, polyhedral
 from nnrepair.solver.metric import Metric
 from nnrepair.solver.minnorm import Conditions, Infeasible
-from nnrepair.solver.norms import NAMES
+from nnrepair.solver.norms import METRICS, NAMES
 from nnrepair.solver.rows import Dense, Factored, Rows
 
 quick = settings(deadline=None, derandomize=True, max_examples=10)
-PLAIN = [name for name in NAMES if name != "drift"]  # "drift" is "l2" in other coordinates
+PLAIN = [name for name in NAMES if name not in METRICS]  # those are "l2" in other coordinates
 
 
 def conditions_of(rows: Rows, h: np.ndarray, cap: np.ndarray | None = None) -> Conditions:
@@ -101,20 +101,25 @@ def test_rows_on_demand_reach_the_same_optimum(name: str, everything: Conditions
     check(minnorm.solve(first, separate_from(everything, at_a_time), norm), everything, norm, optimum)
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["inputs", "inputs and outputs"])
 @given(everything=systems(), seed=st.integers(0, 99))
 @quick
-def test_drift_is_the_euclidean_norm_of_whitened_rows(everything: Conditions, seed: int) -> None:
+def test_metrics_are_the_euclidean_norm_of_whitened_rows(both: bool, everything: Conditions, seed: int) -> None:
     rows = everything.rows
     block = rows.blocks[0]
     assert isinstance(block, Factored)
-    L = np.tril(np.random.default_rng(seed).normal(size=(block.inp, block.inp))) + 2 * np.eye(block.inp)
-    metric = Metric([L])
+    rng = np.random.default_rng(seed)
+    L, M = (np.tril(rng.normal(size=(k, k))) + 2 * np.eye(k) for k in (block.inp, block.out))
+    metric = Metric([L], [M]) if both else Metric([L])
     white = conditions_of(metric.whiten(rows), everything.need)
     norm = norms.make("drift", rows)
-    optimum, _ = min_norm_cvxpy(dense(rows), everything.need, "drift", metric=np.kron(np.eye(block.out), L.T))
+    optimum, _ = min_norm_cvxpy(
+        dense(rows), everything.need, "drift", metric=np.kron(M.T if both else np.eye(block.out), L.T)
+    )
     solution = minnorm.solve(white, separate_from(white), norm)
     check(solution, white, norm, optimum)
     change = metric.unwhiten(solution.d, rows)
+    assert np.allclose(metric.coordinates(change, rows), solution.d)
     assert (everything.need - rows.matvec(change)).max() <= 1e-8 * np.abs(everything.need).max()
 
 

@@ -19,6 +19,7 @@ from nnrepair import Decoupled, Edits, InvalidInput, LocalitySet, MissingExtra, 
 from nnrepair.cli import method_options
 from nnrepair.methods import MinimalNorm
 from nnrepair.methods.minimal_norm.own import program as programs
+from nnrepair.solver.norms import NAMES
 
 cp = pytest.importorskip("cvxpy", reason="objectives of one's own need the extra [cvxpy]")
 
@@ -80,7 +81,7 @@ def test_a_norm_written_by_hand_has_the_optimum_of_the_built_in_one(layer: Any, 
     assert ours.certificate is None and "solver's tolerance" in str(ours)
 
 
-@pytest.mark.parametrize("norm", ["l1", "linf", "l2", "mean+max", "nuclear", "drift"])
+@pytest.mark.parametrize("norm", NAMES)
 def test_a_built_in_norm_takes_constraints(norm: Any) -> None:
     _, free = fix(MinimalNorm("4", norm, margin=MARGIN))
     _, same = fix(MinimalNorm("4", norm, margin=MARGIN, constraints=nothing))

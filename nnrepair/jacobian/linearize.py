@@ -22,7 +22,7 @@ from nnrepair.jacobian.factors import PROBES, Factors, Group
 from nnrepair.jacobian.fisher import affordable_diagonal
 from nnrepair.jacobian.head import AffineHead
 from nnrepair.jacobian.keys import Keys, spread
-from nnrepair.jacobian.moments import RIDGE, root, second_moments
+from nnrepair.jacobian.moments import RIDGE, gradient_moments, root, second_moments, slopes
 from nnrepair.jacobian.tangents import gradients, moved_outputs
 from nnrepair.jacobian.taps import TappedModel, numpy
 from nnrepair.solver.metric import Metric
@@ -209,33 +209,54 @@ class Linearization:
         sub = self.prepare(inputs[chunk] if self.independent else inputs)
         return self.factors.rows(sub, criterion, local, point, condition)
 
-    def metric(self, inputs: AnyInputs, kind: Kind | None = None, check: Callable[[], None] = lambda: None) -> Metric:
+    def metric(
+        self,
+        inputs: AnyInputs,
+        kind: Kind | None = None,
+        check: Callable[[], None] = lambda: None,
+        *,
+        fisher: bool = False,
+    ) -> Metric:
         """Return the drift metric over `inputs`: second moments of each map's inputs, Fisher diagonal elsewhere.
 
         Args:
             inputs: the points on which drift is measured.
             kind: what outputs stand for, see `fisher_diagonal`; numbers by default.
             check: called now and then; may raise.
+            fisher: weigh a map's outputs by what they move behind it.
         """
+        kind = Regression() if kind is None else kind
         if self.groups[0].keyed:
             k = numpy(self._keys.of(inputs))
-            return Metric([root(k.T @ k / len(k))])
+            return Metric([root(k.T @ k / len(k))], [root(self._of_outputs(inputs, kind))] if fisher else ())
         maps = [g for g in self.groups if g.plain is None]
-        factors = (
-            [root(m) for m in second_moments(self._tapped, maps, inputs, self.factors.together, check)] if maps else []
-        )
         plain = [g.plain for g in self.groups if g.plain is not None]
+        factors, left = list[Array](), list[Array | None]()
+        if maps:
+            most = self.factors.together
+            factors += [root(m) for m in second_moments(self._tapped, maps, inputs, most, check)]
+            if fisher:
+                left += [root(m) for m in gradient_moments(self._tapped, maps, inputs, kind, most, check)]
+                left += [None] * len(plain)
         if plain:
-            kind = Regression() if kind is None else kind
             with self._tapped.in_float64():
-                fisher = affordable_diagonal(self.model, plain, self.prepare(inputs), kind)
-            for diagonal in (numpy(fisher[name]).ravel() for name in plain):
+                known = affordable_diagonal(self.model, plain, self.prepare(inputs), kind)
+            for diagonal in (numpy(known[name]).ravel() for name in plain):
                 factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), 1e-12)))
-        return Metric(factors)
+        return Metric(factors, left)
 
-    def drift_unit(self, kind: Kind) -> str:
-        """Say what the drift norm measures, the square root of `metric`."""
+    def _of_outputs(self, inputs: AnyInputs, kind: Kind) -> Array:
+        """Return (outputs, outputs), the mean over points of the Fisher information of outputs."""
+        y, generator = self.outputs_in_batches(inputs), torch.Generator().manual_seed(0)
+        total = sum((rows.T @ rows for rows in slopes(kind, y, generator)), y.new_zeros(()))
+        return numpy(total / len(y))
+
+    def unit(self, norm: str, kind: Kind) -> str:
+        """Say what the drift or the Fisher norm measures, the square root of `metric`."""
         layers = "root mean square change of the layer's output on the locality set"
+        if norm == "fisher":
+            what = "twice the nats by which decisions move" if kind.decides else "mean square change of the outputs"
+            layers = f"root of the {what} on the locality set, to second order and nearly"
         nats = "twice the nats by which its decisions move" if kind.decides else "mean square change of the outputs"
         others = f"root of the {nats} there, to second order and one parameter at a time"
         plain = [g.plain is not None for g in self.groups]

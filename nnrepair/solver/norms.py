@@ -13,7 +13,9 @@ from nnrepair.solver.rows import Rows
 
 Array = NDArray[np.float64]
 
-NAMES = ("l1", "linf", "l2", "mean+max", "nuclear", "drift")
+#: Those that are the l2 norm in the coordinates of a metric over the locality set.
+METRICS = ("drift", "fisher")
+NAMES = ("l1", "linf", "l2", "mean+max", "nuclear", *METRICS)
 
 
 class Norm(Protocol):
@@ -48,7 +50,7 @@ class Polyhedral:
 
 @dataclass(frozen=True)
 class Euclidean:
-    """The l2 norm; "drift" is this norm in whitened coordinates."""
+    """The l2 norm; "drift" and "fisher" are this norm in whitened coordinates."""
 
     def value(self, d: Array) -> float:
         return float(np.linalg.norm(d))
@@ -83,7 +85,7 @@ def make(name: str, rows: Rows) -> Euclidean | Polyhedral | Nuclear:
         return Polyhedral(0.0, 1.0)
     if name == "mean+max":
         return Polyhedral(1.0 / rows.n, 1.0)
-    if name in ("l2", "drift"):
+    if name in ("l2", *METRICS):
         return Euclidean()
     if name == "nuclear":
         shape = rows.matrix_shape

@@ -22,7 +22,7 @@ def norm_cvxpy(d: Any, norm: str, shape: tuple[int, int] | None = None, metric: 
         d: cvxpy expression.
         norm: its name.
         shape: (out, inp), for "nuclear".
-        metric: (n, n), for "drift": the norm is |metric @ d|.
+        metric: (n, n), for "drift" and "fisher": the norm is |metric @ d|.
     """
     if norm == "l1":
         return cp.norm1(d)
@@ -35,7 +35,7 @@ def norm_cvxpy(d: Any, norm: str, shape: tuple[int, int] | None = None, metric: 
     if norm == "nuclear":
         assert shape is not None
         return cp.normNuc(cp.reshape(d, shape, order="C"))
-    if norm == "drift":
+    if norm in ("drift", "fisher"):
         assert metric is not None
         return cp.norm2(metric @ d)
     raise ValueError(norm)

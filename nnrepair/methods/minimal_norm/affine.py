@@ -102,7 +102,7 @@ class ExactRepair:
         Where many points must stay, the change that moves their outputs least misses few of them.
         """
         kept = [k for k in which if k > 0]
-        if norm in ("drift", "nuclear") or not kept or np.isfinite(self._caps).any():
+        if norm in (*norms.METRICS, "nuclear") or not kept or np.isfinite(self._caps).any():
             return None
         return self.line.metric(self.demands[kept[0]].inputs)
 
@@ -143,10 +143,15 @@ class ExactRepair:
         return Conditions(rows, self._need[k][point, condition], np.full(len(point), self._caps[k]), tag)
 
     def certificate(self, problem: Problem, solution: Solution, margin: float) -> Certificate | None:
-        """Return the proof of minimality, where its file format can hold it (one linear map, hard conditions)."""
+        """Return the proof of minimality, where its file format can hold it.
+
+        That is of one linear map and hard conditions, in other norms than "fisher".
+        """
         group = self.line.groups[0]
         soft = np.isfinite(solution.conditions.cap).any()
         if len(self.line.groups) != 1 or group.weight is None or soft or not isinstance(problem.edits.inputs, Tensor):
+            return None
+        if self.norm == "fisher":
             return None
         asked = problem.edits.criterion
         if not isinstance(asked, Threshold) and not (isinstance(asked, Argmax) and asked.margin_ == 0):

@@ -24,6 +24,7 @@ from nnrepair.methods.minimal_norm.own.repair import OwnRepair
 from nnrepair.results.certificate import Certificate
 from nnrepair.solver import minnorm
 from nnrepair.solver.metric import Metric
+from nnrepair.solver.norms import METRICS
 from nnrepair.solver.quadratic import NotSolvedError
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import AnyInputs, independent, to_like
@@ -224,13 +225,14 @@ def _on(
     kept = [d for d in demands if d.name == "locality"]
     asked = [replace(d, inputs=cut.values(d.inputs, deadline.check)) for d in demands if d.name != "locality"]
     near = [d.inputs for d in asked[1:]]
-    if problem.locality is None or not (kept or settings.norm == "drift"):
+    if problem.locality is None or not (kept or settings.norm in METRICS):
         return on(near), asked, None
     there = cut.values(problem.locality.inputs, deadline.check)
     asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in kept]
     line = on([*near, there])
-    metric = line.metric(there, problem.kind, deadline.check) if settings.norm == "drift" else None
-    return line, asked, metric
+    if settings.norm not in METRICS:
+        return line, asked, None
+    return line, asked, line.metric(there, problem.kind, deadline.check, fisher=settings.norm == "fisher")
 
 
 def _on_few(cut: Suffix, names: list[str], demands: list[Demand]) -> Linearization:

@@ -36,7 +36,7 @@ class Part:
         inverse: of the factor.
         basis: (r, inp) orthonormal directions; None for all.
         scale: (n,) what every entry of a change is divided by before it is measured, with no coordinate where it is
-            zero; or (out, out) the same for a map's matrix, from the left; None for one. There is no factor beside it.
+            zero and no factor beside it; or (out, out) the same for a map's matrix, from the left; None for one.
         limit: no entry of a change comes further than this from zero.
     """
 
@@ -49,13 +49,12 @@ class Part:
     limit: float | None = None
 
     @classmethod
-    def of(cls, group: Group, factor: Array | None, like: Tensor) -> Part:
-        """Return coordinates of all changes, measured by a factor of the metric."""
-        if factor is None:
-            return cls(group, like)
+    def of(cls, group: Group, factor: Array, left: Array | None, like: Tensor) -> Part:
+        """Return coordinates of all changes, measured by the metric's factors from the right and from the left."""
         diagonal = factor.ndim == 1
         inverse = 1 / factor if diagonal else _inverse(factor)
-        return cls(group, like, torch.from_numpy(factor).to(like), torch.from_numpy(inverse).to(like))
+        scale = None if left is None else torch.from_numpy(_inverse(left).T.copy()).to(like)
+        return cls(group, like, torch.from_numpy(factor).to(like), torch.from_numpy(inverse).to(like), scale=scale)
 
     @property
     def size(self) -> int:
@@ -136,8 +135,9 @@ class Coordinates:
     @classmethod
     def of(cls, groups: Sequence[Group], metric: Metric | None, like: Tensor) -> Coordinates:
         """Return coordinates of all changes, in which the Euclidean length is the metric's."""
-        factors = [None] * len(groups) if metric is None else metric.factors
-        return cls([Part.of(group, factor, like) for group, factor in zip(groups, factors, strict=True)])
+        if metric is None:
+            return cls([Part(group, like) for group in groups])
+        return cls([Part.of(group, *side, like) for group, side in zip(groups, metric.sides, strict=True)])
 
     @property
     def size(self) -> int:

@@ -24,9 +24,8 @@ from nnrepair.solver.norms import make
 AIM = 1.1
 #: By how much the penalty grows where the worst miss did not fall to this share of what it was.
 GROWTH, ENOUGH = 4.0, 0.3
-#: A round that leaves this share of the worst miss ended on short steps, not at a minimum: the next one goes on for
-#: steps this much smaller, and so on down to the smallest.
-STUCK, FINER, FINEST = 0.99, 0.1, 1e-5
+#: A round that leaves this share of the worst miss got stuck.
+STUCK = 0.99
 #: Rounds without a worst miss smaller by a tenth after which there is no hope.
 PATIENCE = 6
 #: How much ReLUs let through of what is below zero where rounds found nothing, one after another.
@@ -157,7 +156,7 @@ class HiddenRepair:
                 return state, met
             state.charge(missed)
             state.penalty *= GROWTH if used > ENOUGH * last else 1.0
-            state.finer = max(FINER * state.finer, FINEST) if used > STUCK * last else 1.0
+            state.loosened(used > STUCK * last)
             last, least = used, min(least, worst)
             state = self._joined(state, state.join(looks))
         return state, False

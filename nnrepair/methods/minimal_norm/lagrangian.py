@@ -32,6 +32,9 @@ STEPS, MEMORY = 200, 10
 #: At which relative decrease the first rounds stop, and all further ones. To L-BFGS a value below one is one, and its
 #: first step is as long as one: it sees large values, and steps in units of what the first slope promises.
 DECREASES, LARGE = (1e-3, 1e-3, 1e-4), 1e6
+#: How much smaller steps become at which a round stops once one got stuck, down to which share; and how far from a kink
+#: the next one begins, as a share of the change.
+FINER, FINEST, ASIDE = 0.1, 1e-5, 1e-2
 #: Locality points that join in a round, the worst first; and which share of what edits need a point must miss to join
 #: although it has what it must have.
 JOINING, SLIGHT = 500, 1e-2
@@ -115,6 +118,13 @@ class Lagrangian:
 
         self.x = length * minimize(large, self.x / length, jac=True, method="L-BFGS-B", options=options).x
         self.rounds += 1
+
+    def loosened(self, stuck: bool) -> None:
+        """Where descent got stuck at a kink, step aside, and let further rounds end at smaller steps."""
+        self.finer = max(FINER * self.finer, FINEST) if stuck else 1.0
+        if stuck:
+            aside = np.random.default_rng(self.rounds).normal(size=len(self.x))
+            self.x = self.x + ASIDE * float(np.linalg.norm(self.x) / np.linalg.norm(aside)) * aside
 
     def optimality(self, missed: Sequence[Tensor]) -> dict[str, float]:
         """Return how far a round's end is from satisfying the conditions of Karush, Kuhn and Tucker.

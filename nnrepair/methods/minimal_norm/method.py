@@ -48,7 +48,9 @@ class MinimalNorm:
         norm: what "small" means, on the flat change d of the chosen parameters: "l1" (few weights change), "linf",
             "l2", "mean+max" (PRDNN's mean|d| + max|d|), "nuclear" (low rank; one layer), "drift" (the expected squared
             change of the layer's output over the locality set; of parameters that are no linear map, the Fisher
-            information's diagonal there, see `rows.Metric`); "auto" is "drift" with a locality set and "l2" without.
+            information's diagonal there, see `metric.Metric`), "fisher" (of a hidden layer, or of several: how far
+            the network's decisions or outputs move there, nearly; comes without a certificate); "auto" is "drift" with
+            a locality set and "l2" without.
         margin: by how much every edit must hold, in output units; None takes 5 % of the model's typical distance
             between the two best classes (between an output and its threshold, of the tolerance of `Near`). It is raised
             to a few roundings of the model's own dtype where it is less, and to 1e-5 where the model tells no classes
@@ -75,7 +77,7 @@ class MinimalNorm:
     """
 
     layer: str | Sequence[str] = "auto"
-    norm: Literal["auto", "l1", "linf", "l2", "mean+max", "nuclear", "drift"] = "auto"
+    norm: Literal["auto", "l1", "linf", "l2", "mean+max", "nuclear", "drift", "fisher"] = "auto"
     margin: float | None = None
     architecture: Literal["same", "decoupled"] = "same"
     gap: float = 1e-6
@@ -134,8 +136,8 @@ class MinimalNorm:
             norm = told(self.objective)
         elif norm == "auto":
             norm = "drift" if problem.locality is not None else "l2"
-        if norm == "drift" and problem.locality is None:
-            raise InvalidInput('norm="drift" measures change on the locality set: give one, or choose norm="l2".')
+        if norm in norms.METRICS and problem.locality is None:
+            raise InvalidInput(f'norm="{norm}" measures change on the locality set: give one, or choose norm="l2".')
         margin = self._margin(problem)
         chosen = Settings(norm, margin, self.architecture, self.gap, self.locality, self.max_steps, **self._own)
         with progress_bar("minimal norm", problem.progress, counts=False) as report:
@@ -164,7 +166,7 @@ class MinimalNorm:
 
     def _proposal(self, problem: Problem, chosen: Settings, attempt: Attempt, deadline: Deadline) -> Proposal:
         """Return what is proposed, with advice, and where an attempt failed the layers that could do it."""
-        unit = f" ({attempt.line.drift_unit(problem.kind)})" if chosen.norm == "drift" else ""
+        unit = f" ({attempt.line.unit(chosen.norm, problem.kind)})" if chosen.norm in norms.METRICS else ""
         what = f"{chosen.norm} norm{unit}" if self.objective is None else f"objective {chosen.norm}"
         under = "" if self.constraints is None else f" under the constraints {told(self.constraints)}"
         size = f"small in the {what}{under}, with margin {chosen.margin:.3g}."

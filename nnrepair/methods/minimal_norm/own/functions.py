@@ -103,9 +103,11 @@ def norm_of(name: str, groups: list[Group], metric: Metric | None) -> Own:
     Args:
         name: see `MinimalNorm`.
         groups: the chosen parameters, as they lie in the flat change.
-        metric: for "drift".
+        metric: for "drift" and "fisher".
     """
-    factors: list[Array | None] = [None] * len(groups) if metric is None else list(metric.factors)
+    sides: list[tuple[Array | None, Array | None]] = [(None, None)] * len(groups)
+    if metric is not None:
+        sides = list(metric.sides)
 
     def norm(change: Mapping[str, Any]) -> Any:
         cp = cvxpy()
@@ -114,9 +116,10 @@ def norm_of(name: str, groups: list[Group], metric: Metric | None) -> Own:
             if len(groups) != 1 or groups[0].plain is not None:
                 raise InvalidInput("norm='nuclear' needs exactly one linear or convolution layer; choose one layer.")
             return cp.normNuc(matrices[0])
+        matrices = [m if left is None else left.T @ m for m, (_, left) in zip(matrices, sides, strict=True)]
         measured = [
             matrix if factor is None else matrix @ factor if factor.ndim == 2 else cp.multiply(matrix, factor[None])
-            for matrix, factor in zip(matrices, factors, strict=True)
+            for matrix, (factor, _) in zip(matrices, sides, strict=True)
         ]
         entries = cp.hstack([cp.vec(matrix, order="C") for matrix in measured])
         if name == "mean+max":
