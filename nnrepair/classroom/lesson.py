@@ -187,6 +187,17 @@ class Lesson:
         """The network after all repairs."""
         return self.repairs[-1].result.model if self.repairs else self.material.model
 
+    @property
+    def last(self) -> Repair:
+        """The last repair.
+
+        Raises:
+            InvalidInput: there is none.
+        """
+        if not self.repairs:
+            raise InvalidInput("There is no repair yet.")
+        return self.repairs[-1]
+
     def other(self, number: int) -> Digit:
         """Return one of the other digits, to read or repair it too."""
         images = self.material.others
@@ -233,14 +244,14 @@ class Lesson:
         Raises:
             InvalidInput: there is no repair yet.
         """
-        last = self._last()
+        last = self.last
         if choice not in self._found:
             self._found[choice] = self._made(self.repairs[:-1], last.digit, last.label, choice)
         return self._found[choice]
 
     def tradeoff(self) -> list[Repair]:
         """Return the last repair at every place of the slider."""
-        last = self._last()
+        last = self.last
         return [self.alternative(replace(last.choice, odds=place)) for place in range(len(ODDS))]
 
     def use(self, repair: Repair) -> None:
@@ -259,20 +270,13 @@ class Lesson:
         Raises:
             InvalidInput: there is none.
         """
-        self._last()
-        self.repairs.pop()
-        last = self.repairs[-1:]
-        self._found = {repair.choice: repair for repair in last}
+        self.repairs.remove(self.last)
+        self._found = {repair.choice: repair for repair in self.repairs[-1:]}
 
     def start_over(self) -> None:
         """Take all repairs back."""
         self.repairs.clear()
         self._found.clear()
-
-    def _last(self) -> Repair:
-        if not self.repairs:
-            raise InvalidInput("There is no repair yet.")
-        return self.repairs[-1]
 
     def _made(self, earlier: list[Repair], digit: Digit, label: int, choice: Choice) -> Repair:
         material = self.material

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from nnrepair.classroom import view
+from nnrepair.classroom import view, words
 from nnrepair.classroom.lesson import MOST_REPAIRS, ODDS, WAYS, Choice, Digit, Lesson, Repair
 from nnrepair.classroom.proof import prove
 from nnrepair.errors import NNRepairError
@@ -28,6 +28,8 @@ LOG = logging.getLogger(__name__)
 #: One repair at a time: it takes well under a second, and two at once would be slower and share torch's settings.
 WORKER = ThreadPoolExecutor(1, thread_name_prefix="classroom")
 LOOK = "no-caps unelevated color=choice text-color=unset toggle-color=chosen toggle-text-color=set"
+#: A student waits for at most so many things at a time.
+MOST_WAITING = 4
 DIGITS = {digit: str(digit) for digit in range(10)}
 BROKEN = "Something went wrong here. Your repairs are as they were; try again, or reload the page to start over."
 #: Sends the number of the button that was clicked, and marks it.
@@ -54,7 +56,7 @@ class Desk:
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
         self.client = context.client
-        self.busy = False
+        self.waiting = 0
         self.digit: Digit | None = None
         self.strokes: Any = []
         self.changed: Digit | None = None
@@ -72,15 +74,15 @@ class Desk:
             self.working = ui.linear_progress(show_value=False, color=None).props(
                 'indeterminate aria-label="the network is at work"'
             )
-            self.working.classes("working").bind_visibility_from(self, "busy")
+            self.working.classes("working").bind_visibility_from(self, "waiting")
             with ui.element("div").classes("columns"):
                 with ui.element("div"):
                     self._build_choice()
                     self._build_guess()
                     self._build_wish()
+                    self._build_path()
                 with ui.element("div"):
                     self._build_result()
-                    self._build_path()
 
     def _build_choice(self) -> None:
         with _card("1", "Choose a digit"):
@@ -96,9 +98,10 @@ class Desk:
 
     def _build_guess(self) -> None:
         self.guess_card = _card("2", "Guess what the network reads")
-        with self.guess_card:
+        with self.guess_card, ui.element("div").classes("look"):
             self.looked_at = ui.html(sanitize=False)
-            with ui.element("div") as self.guessing:
+            with ui.element("div").classes("guess") as self.guessing:
+                ui.label("What will it read?")
                 self.guess = _digits("your guess", self._on_guess)
                 _button("Show me", self._on_reveal, quiet=True)
             self.reading = ui.html(sanitize=False)
@@ -125,12 +128,13 @@ class Desk:
                 self.detail = ui.html(sanitize=False)
                 _button("Work on this digit", self._on_work_on, quiet=True)
             with ui.element("div") as self.more:
+                self.known = ui.html(sanitize=False)
                 self.prove = _button("Check the proof", self._on_prove, quiet=True)
                 ui.html("Fix more, or break less?", tag="h3", sanitize=False)
                 with ui.element("div").classes("slide"):
                     ui.label("break less").classes("fine")
                     self.odds = ui.slider(min=0, max=len(ODDS) - 1, step=1, value=1).props(
-                        'snap markers aria-label="break less or fix more"'
+                        'snap markers color=chosen aria-label="break less or fix more"'
                     )
                     ui.label("fix more").classes("fine")
                 self.odds.on("change", self._on_odds, js_handler="(place) => emit(place)")
@@ -142,7 +146,7 @@ class Desk:
                 self.swap = _button("Take this way instead", self._on_swap, quiet=True)
 
     def _build_path(self) -> None:
-        with _card("5", "Your repairs, one after another") as self.path_card:
+        with _card("5", "Your repairs, one after another").classes("path") as self.path_card:
             self.path = ui.html(sanitize=False)
             with ui.element("div").classes("row-of-buttons"):
                 _button("Undo the last repair", self._on_undo, quiet=True)
@@ -191,12 +195,13 @@ class Desk:
         self._show_path()
         if not repair.ok:
             return
+        self.known.set_content(view.known(repair))
         self.prove.set_visibility(repair.result.certificate is not None)
         self.odds.set_value(repair.choice.odds)
         self.tradeoff.set_content("")
         self._show_others(repair)
         repairs = await self._work(self.lesson.tradeoff)
-        if repairs is not None:
+        if repairs is not None and repair in self.lesson.repairs[-1:]:
             self.tradeoff.set_content(view.tradeoff(repairs, repair.choice.odds))
 
     def _show_others(self, repair: Repair) -> None:
@@ -244,7 +249,7 @@ class Desk:
         repair = await self._work(lambda: self.lesson.repair(digit, label, choice))
         if repair is not None:
             await self._show(repair)
-            _scroll_to(self.result_card)
+            _scroll_to(self.result_card, "start")
 
     async def _on_odds(self, event: events.GenericEventArguments) -> None:
         place = event.args
@@ -258,7 +263,7 @@ class Desk:
         """Put the last repair, made otherwise, in its place, where that can be done."""
 
         def make() -> Repair:
-            found = self.lesson.alternative(change(self.lesson.repairs[-1].choice))
+            found = self.lesson.alternative(change(self.lesson.last.choice))
             if found.ok:
                 self.lesson.use(found)
             return found
@@ -267,8 +272,8 @@ class Desk:
         if found is None:
             return
         if not found.ok:
-            self._say(view.words.outcome(found))
-        await self._show(self.lesson.repairs[-1])
+            self._say(words.outcome(found))
+        await self._show(self.lesson.last)
 
     async def _on_compare(self) -> None:
         way = self.others.value
@@ -280,17 +285,20 @@ class Desk:
             self.sides.set_content(view.sides([last, other]))
             self.swap.set_visibility(other.ok)
             if not other.ok:
-                self._say(view.words.outcome(other))
+                self._say(words.outcome(other))
 
     async def _on_prove(self) -> None:
+        if not self.lesson.repairs:
+            return
         last = self.lesson.repairs[-1]
         proof = await self._work(lambda: prove(last))
-        if proof is not None and self.lesson.repairs[-1:] == [last]:
-            self.result.set_content(view.result(last, self.lesson.material, proof))
+        if proof is not None and last in self.lesson.repairs[-1:]:
+            self.known.set_content(view.known(last, proof))
             self.prove.set_visibility(False)
 
     def _on_changed(self, event: events.GenericEventArguments) -> None:
-        found = [each for each in self.lesson.repairs[-1].changed if each.other == event.args]
+        last = self.lesson.repairs[-1:]
+        found = [each for repair in last for each in repair.changed if each.other == event.args]
         if found:
             self.changed = self.lesson.other(found[0].other)
             self.detail.set_content(view.detail(self.changed, found[0].was, found[0].now))
@@ -301,11 +309,19 @@ class Desk:
             self._look(self.changed)
 
     async def _on_undo(self) -> None:
-        if await self._work(lambda: self.lesson.undo() or True):
-            await self._show_last()
+        await self._back(self.lesson.undo)
 
     async def _on_start_over(self) -> None:
-        if await self._work(lambda: self.lesson.start_over() or True):
+        await self._back(self.lesson.start_over)
+
+    async def _back(self, take: Callable[[], None]) -> None:
+        """Take repairs back, and show what is left."""
+
+        def taken() -> bool:
+            take()
+            return True
+
+        if await self._work(taken):
             await self._show_last()
 
     async def _show_last(self) -> None:
@@ -321,11 +337,11 @@ class Desk:
     # How ---------------------------------------------------------------------------------------------------------
 
     async def _work(self, work: Callable[[], T]) -> T | None:
-        """Return what `work` returns, or say what went wrong and return None; one thing at a time."""
-        if self.busy:
-            self._say("One moment, the network is at work.")
+        """Return what `work` returns when its turn has come, or say what went wrong and return None."""
+        if self.waiting >= MOST_WAITING:
+            self._say("One moment: the network is still at work on what you asked before.")
             return None
-        self.busy = True
+        self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(WORKER, work)
         except NNRepairError as error:
@@ -334,7 +350,7 @@ class Desk:
             LOG.exception("A student's request failed")
             self._say(BROKEN)
         finally:
-            self.busy = False
+            self.waiting -= 1
         return None
 
     def _say(self, text: str) -> None:
@@ -360,5 +376,5 @@ def _digits(about: str, choose: Callable[[], Any] | None = None) -> ui.toggle:
     return made if choose is None else made.on_value_change(choose)
 
 
-def _scroll_to(element: Element) -> None:
-    ui.run_javascript(f'getHtmlElement({element.id}).scrollIntoView({{block: "nearest", behavior: "smooth"}})')
+def _scroll_to(element: Element, edge: str = "nearest") -> None:
+    ui.run_javascript(f'getHtmlElement({element.id}).scrollIntoView({{block: "{edge}", behavior: "smooth"}})')

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 #: Folders of our templates and of those that reports share with us.
 FOLDERS = (FOLDER, Path(plot_page.__file__).parent)
 #: A result shows at most so many other digits, and so many layers.
-MOST_CHANGED, MOST_MAPS = 60, 2
+MOST_CHANGED, MOST_MAPS = 44, 2
 #: The plane of a curve in SVG units: its size, and what its marks need on the left and below.
 WIDTH, HEIGHT, LEFT, BELOW, ABOVE = 360, 190, 40, 34, 10
 
@@ -64,15 +64,10 @@ def reading(found: Reading, guess: int | None, label: int | None) -> str:
     return str(_parts().reading(words.guessed(found, guess, label), found.shares, found.decision, label))
 
 
-def result(repair: Repair, material: Material, proof: Proof | None = None) -> str:
+def result(repair: Repair, material: Material) -> str:
     """Return what a repair did; each other digit that changed is a button with its number as `data-other`."""
-    return str(_parts().result(shown(repair, material), checked(repair, proof)))
-
-
-def shown(repair: Repair, material: Material) -> Part:
-    """Return what `result` puts on the page, but for what is proved."""
     changed = sorted(repair.changed, key=lambda each: ("broken", "still wrong", "mended").index(each.effect))
-    return {
+    shown = {
         "ok": repair.ok,
         "outcome": words.outcome(repair),
         "image": image(repair.digit.image),
@@ -82,20 +77,25 @@ def shown(repair: Repair, material: Material) -> Part:
         "counted": repair.counted,
         "changed": [_changed(each, material) for each in changed[:MOST_CHANGED]],
         "count": len(changed),
+    }
+    return str(_parts().result(shown))
+
+
+def known(repair: Repair, proof: Proof | None = None) -> str:
+    """Return which numbers a repair moved, what of it was measured, and what is proved."""
+    state, text = words.proved(repair, proof)
+    said = proof.said.splitlines() if proof is not None and proof.accepted else []
+    moved = {
         "moved": words.moved(repair),
+        "rows": words.ROWS if repair.choice.way == "last" else "",
         "changes": maps(repair.result, MOST_MAPS),
     }
+    return str(_parts().known(moved, {"state": state, "text": text, "said": said}))
 
 
 def _changed(each: Changed, material: Material) -> Part:
     picture = image(material.others.inputs[each.other : each.other + 1])
     return {"image": picture, "effect": each.effect, "what": words.a(each.label), **asdict(each)}
-
-
-def checked(repair: Repair, proof: Proof | None) -> Part:
-    """Return what is proved of a repair."""
-    state, text = words.proved(repair, proof)
-    return {"state": state, "text": text, "said": proof.said.splitlines() if proof and proof.accepted else []}
 
 
 def tradeoff(repairs: Sequence[Repair], chosen: int) -> str:
@@ -137,23 +137,39 @@ def detail(digit: Digit, was: int, now: int) -> str:
     return str(_parts().detail(image(digit.image), words.a(digit.label or 0), was, now))
 
 
-def path(repairs: Sequence[Repair], material: Material) -> str:
-    """Return the repairs so far, and the curve of what they kept."""
+def path(repairs: Sequence[Repair], material: Material, low: float | None = None) -> str:
+    """Return the repairs so far, and the curve of what they kept.
+
+    Args:
+        repairs: one after another.
+        material: of the lesson.
+        low: the share at which the curve's plane begins; None takes a round one below all that it shows.
+    """
+    steps = [(image(r.digit.image), r.before.decision, r.label, r.way.name) for r in repairs]
+    return str(
+        _parts().path(steps, _curve(_kept(repairs, material), lowest([repairs], material) if low is None else low))
+    )
+
+
+def lowest(lessons: Sequence[Sequence[Repair]], material: Material) -> float:
+    """Return a round share below all that the curves of some lessons show, and at most 90 %."""
+    shares = [share for repairs in lessons for _, _, values in _kept(repairs, material) for share in values]
+    return min(int(10 * min(shares)) / 10, 0.9)
+
+
+def _kept(repairs: Sequence[Repair], material: Material) -> list[tuple[str, str, list[float]]]:
+    """Return (kind, name, share after each repair) of what is to stay high."""
     right = float((material.decisions == material.others.labels).double().mean())
-    held = [1.0, *((sum(each.earlier) + each.ok) / (len(each.earlier) + 1) for each in repairs)]
-    series = [
-        ("held", "your repairs that still hold", held),
+    held = [(sum(each.earlier) + each.ok) / (len(each.earlier) + 1) for each in repairs]
+    return [
+        ("held", "your repairs that still hold", [1.0, *held]),
         ("same", "other digits read as at the start", [1.0, *(each.same for each in repairs)]),
         ("right", "other digits read rightly", [right, *(each.right for each in repairs)]),
     ]
-    steps = [(image(r.digit.image), r.before.decision, r.label, r.way.name) for r in repairs]
-    return str(_parts().path(steps, _curve(series)))
 
 
-def _curve(series: Sequence[tuple[str, str, Sequence[float]]]) -> Part:
-    """Return places of marks and lines in a plane of WIDTH x HEIGHT, from a round share below all values to 100 %."""
-    low = min(int(10 * min(values)) / 10 for _, _, values in series)
-    low = min(low, 0.9)
+def _curve(series: Sequence[tuple[str, str, Sequence[float]]], low: float) -> Part:
+    """Return places of marks and lines in a plane of WIDTH x HEIGHT, from a share `low` to 100 %."""
     last = max(1, len(series[0][2]) - 1)
 
     def across(step: int) -> float:

@@ -8,6 +8,9 @@ from nnrepair.classroom.proof import Proof
 from nnrepair.results.certificate import at_most
 from nnrepair.rounding import percent
 
+#: How to read the picture of a change of the last layer.
+ROWS = " Each row belongs to one of the ten digits, each column to something that the layers before look for."
+
 
 def outcome(repair: Repair) -> str:
     """Return what happened, in a sentence or two."""
@@ -87,7 +90,7 @@ def proved(repair: Repair, proof: Proof | None) -> tuple[str, str]:
         "the digits that the network learned from less"
     )
     if proof is None:
-        return "claimed", f"Not proved yet. The claim: {claim}. A program of its own can check it."
+        return "claimed", f"Not checked yet, so not proved. The claim: {claim}. An independent program can check it."
     if not proof.accepted:
         return "claimed", f"The check did not end in a proof, so this is a claim: {claim}. {proof.said}"
     gap = max(repair.result.certificate.gap, 1e-6)
