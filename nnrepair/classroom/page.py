@@ -74,7 +74,7 @@ class Desk:
             self.working = ui.linear_progress(show_value=False, color=None).props(
                 'indeterminate aria-label="the network is at work"'
             )
-            self.working.classes("working").bind_visibility_from(self, "waiting")
+            self.working.classes("working").set_visibility(False)
             with ui.element("div").classes("columns"):
                 with ui.element("div"):
                     self._build_choice()
@@ -133,11 +133,11 @@ class Desk:
                 ui.html("Fix more, or break less?", tag="h3", sanitize=False)
                 with ui.element("div").classes("slide"):
                     ui.label("break less").classes("fine")
-                    self.odds = ui.slider(min=0, max=len(ODDS) - 1, step=1, value=1).props(
-                        'snap markers color=chosen aria-label="break less or fix more"'
+                    self.odds = ui.element("input").props(
+                        f'type=range min=0 max={len(ODDS) - 1} step=1 aria-label="break less or fix more"'
                     )
                     ui.label("fix more").classes("fine")
-                self.odds.on("change", self._on_odds, js_handler="(place) => emit(place)")
+                self.odds.on("change", self._on_odds, js_handler="(event) => emit(Number(event.target.value))")
                 self.tradeoff = ui.html(sanitize=False)
                 ui.html("Two ways side by side", tag="h3", sanitize=False)
                 self.others = ui.toggle({}).props(LOOK).classes("ways")
@@ -193,11 +193,14 @@ class Desk:
         self.result.set_content(view.result(repair, self.lesson.material))
         self.more.set_visibility(repair.ok)
         self._show_path()
+        if repair.digit is self.digit:
+            found = repair.after if repair.ok else repair.before
+            self.reading.set_content(view.reading(found, None, repair.digit.label))
         if not repair.ok:
             return
         self.known.set_content(view.known(repair))
         self.prove.set_visibility(repair.result.certificate is not None)
-        self.odds.set_value(repair.choice.odds)
+        self.odds.props(f"value={repair.choice.odds}").update()  # also where the browser moved it and it goes back
         self.tradeoff.set_content("")
         self._show_others(repair)
         repairs = await self._work(self.lesson.tradeoff)
@@ -342,6 +345,7 @@ class Desk:
             self._say("One moment: the network is still at work on what you asked before.")
             return None
         self.waiting += 1
+        self.working.set_visibility(True)
         try:
             return await asyncio.get_running_loop().run_in_executor(WORKER, work)
         except NNRepairError as error:
@@ -351,6 +355,7 @@ class Desk:
             self._say(BROKEN)
         finally:
             self.waiting -= 1
+            self.working.set_visibility(self.waiting > 0)
         return None
 
     def _say(self, text: str) -> None:

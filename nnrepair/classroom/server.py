@@ -93,6 +93,8 @@ def _is_loopback(host: str) -> bool:
 
 def _free(host: str, port: int) -> int:
     """Return the port, or one that is free for 0, once it is clear that it can be listened on."""
+    if port not in range(2**16):
+        raise InvalidInput(f"Cannot listen on {host}, port {port}: ports are 0 to {2**16 - 1}. Choose another --port.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as tried:
@@ -100,6 +102,6 @@ def _free(host: str, port: int) -> int:
             tried.bind(address)
             found: int = tried.getsockname()[1]
             return found
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+    except OSError as error:
+        why = error.strerror or error
         raise InvalidInput(f"Cannot listen on {host}, port {port}: {why}. Choose another --port or --host.") from error
