@@ -27,17 +27,19 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 
-#: The command, with room for four lessons, which end soon after their tabs, and a drawing that breaks it.
+#: The command, with room for four lessons, which end soon after their tabs, and drawings that break it.
 SERVER = """
 import sys
 from functools import partial
 from nnrepair import cli
 from nnrepair.classroom import server
-from nnrepair.classroom.lesson import Lesson
+from nnrepair.classroom.lesson import Digit, Lesson
 
 server.COME_BACK, server.Room = 0.5, partial(server.Room, most=4)
 draw = Lesson.draw
-Lesson.draw = lambda self, strokes: 1 // 0 if len(strokes) == 7 else draw(self, strokes)
+Lesson.draw = lambda self, strokes: {7: lambda: 1 // 0, 8: lambda: Digit("no picture")}.get(
+    len(strokes), lambda: draw(self, strokes)
+)()
 sys.exit(cli.main(["classroom", "--data", "digits", "--port", "0", "--no-browser"]))
 """
 SIZES = {"laptop": (1280, 800), "phone": (390, 844)}
@@ -224,6 +226,11 @@ def test_a_drawn_digit_is_read_and_what_is_wrong_is_said(tab: Open, address: str
     page.get_by_role("button", name="Read this").click()
     page.get_by_text("draw a digit first").wait_for()
     drawn(page, [[[0.1 * k, 0.2], [0.1 * k, 0.8]] for k in range(1, 8)])
+    page.get_by_role("button", name="Read this").click()
+    page.get_by_text("Something went wrong here").wait_for()
+    page.get_by_role("button", name="Close").last.click()
+    page.get_by_text("Something went wrong here").wait_for(state="hidden")
+    drawn(page, [[[0.2, 0.1], [0.8, 0.1]]])
     page.get_by_role("button", name="Read this").click()
     page.get_by_text("Something went wrong here").wait_for()
     page.get_by_role("button", name="Clear the paper").click()
