@@ -1,7 +1,8 @@
 """The classroom in a real browser: what a student does, on a phone and a laptop, in light and dark, alone and not.
 
 Each page's requests are watched: none leaves this machine. With NNREPAIR_SCREENSHOTS=folder, pictures of the page in
-every size and colour scheme are written there; those in docs/ are made so.
+every size and colour scheme are written there. docs/classroom.png is classroom-laptop-light.png of these, and
+docs/classroom-phone.png is classroom-phone-dark.png.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,13 @@ def repaired(page: Any, label: int, way: str = "Smallest change") -> None:
     page.locator(".tradeoff").wait_for()
 
 
+def photographed(page: Any, file: Path, whole: bool) -> None:
+    """Write a picture of the page in few colours, which makes it small."""
+    from PIL import Image
+
+    Image.open(BytesIO(page.screenshot(full_page=whole))).quantize(96).save(file, optimize=True)
+
+
 def drawn(page: Any, strokes: list[list[list[float]]]) -> None:
     page.locator("canvas").scroll_into_view_if_needed()
     box = page.locator("canvas").bounding_box()
@@ -284,8 +293,8 @@ def test_everything_fits_and_can_be_read(tab: Open, address: str) -> None:
             page.evaluate("window.scrollTo(0, 0)")
             page.mouse.move(0, 0)
             page.wait_for_timeout(500)
-            page.screenshot(path=Path(folder) / f"classroom-{name}-{scheme}.png")
-            page.screenshot(path=Path(folder) / f"classroom-{name}-{scheme}-whole.png", full_page=True)
+            for ending, whole in (("", False), ("-whole", True)):
+                photographed(page, Path(folder) / f"classroom-{name}-{scheme}{ending}.png", whole)
 
 
 @pytest.mark.parametrize(("size", "dark"), [("laptop", False), ("phone", True)])
@@ -302,4 +311,4 @@ def test_the_recorded_lesson_asks_before_it_tells(tab: Open, recorded: Path, siz
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
     assert page.evaluate(PALE) == []
     if folder := os.environ.get("NNREPAIR_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"lesson-{size}-whole.png", full_page=True)
+        photographed(page, Path(folder) / f"lesson-{size}.png", whole=True)
