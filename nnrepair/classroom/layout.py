@@ -39,7 +39,7 @@ class Layout:
                     self._build_wish()
                     self._build_path()
                 with ui.element("div"):
-                    self._build_result()
+                    self._build_result(lesson)
         self.working.set_visibility(False)
 
     def _build_choice(self, lesson: Lesson) -> None:
@@ -74,9 +74,9 @@ class Layout:
             self.remember = ui.checkbox("Ask for earlier repairs again", value=True)
             self.repair = _button("Repair the network")
 
-    def _build_result(self) -> None:
+    def _build_result(self, lesson: Lesson) -> None:
         with _card("", "What to do here") as self.intro:
-            ui.html(view.intro(), sanitize=False)
+            ui.html(view.intro(lesson.material), sanitize=False)
         with _card("4", "What the repair did") as self.result_card:
             self.result = ui.html(sanitize=False)
             with ui.element("div").classes("beside") as self.beside:

@@ -61,6 +61,11 @@ class Material:
         return LocalitySet(self.kept.inputs, self.kept.labels)
 
     @cached_property
+    def misread(self) -> int:
+        """How many of the digits to pick the network as trained misreads."""
+        return int((outputs(self.model, self.picks.inputs).argmax(1) != self.picks.labels).sum())
+
+    @cached_property
     def decisions(self) -> Tensor:
         """What the network as trained reads each of the others as."""
         return outputs(self.model, self.others.inputs).argmax(1)
@@ -106,7 +111,7 @@ def _made(
     share = float((outputs(model, others.inputs).argmax(1) == others.labels).double().mean())
     told = (
         f"A small network learned to read from {len(learned):,} handwritten digits {source}. Of {OTHERS:,} others it "
-        f"reads {round(share * OTHERS)} rightly."
+        f"gets {round(share * OTHERS)} right."
     )
     return Material(
         name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -19,6 +20,8 @@ with needed("classroom", "The classroom needs NiceGUI"):
 
 #: Seconds that a lesson is kept when a connection breaks, for the browser to come back.
 COME_BACK = 60.0
+#: Seconds in which a tab connects once it has the page.
+CONNECT = 30.0
 #: A browser loads, and connects to, nothing but this server; NiceGUI's page compiles its own templates.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -46,7 +49,10 @@ def serve(
 
     @ui.page("/", title="Repair a network", dark=None, reconnect_timeout=COME_BACK)
     async def _(client: Client) -> None:
-        await client.connected()  # a tab that shows the page, not a program that only asks for it
+        try:
+            await client.connected(CONNECT)
+        except TimeoutError:  # a program that only asked for the page, not a tab that shows it
+            return
         ui.add_css(view.styles())
         try:
             lesson = room.enter()
@@ -71,17 +77,18 @@ def serve(
     app.on_startup(lambda: say(f"The classroom is open at http://{where}:{port}/  (Ctrl+C closes it)"))
     if not _is_loopback(host):
         say(f"Everyone who reaches port {port} of this machine can use the classroom: it listens on {host}.")
-    ui.run(
-        host=host,
-        port=port,
-        show=show,
-        reload=False,
-        title="Repair a network",
-        favicon="🔧",
-        language="en-US",
-        tailwind=False,
-        show_welcome_message=False,
-    )
+    with suppress(KeyboardInterrupt):  # that is how it ends
+        ui.run(
+            host=host,
+            port=port,
+            show=show,
+            reload=False,
+            title="Repair a network",
+            favicon="🔧",
+            language="en-US",
+            tailwind=False,
+            show_welcome_message=False,
+        )
 
 
 def _is_loopback(host: str) -> bool:

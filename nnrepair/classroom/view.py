@@ -44,9 +44,9 @@ def image(picture: Tensor) -> str:
     return png(picture[0, 0].double().numpy())
 
 
-def intro() -> str:
+def intro(material: Material) -> str:
     """Return what the page is for."""
-    return str(_parts().intro())
+    return str(_parts().intro(material.misread, len(material.picks)))
 
 
 def picks(lesson: Lesson) -> str:
@@ -164,7 +164,7 @@ def _kept(repairs: Sequence[Repair], material: Material) -> list[tuple[str, str,
     return [
         ("held", "your repairs that still hold", [1.0, *held]),
         ("same", "other digits read as at the start", [1.0, *(each.same for each in repairs)]),
-        ("right", "other digits read rightly", [right, *(each.right for each in repairs)]),
+        ("right", "other digits that are right", [right, *(each.right for each in repairs)]),
     ]
 
 

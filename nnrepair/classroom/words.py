@@ -5,8 +5,8 @@ from __future__ import annotations
 from nnrepair.classroom.lesson import ODDS, Reading, Repair
 from nnrepair.classroom.material import COPIES
 from nnrepair.classroom.proof import Proof
+from nnrepair.plot.page import LEFT_OPEN
 from nnrepair.results.certificate import at_most
-from nnrepair.rounding import percent
 
 #: How to read the picture of a change of the last layer.
 ROWS = " Each row belongs to one of the ten digits, each column to something that the layers before look for."
@@ -93,5 +93,5 @@ def proved(repair: Repair, proof: Proof | None) -> tuple[str, str]:
         return "claimed", f"Not checked yet, so not proved. The claim: {claim}. An independent program can check it."
     if not proof.accepted:
         return "claimed", f"The check did not end in a proof, so this is a claim: {claim}. {proof.said}"
-    gap = max(repair.result.certificate.gap, 1e-6)
-    return "proved", f"Proved, with rounding allowed for: {claim} (but for {percent(gap, 4)} at most)."
+    left = 100 * (max(0.0, repair.result.certificate.gap) + LEFT_OPEN)
+    return "proved", f"Proved by an independent program: {claim} by more than {at_most(left, 2)} %."
