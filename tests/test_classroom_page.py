@@ -132,7 +132,9 @@ def tab(chromium: Any) -> Iterator[Open]:
     def opened(address: str, size: str = "laptop", dark: bool = False) -> Any:
         width, height = SIZES[size]
         context = chromium.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
         )
         contexts.append(context)
         page = context.new_page()
@@ -242,7 +244,7 @@ def test_a_drawn_digit_is_read_and_what_is_wrong_is_said(tab: Open, address: str
     drawn(page, [[[0.1 * k, 0.2], [0.1 * k, 0.8]] for k in range(1, 8)])
     page.get_by_role("button", name="Read this").click()
     page.get_by_text("Something went wrong here").wait_for()
-    page.get_by_role("button", name="Close").last.click()
+    page.get_by_role("alert").filter(has_text="Something went wrong").get_by_role("button", name="Close").click()
     page.get_by_text("Something went wrong here").wait_for(state="hidden")
     drawn(page, [[[0.2, 0.1], [0.8, 0.1]]])
     page.get_by_role("button", name="Read this").click()
@@ -297,14 +299,12 @@ def test_everything_fits_and_can_be_read(tab: Open, address: str) -> None:
     for (name, (width, height)), scheme in product(SIZES.items(), ("light", "dark")):
         page.set_viewport_size({"width": width, "height": height})
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(400)  # colours change slowly
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(PALE) == []
         if folder := os.environ.get("NNREPAIR_SCREENSHOTS"):
             top = page.get_by_role("heading", name="Repair a network" if name == "laptop" else "What the repair did")
             top.evaluate("heading => heading.closest('section, main').scrollIntoView()")
             page.mouse.move(0, 0)
-            page.wait_for_timeout(500)
             for ending, whole in (("", False), ("-whole", True)):
                 photographed(page, Path(folder) / f"classroom-{name}-{scheme}{ending}.png", whole)
 

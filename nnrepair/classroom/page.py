@@ -274,4 +274,4 @@ class Desk:
 
 
 def _scroll_to(element: Element, edge: str = "nearest") -> None:
-    ui.run_javascript(f'getHtmlElement({element.id}).scrollIntoView({{block: "{edge}", behavior: "smooth"}})')
+    ui.run_javascript(f'getHtmlElement({element.id}).scrollIntoView({{block: "{edge}"}})')
