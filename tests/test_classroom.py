@@ -339,6 +339,9 @@ def test_proved_is_only_what_the_checker_accepted(lesson: Lesson) -> None:
     assert words.proved(repair, None)[0] == "claimed" and "not proved" in words.proved(repair, None)[1]
     proof = prove(repair)
     assert proof.accepted and words.proved(repair, proof)[0] == "proved"
+    assert (
+        f"make the digit as clearly right, and keep {len(lesson.material.kept)} that" in words.proved(repair, proof)[1]
+    )
     assert 'class="box proved"' in view.known(repair, proof) and 'class="box proved"' not in view.known(repair)
     forged = replace(repair, result=lesson.alternative(replace(repair.choice, odds=4)).result)
     forged = replace(forged, result=replace(forged.result, certificate=repair.result.certificate))

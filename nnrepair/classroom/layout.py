@@ -36,7 +36,7 @@ class Layout:
                 with ui.element("div"):
                     self._build_choice(lesson)
                     self._build_guess()
-                    self._build_wish()
+                    self._build_wish(lesson)
                     self._build_path()
                 with ui.element("div"):
                     self._build_result(lesson)
@@ -63,14 +63,15 @@ class Layout:
                 self.reveal = _button("Show me", quiet=True)
             self.reading = ui.html(sanitize=False)
 
-    def _build_wish(self) -> None:
+    def _build_wish(self, lesson: Lesson) -> None:
         self.wish_card = _card("3", "Correct it")
         with self.wish_card:
             ui.label("What should it be read as?")
             self.wish = _digits("what it should be")
             self.way = ui.radio({name: way.name for name, way in WAYS.items()}, value=Choice().way)
             self.way.props('aria-label="way to repair"')
-            ui.label().classes("fine").bind_text_from(self.way, "value", lambda name: WAYS[name].told)
+            kept = len(lesson.material.kept)
+            ui.label().classes("fine").bind_text_from(self.way, "value", lambda name: WAYS[name].told.format(kept=kept))
             self.remember = ui.checkbox("Ask for earlier repairs again", value=True)
             self.repair = _button("Repair the network")
 

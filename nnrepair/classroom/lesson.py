@@ -32,7 +32,7 @@ class Way:
     """A way to repair.
 
     Attributes:
-        name, told: for students.
+        name, told: for students; `told` with the number of digits that are kept, as `kept`.
         method: what does it, from material and margin (in scores).
         exact: whether its change is the smallest possible, which a certificate can prove.
     """
@@ -46,7 +46,7 @@ class Way:
 WAYS = {
     "last": Way(
         "Smallest change",
-        "The smallest change of the last layer that keeps every digit the network learned from.",
+        "The smallest change of the last layer that keeps {kept:,} digits right which the network learned from.",
         lambda material, margin: MinimalNorm(layer=material.last, margin=margin, time_limit=SECONDS),
         exact=True,
     ),
@@ -128,7 +128,7 @@ class Repair:
         changed: other digits that are read differently than before this repair.
         copies: how many of COPIES copies of the digit are read as the label, before and after.
         earlier: for each earlier repair, whether it still holds.
-        same: the share of the other digits that are read as by the network as trained, and `right`: rightly.
+        same: the share of the other digits that are read as by the network as trained, and `right`: that are right.
         counted: how many other digits there are; those that were repaired themselves do not count.
     """
 

@@ -38,16 +38,14 @@ def lesson_page(material: Material, misread: int = MISREAD) -> str:
         "The smallest change of the last layer, asked for earlier repairs again each time": _sequence(lesson, wrong),
         "More training on the new digit alone": _sequence(lesson, wrong, Choice("training", remember=False)),
     }
+    low = view.lowest(list(sequences.values()), material)
     page: str = template("lesson.html", *view.FOLDERS).render(
         told=material.told,
         styles=view.styles(),
         cards=cards,
         places=len(ODDS),
         start=Choice().odds,
-        sequences=[
-            (title, view.path(repairs, material, view.lowest(list(sequences.values()), material)))
-            for title, repairs in sequences.items()
-        ],
+        sequences=[(title, view.path(repairs, material, low)) for title, repairs in sequences.items()],
     )
     return page
 

@@ -27,7 +27,7 @@ POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+LOOPBACK = ("localhost", "127.0.0.1")
 
 
 def serve(
@@ -45,9 +45,10 @@ def serve(
         InvalidInput: host or port cannot be used; the message says why.
     """
     port = _free(host, port)
+    where = f"[{host}]" if ":" in host else host
     room = Room(material)
 
-    @ui.page("/", title="Repair a network", dark=None, reconnect_timeout=COME_BACK)
+    @ui.page("/")
     async def _(client: Client) -> None:
         try:
             await client.connected(CONNECT)
@@ -64,7 +65,7 @@ def serve(
         page.Desk(lesson)
 
     if _is_loopback(host):
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK, www_redirect=False)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, where], www_redirect=False)
 
     @app.middleware("http")
     async def _(request: Any, answer: Any) -> Any:
@@ -73,7 +74,6 @@ def serve(
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
-    where = f"[{host}]" if ":" in host else host
     app.on_startup(lambda: say(f"The classroom is open at http://{where}:{port}/  (Ctrl+C closes it)"))
     if not _is_loopback(host):
         say(f"Everyone who reaches port {port} of this machine can use the classroom: it listens on {host}.")
@@ -85,6 +85,8 @@ def serve(
             reload=False,
             title="Repair a network",
             favicon="🔧",
+            dark=None,
+            reconnect_timeout=COME_BACK,
             language="en-US",
             tailwind=False,
             show_welcome_message=False,

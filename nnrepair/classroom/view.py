@@ -36,7 +36,7 @@ def _parts() -> Any:
 def styles() -> str:
     """Return the style sheet of live and static pages."""
     sheets = (FOLDERS[1] / "page.css", FOLDERS[0] / "room.css")
-    return "\n".join(sheet.read_text() for sheet in sheets)
+    return "\n".join(sheet.read_text(encoding="utf-8") for sheet in sheets)
 
 
 def image(picture: Tensor) -> str:
@@ -129,7 +129,7 @@ def sides(repairs: Sequence[Repair]) -> str:
     ]
     if repairs[0].earlier:
         rows.insert(2, ("earlier repairs that hold", [f"{sum(r.earlier)} of {len(r.earlier)}" for r in repairs]))
-    return str(_parts().sides([(each.way.name, each.way.told) for each in repairs], rows))
+    return str(_parts().sides([each.way.name for each in repairs], rows))
 
 
 def detail(digit: Digit, was: int, now: int) -> str:
@@ -146,9 +146,8 @@ def path(repairs: Sequence[Repair], material: Material, low: float | None = None
         low: the share at which the curve's plane begins; None takes a round one below all that it shows.
     """
     steps = [(image(r.digit.image), r.before.decision, r.label, r.way.name) for r in repairs]
-    return str(
-        _parts().path(steps, _curve(_kept(repairs, material), lowest([repairs], material) if low is None else low))
-    )
+    low = lowest([repairs], material) if low is None else low
+    return str(_parts().path(steps, _curve(_kept(repairs, material), low)))
 
 
 def lowest(lessons: Sequence[Sequence[Repair]], material: Material) -> float:

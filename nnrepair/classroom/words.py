@@ -16,15 +16,16 @@ def outcome(repair: Repair) -> str:
     """Return what happened, in a sentence or two."""
     if repair.ok:
         return f"The network now reads this digit as {repair.label}."
-    earlier = " and all your earlier repairs" if repair.earlier and repair.choice.remember else ""
+    keeps = f"keeps {kept(repair):,} digits right which the network learned from"
+    earlier = ", and all your earlier repairs" if repair.earlier and repair.choice.remember else ""
     if repair.result.outcome.status == "infeasible":
         return (
-            f"This cannot be done: no change of this layer reads the digit as {repair.label} and keeps every digit "
-            f"that the network learned from{earlier}. Nothing was changed. Try another way to repair."
+            f"This cannot be done: no change of this layer reads the digit as {repair.label} and {keeps}{earlier}. "
+            f"Nothing was changed. Try another way to repair."
         )
     return (
-        f"This way did not get there: no change was found that reads the digit as {repair.label} and keeps what is to "
-        f"be kept{earlier}. Nothing was changed. Try another way to repair, or ask for less on the slider."
+        f"This way did not get there: no change was found that reads the digit as {repair.label} and {keeps}"
+        f"{earlier}. Nothing was changed. Try another way to repair, or ask for less on the slider."
     )
 
 
@@ -74,6 +75,12 @@ def odds(repair: Repair) -> str:
     return "" if times == 1 else f", at least {times:,} times as likely as any other"
 
 
+def kept(repair: Repair) -> int:
+    """Return how many of the digits that the network learned from a repair was asked to keep: those that were right."""
+    found = repair.result.report.side_effects
+    return 0 if found is None else found.points - sum(found.free.values())
+
+
 def moved(repair: Repair) -> str:
     """Return how many numbers of the network changed, and how far."""
     change = repair.result.report.weight_change
@@ -85,13 +92,14 @@ def proved(repair: Repair, proof: Proof | None) -> tuple[str, str]:
     """Return (state, sentence): "proved", "claimed" or "nothing", and what that is about."""
     if not repair.way.exact or repair.result.certificate is None:
         return "nothing", "Nothing is proved about this way to repair: all that is known was measured."
+    digits = "your digits" if repair.earlier and repair.choice.remember else "the digit"
     claim = (
-        "no other change of the last layer that does the same, and keeps what this one keeps, disturbs the scores of "
-        "the digits that the network learned from less"
+        f"of all changes of the last layer that make {digits} as clearly right, and keep {kept(repair):,} that the "
+        "network learned from as clearly right, none disturbs the scores of what it learned from less"
     )
     if proof is None:
         return "claimed", f"Not checked yet, so not proved. The claim: {claim}. An independent program can check it."
     if not proof.accepted:
-        return "claimed", f"The check did not end in a proof, so this is a claim: {claim}. {proof.said}"
+        return "claimed", f"The check did not end in a proof, so this is only a claim: {claim}. {proof.said}"
     left = 100 * (max(0.0, repair.result.certificate.gap) + LEFT_OPEN)
     return "proved", f"Proved by an independent program: {claim} by more than {at_most(left, 2)} %."
