@@ -22,6 +22,7 @@ from nnrepair.classroom.lesson import MOST_REPAIRS, ODDS, WAYS, Choice, Digit, L
 from nnrepair.classroom.material import COPIES, OTHERS, PICKS, Material, copies, material
 from nnrepair.classroom.proof import prove
 from nnrepair.classroom.sessions import Room
+from nnrepair.domains.vision import mnist_is_here
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.running import outputs
 
@@ -73,6 +74,17 @@ def test_mnist_where_it_is_here(data_dir: Callable[..., Path]) -> None:
     assert given.name == "mnist" and repair.ok and repair.counted == OTHERS
     drawn = [lesson.read(lesson.draw(strokes)).decision for strokes in DIGITS.values()]
     assert sum(read == digit for digit, read in enumerate(drawn)) >= 8
+
+
+def test_mnist_is_here_only_where_nothing_has_to_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NNREPAIR_DATA", str(tmp_path))
+    assert not mnist_is_here()
+    (tmp_path / "mnist").mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        assert not mnist_is_here()
+        (tmp_path / f"mnist/{name}-ubyte.gz").touch()
+    assert mnist_is_here()
 
 
 def test_unknown_digits_are_refused() -> None:

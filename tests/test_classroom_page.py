@@ -120,6 +120,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("recorded") / "lesson.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nnrepair.classroom.record.prove", lambda repair: None)
+        patch.setattr("nnrepair.classroom.record.SEQUENCE", 3)
         file.write_text(lesson_page(material("digits"), misread=1), encoding="utf-8")
     return file
 
@@ -241,6 +242,7 @@ def test_a_drawn_digit_is_read_and_what_is_wrong_is_said(tab: Open, address: str
     page.get_by_role("button", name="Draw one").click()
     page.get_by_role("button", name="Read this").click()
     page.get_by_text("draw a digit first").wait_for()
+    assert page.evaluate(PALE) == []
     drawn(page, [[[0.1 * k, 0.2], [0.1 * k, 0.8]] for k in range(1, 8)])
     page.get_by_role("button", name="Read this").click()
     page.get_by_text("Something went wrong here").wait_for()
