@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel docs-tables clean
+.PHONY: help demo classroom test test-wheel docs-tables clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## Repair a real digits classifier, prove it, write a report
 	$(BIN)/nnrepair demo
+
+classroom: $(STAMP) ## Open the classroom: repair digits in the browser
+	$(BIN)/nnrepair classroom
 
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP) ## Lint, check types and run the tests

@@ -15,7 +15,8 @@ import pytest
 import nnrepair
 
 HEAVY = ("torch", "numpy", "scipy", "highspy", "onnx", "onnxruntime", "onnxscript", "matplotlib", "torch_geometric")
-COMMANDS = ("", "demo", "fix", "prepare", "repair", "check", "certify", "patch", "patch show", "patch apply", "methods")
+COMMANDS = ("", "demo", "classroom", "fix", "prepare", "repair", "check", "certify", "patch", "patch show")
+COMMANDS += ("patch apply", "methods")
 
 
 def run(program: str, *options: str, code: int = 0) -> tuple[str, str]:
@@ -144,6 +145,7 @@ def refused(extra, door):
 
 def test_every_module_without_extras() -> None:
     missing = ("onnx", "onnxruntime", "onnxscript", "matplotlib", "torch_geometric", "torchvision", "sklearn")
+    missing += ("nicegui",)
     program = f"""{_WITHOUT.format(missing=missing)}
 import importlib, pkgutil
 import nnrepair
@@ -152,7 +154,7 @@ for module in pkgutil.walk_packages(nnrepair.__path__, "nnrepair."):
         importlib.import_module(module.name)
     except nnrepair.MissingExtra:
         print(module.name)
-        extra = "onnx" if ".onnx." in module.name else "vision"
+        extra = {{"onnx": "onnx", "domains": "vision", "classroom": "classroom"}}[module.name.split(".")[1]]
         refused(extra, lambda: importlib.import_module(module.name))
 refused("onnx", lambda: nnrepair.onnx.load)
 refused("onnx", lambda: nnrepair.onnx.save)
@@ -160,7 +162,8 @@ refused("plot", nnrepair.plot.require_matplotlib)
 refused("demo", lambda: nnrepair.cli.demonstration.run(nnrepair.cli.demonstration.Path("page.html")))
 """
     names = ("constants", "external", "importer", "node", "operators", "reader", "writer")
-    needing = ["nnrepair.domains.images.folder", *(f"nnrepair.onnx.{name}" for name in names)]
+    needing = [f"nnrepair.classroom.{name}" for name in ("layout", "page", "server")]
+    needing += ["nnrepair.domains.images.folder", *(f"nnrepair.onnx.{name}" for name in names)]
     said, error = run(program)
     assert said.split() == needing and error == ""
 

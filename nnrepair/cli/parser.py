@@ -33,6 +33,7 @@ def command_line(method_options: Callable[[argparse.ArgumentParser], None] | Non
     made.add_argument("--version", action="version", version=f"nnrepair {installed()}")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     _demo(_added(commands, "demo", "repair a real digits classifier, prove it, and write a page about it"))
+    _classroom(_added(commands, "classroom", "repair digits in a web page of this machine, for a class"))
     fix = _added(commands, "fix", "repair a model file", FIX_FILES + EXIT_CODES)
     _fix(fix)
     prepare = _added(commands, "prepare", "train an editor for a model file", PREPARE_EPILOG)
@@ -58,6 +59,15 @@ def _added(commands: Any, name: str, text: str, epilog: str = "") -> argparse.Ar
 
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("nnrepair-demo.html"), help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the training; default: %(default)s")
+
+
+def _classroom(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", choices=("digits", "mnist"), help="default: mnist where it is on this machine")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen; default: this machine alone")
+    parser.add_argument("--port", type=int, default=8080, help="0 takes one that is free; default: %(default)s")
+    parser.add_argument("--no-browser", action="store_true", help="do not open the page")
+    parser.add_argument("--static", type=Path, metavar="HTML", help="write one recorded lesson as a file, and end")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the training; default: %(default)s")
 
 

@@ -10,17 +10,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
-from nnrepair.extras import needed
-from nnrepair.plot.pixels import Array, heat, pictures, png
+from nnrepair.plot.maps import Part, maps
+from nnrepair.plot.pixels import pictures, png
+from nnrepair.plot.templates import template
 from nnrepair.results.certificate import at_least, at_most
 from nnrepair.results.result import RepairResult
 from nnrepair.rounding import percent, percentage_points
@@ -33,9 +31,6 @@ from nnrepair.spec.running import outputs
 MOST_MISTAKES, MOST_MAPS = 60, 4
 #: Relative: the checker accepts a claimed bound and a claimed size that are off by a millionth each.
 LEFT_OPEN = 2e-6
-
-#: What a part of the page shows, by the names that page.html gives it.
-Part = dict[str, Any]
 
 
 def html_report(
@@ -70,7 +65,7 @@ def html_report(
         InvalidInput: the edits are not labelled images.
     """
     page = _Page(before, result, edits, held_out, tuple(compared), classes)
-    html: str = _template().render(
+    html: str = template("page.html", Path(__file__).parent, percent=_percent, signed=_signed).render(
         title=title,
         about=about,
         outcome=_outcome(result),
@@ -80,28 +75,13 @@ def html_report(
         measured=list(_measured(page)),
         mistakes=_mistakes(page),
         margins=_margins(page),
-        changes=_maps(page),
+        changes=maps(page.result, MOST_MAPS),
         stayed=list(_stayed(page)),
         certificate=_certificate(result),
         numbers=_numbers(page),
         reproduce=reproduce,
     )
     return html
-
-
-@cache
-def _template() -> Any:
-    with needed("plot", "Reports need Jinja"):
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "signed": _signed}
-    return environment.get_template("page.html")
 
 
 @dataclass
@@ -237,31 +217,6 @@ def _margins(page: _Page) -> Part:
     return {"rows": rows, "more": len(page.labels) - len(order), "zero": at(0.0), "ticks": ticks}
 
 
-def _maps(page: _Page) -> Part:
-    changes = _changes(page)
-    shown = [_map(name, matrix, bias) for name, matrix, bias in changes[:MOST_MAPS]]
-    return {"shown": shown, "more": [name for name, _, _ in changes[MOST_MAPS:]]}
-
-
-def _map(name: str, matrix: Array, bias: bool) -> Part:
-    rows, columns = matrix.shape
-    across, along = ("", "entry") if rows == 1 and not bias else ("output", "input")
-    shape = f"aspect-ratio:{columns}/{rows}" if rows * 8 > columns else "height:8rem"
-    return {
-        "name": name,
-        "changed": int((matrix != 0).sum()),
-        "size": matrix.size,
-        "largest": float(np.abs(matrix).max()) or 1.0,
-        "across": across,
-        "along": along,
-        "marks": range(rows) if rows <= 16 else (0, rows - 1),
-        "last": columns - 1 - bias,
-        "bias": bias,
-        "shape": f"{shape};min-height:{0.9 * min(rows, 16):.1f}rem",  # room for the marks beside it
-        "image": png(heat(matrix)),
-    }
-
-
 def _stayed(page: _Page) -> Iterator[tuple[float, str]]:
     report = page.result.report
     if report.locality is not None:
@@ -358,26 +313,3 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _tick(value: float) -> str:
     return f"{value:+.3g}".replace("-", "−") if value else "0"
-
-
-def _changes(page: _Page) -> list[tuple[str, Array, bool]]:
-    """Return (name, change as a matrix with the bias as its last column, whether it has one) of each changed layer."""
-    patch, model = page.result.patch, page.result.model
-    if patch is not None:
-        named = {name: (new.double() - patch.old[name].double()).cpu().numpy() for name, new in patch.new.items()}
-    elif isinstance(getattr(model, "change", None), dict):
-        change: Any = model.change
-        named = {name: delta.double().cpu().numpy() for name, delta in change.items()}
-    else:
-        return []
-    found = []
-    for name, delta in named.items():
-        layer, _, part = name.rpartition(".")
-        if part == "bias" and f"{layer}.weight" in named:
-            continue
-        matrix = delta.reshape(len(delta), -1) if delta.ndim > 1 else delta.reshape(1, -1)
-        bias = named.get(f"{layer}.bias") if part == "weight" else None
-        if bias is not None and len(bias) == len(matrix):
-            matrix = np.column_stack([matrix, bias])
-        found.append((layer if bias is not None else name, matrix, bias is not None))
-    return found

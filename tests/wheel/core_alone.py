@@ -24,9 +24,10 @@ from nnrepair.results import checkers
 from nnrepair.verify import Box, Property, check, vnnlib
 
 OF_EXTRAS = ("onnx", "onnxruntime", "onnxscript", "torchvision", "PIL", "torch_geometric", "matplotlib", "sklearn")
-OF_EXTRAS += ("distributed", "cvxpy", "hypothesis", "vnnlib", "ruff", "mypy")
+OF_EXTRAS += ("distributed", "cvxpy", "hypothesis", "vnnlib", "ruff", "mypy", "nicegui", "playwright")
 COMMANDS = (
     "demo",
+    "classroom",
     "fix",
     "prepare",
     "repair",
@@ -66,6 +67,7 @@ def test_every_module_can_be_imported_or_names_its_extra() -> None:
             missing[module.name] = str(error)
     needing = ("constants", "external", "importer", "node", "operators", "reader", "writer")
     extras = {f"nnrepair.onnx.{name}": "onnx" for name in needing} | {"nnrepair.domains.images.folder": "vision"}
+    extras |= {f"nnrepair.classroom.{name}": "classroom" for name in ("layout", "page", "server")}
     assert set(missing) == set(extras)
     assert all(f"pip install 'nnrepair[{extras[name]}]'" in said for name, said in missing.items())
 
@@ -179,6 +181,7 @@ def test_a_door_names_the_extra_that_it_needs(extra: str, door: Callable[[], obj
         ("onnx", "fix network.onnx --edits edits.npz --out out.onnx"),
         ("onnx", "certify proof.npz network.onnx"),
         ("demo", "demo"),
+        ("classroom", "classroom"),
     ],
 )
 def test_a_command_names_the_extra_that_it_needs(

@@ -100,6 +100,11 @@ def mnist(split: Split = "test", *, flat: bool = True) -> Images:
     return _as_images(pixels, labels, flat)
 
 
+def mnist_is_here() -> bool:
+    """Return whether MNIST lies on this machine, so that `mnist` downloads nothing."""
+    return files.find(_MNIST.path) is not None or all(files.find(each.path) is not None for each in _MNIST_IDX.values())
+
+
 def mnist_fog(*, flat: bool = True) -> Images:
     """Load the 10,000 MNIST test images in fog: inputs (n, 784) in [0, 1], or (n, 1, 28, 28) with `flat=False`.
 
