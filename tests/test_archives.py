@@ -16,6 +16,7 @@ from nnrepair import InvalidInput, archives
 from nnrepair.cli.options import read_points
 from nnrepair.domains import files as data
 from nnrepair.files import read_arrays, write_arrays
+from nnrepair.results.certificate import Certificate
 from nnrepair.verify.certificate import PropertyCertificate
 
 GOOD = {"inputs": np.arange(6.0).reshape(2, 3), "labels": np.array([0, 1])}
@@ -88,6 +89,21 @@ def test_certificates_of_another_kind(tmp_path: Path, meta: dict[str, Any], dim:
     write_arrays(tmp_path / "c.npz", "nnrepair-property-1", about | meta, {"dim": dim, "cut": cut})
     with pytest.raises(InvalidInput, match="not a property certificate, or it is damaged: .* is of another kind"):
         PropertyCertificate.load(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weight", 5), ("bias", False), ("norm", None), ("architecture", {}), ("lowest", 1), ("margin", True)]
+    + [(name, value) for name in ("lower_bound", "objective") for value in ("1", {}, None, np.nan, np.inf, 10**400)],
+)
+def test_certificates_of_repairs_whose_claims_are_of_another_kind(tmp_path: Path, name: str, value: Any) -> None:
+    meta = {"weight": "fc.weight", "bias": None, "norm": "l1", "architecture": "same", "lower_bound": 1.0}
+    meta |= {"objective": 2, "margin": 0, "lowest": False}
+    path = write_arrays(tmp_path / "c.npz", "nnrepair-minimality-1", meta, {})
+    assert "l1 norm below 1" in Certificate.load(path).claim
+    write_arrays(path, "nnrepair-minimality-1", meta | {name: value}, {})
+    with pytest.raises(InvalidInput, match="damaged"):
+        Certificate.load(path)
 
 
 MEMORY = """

@@ -8,6 +8,7 @@ the claim in it is a claim.
 from __future__ import annotations
 
 import decimal
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from numpy.typing import NDArray
 from nnrepair.files import read_arrays, write_arrays
 
 FORMAT = "nnrepair-minimality-1"
+#: What the meta data of a file may be; numbers are finite.
+_NUMBERS = ("lower_bound", "objective", "margin")
+_KINDS: dict[str, tuple[type, ...]] = dict.fromkeys(_NUMBERS, (float, int))
+_KINDS |= dict.fromkeys(("weight", "norm", "architecture"), (str,)) | {"bias": (str, type(None)), "lowest": (bool,)}
 
 
 def at_least(number: float, digits: int = 6) -> str:
@@ -103,6 +108,10 @@ class Certificate:
         """
 
         def made(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Certificate:
+            wrong = [name for name, kinds in _KINDS.items() if type(meta[name]) not in kinds]
+            wrong += [name for name in _NUMBERS if name not in wrong and not math.isfinite(meta[name])]
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)} is of another kind")
             return cls(lowest_wins=meta.pop("lowest"), arrays=arrays, **meta)
 
         return read_arrays(path, FORMAT, "minimality certificate", made)

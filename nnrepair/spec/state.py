@@ -23,8 +23,17 @@ def write_tensors(
 ) -> Path:
     """Write tensors and texts as one safetensors file, atomically; the same content is the same bytes.
 
+    Raises:
+        PatchError: see `packed_tensors`.
+        OSError: it cannot be written; a file that was there before is there still.
+    """
+    return write_atomically(path, packed_tensors(form, tensors, texts, what))
+
+
+def packed_tensors(form: str, tensors: Mapping[str, Tensor], texts: Mapping[str, str], what: str) -> bytes:
+    """Return tensors and texts as the bytes of a safetensors file.
+
     Args:
-        path: the file.
         form: the name of the format.
         tensors: by name.
         texts: by name; the last one may hold anything, the others no line breaks.
@@ -32,17 +41,15 @@ def write_tensors(
 
     Raises:
         PatchError: tensors that such a file cannot hold.
-        OSError: it cannot be written; a file that was there before is there still.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         metadata = {"format": form, **texts, "sha256": _checksum(form, stored, list(texts.values()))}
-        content = _ordered(safetensors.torch.save(stored, metadata))
+        return _ordered(safetensors.torch.save(stored, metadata))
     except PatchError:
         raise
     except Exception as error:  # safetensors raises many kinds for dtypes, layouts and names that it does not know
         raise PatchError(f"The {what} cannot be stored as safetensors: {type(error).__name__}: {error}") from error
-    return write_atomically(path, content)
 
 
 @contextmanager

@@ -93,6 +93,7 @@ def stored(path: Path) -> Row | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     fine = all(isinstance(number, int | float) for number in numbers) and isinstance(row.versions, dict)
+    fine &= row.status in STATUSES
     return row if fine and all(isinstance(text, str) for text in (row.status, row.reason, row.incomplete)) else None
 
 
