@@ -19,6 +19,7 @@ from benchmarks.generality import run as generality
 from benchmarks.graph import scale
 from benchmarks.mnist import long, streams
 from benchmarks.regions import run as regions
+from benchmarks.robust import kills
 from benchmarks.vision import blocks, gallery
 from benchmarks.vision import streams as photographs
 from nnrepair.errors import NNRepairError
@@ -38,6 +39,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "cifar": {"editable-training": editable.run},
     "vision": {"streams": photographs.run, "blocks": blocks.run, "gallery": gallery.run},
     "conditioning": {"cnp": conditioning.run},
+    "robust": {"kills": kills.run},
 }
 
 

@@ -214,6 +214,7 @@ def test_nonsense_in_a_result_file_is_checked_again(results: Stored, kind: str) 
         {"status": ["holds"]},
         {"reason": None},
         {"boxes": "many"},
+        {"boxes": 10**400},
         {"cpu_seconds": None},
         {"wall_seconds": "0.1"},
         {"proved": []},

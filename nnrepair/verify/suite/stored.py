@@ -90,10 +90,10 @@ def stored(path: Path) -> Row | None:
             return None
         row = Row(**content)
         numbers = (row.boxes, row.cpu_seconds, row.wall_seconds, row.proved, row.options["timeout"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        fine = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        fine &= row.status in STATUSES and isinstance(row.versions, dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    fine = all(isinstance(number, int | float) for number in numbers) and isinstance(row.versions, dict)
-    fine &= row.status in STATUSES
     return row if fine and all(isinstance(text, str) for text in (row.status, row.reason, row.incomplete)) else None
 
 
