@@ -42,21 +42,29 @@ def replacing(path: str | Path, ending: str = ".part") -> Iterator[Path]:
     When anything fails, the file that was there before is there still, and the temporary one is gone. Raises what
     `write_atomically` does.
     """
-    target = destination(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A long name made longer would be refused, so the temporary one is short.
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:32]}.", suffix=ending)
-    os.close(handle)
-    part = Path(name)
+    target, part = destination(path), None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A long name made longer would be refused, so the temporary one is short.
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:32]}.", suffix=ending)
+        part = Path(name)
+        os.close(handle)
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.chmod(0o644)
         os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and _is_about(error, target):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _is_about(error: OSError, target: Path) -> bool:
+    """Whether an error is about the temporary file of `target`, which nobody who reads a message knows, or no file."""
+    return error.filename is None or str(error.filename).startswith(str(target.parent / f".{target.name[:32]}."))
 
 
 def destination(path: str | Path) -> Path:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,25 @@ def odd(folder: Path, kind: str) -> Path:
     return {"a device": Path("/dev/full"), "too long": folder / ("x" * 256), "a zero byte": folder / "a\0b"}.get(
         kind, path
     )
+
+
+@contextmanager
+def mounted(folder: Path) -> Iterator[Path]:
+    """Mount a disk of 64 KiB at a new folder; the test is skipped where that is not permitted."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting a disk is not permitted here: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path, left: int = 0) -> None:
+    """Fill the disk of a folder but for so many bytes."""
+    path = folder / "filling"
+    with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+    os.truncate(path, path.stat().st_size - left)

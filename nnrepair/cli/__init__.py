@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -31,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _quiet_torch():
             code: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
+        _print("")
         return code
     except (NNRepairError, OSError) as error:
-        print(f"nnrepair: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"nnrepair: error: {printable(' '.join(_told(error).split()))}", file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
         print("nnrepair: interrupted.", file=sys.stderr)
@@ -41,6 +43,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:  # ours to fix; Python's own exit code 1 would read as "not every edit holds"
         traceback.print_exc()
         return ERROR
+
+
+def _told(error: Exception) -> str:
+    """Return what to say of an error; where one of the system names no file, whether nothing can be printed."""
+    nameless = isinstance(error, OSError) and error.filename is None
+    try:
+        _print("\n" if nameless else "")
+    except OSError as failed:
+        error = failed if nameless else error
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)
+
+
+def _print(text: str) -> None:
+    """Print a text, and all that waits to be printed, while it can still be told where that fails."""
+    try:
+        print(end=text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries it again when it ends
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _read(given: Sequence[str]) -> argparse.Namespace:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from nnrepair.classroom.material import Material, material
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.extras import needed
-from nnrepair.files import require_writable, write_atomically
+from nnrepair.files import require_writable, write_atomically, write_or_rescue
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,6 +45,9 @@ def _record(given: Material, page: Path) -> int:
     from nnrepair.classroom.record import lesson_page
 
     print("Recording repairs, and having their proofs checked ...", flush=True)
-    write_atomically(page, lesson_page(given).encode())
+    content = lesson_page(given).encode()
+    missed = write_or_rescue(page, lambda path: write_atomically(path, content))
+    if missed is not None:
+        raise NNRepairError(f"{missed}.")
     print(f"The lesson     {page}  (open it in any browser; it needs nothing else)")
     return 0
