@@ -155,6 +155,21 @@ def test_what_does_not_fit_leaves_the_earlier_file(
     assert all(f"it was saved as {path} instead" in told and onnx.load(path) for path in saved)
 
 
+def test_a_recorded_lesson_is_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    pytest.importorskip("nicegui")
+    temporary = elsewhere(monkeypatch, tmp_path / "elsewhere")
+    monkeypatch.setattr("nnrepair.cli.classroom.material", lambda data, seed: None)
+    monkeypatch.setattr("nnrepair.classroom.record.lesson_page", lambda given: "page" * 5000)
+    with mounted(tmp_path / "disk") as folder:
+        earlier(folder)
+        fill(folder, left=4096)
+        assert run(["classroom", "--static", "DISK/old.html"], folder) == 3
+        assert (folder / "old.html").read_bytes() == OLD and len(os.listdir(folder)) == 7
+        told = capsys.readouterr().err
+    (saved,) = temporary.glob("*/old.html")
+    assert f"it was saved as {saved} instead" in told and saved.stat().st_size == 20_000
+
+
 @pytest.mark.parametrize("command", [["methods"], ["patch", "show", "patch.safetensors"]])
 def test_output_that_nobody_can_take_is_an_error(command: list[str], made: Path) -> None:
     program = [sys.executable, "-W", "ignore", "-m", "nnrepair", *command]

@@ -1,4 +1,4 @@
-"""Spoiled files of every kind that the package reads: each is read, or refused in the package's own words.
+"""Spoiled files of many kinds: each is read, or refused in the package's own words.
 
     python -m benchmarks.robust.fuzz [--inputs 100000] [--seed 0] [--reader NAME] [--show NAME INDEX] [--path FILE]
 
