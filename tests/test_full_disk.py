@@ -86,11 +86,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
     """Give a folder in which nothing can be written, with earlier files in it, and why."""
     kind, folder = request.param, tmp_path / "disk"
     if kind == "forbidden":
-        if os.geteuid() == 0:
-            pytest.skip("root may write to every folder")
         folder.mkdir()
         earlier(folder)
         folder.chmod(0o555)
+        if os.access(folder, os.W_OK):
+            pytest.skip("root may write to every folder")
         yield folder, WHY[kind]
         folder.chmod(0o755)
         return
