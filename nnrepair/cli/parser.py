@@ -114,7 +114,7 @@ def _repair(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the model that violates properties: .onnx")
     parser.add_argument("properties", type=Path, nargs="+", metavar="PROPERTY", help="what is to hold: .vnnlib")
     parser.add_argument(
-        "--keep", type=Path, nargs="+", action="extend", default=[], metavar="PROPERTY", help="holds now, and is to stay"
+        "--keep", type=Path, nargs="+", action="extend", default=[], metavar="PROPERTY", help="holds now and is to stay"
     )
     parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions are to stay")
     parser.add_argument("--lowest", action="store_true", help="the smallest output decides (as in ACAS Xu)")

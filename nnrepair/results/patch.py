@@ -308,9 +308,9 @@ def saved(patch: Patch | None, path: str | Path) -> Path:
     """
     if patch is None:
         raise PatchError(
-            f"{path} was not written: this repair has no patch, because other values of the same parameters, or wrappers "
-            "around the network, are not all that changed (or because edits were independent). Save the network itself: "
-            "torch.save(result.model.state_dict(), ...), or nnrepair.onnx.save(result.model, x, ...)."
+            f"{path} was not written: this repair has no patch, because other values of the same parameters, or "
+            "wrappers around the network, are not all that changed (or because edits were independent). Save the "
+            "network itself: torch.save(result.model.state_dict(), ...), or nnrepair.onnx.save(result.model, x, ...)."
         )
     return patch.save(path)
 
