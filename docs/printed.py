@@ -1,4 +1,4 @@
-"""Write what the code of README.md and docs/quickstart.md prints below it, and draw docs/first-repair.png.
+"""Write what code prints below it, on the pages that show it, and draw docs/first-repair.png.
 
 python docs/printed.py
 """
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from nnrepair.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = tuple(p for p in (ROOT / "README.md", ROOT / "docs" / "quickstart.md") if p.exists())
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("quickstart.md", "how-to-choose.md")))
 PICTURE = ROOT / "docs" / "first-repair.png"
 #: A block of Python, and what it prints.
 PRINTS = re.compile(r"(?<=^```python\n)(?P<code>(?:(?!^```).*\n)*)^```\n\n```text\n(?P<said>(?:(?!^```).*\n)*)", re.M)

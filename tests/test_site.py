@@ -1,0 +1,51 @@
+"""The documentation as a site: it builds without a warning, has every page, and needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nnrepair
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build it: broken links and anchors, pages outside of the navigation and bad references are warnings, and errors."""
+    for package in ("mkdocs", "material", "mkdocstrings", "nbconvert"):
+        pytest.importorskip(package, reason="the site is built with the extra [docs]")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+    return folder
+
+
+def test_every_page_is_there(site: Path) -> None:
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"index", "SECURITY", "CONTRIBUTING", "CHANGELOG"}
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "docs/notebooks").glob("*.ipynb")}
+    assert len(notebooks) >= 6
+    for name in pages | notebooks:
+        assert (site / f"{name}.html").stat().st_size > 5000
+    index = (site / "index.html").read_text()
+    assert all(f'href="{name}.html"' in index for name in pages - {"index"} | notebooks)
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img|link)\b[^>]*\b(?:src|href)="(https?:[^"]*)"', page.read_text())
+        assert not loaded, page
+
+
+def test_the_reference_has_every_public_name(site: Path) -> None:
+    text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
+    headings = set(re.findall(r'doc-symbol-heading[^>]*></code>\s+(nnrepair[\w.]*)\s', text))
+    assert {f"nnrepair.{name}" for name in nnrepair.__all__} - headings == {"nnrepair.methods"}
+    assert "&gt;&gt;&gt; " in text and "<blockquote>" not in text  # examples are code
