@@ -48,10 +48,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Let links to pages of the root and to notebooks find them on the site, and leave out what needs scripts to draw."""
+    """Let links to pages of the root and to notebooks find them on the site; leave out what a script would draw."""
     markdown = re.sub(r"(?ms)^The same as a picture.*?^```mermaid.*?^```$", "", markdown)
     markdown = re.sub(r"\]\(\.\./(SECURITY|CONTRIBUTING|CHANGELOG)\.md", r"](\1.md", markdown)
-    markdown = re.sub(r"\]\((\S*notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
+    markdown = re.sub(r"\]\(((?:[\w/]*/)?\d\d_\w+)\.ipynb", r"](\1.md", markdown)
     return markdown.replace("](notebooks)", f"](notebooks/{_notebooks()[0].stem}.md)")
 
 
@@ -71,8 +71,8 @@ class Sessions(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             session = r"(?m)^( *)>>> .*\n(?:\1\S.*\n|\1 +\S.*\n)*"
-            text = re.sub(session, lambda found: f"{found[1]}```pycon\n{found[0]}{found[1]}```\n", obj.docstring.value + "\n")
-            obj.docstring.value = text.rstrip()
+            text = f"{obj.docstring.value}\n"
+            obj.docstring.value = re.sub(session, r"\1```pycon\n\g<0>\1```\n", text).rstrip()
 
 
 def _notebooks() -> list[Path]:

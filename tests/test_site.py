@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build it: broken links and anchors, pages outside of the navigation and bad references are warnings, and errors."""
+    """Build it: broken links, pages outside of the navigation and bad references are warnings, and so errors."""
     for package in ("mkdocs", "material", "mkdocstrings", "nbconvert"):
         pytest.importorskip(package, reason="the site is built with the extra [docs]")
     folder = tmp_path_factory.mktemp("site")
@@ -46,6 +46,6 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 
 def test_the_reference_has_every_public_name(site: Path) -> None:
     text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
-    headings = set(re.findall(r'doc-symbol-heading[^>]*></code>\s+(nnrepair[\w.]*)\s', text))
+    headings = set(re.findall(r"doc-symbol-heading[^>]*></code>\s+(nnrepair[\w.]*)\s", text))
     assert {f"nnrepair.{name}" for name in nnrepair.__all__} - headings == {"nnrepair.methods"}
     assert "&gt;&gt;&gt; " in text and "<blockquote>" not in text  # examples are code
