@@ -54,7 +54,7 @@ def picture(names: dict[str, Any], count: int = 8) -> Figure:
     figure = Figure(figsize=(9, 1.9), layout="constrained")
     axes = figure.subplots(1, count)
     for axis, image, was, now, label in zip(axes, images, before, after, labels.tolist(), strict=True):
-        axis.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+        axis.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_color("#BBBBBB")
         axis.set_title(f"read as {was}", color=AFTER if was == label else BEFORE, fontsize=11)
