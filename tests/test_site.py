@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build it: broken links, pages outside of the navigation and bad references are warnings, and so errors."""
     for package in ("mkdocs", "material", "mkdocstrings", "nbconvert"):
-        pytest.importorskip(package, reason="the site is built with the extra [docs]")
+        if find_spec(package) is None:
+            pytest.skip("the site is built with the extra [docs]")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
