@@ -25,8 +25,11 @@ FENCE = re.compile(
 
 
 def up_to_digits(text: str) -> str:
-    """Return a text in which every number is the same: figures of trained networks differ between processors."""
-    return re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "0", text)
+    """Return a text in which every number, and every note of a report, is the same.
+
+    Figures of trained networks differ between processors, and with them what the search for a layer tried.
+    """
+    return re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "0", re.sub(r"(?m)^note: .*$", "note: ", text))
 
 
 def commands(block: str) -> list[tuple[str, str]]:
