@@ -52,6 +52,7 @@ NEEDS = {
     ),
     "add-a-method.md": Page(writes=("by-heart.safetensors", "run.safetensors")),
     "add-a-trained-method.md": Page(slow=True),
+    "command-line.md": Page(slow=True),
     "graphs.md": Page(("torch_geometric",), ("graphs/cora_safe.npz",), slow=True, writes=("neighbourhood.png",)),
     "images.md": Page(("torchvision",), slow=True, writes=("stripes.safetensors",)),
     "inpainting.md": Page(("PIL",)),
