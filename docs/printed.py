@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import torch
 from matplotlib.figure import Figure
 
 from nnrepair.files import write_atomically
@@ -63,6 +63,7 @@ def picture(names: dict[str, Any], count: int = 8) -> Figure:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     for page in PAGES:
         names: dict[str, Any] = {}
         text = page.read_text()
@@ -74,5 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the tests do
     main()

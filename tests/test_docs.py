@@ -22,7 +22,8 @@ from nnrepair.wrappers import Wrapper
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [*PAGES, *(path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md")]
-LANGUAGES = {"pycon", "console", "python", "text", "bash", "mermaid", "py"}
+#: How blocks begin: the first three are run.
+LANGUAGES = {"pycon", "console", "python", "text", "bash", "mermaid", "py", ""}
 #: Blocks of Python that are rows of a table in a test, and not run.
 ROWS = {"add-a-method.md": 1, "add-an-activation.md": 1}
 #: Files that pages say a reader would add.

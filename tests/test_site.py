@@ -16,21 +16,21 @@ import nnrepair
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build it: broken links, pages outside of the navigation and bad references are warnings, and so errors."""
+def test_the_site(tmp_path: Path) -> None:
+    """Broken links, pages outside of the navigation and bad references are warnings, and so errors."""
     for package in ("mkdocs", "material", "mkdocstrings", "nbconvert"):
         if find_spec(package) is None:
             pytest.skip("the site is built with the extra [docs]")
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
-    return folder
+    every_page_is_there(tmp_path)
+    nothing_is_loaded_from_elsewhere(tmp_path)
+    the_reference_has_every_public_name(tmp_path)
 
 
-def test_every_page_is_there(site: Path) -> None:
+def every_page_is_there(site: Path) -> None:
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"index", "SECURITY", "CONTRIBUTING", "CHANGELOG"}
     notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "docs/notebooks").glob("*.ipynb")}
     assert len(notebooks) >= 6
@@ -40,13 +40,13 @@ def test_every_page_is_there(site: Path) -> None:
     assert all(f'href="{name}.html"' in index for name in pages - {"index"} | notebooks)
 
 
-def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+def nothing_is_loaded_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         loaded = re.findall(r'<(?:script|img|link)\b[^>]*\b(?:src|href)="(https?:[^"]*)"', page.read_text())
         assert not loaded, page
 
 
-def test_the_reference_has_every_public_name(site: Path) -> None:
+def the_reference_has_every_public_name(site: Path) -> None:
     text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
     headings = set(re.findall(r"doc-symbol-heading[^>]*></code>\s+(nnrepair[\w.]*)\s", text))
     assert {f"nnrepair.{name}" for name in nnrepair.__all__} - headings == {"nnrepair.methods"}

@@ -175,8 +175,7 @@ def kind_of(make: Callable[[], Any]) -> type:
 
 def sentence(make: Callable[[], Any]) -> str:
     """Return what a registered method does, in the first line of the docstring of what makes it, else of its class."""
-    told = make.__doc__ if isinstance(make, type) or make.__doc__ else kind_of(make).__doc__
-    return (told or "").strip().partition("\n")[0]
+    return (make.__doc__ or kind_of(make).__doc__ or "").strip().partition("\n")[0]
 
 
 def table() -> list[list[str]]:

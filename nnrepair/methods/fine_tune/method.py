@@ -403,8 +403,6 @@ def _is_number(value: object) -> bool:
 
 
 # Weights at which 50 foggy digits still hold on an MNIST network; other models will want others.
-
-
 def _l2() -> FineTune:
     """Fine-tuning in which every weight is pulled back to what it was."""
     return FineTune(penalties=(L2(0.1),))
