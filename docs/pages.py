@@ -65,14 +65,14 @@ def on_post_template(output_content: str, template_name: str, config: Any) -> st
     return output_content.replace(SHIM, "assets/iframe-worker.js")
 
 
-class Sessions(griffe.Extension):
-    """Show examples of docstrings as code: they are Python sessions between blank lines."""
+class Examples(griffe.Extension):
+    """Show examples of docstrings as code: they begin with >>> and end at a blank line."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            session = r"(?m)^( *)>>> .*\n(?:\1\S.*\n|\1 +\S.*\n)*"
+            example = r"(?m)^( *)>>> .*\n(?:\1\S.*\n|\1 +\S.*\n)*"
             text = f"{obj.docstring.value}\n"
-            obj.docstring.value = re.sub(session, r"\1```pycon\n\g<0>\1```\n", text).rstrip()
+            obj.docstring.value = re.sub(example, r"\1```pycon\n\g<0>\1```\n", text).rstrip()
 
 
 def _notebooks() -> list[Path]:

@@ -1,6 +1,6 @@
 """Pages as tests: Python and shell, in order, in one empty folder, as a reader would.
 
-What is run: `pycon`, sessions with the results shown; `console`, commands with their output; `python`, whose output is
+What is run: `pycon`, Python with the results shown; `console`, commands with their output; `python`, whose output is
 in the block `text` below it, if there is one, and may differ in its digits.
 """
 
