@@ -5,6 +5,7 @@ A page whose data or packages are missing is skipped by name. How much of a page
 
 from __future__ import annotations
 
+import argparse
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 from tutorial import FENCE, ROOT, run_as_written
 
+from nnrepair.classroom.lesson import MOST_REPAIRS, WAYS
+from nnrepair.classroom.sessions import MOST_LESSONS
+from nnrepair.cli.parser import command_line
 from nnrepair.methods import REGISTRY
 from nnrepair.methods.minimal_norm.own import program
 from nnrepair.verify.reading.operations import HANDLERS
@@ -53,6 +57,7 @@ NEEDS = {
     ),
     "add-a-method.md": Page(writes=("by-heart.safetensors", "run.safetensors")),
     "add-a-trained-method.md": Page(slow=True),
+    "classroom.md": Page(("nicegui",), slow=True, writes=("lesson.html",)),
     "command-line.md": Page(slow=True),
     "graphs.md": Page(("torch_geometric",), ("graphs/cora_safe.npz",), slow=True, writes=("neighbourhood.png",)),
     "images.md": Page(("torchvision",), slow=True, writes=("stripes.safetensors",)),
@@ -122,3 +127,19 @@ def test_pages_say_what_the_code_says() -> None:
     assert readers
     for module, function in readers:
         assert f"def {function}(" in (ROOT / "nnrepair/domains/images" / f"{module}.py").read_text()
+
+
+def test_the_page_about_the_classroom_says_what_the_code_says() -> None:
+    text = (ROOT / "docs" / "classroom.md").read_text()
+    assert all(f"*{way.name}*:" in text for way in WAYS.values())
+    assert f"up to {MOST_LESSONS} are open" in text and f"up to {MOST_REPAIRS} repairs" in text
+    options = re.findall(r"^\| `(--[^`]+)` \|", text, re.MULTILINE)
+    assert len(options) == 5
+    for option in options:
+        command_line().parse_args(["classroom", *option.split()])
+
+
+def test_the_page_about_commands_has_all_of_them() -> None:
+    (commands,) = (a for a in command_line()._actions if isinstance(a, argparse._SubParsersAction))
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    assert re.findall(r"^\| `nnrepair (\w+)` \|", text, re.MULTILINE) == list(commands.choices)
