@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo classroom test test-wheel docs-tables clean
+.PHONY: help demo classroom test test-wheel docs docs-tables clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -40,6 +40,11 @@ test: $(STAMP) ## Lint, check types and run the tests
 test-wheel: export OMP_NUM_THREADS = 1
 test-wheel: $(STAMP) ## Test the package as installed, without extras, outside the checkout
 	$(BIN)/python tests/wheel/run.py
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(STAMP) ## Build the documentation as a site in build/docs; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 docs-tables: $(STAMP) ## Write the tables of the docs from the committed benchmark results
 	$(BIN)/python -m benchmarks table

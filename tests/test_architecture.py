@@ -53,7 +53,7 @@ def _room(module: str) -> str:
 
 def _drawn() -> list[str]:
     """Return the rooms in the page's order: the files and folders with which lines of the tree begin."""
-    (tree,) = re.findall(r"```\nnnrepair/\n(.*?)\nverification/", PAGE.read_text(), re.DOTALL)
+    (tree,) = re.findall(r"```text\nnnrepair/\n(.*?)\nverification/", PAGE.read_text(), re.DOTALL)
     rows = re.findall(r"^  ((?:\w+(?:\.py|/) +)+)", tree, re.MULTILINE)
     return [word.removesuffix(".py").removesuffix("/") for row in rows for word in row.split()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import json
@@ -23,9 +24,10 @@ import nnrepair
 from nnrepair import cli, onnx
 from nnrepair.cli.method_options import options_of
 from nnrepair.cli.model_file import ModelFile
+from nnrepair.cli.parser import command_line
 from nnrepair.fingerprint import fingerprint
 from nnrepair.methods import EditableTraining, Editor, FineTune, LearnedSteps
-from nnrepair.methods.base import capabilities_of
+from nnrepair.methods.base import capabilities_of, distinct
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.patch import Patch
 
@@ -407,9 +409,23 @@ def test_options_of_sequences_alone_are_refused(base: Path, tmp_path: Path, caps
     assert "--mode successive" in told
 
 
+def test_every_argument_says_what_it_is() -> None:
+    parsers = [command_line()]
+    for parser in parsers:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            else:
+                assert action.help, f"{parser.prog}: {action.metavar or action.option_strings}"
+    assert len(parsers) > 10
+
+
 def test_methods_come_from_their_own_declarations(capsys) -> None:
     assert run("methods") == 0
     said = capsys.readouterr().out
+    told = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
+    sentences = [told[names] for names in distinct()]
+    assert len(set(sentences)) == len(sentences) and all(line.endswith(".") for line in sentences)
     for name, make in nnrepair.methods.REGISTRY.items():
         row = next(line for line in said.splitlines() if name in line.split("  ")[0].split(", "))
         assert capabilities_of(make).family in row

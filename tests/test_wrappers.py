@@ -358,6 +358,8 @@ def test_a_wrapper_of_a_changed_network_has_no_one_size() -> None:
     change = result.report.weight_change
     assert change.l2 is None and result.patch is None and change.parameters.nonzeros == 3
     assert "not one number" in str(result) and "there is no patch" in str(result)
+    with pytest.raises(nnrepair.PatchError, match=r"fix\.safetensors was not written: this repair has no patch"):
+        result.save_patch("fix.safetensors")
 
 
 def test_a_grown_codebook_is_measured_whole() -> None:

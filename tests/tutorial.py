@@ -1,10 +1,15 @@
-"""Tutorials in docs/ as tests: Python and shell, in order, in one empty folder, as a reader would."""
+"""Pages as tests: Python and shell, in order, in one empty folder, as a reader would.
+
+What is run: `pycon`, Python with the results shown; `console`, commands with their output; `python`, whose output is
+in the block `text` below it, if there is one, and may differ in its digits.
+"""
 
 from __future__ import annotations
 
 import doctest
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +19,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-FENCE = re.compile(r"^```(pycon|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^```(pycon|console|python)\n((?:(?!```).*\n)*)^```$(?:\n\n```text\n((?:(?!```).*\n)*)^```$)?", re.MULTILINE
+)
+
+
+def up_to_digits(text: str) -> str:
+    """Return a text in which every number, and every note of a report, is the same.
+
+    Figures of trained networks differ between processors, and with them what the search for a layer tried.
+    """
+    return re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "0", re.sub(r"(?m)^note: .*$", "note: ", text))
 
 
 def commands(block: str) -> list[tuple[str, str]]:
@@ -47,8 +62,8 @@ def run(command: str, shown: str, folder: Path) -> None:
     assert doctest.OutputChecker().check_output(shown, said, FLAGS), f"$ {command}\n{said}{done.stderr}"
 
 
-def run_as_written(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every block of a page in an empty folder."""
+def run_as_written(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run every block of a page in an empty folder, and return the names that they made."""
     for package in ("onnx", "onnxscript", "onnxruntime", "sklearn", "matplotlib"):
         pytest.importorskip(package)
     import matplotlib
@@ -60,13 +75,17 @@ def run_as_written(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         script = folder / ".bin" / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {program}"$@"\n')
         script.chmod(0o755)
+    said = runpy.run_path(str(ROOT / "docs" / "printed.py"))["said"]
     names: dict[str, Any] = {}
     runner = doctest.DocTestRunner(optionflags=FLAGS | doctest.FAIL_FAST)
     try:
-        for number, (kind, block) in enumerate(FENCE.findall(page.read_text())):
+        for number, (kind, block, shown) in enumerate(FENCE.findall(page.read_text())):
             if kind == "console":
-                for command, shown in commands(block):
-                    run(command, shown, folder)
+                for command, output in commands(block):
+                    run(command, output, folder)
+                continue
+            if kind == "python":
+                assert up_to_digits(said(block, names)) == up_to_digits(shown)
                 continue
             told: list[str] = []
             title = f"{page.name} {number}"  # doctest takes functions of blocks with one name for its own
@@ -78,3 +97,4 @@ def run_as_written(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         from matplotlib import pyplot
 
         pyplot.close("all")
+    return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,60 @@ def _file() -> dict[str, Any]:
     return loaded
 
 
-def readme() -> list[str]:
-    """Return the line about all networks, from the rows that verification/acas/repair.py wrote, if there are any."""
+@dataclass(frozen=True)
+class _Networks:
+    """What verification/acas/repair.py wrote about networks repaired for all that is violated on them, jointly."""
+
+    instances: list[Row]
+    repaired: list[Row]
+    kept: list[float]
+    cpu: list[float]
+
+    @property
+    def proved(self) -> tuple[int, int]:
+        """Of the repaired instances, and of all."""
+        return sum(row["proved"] for row in self.repaired), sum(row["proved"] for row in self.instances)
+
+
+def _networks() -> _Networks | None:
     files = sorted((ROOT / "verification" / "acas" / "results").glob("N_*/rows.jsonl"))
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    rows = [row for row in rows if row["unit"] == f"N_{row['network']}"]  # everything that is violated, jointly
+    rows = [row for row in rows if row["unit"] == f"N_{row['network']}"]
     repaired = [row for row in rows if row["role"] == "repair"]
     if not repaired:
-        return []
+        return None
     kept = [row["agreement"]["same"] / row["agreement"]["compared"] for row in repaired]
     cpu = [row["cost"]["repair_cpu_seconds"] for row in {row["unit"]: row for row in repaired}.values()]
+    return _Networks(rows, repaired, kept, cpu)
+
+
+def readme() -> list[str]:
+    """Return the line for the README: what was violated, what it came to, and what else changed."""
+    if (found := _networks()) is None:
+        return []
+    repaired, instances = found.proved
     return [
-        f"- {sum(row['proved'] for row in repaired)} of the {len(repaired)} violated ACAS Xu instances repaired with "
-        f"proof, all that is violated on a network jointly: {sum(row['proved'] for row in rows)} of {len(rows)} "
-        f"instances hold on the repaired networks, with certificates that the independent checker accepted. Of a "
-        f"million states outside the repaired regions, a median of {percent(statistics.median(kept), 3)} keep their "
-        f"advice, {percent(min(kept))} at worst; {sum(cpu):.0f} CPU s in all, median {statistics.median(cpu):.1f} s a "
-        "network ([table](verification/acas/README.md))."
+        f"* **{len(found.repaired)} violated safety requirements** of {len(found.cpu)} networks that advise aircraft "
+        f"(ACAS Xu): {repaired} of them hold now at *every* point of their regions, with those that held before "
+        f"{instances} of {len(found.instances)}, by proofs that an independent program accepted. Of a million other "
+        f"situations a median of {percent(statistics.median(found.kept), 3)} get the same advice as before, "
+        f"{percent(min(found.kept))} at worst. Time: a median of {statistics.median(found.cpu):.1f} s a network."
+    ]
+
+
+def told() -> list[str]:
+    """Return the line for docs/results.md."""
+    if (found := _networks()) is None:
+        return []
+    repaired, instances = found.proved
+    kept, cpu = found.kept, found.cpu
+    return [
+        f"- {repaired} of the {len(found.repaired)} violated ACAS Xu instances repaired with proof, all that is "
+        f"violated on a network jointly: {instances} of {len(found.instances)} instances hold on the repaired "
+        f"networks, with certificates that the independent checker accepted. Of a million states outside the repaired "
+        f"regions, a median of {percent(statistics.median(kept), 3)} keep their advice, {percent(min(kept))} at worst; "
+        f"{sum(cpu):.0f} CPU s in all, median {statistics.median(cpu):.1f} s a network (table: "
+        "`verification/acas/README.md`)."
     ]
 
 

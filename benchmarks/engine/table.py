@@ -149,7 +149,7 @@ with 10 000 clean digits to keep; drift is the root mean square change of the la
 ### What small means
 
 `python -m benchmarks.engine.metrics`: 100 misread digits in fog, 10 000 clean digits kept, by the norm that is
-minimised; means of {len(SEEDS)} seeds. *Nats*: by how much decisions on the clean test digits move on average, in
+minimised; means over {len(SEEDS)} seed(s). *Nats*: by how much decisions on the clean test digits move on average, in
 thousandths; *drawdown* is on these, too; *other fog*: how many points more of the other digits in fog are read right.
 {_measured(fourth)}
 

@@ -207,8 +207,8 @@ Hollow marks: less than {100 * MOST:.0f} % of the edits hold in the end; such dr
 {comparison()}"""
 
 
-def readme() -> list[str]:
-    """Return the line for the README: the two methods that suit graphs, and the largest graph."""
+def told() -> list[str]:
+    """Return the lines for docs/results.md: the two methods that suit graphs, and the largest graph."""
     found = [group for group in groups("graph") if group.finished]
     alone = [g for g in found if (g.mode, g.experiment) == ("independent", "minimal-norm")]
     last = [g for g in found if (g.mode, g.experiment) == ("successive", "egnn")]
@@ -226,7 +226,7 @@ def readme() -> list[str]:
         f"{min(lost):.2f} to {max(lost):.2f} points drawdown; one after another, `egnn` keeps {percent(least, 0)} or "
         f"more with at most {most:.2f} points on {len(kept)} networks, and fails on {len(last) - len(kept)}. An edit "
         f"of a network on {largest['case']['edges'] / 1e6:.0f} million edges: {largest['edit_seconds']:.2f} s "
-        "([results](docs/results-graphs.md))."
+        "([results](results-graphs.md))."
     ]
 
 

@@ -51,7 +51,7 @@ def repaired(name: str, path: Path) -> None:
     """Draw edits, each repaired alone, beside an image that was to stay."""
     posed = task(name, 0, EDITED)
     method = MinimalNorm(
-        layer=("model.seen", *DECODER) if recipe(name).attentive else DECODER, norm="drift", locality="none"
+        layer=("model.seen", *DECODER) if recipe(name).attentive else DECODER, norm="fisher", locality="none"
     )
     after = [
         nnrepair.fix(posed.model, posed.edits[k : k + 1], posed.locality_set, method=method, throw=False).model

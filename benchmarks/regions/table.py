@@ -1,4 +1,4 @@
-"""Write docs/results-regions.md and the lines on region edits in README.md from the committed result files alone."""
+"""Write docs/results-regions.md and the line on regions in docs/results.md from the committed result files alone."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def _same(a: Row, b: Row) -> bool:
     return (a["layer"], a["edits"]) == (b["layer"], b["edits"])
 
 
-def readme() -> list[str]:
-    """Return the lines for the README."""
+def told() -> list[str]:
+    """Return the lines for docs/results.md."""
     ours, base, whole = _slices("corners", 0.0), _slices("corners", 0.0, "baseline"), _slices("regions", None)
     total, alone = (base[key] / ours[key] for key in ("cpu_seconds", "solve_seconds"))
     return [
@@ -108,7 +108,7 @@ def readme() -> list[str]:
         f"{percent(whole['fixed'] / whole['held_out'], 1)} of {_count(whole['held_out'])} held-out counterexamples "
         f"fixed, {whole['broken_phi_8']} points broken, {whole['cpu_seconds']:.1f} CPU s. PRDNN's program for the "
         f"corners of these slices: {total:.0f} times less CPU time than all rows at once, {alone:.0f} times less in "
-        "the linear program ([results](docs/results-regions.md))."
+        "the linear program ([results](results-regions.md))."
     ]
 
 

@@ -1,4 +1,4 @@
-"""Write docs/results-properties.md and the checker's lines in README.md from the committed result files alone."""
+"""Write docs/results-properties.md and the checker's lines in docs/results.md from the committed result files alone."""
 
 from __future__ import annotations
 
@@ -208,13 +208,13 @@ def deadlines() -> str:
     )
 
 
-def readme() -> list[str]:
-    """Return the checker's lines for README.md."""
+def told() -> list[str]:
+    """Return the checker's lines for docs/results.md."""
     a = acas()
     return [
         f"- All {len(a['rows'])} ACAS Xu instances of VNN-COMP checked over their whole regions: {a['solved']} solved, "
         f"{a['wrong']} wrong, {a['cpu']:.0f} CPU s in all, median {a['median']:.2f} s; {a['accepted']} of "
-        f"{len(a['proved'])} proofs accepted by the independent checker ([results](docs/results-properties.md))."
+        f"{len(a['proved'])} proofs accepted by the independent checker ([results](results-properties.md))."
     ]
 
 

@@ -7,7 +7,7 @@ import textwrap
 
 from nnrepair.cli.method_options import options_of
 from nnrepair.methods import LEGEND, distinct, table
-from nnrepair.methods.base import kind_of
+from nnrepair.methods.base import kind_of, sentence
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -17,12 +17,15 @@ def run(arguments: argparse.Namespace) -> int:
     print()
     print(LEGEND)
     print()
+    for names, make in distinct().items():
+        print(f"{names}: {sentence(make)}")
+    print()
     print("An option below is called --method-NAME where the command has one of the same name.")
     kinds: dict[type, list[str]] = {}
     for names, make in distinct().items():
         kinds.setdefault(kind_of(make), []).append(names)
     for kind, listed in kinds.items():
-        print(f"\n{', '.join(listed)}: {(kind.__doc__ or '').strip().splitlines()[0]}")
+        print(f"\n{', '.join(listed)}")
         for option in options_of(kind):
             line = f"  --{option.flag} ({option.default}): {option.about}"
             print(textwrap.fill(line, 118, subsequent_indent=" " * 6, break_on_hyphens=False))

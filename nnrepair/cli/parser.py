@@ -72,7 +72,7 @@ def _classroom(parser: argparse.ArgumentParser) -> None:
 
 
 def _fix(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the model that makes mistakes: .onnx or .pt2")
     parser.add_argument("--edits", type=Path, required=True, metavar="NPZ", help="the mistakes, with the right labels")
     parser.add_argument("--neighbours", type=Path, metavar="NPZ", help="points to reach too, without having to")
     parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions must stay")
@@ -98,7 +98,7 @@ def _fix(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the model that is to be edited: .onnx or .pt2")
     parser.add_argument("--data", type=Path, required=True, metavar="NPZ", help="labelled points to make exercises of")
     parser.add_argument("--method", required=True, help="one that is trained first, see `nnrepair methods`")
     parser.add_argument("--steps", type=int, default=300, help="of the training; default: %(default)s")
@@ -111,10 +111,10 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _repair(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL")
-    parser.add_argument("properties", type=Path, nargs="+", metavar="PROPERTY")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the model that violates properties: .onnx")
+    parser.add_argument("properties", type=Path, nargs="+", metavar="PROPERTY", help="what is to hold: .vnnlib")
     parser.add_argument(
-        "--keep", type=Path, nargs="+", action="extend", default=[], metavar="PROPERTY", help="hold now"
+        "--keep", type=Path, nargs="+", action="extend", default=[], metavar="PROPERTY", help="holds now and is to stay"
     )
     parser.add_argument("--locality", type=Path, metavar="NPZ", help="points whose decisions are to stay")
     parser.add_argument("--lowest", action="store_true", help="the smallest output decides (as in ACAS Xu)")
@@ -129,8 +129,8 @@ def _repair(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL")
-    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY")
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="the model: .onnx or .pt2")
+    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY", help="what must hold: .vnnlib")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="when to give up; a suite has its own")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the search for counterexamples; default: %(default)s")
@@ -149,9 +149,9 @@ def _check(parser: argparse.ArgumentParser) -> None:
 
 
 def _certify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("certificate", type=Path, metavar="CERTIFICATE")
-    parser.add_argument("network", type=Path, metavar="NETWORK")
-    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY")
+    parser.add_argument("certificate", type=Path, metavar="CERTIFICATE", help="the proof: .npz")
+    parser.add_argument("network", type=Path, metavar="NETWORK", help="what it is about, or was before a repair: .onnx")
+    parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY", help="what is proved to hold: .vnnlib")
     parser.add_argument("--repaired", type=Path, metavar="REPAIRED", help="the repaired network, of a repair")
 
 
@@ -162,9 +162,9 @@ def _patch(parser: argparse.ArgumentParser) -> None:
     revert = _added(verbs, "revert", "write the original model, bit for bit")
     for verb in (show, apply, revert):
         verb.set_defaults(command="patch")
-        verb.add_argument("patch", type=Path, metavar="FILE")
-    for verb in (apply, revert):
-        verb.add_argument("model", type=Path, metavar="MODEL")
+        verb.add_argument("patch", type=Path, metavar="PATCH", help="as nnrepair fix --patch writes it: .safetensors")
+    for verb, which in ((apply, "the model that was repaired"), (revert, "the repaired model")):
+        verb.add_argument("model", type=Path, metavar="MODEL", help=f"{which}: .onnx or .pt2")
         verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model to write: .onnx or .pt2")
 
 

@@ -173,6 +173,11 @@ def kind_of(make: Callable[[], Any]) -> type:
     return make if isinstance(make, type) else type(make())
 
 
+def sentence(make: Callable[[], Any]) -> str:
+    """Return what a registered method does, in the first line of the docstring of what makes it, else of its class."""
+    return (make.__doc__ or kind_of(make).__doc__ or "").strip().partition("\n")[0]
+
+
 def table() -> list[list[str]]:
     """Return a table of all methods, header first: the columns of the survey's Table 3, from their own declarations."""
     header = ["method", "family", "extra training", "keeps architecture", "needs the edits only"]

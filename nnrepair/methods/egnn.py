@@ -39,7 +39,7 @@ ADVICE = "more steps, a larger lr, a smaller kl, less rehearsal, more hidden uni
 
 @dataclass(frozen=True)
 class EGNN:
-    """Return base(x, ...) + mlp(x's own features), with the base frozen and the MLP tuned until the edits hold.
+    """Add to what the network says, which stays as it is, what a small MLP makes of each point's own features.
 
     The base runs once on the edits and the locality set; what follows costs the same for every base and for every
     number of edges. A network that was stitched before keeps its one MLP, which is edited further.

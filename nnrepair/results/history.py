@@ -7,6 +7,7 @@ import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from nnrepair.errors import InvalidInput
 from nnrepair.results import metrics
 from nnrepair.results.changes import WeightChange
 from nnrepair.results.outcome import Outcome, Status
-from nnrepair.results.patch import Patch
+from nnrepair.results.patch import Patch, saved
 from nnrepair.results.result import Moved, SideEffects
 from nnrepair.rounding import percent, percentage_points
 
@@ -155,6 +156,15 @@ class History:
                 "alone (fix(model, edits[k:k + 1], ...) returns the same network), or use mode='batch'."
             )
         return self.last
+
+    def save_patch(self, path: str | Path) -> Path:
+        """Write the patch from the original to the last network as one safetensors file, atomically.
+
+        Raises:
+            PatchError: there is no such patch: edits were independent, or more has changed than a patch can say.
+            OSError: the file cannot be written.
+        """
+        return saved(self.patch, path)
 
     @property
     def success_rate(self) -> float:

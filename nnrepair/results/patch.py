@@ -300,6 +300,21 @@ def _twin(model: nn.Module) -> nn.Module:
         raise PatchError(str(error)) from error
 
 
+def saved(patch: Patch | None, path: str | Path) -> Path:
+    """Write the patch of a repair.
+
+    Raises:
+        PatchError: there is none.
+    """
+    if patch is None:
+        raise PatchError(
+            f"{path} was not written: this repair has no patch, because other values of the same parameters, or "
+            "wrappers around the network, are not all that changed (or because edits were independent). Save the "
+            "network itself: torch.save(result.model.state_dict(), ...), or nnrepair.onnx.save(result.model, x, ...)."
+        )
+    return patch.save(path)
+
+
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 

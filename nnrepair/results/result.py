@@ -15,7 +15,7 @@ from nnrepair.errors import InvalidInput
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.changes import WeightChange
 from nnrepair.results.outcome import Outcome
-from nnrepair.results.patch import Patch
+from nnrepair.results.patch import Patch, saved
 from nnrepair.rounding import percent, percentage_points
 from nnrepair.spec.edits import Edits, Locality
 from nnrepair.spec.regions import Regions
@@ -267,6 +267,15 @@ class RepairResult:
     stats: dict[str, Any]
     asked: Asked | None = field(default=None, repr=False, compare=False)
     proofs: tuple[Proof, ...] = ()
+
+    def save_patch(self, path: str | Path) -> Path:
+        """Write the patch as one safetensors file, atomically.
+
+        Raises:
+            PatchError: this repair is more than a patch can say (`patch` is None).
+            OSError: the file cannot be written.
+        """
+        return saved(self.patch, path)
 
     def verify(
         self,

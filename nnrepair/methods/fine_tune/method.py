@@ -403,8 +403,28 @@ def _is_number(value: object) -> bool:
 
 
 # Weights at which 50 foggy digits still hold on an MNIST network; other models will want others.
+def _l2() -> FineTune:
+    """Fine-tuning in which every weight is pulled back to what it was."""
+    return FineTune(penalties=(L2(0.1),))
+
+
+def _linf() -> FineTune:
+    """Fine-tuning in which no weight may move by more than a tenth of what is usual in its tensor."""
+    return FineTune(penalties=(LInf(0.1, relative=True),))
+
+
+def _kl() -> FineTune:
+    """Fine-tuning in which outputs on the points to keep are pulled back to what they were."""
+    return FineTune(penalties=(KL(10.0),))
+
+
+def _ewc() -> FineTune:
+    """Fine-tuning in which the weights that decide about the points to keep are pulled back to what they were."""
+    return FineTune(penalties=(EWC(1000.0),))
+
+
 register("ft", FineTune)
-register("ft+l2", lambda: FineTune(penalties=(L2(0.1),)))
-register("ft+linf", lambda: FineTune(penalties=(LInf(0.1, relative=True),)))
-register("ft+kl", lambda: FineTune(penalties=(KL(10.0),)))
-register("ewc", lambda: FineTune(penalties=(EWC(1000.0),)))
+register("ft+l2", _l2)
+register("ft+linf", _linf)
+register("ft+kl", _kl)
+register("ewc", _ewc)
