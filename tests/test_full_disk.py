@@ -135,10 +135,7 @@ def test_what_does_not_fit_leaves_the_earlier_file(
     """There is room for what is tried before the work, and not for its result."""
     monkeypatch.chdir(made)
     temporary = elsewhere(monkeypatch, tmp_path / "elsewhere")
-    command = {
-        "fix": COMMANDS[0],
-        "apply": ["patch", "apply", "patch.safetensors", "net.onnx", "--out", "DISK/old.onnx"],
-    }
+    command = {"fix": COMMANDS[0], "apply": APPLY}
     with mounted(tmp_path / "disk") as folder:
         earlier(folder)
         fill(folder, left=4096)
