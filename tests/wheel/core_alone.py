@@ -72,15 +72,20 @@ def test_every_module_can_be_imported_or_names_its_extra() -> None:
     assert all(f"pip install 'nnrepair[{extras[name]}]'" in said for name, said in missing.items())
 
 
-def test_the_first_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_example_of_the_readme_names_the_extra_that_it_needs() -> None:
     readme = metadata("nnrepair").get_payload()
     example = re.search(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert example is not None
+    with pytest.raises(nnrepair.NNRepairError, match=r"pip install 'nnrepair\[demo\]'"):
+        exec(example[1], {})
+
+
+def test_a_repair_and_its_patch_need_no_extra(tmp_path: Path) -> None:
     x, order = points()
-    names = {"model": model(), "mistakes": x[:3], "labels": order[:3, 1], "kept": x[3:], "kept_labels": order[3:, 0]}
-    monkeypatch.chdir(tmp_path)
-    exec(example[1], names)
-    assert names["result"].outcome.ok and (tmp_path / "fix.safetensors").is_file()
+    edits, kept = nnrepair.Edits(x[:3], order[:3, 1]), nnrepair.LocalitySet(x[3:], order[3:, 0])
+    result = nnrepair.fix(model(), edits, kept)
+    result.save_patch(tmp_path / "fix.safetensors")
+    assert result.outcome.ok and (tmp_path / "fix.safetensors").is_file()
 
 
 def test_properties_of_modules_need_no_onnx() -> None:
