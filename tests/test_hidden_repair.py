@@ -89,6 +89,36 @@ def test_outputs_move_less_in_the_fisher_norm() -> None:
     assert moved["fisher"] < 0.8 * moved["drift"]
 
 
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
+    head = nn.Flatten(), nn.Linear(96, 20), nn.ReLU(), nn.Linear(20, 12)
+    return nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), second, nn.ReLU(), *head).eval()
+
+
+@pytest.mark.parametrize("layer", ["0", "3", "6", "auto", ["0", "1", "3"]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fisher_norm_of_convolutions_and_normalisation(layer: Any, dtype: torch.dtype) -> None:
+    """More classes than rows of the Fisher information that are used; positions; parameters that are no map."""
+    model = convolutions().to(dtype)
+    x, kept = randn(2, 1, 8, 8, seed=1).to(dtype), randn(60, 1, 8, 8, seed=2).to(dtype)
+    edits = Edits(x, labelled(model, x, 1))
+    result = nnrepair.fix(model, edits, LocalitySet(kept), method=MinimalNorm(layer, "fisher"))
+    assert result.report.success_rate == 1.0 and "nats by which decisions move" in str(result)
+    assert result.certificate is None
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e12])
+@pytest.mark.parametrize("seed", [6, 8])
+def test_the_fisher_norm_of_a_network_that_is_sure_of_all_it_keeps(seed: int, scale: float) -> None:
+    """Its information is far below what float32 can hold the inverse of."""
+    model, x = mlp(5, 20, 15, 4), randn(4, 5, seed=seed)
+    with torch.no_grad():
+        model[4].weight *= scale
+    edits, kept = Edits(x, labelled(model, x, 1)), LocalitySet(randn(60, 5, seed=seed + 50))
+    assert nnrepair.fix(model, edits, kept, method=MinimalNorm("2", "fisher")).report.success_rate == 1.0
+
+
 def test_keys_span_all_that_edits_can_ask_for() -> None:
     """The gradient at the edits has the same length in the span of their keys as among all changes."""
     model, x = mlp(30, 20, 5), randn(4, 30, seed=1)

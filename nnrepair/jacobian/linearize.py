@@ -22,7 +22,7 @@ from nnrepair.jacobian.factors import PROBES, Factors, Group
 from nnrepair.jacobian.fisher import affordable_diagonal
 from nnrepair.jacobian.head import AffineHead
 from nnrepair.jacobian.keys import Keys, spread
-from nnrepair.jacobian.moments import RIDGE, gradient_moments, root, second_moments, slopes
+from nnrepair.jacobian.moments import RIDGE, SURE, gradient_moments, root, second_moments, slopes
 from nnrepair.jacobian.tangents import gradients, moved_outputs
 from nnrepair.jacobian.taps import TappedModel, numpy
 from nnrepair.solver.metric import Metric
@@ -228,7 +228,7 @@ class Linearization:
         kind = Regression() if kind is None else kind
         if self.groups[0].keyed:
             k = numpy(self._keys.of(inputs))
-            return Metric([root(k.T @ k / len(k))], [root(self._of_outputs(inputs, kind))] if fisher else ())
+            return Metric([root(k.T @ k / len(k))], [root(self._of_outputs(inputs, kind), SURE)] if fisher else ())
         maps = [g for g in self.groups if g.plain is None]
         plain = [g.plain for g in self.groups if g.plain is not None]
         factors, left = list[Array](), list[Array | None]()
@@ -236,13 +236,13 @@ class Linearization:
             most = self.factors.together
             factors += [root(m) for m in second_moments(self._tapped, maps, inputs, most, check)]
             if fisher:
-                left += [root(m) for m in gradient_moments(self._tapped, maps, inputs, kind, most, check)]
+                left += [root(m, SURE) for m in gradient_moments(self._tapped, maps, inputs, kind, most, check)]
                 left += [None] * len(plain)
         if plain:
             with self._tapped.in_float64():
                 known = affordable_diagonal(self.model, plain, self.prepare(inputs), kind)
             for diagonal in (numpy(known[name]).ravel() for name in plain):
-                factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), 1e-12)))
+                factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), SURE)))
         return Metric(factors, left)
 
     def _of_outputs(self, inputs: AnyInputs, kind: Kind) -> Array:
@@ -253,11 +253,10 @@ class Linearization:
 
     def unit(self, norm: str, kind: Kind) -> str:
         """Say what the drift or the Fisher norm measures, the square root of `metric`."""
+        moved = "twice the nats by which decisions move" if kind.decides else "the mean square change of the outputs"
+        others = f"root of {moved} on the locality set, to second order and one parameter at a time"
         layers = "root mean square change of the layer's output on the locality set"
         if norm == "fisher":
-            what = "twice the nats by which decisions move" if kind.decides else "mean square change of the outputs"
-            layers = f"root of the {what} on the locality set, to second order and nearly"
-        nats = "twice the nats by which its decisions move" if kind.decides else "mean square change of the outputs"
-        others = f"root of the {nats} there, to second order and one parameter at a time"
+            layers = f"root of {moved} on the locality set, to second order and nearly (Kronecker factors)"
         plain = [g.plain is not None for g in self.groups]
         return others if all(plain) else f"{layers}; for other parameters, {others}" if any(plain) else layers

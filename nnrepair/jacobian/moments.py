@@ -25,6 +25,8 @@ from nnrepair.spec.kinds import Kind
 
 #: Relative ridge on second moments: dead features would be free to move otherwise.
 RIDGE = 1e-3
+#: Fisher information below this says nothing: the network is sure of all points.
+SURE = 1e-12
 #: Gradients are taken at so many points at most, and, with many outputs, so many of these in all.
 POINTS, OUTPUTS = 2000, 1_000_000
 #: Of each, those of so many rows of the Fisher information of its outputs at most; where there are more, one of a label
@@ -116,9 +118,9 @@ def slopes(kind: Kind, y: Tensor, generator: torch.Generator, exact: bool = True
         yield kind.score(y, kind.sample(y, generator)).to(y) / math.sqrt(draws)
 
 
-def root(C: Array) -> Array:
-    """Return the Cholesky factor of a second moment and its ridge."""
-    mean = float(np.trace(C)) / len(C)
+def root(C: Array, least: float = 0.0) -> Array:
+    """Return the Cholesky factor of a second moment and its ridge, a share of its diagonal's mean or of `least`."""
+    mean = max(float(np.trace(C)) / len(C), least)
     if mean < 1e-200:  # keys that are zero throughout tell no change from another
         return np.eye(len(C))
     C[np.diag_indices_from(C)] += RIDGE * mean
