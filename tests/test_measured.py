@@ -662,7 +662,7 @@ def test_the_drift_norm_says_what_it_measures() -> None:
         return nnrepair.fix(model, edits, x[1:], method=method, throw=False).report.notes[0]
 
     assert "root mean square change of the layer's output" in said("out", Edits(x[:1], labels))
-    assert "nats by which its decisions move" in said("norm", Edits(x[:1], labels))
+    assert "nats by which decisions move" in said("norm", Edits(x[:1], labels))
     assert "mean square change of the outputs" in said("norm", Edits(x[:1], Near(y + 0.1, 0.05)))
     both = said(["out", "norm"], Edits(x[:1], labels))
     assert "layer's output" in both and "for other parameters" in both
