@@ -28,7 +28,7 @@ from nnrepair.provenance import digest, source
 from nnrepair.results.history import History
 from nnrepair.results.metrics import generalization_rates, mean_rate
 from nnrepair.results.result import RepairResult, SideEffects
-from nnrepair.spec.criteria import ERROR
+from nnrepair.spec.bounds import ERROR
 from nnrepair.spec.given import as_criterion
 from nnrepair.spec.problem import Problem, fitted
 from nnrepair.spec.running import outputs_of

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         AnyOf,
         Argmax,
         Argmin,
+        Between,
         Criterion,
         Linear,
         Near,
@@ -48,14 +49,18 @@ if TYPE_CHECKING:
     )
     from nnrepair.spec.edits import Edits, EditScope, LocalitySet
     from nnrepair.spec.inputs import Inputs
+    from nnrepair.spec.ranks import Above, TopK
     from nnrepair.spec.regions import Polygons, Segments
+    from nnrepair.spec.scores import Scores
     from nnrepair.wrappers.decoupled import Decoupled
 
 __all__ = [
+    "Above",
     "AllOf",
     "AnyOf",
     "Argmax",
     "Argmin",
+    "Between",
     "Criterion",
     "DataUnavailable",
     "Decoupled",
@@ -76,10 +81,12 @@ __all__ = [
     "RepairFailed",
     "RepairResult",
     "Report",
+    "Scores",
     "Segments",
     "SideEffects",
     "Step",
     "Threshold",
+    "TopK",
     "UnsupportedModel",
     "fix",
     "methods",
@@ -88,7 +95,8 @@ __all__ = [
 
 #: The module of each name. It is imported when the name is first used: what needs no torch does not wait for it.
 _HOMES = {
-    "spec.criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Criterion", "Linear", "Near", "Threshold"),
+    "spec.criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Between", "Criterion", "Linear", "Near", "Threshold"),
+    "spec.ranks": ("Above", "TopK"),
     "wrappers.decoupled": ("Decoupled",),
     "errors": (
         "DataUnavailable",
@@ -108,6 +116,7 @@ _HOMES = {
     "spec.regions": ("Polygons", "Segments"),
     "spec.edits": ("EditScope", "Edits", "LocalitySet"),
     "spec.inputs": ("Inputs",),
+    "spec.scores": ("Scores",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

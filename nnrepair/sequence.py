@@ -33,6 +33,7 @@ from nnrepair.results.patch import Patch
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import outputs
+from nnrepair.spec.scores import bare
 
 #: Seconds of work that a kill may cost, at most (and one step).
 SAVE_EVERY = 5.0
@@ -185,7 +186,7 @@ class Sequence:
             generalization_retain_rate=retained,
             patch=patch,
             method=repr(self.request.method),
-            last=last,
+            last=None if last is None else bare(last),
             weight_change=change,
             notes=[
                 *([self._not_stored] if self._not_stored else []),

@@ -19,6 +19,8 @@ from nnrepair.results.patch import Patch, saved
 from nnrepair.rounding import percent, percentage_points
 from nnrepair.spec.edits import Edits, Locality
 from nnrepair.spec.regions import Regions
+from nnrepair.spec.scores import Output, Scores
+from nnrepair.wrappers.base import Wrapper
 
 if TYPE_CHECKING:
     from nnrepair.verify import CheckResult, Options, Property
@@ -217,10 +219,12 @@ class Asked:
     Attributes:
         edits: what must hold.
         locality: points to keep, or None.
+        output: which part of what the network returns are its scores, see `fix`; None where it is all of that.
     """
 
     edits: Edits
     locality: Locality | None = None
+    output: Output | None = None
 
 
 @dataclass(frozen=True)
@@ -329,8 +333,9 @@ class RepairResult:
         )
         if (kept := asked.locality) is not None:
             points.append(("points to keep", kept.inputs, kept.criterion, kept.holds))
+        output = None if isinstance(self.model, Wrapper) else asked.output  # a wrapper returns scores
         return confirm(
-            self.model,
+            self.model if output is None else Scores(self.model, output),
             points,
             property,
             timeout=timeout,

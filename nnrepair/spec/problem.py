@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.accepted import first_look
 from nnrepair.spec.criteria import (
-    AnyOf,
     Argmax,
     Argmin,
-    Chosen,
     Criterion,
     Threshold,
     flat,
@@ -34,13 +32,15 @@ from nnrepair.spec.kinds import (
 from nnrepair.spec.network import refuse_kinds
 from nnrepair.spec.running import call, outputs
 
+#: The label of positions without one, as in torch.
+IGNORED = -100
 #: Operations of automatic differentiation that move numbers and change none.
 RESHAPES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Permute", "Transpose")
 
 
 def has_choice(criterion: Criterion) -> bool:
     """Whether the criterion holds a disjunction, of which a linear program takes one branch per point."""
-    return isinstance(criterion, (AnyOf, Chosen)) or any(has_choice(p) for p in getattr(criterion, "parts", ()))
+    return criterion.chooses or any(has_choice(p) for p in getattr(criterion, "parts", ()))
 
 
 @dataclass(frozen=True)
@@ -194,11 +194,20 @@ def fitted(criterion: Criterion, y: Tensor, beside: Criterion | None = None) -> 
     if criterion.plain and isinstance(criterion, Argmax) and flat(y).shape[1] == 1:
         criterion = Threshold(criterion.labels)
         criterion.plain = True
+    if criterion.plain and isinstance(criterion, Threshold) and _of_positions(criterion.labels, y):
+        criterion = Argmax(torch.where(criterion.labels < 0, IGNORED, criterion.labels))
+        criterion.plain = True
     if criterion.plain and isinstance(criterion, Threshold) and isinstance(kind, Binary):
         return Threshold(criterion.labels, kind.threshold)
     if type(criterion) is Argmax and criterion.margin_ == 0 and isinstance(kind, Classes) and kind.lowest_wins:
-        return Argmin(criterion.labels)
+        return Argmin(criterion.labels, axis=criterion.axis, ignore=criterion.ignore)
     return criterion
+
+
+def _of_positions(labels: Tensor, y: Tensor) -> bool:
+    """Whether labels 0 and 1 (n, ...) number two classes of every position, in outputs that have these on one axis."""
+    shapes = [tuple(s for k, s in enumerate(y.shape) if k != axis) for axis in range(1, y.ndim) if y.shape[axis] > 1]
+    return labels.ndim > 1 and y.ndim == labels.ndim + 1 and tuple(labels.shape) in shapes
 
 
 def refuse_other_classes(numbered: int | None, y: Tensor) -> None:
