@@ -33,7 +33,7 @@ from nnrepair.spec.problem import Problem, check_model
 from nnrepair.spec.running import undisturbed
 from nnrepair.spec.scores import Output, Scores, scored
 from nnrepair.spec.state import read_json, read_tensors, reading, write_tensors
-from nnrepair.training import Checkpoint, Descent, Training
+from nnrepair.training import Checkpoint, Descent, Training, ranks
 from nnrepair.training.checkpoint import packed, random_numbers, unpacked
 
 FORMAT = "nnrepair-editor-1"
@@ -79,6 +79,8 @@ class Trainable(ABC):
     ) -> Editor:
         """Train for a network and return an editor of it; the network and all random state stay as they are.
 
+        Where torch.distributed is set up, a step takes one exercise for each process, and all return the same editor.
+
         Warns when the loss became infinite or no number: what was learned until then is kept, and reports of repairs
         say so.
 
@@ -112,7 +114,7 @@ class Trainable(ABC):
             learned = self.begin(network, torch.Generator().manual_seed(seed)).train()
             descent = self.descent(learned, steps)
             training = Training(
-                lambda: self.loss(learned, posed(network, stream.next(), seed)),
+                lambda: self.loss(learned, posed(network, stream.next_of(ranks.rank(), ranks.count()), seed)),
                 descent,
                 steps,
                 model=learned,

@@ -121,7 +121,7 @@ def pose(
         points = LocalitySet.coerce(locality_set)
         if len(points) == 0:
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
-        locality = _locality(model, points.to(like), edits)
+        locality = _locality(model, points.to(like), edits, answers)
         kind = kind_of(edits.criterion, locality.criterion)
     scope = None
     if edit_scope is not None:
@@ -140,7 +140,8 @@ def held_out(problem: Problem, points: Any, name: str) -> Locality:
     points = LocalitySet.coerce(points)
     if len(points) == 0:
         raise InvalidInput(f"{name} is empty; leave it out, or give points to measure on.")
-    return _locality(problem.model, points.to(check_model(problem.model)), problem.edits, problem.kind, name)
+    like = check_model(problem.model)
+    return _locality(problem.model, points.to(like), problem.edits, problem.answers, problem.kind, name)
 
 
 def _scope(model: nn.Module, given: EditScope, like: Tensor, beside: Criterion, edits: int, what: str) -> EditScope:
@@ -265,15 +266,27 @@ def kind_notes(problem: Problem, criterion: Criterion) -> list[str]:
 
 
 def _locality(
-    model: nn.Module, points: LocalitySet, edits: Edits, kind: Kind | None = None, what: str = "the locality set"
+    model: nn.Module,
+    points: LocalitySet,
+    edits: Edits,
+    answers: Tensor,
+    kind: Kind | None = None,
+    what: str = "the locality set",
 ) -> Locality:
-    """Return points with their labels read, what keeps them, and where it holds now."""
+    """Return points with their labels read, what keeps them, and where it holds now.
+
+    Args:
+        model, points, edits: what is asked of which network.
+        answers: (points, ...) its outputs on the edits.
+        kind: what they stand for; None for what the edits say.
+        what: how messages call the points.
+    """
     y = first_look(model, points.inputs, what)
     if points.criterion is not None:
         criterion = fitted(points.criterion, y, edits.criterion)
         criterion.check(y)
         return Locality(LocalitySet(points.inputs, criterion), criterion, criterion.holds(y.double()), y)
-    tol = edits.criterion.typical_slack(outputs(model, edits.inputs).double())
+    tol = edits.criterion.typical_slack(answers.double())
     criterion = (kind or kind_of(edits.criterion)).unchanged(y, tol or 1e-3 * float(y.abs().max()) or 1e-6)
     criterion.check(y)
     return Locality(points, criterion, criterion.holds(y), y)

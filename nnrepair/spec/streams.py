@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from nnrepair.errors import InvalidInput, first_line
-from nnrepair.spec.inputs import AnyInputs, Inputs, batches, to_like
+from nnrepair.spec.inputs import AnyInputs, Inputs, batches, numbers, to_like
 from nnrepair.spec.pyg import Graphs, is_graph
 
 #: Items read at once, where no loader says how many, and numbers in them: layers make many more of each.
@@ -318,8 +318,8 @@ def _at_once(first: Any) -> int:
     parts = (
         list(first.values()) if isinstance(first, Mapping) else first if isinstance(first, tuple | list) else [first]
     )
-    numbers = sum(part.numel() for part in parts if isinstance(part, Tensor))
-    return max(1, min(ITEMS, NUMBERS // max(1, numbers)))
+    size = sum(numbers(part) for part in parts if isinstance(part, Tensor))
+    return max(1, min(ITEMS, NUMBERS // max(1, size)))
 
 
 def _order(loader: DataLoader[Any], what: str) -> Tensor:

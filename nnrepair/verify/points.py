@@ -229,8 +229,8 @@ def _slacks(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Te
         most = high.gather(1, higher) - low.gather(1, below) - m + error
         return least.masked_fill(none, torch.inf), most.masked_fill(none, torch.inf)
     raise InvalidInput(
-        f"{type(criterion).__name__} cannot be checked with bounded rounding; use Argmax, Argmin (a label per point), Threshold, "
-        "Linear, Near, Between or Above."
+        f"{type(criterion).__name__} cannot be checked with bounded rounding; use Argmax, Argmin (a label per point), "
+        "Threshold, Linear, Near, Between or Above."
     )
 
 
