@@ -17,6 +17,8 @@ from torch import Tensor
 import nnrepair
 from benchmarks import measure
 from nnrepair.methods import MinimalNorm
+from nnrepair.results import markdown
+from nnrepair.rounding import percent
 
 RESULTS = Path(__file__).parent / "results" / "bert.json"
 ABOUT = "a network of BERT's size with random weights: sentences that get another label, and others that keep theirs"
@@ -73,6 +75,24 @@ def repaired(name: str, seed: int, edits: int = EDITS, kept: int = KEPT) -> dict
         }
 
     return measure.measured(work)
+
+
+def lines() -> list[str]:
+    """Return the table of what was measured."""
+    header = ["layer", "edits that hold", "other decisions kept", "passes over all points", "CPU s", "memory, GiB"]
+    rows = [
+        [
+            row["name"],
+            f"{row['success_rate']:.0%} of {row['edits']}",
+            f"{percent(row['locality'])} of {row['kept']}",
+            f"{row['passes']:.2f}",
+            f"{row['cpu_seconds']:.0f}",
+            f"{row['peak_mib'] / 1024:.1f}",
+        ]
+        for row in measure.load(RESULTS)
+        if "passes" in row
+    ]
+    return markdown.table(header, rows).splitlines()
 
 
 def run() -> None:
