@@ -265,11 +265,10 @@ class _Run:
         loss = losses.sum() * drawn.share if self.points.shared else losses.mean()
         watched = None if drawn.watched is None else drawn.watched.double()
         for regularizer in self.regularizers:
-            if watched is None and regularizer.watches:  # other processes have these points
-                continue
-            extra = regularizer.loss(self.weights, watched, drawn.watch)
-            if extra is not None:
-                loss = loss + extra * (drawn.watched_share if regularizer.watches else 1.0)
+            if watched is not None or not regularizer.watches:  # else other processes have these points
+                extra = regularizer.loss(self.weights, watched, drawn.watch)
+                weight = drawn.watched_share if regularizer.watches else 1.0
+                loss = loss if extra is None else loss + weight * extra
         return loss
 
     def _step(self, loss: Tensor) -> None:
@@ -365,7 +364,7 @@ class _Points:
             self.locality = problem.locality.inputs
             self.rehearsed = torch.nonzero(problem.locality.holds).flatten().cpu()
         points = [self.edits, *([] if self.locality is None else [self.locality])]
-        #: Whether several processes share the points of a step; not where these influence each other.
+        #: Whether processes share the points of a step; not where these influence each other.
         self.shared = ranks.count() > 1 and all(map(independent, points))
         #: Whether every step sees all edits.
         self.whole = len(self.edits) <= method.batch_size or not independent(self.edits)
@@ -381,13 +380,12 @@ class _Points:
             assert self.locality is not None
             watch = torch.arange(len(self.locality))
             watch = self._some(watch) if independent(self.locality) else watch
-        all_points, all_watched, counts = len(index) + len(rehearsal), len(watch), 1.0
+        points, watched_points, several, mine = len(index) + len(rehearsal), len(watch), 1, index
         if self.shared:
-            counts = float(len(ranks.share(index)) > 0)
-            index = ranks.share(index) if counts else index[:1]
+            several, mine = ranks.count(), ranks.share(index)
+            index = mine if len(mine) else index[:1]
             edits, rehearsal, watch = self.edits[index], ranks.share(rehearsal), ranks.share(watch)
-        several = ranks.count() if self.shared else 1
-        shares = counts, several / all_points, several * len(watch) / max(1, all_watched)
+        shares = float(len(mine) > 0), several / points, several * len(watch) / max(1, watched_points)
         both = torch.cat([rehearsal, watch])
         if len(both) == 0:
             return _Drawn(call(network, edits), index, None, rehearsal, None, watch, *shares)
