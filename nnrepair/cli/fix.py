@@ -15,13 +15,13 @@ from torch import Tensor
 
 from nnrepair.cli.method_options import chosen as with_options
 from nnrepair.cli.method_options import options_given
-from nnrepair.cli.model_file import ModelFile
+from nnrepair.cli.model_file import ModelFile, OnnxCut
 from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
 from nnrepair.files import plain, write_atomically
 from nnrepair.fix import fix
-from nnrepair.methods import Editor, Method, named
+from nnrepair.methods import Editor, KeepZeros, Method, OnGrid, named
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.edits import Edits
@@ -42,10 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     require_outputs([arguments.model, *points], arguments.out, *others)
     method = _method(arguments)
     require_device(arguments.device)
-    file = ModelFile.load(arguments.model)
-    file.refuse_fixed_batch()
-    file.model.to(arguments.device)
     edits = read_points(arguments.edits, "--edits", labelled=True)
+    file, method = _read(arguments, method, edits[0])
+    file.model.to(arguments.device)
     near = arguments.neighbours
     near = None if near is None else read_points(near, "--neighbours", labelled=True)
     sequence: dict[str, Any] = {}
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     result.model.to("cpu")
-    outputs = Outputs(str(result))
+    outputs = Outputs(*file.notes, str(result))
     if result.outcome.ok:
         _write_all(arguments, file, result, edits, outputs)
     else:
@@ -80,11 +79,31 @@ def run(arguments: argparse.Namespace) -> int:
     return outputs.tell(REPAIRED if result.outcome.ok else NOT_REPAIRED, arguments.quiet)
 
 
+def _read(arguments: argparse.Namespace, method: Method, inputs: Any) -> tuple[ModelFile, Method]:
+    """Return the model's file, and the method with what the file asks of it."""
+    layer = options_given(arguments).get("layer")
+    cut = OnnxCut(arguments.in_place, layer if isinstance(layer, str) and layer != "auto" else None, arguments.output)
+    if arguments.model.suffix != ".onnx" and (cut.in_place or cut.output is not None):
+        raise InvalidInput("--in-place and --output are about .onnx files.")
+    file = ModelFile.load(arguments.model, cut, _some(inputs))
+    file.refuse_fixed_batch()
+    if file.layer is not None and cut.layer is not None:
+        method = dataclasses.replace(method, layer=file.layer)  # type: ignore[type-var]  # it has the option
+    if getattr(file.model, "grids", []):
+        method = OnGrid(method)
+    return file, KeepZeros(method) if arguments.keep_zeros else method
+
+
+def _some(inputs: Any) -> Any:
+    """Return a few of the inputs (n, ...), for a first look at the model."""
+    return {name: part[:2] for name, part in inputs.items()} if isinstance(inputs, dict) else inputs[:2]
+
+
 def _write_all(
     arguments: argparse.Namespace,
     file: ModelFile,
     result: RepairResult | History,
-    edits: tuple[Tensor, Tensor],
+    edits: tuple[Any, Tensor],
     outputs: Outputs,
 ) -> None:
     """Write model, patch and certificate."""
@@ -95,6 +114,8 @@ def _write_all(
         in_place = file.write(result.model, path, edits)
 
     model = outputs.write(arguments.out, "repaired model; read back, and every edit holds in it", write)
+    if model is not None and isinstance(result, RepairResult):
+        outputs.lines += file.measured(model, result.asked)
     if arguments.patch is not None and result.patch is not None:
         outputs.write(arguments.patch, "patch", result.patch.save)
     elif model is None and result.patch is not None:  # much smaller than the model, and enough to make it

@@ -82,6 +82,9 @@ def _fix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
+    parser.add_argument("--output", metavar="NAME", help="which output (or inner value) of an .onnx file is judged")
+    parser.add_argument("--in-place", action="store_true", help="cut an .onnx file in front of --layer (see below)")
+    parser.add_argument("--keep-zeros", action="store_true", help="weights that are zero stay zero")
     parser.add_argument("--test", type=Path, metavar="NPZ", help="points never shown to the method; only measured")
     parser.add_argument(
         "--mode",
@@ -187,6 +190,10 @@ files:
                        .npz with the arrays inputs (n, ...) and labels: classes (n,); 0 and 1 (n,) for the sign of a
                        single output; or 0 and 1 (n, outputs), one yes-or-no answer per output (-1: either)
   --locality, --test   the same; without labels every decision is kept
+  A model with several inputs takes an array for each, by its name, in place of inputs.
+
+  An .onnx file that cannot be read as a whole (or --output, --in-place) is repaired in place: onnxruntime runs what
+  comes before the layer, of any operators, and the file written is the same but for that layer's numbers.
 
 options of the method:
   --layer, --norm, --margin, --steps, --lr and more: `nnrepair methods` lists those of each method. An editor that
