@@ -97,3 +97,22 @@ def test_arguments_that_the_file_does_not_have(network: Path, call: Callable[...
     code, said = call("fix", "model.onnx", "--edits", "edits.npz", "--out", "out.onnx")
     assert code == 3
     assert "The model takes 'a', 'c', got 'a'" in said
+
+
+def test_edits_are_checked_in_a_file_of_any_operators(network: Path, call: Callable[..., tuple[int, str]]) -> None:
+    assert call("fix", "model.onnx", "--edits", "edits.npz", "--out", "out.onnx", "--page", "fix.html", "--quiet") == (
+        0,
+        "",
+    )
+    code, said = call("check-edits", "out.onnx", "edits.npz")
+    assert (code, "edits.npz: 1 of 1 hold" in said) == (0, True)
+    page = (network.parent / "fix.html").read_text()
+    assert "nnrepair check-edits" in page
+    assert "suffix.head.weight" in page
+    kept = np.load(network.parent / "kept.npz")
+    np.savez(network.parent / "wrong.npz", **kept, labels=np.zeros(24, int))
+    code, said = call("check-edits", "out.onnx", "edits.npz", "wrong.npz")
+    assert (code, "FAILED" in said, "of 24 hold; not" in said) == (1, True, True)
+    assert call("check-edits", "out.onnx", "wrong.npz", "--at-least", "0", "--quiet") == (0, "")
+    assert call("check-edits", "out.onnx", "wrong.npz", "--at-least", "2")[0] == 3
+    assert call("check-edits", "none.onnx", "wrong.npz")[0] == 3

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnrepair.cli.method_options import chosen as with_options
 from nnrepair.cli.method_options import options_given
-from nnrepair.cli.model_file import ModelFile, OnnxCut
+from nnrepair.cli.model_file import ModelFile, OnnxCut, require_model
 from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
@@ -35,13 +35,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Repair the model, write what was asked for, and return the exit code."""
     others = [
         path
-        for path in (arguments.patch, arguments.certificate, arguments.report, arguments.resume)
+        for path in (arguments.patch, arguments.certificate, arguments.report, arguments.page, arguments.resume)
         if path is not None
     ]
     points = {path for name in _POINTS if (path := getattr(arguments, name)) is not None}
     require_outputs([arguments.model, *points], arguments.out, *others)
+    if arguments.page is not None and (arguments.page.suffix != ".html" or arguments.mode != "batch"):
+        raise InvalidInput(f"--page {arguments.page.name}: a page about a repair (--mode batch) is written as .html.")
     method = _method(arguments)
     require_device(arguments.device)
+    require_model(arguments.model)
     edits = read_points(arguments.edits, "--edits", labelled=True)
     file, method = _read(arguments, method, edits[0])
     file.model.to(arguments.device)
@@ -76,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         content = _as_json(arguments, result)
         outputs.write(arguments.report, "report", lambda path: write_atomically(path, content))
+    if arguments.page is not None and isinstance(result, RepairResult):
+        outputs.write(arguments.page, "page", lambda path: result.save_page(path, **_told(arguments, result)))
     return outputs.tell(REPAIRED if result.outcome.ok else NOT_REPAIRED, arguments.quiet)
 
 
@@ -92,6 +97,20 @@ def _read(arguments: argparse.Namespace, method: Method, inputs: Any) -> tuple[M
     if getattr(file.model, "grids", []):
         method = OnGrid(method)
     return file, KeepZeros(method) if arguments.keep_zeros else method
+
+
+def _told(arguments: argparse.Namespace, result: RepairResult) -> dict[str, Any]:
+    """Return what a page says of the files."""
+    model, out, patch = map(str, (arguments.model, arguments.out, arguments.patch or "PATCH.safetensors"))
+    commands: list[list[str]] = []
+    if result.patch is not None:
+        commands = [["patch", "show", patch, "--numbers", "5"], ["patch", "apply", patch, model, "--out", out]]
+        commands.append(["patch", "revert", patch, out, "--out", f"original{arguments.model.suffix}"])
+    if result.outcome.ok:
+        commands.append(["check-edits", out, str(arguments.edits)])
+    about = f"{model}, repaired for {arguments.edits}."
+    shown = [shlex.join(["nnrepair", *command]) for command in commands]
+    return {"title": f"Repair of {arguments.model.name}", "about": about, "commands": shown}
 
 
 def _some(inputs: Any) -> Any:

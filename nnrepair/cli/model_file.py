@@ -71,16 +71,7 @@ class ModelFile:
         Raises:
             InvalidInput: another kind of file (with what to do), or one that is missing or damaged.
         """
-        if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"):
-            raise InvalidInput(
-                f"{path} is a pickle: it can run any code when it is opened, and holds no network without its class. "
-                "Export the model instead: torch.export.save(torch.export.export(model, (inputs,), "
-                'dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").'
-            )
-        if path.suffix not in (".onnx", ".pt2"):
-            raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx or .pt2.")
-        if not path.is_file():
-            raise InvalidInput(f"There is no model {str(path)!r}.")
+        require_model(path)
         if path.suffix == ".onnx":
             return cls._onnx(path, cut, example)
         program = _exported_program(path)
@@ -260,6 +251,24 @@ class ModelFile:
         if shape is None:
             return torch.zeros(0)  # good enough in place; an exporter will say what it needs
         return torch.zeros(1, *shape)
+
+
+def require_model(path: Path) -> None:
+    """Refuse what is no model file, or is not there.
+
+    Raises:
+        InvalidInput: another kind of file (with what to do), or one that is missing.
+    """
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"):
+        raise InvalidInput(
+            f"{path} is a pickle: it can run any code when it is opened, and holds no network without its class. "
+            "Export the model instead: torch.export.save(torch.export.export(model, (inputs,), "
+            'dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").'
+        )
+    if path.suffix not in (".onnx", ".pt2"):
+        raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx or .pt2.")
+    if not path.is_file():
+        raise InvalidInput(f"There is no model {str(path)!r}.")
 
 
 def _exported_program(path: Path) -> Any:

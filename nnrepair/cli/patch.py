@@ -12,7 +12,8 @@ from nnrepair.results.patch import Patch
 def run(arguments: argparse.Namespace) -> int:
     """Do with the patch what was asked for."""
     if arguments.verb == "show":
-        print(Patch.load(arguments.patch))
+        shown = Patch.load(arguments.patch)
+        print("\n".join([str(shown), *shown.largest(arguments.numbers)]))
         return 0
     require_outputs([arguments.model, arguments.patch], arguments.out)
     patch = Patch.load(arguments.patch)
