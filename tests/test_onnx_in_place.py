@@ -55,7 +55,11 @@ def network(
     given = made.pop("inputs", [known])
     outputs = made.pop("outputs", [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
     graph = helper.make_graph(nodes, "g", given, outputs, [stored(W, "w"), *tensors])
-    sets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    sets = [
+        helper.make_opsetid("", opset),
+        helper.make_opsetid("com.microsoft", 1),
+        helper.make_opsetid("ai.onnx.ml", 3),
+    ]
     return helper.make_model(graph, opset_imports=sets, ir_version=made.pop("ir_version", 8), **made)
 
 
@@ -304,10 +308,10 @@ def test_what_cannot_be_repaired_is_said(tmp_path: Path) -> None:
         in_place(path)
     head = [
         helper.make_node("MatMul", ["t", "v"], ["m"]),
-        helper.make_node("Gelu", ["m"], ["y"], domain="com.microsoft"),
+        helper.make_node("Binarizer", ["m"], ["y"], domain="ai.onnx.ml"),
     ]
     path = written(tmp_path, network(head))
-    with pytest.raises(UnsupportedModel, match=r"(?s)com.microsoft::Gelu.*output before that: m"):
+    with pytest.raises(UnsupportedModel, match=r"(?s)ai.onnx.ml::Binarizer.*output before that: m"):
         in_place(path)
     model = in_place(path, output="m")
     path.write_bytes(path.read_bytes() + UNKNOWN)

@@ -193,7 +193,7 @@ class Cut:
         known = {name: np.asarray(array, np.int64) for name, array in sizes.items()}
         known = {name: _of_batch(array, whole) for name, array in known.items()}
         known |= {name: constants.get(name, self.graph.value(name)) for name in self.constants}
-        tensors = [onnx.numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in known.items()]
+        tensors = [onnx.numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in known.items()]
         inputs = [
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), list(shape))
             for name, (dtype, shape) in values.items()

@@ -31,6 +31,8 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
 Array = npt.NDArray[Any]
 #: How far the part behind the cut may be from onnxruntime, relative to the largest output, by the type of its numbers.
 AGREE = {np.dtype(np.float64): 1e-6, np.dtype(np.float32): 1e-3, np.dtype(np.float16): 3e-2}
+#: What is nothing: a sigmoid that is 0 in onnxruntime and 1e-8 in torch.
+TINY = 1e-6
 #: The same where numbers lie on a grid: onnxruntime then rounds what such a layer reads, too.
 AGREED_ON_GRID = 3e-2
 
@@ -101,7 +103,7 @@ class InPlace(nn.Module):
         """Refuse a suffix that is not what onnxruntime computes."""
         made, y = made.detach().cpu().double(), y.double()
         share = AGREED_ON_GRID if self.grids else self._source.rounding
-        far = share * float(y.abs().max() if y.numel() else 0) + 1.01 * self._source.cut.step + 1e-12
+        far = share * float(y.abs().max() if y.numel() else 0) + 1.01 * self._source.cut.step + TINY
         if made.shape != y.shape or not bool((made - y).abs().max() <= far):
             raise UnsupportedModel(
                 f"What follows layer {self.layer!r} of {self.path} was read as another function than onnxruntime "

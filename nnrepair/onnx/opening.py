@@ -96,8 +96,8 @@ def _read(path: Path, layer: str | None, output: str | None, example: Any, deadl
     notes = [f"{name} stays: {place.stored.frozen}" for name, place in places.items() if place.stored.frozen]
     if not any(parameter.requires_grad for parameter in suffix.parameters()):
         raise UnsupportedModel(f"{path}: nothing behind the cut can be changed: {'; '.join(notes) or 'no weights'}.")
-    if (last := _softmax(cut)) is not None:
-        notes.append(f"the output comes from a softmax; output={last!r} would be the scores before it, which are exact")
+    if (scores := _scores(cut)) is not None and scores in cut.graph.producers:
+        notes.append(f"the output is a probability; output={scores!r} would be the scores before it")
     source = Source(
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -126,10 +126,12 @@ def _digest(cut: Cut, places: Iterable[Place]) -> str:
     return digest.hexdigest()
 
 
-def _softmax(cut: Cut) -> str | None:
-    """Return what the softmax reads that computes the output; None where none does."""
+def _scores(cut: Cut) -> str | None:
+    """Return what the sigmoid or softmax reads that computes the output; None where none does."""
     node = cut.graph.producers[cut.output]
-    return node.input[0] if node.op_type in ("Softmax", "LogSoftmax") else None
+    while node.op_type == "Identity" and node.input[0] in cut.graph.producers:
+        node = cut.graph.producers[node.input[0]]
+    return node.input[0] if node.op_type in ("Sigmoid", "Softmax", "LogSoftmax") else None
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Runtime:
         self.together = next((size for size in sizes if size is not None), None)  # None: any number
         self._one_by_one = not all(port.rows for port in ports)
         self._kept: OrderedDict[bytes, list[Array]] = OrderedDict()
-        self._size = 0
+        self._size, self._asked = 0, False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         return self  # it does not change, and holds no weights that a repair could
@@ -114,6 +114,8 @@ class Runtime:
         if count == 0:  # what one point would be tells the shapes
             one = [torch.zeros(1, *feed.shape[1:]) for feed in feeds]
             return [self._joined([value])[:0] for value in self.of_one(one, deadline)]
+        if not self._one_by_one and self._looks_alone(feeds):
+            self._one_by_one = True
         if not self._one_by_one:
             try:
                 parts = [self._run(part, count_of, deadline) for part, count_of in self._parts(feeds)]
@@ -125,6 +127,16 @@ class Runtime:
             self._one_by_one |= count > 1
         rows = [self._run([feed[k : k + 1] for feed in feeds], 1, deadline)[0] for k in range(count)]
         return [self._joined(column) for column in zip(*rows, strict=True)]
+
+    def _looks_alone(self, feeds: list[Array]) -> bool:
+        """Whether a value has no axis for points in front, which the result for several points may hide; asked once."""
+        if self._asked or self.together is not None:
+            return False
+        self._asked = True
+        try:
+            return any(self.is_whole(value) for value in self._run([feed[:1] for feed in feeds], 1, NEVER)[0])
+        except UnsupportedModel:  # as few points do not run, it says itself below
+            return False
 
     def _joined(self, column: Sequence[Array]) -> Array:
         """Return the values of single points as rows."""
