@@ -39,7 +39,8 @@ from nnrepair.verify.reading.affine import Dense
 Model = nn.Module | str | Path
 #: Seconds that the exact sums at the end take for each part, at most.
 SUMMING = 2e-5
-#: A claim of a certificate leaves so much more open than was found, as its checker bounds parts a little differently.
+#: A claim of a certificate gives up so much of what was found, or of what is open, as its checker bounds parts a little
+#: differently.
 SPARE = 0.02
 #: The history is written whenever the number of boxes has grown by this factor.
 OFTEN = 1.25
@@ -282,7 +283,7 @@ class _Problem:
         dim, cut, taken = (np.concatenate(column) for column in zip(*parts, strict=True))
 
         def less(share: Fraction) -> int:
-            return max(0, int((share - SPARE * (1 - share)) * GRID) - 1)
+            return max(0, int((share - SPARE * min(share, 1 - share)) * GRID) - 1)
 
         claims = less(identical), less(same), max(0, int(changed * Fraction(1 - SPARE) * GRID) - 1)
         hashes = [None if network.path is None else sha256(network.path) for network in self.networks]

@@ -16,6 +16,7 @@ from nnrepair.verify.comparing.pair import Pair
 from nnrepair.verify.comparing.units import Units
 from nnrepair.verify.comparing.volumes import UNIT, Shares
 from nnrepair.verify.search.bounds import Bounder
+from nnrepair.verify.search.relaxation import Relaxation
 
 #: Points of each box at which floats look for another decision.
 POINTS = 4
@@ -113,9 +114,14 @@ class Comparing:
 
     def _batch(self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor]) -> Batch:
         """Return boxes with bounds of the units that are not zero in all of them."""
-        bounder, places = self.bounder.restricted(self.pair.graph.alive(known[1][None]))
-        low, high = ((end if places is None else end[places]).expand(len(lower), -1) for end in known)
-        return Batch(bounder, places, bounder.relax(lower, upper, (low, high)), lower, upper)
+        low, high = (end.expand(len(lower), -1) for end in known)
+        chain = self.bounder.chain
+        if chain is not None:
+            low, high = chain.tightened(lower, upper, low, high, self.bounder.deadline)
+        bounder, places = self.bounder.restricted(self.pair.graph.alive(high))
+        around = (low, high) if places is None else (low[:, places], high[:, places])
+        relaxation = Relaxation.of(bounder.graph, *around) if chain is not None else bounder.relax(lower, upper, around)
+        return Batch(bounder, places, relaxation, lower, upper)
 
     def _shared(self, batch: Batch, known: tuple[Tensor, Tensor], rest: Mask) -> tuple[Tensor, Tensor]:
         """Return bounds (units,) that hold in some of the boxes."""
