@@ -29,13 +29,15 @@ if TYPE_CHECKING:
         PatchError,
         UnsupportedModel,
     )
+    from nnrepair.failing import failing
     from nnrepair.fix import fix
     from nnrepair.properties import repair_property
+    from nnrepair.results.effects import SideEffects
     from nnrepair.results.failed import RepairFailed
     from nnrepair.results.history import History, Step
     from nnrepair.results.outcome import Outcome
     from nnrepair.results.patch import Patch
-    from nnrepair.results.result import RepairResult, Report, SideEffects
+    from nnrepair.results.result import RepairResult, Report
     from nnrepair.spec.criteria import (
         AllOf,
         AnyOf,
@@ -88,6 +90,7 @@ __all__ = [
     "Threshold",
     "TopK",
     "UnsupportedModel",
+    "failing",
     "fix",
     "methods",
     "repair_property",
@@ -106,13 +109,15 @@ _HOMES = {
         "PatchError",
         "UnsupportedModel",
     ),
+    "failing": ("failing",),
     "fix": ("fix",),
     "results.failed": ("RepairFailed",),
     "results.history": ("History", "Step"),
     "results.outcome": ("Outcome",),
     "results.patch": ("Patch",),
     "properties": ("repair_property",),
-    "results.result": ("RepairResult", "Report", "SideEffects"),
+    "results.effects": ("SideEffects",),
+    "results.result": ("RepairResult", "Report"),
     "spec.regions": ("Polygons", "Segments"),
     "spec.edits": ("EditScope", "Edits", "LocalitySet"),
     "spec.inputs": ("Inputs",),

@@ -15,9 +15,10 @@ from nnrepair.methods.base import Method, Proposal
 from nnrepair.request import Posed
 from nnrepair.results import metrics
 from nnrepair.results.changes import WeightChange, unsized, weight_change
+from nnrepair.results.effects import Moved, SideEffects
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
-from nnrepair.results.result import Asked, Moved, RepairResult, Report, SideEffects
+from nnrepair.results.result import Asked, RepairResult, Report
 from nnrepair.spec.accepted import differ_by_rounding
 from nnrepair.spec.criteria import Argmax, Criterion, Near, Threshold, flat
 from nnrepair.spec.edits import EditScope, Locality
@@ -240,12 +241,13 @@ def judge(
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = like(model, repaired)
-    patch = patch_of(model, final, change, about(report))
+    patch = patch_of(model, final, change, about(report) | getattr(model, "patch_about", {}))
     if patch is None:
         report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
     if isinstance(problem.model, Scores) and isinstance(final, Wrapper):
         report.notes.append("the network returns its scores alone; its patch goes on nnrepair.Scores(model, output).")
-    asked = Asked(posed.edits, problem.locality, output_of(problem.model))
+    answers = problem.answers if posed.regions is None else None
+    asked = Asked(posed.edits, problem.locality, answers, output_of(problem.model))
     return RepairResult(bare(final), outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
 

@@ -23,7 +23,9 @@ from nnrepair.rounding import percent
 RESULTS = Path(__file__).parent / "results" / "bert.json"
 ABOUT = "a network of BERT's size with random weights: sentences that get another label, and others that keep theirs"
 EDITS, KEPT, LENGTH = 20, 1000, 64
-METHODS = {"last layer": MinimalNorm(layer="classifier"), "auto": MinimalNorm(time_limit=300.0)}
+METHODS = {"last layer": MinimalNorm(layer="classifier"), "auto": MinimalNorm(time_limit=60.0)}
+#: The second is small: it tries hidden layers, through which gradients flow for every point.
+CASES: list[dict[str, Any]] = [{"name": "last layer", "seed": 0}, {"name": "auto", "seed": 0, "edits": 4, "kept": 60}]
 LIMIT = 14400.0
 
 
@@ -97,8 +99,7 @@ def lines() -> list[str]:
 
 def run() -> None:
     """Measure the rows that are missing."""
-    cases = [{"name": name, "seed": 0} for name in METHODS]
-    measure.missing(RESULTS, repaired, cases, ABOUT, LIMIT, ["benchmarks.shipped.bert"])
+    measure.missing(RESULTS, repaired, CASES, ABOUT, LIMIT, ["benchmarks.shipped.bert"])
 
 
 if __name__ == "__main__":
