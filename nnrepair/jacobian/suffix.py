@@ -237,12 +237,11 @@ class _Before(nn.Module):
 
     def __init__(self, model: nn.Module, home: str, swapped: dict[str, Tensor] | None = None) -> None:
         super().__init__()
-        self.__dict__["parts"] = model, home, swapped  # not registered: it owns nothing
+        self.__dict__.update(inner=model, home=home, swapped=swapped)  # not registered: it owns nothing
 
     def moved(self, parameters: dict[str, Tensor]) -> _Before:
         """Return the same of the network with other values of some parameters."""
-        model, home, _ = self.__dict__["parts"]
-        return _Before(model, home, parameters)
+        return _Before(self.__dict__["inner"], self.__dict__["home"], parameters)
 
     def forward(self, *args: Any, **keywords: Any) -> tuple[Tensor]:
         seen: list[Tensor] = []
@@ -252,7 +251,7 @@ class _Before(nn.Module):
                 seen.append(given[0])
             raise _SeenError
 
-        model, home, swapped = self.__dict__["parts"]
+        model, home, swapped = (self.__dict__[name] for name in ("inner", "home", "swapped"))
         handle = model.get_submodule(home).register_forward_pre_hook(look, with_kwargs=True)
         try:
             torch.func.functional_call(model, swapped or {}, args, keywords)

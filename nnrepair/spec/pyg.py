@@ -12,7 +12,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,38 +37,35 @@ def is_batch(given: Any) -> bool:
     return is_graph(given) and hasattr(given, "to_data_list")
 
 
-class Calling:
-    """What a model takes of a graph, by the names of its arguments.
+def called(model: nn.Module, data: Any) -> Any:
+    """Return what a model returns for a graph, or for several as one: called by the names of its arguments."""
+    names = _taken(_arguments(model), data)
+    return model(**{name: getattr(data, name) for name in names}) if names else model(_unlabelled(data))
 
-    Networks around others (with swapped weights, with edits beside them) name none; for these it is as it was last.
-    """
 
-    def __init__(self) -> None:
-        self._names: list[str] | None = None
+def _arguments(model: nn.Module) -> list[inspect.Parameter]:
+    """Return the arguments that a network names; of one around another (other weights, edits beside it) that one's."""
+    base: Any = model._modules.get("base")
+    inner = vars(model).get("inner") or (base if hasattr(type(model), "carries") else None)
+    if inner is not None:
+        return _arguments(inner)
+    told = [p for p in inspect.signature(model.forward).parameters.values() if p.kind in _NAMED]
+    return told if told or base is None else _arguments(base)
 
-    def call(self, model: nn.Module, data: Any) -> Any:
-        """Return what the model returns."""
-        told = [p for p in inspect.signature(model.forward).parameters.values() if p.kind in _NAMED]
-        if told or self._names is None:
-            self._names = self._chosen(told, data)
-        if not self._names:
-            return model(_unlabelled(data))
-        return model(**{name: getattr(data, name) for name in self._names})
 
-    @staticmethod
-    def _chosen(told: Sequence[inspect.Parameter], data: Any) -> list[str]:
-        """Return the names of the attributes that a model takes; none where it takes the graph itself."""
-        needed = [p.name for p in told if p.default is p.empty]
-        if len(needed) <= 1 and (needed in ([], ["batch"]) or not _has(data, needed[0])):
-            return []
-        missing = [name for name in needed if not _has(data, name)]
-        if missing:
-            raise InvalidInput(
-                f"The model's forward takes {', '.join(needed)}, and the graph has no {', '.join(missing)}; it has "
-                f"{', '.join(map(str, data.keys()))}. Give the graph what is missing, or let forward take the graph "
-                "itself: forward(self, data)."
-            )
-        return [p.name for p in told if p.name in needed or isinstance(getattr(data, p.name, None), Tensor | dict)]
+def _taken(told: Sequence[inspect.Parameter], data: Any) -> list[str]:
+    """Return the names of the attributes that a model takes; none where it takes the graph itself."""
+    needed = [p.name for p in told if p.default is p.empty]
+    if len(needed) <= 1 and (needed in ([], ["batch"]) or not _has(data, needed[0])):
+        return []
+    missing = [name for name in needed if not _has(data, name)]
+    if missing:
+        raise InvalidInput(
+            f"The model's forward takes {', '.join(needed)}, and the graph has no {', '.join(missing)}; it has "
+            f"{', '.join(map(str, data.keys()))}. Give the graph what is missing, or let forward take the graph: "
+            "forward(self, data)."
+        )
+    return [p.name for p in told if p.name in needed or isinstance(getattr(data, p.name, None), Tensor | dict)]
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -88,7 +85,6 @@ class Graphs(Inputs):
 
     graphs: tuple[Any, ...]
     like: Tensor | None = None
-    calling: Calling = field(default_factory=Calling, repr=False)
 
     batch = GRAPHS
 
@@ -138,7 +134,7 @@ class Graphs(Inputs):
         together = Batch.from_data_list(list(self.graphs))
         if self.like is not None:
             together = together.apply(lambda part: tensor_like(part, self.like))
-        y: Tensor = self.calling.call(model, together)
+        y: Tensor = called(model, together)
         return y
 
     def same(self) -> Tensor:
@@ -173,7 +169,6 @@ class GraphNodes(Inputs):
     data: Any
     index: Tensor
     node_type: str | None = None
-    calling: Calling = field(default_factory=Calling, repr=False)
 
     independent = False
 
@@ -192,7 +187,7 @@ class GraphNodes(Inputs):
         return replace(self, data=_moved(self.data, like), index=self.index.to(like.device))
 
     def call(self, model: nn.Module) -> Tensor:
-        y: Any = self.calling.call(model, self.data)
+        y: Any = called(model, self.data)
         if isinstance(y, dict) and self.node_type in y:
             y = y[self.node_type]
         if not isinstance(y, Tensor):

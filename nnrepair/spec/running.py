@@ -99,10 +99,10 @@ def call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs
 class _Swapped(nn.Module):
     def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
         super().__init__()
-        self.__dict__["model"], self.__dict__["swapped"] = model, parameters  # not registered: it owns nothing
+        self.__dict__["inner"], self.__dict__["swapped"] = model, parameters  # not registered: it owns nothing
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self.__dict__["model"], self.__dict__["swapped"], args, kwargs)
+        return torch.func.functional_call(self.__dict__["inner"], self.__dict__["swapped"], args, kwargs)
 
 
 @contextmanager
