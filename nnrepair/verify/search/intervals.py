@@ -51,6 +51,7 @@ def values_over(
             center = in_pieces(node.affine.apply, (low + high) / 2, node.affine.work, deadline) + node.affine.bias
             radius = in_pieces(node.affine.magnitude, spread, node.affine.work, deadline)
             radius = (radius + 2 * gamma * node.affine.bias.abs()) * (1 + 1e-9) + TINY
+            radius = radius if node.affine.off is None else radius + node.affine.off * (1 + 1e-9)
             ends = (center - radius, center + radius)
         elif node.activation is not None:
             ends = node.activation.enclose(low, high)

@@ -133,7 +133,8 @@ class Rounding:
             self.deadline.check()
             gamma = (terms + node.affine.terms) * EPS * 1.01
             through = node.affine.magnitude(m[node.sources[0]][None])[0]
-            rho.append(2 * gamma * (through + node.affine.bias.abs() + m[k]) + node.affine.inexact * through + TINY)
+            error = 2 * gamma * (through + node.affine.bias.abs() + m[k]) + node.affine.inexact * through + TINY
+            rho.append(error if node.affine.off is None else error + node.affine.off * (1 + 1e-9))
         return rho
 
 

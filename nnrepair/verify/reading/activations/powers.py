@@ -1,4 +1,4 @@
-"""Powers: Square, Cube, Sqrt, Reciprocal; and torch.pow, where it is one of these."""
+"""Powers: Cube, Sqrt, Reciprocal; and torch.pow, where it is one of these."""
 
 from __future__ import annotations
 
@@ -12,31 +12,9 @@ from torch import Tensor
 
 from nnrepair.verify.reading.activations import Functions
 from nnrepair.verify.reading.activations.smooth import Smooth, steepest_left
+from nnrepair.verify.reading.activations.square import SQUARE, Square
 from nnrepair.verify.reading.builder import Builder, Unreadable, Value
 from nnrepair.verify.reading.numbers import Numbers
-
-
-class Square(Smooth):
-    """z^2."""
-
-    convex = (True,)
-    least = 0.0
-    is_rational = True
-
-    def apply(self, x: Tensor) -> Tensor:
-        return x * x
-
-    def derivative(self, x: Tensor) -> Tensor:
-        return 2 * x
-
-    def exact(self, x: Numbers) -> Numbers:
-        return x * x
-
-    def steepness(self, low: Tensor, high: Tensor) -> Tensor:
-        return 2 * torch.maximum(low.abs(), high.abs())
-
-    def touching(self, slope: Tensor, piece: int) -> Tensor:
-        return slope / 2
 
 
 class Cube(Smooth):
@@ -132,7 +110,7 @@ def power(b: Builder, x: Value, exponent: Any) -> Value:
 
 FUNCTIONS: Functions = {
     **dict.fromkeys((torch.pow, ".pow", operator.pow), power),
-    **dict.fromkeys((torch.square, ".square"), lambda b, x: b.activation(x, Square())),
+    **dict.fromkeys((torch.square, ".square"), lambda b, x: b.activation(x, SQUARE)),
     **dict.fromkeys((torch.sqrt, ".sqrt"), lambda b, x: b.activation(x, Sqrt())),
     **dict.fromkeys((torch.reciprocal, ".reciprocal"), lambda b, x: b.activation(x, Reciprocal())),
     **dict.fromkeys((torch.rsqrt, ".rsqrt"), lambda b, x: b.activation(b.activation(x, Sqrt()), Reciprocal())),

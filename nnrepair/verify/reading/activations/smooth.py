@@ -74,7 +74,7 @@ class Smooth(Activation):
         z = torch.clamp(left + (slope - a) / steep, left, right)
         return torch.clamp(z - (self.derivative(z) - slope) / steep, left, right)  # one step more, as the cell is small
 
-    # What the checker asks ---------------------------------------------------------------------------------------------
+    # What the checker asks -------------------------------------------------------------------------------------------
 
     def enclose(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         if not self.monotone:
@@ -125,7 +125,7 @@ class Smooth(Activation):
             point = torch.where((start > low + tenth) & (start < high - tenth), start, point)
         return point
 
-    # How it is done ----------------------------------------------------------------------------------------------------
+    # How it is done --------------------------------------------------------------------------------------------------
 
     def _piece(self, piece: int) -> tuple[float, float]:
         """Return the floats between which the function surely is as `convex` says."""

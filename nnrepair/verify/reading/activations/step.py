@@ -1,7 +1,8 @@
-"""Step: 1 for positive numbers, else 0. Sign and comparisons with constants are made of it."""
+"""Step: 1 for positive numbers, else 0, of which Sign and comparisons are made; Floor: the whole number below."""
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -17,7 +18,7 @@ from nnrepair.verify.reading.numbers import Numbers
 
 
 class Step(Activation):
-    """1 where z > 0, else 0. Where gradients are asked for, those of (z + 1) / 2 clipped to [0, 1] stand in."""
+    """1 where z > 0, else 0. Where gradients are asked for, those of z / (1 + |z|) / 2 stand in."""
 
     steepest = 64.0
     is_rational = True
@@ -26,7 +27,7 @@ class Step(Activation):
         value = (x > 0).to(x)
         if not x.requires_grad:
             return value
-        ramp = x.clamp(-1, 1) / 2
+        ramp = x / (1 + x.abs()) / 2
         return value + ramp - ramp.detach()
 
     def exact(self, x: Numbers) -> Numbers:
@@ -63,6 +64,34 @@ class Step(Activation):
         return high > 0
 
 
+class Floor(Activation):
+    """The largest whole number that is not above z: z - 1 < f(z) <= z."""
+
+    steepest = 1.0
+    is_rational = True
+
+    def apply(self, x: Tensor) -> Tensor:
+        value = x.floor()
+        return value + x - x.detach() if x.requires_grad else value
+
+    def exact(self, x: Numbers) -> Numbers:
+        return Numbers(np.array([math.floor(v) for v in x.fractions()], object), 0)
+
+    def enclose(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return low.floor(), high.floor()
+
+    def offsets(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        ends, rest = torch.stack([slope * low, slope * high]), torch.stack([(1 - slope) * low, (1 - slope) * high])
+        least = torch.maximum(low.floor() - ends.amax(0), rest.amin(0) - 1)
+        most = torch.minimum(high.floor() - ends.amin(0), rest.amax(0))
+        off = 8 * EPS * (1 + (1 + slope.abs()) * torch.maximum(low.abs(), high.abs()))
+        return least - off, most + off
+
+    def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        slope = (high.floor() - low.floor() > 1).to(low)  # one step is closest to the line through its middle: none
+        return slope, slope
+
+
 def positive(b: Builder, x: Value) -> Value:
     """Return 1 where x > 0, else 0."""
     return b.activation(x, Step())
@@ -91,7 +120,25 @@ def _cast(b: Builder, x: Value, to: Any) -> Value:
     return x
 
 
+def floor(b: Builder, x: Value) -> Value:
+    """Return the whole number that is not above."""
+    return b.activation(x, Floor())
+
+
+def ceil(b: Builder, x: Value) -> Value:
+    """Return the whole number that is not below."""
+    return b.scaled(floor(b, b.scaled(x, -1.0)), -1.0)
+
+
+def truncated(b: Builder, x: Value) -> Value:
+    """Return the whole number towards zero."""
+    return b.difference(floor(b, b.relu(x)), floor(b, b.relu(b.scaled(x, -1.0))))
+
+
 FUNCTIONS: Functions = {
+    **dict.fromkeys((torch.floor, ".floor"), floor),
+    **dict.fromkeys((torch.ceil, ".ceil"), ceil),
+    **dict.fromkeys((torch.trunc, ".trunc"), truncated),
     ".to": _cast,
     **dict.fromkeys((".float", ".double"), lambda b, x: x),
     **dict.fromkeys((torch.sign, torch.sgn, ".sign", ".sgn"), sign),
