@@ -43,6 +43,7 @@ def command_line(method_options: Callable[[argparse.ArgumentParser], None] | Non
         method_options(prepare)
     _repair(_added(commands, "repair", "repair a model so that properties hold on whole regions", REPAIR_EPILOG))
     _check(_added(commands, "check", "prove or refute a property of a model on whole regions", CHECK_EPILOG))
+    _check_edits(_added(commands, "check-edits", "count the edits that hold in a model file", CHECK_EDITS_EPILOG))
     _certify(_added(commands, "certify", "have a proof checked by an independent program", CERTIFY_EPILOG))
     _patch(_added(commands, "patch", "show, apply or revert a patch"))
     _added(commands, "methods", "list the methods and what each needs and keeps")
@@ -82,6 +83,10 @@ def _fix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patch", type=Path, metavar="FILE", help="write the change alone (.safetensors)")
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write a page about the repair, for people (.html)")
+    parser.add_argument("--output", metavar="NAME", help="which output (or inner value) of an .onnx file is judged")
+    parser.add_argument("--in-place", action="store_true", help="cut an .onnx file in front of --layer (see below)")
+    parser.add_argument("--keep-zeros", action="store_true", help="weights that are zero stay zero")
     parser.add_argument("--test", type=Path, metavar="NPZ", help="points never shown to the method; only measured")
     parser.add_argument(
         "--mode",
@@ -148,6 +153,15 @@ def _check(parser: argparse.ArgumentParser) -> None:
     suite.add_argument("--expect", type=Path, metavar="CSV", help="compare: columns network,property,verdict")
 
 
+def _check_edits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the model: .onnx (any operators) or .pt2")
+    parser.add_argument("edits", type=Path, nargs="+", metavar="NPZ", help="inputs, with the labels that must hold")
+    parser.add_argument("--at-least", type=float, default=1.0, metavar="SHARE", help="of each file; default: 1, all")
+    parser.add_argument("--threshold", type=float, help="where yes begins, for answers that are probabilities")
+    parser.add_argument("--output", metavar="NAME", help="which output (or inner value) of an .onnx file is looked at")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
 def _certify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("certificate", type=Path, metavar="CERTIFICATE", help="the proof: .npz")
     parser.add_argument("network", type=Path, metavar="NETWORK", help="what it is about, or was before a repair: .onnx")
@@ -163,6 +177,7 @@ def _patch(parser: argparse.ArgumentParser) -> None:
     for verb in (show, apply, revert):
         verb.set_defaults(command="patch")
         verb.add_argument("patch", type=Path, metavar="PATCH", help="as nnrepair fix --patch writes it: .safetensors")
+    show.add_argument("--numbers", type=int, default=0, metavar="N", help="and the N largest changes of each tensor")
     for verb, which in ((apply, "the model that was repaired"), (revert, "the repaired model")):
         verb.add_argument("model", type=Path, metavar="MODEL", help=f"{which}: .onnx or .pt2")
         verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model to write: .onnx or .pt2")
@@ -187,6 +202,10 @@ files:
                        .npz with the arrays inputs (n, ...) and labels: classes (n,); 0 and 1 (n,) for the sign of a
                        single output; or 0 and 1 (n, outputs), one yes-or-no answer per output (-1: either)
   --locality, --test   the same; without labels every decision is kept
+  A model with several inputs takes an array for each, by its name, in place of inputs.
+
+  An .onnx file that cannot be read as a whole (or --output, --in-place) is repaired in place: onnxruntime runs what
+  comes before the layer, of any operators, and the file written is the same but for that layer's numbers.
 
 options of the method:
   --layer, --norm, --margin, --steps, --lr and more: `nnrepair methods` lists those of each method. An editor that
@@ -236,6 +255,17 @@ exit codes (of a suite, the worst):
   2  unknown
   3  an input, an option or the command line is wrong, an output cannot be written (stderr says where it is instead),
      or a verdict is not the expected one
+"""
+CHECK_EDITS_EPILOG = """\
+files:
+  MODEL   .onnx, which onnxruntime runs, or .pt2 as torch.export.save writes it (open only those you trust)
+  NPZ     as for nnrepair fix --edits
+
+exit codes:
+  0  of every file, the share that was asked for holds
+  1  of some file it does not
+  2  the command line is wrong
+  3  an input cannot be used; stderr says which and why
 """
 CERTIFY_EPILOG = """\
 files:

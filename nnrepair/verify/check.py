@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
+from nnrepair.verify.network import Network
 from nnrepair.verify.parts import SearchedPart, parts_of
 from nnrepair.verify.property import Case, Conjunction, Exact, Property
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
+from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 from nnrepair.verify.search.attack import LEAST, attack
 from nnrepair.verify.search.boxes import Search
@@ -34,7 +36,6 @@ from nnrepair.verify.search.jobs import NOTHING, Confirm, Found, Jobs, Options
 from nnrepair.verify.search.phases import PhaseSearch
 from nnrepair.verify.search.rational import TooLong, can_be_exact
 from nnrepair.verify.search.ties import Flat, between, equation, flat, sides
-from nnrepair.verify.subject import Subject
 
 #: Networks with more inputs are split at their ReLUs.
 WIDE = 24
@@ -150,13 +151,30 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Problem(Subject):
-    """What is checked, and the counterexample once there is one."""
+class _Problem:
+    """A network and a property that fit each other, and the counterexample once there is one."""
 
     def __init__(
         self, model: nn.Module | str | Path, property: Property | str | Path, device: torch.device, deadline: Deadline
     ) -> None:
-        super().__init__(model, property, device, deadline)
+        self.deadline, self.path = deadline, None if isinstance(model, nn.Module) else Path(model)
+        deadline.check("reading the property")
+        self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)
+        self.property_sha256 = None if isinstance(property, Property) else sha256(property)
+        deadline.check("reading the network")
+        self.network = network = Network.of(model, self.property.cases[0].box.shape, deadline)
+        graph = network.graph
+        if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
+            raise InvalidInput(
+                f"The property is about {self.property.inputs} inputs and {self.property.outputs} outputs, but the "
+                f"network has {graph.inputs} and {graph.outputs}."
+            )
+        if graph.regional:
+            graph = network.read_for(*self._region(), deadline)
+        self.replay = network.replay(deadline, graph)
+        deadline.check("comparing what was read with the network")
+        network.compare(self.property, self.replay, deadline)
+        self.graph = graph if device.type == "cpu" else graph.to(device)
         self.work: list[tuple[Case, Conjunction]] = [(c, u) for c in self.property.cases for u in c.unsafe]
         self.empty = 0  # unsafe sets without any output
         self.flat: dict[int, Flat] = {}  # unsafe sets without interior, by job
@@ -174,7 +192,7 @@ class _Problem(Subject):
         jobs = self._jobs()
         if not self.work:
             return Found(True, False, 0, 1.0, None, 0, None)
-        parts = list(parts_of(jobs, self.read_for, self.graph, self.deadline))
+        parts = list(parts_of(jobs, self._read_for, self.graph, self.deadline))
 
         def attacked(part: SearchedPart, starts: int, deadline: Deadline = self.deadline) -> bool:
             return attack(part.graph, part.jobs, self._confirming(part), generator, starts, deadline=deadline)
@@ -224,6 +242,18 @@ class _Problem(Subject):
             return replace(last, share=share, boxes=boxes, tree=None)
         tree = tuple(np.concatenate(each) for each in zip(*trees, strict=True))
         return replace(last, share=share, boxes=boxes, tree=(tree[0], tree[1]))
+
+    def _region(self) -> tuple[Tensor, Tensor]:
+        """Return the ends of the smallest box around all boxes."""
+        boxes = [case.box.outer for case in self.deadline.each(self.property.cases)]
+        low, high = (torch.from_numpy(np.stack([box[end] for box in boxes])) for end in (0, 1))
+        return low.amin(0), high.amax(0)
+
+    def _read_for(self, low: Tensor, high: Tensor) -> Graph:
+        """Return the network for a region; for most networks it is the same everywhere."""
+        if not self.network.graph.regional:
+            return self.graph
+        return self.network.read_for(low.cpu(), high.cpu(), self.deadline).to(self.graph.device)
 
     def _confirming(self, part: SearchedPart) -> Confirm:
         """Return what confirms points of a part."""
@@ -343,7 +373,7 @@ class _Problem(Subject):
             except OutOfTime:
                 return None, "no certificate: too little time was left to write down the property"
             self.property_sha256 = hashlib.sha256(text.encode()).hexdigest()
-        versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
+        versions = {name: _version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
         return PropertyCertificate(len(self.work), dim, cut, network, self.property_sha256, versions), ""
 
@@ -358,6 +388,12 @@ def _numbered(part: SearchedPart, tree: Tree) -> Tree:
 def _plain(affine: Affine | None) -> bool:
     """Tell whether the independent checker knows a map: a matrix, or the sum with a constant."""
     return isinstance(affine, Dense) or (isinstance(affine, Diagonal) and bool((affine.factor == 1).all()))
+
+
+@cache
+def _version(package: str) -> str:
+    """Return a package's version, which takes milliseconds to find."""
+    return version(package)
 
 
 def _device(name: Any) -> torch.device:

@@ -95,6 +95,6 @@ def parts_of(
         off = torch.where(fixed, high - low, 0.0)
         first_nodes = [Node((), len(free)), Node((0,), graph.inputs, Filled(free, middle, off))]
         rest = [replace(node, sources=tuple(s + 1 for s in node.sources)) for node in graph.nodes[1:]]
-        thin = Graph([*first_nodes, *rest], graph.device)
+        thin = Graph([*first_nodes, *rest], graph.device, graph.regional)
         few = replace(mine, lower=mine.lower[:, free], upper=mine.upper[:, free])
         yield SearchedPart(thin, few, index, free, low)

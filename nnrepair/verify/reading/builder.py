@@ -50,7 +50,7 @@ class Builder:
         region: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.problems, self.deadline = list[str](), deadline
-        self.region = region
+        self.region, self.asked = region, False  # whether anything was written for a region
         self.ranges = [] if region is None else [region]  # of nodes, as far as they were asked for
         self.nodes = [Node((), math.prod(shape))]
         self.input = Value(0, tuple(shape))
@@ -79,7 +79,7 @@ class Builder:
         if nodes[-1].activation is not None or len(nodes) == 1:  # so that the output is always an affine node or a sum
             same = Diagonal(torch.ones(nodes[-1].size, dtype=torch.float64))
             nodes.append(Node((len(nodes) - 1,), nodes[-1].size, same))
-        return Graph(nodes)
+        return Graph(nodes, regional=self.asked)
 
     # Building blocks -------------------------------------------------------------------------------------------------
 
@@ -143,6 +143,7 @@ class Builder:
 
     def fixed(self, x: Value) -> Tensor | None:
         """Return the entries of a value exactly, where they are inputs that the region leaves no choice; else None."""
+        self.asked = True
         if self.region is None:
             return None
         chain, node = list[Affine](), self.nodes[x.node]
@@ -165,6 +166,7 @@ class Builder:
         a makes their widths alike: they lose twice what the best planes around a product do (McCormick, 1976). All
         three have few digits, so that nothing is rounded: c and d those of float32, and a is a power of two.
         """
+        self.asked = True
         (c, wide), (d, high) = self._middle(x), self._middle(y)
         a = torch.exp2(((high / wide).log2() / 2).round().nan_to_num(0.0, 10.0, -10.0).clamp(-10, 10))
         parts = self.scaled(x, a, -a * c), self.scaled(y, 1 / a, -d / a)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnrepair.onnx import modules as ops
 from nnrepair.verify.reading import activations
 from nnrepair.verify.reading.affine import Dense, Pick
 from nnrepair.verify.reading.builder import BATCH, Builder, Unreadable, Value
@@ -195,7 +194,6 @@ HANDLERS: dict[type[nn.Module], Callable[..., Any]] = _layers | {
     nn.Flatten: lambda b, layer, x: _flatten(b, x, layer.start_dim, layer.end_dim),
     nn.Identity: lambda b, layer, x: x,
     nn.Dropout: lambda b, layer, x: _dropout(b, x, layer.p, layer.training),
-    ops.Reshape: lambda b, layer, x: reshape(b, x, layer.sizes),
 }
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = _functions | {

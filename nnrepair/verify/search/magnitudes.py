@@ -62,6 +62,11 @@ class Rounding:
         self.folded = self._folded()
         self._take(values_over(graph, self.lower, self.upper, deadline))
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether linear bounds can prove anything at all."""
+        return all(bool(torch.isfinite(each).all()) for each in self.rho)
+
     def tighten(self, relaxation: Relaxation) -> None:
         """Replace the coarse intervals by those that bounds of the whole root box give."""
         known = [(low[None], high[None]) for low, high in self.interval]
