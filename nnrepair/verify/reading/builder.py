@@ -168,7 +168,7 @@ class Builder:
         """
         self.asked = True
         (c, wide), (d, high) = self._middle(x), self._middle(y)
-        a = torch.exp2(((high / wide).log2() / 2).round().nan_to_num(0.0, 10.0, -10.0).clamp(-10, 10))
+        a = torch.exp2(((high / wide).log2() / 2).round().nan_to_num(0.0, 20.0, -20.0).clamp(-20, 20))
         parts = self.scaled(x, a, -a * c), self.scaled(y, 1 / a, -d / a)
         squares = [self.activation(part, SQUARE) for part in (self.total(*parts), self.difference(*parts))]
         quarters = [self.scaled(square, sign / 4) for square, sign in zip(squares, (1.0, -1.0), strict=True)]

@@ -28,6 +28,8 @@ from nnrepair.verify.reading.operations import ACTIVATIONS, CHANGING, FUNCTIONS,
 
 #: Layers that compute nothing.
 MOVING = (ops.Concat, ops.Reshape, ops.Permute)
+#: What is known before a model runs.
+KNOWN = Tensor | int | torch.dtype | torch.device
 #: Hooks of torch's own that make a weight of other parameters.
 MAKE_WEIGHTS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 
@@ -173,8 +175,7 @@ class _Reader(Builder):
         except OutOfTime:
             raise
         except Exception as error:  # tracing raises what the user's forward raises
-            self.problems.append(f"torch.fx cannot trace it: {_first_line(error)}")
-            return None
+            return self._run(model, f"torch.fx cannot trace it: {_first_line(error)}")
         finally:
             self.problems += [f"it changes {name!r} when it runs" for name in stored.restore()]
         values: dict[str, Any] = {}
@@ -194,15 +195,31 @@ class _Reader(Builder):
                 values[name] = operator.attrgetter(node.target)(root)
             elif node.op == "output":
                 return arguments[0] if isinstance(arguments[0], Value) else None
-            elif node.op != "call_module" and given and all(isinstance(v, Tensor | int) for v in given):
+            elif node.op != "call_module" and given and all(isinstance(v, KNOWN) for v in given):
                 self._keep(values, name, name, _Known(what, node.op == "call_method"), arguments, settings)
             else:
                 lost = any(value is None for value in given)
                 self._keep(values, node.name, name, what, arguments, settings, lost)
                 made = values.get(node.name)
-                same = isinstance(made, Value) and made == arguments[0]  # dropout in eval mode does nothing
+                same = (
+                    isinstance(made, Value) and isinstance(arguments[0], Value) and made == arguments[0]
+                )  # dropout in eval mode does nothing
                 if _in_place(what, arguments, settings) and isinstance(arguments[0], Value) and not same:
                     self.changed.add(self.owner(arguments[0]))
+        return None
+
+    def _run(self, model: nn.Module, problem: str) -> Value | None:
+        """Read a model by running it, where it cannot be traced: it may look at sizes, or take tensors apart."""
+        try:
+            with torch.no_grad():
+                made = symbols.lowered(model(symbols.Symbol.of(self, self.input)))
+        except OutOfTime:
+            raise
+        except Exception:  # tracing has said more about it
+            made = None
+        if isinstance(made, Value):
+            return made
+        self.problems.append(problem)
         return None
 
     def _keep(
@@ -294,6 +311,7 @@ def _handler(what: Any) -> Callable[..., Any]:
     if isinstance(what, nn.Module):
         return _module(what)
     name = what if isinstance(what, str) else what.__name__
+    name = name.rstrip("_") if what in (operator.and_, operator.or_) else name
     function = FUNCTIONS.get(what if not isinstance(what, str) else f".{what}")
     if function is None and not symbols.known(name):
         raise Unreadable("this function is not supported")
@@ -301,8 +319,10 @@ def _handler(what: Any) -> Callable[..., Any]:
     def read(b: Builder, *inputs: Any, **settings: Any) -> Any:
         if function is not None and not any(isinstance(value, symbols.Symbol) for value in inputs):
             return function(b, *inputs, **settings)
-        made = symbols.apply(name, symbols.lifted(b, inputs), symbols.lifted(b, settings))
-        return symbols.lowered(made)
+        given, more = symbols.lifted(b, inputs), symbols.lifted(b, settings)
+        if not symbols.any_of(given, more):
+            return _Known(what, isinstance(what, str))(b, *given, **more)
+        return symbols.lowered(symbols.apply(name, given, more))
 
     return read
 

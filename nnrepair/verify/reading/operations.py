@@ -87,9 +87,10 @@ def _size(b: Builder, x: Value, dim: int | None = None) -> Any:
 
 
 def _attribute(b: Builder, x: Value, name: str) -> Any:
-    if name != "shape":
+    known = {"shape": _size(b, x), "dtype": b.precision, "device": torch.device("cpu"), "ndim": len(x.shape) + 1}
+    if name not in known:
         raise Unreadable(f"the attribute {name} of a tensor is not supported")
-    return _size(b, x)
+    return known[name]
 
 
 def _entry(b: Builder, x: Any, index: Any) -> Any:

@@ -168,6 +168,11 @@ def known(name: str) -> bool:
     return name.strip("_") in _TABLE and not (name.endswith("_") and not name.startswith("_"))
 
 
+def any_of(*given: Any) -> bool:
+    """Tell whether there are symbols among arguments."""
+    return next(iter(_symbols(given)), None) is not None
+
+
 def _symbols(given: Any) -> Iterable[Symbol]:
     if isinstance(given, Symbol):
         yield given

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 from nnrepair.verify.reading.activations import Functions
 from nnrepair.verify.reading.activations.base import Activation
 from nnrepair.verify.reading.affine import EPS
-from nnrepair.verify.reading.builder import Builder, Unreadable, Value
+from nnrepair.verify.reading.builder import Builder, Value
 from nnrepair.verify.reading.numbers import Numbers
 
 
@@ -102,24 +100,6 @@ def sign(b: Builder, x: Value) -> Value:
     return b.difference(positive(b, x), positive(b, b.scaled(x, -1.0)))
 
 
-def _shifted(b: Builder, x: Any, y: Any) -> Value:
-    """Return x - y."""
-    if isinstance(x, Value) and isinstance(y, Value):
-        return b.difference(x, y)
-    return b.scaled(x, 1.0, -b.item(y, x)) if isinstance(x, Value) else b.scaled(y, -1.0, b.item(x, y))
-
-
-def _not(b: Builder, x: Value) -> Value:
-    return b.scaled(x, -1.0, 1.0)
-
-
-def _cast(b: Builder, x: Value, to: Any) -> Value:
-    """Return what was compared, as numbers; between floating-point types nothing changes but rounding."""
-    if not isinstance(to, Value) and not (isinstance(to, torch.dtype) and to.is_floating_point):
-        raise Unreadable(f"it makes {to} of its input, expected a floating-point type")
-    return x
-
-
 def floor(b: Builder, x: Value) -> Value:
     """Return the whole number that is not above."""
     return b.activation(x, Floor())
@@ -139,11 +119,5 @@ FUNCTIONS: Functions = {
     **dict.fromkeys((torch.floor, ".floor"), floor),
     **dict.fromkeys((torch.ceil, ".ceil"), ceil),
     **dict.fromkeys((torch.trunc, ".trunc"), truncated),
-    ".to": _cast,
-    **dict.fromkeys((".float", ".double"), lambda b, x: x),
     **dict.fromkeys((torch.sign, torch.sgn, ".sign", ".sgn"), sign),
-    **dict.fromkeys((torch.gt, ".gt", operator.gt), lambda b, x, y: positive(b, _shifted(b, x, y))),
-    **dict.fromkeys((torch.lt, ".lt", operator.lt), lambda b, x, y: positive(b, _shifted(b, y, x))),
-    **dict.fromkeys((torch.ge, ".ge", operator.ge), lambda b, x, y: _not(b, positive(b, _shifted(b, y, x)))),
-    **dict.fromkeys((torch.le, ".le", operator.le), lambda b, x, y: _not(b, positive(b, _shifted(b, x, y)))),
 }

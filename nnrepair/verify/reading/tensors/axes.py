@@ -48,13 +48,16 @@ def mean(b: Builder, x: Symbol, dim: Any = None, keepdim: bool = False, dtype: A
     return Symbol(b, made.node, shape, b.precision)
 
 
-def extreme(sign: float) -> Callable[..., Any]:
-    """Return the reader of the largest (1) or smallest (-1) entry over axes, or of two tensors."""
+def extreme(sign: float, places: bool = False) -> Callable[..., Any]:
+    """Return the reader of the largest (1) or smallest (-1) entry over axes, also its place, or of two tensors."""
     pairs = elementwise(lambda b, x, y: beyond(b, x, y, sign))
 
     def read(b: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
         if isinstance(dim, Symbol | Tensor):
             return pairs(b, x, dim)
+        if places and dim is not None:
+            place = argmax(b, x if sign > 0 else x.shaped(b.scaled(x.flat, -1.0)), dim, keepdim)
+            return extreme(sign)(b, x, dim, keepdim), place
         groups, shape = grouped(x, dim, keepdim)
         flat = x.flat if sign > 0 else b.scaled(x.flat, -1.0)
         made = b.maximum(flat, groups, (len(groups),))
@@ -104,7 +107,8 @@ def _softmax(b: Builder, x: Symbol, dim: int, *rest: Any, log: bool = False, **s
     rows, count = groups.shape
     if rows * count * count > arithmetic.MOST:
         raise Unreadable(f"it would need {rows * count * count} differences, expected at most {arithmetic.MOST}")
-    ones = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(rows * count * count, 2)
+    others = ~torch.eye(count, dtype=torch.bool)  # x_i - x_i is nothing at all
+    ones = (others.reshape(-1, 1) * torch.tensor([1.0, -1.0], dtype=torch.float64)).repeat(rows, 1)
     pairs = torch.stack([groups[:, None, :].expand(-1, count, -1), groups[:, :, None].expand(-1, -1, count)], -1)
     difference = b.affine(x.flat, Sparse(pairs.reshape(-1, 2), ones, x.numel()), (len(ones),))
     total = b.affine(
@@ -121,8 +125,10 @@ def _softmax(b: Builder, x: Symbol, dim: int, *rest: Any, log: bool = False, **s
 AXES: Table = {
     "sum": sum_,
     "mean": mean,
-    **dict.fromkeys(("max", "amax", "maximum"), extreme(1.0)),
-    **dict.fromkeys(("min", "amin", "minimum"), extreme(-1.0)),
+    **dict.fromkeys(("amax", "maximum"), extreme(1.0)),
+    **dict.fromkeys(("amin", "minimum"), extreme(-1.0)),
+    "max": extreme(1.0, places=True),
+    "min": extreme(-1.0, places=True),
     "prod": _prod,
     "cumsum": _cumsum,
     "argmax": argmax,
