@@ -25,7 +25,9 @@ from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import outputs
 
 if TYPE_CHECKING:
-    from nnrepair.verify import CheckResult, Options, Property
+    from nnrepair.verify import CheckResult, Comparison, Options, Property
+    from nnrepair.verify.comparing.decision import Decision
+    from nnrepair.verify.comparing.regions import Region
 
 #: How a patch is reviewed, on a page.
 REVIEW = (
@@ -410,6 +412,46 @@ class RepairResult:
             progress=progress,
             seed=seed,
             options=options,
+        )
+
+    def prove_locality(
+        self,
+        region: Region,
+        *,
+        decision: Decision = "argmax",
+        outside: Region = (),
+        timeout: float | None = None,
+        until: float = 1e-6,
+        certificate: bool = True,
+        progress: bool = False,
+    ) -> Comparison:
+        """Prove on how much of a region the repaired network returns, and decides, what the original did.
+
+        Args:
+            region, decision, outside, timeout, until, certificate, progress: see `nnrepair.verify.compare`.
+
+        Raises:
+            InvalidInput: this repair is more than a patch can say, so that the original is not known; call
+                `nnrepair.verify.compare(original, result.model, region)`. Or something does not fit.
+            UnsupportedModel: the network has operations that the checker cannot read.
+        """
+        from nnrepair.verify import compare
+
+        if self.patch is None:
+            raise InvalidInput(
+                "This result has no patch, so it does not know the original: call "
+                "nnrepair.verify.compare(original, result.model, region)."
+            )
+        return compare(
+            self.patch.revert(self.model),
+            self.model,
+            region,
+            decision=decision,
+            outside=outside,
+            timeout=timeout,
+            until=until,
+            certificate=certificate,
+            progress=progress,
         )
 
     def __str__(self) -> str:

@@ -99,7 +99,7 @@ def check(
     if timeout is not None and not timeout > 0:
         raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
     place, problem = _device(device), None
-    with torch.no_grad(), _one_thread(place), progress_bar("check", progress, counts=False) as say:
+    with torch.no_grad(), one_thread(place), progress_bar("check", progress, counts=False) as say:
         deadline = Deadline(timeout, say)
         try:
             problem = _Problem(model, property, place, deadline)
@@ -140,7 +140,7 @@ def _answer(
 
 
 @contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def one_thread(device: torch.device) -> Iterator[None]:
     """Batches of small boxes fit one core's cache; more threads only wait for each other."""
     before = torch.get_num_threads()
     if device.type == "cpu":
