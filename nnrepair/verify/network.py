@@ -78,10 +78,15 @@ class Network:
         """Return the network as it is best read for a region; see `lower`."""
         return lower(self.model, self.shape, deadline, (low, high))
 
-    def replay(self, deadline: Deadline, graph: Graph) -> Replay:
-        """Return what runs the network, within a deadline; a session of onnxruntime is begun once."""
+    def replay(self, deadline: Deadline, graph: Graph | None = None) -> Replay:
+        """Return what runs the network, within a deadline; a session of onnxruntime is begun once.
+
+        Args:
+            deadline: of each run.
+            graph: the network as it was read for a region; None is everywhere.
+        """
         mine = copy.copy(self._replay)
-        mine.deadline, mine.graph = deadline, graph
+        mine.deadline, mine.graph = deadline, graph or self.graph
         return mine
 
     @cached_property
