@@ -27,6 +27,7 @@ TRIED, MOVED = 3, 0.5
 #: Operations that put numbers elsewhere and compute nothing.
 _FUNCTIONS = {torch.unflatten, torch.flatten, torch.transpose, torch.permute, torch.reshape, torch.movedim}
 _METHODS = {"unflatten", "flatten", "transpose", "permute", "reshape", "view", "contiguous", "movedim"}
+_MODULES = {nn.Flatten, nn.Unflatten}
 
 
 class Positions:
@@ -127,7 +128,7 @@ def _apart(module: nn.Module) -> tuple[nn.Module, nn.Module]:
     (end,) = (node for node in traced.nodes if node.op == "output")
     moves: list[torch.fx.Node] = []
     node = end.args[0]
-    while isinstance(node, torch.fx.Node) and len(node.users) == 1 and _moves(node):
+    while isinstance(node, torch.fx.Node) and len(node.users) == 1 and _moves(module, node):
         moves.append(node)
         node = node.all_input_nodes[0]
     assert isinstance(node, torch.fx.Node)
@@ -144,10 +145,12 @@ def _apart(module: nn.Module) -> tuple[nn.Module, nn.Module]:
     for move in reversed(moves):
         copies[move] = tail.node_copy(move, copies.__getitem__)
     tail.output(copies[moves[0]] if moves else copies[node])
-    return network, torch.fx.GraphModule(nn.Module(), tail)
+    return network, torch.fx.GraphModule(module, tail)
 
 
-def _moves(node: torch.fx.Node) -> bool:
+def _moves(module: nn.Module, node: torch.fx.Node) -> bool:
     """Whether an operation puts the numbers of one tensor elsewhere, and depends on nothing else."""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))) in _MODULES
     known = node.target in _FUNCTIONS if node.op == "call_function" else node.target in _METHODS
     return node.op in ("call_function", "call_method") and known and len(node.all_input_nodes) == 1
