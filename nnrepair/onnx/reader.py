@@ -63,7 +63,13 @@ def load(path: str | os.PathLike[str], deadline: Deadline = NEVER) -> OnnxGraph:
     return model
 
 
-def _read(path: Path, deadline: Deadline) -> onnx.ModelProto:
+def parsed(path: Path, deadline: Deadline = NEVER) -> onnx.ModelProto:
+    """Return what a file says, with the weights that lie beside it.
+
+    Raises:
+        InvalidInput: it is missing, no ONNX file or cut short, or keeps weights outside its own folder.
+        OutOfTime: it is too late.
+    """
     if not path.is_file():
         raise InvalidInput(f"There is no file {str(path)!r}. Expected an ONNX file.")
     size = path.stat().st_size
@@ -76,6 +82,11 @@ def _read(path: Path, deadline: Deadline) -> onnx.ModelProto:
     deadline.check()
     read_external(proto, path)
     deadline.check()
+    return proto
+
+
+def _read(path: Path, deadline: Deadline) -> onnx.ModelProto:
+    proto = parsed(path, deadline)
     try:
         onnx.checker.check_model(proto)
     except Exception as error:  # ValidationError, OSError, ValueError: all mean that the file cannot be used
