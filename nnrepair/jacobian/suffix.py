@@ -70,6 +70,11 @@ class Suffix:
                 continue
         return whole
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the network computes in."""
+        return next(p.dtype for p in self.module.parameters() if p.dtype.is_floating_point)
+
     def values(self, inputs: AnyInputs, check: Callable[[], None] = lambda: None) -> AnyInputs:
         """Return what `module` runs on for these points: in memory, or computed when needed where that is too much.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,29 @@ IGNORED = -100
 RESHAPES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Permute", "Transpose")
 
 
+T = TypeVar("T")
+
+
 def has_choice(criterion: Criterion) -> bool:
     """Whether the criterion holds a disjunction, of which a linear program takes one branch per point."""
     return criterion.chooses or any(has_choice(p) for p in getattr(criterion, "parts", ()))
+
+
+class Known:
+    """What was worked out last of a network and its points to keep alone; the problems of one sequence share it."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._key: Hashable = None
+        self._value: Any = None
+
+    def once(self, of: tuple[object, ...], key: Hashable, make: Callable[[], T]) -> T:
+        """Return what is known, or make it: of the very same objects, and by the same key."""
+        same = len(of) == len(self._of) and all(a is b for a, b in zip(of, self._of, strict=True))
+        if not same or key != self._key:
+            self._of, self._key, self._value = of, key, make()
+        found: T = self._value
+        return found
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class Problem:
         kind: what outputs stand for, as the edits (or else the locality set) say: decisions, or numbers.
         seed: for every random choice.
         progress: whether to show a progress bar.
+        known: see `once`.
     """
 
     model: nn.Module
@@ -64,6 +86,18 @@ class Problem:
     kind: Kind
     seed: int
     progress: bool = False
+    known: Known = field(default_factory=Known, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` works out of the network, the points to keep and the kind of outputs alone.
+
+        Independent edits of one sequence have these in common, and what was made last is made once for all of them.
+
+        Args:
+            key: says what is made.
+            make: makes it; it may raise.
+        """
+        return self.known.once((self.model, self.locality and self.locality.inputs, self.kind), key, make)
 
     @cached_property
     def before(self) -> Tensor:

@@ -38,8 +38,7 @@ from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.result import Counterexample
-from nnrepair.verify.search.intervals import outputs_over
-from nnrepair.verify.search.magnitudes import TINY
+from nnrepair.verify.search.intervals import TINY, outputs_over
 from nnrepair.verify.search.rational import enclosure, inside, nearest
 
 #: A batch of points may have so many values in all nodes, and take so many multiplications.

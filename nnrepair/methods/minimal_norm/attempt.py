@@ -193,7 +193,8 @@ def attempted(
     if settings.own:
         begin = None if start is None else start.change
         return _own(problem, settings, line, metric, lambda own: own.hidden(cut, asked, begin), deadline)
-    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline, bound)
+    smooth = not problem.kind.decides
+    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline, bound, smooth)
     change = hidden.run(None if start is None else start.change)
     model = moved(problem.model, change)
     return Attempt(
@@ -246,14 +247,24 @@ def _on(
     kept = [d for d in demands if d.name == "locality"]
     asked = [replace(d, inputs=cut.values(d.inputs, deadline.check)) for d in demands if d.name != "locality"]
     near = [d.inputs for d in asked[1:]]
-    if problem.locality is None or not (kept or settings.norm in METRICS):
+    stays = problem.locality
+    if stays is None or not (kept or settings.norm in METRICS):
         return on(near), asked, None
-    there = cut.values(problem.locality.inputs, deadline.check)
-    asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in kept]
-    line = on([*near, there])
+    there = None
+    if kept or line is None:
+        there = cut.values(stays.inputs, deadline.check)
+        asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in kept]
+        line = on([*near, there])
     if settings.norm not in METRICS:
         return line, asked, None
-    return line, asked, line.metric(there, problem.kind, deadline.check, fisher=settings.norm == "fisher")
+    made = line
+
+    def metric() -> Metric:
+        points = cut.values(stays.inputs, deadline.check) if there is None else there
+        return made.metric(points, problem.kind, deadline.check, fisher=settings.norm == "fisher")
+
+    layers = tuple((g.weight, g.bias, g.plain, g.head.size) for g in line.groups)
+    return line, asked, problem.once((settings.norm, cut.dtype, layers), metric)
 
 
 def _on_few(cut: Suffix, names: list[str], demands: list[Demand]) -> Linearization:
