@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.errors import UnsupportedModel
 from nnrepair.jacobian.factors import PROBES
 from nnrepair.jacobian.layers import moved
 from nnrepair.jacobian.linearize import Linearization
@@ -32,6 +33,9 @@ from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem, has_choice
 from nnrepair.spec.running import outputs
 from nnrepair.wrappers.decoupled import Decoupled
+
+#: What is noted of a repair that was computed in the model's own dtype.
+ROUNDED = "computed in the model's own dtype, in which alone it runs; there is no certificate."
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Attempt:
             return [how, *self.notes]
         solution = self.solution
         notes = ["exact: outputs are affine in this layer." if self.line.ends_affine else "exact: decoupled network."]
+        notes += self.notes
         if not _chose(problem) and solution.gap > gap:
             notes.append(f"the gap of {gap:g} that was asked for was not reached, only {solution.gap:.1e}.")
         if solution.missed > 10 * minnorm.ROW_TOLERANCE:
@@ -178,9 +183,7 @@ def attempted(
     cut = Suffix.of(copied(problem.model), names, few)
     line = _on_few(cut, names, demands)
     if line.ends_affine:
-        double = copied(problem.model).double()
-        few = to_like(few, next(double.parameters()))
-        found = _exact(problem, settings, Suffix.of(double, names, few), names, demands, deadline)
+        found = _finely(problem, settings, cut, names, demands, deadline, few)
         if found.line.ends_affine:
             return found
     try:
@@ -201,9 +204,27 @@ def attempted(
         model,
         change=change,
         steps=hidden.steps,
-        notes=hidden.notes,
+        notes=hidden.notes if line.fine else [*hidden.notes, ROUNDED],
         optimality=hidden.optimality,
     )
+
+
+def _finely(
+    problem: Problem,
+    settings: Settings,
+    cut: Suffix,
+    names: list[str],
+    demands: list[Demand],
+    deadline: Deadline,
+    few: AnyInputs,
+) -> Attempt:
+    """Repair where outputs are affine, in float64 throughout; where the network does not run in it, behind the cut."""
+    double = copied(problem.model).double()
+    try:
+        fine = Suffix.of(double, names, to_like(few, next(double.parameters())))
+        return _exact(problem, settings, fine, names, demands, deadline)
+    except UnsupportedModel:
+        return replace(_exact(problem, settings, cut, names, demands, deadline), repair=None, notes=[ROUNDED])
 
 
 def _on(
