@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PatchError,
         UnsupportedModel,
     )
+    from nnrepair.failing import failing
     from nnrepair.fix import fix
     from nnrepair.properties import repair_property
     from nnrepair.results.failed import RepairFailed
@@ -81,6 +82,7 @@ __all__ = [
     "Step",
     "Threshold",
     "UnsupportedModel",
+    "failing",
     "fix",
     "methods",
     "repair_property",
@@ -98,6 +100,7 @@ _HOMES = {
         "PatchError",
         "UnsupportedModel",
     ),
+    "failing": ("failing",),
     "fix": ("fix",),
     "results.failed": ("RepairFailed",),
     "results.history": ("History", "Step"),

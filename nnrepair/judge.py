@@ -237,10 +237,10 @@ def judge(
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = like(model, repaired)
-    patch = patch_of(model, final, change, about(report))
+    patch = patch_of(model, final, change, about(report) | getattr(model, "patch_about", {}))
     if patch is None:
         report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
-    asked = Asked(posed.edits, problem.locality)
+    asked = Asked(posed.edits, problem.locality, problem.answers if posed.regions is None else None)
     return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
 

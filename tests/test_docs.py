@@ -142,4 +142,4 @@ def test_the_page_about_the_classroom_says_what_the_code_says() -> None:
 def test_the_page_about_commands_has_all_of_them() -> None:
     (commands,) = (a for a in command_line()._actions if isinstance(a, argparse._SubParsersAction))
     text = (ROOT / "docs" / "command-line.md").read_text()
-    assert re.findall(r"^\| `nnrepair (\w+)` \|", text, re.MULTILINE) == list(commands.choices)
+    assert re.findall(r"^\| `nnrepair ([\w-]+)` \|", text, re.MULTILINE) == list(commands.choices)

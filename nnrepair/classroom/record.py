@@ -7,8 +7,8 @@ from nnrepair.classroom.lesson import ODDS, Choice, Digit, Lesson, Repair
 from nnrepair.classroom.material import Material
 from nnrepair.classroom.proof import prove
 from nnrepair.errors import InvalidInput
+from nnrepair.pages.templates import template
 from nnrepair.plot.maps import Part
-from nnrepair.plot.templates import template
 
 #: Digits of a recorded lesson: misread ones, which are repaired, and right ones, which are only guessed.
 MISREAD, RIGHT = 4, 2
@@ -41,7 +41,9 @@ def lesson_page(material: Material, misread: int = MISREAD) -> str:
     low = view.lowest(list(sequences.values()), material)
     page: str = template("lesson.html", *view.FOLDERS).render(
         told=material.told,
+        title="Repair a network: a recorded lesson",
         styles=view.styles(),
+        policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
         cards=cards,
         places=len(ODDS),
         start=Choice().odds,

@@ -14,10 +14,10 @@ from nnrepair.classroom import words
 from nnrepair.classroom.lesson import ODDS, Changed, Digit, Lesson, Reading, Repair
 from nnrepair.classroom.material import COPIES, Material
 from nnrepair.classroom.proof import Proof
+from nnrepair.pages.templates import style, template
 from nnrepair.plot import page as plot_page
 from nnrepair.plot.maps import Part, maps
 from nnrepair.plot.pixels import png
-from nnrepair.plot.templates import template
 
 FOLDER = Path(__file__).parent
 #: Folders of our templates and of those that reports share with us.
@@ -35,8 +35,7 @@ def _parts() -> Any:
 
 def styles() -> str:
     """Return the style sheet of live and static pages."""
-    sheets = (FOLDERS[1] / "page.css", FOLDERS[0] / "room.css")
-    return "\n".join(sheet.read_text(encoding="utf-8") for sheet in sheets)
+    return style(FOLDER / "room.css")
 
 
 def image(picture: Tensor) -> str:

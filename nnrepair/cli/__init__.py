@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     try:
         with _quiet_torch():
-            code: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
+            code: int = importlib.import_module(f"{__name__}.{arguments.command.replace('-', '_')}").run(arguments)
         _print("")
         return code
     except (NNRepairError, OSError) as error:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from nnrepair.cli.method_options import chosen as with_options
 from nnrepair.cli.method_options import options_given
-from nnrepair.cli.model_file import ModelFile
+from nnrepair.cli.model_file import ModelFile, OnnxCut, require_model
 from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
 from nnrepair.files import plain, write_atomically
 from nnrepair.fix import fix
-from nnrepair.methods import Editor, Method, named
+from nnrepair.methods import Editor, KeepZeros, Method, OnGrid, named
 from nnrepair.results.history import History
 from nnrepair.results.result import RepairResult
 from nnrepair.spec.edits import Edits
@@ -35,17 +35,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Repair the model, write what was asked for, and return the exit code."""
     others = [
         path
-        for path in (arguments.patch, arguments.certificate, arguments.report, arguments.resume)
+        for path in (arguments.patch, arguments.certificate, arguments.report, arguments.page, arguments.resume)
         if path is not None
     ]
     points = {path for name in _POINTS if (path := getattr(arguments, name)) is not None}
     require_outputs([arguments.model, *points], arguments.out, *others)
+    if arguments.page is not None and (arguments.page.suffix != ".html" or arguments.mode != "batch"):
+        raise InvalidInput(f"--page {arguments.page.name}: a page about a repair (--mode batch) is written as .html.")
     method = _method(arguments)
     require_device(arguments.device)
-    file = ModelFile.load(arguments.model)
-    file.refuse_fixed_batch()
-    file.model.to(arguments.device)
+    require_model(arguments.model)
     edits = read_points(arguments.edits, "--edits", labelled=True)
+    file, method = _read(arguments, method, edits[0])
+    file.model.to(arguments.device)
     near = arguments.neighbours
     near = None if near is None else read_points(near, "--neighbours", labelled=True)
     sequence: dict[str, Any] = {}
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     result.model.to("cpu")
-    outputs = Outputs(str(result))
+    outputs = Outputs(*file.notes, str(result))
     if result.outcome.ok:
         _write_all(arguments, file, result, edits, outputs)
     else:
@@ -77,14 +79,50 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         content = _as_json(arguments, result)
         outputs.write(arguments.report, "report", lambda path: write_atomically(path, content))
+    if arguments.page is not None and isinstance(result, RepairResult):
+        outputs.write(arguments.page, "page", lambda path: result.save_page(path, **_told(arguments, result)))
     return outputs.tell(REPAIRED if result.outcome.ok else NOT_REPAIRED, arguments.quiet)
+
+
+def _read(arguments: argparse.Namespace, method: Method, inputs: Any) -> tuple[ModelFile, Method]:
+    """Return the model's file, and the method with what the file asks of it."""
+    layer = options_given(arguments).get("layer")
+    cut = OnnxCut(arguments.in_place, layer if isinstance(layer, str) and layer != "auto" else None, arguments.output)
+    if arguments.model.suffix != ".onnx" and (cut.in_place or cut.output is not None):
+        raise InvalidInput("--in-place and --output are about .onnx files.")
+    file = ModelFile.load(arguments.model, cut, _some(inputs))
+    file.refuse_fixed_batch()
+    if file.layer is not None and cut.layer is not None:
+        method = dataclasses.replace(method, layer=file.layer)  # type: ignore[type-var]  # it has the option
+    if getattr(file.model, "grids", []):
+        method = OnGrid(method)
+    return file, KeepZeros(method) if arguments.keep_zeros else method
+
+
+def _told(arguments: argparse.Namespace, result: RepairResult) -> dict[str, Any]:
+    """Return what a page says of the files."""
+    model, out, patch = map(str, (arguments.model, arguments.out, arguments.patch or "PATCH.safetensors"))
+    commands: list[list[str]] = []
+    if result.patch is not None:
+        commands = [["patch", "show", patch, "--numbers", "5"], ["patch", "apply", patch, model, "--out", out]]
+        commands.append(["patch", "revert", patch, out, "--out", f"original{arguments.model.suffix}"])
+    if result.outcome.ok:
+        commands.append(["check-edits", out, str(arguments.edits)])
+    about = f"{model}, repaired for {arguments.edits}."
+    shown = [shlex.join(["nnrepair", *command]) for command in commands]
+    return {"title": f"Repair of {arguments.model.name}", "about": about, "commands": shown}
+
+
+def _some(inputs: Any) -> Any:
+    """Return a few of the inputs (n, ...), for a first look at the model."""
+    return {name: part[:2] for name, part in inputs.items()} if isinstance(inputs, dict) else inputs[:2]
 
 
 def _write_all(
     arguments: argparse.Namespace,
     file: ModelFile,
     result: RepairResult | History,
-    edits: tuple[Tensor, Tensor],
+    edits: tuple[Any, Tensor],
     outputs: Outputs,
 ) -> None:
     """Write model, patch and certificate."""
@@ -95,6 +133,8 @@ def _write_all(
         in_place = file.write(result.model, path, edits)
 
     model = outputs.write(arguments.out, "repaired model; read back, and every edit holds in it", write)
+    if model is not None and isinstance(result, RepairResult):
+        outputs.lines += file.measured(model, result.asked)
     if arguments.patch is not None and result.patch is not None:
         outputs.write(arguments.patch, "patch", result.patch.save)
     elif model is None and result.patch is not None:  # much smaller than the model, and enough to make it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +17,89 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.files import replacing
 from nnrepair.fingerprint import fingerprint
 from nnrepair.results.certificate import Certificate
+from nnrepair.results.result import Asked
 from nnrepair.spec.edits import Edits
+from nnrepair.spec.inputs import to_like
 from nnrepair.spec.network import stated_shape
 from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs
 from nnrepair.wrappers.base import Wrapper
 
 
+@dataclass(frozen=True)
+class OnnxCut:
+    """How an ONNX file is to be read.
+
+    Attributes:
+        in_place: cut it in front of a layer, also where it could be read as a whole.
+        layer: the layer; None for the last.
+        output: the value to look at; None for the file's output.
+    """
+
+    in_place: bool = False
+    layer: str | None = None
+    output: str | None = None
+
+
 @dataclass
 class ModelFile:
-    """A model as a file holds it: the module to repair, and all that must be the same in the file written."""
+    """A model as a file holds it: the module to repair, and all that must be the same in the file written.
+
+    Attributes:
+        path: of the file.
+        model: what it holds.
+        program: the ExportedProgram of a .pt2.
+        layer: the name of the layer that is repaired, where an ONNX file was cut in front of it; else None.
+        notes: how it was read.
+    """
 
     path: Path
     model: nn.Module
-    program: Any = None  # the ExportedProgram of a .pt2
+    program: Any = None
+    layer: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def load(cls, path: Path) -> ModelFile:
-        """Read an .onnx or .pt2 file.
+    def load(cls, path: Path, cut: OnnxCut | None = None, example: Any = None) -> ModelFile:
+        """Read an .onnx or .pt2 file; an .onnx file in place where that is allowed and it can be read in no other way.
+
+        Args:
+            path: of the file.
+            cut: where an ONNX file is cut if it is read in place; None to read it as a whole alone.
+            example: some of the points it will run on.
 
         Raises:
             InvalidInput: another kind of file (with what to do), or one that is missing or damaged.
         """
-        if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"):
-            raise InvalidInput(
-                f"{path} is a pickle: it can run any code when it is opened, and holds no network without its class. "
-                "Export the model instead: torch.export.save(torch.export.export(model, (inputs,), "
-                'dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").'
-            )
-        if path.suffix not in (".onnx", ".pt2"):
-            raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx or .pt2.")
-        if not path.is_file():
-            raise InvalidInput(f"There is no model {str(path)!r}.")
+        require_model(path)
         if path.suffix == ".onnx":
-            from nnrepair import onnx
-
-            return cls(path, onnx.load(path))
+            return cls._onnx(path, cut, example)
         program = _exported_program(path)
         model = program.module()
         for parameter in model.parameters():
             if parameter.dtype.is_floating_point:
                 parameter.requires_grad_(True)
         return cls(path, model, program)
+
+    @classmethod
+    def _onnx(cls, path: Path, cut: OnnxCut | None, example: Any) -> ModelFile:
+        from nnrepair import onnx
+
+        refused: InvalidInput | UnsupportedModel | None = None
+        if cut is None or not (cut.in_place or cut.output is not None):
+            try:
+                return cls(path, onnx.load(path))
+            except (InvalidInput, UnsupportedModel) as refusal:  # perhaps it is but unusual, and onnxruntime runs it
+                if cut is None:
+                    raise
+                refused = refusal
+        try:
+            model = onnx.in_place(path, layer=cut.layer, output=cut.output, example=example)
+        except UnsupportedModel as refusal:
+            why = "" if refused is None else f"{refused} Nor can it be repaired in place: "
+            raise UnsupportedModel(f"{why}{refusal}") from refusal
+        how = f"read in place: onnxruntime runs what comes before layer {model.layer}, torch what follows"
+        return cls(path, model, layer=model.layer, notes=[how, *model.notes])
 
     def refuse_fixed_batch(self) -> None:
         """Refuse a .pt2 that was exported for one batch size: a repair runs the model on batches of every size."""
@@ -77,16 +118,46 @@ class ModelFile:
 
         With edits, the new file is read back, and they must hold in it before it gets its name.
         """
+        if self.layer is not None:
+            return self._write_cut(changed, out, edits)
         example = self._example() if edits is None else edits[0][:1]
         with replacing(out, ending=out.suffix) as part:
-            in_place = self._write_in_place(changed, part)
+            in_place = self._write_in_place(changed, part, out)
             if not in_place:
                 self._write_anew(changed, part, example)
             if edits is not None:
                 _check_written(ModelFile.load(part).model, edits, out)
         return in_place
 
-    def _write_in_place(self, changed: nn.Module, part: Path) -> bool:
+    def _write_cut(self, changed: nn.Module, out: Path, edits: tuple[Any, Tensor] | None) -> bool:
+        """Write a file that was cut; onnxruntime judges it."""
+        from nnrepair.onnx import InPlace
+
+        if out.suffix != ".onnx" or not isinstance(changed, InPlace):
+            raise UnsupportedModel(
+                f"{self.path} was read in place, so that only other numbers of {self.layer} can be written, as .onnx. "
+                "Take a method that changes weights, and a name that ends in .onnx."
+            )
+        changed.save(out, None if edits is None else lambda model: _check_written(model, edits, out))
+        return True
+
+    def measured(self, written: Path, asked: Asked | None) -> list[str]:
+        """Return what onnxruntime makes of the points of a repair in a written ONNX file."""
+        if written.suffix != ".onnx" or asked is None or asked.edits.of is not None:
+            return []
+        from nnrepair.onnx.running import running
+
+        model = running(written, getattr(self.model, "output", None))
+        points = {"edits hold": (asked.edits.inputs, asked.edits.criterion)}
+        if (kept := asked.locality) is not None:
+            points["points to keep hold"] = (kept.inputs[kept.holds], kept.criterion[kept.holds])
+        counts = [
+            f"{int(criterion.holds(outputs(model, inputs).double()).sum())} of {len(inputs)} {what}"
+            for what, (inputs, criterion) in points.items()
+        ]
+        return [f"onnxruntime, {written}: {', '.join(counts)}"]
+
+    def _write_in_place(self, changed: nn.Module, part: Path, out: Path) -> bool:
         """Write this file with other numbers in it, where that is possible."""
         state = changed.state_dict()
         if self.path.suffix != part.suffix or state.keys() != self.model.state_dict().keys():
@@ -101,10 +172,10 @@ class ModelFile:
             part.write_bytes(buffer.getvalue())
             return True
         import onnx
-        import onnx.numpy_helper
 
-        proto = onnx.load(self.path)
-        tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+        from nnrepair.onnx.rewrite import rewrite
+
+        proto, arrays = onnx.load(self.path), {}
         for name, old in self.model.state_dict().items():
             if torch.equal(old, state[name]):
                 continue
@@ -112,9 +183,8 @@ class ModelFile:
             if found is None:
                 return False
             new = state[name].detach().cpu().numpy()
-            array = np.ascontiguousarray(new.T if transposed else new)
-            tensors[found].CopyFrom(onnx.numpy_helper.from_array(array, found))
-        part.write_bytes(proto.SerializeToString())
+            arrays[found] = np.ascontiguousarray(new.T if transposed else new)
+        rewrite(self.path, part, out, arrays)
         # One tensor of a file may serve several layers, of which only one was to change.
         return fingerprint(ModelFile.load(part).model) == fingerprint(changed)
 
@@ -183,6 +253,24 @@ class ModelFile:
         return torch.zeros(1, *shape)
 
 
+def require_model(path: Path) -> None:
+    """Refuse what is no model file, or is not there.
+
+    Raises:
+        InvalidInput: another kind of file (with what to do), or one that is missing.
+    """
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"):
+        raise InvalidInput(
+            f"{path} is a pickle: it can run any code when it is opened, and holds no network without its class. "
+            "Export the model instead: torch.export.save(torch.export.export(model, (inputs,), "
+            'dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").'
+        )
+    if path.suffix not in (".onnx", ".pt2"):
+        raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx or .pt2.")
+    if not path.is_file():
+        raise InvalidInput(f"There is no model {str(path)!r}.")
+
+
 def _exported_program(path: Path) -> Any:
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch would fall back to full unpickling of example inputs
@@ -198,11 +286,11 @@ def _exported_program(path: Path) -> Any:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
-def _check_written(model: nn.Module, edits: tuple[Tensor, Tensor], out: Path) -> None:
+def _check_written(model: nn.Module, edits: tuple[Any, Tensor], out: Path) -> None:
     inputs, labels = edits
-    like = next(model.parameters())
-    y = outputs(model, inputs.to(like) if inputs.dtype.is_floating_point else inputs)
-    holds = fitted(Edits(inputs, labels).criterion, y).holds(y.double())
+    given, like = Edits(inputs, labels), next(model.parameters(), None)
+    y = outputs(model, given.inputs if like is None else to_like(given.inputs, like))
+    holds = fitted(given.criterion, y).holds(y.double())
     if not bool(holds.all()):
         lost = torch.nonzero(~holds).flatten().tolist()
         raise UnsupportedModel(

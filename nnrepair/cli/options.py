@@ -107,14 +107,17 @@ def require_outputs(inputs: Sequence[Path], *paths: Path) -> None:
 
 
 def read_points(path: Path, option: str, *, labelled: bool) -> Any:
-    """Read inputs and labels from an .npz file; inputs alone where labels may be left out and are."""
+    """Read inputs and labels from an .npz file; inputs alone where labels may be left out and are.
+
+    Inputs are a tensor, or a dictionary of them where the file names the arguments of a model with several.
+    """
     wanted = "an .npz file with the arrays inputs and labels: numpy.savez(FILE, inputs=..., labels=...)"
     if not path.is_file():
         raise InvalidInput(f"{option}: there is no file {str(path)!r}. Expected {wanted}.")
     try:
         with open_npz(path) as file:
             found = ", ".join(file.files) or "no arrays"
-            arrays = {name: np.ascontiguousarray(file[name]) for name in ("inputs", "labels") if name in file.files}
+            arrays = {name: np.ascontiguousarray(file[name]) for name in _wanted(file.files)}
         if "labels" in arrays and arrays["labels"].dtype.kind == "u":  # torch has no arithmetic for most of these
             arrays["labels"] = arrays["labels"].astype(np.int64)
         points = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -123,6 +126,14 @@ def read_points(path: Path, option: str, *, labelled: bool) -> Any:
         reason = error if isinstance(error, InvalidInput) else damaged
         raise InvalidInput(f"{option}: {reason} Expected {wanted}.") from error
     missing = [name for name in ("inputs", "labels")[: 1 + labelled] if name not in points]
+    if points.keys() - {"labels"} and ("labels" in points or not labelled):  # a model's arguments by name
+        missing = [name for name in missing if name != "inputs"]
     if missing:
         raise InvalidInput(f"{option}: {path} lacks {' and '.join(missing)}; it has {found}. Expected {wanted}.")
-    return (points["inputs"], points["labels"]) if "labels" in points else points["inputs"]
+    inputs = points["inputs"] if "inputs" in points else {n: part for n, part in points.items() if n != "labels"}
+    return (inputs, points["labels"]) if "labels" in points else inputs
+
+
+def _wanted(names: Sequence[str]) -> list[str]:
+    """Return the arrays to read: labels, and inputs or, without these, all others: a model's arguments by name."""
+    return [name for name in names if name == "labels" or name == "inputs" or "inputs" not in names]

@@ -5,6 +5,7 @@ One row each in the table of tests/test_methods.py.
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
 from nnrepair.methods.cnp_conditioning import CNPConditioning
+from nnrepair.methods.constrained import KeepZeros, OnGrid
 from nnrepair.methods.editable_training import EditableTraining
 from nnrepair.methods.egnn import EGNN
 from nnrepair.methods.episodes import AnyEdits, Episode, RandomLabels
@@ -26,9 +27,11 @@ __all__ = [
     "Editor",
     "Episode",
     "FineTune",
+    "KeepZeros",
     "LearnedSteps",
     "Method",
     "MinimalNorm",
+    "OnGrid",
     "Proposal",
     "RandomLabels",
     "Trainable",

@@ -5,8 +5,8 @@ Sizes that a file leaves open are tried, two at a time: what differs then depend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 import onnx.defs
@@ -18,7 +18,7 @@ from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import Input, OnnxGraph
 from nnrepair.onnx.node import DTYPES, LIMIT, Refused
 from nnrepair.onnx.nodes import listed, opset, unsupported
-from nnrepair.onnx.running import CannotRun, Entry
+from nnrepair.onnx.trying import CannotRun, Entry
 
 #: Pairs of sizes that are tried where a file leaves some open; then single ones.
 OPEN = ((64, 96), (32, 48), (224, 256), (16, 24), (8, 12), (5, 7), (3, 4), (1, 2), (128, 160), (640, 672), (8000, 9600))
@@ -79,6 +79,35 @@ def read_graph(proto: onnx.ModelProto, output: str, deadline: Deadline) -> OnnxG
             failures.append(failure)
     certain = [failure for failure in failures if not isinstance(failure, CannotRun | points.Mixed)]
     raise (certain or failures)[-1]
+
+
+def read_suffix(proto: onnx.ModelProto, items: Mapping[str, Sequence[int]], deadline: Deadline) -> OnnxGraph:
+    """Return the model of a graph that was cut out of another, for points that run together.
+
+    Args:
+        proto: the graph.
+        items: the shape of one point of each input, which is known to run.
+        deadline: looked at between the steps of reading.
+
+    Raises:
+        Refused: it cannot be read, for the reason given.
+        OutOfTime: it is too late.
+    """
+    given, output = _given(proto), proto.graph.output[0].name
+    unknown = unsupported(proto.graph, output)
+    if unknown:
+        raise Refused(f"uses what cannot be read:\n  {listed(unknown)}\nSee docs/onnx.md for what is read.")
+    first = given[0].first
+    plan = Plan(batch=first if isinstance(first, int) else None)
+    for sizes in OPEN if any(not isinstance(size, int) for each in given for size in each.sizes[1:]) else ():
+        entries = [_entry(each, given, plan, sizes) for each in given]
+        try:
+            return Importer(proto, entries, output, plan.batch, deadline=deadline).build()
+        except CannotRun:  # perhaps with other sizes
+            continue
+    known = [_entry(each, given, plan, OPEN[0]) for each in given]
+    known = [replace(each, shapes=((2, *items[each.input.name]), (3, *items[each.input.name]))) for each in known]
+    return Importer(proto, known, output, plan.batch, deadline=deadline).build()
 
 
 def _given(proto: onnx.ModelProto) -> list[Given]:

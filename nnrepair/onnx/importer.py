@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +16,11 @@ from nnrepair.extras import needed
 from nnrepair.onnx.constants import FOLDERS, folded, folded_size, shape_of
 from nnrepair.onnx.modules import Constant, Item, OnnxGraph, Permute, Sizes, Squeeze, Step, Unsqueeze
 from nnrepair.onnx.naming import Names, attach, clean, layer_of, readable
-from nnrepair.onnx.node import LIMIT, Array, File, Node, Refused, Use, depends, tensor
+from nnrepair.onnx.node import BATCH, LIMIT, Array, File, Node, Refused, Use, depends, tensor
 from nnrepair.onnx.nodes import listed, opset, read_by, required, stored
 from nnrepair.onnx.operators import HANDLERS, SAME
-from nnrepair.onnx.running import CannotRun, Entry, run, weightless
+from nnrepair.onnx.sizes import Size
+from nnrepair.onnx.trying import CannotRun, Entry, run, weightless
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
@@ -45,6 +47,7 @@ class Importer:
         self.graph, self.deadline, self.entries, self.output = proto.graph, deadline, entries, output
         self.file, self.alone, self.lifted = File(opset(proto), batch), alone, lifted
         self.values: dict[str, Array | str] = {t.name: onnx.numpy_helper.to_array(t) for t in self.graph.initializer}
+        self.values |= _counting(self.values, entries[0].input.name)
         self.examples: dict[str, list[Tensor]] = {}  # on the meta device: shapes and types alone
         self.nodes = required(self.graph, output)
         self.uses = Counter([output, *(name for node in self.nodes for name in node.input)])
@@ -315,6 +318,15 @@ def _size_of_result(use: Use, node: Node) -> int:
         raise Refused("it depends on shapes that are not known")
     given = [tensor(node.constant(int(operand))).to("meta") for operand in use.operands]
     return sum(part.numel() for part in run(weightless(use.module), given, node))
+
+
+def _counting(values: Mapping[str, Array | str], source: str) -> dict[str, Array]:
+    """Return the constants in which the number of points stands, as sizes of an input."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, np.ndarray) and value.dtype == np.int64 and value.ndim < 2 and (value == BATCH).any():
+            found[name] = np.array([Size.of(source, 0) if n == BATCH else int(n) for n in value.ravel()], object)
+    return found
 
 
 def _check_version(node: Node) -> None:

@@ -19,6 +19,9 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
 
 Array = npt.NDArray[Any]
 
+# Stands among the sizes of a graph that was cut out of another for how many points run together.
+BATCH = -4_846_791_580_151_137_091
+
 # Most numbers in one value of one point; also, most that constants may grow to when they are computed from small ones.
 LIMIT = 2**26
 
@@ -34,6 +37,8 @@ DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.UINT8: torch.uint8,
     onnx.TensorProto.BOOL: torch.bool,
 }
+#: Those of floating point.
+FLOATS = {number: dtype for number, dtype in DTYPES.items() if dtype.is_floating_point}
 
 
 class Refused(Exception):

@@ -11,7 +11,7 @@ from nnrepair.deadline import Deadline
 from nnrepair.errors import first_line
 from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.onnx.node import Refused
-from nnrepair.onnx.running import CannotRun, Entry, weightless
+from nnrepair.onnx.trying import CannotRun, Entry, weightless
 from nnrepair.spec.network import copied
 
 #: How often points are drawn.

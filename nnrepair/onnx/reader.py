@@ -116,7 +116,13 @@ def content(path: Path) -> bytes:
     return data
 
 
-def _read(path: Path, deadline: Deadline) -> onnx.ModelProto:
+def parsed(path: Path, deadline: Deadline = NEVER) -> onnx.ModelProto:
+    """Return what a file says, with the weights that lie beside it.
+
+    Raises:
+        InvalidInput: it is missing, no ONNX file or cut short, or keeps weights outside its own folder.
+        OutOfTime: it is too late.
+    """
     if not path.is_file():
         raise InvalidInput(f"There is no file {str(path)!r}. Expected an ONNX file.")
     size = path.stat().st_size
@@ -129,6 +135,11 @@ def _read(path: Path, deadline: Deadline) -> onnx.ModelProto:
     deadline.check()
     read_external(proto, path)
     deadline.check()
+    return proto
+
+
+def _read(path: Path, deadline: Deadline) -> onnx.ModelProto:
+    proto = parsed(path, deadline)
     for value in proto.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()  # the checker wants it, and nobody else

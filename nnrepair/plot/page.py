@@ -1,6 +1,6 @@
 """One self-contained HTML page about the repair of an image classifier: what is proved, what is measured, what changed.
 
-What the page says is prepared here, in the order of the page; how it looks is in page.html and page.css. Needs the
+What the page says is prepared here, in the order of the page; how it looks is in page.html. Needs the
 extra `nnrepair[plot]`.
 """
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.pages.templates import style, template
 from nnrepair.plot.maps import Part, maps
 from nnrepair.plot.pixels import pictures, png
-from nnrepair.plot.templates import template
 from nnrepair.results.certificate import at_least, at_most
 from nnrepair.results.result import RepairResult
 from nnrepair.rounding import percent, percentage_points
@@ -67,6 +67,7 @@ def html_report(
     page = _Page(before, result, edits, held_out, tuple(compared), classes)
     html: str = template("page.html", Path(__file__).parent, percent=_percent, signed=_signed).render(
         title=title,
+        styles=style(),
         about=about,
         outcome=_outcome(result),
         tiles=list(_tiles(page, verdict)),

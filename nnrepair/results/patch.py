@@ -229,6 +229,19 @@ class Patch:
                 return names
         return None
 
+    def largest(self, most: int) -> list[str]:
+        """Return the largest changes of each tensor, one a line: place, old and new number."""
+        lines = []
+        for name, new in self.new.items():
+            if most > 0 and new.numel() and new.dtype.is_floating_point:
+                old = self.old[name].double().cpu()
+                size = (new.double().cpu() - old).abs().flatten()
+                for place in size.topk(min(most, int((size > 0).sum()))).indices:
+                    where = ", ".join(str(int(k)) for k in torch.unravel_index(place, new.shape))
+                    before, after = float(old.flatten()[place]), float(new.flatten()[place])
+                    lines.append(_line(f"  {name}[{where}]: {before:.6g} -> {after:.6g}"))
+        return lines
+
     def __str__(self) -> str:
         lines = [f"patch for model {self.base[:12]}... -> {self.repaired[:12]}..."]
         lines += [_line(f"  {name} {_change(self.old[name], new)}") for name, new in self.new.items()]

@@ -9,19 +9,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.files import write_atomically
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.changes import WeightChange
 from nnrepair.results.outcome import Outcome
+from nnrepair.results.page import page
 from nnrepair.results.patch import Patch, saved
 from nnrepair.rounding import percent, percentage_points
 from nnrepair.spec.edits import Edits, Locality
+from nnrepair.spec.inputs import to_like
 from nnrepair.spec.regions import Regions
+from nnrepair.spec.running import outputs
 
 if TYPE_CHECKING:
-    from nnrepair.verify import CheckResult, Options, Property
+    from nnrepair.verify import CheckResult, Comparison, Options, Property
+    from nnrepair.verify.comparing.decision import Decision
+    from nnrepair.verify.comparing.regions import Region
+
+#: How a patch is reviewed, on a page.
+REVIEW = (
+    "nnrepair patch show PATCH.safetensors",
+    "nnrepair patch apply PATCH.safetensors MODEL --out REPAIRED",
+    "nnrepair patch revert PATCH.safetensors REPAIRED --out MODEL",
+)
+
+
+def _like(model: nn.Module) -> Tensor:
+    """Return a tensor of a network's type and device."""
+    tensors = (*model.parameters(), *model.buffers(), torch.zeros(()))
+    return next(tensor for tensor in tensors if tensor.dtype.is_floating_point)
 
 
 @dataclass(frozen=True)
@@ -178,6 +197,10 @@ class Report:
         return {self.asked if name == "edits" else name: value for name, value in plain.items()}
 
     def _rows(self) -> list[tuple[str, str]]:
+        return [*self.measured(), *self.weight_change.rows(), ("seconds", f"{self.seconds:.2f}")]
+
+    def measured(self) -> list[tuple[str, str]]:
+        """Return, with a name each, what was measured on points, in words."""
         held = f"{sum(self.held_after)} of {self.edits} {self.asked} hold"
         rows = [("success rate", f"{percent(self.success_rate)} ({held})")]
         rows.append(("held before", f"{sum(self.held_before)} of {self.edits}"))
@@ -186,10 +209,7 @@ class Report:
         if self.side_effects is not None:
             rows += [("drawdown", self.side_effects.lost)] if self.side_effects.lost else []
             rows.append(("locality", self.side_effects.stayed))
-        rows += [(name, str(found)) for name, found in self.tests.items()]
-        rows += self.weight_change.rows()
-        rows.append(("seconds", f"{self.seconds:.2f}"))
-        return rows
+        return rows + [(name, str(found)) for name, found in self.tests.items()]
 
     @property
     def _scope(self) -> str:
@@ -217,10 +237,12 @@ class Asked:
     Attributes:
         edits: what must hold.
         locality: points to keep, or None.
+        answers: (n, ...) what the original network returned at the edits' points; None where they are regions.
     """
 
     edits: Edits
     locality: Locality | None = None
+    answers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -276,6 +298,57 @@ class RepairResult:
             OSError: the file cannot be written.
         """
         return saved(self.patch, path)
+
+    def save_page(
+        self,
+        path: str | Path,
+        *,
+        title: str = "Repair report",
+        about: str = "",
+        verdict: str | None = None,
+        unchecked: str = "",
+        classes: Sequence[str] | None = None,
+        commands: Sequence[str] | None = None,
+    ) -> Path:
+        """Write one HTML page about this repair, for people; it loads nothing from elsewhere.
+
+        It shows every edit before and after, what was measured, how much of which layer changed, and how to review and
+        apply the patch. For images `nnrepair.plot.html_report` makes a page with pictures.
+
+        Args:
+            path: where to write.
+            title, about: heading, and a sentence on network and data.
+            verdict: what the independent checker printed when it accepted the certificate; only this is called proved.
+            unchecked: why there is no verdict.
+            classes: names of the classes; their numbers by default.
+            commands: what to type for a review, in place of the commands about a patch.
+
+        Raises:
+            MissingExtra: Jinja is not installed.
+            OSError: the file cannot be written.
+        """
+        asked = self.asked
+        points = None if asked is None or asked.answers is None else asked.edits
+        unsaid = "There is no certificate." if self.certificate is None else "The certificate was not checked."
+        text = page(
+            self.outcome,
+            self.report.measured(),
+            change=self.report.weight_change.rows(),
+            method=self.report.method,
+            notes=self.report.notes,
+            patch=self.patch,
+            certificate=self.certificate,
+            edits=points,
+            before=None if asked is None else asked.answers,
+            after=None if points is None else outputs(self.model, to_like(points.inputs, _like(self.model))),
+            title=title,
+            about=about,
+            verdict=verdict,
+            unchecked=unchecked or unsaid,
+            classes=classes,
+            commands=(REVIEW if self.patch is not None else ()) if commands is None else commands,
+        )
+        return write_atomically(path, text.encode())
 
     def verify(
         self,
@@ -339,6 +412,46 @@ class RepairResult:
             progress=progress,
             seed=seed,
             options=options,
+        )
+
+    def prove_locality(
+        self,
+        region: Region,
+        *,
+        decision: Decision = "argmax",
+        outside: Region = (),
+        timeout: float | None = None,
+        until: float = 1e-6,
+        certificate: bool = True,
+        progress: bool = False,
+    ) -> Comparison:
+        """Prove on how much of a region the repaired network returns, and decides, what the original did.
+
+        Args:
+            region, decision, outside, timeout, until, certificate, progress: see `nnrepair.verify.compare`.
+
+        Raises:
+            InvalidInput: this repair is more than a patch can say, so that the original is not known; call
+                `nnrepair.verify.compare(original, result.model, region)`. Or something does not fit.
+            UnsupportedModel: the network has operations that the checker cannot read.
+        """
+        from nnrepair.verify import compare
+
+        if self.patch is None:
+            raise InvalidInput(
+                "This result has no patch, so it does not know the original: call "
+                "nnrepair.verify.compare(original, result.model, region)."
+            )
+        return compare(
+            self.patch.revert(self.model),
+            self.model,
+            region,
+            decision=decision,
+            outside=outside,
+            timeout=timeout,
+            until=until,
+            certificate=certificate,
+            progress=progress,
         )
 
     def __str__(self) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline, OutOfTime
-from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.network import private_copy
+from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
-from nnrepair.spec.network import copied, stated_shape
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
+from nnrepair.verify.network import Network
 from nnrepair.verify.property import Case, Conjunction, Exact, Property
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
-from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 from nnrepair.verify.search.attack import LEAST, attack
 from nnrepair.verify.search.boxes import Search
 from nnrepair.verify.search.jobs import NOTHING, Found, Jobs, Options
 from nnrepair.verify.search.phases import PhaseSearch
 from nnrepair.verify.search.rational import TooLong, can_be_exact
-from nnrepair.verify.search.replay import Replay
 from nnrepair.verify.search.ties import Flat, between, equation, flat, sides
 
 #: Networks with more inputs are split at their ReLUs.
@@ -99,7 +95,7 @@ def check(
     if timeout is not None and not timeout > 0:
         raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
     place, problem = _device(device), None
-    with torch.no_grad(), _one_thread(place), progress_bar("check", progress, counts=False) as say:
+    with torch.no_grad(), one_thread(place), progress_bar("check", progress, counts=False) as say:
         deadline = Deadline(timeout, say)
         try:
             problem = _Problem(model, property, place, deadline)
@@ -140,7 +136,7 @@ def _answer(
 
 
 @contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def one_thread(device: torch.device) -> Iterator[None]:
     """Batches of small boxes fit one core's cache; more threads only wait for each other."""
     before = torch.get_num_threads()
     if device.type == "cpu":
@@ -162,24 +158,17 @@ class _Problem:
         self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)
         deadline.check("reading the network")
-        self.model, self.shape = self._read(model)
-        dtypes = [p.dtype for p in self.model.parameters()]
-        other = {str(dtype) for dtype in dtypes} - {"torch.float32", "torch.float64"}
-        if other:
-            raise InvalidInput(f"The model has {sorted(other)[0]} parameters; the checker reads float32 and float64.")
-        dtype = dtypes[0] if dtypes else torch.float32
-        self._check_shape(dtype)
-        deadline.check()
-        graph = lower(self.model, self.shape, deadline)
+        network = Network.of(model, self.property.cases[0].box.shape, deadline)
+        graph = network.graph
         if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
             raise InvalidInput(
                 f"The property is about {self.property.inputs} inputs and {self.property.outputs} outputs, but the "
                 f"network has {graph.inputs} and {graph.outputs}."
             )
-        self.replay = Replay(self.model, self.shape, dtype, graph, self.path, deadline)
+        self.replay = network.replay(deadline)
         deadline.check("comparing what was read with the network")
-        self._compare(graph)
-        self.graph = graph.to(device)
+        network.compare(self.property, self.replay, deadline)
+        self.graph = graph if device.type == "cpu" else graph.to(device)
         self.work: list[tuple[Case, Conjunction]] = [(c, u) for c in self.property.cases for u in c.unsafe]
         self.empty = 0  # unsafe sets without any output
         self.flat: dict[int, Flat] = {}  # unsafe sets without interior, by job
@@ -188,55 +177,6 @@ class _Problem:
         self.spent = 0  # multiplications, on such counterexamples
         self.refused = 0  # points that seemed to be counterexamples and failed replay
         self.remark = ""
-
-    def _read(self, model: nn.Module | str | Path) -> tuple[nn.Module, tuple[int, ...]]:
-        if isinstance(model, nn.Module):
-            private = private_copy(model, self.deadline).cpu()
-            return private, stated_shape(private) or self.property.cases[0].box.shape or (1,)
-        from nnrepair import onnx
-
-        loaded = onnx.load(model, self.deadline)
-        if None in loaded.item_shape:
-            raise InvalidInput(f"{model} leaves the size of its input open ({loaded.item_shape}).")
-        return loaded, tuple(size for size in loaded.item_shape if size is not None)
-
-    def _check_shape(self, dtype: torch.dtype) -> None:
-        """Call the model once, so that inputs that do not fit are reported with its own error."""
-        x = torch.zeros(1, *self.shape, dtype=dtype)
-        try:
-            with torch.no_grad(), torch.random.fork_rng([]):
-                self.model(x)
-        except Exception as error:  # whatever the user's forward raises
-            raise InvalidInput(
-                f"The model cannot be called with one input of shape {tuple(x.shape)}. "
-                f"It raises {type(error).__name__}: {error}\n"
-                "A property made in Python says the shape: Box(lower, upper) keeps that of its bounds."
-            ) from error
-
-    def _compare(self, graph: Graph) -> None:
-        """Compare what was read with the model itself: randomness, for example, is not seen when a model is read."""
-        cases = [self.property.cases[k * len(self.property.cases) // 6] for k in range(6)]
-        low, high = (torch.from_numpy(np.stack([case.box.outer[end] for case in cases])) for end in (0, 1))
-        drawn = torch.rand(6, graph.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        double = copied(self.model, self.deadline).double()
-        for x in low + drawn * (high - low):
-            with torch.no_grad(), torch.random.fork_rng([]):
-                values = graph.values(x[None], self.deadline)
-                try:
-                    y, tolerance = double(x.reshape(1, *self.shape).clone()), 1e-6
-                except RuntimeError:  # it has constants of its own type
-                    y, tolerance = self.model(x.reshape(1, *self.shape).to(self.replay.dtype)).double(), 1e-3
-            if not _same(values, y, tolerance):
-                raise UnsupportedModel(
-                    "The checker read this model as another function than it computes. Randomness and operations that "
-                    "change tensors in place may do that; remove them, or write the model to ONNX "
-                    "(nnrepair.onnx.save) and check the file."
-                )
-        self.deadline.check()
-        point = self.replay.rounded(self.replay.in_box((low + drawn * (high - low))[0], cases[0].box))
-        run = self.replay.onnxruntime(point)
-        if run is not None and not _same(graph.values(point[None].double()), run, 1e-3):
-            raise UnsupportedModel(f"The checker read {self.path} as another function than onnxruntime computes.")
 
     def solve(self, generator: torch.Generator, options: Options, proof: bool) -> Found:
         """Look for counterexamples, then for a proof."""
@@ -387,7 +327,7 @@ class _Problem:
             except OutOfTime:
                 return None, "no certificate: too little time was left to write down the property"
             self.property_sha256 = hashlib.sha256(text.encode()).hexdigest()
-        versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
+        versions = {name: _version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
         return PropertyCertificate(len(self.work), dim, cut, network, self.property_sha256, versions), ""
 
@@ -397,10 +337,10 @@ def _plain(affine: Affine | None) -> bool:
     return isinstance(affine, Dense) or (isinstance(affine, Diagonal) and bool((affine.factor == 1).all()))
 
 
-def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:
-    """Tell whether outputs equal the last of a graph's values, as far as their size lets one see."""
-    y, near = torch.as_tensor(y).reshape(1, -1), tolerance * float(torch.stack([v.abs().max() for v in values]).max())
-    return not math.isfinite(near) or (y.shape == values[-1].shape and torch.allclose(y, values[-1], tolerance, near))
+@cache
+def _version(package: str) -> str:
+    """Return a package's version, which takes milliseconds to find."""
+    return version(package)
 
 
 def _device(name: Any) -> torch.device:

@@ -85,6 +85,22 @@ class Graph:
                 values.append(sum((values[k] for k in node.sources[1:]), first))
         return values
 
+    def gradient(self, values: Sequence[Tensor], weights: Tensor, deadline: Deadline = NEVER) -> Tensor:
+        """Return the gradient (n, inputs) of `weights . outputs` at points with these values of all nodes."""
+        pending = {len(self.nodes) - 1: weights}
+        for k in range(len(self.nodes) - 1, 0, -1):
+            if k not in pending:
+                continue
+            deadline.check()
+            node, part = self.nodes[k], pending.pop(k)
+            if node.affine is not None:
+                part = in_pieces(node.affine.back, part, node.affine.work, deadline)
+            elif node.activation is not None:
+                part = part * node.activation.derivative(values[node.sources[0]])
+            for source in node.sources:
+                pending[source] = pending[source] + part if source in pending else part
+        return pending.get(0, torch.zeros_like(values[0]))
+
     def __call__(self, x: Tensor, deadline: Deadline = NEVER) -> Tensor:
         """Return the outputs (n, outputs) for inputs x (n, inputs), in float64."""
         return self.values(x, deadline)[-1]

@@ -59,6 +59,11 @@ class Rounding:
         self.magnitude = self._magnitudes(None)
         self.rho = self._errors()
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether linear bounds can prove anything at all."""
+        return all(bool(torch.isfinite(each).all()) for each in self.rho)
+
     def tighten(self, relaxation: Relaxation) -> None:
         """Replace the coarse magnitudes by those that bounds of the whole root box give."""
         self.magnitude = self._magnitudes(relaxation)

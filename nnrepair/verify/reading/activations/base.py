@@ -77,6 +77,13 @@ class Activation(ABC):
     def apply(self, x: Tensor) -> Tensor:
         """Return f(x) as floats compute it; automatic differentiation may follow."""
 
+    def derivative(self, x: Tensor) -> Tensor:
+        """Return f'(x), either side's where f bends."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.apply(x).sum(), x)
+        return slope
+
     @abstractmethod
     def offsets(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and the largest `f(z) - slope z` over low <= z <= high, rounded outward."""

@@ -24,6 +24,9 @@ class ReLU(Activation):
     def apply(self, x: Tensor) -> Tensor:
         return x.clamp(min=0)
 
+    def derivative(self, x: Tensor) -> Tensor:
+        return (x > 0).to(x)
+
     def offsets(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         each = [self.apply(z) - slope * z for z in (low, torch.zeros_like(low).clamp(low, high), high)]
         size = 4 * EPS * (1 + slope.abs()) * torch.maximum(low.abs(), high.abs()) + 1e-300  # against underflow

@@ -7,9 +7,12 @@ from typing import Any
 
 from nnrepair.extras import needed
 
+#: Where the templates and the style sheet lie that all pages share.
+SHARED = Path(__file__).parent
+
 
 def template(name: str, *folders: Path, **filters: Any) -> Any:
-    """Return the template of a page, which may include files of its folders.
+    """Return the template of a page, which may include files of its folders, and those that all pages share.
 
     Args:
         name: of its file.
@@ -19,7 +22,7 @@ def template(name: str, *folders: Path, **filters: Any) -> Any:
     with needed("plot", "Reports need Jinja"):
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     environment = Environment(
-        loader=FileSystemLoader(folders),
+        loader=FileSystemLoader((*folders, SHARED)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -27,3 +30,8 @@ def template(name: str, *folders: Path, **filters: Any) -> Any:
     )
     environment.filters |= filters
     return environment.get_template(name)
+
+
+def style(*sheets: Path) -> str:
+    """Return the style sheet that all pages share, and others after it."""
+    return "\n".join(sheet.read_text(encoding="utf-8") for sheet in (SHARED / "page.css", *sheets))

@@ -1,0 +1,118 @@
+"""Another method's repair within what a network can hold: zeros that stay, numbers on a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from nnrepair.errors import InvalidInput
+from nnrepair.methods.base import Capabilities, Method, Proposal, named
+from nnrepair.spec.network import copied
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import outputs
+
+#: Margins that are tried, in typical distances between the two best classes.
+LADDER = (0.1, 0.3, 1.0, 3.0)
+
+
+@runtime_checkable
+class Rounded(Protocol):
+    """A network whose numbers lie on a grid, as `onnx.InPlace` is where its file is quantised."""
+
+    #: How far its outputs may be from those of the network that it stands for.
+    step: float
+
+    def rounded(self) -> nn.Module:
+        """Return a copy with the nearest numbers of the grid."""
+
+
+@dataclass(frozen=True)
+class _Around:
+    """A method that changes what another one proposes, or for which network.
+
+    Attributes:
+        method: a name or a method that returns the same network with other weights.
+    """
+
+    method: str | Method = "auto"
+
+    def __post_init__(self) -> None:
+        if named(self.method).capabilities.returns != "same":
+            name = type(self).__name__
+            raise InvalidInput(
+                f"{name} needs a method that changes weights; {self.method!r} puts something beside them."
+            )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return named(self.method).capabilities
+
+
+@dataclass(frozen=True)
+class KeepZeros(_Around):
+    """A repair in which weights that are zero stay zero: pruned networks stay as sparse as they were.
+
+    Networks that `torch.nn.utils.prune` has masked need this only where the mask was made permanent.
+
+    Example:
+        >>> KeepZeros("auto").capabilities.keeps_architecture
+        True
+
+    Args:
+        method: a name, or a method that changes weights.
+    """
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose a repair of the network with its zeros masked."""
+        twin = copied(problem.model)
+        for module in twin.modules():
+            for name, tensor in list(module.named_parameters(recurse=False)):
+                if tensor.ndim > 1 and tensor.dtype.is_floating_point and bool((tensor == 0).any()):
+                    prune.custom_from_mask(module, name, tensor != 0)  # type: ignore[no-untyped-call]
+        proposal = named(self.method).repair(replace(problem, model=twin.eval()))
+        made = copied(problem.model)
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                place, _, leaf = name.rpartition(".")
+                module = proposal.model.get_submodule(place)
+                if leaf in module._parameters:
+                    parameter.copy_(module.get_parameter(leaf))
+                else:
+                    parameter.copy_(module.get_parameter(f"{leaf}_orig") * module.get_buffer(f"{leaf}_mask"))
+        notes = [*proposal.notes, "weights that were zero are zero."]
+        return replace(proposal, model=made, notes=notes, certificate=None)
+
+
+@dataclass(frozen=True)
+class OnGrid(_Around):
+    """A repair whose numbers are among those that a quantised file can hold, as `Rounded` networks say.
+
+    The method's proposal is rounded. Where an edit is lost by that, the method is asked again with a larger margin.
+
+    Args:
+        method: a name, or a method that changes weights; larger margins need one with a `margin`.
+    """
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose a rounded repair; of a network without a grid, what the method proposes."""
+        method, model = named(self.method), problem.model
+        if not isinstance(model, Rounded):
+            return method.repair(problem)
+        typical = problem.edits.criterion.typical_slack(problem.answers.double())
+        margins = [margin * typical + 2 * model.step for margin in LADDER]
+        asked: list[Method] = [method]
+        if any(one.name == "margin" for one in fields(method)):  # type: ignore[arg-type]  # methods are dataclasses
+            asked += [replace(method, margin=margin) for margin in margins]  # type: ignore[type-var]
+        for one in asked:
+            proposal = one.repair(problem)
+            assert isinstance(proposal.model, Rounded)
+            proposal = replace(proposal, model=proposal.model.rounded(), certificate=None)
+            y = outputs(proposal.model, problem.edits.inputs).double()
+            if bool((problem.edits.criterion.margin(y) > model.step).all()):
+                break
+        proposal.notes.append(f"numbers were rounded to those that the file can hold; asked with {one!r}.")
+        return replace(proposal, advice="a larger margin, or another layer: this one's numbers lie on a coarse grid")

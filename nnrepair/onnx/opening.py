@@ -1,0 +1,272 @@
+"""Read any ONNX file for a repair in place: where it is cut, what is behind, and where its numbers are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from nnrepair.deadline import NEVER, Deadline, OutOfTime
+from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
+from nnrepair.extras import needed
+from nnrepair.onnx.attempts import read_suffix
+from nnrepair.onnx.cut import Cut, layer_of, output_of
+from nnrepair.onnx.graph import Graph, is_float
+from nnrepair.onnx.inplace import AGREE, InPlace, Place, Source
+from nnrepair.onnx.node import Refused
+from nnrepair.onnx.reader import parsed
+from nnrepair.onnx.running import ordered, ports_of
+from nnrepair.onnx.runtime import Port, Runtime
+from nnrepair.onnx.stored import Stored
+
+with needed("onnx", "nnrepair.onnx needs the onnx packages"):
+    import onnx
+    import onnx.inliner
+
+Array = npt.NDArray[Any]
+#: Points on which what was read is compared with onnxruntime.
+FEW = 4
+#: Sizes that are tried where a file leaves some open, and those of sounds and texts.
+OPEN = (1, 2, 3, 4, 5, 6, 7, 8, 16, 28, 32, 64)
+LONG = (128, 224, 256, 512, 576, 1024, 4096, 16000)
+
+
+def in_place(
+    path: str | os.PathLike[str],
+    *,
+    layer: str | None = None,
+    output: str | None = None,
+    example: Any = None,
+    deadline: Deadline = NEVER,
+) -> InPlace:
+    """Read any ONNX file that onnxruntime runs as a module whose last layer can be repaired.
+
+    Operators before the layer may be any that onnxruntime knows; those behind it must be among those that `load` reads.
+    Files without an axis for points, or for one point only, run point by point.
+
+    Args:
+        path: a file, with its weights in it or beside it.
+        layer: a node, its result or its weight; by default the last Gemm, MatMul, Conv or ConvTranspose whose weight
+            is its own.
+        output: the value to return, also one inside; by default the first output of floating-point numbers.
+        example: some inputs (n, ...): a tensor, a tuple of tensors, or a dictionary by the names of the file's inputs;
+            by default they are made up.
+        deadline: looked at between the steps of reading.
+
+    Raises:
+        InvalidInput: the file is missing or damaged, or has no such layer or output.
+        UnsupportedModel: onnxruntime does not run it, there is no such layer, or what follows it cannot be read.
+        OutOfTime: it is too late.
+
+    Example:
+        >>> model = in_place("model.onnx")  # doctest: +SKIP
+        >>> result = nnrepair.fix(model, (mistakes, labels), kept)  # doctest: +SKIP
+        >>> result.model.save("repaired.onnx")  # doctest: +SKIP
+    """
+    try:
+        return _read(Path(path), layer, output, example, deadline)
+    except (OutOfTime, InvalidInput, UnsupportedModel):
+        raise
+    except Refused as refusal:
+        raise UnsupportedModel(f"{path} {refusal}") from refusal
+    except (MemoryError, RecursionError) as error:
+        raise UnsupportedModel(f"{path} is too large or too deep to be read: {type(error).__name__}.") from error
+    except Exception as error:  # a damaged file may break anything
+        raise InvalidInput(f"{path} is malformed: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _read(path: Path, layer: str | None, output: str | None, example: Any, deadline: Deadline) -> InPlace:
+    proto = parsed(path, deadline)
+    kept = {tensor.name for tensor in proto.graph.initializer}
+    kept |= {name for node in proto.graph.node if node.op_type == "Constant" for name in node.output}
+    graph = Graph(onnx.inliner.inline_local_functions(proto) if proto.functions else proto)
+    target = output_of(graph, output)
+    cut = Cut(graph, layer_of(graph, target, layer), target)
+    deadline.check()
+    seen = _seen(cut, ports_of(graph, target), example, deadline)
+    weights = {name: found for name, found in cut.weights().items() if found.name in kept or found.frozen}
+    suffix, places = _suffix(cut, seen, weights, deadline)
+    notes = [f"{name} stays: {place.stored.frozen}" for name, place in places.items() if place.stored.frozen]
+    if not any(parameter.requires_grad for parameter in suffix.parameters()):
+        raise UnsupportedModel(f"{path}: nothing behind the cut can be changed: {'; '.join(notes) or 'no weights'}.")
+    if (scores := _scores(cut)) is not None and scores in cut.graph.producers:
+        notes.append(f"the output is a probability; output={scores!r} would be the scores before it")
+    source = Source(
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest=_digest(cut, places.values()),
+        cut=cut,
+        ports=seen.runtime.ports,
+        names=tuple(seen.values),
+        rounding=max((AGREE[found.array.dtype] for found in weights.values() if is_float(found.array)), default=1e-3),
+        example=seen.points,
+        notes=tuple(notes),
+    )
+    model = InPlace(source, seen.runtime, suffix, places).eval()
+    with torch.no_grad():
+        model(*seen.points)
+    return model
+
+
+def _digest(cut: Cut, places: Iterable[Place]) -> str:
+    """Return the hash of all of a graph that cannot be changed."""
+    free = {place.stored.name for place in places if not place.stored.frozen}
+    digest = hashlib.sha256(f"{cut.output} {cut.crossing}".encode())
+    for node in cut.graph.before([cut.output]):
+        digest.update(node.SerializeToString(deterministic=True) if node.output[0] not in free else b"")
+    for name, tensor in cut.graph.stored.items():
+        digest.update(b"" if name in free else tensor.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _scores(cut: Cut) -> str | None:
+    """Return what the sigmoid or softmax reads that computes the output; None where none does."""
+    node = cut.graph.producers[cut.output]
+    while node.op_type == "Identity" and node.input[0] in cut.graph.producers:
+        node = cut.graph.producers[node.input[0]]
+    return node.input[0] if node.op_type in ("Sigmoid", "Softmax", "LogSoftmax") else None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a graph computes at one point.
+
+    Attributes:
+        runtime: of what is before the cut.
+        points: inputs (n, ...) that were tried.
+        values: what crosses the cut, and the output, at the first point, as the graph computes it.
+        sizes: results of `Shape` there.
+    """
+
+    runtime: Runtime
+    points: tuple[Tensor, ...]
+    values: dict[str, Array]
+    sizes: dict[str, Array]
+
+
+def _seen(cut: Cut, ports: Sequence[Port], example: Any, deadline: Deadline) -> _Seen:
+    """Run a graph on some points, given or made up."""
+    before = cut.before()
+    runtime, names = Runtime(before, ports), [one.name for one in before.graph.output]
+    points, made = _tried(runtime, example, deadline)
+    values = dict(zip(names, made, strict=True))
+    size = values[cut.output].shape[:1]
+    if any(not port.rows and port.shape and len(port.shape) > 1 and port.shape[:1] == size for port in ports):
+        ports = [replace(port, rows=port.rows or port.shape[:1] == size) for port in ports if port.shape]
+        return _seen(cut, ports, example, deadline)  # so many points at a time
+    sizes = {node.output[0]: values.pop(node.output[0]) for node in cut.sizes}
+    if sizes:  # they are constants from now on
+        graph = cut.graph
+        runtime = Runtime(graph.part(graph.before(values), graph.inputs, values), ports)
+    return _Seen(runtime, points, values, sizes)
+
+
+def _tried(runtime: Runtime, example: Any, deadline: Deadline) -> tuple[tuple[Tensor, ...], list[Array]]:
+    """Return inputs on which the graph runs, and what it computes there for the first point."""
+    ports = runtime.ports
+    if example is not None:
+        if isinstance(example, Mapping):
+            example = ordered(ports, example)
+        given = tuple(one[:FEW] for one in (example if isinstance(example, tuple | list) else (example,)))
+        return given, runtime.of_one([one[:1] for one in given], deadline)
+    failure: Exception | None = None
+    open_sizes = any(port.shape is None or None in port.shape[1:] for port in ports)
+    for size in (*OPEN, *LONG) if open_sizes else OPEN[:1]:
+        deadline.check()
+        made = tuple(_made_up(port, size) for port in ports)
+        try:
+            return made, runtime.of_one([one[:1] for one in made], deadline)
+        except UnsupportedModel as error:
+            failure = error
+    raise UnsupportedModel(f"{failure} Give some inputs that it takes: example=.") from failure
+
+
+def _made_up(port: Port, size: int) -> Tensor:
+    """Return two inputs between 0 and 1, or of zeros and ones; `size` where the file leaves one open."""
+    if port.shape is None:
+        raise UnsupportedModel(f"The file does not say which shape its input {port.name!r} has.")
+    item = [size if one is None else one for one in (port.shape[1:] if port.rows else port.shape)]
+    generator = np.random.default_rng(0)
+    numbers = generator.random((2, *item)) if port.dtype.kind == "f" else generator.integers(0, 2, (2, *item))
+    return torch.from_numpy(np.asarray(numbers).astype(port.dtype))
+
+
+def _suffix(
+    cut: Cut, seen: _Seen, weights: Mapping[str, Stored], deadline: Deadline
+) -> tuple[nn.Module, dict[str, Place]]:
+    """Return the module behind the cut, and where its parameters are kept."""
+    shapes, whole = _shapes(cut, seen)
+    items = _items(cut, seen)
+    generator, graph = np.random.default_rng(0), cut.graph
+    probes = dict[str, Array]()  # numbers by which a twin's parameters tell of which constants they are made
+    for name in weights:
+        array = graph.value(name)
+        probes[name] = generator.uniform(0.5, 1.5, array.shape).astype(np.float16).astype(array.dtype)
+    try:
+        suffix = read_suffix(cut.suffix(shapes, seen.sizes, whole, {}), items, deadline)
+        twin = read_suffix(cut.suffix(shapes, seen.sizes, whole, probes), items, deadline)
+    except Refused as refusal:
+        inner = ", ".join(node.output[0] for node in cut.behind[:8])
+        raise UnsupportedModel(
+            f"What follows layer {cut.layer.name or cut.layer.output[0]!r} {refusal} Choose a later layer, or an "
+            f"output before that: {inner}."
+        ) from refusal
+    known, places = dict(twin.named_parameters()), dict[str, Place]()
+    for name, parameter in suffix.named_parameters():
+        found = None if name not in known else _place(graph, known[name].detach().numpy(), probes, weights)
+        places[name] = found or Place("", Stored(name, np.zeros(0), "it is no single tensor of the file"), np.zeros(0))
+        parameter.requires_grad_(not places[name].stored.frozen)
+    return suffix, places
+
+
+def _shapes(cut: Cut, seen: _Seen) -> tuple[dict[str, tuple[np.dtype[Any], list[int | str]]], bool]:
+    """Return type and shape of what crosses the cut, with an axis for points in front; and whether one was added."""
+    ports, together = {port.name: port for port in seen.runtime.ports}, seen.runtime.together
+    open_sizes = any(port.shape is None or None in port.shape[1:] for port in ports.values())
+    shapes, added = dict[str, tuple[np.dtype[Any], list[int | str]]](), False
+    for name in cut.crossing:
+        if name in ports:
+            dtype, alone = ports[name].dtype, not ports[name].rows
+            rest: list[int | str] = [*seen.points[list(ports).index(name)].shape[1:]]
+        else:
+            value = seen.values[name]
+            dtype, alone = value.dtype, seen.runtime.is_whole(value)
+            rest = [*(value.shape if alone else value.shape[1:])]
+        if open_sizes and not alone:
+            info = cut.graph.types.get(name)
+            sizes = [d.dim_value for d in info.shape.dim][1:] if info is not None and info.HasField("shape") else []
+            sizes = sizes if len(sizes) == len(rest) else [0] * len(rest)
+            rest = [size or f"{name}.{k}" for k, size in enumerate(sizes)]
+        shapes[name] = dtype, ["batch" if alone or together is None else together, *rest]
+        added |= alone
+    return shapes, added
+
+
+def _items(cut: Cut, seen: _Seen) -> dict[str, list[int]]:
+    """Return the shape of one point of what crosses the cut."""
+    ports, found = {port.name: port for port in seen.runtime.ports}, dict[str, list[int]]()
+    for name in cut.crossing:
+        if name in ports:
+            found[name] = [*seen.points[list(ports).index(name)].shape[1:]]
+        else:
+            value = seen.values[name]
+            found[name] = [*(value.shape if seen.runtime.is_whole(value) else value.shape[1:])]
+    return found
+
+
+def _place(graph: Graph, array: Array, probes: Mapping[str, Array], weights: Mapping[str, Stored]) -> Place | None:
+    """Return which constant a parameter was made of, found by the numbers that the constants have in a twin."""
+    for name, probe in probes.items():
+        for transposed in (False, True) if probe.size == array.size else ():
+            turned = np.ascontiguousarray(array.T if transposed else array)
+            if np.array_equal(turned.reshape(probe.shape), probe):
+                return Place(name, weights[name], graph.value(name), transposed)
+    return None
