@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nnrepair.verify.search.magnitudes import TINY
+from nnrepair.verify.search.intervals import TINY
 from nnrepair.verify.search.relaxation import Linear, Relaxation
 from nnrepair.verify.search.substitution import Force, Substitution
 
