@@ -313,7 +313,8 @@ only. "Plain CROWN" is one bound without splits and without optimised slopes.
 
 {images()}
 
-More images of the fully connected networks, 5 s of CPU time for each, as wall time says little on a busy machine:
+The fully connected networks with units tried before each split, 5 s of CPU time for each image, as wall time says
+little on a busy machine; as far as that was run (`python -m benchmarks.verify.images hundred` goes on):
 
 {images("images-hundred.json")}
 
