@@ -132,9 +132,9 @@ def without() -> str:
     )
 
 
-def images() -> str:
+def images(file: str = "images.json") -> str:
     """One row for each network and radius."""
-    rows = [row for row in _rows("images.json") if row["correct"]]
+    rows = [row for row in _rows(file) if row["correct"]]
     out = []
     for name, radius in dict.fromkeys((row["network"], row["radius"]) for row in rows):
         mine = [row for row in rows if (row["network"], row["radius"]) == (name, radius)]
@@ -312,6 +312,11 @@ small (two strided convolutions, two linear layers) and trained by the benchmark
 only. "Plain CROWN" is one bound without splits and without optimised slopes.
 
 {images()}
+
+The fully connected networks with units tried before each split, 5 s of CPU time for each image, as wall time says
+little on a busy machine; as far as that was run (`python -m benchmarks.verify.images hundred` goes on):
+
+{images("images-hundred.json")}
 
 Beyond these radii most answers are `unknown`. Proofs that split ReLUs have no certificate.
 """

@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import onnx
-import onnx.defs
 import torch
 
 from nnrepair.deadline import Deadline
+from nnrepair.extras import needed
 from nnrepair.onnx import points
 from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import Input, OnnxGraph
 from nnrepair.onnx.node import DTYPES, LIMIT, Refused
 from nnrepair.onnx.nodes import listed, opset, unsupported
 from nnrepair.onnx.trying import CannotRun, Entry
+
+with needed("onnx", "nnrepair.onnx needs the onnx packages"):
+    import onnx
+    import onnx.defs
 
 #: Pairs of sizes that are tried where a file leaves some open; then single ones.
 OPEN = ((64, 96), (32, 48), (224, 256), (16, 24), (8, 12), (5, 7), (3, 4), (1, 2), (128, 160), (640, 672), (8000, 9600))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.extras import needed
 from nnrepair.files import replacing
 from nnrepair.fingerprint import digest_of_state
 from nnrepair.onnx.cut import Cut
@@ -24,9 +23,6 @@ from nnrepair.onnx.running import ordered, running
 from nnrepair.onnx.runtime import Port, Runtime
 from nnrepair.onnx.stored import Stored
 from nnrepair.spec.network import copied
-
-with needed("onnx", "nnrepair.onnx needs the onnx packages"):
-    pass
 
 Array = npt.NDArray[Any]
 #: How far the part behind the cut may be from onnxruntime, relative to the largest output, by the type of its numbers.
