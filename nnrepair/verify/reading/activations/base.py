@@ -32,6 +32,12 @@ class Lines:
     base: Tensor | None
     loose: Tensor
 
+    def put(self, row: Tensor, unit: Tensor, lines: Lines) -> None:
+        """Replace the lines of one unit in each of some rows, in place."""
+        for name, value in vars(lines).items():
+            if value is not None:
+                getattr(self, name)[row, unit] = value
+
     @classmethod
     def made(cls, map: Callable[[list[Tensor]], Tensor], parts: Sequence[Lines]) -> Lines:
         """Return what a map makes of every tensor of some parts."""
