@@ -32,7 +32,7 @@ from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.intervals import outputs_over
 
 RESULTS = Path(__file__).parent / "results"
-SEED, BLOCKS, NETWORKS, BOXES, POINTS = 20261130, 48, 36, 12, 3
+SEED, BLOCKS, NETWORKS, BOXES, POINTS = 20261130, 22, 36, 40, 2
 #: Digits of the exact values, and what is below their last ones.
 DIGITS, NOTHING = 40, 1e-30
 Array = Any  # of mpmath numbers
@@ -316,7 +316,15 @@ def block(index: int, seed: int) -> dict[str, Any]:
         count.update(found)
         wrong += bad
     cases = sum(n for name, n in count.items() if name in KINDS)
-    return {"block": index, "seed": seed, "cases": cases, "counts": dict(sorted(count.items())), "wrong": wrong}
+    sizes = {"networks": NETWORKS, "boxes": BOXES, "points": POINTS}
+    return {
+        "block": index,
+        "seed": seed,
+        **sizes,
+        "cases": cases,
+        "counts": dict(sorted(count.items())),
+        "wrong": wrong,
+    }
 
 
 def main() -> None:
