@@ -187,8 +187,8 @@ def layers() -> str:
     verdicts = ", ".join(f"{counts[f'verdict {v}']} {v}" for v in ("holds", "violated", "unknown"))
     return (
         f"{sum(kinds.values())} boxes of {sum(row.get('networks', 36) for row in _rows('layers.json'))} networks, "
-        f"{counts['informative']} with finite linear bounds; **{wrong} wrong**. Verdicts: {verdicts}. By what is between "
-        f"the matrices: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}."
+        f"{counts['informative']} with finite linear bounds; **{wrong} wrong**. Verdicts: {verdicts}. By what is "
+        f"between the matrices: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}."
     )
 
 
