@@ -177,6 +177,21 @@ def soundness() -> str:
     return markdown.table(["split", "exact answer", "how clearly", "holds", "violated", "unknown"], out)
 
 
+def layers() -> str:
+    """Counts of the campaign against 40 digits, by kind of layer."""
+    counts: Counter[str] = Counter()
+    for row in _rows("layers.json"):
+        counts.update(row["counts"])
+    kinds = {name: n for name, n in counts.items() if not name.startswith("verdict ") and name != "informative"}
+    wrong = sum(len(row["wrong"]) for row in _rows("layers.json"))
+    verdicts = ", ".join(f"{counts[f'verdict {v}']} {v}" for v in ("holds", "violated", "unknown"))
+    return (
+        f"{sum(kinds.values())} boxes of {sum(row.get('networks', 36) for row in _rows('layers.json'))} networks, "
+        f"{counts['informative']} with finite linear bounds; **{wrong} wrong**. Verdicts: {verdicts}. By what is "
+        f"between the matrices: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}."
+    )
+
+
 def heldout() -> dict[str, Any]:
     """Return the verdicts of both sides on the random properties."""
     ours, other = ({row["property"]: row for row in _rows(f"heldout-{who}.json")} for who in ("checker", "plain"))
@@ -300,6 +315,14 @@ conjunctions and disjunctions, convolutions, pooling, residuals) against exact a
 chains only, and "refused" proofs are sound verdicts that it could not follow to the end.
 
 {soundness()}
+
+## Every layer and activation
+
+Small random networks with smooth activations, jumps, products, softmax, normalisation and so on, on boxes of all sizes:
+bounds by intervals and by lines against exact values of 40 digits, at corners and random points; for every network also
+a verdict on a threshold near the least value, by either search (`benchmarks/verify/layers.py`).
+
+{layers()}
 
 ## Time limits
 
