@@ -51,6 +51,7 @@ class InPlace(nn.Module):
         suffix: the layer and what follows.
         notes: what cannot be changed, and why.
         grids: parameters whose numbers lie on a grid in the file: give the method `OnGrid()`.
+        scores: the value from which a sigmoid or softmax computes the output; None where none does.
         step: how far outputs may be from the file's, where these are rounded to a grid.
     """
 
@@ -65,7 +66,7 @@ class InPlace(nn.Module):
             (name for name in names if name in mine and places[name].operand in source.cut.layer.input), mine[0]
         )
         self.layer = f"suffix.{first}".rpartition(".")[0]
-        self.step = source.cut.step
+        self.scores, self.step = source.scores, source.cut.step
         self.grids = [
             f"suffix.{name}" for name, place in places.items() if place.stored.grid and not place.stored.frozen
         ]
@@ -127,14 +128,18 @@ class InPlace(nn.Module):
     def rounded(self) -> InPlace:
         """Return a copy whose numbers are those that the file can hold: on its grid where it is quantised."""
         twin = copied(self)
+        twin.round_()
+        return twin
+
+    def round_(self) -> None:
+        """Take the nearest numbers that the file can hold, in place."""
         with torch.no_grad():
             for name, place in self._places.items():
-                parameter = twin.suffix.get_parameter(name)
+                parameter = self.suffix.get_parameter(name)
                 used = place.layout(parameter.detach().cpu().numpy())
                 if not place.stored.frozen and not np.array_equal(used, place.used):
                     back = place.stored.used(place.stored.of(used))
                     parameter.copy_(torch.from_numpy(place.back(back, tuple(parameter.shape))))
-        return twin
 
     @property
     def patch_about(self) -> dict[str, Any]:
@@ -194,7 +199,7 @@ class Source:
         names: of what onnxruntime computes.
         rounding: see `AGREE`.
         example: inputs on which a written file is compared, or None.
-        notes: see `InPlace`.
+        notes, scores: see `InPlace`.
     """
 
     path: Path
@@ -206,6 +211,7 @@ class Source:
     rounding: float
     example: tuple[Tensor, ...] | None
     notes: tuple[str, ...]
+    scores: str | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         return self

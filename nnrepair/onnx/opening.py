@@ -96,7 +96,7 @@ def _read(path: Path, layer: str | None, output: str | None, example: Any, deadl
     notes = [f"{name} stays: {place.stored.frozen}" for name, place in places.items() if place.stored.frozen]
     if not any(parameter.requires_grad for parameter in suffix.parameters()):
         raise UnsupportedModel(f"{path}: nothing behind the cut can be changed: {'; '.join(notes) or 'no weights'}.")
-    if (scores := _scores(cut)) is not None and scores in cut.graph.producers:
+    if (scores := _scores(cut)) is not None:
         notes.append(f"the output is a probability; output={scores!r} would be the scores before it")
     source = Source(
         path=path,
@@ -108,6 +108,7 @@ def _read(path: Path, layer: str | None, output: str | None, example: Any, deadl
         rounding=max((AGREE[found.array.dtype] for found in weights.values() if is_float(found.array)), default=1e-3),
         example=seen.points,
         notes=tuple(notes),
+        scores=scores,
     )
     model = InPlace(source, seen.runtime, suffix, places).eval()
     with torch.no_grad():
@@ -131,7 +132,8 @@ def _scores(cut: Cut) -> str | None:
     node = cut.graph.producers[cut.output]
     while node.op_type == "Identity" and node.input[0] in cut.graph.producers:
         node = cut.graph.producers[node.input[0]]
-    return node.input[0] if node.op_type in ("Sigmoid", "Softmax", "LogSoftmax") else None
+    last = node.op_type in ("Sigmoid", "Softmax", "LogSoftmax") and node.input[0] in cut.graph.producers
+    return node.input[0] if last and cut.layer.output[0] != cut.output else None
 
 
 @dataclass(frozen=True)
