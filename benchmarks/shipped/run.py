@@ -28,7 +28,7 @@ from benchmarks.shipped.sources import ALL, FOLDER, Shipped, fetch
 from nnrepair import onnx
 from nnrepair.errors import NNRepairError, first_line
 from nnrepair.methods import OnGrid
-from nnrepair.onnx.running import running
+from nnrepair.onnx.deployed import deployed
 from nnrepair.verify import Box, Property, check
 
 RESULTS = Path(__file__).parent / "results" / "shipped.json"
@@ -124,7 +124,7 @@ def _repaired(path: Path, network: Shipped, seed: int) -> dict[str, Any]:
         except NNRepairError as error:
             return row | {"outcome": "refused", "why": _short(error)}
         before, after = (
-            At(running(file, model.output, ports=model._source.ports), network.pick) for file in (path, out)
+            At(deployed(file, model.output, ports=model._source.ports), network.pick) for file in (path, out)
         )
         with torch.no_grad():
             holds = wanted.holds(after(**edits).double())

@@ -147,9 +147,9 @@ class ModelFile:
         """Return what onnxruntime makes of the points of a repair in a written ONNX file."""
         if written.suffix != ".onnx" or asked is None or asked.edits.of is not None:
             return []
-        from nnrepair.onnx.running import running
+        from nnrepair.onnx.deployed import deployed
 
-        model = running(written, getattr(self.model, "output", None))
+        model = deployed(written, getattr(self.model, "output", None))
         points = {"edits hold": (asked.edits.inputs, asked.edits.criterion)}
         if (kept := asked.locality) is not None:
             points["points to keep hold"] = (kept.inputs[kept.holds], kept.criterion[kept.holds])

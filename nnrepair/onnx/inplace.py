@@ -19,8 +19,8 @@ from nnrepair.extras import needed
 from nnrepair.files import replacing
 from nnrepair.fingerprint import digest_of_state
 from nnrepair.onnx.cut import Cut
+from nnrepair.onnx.deployed import deployed, ordered
 from nnrepair.onnx.rewrite import rewrite
-from nnrepair.onnx.running import ordered, running
 from nnrepair.onnx.runtime import Port, Runtime
 from nnrepair.onnx.stored import Stored
 from nnrepair.spec.network import copied
@@ -179,7 +179,7 @@ class InPlace(nn.Module):
             )
         with replacing(target, ending=".onnx") as part:
             rewrite(source.path, part, target, self.stored())
-            whole = running(part, self.output, ports=source.ports)
+            whole = deployed(part, self.output, ports=source.ports)
             if source.example is not None:
                 with torch.no_grad():
                     self._compare(self(*source.example), whole(*source.example))

@@ -18,12 +18,12 @@ from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.extras import needed
 from nnrepair.onnx.cut import Cut, layer_of, output_of
+from nnrepair.onnx.deployed import ordered, ports_of
 from nnrepair.onnx.graph import Graph, is_float
 from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.inplace import AGREE, InPlace, Place, Source
 from nnrepair.onnx.node import Refused
 from nnrepair.onnx.reader import OPEN, parsed
-from nnrepair.onnx.running import ordered, ports_of
 from nnrepair.onnx.runtime import Port, Runtime
 from nnrepair.onnx.stored import Stored
 
