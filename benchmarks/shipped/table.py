@@ -66,8 +66,8 @@ def summary(rows: list[Row]) -> str:
     seconds = statistics.median(row["seconds"] for row in done)
     return (
         f"{len(held)} of {len(rows)} networks are repaired in place, as onnxruntime finds in the file written "
-        f"({len(own)} of {len(shipped)} that packages ship); {sum(not row['read'] for row in rows)} are read as a whole. "
-        f"Median drawdown {percentage_points(lost)} points, median {seconds:.1f} CPU s."
+        f"({len(own)} of {len(shipped)} that packages ship); {sum(not row['read'] for row in rows)} are read as a "
+        f"whole. Median drawdown {percentage_points(lost)} points, median {seconds:.1f} CPU s."
     )
 
 
