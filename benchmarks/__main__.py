@@ -20,6 +20,7 @@ from benchmarks.graph import scale
 from benchmarks.mnist import long, streams
 from benchmarks.regions import run as regions
 from benchmarks.robust import kills
+from benchmarks.shipped import run as shipped
 from benchmarks.vision import blocks, gallery
 from benchmarks.vision import streams as photographs
 from nnrepair.errors import NNRepairError
@@ -40,6 +41,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "vision": {"streams": photographs.run, "blocks": blocks.run, "gallery": gallery.run},
     "conditioning": {"cnp": conditioning.run},
     "robust": {"kills": kills.run},
+    "shipped": {"networks": shipped.run},
 }
 
 

@@ -1,7 +1,5 @@
 """Repair networks as others ship them, in place, and ask the checker about them.
 
-python -m benchmarks.shipped.run [NAME ...]
-
 Of each: whether its file is read as a whole; a repair in place of three inputs, each asked for the class that is
 second best today, with other inputs' decisions to keep; what onnxruntime makes of the written file; and whether the
 checker can say that a decision holds around an input. Goes on where it was stopped.
@@ -9,7 +7,6 @@ checker can say that a decision holds around an input. Goes on where it was stop
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -187,11 +184,7 @@ def _checked(path: Path, network: Shipped, seed: int) -> str:
         return first_line(error)[:200].replace(str(path), path.name)
 
 
-def main(names: list[str]) -> None:
-    ordered = sorted(ALL, key=lambda one: one.name in SLOW)
-    cases = [{"name": one.name, "seed": 0} for one in ordered if not names or one.name in names]
+def run() -> None:
+    """Measure the networks that the result file lacks."""
+    cases = [{"name": one.name, "seed": 0} for one in sorted(ALL, key=lambda one: one.name in SLOW)]
     measure.missing(RESULTS, measured, cases, ABOUT, SECONDS, ("benchmarks.shipped.run",))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
