@@ -47,8 +47,8 @@ def output_of(graph: Graph, wanted: str | None) -> str:
         if numbers and name in graph.producers and name not in graph.fixed and layers(graph, name):
             return str(name)
     raise UnsupportedModel(
-        f"No output of the model ({', '.join(outputs)}) has floating-point numbers that a layer with weights decides. "
-        "Name an inner value with output=."
+        f"No output of the model ({', '.join(outputs)}) has floating-point numbers that a layer with weights decides "
+        f"({', '.join(WEIGHTS)}; not inside of branches, loops, or in integers). Name an inner value with output=."
     )
 
 

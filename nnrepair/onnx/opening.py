@@ -90,7 +90,11 @@ def _read(path: Path, layer: str | None, output: str | None, example: Any, deadl
     target = output_of(graph, output)
     cut = Cut(graph, layer_of(graph, target, layer), target)
     deadline.check()
-    seen = _seen(cut, ports_of(graph, target), example, deadline)
+    ports = ports_of(graph, target)
+    if example is not None:
+        example = _given(ports, example)
+        ports = [_meant(port, x) for port, x in zip(ports, example, strict=True)]
+    seen = _seen(cut, ports, example, deadline)
     weights = {name: found for name, found in cut.weights().items() if found.name in kept or found.frozen}
     suffix, places = _suffix(cut, seen, weights, deadline)
     notes = [f"{name} stays: {place.stored.frozen}" for name, place in places.items() if place.stored.frozen]
@@ -153,7 +157,7 @@ class _Seen:
     sizes: dict[str, Array]
 
 
-def _seen(cut: Cut, ports: Sequence[Port], example: Any, deadline: Deadline) -> _Seen:
+def _seen(cut: Cut, ports: Sequence[Port], example: tuple[Tensor, ...] | None, deadline: Deadline) -> _Seen:
     """Run a graph on some points, given or made up."""
     before = cut.before()
     runtime, names = Runtime(before, ports), [one.name for one in before.graph.output]
@@ -161,7 +165,7 @@ def _seen(cut: Cut, ports: Sequence[Port], example: Any, deadline: Deadline) -> 
     values = dict(zip(names, made, strict=True))
     size = values[cut.output].shape[:1]
     if any(not port.rows and port.shape and len(port.shape) > 1 and port.shape[:1] == size for port in ports):
-        ports = [replace(port, rows=port.rows or port.shape[:1] == size) for port in ports if port.shape]
+        ports = [replace(port, rows=port.rows or (port.shape or (0,))[:1] == size) for port in ports]
         return _seen(cut, ports, example, deadline)  # so many points at a time
     sizes = {node.output[0]: values.pop(node.output[0]) for node in cut.sizes}
     if sizes:  # they are constants from now on
@@ -170,14 +174,30 @@ def _seen(cut: Cut, ports: Sequence[Port], example: Any, deadline: Deadline) -> 
     return _Seen(runtime, points, values, sizes)
 
 
-def _tried(runtime: Runtime, example: Any, deadline: Deadline) -> tuple[tuple[Tensor, ...], list[Array]]:
+def _given(ports: Sequence[Port], example: Any) -> tuple[Tensor, ...]:
+    """Return a few of the inputs that a caller gives, in the order of the file."""
+    if isinstance(example, Mapping):
+        example = ordered(ports, example)
+    given = tuple(example) if isinstance(example, tuple | list) else (example,)
+    if len(given) != len(ports) or not all(isinstance(x, Tensor) and x.ndim for x in given):
+        wanted = ", ".join(map(str, ports))
+        raise InvalidInput(f"example must be a tensor (n, ...) for each of the inputs {wanted}.")
+    return tuple(x[:FEW] for x in given)
+
+
+def _meant(port: Port, x: Tensor) -> Port:
+    """Return an input whose first axis is no axis for points where points (n, ...) have all of its axes."""
+    whole = port.shape is not None and x.ndim == len(port.shape) + 1 and (not port.shape or x.shape[1] != 1)
+    return replace(port, rows=False) if whole else port
+
+
+def _tried(
+    runtime: Runtime, example: tuple[Tensor, ...] | None, deadline: Deadline
+) -> tuple[tuple[Tensor, ...], list[Array]]:
     """Return inputs on which the graph runs, and what it computes there for the first point."""
     ports = runtime.ports
     if example is not None:
-        if isinstance(example, Mapping):
-            example = ordered(ports, example)
-        given = tuple(one[:FEW] for one in (example if isinstance(example, tuple | list) else (example,)))
-        return given, runtime.of_one([one[:1] for one in given], deadline)
+        return example, runtime.of_one([one[:1] for one in example], deadline)
     failure: Exception | None = None
     open_sizes = any(port.shape is None or None in port.shape[1:] for port in ports)
     for size in (*OPEN, *LONG) if open_sizes else OPEN[:1]:
@@ -244,7 +264,9 @@ def _shapes(cut: Cut, seen: _Seen) -> tuple[dict[str, tuple[np.dtype[Any], list[
             info = cut.graph.types.get(name)
             sizes = [d.dim_value for d in info.shape.dim][1:] if info is not None and info.HasField("shape") else []
             sizes = sizes if len(sizes) == len(rest) else [0] * len(rest)
-            rest = [size or f"{name}.{k}" for k, size in enumerate(sizes)]
+            rest = [
+                now if now == size else f"{name}.{k}" for k, (now, size) in enumerate(zip(rest, sizes, strict=True))
+            ]
         shapes[name] = dtype, ["batch" if alone or together is None else together, *rest]
         added |= alone
     return shapes, added
