@@ -67,7 +67,7 @@ class Deadline:
         if now - self._said > INTERVAL:
             self._said = now
             self.say(self.doing)
-        if self.passed:
+        if self.end <= (now if self._clock is None else self._clock()):
             raise OutOfTime
 
     def each(self, items: Iterable[T]) -> Iterator[T]:

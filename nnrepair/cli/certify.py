@@ -33,9 +33,13 @@ def _files(arguments: argparse.Namespace, kind: checkers.Kind) -> list[str | Pat
         raise InvalidInput(f"{proof} is about a property. Expected: nnrepair certify {proof} NETWORK PROPERTY")
     if kind == "minimality" and property_ is not None:
         raise InvalidInput(f"{proof} is about a repair. Expected: nnrepair certify {proof} BASE --repaired REPAIRED")
+    if kind == "comparison" and (property_ is not None or repaired is None):
+        raise InvalidInput(f"{proof} is about two networks. Expected: nnrepair certify {proof} BEFORE --repaired AFTER")
     for path in (network, property_, repaired):
         if path is not None and not path.is_file():
             raise InvalidInput(f"There is no file {str(path)!r}.")
     if kind == "property":
         return [network, property_]
+    if kind == "comparison":
+        return [network, repaired]
     return [network] if repaired is None else [network, "--repaired", repaired]

@@ -43,6 +43,7 @@ def command_line(method_options: Callable[[argparse.ArgumentParser], None] | Non
         method_options(prepare)
     _repair(_added(commands, "repair", "repair a model so that properties hold on whole regions", REPAIR_EPILOG))
     _check(_added(commands, "check", "prove or refute a property of a model on whole regions", CHECK_EPILOG))
+    _compare(_added(commands, "compare", "prove what stays the same between two models", COMPARE_EPILOG))
     _check_edits(_added(commands, "check-edits", "count the edits that hold in a model file", CHECK_EDITS_EPILOG))
     _certify(_added(commands, "certify", "have a proof checked by an independent program", CERTIFY_EPILOG))
     _patch(_added(commands, "patch", "show, apply or revert a patch"))
@@ -153,6 +154,20 @@ def _check(parser: argparse.ArgumentParser) -> None:
     suite.add_argument("--expect", type=Path, metavar="CSV", help="compare: columns network,property,verdict")
 
 
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("before", type=Path, metavar="BEFORE", help="one model: .onnx")
+    parser.add_argument("after", type=Path, metavar="AFTER", help="the other one: .onnx")
+    parser.add_argument("region", type=Path, metavar="REGION", help="whose boxes to compare them on: .vnnlib")
+    parser.add_argument(
+        "--outside", type=Path, nargs="+", action="extend", default=[], metavar="REGION", help="leave these boxes out"
+    )
+    parser.add_argument("--lowest", action="store_true", help="the smallest output decides (as in ACAS Xu)")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default: %(default)g")
+    parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof (.npz)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the shares, and how they grew (.json)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
 def _check_edits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the model: .onnx (any operators) or .pt2")
     parser.add_argument("edits", type=Path, nargs="+", metavar="NPZ", help="inputs, with the labels that must hold")
@@ -166,7 +181,9 @@ def _certify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("certificate", type=Path, metavar="CERTIFICATE", help="the proof: .npz")
     parser.add_argument("network", type=Path, metavar="NETWORK", help="what it is about, or was before a repair: .onnx")
     parser.add_argument("property", type=Path, nargs="?", metavar="PROPERTY", help="what is proved to hold: .vnnlib")
-    parser.add_argument("--repaired", type=Path, metavar="REPAIRED", help="the repaired network, of a repair")
+    parser.add_argument(
+        "--repaired", type=Path, metavar="REPAIRED", help="the repaired network, of a repair or a comparison"
+    )
 
 
 def _patch(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +209,7 @@ exit codes:
   2  the command line is wrong
   3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
 
-nnrepair check, repair and certify have exit codes of their own: see nnrepair check --help.
+nnrepair check, compare, repair and certify have exit codes of their own: see nnrepair check --help.
 """
 FIX_FILES = """\
 files:
@@ -256,6 +273,20 @@ exit codes (of a suite, the worst):
   3  an input, an option or the command line is wrong, an output cannot be written (stderr says where it is instead),
      or a verdict is not the expected one
 """
+COMPARE_EPILOG = """\
+files:
+  BEFORE, AFTER  .onnx, with equally many inputs and outputs
+  REGION         .vnnlib or .vnnlib.gz; its boxes are meant, what it says of outputs is not
+
+Shares of the region's volume are printed, which are proved: where all outputs are the same, where the decision is (the
+output that wins), where it is another one, and what is left. More time proves more.
+
+exit codes:
+  0  no decision is proved to change
+  1  some are
+  2  the command line is wrong
+  3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
+"""
 CHECK_EDITS_EPILOG = """\
 files:
   MODEL   .onnx, which onnxruntime runs, or .pt2 as torch.export.save writes it (open only those you trust)
@@ -269,9 +300,10 @@ exit codes:
 """
 CERTIFY_EPILOG = """\
 files:
-  CERTIFICATE  .npz, of a repair (nnrepair fix --certificate) or of a property (nnrepair check --certificate, nnrepair
-               repair --certificates); the file itself says which
-  NETWORK      .onnx: the network before the repair, or the one that the property is about
+  CERTIFICATE  .npz, of a repair (nnrepair fix --certificate), of a property (nnrepair check --certificate, nnrepair
+               repair --certificates) or of what two networks share (nnrepair compare --certificate); the file itself
+               says which
+  NETWORK      .onnx: the network before the repair (or BEFORE of a comparison), or the one that the property is about
   PROPERTY     .vnnlib or .vnnlib.gz
 
 The program shares no code with this package and runs in a process of its own. It needs numpy and onnx: pip install

@@ -17,12 +17,12 @@ from nnrepair.archives import open_npz
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.extras import needed
 
-Kind = Literal["minimality", "property"]
+Kind = Literal["minimality", "property", "comparison"]
 
 ACCEPTED, REJECTED, UNREADABLE = 0, 1, 2
 MAX_META = 2**20  # bytes of a certificate's meta data; the checkers read no more either
 FOLDERS = (Path(__file__).parents[1] / "_checkers", Path(__file__).parents[2] / "verification")
-PROGRAMS: dict[Kind, str] = {"minimality": "minimality.py", "property": "check.py"}
+PROGRAMS: dict[Kind, str] = {"minimality": "minimality.py", "property": "check.py", "comparison": "compare.py"}
 
 # Isolated (-I -S), a program sees Python's own modules alone. It gets its own folder before them, as if it were run as
 # a file, and behind them the places where this process finds numpy and onnx.
@@ -36,10 +36,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def kind_of(certificate: Path) -> Kind:
-    """Return what a certificate proves: "minimality" of a repair, or a "property"; nothing is unpickled.
+    """Return what a certificate proves: "minimality", a "property" or a "comparison"; nothing is unpickled.
 
     Raises:
-        InvalidInput: it is neither, or damaged.
+        InvalidInput: it is none of these, or damaged.
     """
     try:
         with open_npz(certificate) as file:

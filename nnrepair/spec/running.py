@@ -50,9 +50,9 @@ def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
         y = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
     if not isinstance(y, Tensor):
         raise UnsupportedModel(
-            f"The model returns {type(y).__name__}, not a tensor. Wrap it in a module that picks the scores: its "
-            "__init__ keeps your model as self.model, its forward returns self.model(x).logits (or [0], or whatever "
-            "holds them). The repaired network is then result.model.model, and result.patch fits your model too."
+            f"The model returns {type(y).__name__}, not a tensor. Say which part of it are the scores: fix(..., "
+            'output="logits") (a name, a place in a tuple, or a function), or nnrepair.Scores(model, "logits") where '
+            "there is no output=."
         )
     return y
 
@@ -99,10 +99,10 @@ def call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs
 class _Swapped(nn.Module):
     def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
         super().__init__()
-        self.__dict__["model"], self.__dict__["swapped"] = model, parameters  # not registered: it owns nothing
+        self.__dict__["inner"], self.__dict__["swapped"] = model, parameters  # not registered: it owns nothing
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self.__dict__["model"], self.__dict__["swapped"], args, kwargs)
+        return torch.func.functional_call(self.__dict__["inner"], self.__dict__["swapped"], args, kwargs)
 
 
 @contextmanager

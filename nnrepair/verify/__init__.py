@@ -9,9 +9,12 @@ result.verdict, result.counterexample, result.certificate
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
+from nnrepair.verify.compare import compare
+from nnrepair.verify.comparing.certificate import ComparisonCertificate
+from nnrepair.verify.comparing.result import Comparison, Moment, Witness
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 from nnrepair.verify.result import CheckResult, Counterexample
 from nnrepair.verify.search.jobs import Options
 
 __all__ = ["Box", "Case", "CheckResult", "Counterexample", "Halfspace", "Options", "Property", "PropertyCertificate"]
-__all__ += ["check", "vnnlib"]
+__all__ += ["Comparison", "ComparisonCertificate", "Moment", "Witness", "check", "compare", "vnnlib"]

@@ -36,10 +36,11 @@ class Graph:
         hidden: how many units they have together.
         size: how many values all nodes have together.
         work: how many multiplications one point takes.
+        regional: whether another region of inputs would have it written otherwise; see `lower`.
     """
 
-    def __init__(self, nodes: Sequence[Node], device: torch.device | None = None) -> None:
-        self.device = device or torch.device("cpu")
+    def __init__(self, nodes: Sequence[Node], device: torch.device | None = None, regional: bool = False) -> None:
+        self.device, self.regional = device or torch.device("cpu"), regional
         self.nodes = list(nodes)
         self.inputs, self.outputs = nodes[0].size, nodes[-1].size
         self.bent = [k for k, node in enumerate(nodes) if node.activation is not None]
@@ -50,7 +51,7 @@ class Graph:
     def to(self, device: torch.device) -> Graph:
         """Return the graph on another device."""
         moved = [replace(n, affine=n.affine.to(device)) if n.affine else n for n in self.nodes]
-        return Graph(moved, device)
+        return Graph(moved, device, self.regional)
 
     @property
     def activations(self) -> list[Activation]:
@@ -84,6 +85,22 @@ class Graph:
             else:
                 values.append(sum((values[k] for k in node.sources[1:]), first))
         return values
+
+    def gradient(self, values: Sequence[Tensor], weights: Tensor, deadline: Deadline = NEVER) -> Tensor:
+        """Return the gradient (n, inputs) of `weights . outputs` at points with these values of all nodes."""
+        pending = {len(self.nodes) - 1: weights}
+        for k in range(len(self.nodes) - 1, 0, -1):
+            if k not in pending:
+                continue
+            deadline.check()
+            node, part = self.nodes[k], pending.pop(k)
+            if node.affine is not None:
+                part = in_pieces(node.affine.back, part, node.affine.work, deadline)
+            elif node.activation is not None:
+                part = part * node.activation.derivative(values[node.sources[0]])
+            for source in node.sources:
+                pending[source] = pending[source] + part if source in pending else part
+        return pending.get(0, torch.zeros_like(values[0]))
 
     def __call__(self, x: Tensor, deadline: Deadline = NEVER) -> Tensor:
         """Return the outputs (n, outputs) for inputs x (n, inputs), in float64."""

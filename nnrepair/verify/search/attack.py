@@ -92,8 +92,6 @@ def depth_and_slope(
     graph: Graph, jobs: Jobs, x: Tensor, job: Tensor, deadline: Deadline = NEVER
 ) -> tuple[Tensor, Tensor]:
     """Return how deep each point's output lies in its unsafe set, and the gradient of that."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        depth = jobs.depth(graph(x, deadline), job)
-        (slope,) = torch.autograd.grad(depth.sum(), x)
-    return depth.detach(), slope
+    values = graph.values(x, deadline)
+    depth, row = jobs.depth_and_row(values[-1], job)
+    return depth, graph.gradient(values, -jobs.rows[job, row], deadline)

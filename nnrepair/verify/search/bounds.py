@@ -11,6 +11,7 @@ from torch import Tensor
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.reading.affine import PIECE_WORK, Dense
 from nnrepair.verify.reading.graph import Graph, Node
+from nnrepair.verify.search.loose import Chain
 from nnrepair.verify.search.magnitudes import PIECE_SIZE, Rounding
 from nnrepair.verify.search.relaxation import Linear, Relaxation
 from nnrepair.verify.search.slopes import Ascent
@@ -30,12 +31,17 @@ class Bounder(Substitution):
     def __init__(
         self, graph: Graph, lower: Tensor, upper: Tensor, refine: bool = True, deadline: Deadline = NEVER
     ) -> None:
-        super().__init__(graph, Rounding(graph, torch.maximum(lower.abs(), upper.abs()), deadline), deadline)
+        super().__init__(graph, Rounding(graph, lower, upper, deadline), deadline)
         self.alone = self._linear_before()
         self.chunk = self._chunk()
+        self.chain = Chain.of(graph) if refine and self.rounding.is_finite else None
         for _ in range(2):  # from coarse magnitudes to those that the bounds themselves give
-            relaxation = self.relax(lower[None], upper[None], refine=refine)
+            relaxation = self.relax(lower[None], upper[None], refine=refine and self.chain is None)
             self.root = relaxation.joined(lower[None])  # hold in every box inside
+            if self.chain is not None:
+                known = self.chain.tightened(lower[None], upper[None], *self.root, deadline)
+                relaxation = self.relax(lower[None], upper[None], known, refine=False)
+                self.root = relaxation.joined(lower[None])
             self.rounding.tighten(relaxation)
 
     def restricted(self, live: Tensor) -> tuple[Bounder, Tensor | None]:

@@ -149,11 +149,17 @@ class Search(BranchAndBound[_Boxes]):
     def _bound(self, boxes: _Boxes) -> _Opened | None:
         """Return what stays open, clipped, or None when a counterexample was confirmed."""
         jobs, last = self.jobs, len(self.graph.nodes) - 1
+        chain = self.bounder.chain
+        if chain is not None:
+            boxes.low, boxes.high = chain.tightened(boxes.lower, boxes.upper, boxes.low, boxes.high, self.deadline)
         bounder, live = self.bounder.restricted(self.graph.alive(boxes.high))
         known = (boxes.low, boxes.high) if live is None else (boxes.low[:, live], boxes.high[:, live])
-        relaxation = bounder.relax(boxes.lower, boxes.upper, known)
-        places = slice(None) if live is None else live
-        boxes.low[:, places], boxes.high[:, places] = relaxation.joined(boxes.lower)
+        if chain is not None:
+            relaxation = Relaxation.of(bounder.graph, *known)
+        else:
+            relaxation = bounder.relax(boxes.lower, boxes.upper, known)
+            places = slice(None) if live is None else live
+            boxes.low[:, places], boxes.high[:, places] = relaxation.joined(boxes.lower)
         n, m = self.offset[boxes.job].shape
         which = torch.arange(n, device=boxes.job.device).repeat_interleave(m)
         coefficients: list[Tensor | None] = []

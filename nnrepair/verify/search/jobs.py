@@ -147,8 +147,13 @@ class Jobs(Columns):
 
     def depth(self, y: Tensor, job: Tensor) -> Tensor:
         """Return how deep outputs (n, outputs) lie in their job's unsafe set; positive is inside."""
-        value = torch.einsum("nmo,no->nm", self.rows[job], y) - self.offset[job]
-        return -value.masked_fill(~self.real[job], -torch.inf).amax(1)
+        return self.depth_and_row(y, job)[0]
+
+    def depth_and_row(self, y: Tensor, job: Tensor) -> tuple[Tensor, Tensor]:
+        """Return also which row says so, (n,)."""
+        value = torch.bmm(self.rows[job], y[:, :, None])[:, :, 0] - self.offset[job]
+        most, row = value.masked_fill(~self.real[job], -torch.inf).max(1)
+        return -most, row
 
     def best(self, value: Tensor, job: Tensor) -> tuple[Tensor, Tensor]:
         """Return the largest of the rows' bounds (n, m), and whose it is; what is not finite is no bound."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.verify.reading.activations.base import Activation, Lines
+from nnrepair.verify.reading.graph import Graph
 
 
 @dataclass
@@ -33,6 +34,15 @@ class Relaxation:
         self.lower.append(low)
         self.upper.append(high)
         self.lines.append(kind.relax(low, high))
+
+    @classmethod
+    def of(cls, graph: Graph, low: Tensor, high: Tensor) -> Relaxation:
+        """Return what bounds (boxes, units) of what goes into all units say."""
+        made = cls()
+        for kind, k in zip(graph.activations, graph.bent, strict=True):
+            units = graph.nodes[k].units
+            made.add(kind, low[:, units], high[:, units])
+        return made
 
     def joined(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return lower and upper bounds of all units side by side, (boxes, units); there may be none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ class Replay:
         path: Path | None,
         deadline: Deadline = NEVER,
     ) -> None:
-        self.model, self.shape, self.dtype, self.graph, self.path = model, shape, dtype, graph, path
+        self.model, self.shape, self.dtype, self.graph = model, shape, dtype, graph
         self.deadline = deadline
-        self._session: Any = None
+        self.session = None if path is None else Session(path)
 
     def in_box(self, point: Tensor, box: Box, own: bool = True) -> Exact:
         """Return the point (inputs,) of floats as one exactly inside the box.
@@ -126,25 +127,35 @@ class Replay:
 
     def onnxruntime(self, x: Tensor) -> NDArray[np.float64] | None:
         """Return what onnxruntime computes at x (inputs,); None without a file, or where it lacks an operator."""
-        if self.path is None or self._session is False:
-            return None
-        if self._session is None:
-            with needed("onnx", "Counterexamples in ONNX files are run in onnxruntime too"):
-                import onnxruntime
+        return None if self.session is None else self.session.run(x.reshape(1, *self.shape))
 
-            settings = onnxruntime.SessionOptions()
-            settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-            settings.log_severity_level = 3
-            try:
-                self._session = onnxruntime.InferenceSession(
-                    str(self.path), settings, providers=["CPUExecutionProvider"]
-                )
-            except Exception:  # it has no convolution of float64, for example, and says so in a class of its own
-                self._session = False
-                return None
-        (name,) = (source.name for source in self._session.get_inputs())
-        (y,) = self._session.run(None, {name: x.reshape(1, *self.shape).numpy()})
+
+class Session:
+    """An ONNX file in onnxruntime, which begins at the first run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run(self, x: Tensor) -> NDArray[np.float64] | None:
+        """Return the output for one input (1, *shape), flat; None where onnxruntime lacks an operator."""
+        if self._begun is None:
+            return None
+        (name,) = (source.name for source in self._begun.get_inputs())
+        (y,) = self._begun.run(None, {name: x.numpy()})
         return np.asarray(y, np.float64).reshape(-1)
+
+    @cached_property
+    def _begun(self) -> Any:
+        with needed("onnx", "Counterexamples in ONNX files are run in onnxruntime too"):
+            import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        try:
+            return onnxruntime.InferenceSession(str(self.path), settings, providers=["CPUExecutionProvider"])
+        except Exception:  # it has no convolution of float64, for example, and says so in a class of its own
+            return None
 
 
 def _margin(conjunction: Conjunction, outputs: Enclosure) -> float:

@@ -24,6 +24,9 @@ class ReLU(Activation):
     def apply(self, x: Tensor) -> Tensor:
         return x.clamp(min=0)
 
+    def derivative(self, x: Tensor) -> Tensor:
+        return (x > 0).to(x)
+
     def offsets(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         each = [self.apply(z) - slope * z for z in (low, torch.zeros_like(low).clamp(low, high), high)]
         size = 4 * EPS * (1 + slope.abs()) * torch.maximum(low.abs(), high.abs()) + 1e-300  # against underflow
@@ -36,11 +39,8 @@ class ReLU(Activation):
     def enclose(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         return low.clamp(min=0), high.clamp(min=0)
 
-    def magnitude(self, m: Tensor) -> Tensor:
-        return m
-
-    def terms(self, m: Tensor) -> Tensor:
-        return m
+    def terms(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.maximum(low.abs(), high.abs())
 
     def loose(self, low: Tensor, high: Tensor) -> Tensor:
         return (low < 0) & (high > 0)

@@ -1,0 +1,1 @@
+"""What stayed the same in repaired networks, proved."""

@@ -1,0 +1,65 @@
+"""`nnrepair compare`: what stays the same between two networks, proved over a region's volume."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict
+
+from nnrepair.cli.options import Outputs, require_places
+from nnrepair.errors import InvalidInput
+from nnrepair.files import write_atomically
+from nnrepair.verify import Comparison, compare
+from nnrepair.verify.comparing.regions import boxes_of
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare two networks, and return the exit code."""
+    if not arguments.timeout > 0:
+        raise InvalidInput(f"--timeout is {arguments.timeout:g}; expected seconds, more than 0.")
+    before, after, region = arguments.before, arguments.after, arguments.region
+    asked = [path for path in (arguments.certificate, arguments.report) if path is not None]
+    require_places([before, after, region, *arguments.outside], asked)
+    found = compare(
+        before,
+        after,
+        region,
+        decision="argmin" if arguments.lowest else "argmax",
+        outside=[box for path in arguments.outside for box in boxes_of(path)],
+        timeout=arguments.timeout,
+        certificate=arguments.certificate is not None,
+        progress=not arguments.quiet and sys.stderr.isatty(),
+    )
+    outputs = Outputs(str(found))
+    if arguments.certificate is not None and found.certificate is not None:
+        proof = outputs.write(arguments.certificate, "certificate, not yet checked", found.certificate.save)
+        if proof is not None:
+            command = ["nnrepair", "certify", str(proof), str(before), "--repaired", str(after)]
+            outputs.lines.append(f"check it: {shlex.join(command)}")
+    elif arguments.certificate is not None:
+        outputs.lines.append(f"not written: {arguments.certificate}")
+        if arguments.quiet:  # a file that was asked for is missing: --quiet does not hide that
+            print(outputs.lines[-1], file=sys.stderr)
+    if arguments.report is not None:
+        text = json.dumps(_report(found), indent=2) + "\n"
+        outputs.write(arguments.report, "report", lambda path: write_atomically(path, text.encode()))
+    return outputs.tell(1 if found.changed else 0, arguments.quiet)
+
+
+def _report(found: Comparison) -> dict[str, object]:
+    """Return what there is to say as plain JSON; shares are exact fractions, as text."""
+    return {
+        "identical": str(found.identical),
+        "same": str(found.same),
+        "changed": str(found.changed),
+        "volume": str(found.volume),
+        "boxes": found.boxes,
+        "cpu_seconds": found.cpu_seconds,
+        "history": [asdict(moment) for moment in found.history],
+        "witnesses": [
+            {"input": w.input.tolist(), "before": w.before.tolist(), "after": w.after.tolist(), "replayed": w.replayed}
+            for w in found.witnesses
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Two networks over a region."""

@@ -1,0 +1,82 @@
+"""A batch of boxes, and what linear bounds say of rows over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnrepair.verify.comparing.lines import Lines
+from nnrepair.verify.search.bounds import Bounder
+from nnrepair.verify.search.boxes import HOPELESS
+from nnrepair.verify.search.relaxation import Relaxation
+
+Coefficients = list[Tensor | None]
+Index = NDArray[np.int64]
+
+
+@dataclass
+class Batch:
+    """Boxes (n, inputs) with bounds of all units.
+
+    Attributes:
+        bounder: of the network without units that are zero in all boxes, and `places`, which units are left; None: all.
+        relaxation: of the boxes.
+    """
+
+    bounder: Bounder
+    places: Tensor | None
+    relaxation: Relaxation
+    lower: Tensor
+    upper: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    @property
+    def width(self) -> Tensor:
+        """Of the boxes, (n, inputs)."""
+        return self.upper - self.lower
+
+    @property
+    def longest(self) -> Index:
+        """Return what to split of boxes of which nothing better is known, see `splits`."""
+        return np.stack([self.width.argmax(1).numpy(), np.full(len(self), -1)], 1)
+
+    def lines(self, A: Tensor, offset: Tensor, box: Tensor) -> tuple[Lines, Coefficients]:
+        """Return lower bounds of rows A (rows, outputs) with offsets over each of some boxes.
+
+        Returns:
+            The bounds, and the coefficients on what comes out of each activation node, box by box, row by row.
+        """
+        which, found = box.repeat_interleave(len(A)), Coefficients()
+        bound = self.bounder.backward(
+            self.relaxation, len(self.bounder.graph.nodes) - 1, A.repeat(len(box), 1), which, coefficients=found
+        )
+        bound.c = bound.c + offset.repeat(len(box))
+        return Lines.of(bound, self.lower[which], self.upper[which], len(box)), found
+
+    def splits(self, box: Tensor, coefficients: Coefficients, least: NDArray[np.float64], steep: Tensor) -> Index:
+        """Return the inputs (boxes, 2) to split, of some boxes, so that one row of each is bounded better.
+
+        The second one is to be split in the halves, whose bounds would say nothing: where the bound lacks more than a
+        split wins back. -1 where the halves may be bounded.
+
+        Args:
+            box: which boxes.
+            coefficients: of the rows.
+            least: (boxes,), the rows' bounds, which are to become positive.
+            steep: (boxes, inputs), what else speaks for a split.
+        """
+        score = self.bounder.attribution(self.relaxation[box], coefficients, self.width[box]) + steep
+        width = self.width[box]
+        score = torch.where(
+            score.amax(1, keepdim=True) > 0, score, width / width.amax(1, keepdim=True).clamp(min=1e-300)
+        )
+        dim, each = score.argmax(1), torch.arange(len(box))
+        hopeless = torch.from_numpy(least) + HOPELESS * score.sum(1) < 0
+        score[each, dim] /= 2
+        return torch.stack([dim, torch.where(hopeless, score.argmax(1), -1)], 1).numpy()

@@ -1,0 +1,131 @@
+"""Two networks as one: what they have in common once, their outputs side by side, and which units a change hangs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nnrepair.errors import InvalidInput
+from nnrepair.verify.reading.affine import Affine, Dense, Place
+from nnrepair.verify.reading.graph import Graph, Node
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a change of the last map alone hangs on: outputs stay bit for bit where all these units are zero.
+
+    Attributes:
+        node: what goes into the units, in the joint graph.
+        units: (moved,), their places there.
+        change: (outputs, moved), of the weights; every column has an entry that is not zero.
+        bias: (outputs,), of the bias.
+    """
+
+    node: int
+    units: Tensor
+    change: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks side by side.
+
+    Attributes:
+        graph: its outputs (2 m) are those of the network before, then those of the network after.
+        outputs: m.
+        shared: how many nodes are computed once for both.
+        moved: None where the change is not one of the last map alone, behind ReLUs.
+    """
+
+    graph: Graph
+    outputs: int
+    shared: int
+    moved: Moved | None
+
+
+def paired(before: Graph, after: Graph) -> Pair:
+    """Return two networks as one.
+
+    Raises:
+        InvalidInput: they have other numbers of inputs or outputs.
+    """
+    if (before.inputs, before.outputs) != (after.inputs, after.outputs):
+        raise InvalidInput(
+            f"Two networks are compared that read and return as many numbers; got {before.inputs} inputs and "
+            f"{before.outputs} outputs before, {after.inputs} and {after.outputs} after."
+        )
+    if _shape(before) == _shape(after):
+        last, nodes = len(before.nodes) - 1, list(before.nodes)
+        changed = [k for k in range(1, last + 1) if not _same(before.nodes[k].affine, after.nodes[k].affine)]
+        a, b = before.nodes[last].affine, after.nodes[last].affine
+        if changed in ([], [last]) and isinstance(a, Dense) and isinstance(b, Dense):
+            both = Dense(torch.cat([a.weight, b.weight]), torch.cat([a.bias, b.bias]), max(a.inexact, b.inexact))
+            nodes[last] = replace(before.nodes[last], size=2 * before.outputs, affine=both)
+            graph = Graph(nodes, before.device)
+            return Pair(graph, before.outputs, last, _moved(graph, a, b))
+    return _side_by_side(before, after)
+
+
+def _moved(graph: Graph, before: Dense, after: Dense) -> Moved | None:
+    """Return what a change of the last map hangs on, if it reads ReLUs."""
+    units = graph.nodes[graph.nodes[-1].sources[0]]
+    if units.activation is None or units.activation.name != "ReLU":
+        return None
+    change = after.weight - before.weight  # exact or not, it is zero only where both are equal
+    moves = (before.weight != after.weight).any(0).nonzero()[:, 0]
+    return Moved(units.sources[0], moves, change[:, moves], after.bias - before.bias)
+
+
+def _side_by_side(before: Graph, after: Graph) -> Pair:
+    """Return a graph with the nodes of both; equal ones that come before all differences are there once."""
+    nodes, place, units = list(before.nodes), [0], before.hidden
+    shared = 1
+    for k, node in enumerate(after.nodes[1:], 1):
+        sources = tuple(place[s] for s in node.sources)
+        twin = before.nodes[k] if k < len(before.nodes) - 1 else None
+        if twin is not None and twin.sources == sources and twin.size == node.size and _alike(twin, node):
+            place.append(k)
+            shared += 1
+            continue
+        own = None
+        if node.activation is not None:
+            own = slice(units, units + node.size)
+            units += node.size
+        place.append(len(nodes))
+        nodes.append(replace(node, sources=sources, units=own))
+    m, each = before.outputs, torch.arange(before.outputs, device=before.device)
+    ends = []
+    for source, index in ((len(before.nodes) - 1, each), (place[-1], each + m)):
+        ends.append(len(nodes))
+        nodes.append(Node((source,), 2 * m, Place(index, 2 * m)))
+    nodes.append(Node(tuple(ends), 2 * m))
+    return Pair(Graph(nodes, before.device), m, shared, None)
+
+
+def _shape(graph: Graph) -> list[tuple[object, ...]]:
+    return [(node.sources, node.size, type(node.activation), type(node.affine)) for node in graph.nodes]
+
+
+def _alike(a: Node, b: Node) -> bool:
+    """Tell whether two nodes with the same sources compute the same, for certain."""
+    if a.activation is not None or b.activation is not None:
+        return a.activation is b.activation
+    return _same(a.affine, b.affine)
+
+
+def _same(a: Affine | None, b: Affine | None) -> bool:
+    """Tell whether two maps are equal, for certain."""
+    if a is None or b is None:
+        return a is b
+    if type(a) is not type(b) or set(vars(a)) != set(vars(b)):
+        return False
+    return all(_equal(value, vars(b)[name]) for name, value in vars(a).items())
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    return isinstance(a, int | float | tuple | str) and type(a) is type(b) and a == b

@@ -1,0 +1,85 @@
+"""Regions as boxes that do not overlap, and what is left of them outside of other boxes: exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+
+from nnrepair.errors import InvalidInput
+from nnrepair.verify import vnnlib
+from nnrepair.verify.property import Box, Property
+
+Region = Box | Sequence[Box] | Property | str | Path
+
+#: A region may come to so many boxes.
+MOST = 1000
+
+
+def boxes_of(region: Region) -> list[Box]:
+    """Return the boxes of a region; of a property, or a VNN-LIB file, those that it is about."""
+    if isinstance(region, Box):
+        return [region]
+    if isinstance(region, str | Path):
+        region = vnnlib.load(region)
+    found = [case.box for case in region.cases] if isinstance(region, Property) else list(region)
+    if not all(isinstance(box, Box) for box in found):
+        raise InvalidInput("region must be a Box, a list of these, a Property or a VNN-LIB file.")
+    return found
+
+
+def pieces(region: Region, outside: Region = ()) -> list[Box]:
+    """Return boxes that share no inside, and are together what of a region lies outside of others.
+
+    Raises:
+        InvalidInput: nothing is left, a box has no volume, they have different numbers of inputs, or there are too
+            many.
+    """
+    given, holes = boxes_of(region), boxes_of(outside)
+    if len({len(box) for box in [*given, *holes]}) > 1:
+        raise InvalidInput(f"All boxes need equally many inputs, got {sorted({len(b) for b in [*given, *holes]})}.")
+    flat = [box for box in given if not volume(box)]
+    if flat:
+        raise InvalidInput(
+            f"{flat[0]!r} has no volume, as an input is fixed. What is compared are shares of a volume: leave such "
+            "inputs out of the networks, or give the box a width there."
+        )
+    kept: list[Box] = []
+    for box in given:
+        parts = [box]
+        for hole in [*kept, *holes]:
+            parts = [piece for part in parts for piece in without(part, hole)]
+            if len(parts) + len(kept) > MOST:
+                raise InvalidInput(f"What is left of the region comes to more than {MOST} boxes; compare it in parts.")
+        kept += parts
+    if not kept:
+        raise InvalidInput("Nothing of the region is left outside of the boxes that were excluded.")
+    return kept
+
+
+def volume(box: Box) -> Fraction:
+    """Return the volume of a box, exactly."""
+    return prod((high - low for low, high in zip(box.lower, box.upper, strict=True)), start=Fraction(1))
+
+
+def without(box: Box, hole: Box) -> list[Box]:
+    """Return boxes that are together the part of a box outside of another; only borders belong to both."""
+    low, high = list(box.lower), list(box.upper)
+    ends = list(zip(low, high, hole.lower, hole.upper, strict=True))
+    if any(max(a, c) >= min(b, d) for a, b, c, d in ends):
+        return [box]
+    found = []
+    for i, (a, b, c, d) in enumerate(ends):
+        for below, above in ((a, c), (d, b)):
+            if below < above:
+                found.append(_box(box, [*low[:i], below, *low[i + 1 :]], [*high[:i], above, *high[i + 1 :]]))
+        low[i], high[i] = max(a, c), min(b, d)
+    return found
+
+
+def _box(like: Box, lower: Sequence[Fraction], upper: Sequence[Fraction]) -> Box:
+    """Return a box with the shape of another."""
+    made = Box(lower, upper)
+    made.shape = like.shape
+    return made

@@ -1,0 +1,92 @@
+"""What a comparison found: how much of a region is proved to be the same, how much to be changed, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnrepair.rounding import percent
+from nnrepair.verify.comparing.certificate import ComparisonCertificate
+
+
+@dataclass(frozen=True)
+class Witness:
+    """An input at which the networks decide differently, in their own precision and in exact arithmetic.
+
+    Attributes:
+        input: (inputs,), a number of the networks' own precision for each input.
+        before, after: (outputs,), what the networks return there.
+        replayed: what agreed that the decision is another: "network" (torch), "onnxruntime", "exact".
+    """
+
+    input: NDArray[np.float64]
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    replayed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What was known after so many seconds and boxes, as shares of the region; floats, for curves.
+
+    Attributes:
+        cpu_seconds, boxes: since the comparison began.
+        identical, same, changed: as in `Comparison`.
+    """
+
+    cpu_seconds: float
+    boxes: int
+    identical: float
+    same: float
+    changed: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Shares of a region's volume, exact fractions from 0 to 1; rounding only ever made what is proved smaller.
+
+    Attributes:
+        identical: at least on this share all outputs are the same, for the real-valued functions of the weights.
+        same: at least on this share, `identical` included, the decision is the same.
+        changed: at least on this share the decision is another one.
+        volume: of the region, in the units of its inputs.
+        witnesses: inputs at which the decision changes; there may be some where no volume is proved to change.
+        boxes: how many parts were bounded.
+        cpu_seconds, wall_seconds: what it took.
+        history: what was known meanwhile.
+        certificate: the proof, which `nnrepair certify` checks; None where there is none, see `reason`.
+        reason: why there is no certificate, or why the search ended early.
+        state: what `compare(resume=)` goes on from.
+    """
+
+    identical: Fraction
+    same: Fraction
+    changed: Fraction
+    volume: Fraction
+    witnesses: tuple[Witness, ...] = ()
+    boxes: int = 0
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    history: tuple[Moment, ...] = field(default=(), repr=False)
+    certificate: ComparisonCertificate | None = field(default=None, repr=False)
+    reason: str = ""
+    state: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def unknown(self) -> Fraction:
+        """The share of which neither is known."""
+        return 1 - self.same - self.changed
+
+    def __str__(self) -> str:
+        lines = [
+            f"identical outputs  {percent(float(self.identical))} of the volume, at least",
+            f"same decision      {percent(float(self.same))}, at least",
+            f"changed decision   {percent(float(self.changed))}, at least; {percent(float(1 - self.same))} at most",
+            f"unknown            {percent(float(self.unknown))}",
+            f"{len(self.witnesses)} witnesses of other decisions; {self.boxes} boxes, {self.cpu_seconds:.2f} CPU s",
+        ]
+        return "\n".join([*lines, *([self.reason] if self.reason else [])])

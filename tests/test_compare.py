@@ -1,0 +1,257 @@
+"""What did not change: volumes, shares against sampling, certificates."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import nnrepair
+from nnrepair.errors import InvalidInput
+from nnrepair.verify import Box, Comparison, compare
+from nnrepair.verify.comparing.regions import pieces, volume, without
+from nnrepair.verify.comparing.volumes import UNIT, at_most
+
+
+def network(sizes: tuple[int, ...], seed: int) -> nn.Sequential:
+    """Return a fully connected ReLU network with random weights."""
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layer = nn.Linear(before, after)
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(after, before, generator=generator) / math.sqrt(before))
+            layer.bias.copy_(torch.randn(after, generator=generator) / 3)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def changed(model: nn.Sequential, layers: tuple[int, ...], seed: int, size: float, bias: bool) -> nn.Sequential:
+    """Return a copy with a few other weights in some layers."""
+    generator, other = torch.Generator().manual_seed(seed), copy.deepcopy(model)
+    with torch.no_grad():
+        for k in layers:
+            layer = other[k]
+            assert isinstance(layer, nn.Linear)
+            column = int(torch.randint(layer.in_features, (), generator=generator))
+            layer.weight[:, column] += size * torch.randn(layer.out_features, generator=generator)
+            if bias:
+                layer.bias += size * torch.randn(layer.out_features, generator=generator)
+    return other
+
+
+def sampled(before: nn.Module, after: nn.Module, box: Box, count: int = 20_000) -> tuple[float, float]:
+    """Return the shares of random inputs with the same outputs, and with another highest output."""
+    low, high = (torch.tensor([float(v) for v in end]) for end in (box.lower, box.upper))
+    x = low + (high - low) * torch.rand(count, len(low), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y, z = before(x), after(x)
+    return float((y == z).all(1).double().mean()), float((y.argmax(1) != z.argmax(1)).double().mean())
+
+
+# Volumes -------------------------------------------------------------------------------------------------------------
+
+
+def exact_share(a: list[Fraction], t: Fraction) -> Fraction:
+    """Return P(a . u <= t) for u uniform over the unit cube: the formula in fractions, and nothing else."""
+    a = [v for v in a if v]
+    if not a:
+        return Fraction(int(t >= 0))
+    total = Fraction(0)
+    for corner in itertools.product((0, 1), repeat=len(a)):
+        rest = t - sum(v for v, one in zip(a, corner, strict=True) if one)
+        total += (-1) ** sum(corner) * max(rest, Fraction(0)) ** len(a)
+    return total / (math.factorial(len(a)) * math.prod(a))
+
+
+slopes = st.lists(
+    st.floats(0, 1e6, allow_subnormal=False).map(lambda v: 0.0 if v < 1e-9 else v), min_size=1, max_size=6
+)
+
+
+@given(slopes, st.floats(-0.1, 1.1))
+@settings(deadline=None)
+def test_shares_of_half_spaces_enclose_the_exact_ones(a: list[float], level: float) -> None:
+    t = level * sum(a)
+    exact = min(max(exact_share([Fraction(v) for v in a], Fraction(t)), Fraction(0)), Fraction(1)) * UNIT
+    low, high = (int(at_most(np.array([a]), np.array([t]), up)[0]) for up in (False, True))
+    assert low <= exact <= high
+    assert high - low <= 1e-6 * UNIT or not any(a) or min(v for v in a if v) < 1e-6 * sum(a)
+
+
+def test_shares_of_many_inputs_keep_the_largest() -> None:
+    a, t = np.array([[4.0, 3, 2, 2, 1, 1, 0.1, 0.05, 0.01]]), np.array([6.0])
+    exact = exact_share([Fraction(v) for v in a[0].tolist()], Fraction(6))
+    low, high = (Fraction(int(at_most(a, t, up)[0]), UNIT) for up in (False, True))
+    assert low <= exact <= high
+    assert high - low < Fraction(1, 10)
+
+
+def test_what_is_not_finite_says_nothing() -> None:
+    a, t = np.array([[math.nan, 1], [math.inf, 1], [1, 1], [1, 1]]), np.array([1, 1, math.nan, math.inf])
+    assert at_most(a, t, up=True).tolist() == [UNIT] * 4
+    assert at_most(a, t, up=False).tolist() == [0] * 4
+
+
+# Regions -------------------------------------------------------------------------------------------------------------
+
+
+boxes = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 5)), min_size=2, max_size=2).map(
+    lambda ends: Box([a for a, _ in ends], [a + w for a, w in ends])
+)
+
+
+@given(st.lists(boxes, min_size=1, max_size=3), st.lists(boxes, max_size=2))
+@settings(deadline=None)
+def test_pieces_are_the_region_without_the_holes(given_: list[Box], holes: list[Box]) -> None:
+    def inside(many: list[Box], x: tuple[Fraction, Fraction]) -> int:
+        return sum(box.contains(x) for box in many)
+
+    cells = [(Fraction(2 * i + 1, 2), Fraction(2 * j + 1, 2)) for i in range(14) for j in range(14)]
+    wanted = [x for x in cells if inside(given_, x) and not inside(holes, x)]
+    if not wanted:
+        with pytest.raises(InvalidInput, match="Nothing of the region is left"):
+            pieces(given_, holes)
+        return
+    found = pieces(given_, holes)
+    assert [x for x in cells if inside(found, x) == 1] == wanted
+    assert sum(map(volume, found)) == len(wanted)
+
+
+def test_a_box_without_another_that_does_not_touch_it_is_itself() -> None:
+    box = Box([0, 0], [1, 1])
+    assert without(box, Box([1, 0], [2, 1])) == [box]
+
+
+def test_flat_boxes_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="has no volume"):
+        pieces(Box([0, 1], [1, 1]))
+
+
+# Comparisons ---------------------------------------------------------------------------------------------------------
+
+
+def assert_right(found: Comparison, before: nn.Module, after: nn.Module, box: Box) -> None:
+    """Compare what is proved with random inputs, within five standard deviations, and what follows from it."""
+    same_outputs, other = sampled(before, after, box)
+    spread = 5 / math.sqrt(4 * 20_000)
+    assert found.identical <= same_outputs + spread
+    assert found.changed - spread <= other <= 1 - found.same + spread
+    assert 0 <= found.identical <= found.same <= 1 - found.changed <= 1
+    for witness in found.witnesses:
+        assert witness.before.argmax() != witness.after.argmax()
+        assert box.contains(witness.input)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("layers", "bias"),
+    [((4,), False), ((4,), True), ((2,), False), ((0, 2, 4), True)],
+    ids=["last", "bias", "hidden", "all"],
+)
+def test_shares_bracket_what_sampling_finds(layers: tuple[int, ...], bias: bool, seed: int) -> None:
+    before = network((2, 8, 8, 3), seed)
+    after = changed(before, layers, seed + 100, 0.5, bias)
+    box = Box([-1, -1], [1, 1])
+    found = compare(before, after, box, until=0.05, timeout=20)
+    assert_right(found, before, after, box)
+    assert found.unknown <= 0.05
+
+
+def test_it_converges_to_the_exact_shares() -> None:
+    before, after = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        before.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        after.weight.copy_(torch.tensor([[1.25, 0.0], [0.0, 1.0]]))
+    found = compare(before, after, Box([0, 0], [1, 1]), until=1e-7)
+    assert found.same <= Fraction(9, 10) <= 1 - found.changed  # y > x before, y > 1.25 x after
+    assert found.unknown <= 1e-7
+
+
+def test_units_that_are_off_prove_identical_outputs() -> None:
+    before = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        before[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        before[0].bias.copy_(torch.tensor([0.0, 0.5]))
+        before[2].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        before[2].bias.copy_(torch.tensor([1.0, 0.0]))
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after[2].weight[1, 1] = 1.5  # of the unit max(0.5 - x, 0), which is zero on the right half
+    found = compare(before, after, Box([0], [1]))
+    assert 0.5 - 1e-6 < found.identical <= 0.5
+    assert found.same == 1  # 0.75 at most, against 1 and more
+
+
+def test_equal_networks_are_identical_everywhere_at_once() -> None:
+    model = network((3, 6, 4), 0)
+    found = compare(model, copy.deepcopy(model), Box([0, 0, 0], [1, 1, 1]))
+    assert (found.identical, found.same, found.changed, found.boxes) == (1, 1, 0, 1)
+
+
+def test_a_criterion_is_a_decision() -> None:
+    before = network((2, 6, 1), 1)
+    after = changed(before, (2,), 5, 0.7, True)
+    box = Box([-1, -1], [1, 1])
+    found = compare(before, after, box, decision=nnrepair.Threshold([1]), until=0.02)
+    low, high = (torch.tensor([float(v) for v in end]) for end in (box.lower, box.upper))
+    x = low + (high - low) * torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        other = float(((before(x) > 0) != (after(x) > 0)).double().mean())
+    assert found.changed - 0.02 <= other <= 1 - found.same + 0.02
+    assert found.unknown <= 0.02
+
+
+def test_more_time_proves_more_and_goes_on_from_where_it_was() -> None:
+    before = network((3, 10, 10, 3), 3)
+    after = changed(before, (4,), 7, 0.3, False)
+    box, found = Box([-1, -1, -1], [1, 1, 1]), None
+    for until in (0.5, 0.2, 0.1):
+        again = compare(before, after, box, until=until, resume=found)
+        if found is not None:
+            assert again.boxes >= found.boxes
+            assert again.same >= found.same
+            assert again.identical >= found.identical
+            assert again.changed >= found.changed
+        found = again
+    assert found is not None
+    same = [moment.same for moment in found.history]
+    assert same == sorted(same)
+    with pytest.raises(InvalidInput, match="other networks"):
+        compare(before, changed(before, (4,), 8, 0.3, False), box, resume=found)
+
+
+def test_models_stay_as_they_are_and_time_limits_are_kept() -> None:
+    before = network((4, 30, 30, 3), 0).train()
+    after = changed(before, (4,), 0, 0.2, True)
+    state = {name: value.clone() for name, value in before.state_dict().items()}
+    found = compare(before, after, Box([-1] * 4, [1] * 4), timeout=1.0)
+    assert found.wall_seconds < 6
+    assert before.training
+    assert all(bool((value == before.state_dict()[name]).all()) for name, value in state.items())
+    assert "time limit" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"decision": "max"}, "decision must be"),
+        ({"decision": nnrepair.Argmax([0, 1])}, "about one point"),
+        ({"timeout": 0}, "timeout must be"),
+        ({"until": 1.0}, "until must be"),
+        ({"region": Box([0], [1])}, "cannot be called"),
+        ({"after": network((2, 4, 4), 0)}, "as many numbers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(wrong: dict[str, object], message: str) -> None:
+    asked = {"before": network((2, 4, 3), 0), "after": network((2, 4, 3), 1), "region": Box([0, 0], [1, 1])} | wrong
+    with pytest.raises(InvalidInput, match=message):
+        compare(**asked)  # type: ignore[arg-type]
