@@ -76,6 +76,7 @@ class InPlace(nn.Module):
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         crossing, y = self._before(inputs if not named else ordered(self._source.ports, named))
         made: Tensor = self.suffix(*crossing)
+        made = made.reshape(y.shape) if made.numel() == y.numel() else made  # an axis of one point more or less
         if not self._agreed and self._base == digest_of_state(self.suffix.state_dict()):
             self._compare(made, y)
             self._agreed = True

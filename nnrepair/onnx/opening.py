@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.extras import needed
+from nnrepair.onnx.attempts import Plan, read_graph
 from nnrepair.onnx.cut import Cut, layer_of, output_of
 from nnrepair.onnx.deployed import ordered, ports_of
 from nnrepair.onnx.graph import Graph, is_float
-from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.inplace import AGREE, InPlace, Place, Source
 from nnrepair.onnx.node import Refused
-from nnrepair.onnx.reader import OPEN, parsed
+from nnrepair.onnx.reader import parsed
 from nnrepair.onnx.runtime import Port, Runtime
 from nnrepair.onnx.stored import Stored
 
@@ -34,8 +34,8 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
 Array = npt.NDArray[Any]
 #: Points on which what was read is compared with onnxruntime.
 FEW = 4
-#: Sizes beyond those that are tried for a whole network, where a file leaves some open: sounds and texts.
-LONG = (128, 224, 256, 512, 576, 1024, 4096, 16000)
+#: Sizes that are tried where a file leaves some open.
+OPEN = (1, 2, 3, 4, 5, 6, 7, 8, 16, 28, 32, 64, 128, 224, 256, 512, 576, 1024, 4096, 16000)
 
 
 def in_place(
@@ -148,13 +148,40 @@ class _Seen:
         runtime: of what is before the cut.
         points: inputs (n, ...) that were tried.
         values: what crosses the cut, and the output, at the first point, as the graph computes it.
-        sizes: results of `Shape` there.
     """
 
     runtime: Runtime
     points: tuple[Tensor, ...]
     values: dict[str, Array]
-    sizes: dict[str, Array]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the file leaves sizes of its inputs open."""
+        return any(port.shape is None or None in port.shape[1:] for port in self.runtime.ports)
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a value that crosses the cut has no axis for points."""
+        ports = {port.name: port for port in self.runtime.ports}
+        return not ports[name].rows if name in ports else self.runtime.is_whole(self.values[name])
+
+    def shape(self, cut: Cut, name: str, open_sizes: bool) -> tuple[np.dtype[Any], list[int | str]]:
+        """Return type and shape of a value that crosses the cut; texts for sizes that are not known, if asked for."""
+        ports, whole = [port.name for port in self.runtime.ports], self.is_whole(name)
+        if name in ports:
+            place = ports.index(name)
+            dtype, sizes = self.runtime.ports[place].dtype, [*self.points[place].shape[1:]]
+        else:
+            dtype, sizes = self.values[name].dtype, [*self.values[name].shape[0 if whole else 1 :]]
+        found: list[int | str] = [*sizes]
+        if open_sizes:
+            info = cut.graph.types.get(name)
+            known = [d.dim_value for d in info.shape.dim] if info is not None and info.HasField("shape") else []
+            known = known[0 if whole else 1 :]
+            known = known if len(known) == len(sizes) else [0] * len(sizes)
+            found = [
+                now if now == size else f"{name}.{k}" for k, (now, size) in enumerate(zip(sizes, known, strict=True))
+            ]
+        return dtype, found if whole else [self.runtime.together or "batch", *found]
 
 
 def _seen(cut: Cut, ports: Sequence[Port], example: tuple[Tensor, ...] | None, deadline: Deadline) -> _Seen:
@@ -167,11 +194,7 @@ def _seen(cut: Cut, ports: Sequence[Port], example: tuple[Tensor, ...] | None, d
     if any(not port.rows and port.shape and len(port.shape) > 1 and port.shape[:1] == size for port in ports):
         ports = [replace(port, rows=port.rows or (port.shape or (0,))[:1] == size) for port in ports]
         return _seen(cut, ports, example, deadline)  # so many points at a time
-    sizes = {node.output[0]: values.pop(node.output[0]) for node in cut.sizes}
-    if sizes:  # they are constants from now on
-        graph = cut.graph
-        runtime = Runtime(graph.part(graph.before(values), graph.inputs, values), ports)
-    return _Seen(runtime, points, values, sizes)
+    return _Seen(runtime, points, values)
 
 
 def _given(ports: Sequence[Port], example: Any) -> tuple[Tensor, ...]:
@@ -200,7 +223,7 @@ def _tried(
         return example, runtime.of_one([one[:1] for one in example], deadline)
     failure: Exception | None = None
     open_sizes = any(port.shape is None or None in port.shape[1:] for port in ports)
-    for size in (*OPEN, *LONG) if open_sizes else OPEN[:1]:
+    for size in OPEN if open_sizes else OPEN[:1]:
         deadline.check()
         made = tuple(_made_up(port, size) for port in ports)
         try:
@@ -224,15 +247,13 @@ def _suffix(
     cut: Cut, seen: _Seen, weights: Mapping[str, Stored], deadline: Deadline
 ) -> tuple[nn.Module, dict[str, Place]]:
     """Return the module behind the cut, and where its parameters are kept."""
-    shapes, whole = _shapes(cut, seen)
     generator, graph = np.random.default_rng(0), cut.graph
     probes = dict[str, Array]()  # numbers by which a twin's parameters tell of which constants they are made
     for name in weights:
         array = graph.value(name)
         probes[name] = generator.uniform(0.5, 1.5, array.shape).astype(np.float16).astype(array.dtype)
     try:
-        suffix = Importer(cut.suffix(shapes, seen.sizes, whole, {}), deadline).build()
-        twin = Importer(cut.suffix(shapes, seen.sizes, whole, probes), deadline).build()
+        suffix, twin = _modules(cut, seen, ({}, probes), deadline)
     except Refused as refusal:
         inner = ", ".join(node.output[0] for node in cut.behind[:8])
         raise UnsupportedModel(
@@ -247,29 +268,25 @@ def _suffix(
     return suffix, places
 
 
-def _shapes(cut: Cut, seen: _Seen) -> tuple[dict[str, tuple[np.dtype[Any], list[int | str]]], bool]:
-    """Return type and shape of what crosses the cut, with an axis for points in front; and whether one was added."""
-    ports, together = {port.name: port for port in seen.runtime.ports}, seen.runtime.together
-    open_sizes = any(port.shape is None or None in port.shape[1:] for port in ports.values())
-    shapes, added = dict[str, tuple[np.dtype[Any], list[int | str]]](), False
-    for name in cut.crossing:
-        if name in ports:
-            dtype, alone = ports[name].dtype, not ports[name].rows
-            rest: list[int | str] = [*seen.points[list(ports).index(name)].shape[1:]]
-        else:
-            value = seen.values[name]
-            dtype, alone = value.dtype, seen.runtime.is_whole(value)
-            rest = [*(value.shape if alone else value.shape[1:])]
-        if open_sizes and not alone:
-            info = cut.graph.types.get(name)
-            sizes = [d.dim_value for d in info.shape.dim][1:] if info is not None and info.HasField("shape") else []
-            sizes = sizes if len(sizes) == len(rest) else [0] * len(rest)
-            rest = [
-                now if now == size else f"{name}.{k}" for k, (now, size) in enumerate(zip(rest, sizes, strict=True))
-            ]
-        shapes[name] = dtype, ["batch" if alone or together is None else together, *rest]
-        added |= alone
-    return shapes, added
+def _modules(cut: Cut, seen: _Seen, constants: Sequence[Mapping[str, Array]], deadline: Deadline) -> list[nn.Module]:
+    """Return what is behind the cut, with each of some numbers for its constants.
+
+    Raises:
+        Refused: it cannot be read.
+    """
+    whole = frozenset(name for name in cut.crossing if seen.is_whole(name))
+    together = seen.runtime.together
+    plans = [] if whole else [Plan(batch=together, free=together is None)]
+    plans.append(Plan(alone=True, bare=whole))
+    kinds = [True, False] if seen.is_open else [False]
+    for open_sizes in kinds:  # where several values have sizes that belong together, those that were seen
+        shapes = {name: seen.shape(cut, name, open_sizes) for name in cut.crossing}
+        try:
+            return [read_graph(cut.suffix(shapes, given), cut.output, deadline, plans) for given in constants]
+        except Refused:
+            if open_sizes == kinds[-1]:
+                raise
+    raise AssertionError("the last kind returns or raises")
 
 
 def _place(graph: Graph, array: Array, probes: Mapping[str, Array], weights: Mapping[str, Stored]) -> Place | None:
