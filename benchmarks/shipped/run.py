@@ -7,6 +7,7 @@ checker can say that a decision holds around an input. Goes on where it was stop
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections import Counter
@@ -74,7 +75,8 @@ def _whole(path: Path, network: Shipped) -> nn.Module | str:
 
 
 def _short(error: NNRepairError) -> str:
-    return " ".join(str(error).split("malformed:")[-1].split())[:300]
+    said = str(error).replace(f"{FOLDER}{os.sep}", "").split("malformed:")[-1]
+    return " ".join(said.split())[:300]
 
 
 def _points(network: Shipped, seed: int, n: int) -> dict[str, Tensor]:
@@ -181,7 +183,7 @@ def _checked(path: Path, network: Shipped, seed: int) -> str:
         found = check(path, rule, timeout=CHECKED)
         return found.verdict if found.verdict != "unknown" else f"unknown after {CHECKED:g} s"
     except NNRepairError as error:
-        return first_line(error)[:200].replace(str(path), path.name)
+        return first_line(error).replace(str(path), path.name)[:200]
 
 
 def run() -> None:
