@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import mistakes, mlp, randn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import nnrepair
 from nnrepair import Argmax, InvalidInput, LocalitySet, Scores, UnsupportedModel
+from nnrepair.cli import main
 from nnrepair.methods import EditableTraining, Episode, FineTune, Method, MinimalNorm
 from nnrepair.verify import Box, Property, check
 from nnrepair.wrappers.base import Wrapper
@@ -176,3 +178,29 @@ def test_hooks_of_the_model_still_run() -> None:
     model.register_forward_hook(lambda m, x, y: seen.append(y))
     assert nnrepair.fix(model, (X, mistakes(model.net, X)), method=FineTune(lr=0.05), output="a").outcome.ok
     assert all(isinstance(y, dict) for y in seen) and seen
+
+
+def test_the_command_line_names_an_output_too(tmp_path: Any, capsys: Any) -> None:
+    model, batch = Model(lambda y: {"a": y, "b": 2 * y}), torch.export.Dim("batch")
+    model.last = None
+    program = torch.export.export(Exported(model), (randn(4, 6),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    np.savez(tmp_path / "edits.npz", inputs=X.numpy(), labels=mistakes(model.net, X).numpy())
+    asked = ["fix", tmp_path / "model.pt2", "--edits", tmp_path / "edits.npz", "--out", tmp_path / "out.pt2"]
+    asked += ["--layer", "net.2", "--quiet"]
+    for more, code in ((["--output", "a"], 0), ([], 3), (["--output", "c"], 3)):
+        assert main([str(word) for word in asked + more]) == code
+    said = capsys.readouterr().err
+    assert "several parts could be the scores" in said and "output='c': the model returns no such part" in said
+    repaired = torch.export.load(tmp_path / "out.pt2").module()
+    assert torch.equal(repaired(X)["a"].argmax(1), mistakes(model.net, X))
+
+
+class Exported(nn.Module):
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.net = model.net
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.net(x)
+        return {"a": y, "b": 2 * y}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import NNRepairError, UnsupportedModel, first_line
+from nnrepair.errors import InvalidInput, NNRepairError, UnsupportedModel, first_line
 from nnrepair.spec.inputs import AnyInputs, batches, independent, together
 from nnrepair.spec.network import uncompiled
 
@@ -78,7 +78,23 @@ def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
     steps = batches(inputs)
     if len(steps) <= 1 or not independent(inputs):
         return call(model, inputs)
-    return torch.cat([call(model, inputs[step]) for step in steps])
+    return joined([call(model, inputs[step]) for step in steps])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return the outputs of several batches as one.
+
+    Raises:
+        InvalidInput: they have different shapes, as scores of tokens have that were padded to other lengths each.
+    """
+    shapes = list(dict.fromkeys(tuple(part.shape[1:]) for part in parts))
+    if len(shapes) > 1:
+        raise InvalidInput(
+            f"The model returns outputs of different shapes for different batches, {shapes[0]} and {shapes[1]} for one "
+            "point. Pad all points to one length: padding='max_length' when they are made, or in the loader's "
+            "collate_fn."
+        )
+    return torch.cat(list(parts))
 
 
 def outputs_of(model: nn.Module, several: Sequence[AnyInputs]) -> list[Tensor]:

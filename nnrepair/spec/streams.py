@@ -23,6 +23,7 @@ from torch.utils.data import (
 from nnrepair.errors import InvalidInput, first_line
 from nnrepair.spec.inputs import AnyInputs, Inputs, batches, numbers, to_like
 from nnrepair.spec.pyg import Graphs, is_graph
+from nnrepair.spec.running import joined
 
 #: Items read at once, where no loader says how many, and numbers in them: layers make many more of each.
 ITEMS, NUMBERS = 256, 4_000_000
@@ -193,7 +194,7 @@ class Stream(Inputs):
     def call(self, model: nn.Module) -> Tensor:
         """Return the outputs (n, ...); without gradients no more than a batch is in memory."""
         if not torch.is_grad_enabled() and len(self) > self.batch:
-            return torch.cat([self[step].call(model) for step in batches(self)])
+            return joined([self[step].call(model) for step in batches(self)])
         inputs = self.loaded()
         y: Tensor = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
         return y
