@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shipped.run import AROUND, CHECKED, EDITS, RESULTS
+from benchmarks.shipped.sources import ALL
 from nnrepair.files import write_atomically
 from nnrepair.results import markdown
 from nnrepair.rounding import percent, percentage_points
@@ -57,6 +58,11 @@ def reasons(rows: list[Row]) -> str:
     return "\n".join(said) or "None."
 
 
+def missing(rows: list[Row]) -> str:
+    known = {row["name"] for row in rows}
+    return ", ".join(one.name for one in ALL if one.name not in known) or "none"
+
+
 def summary(rows: list[Row]) -> str:
     done = [row for row in rows if row["outcome"] == "repaired"]
     held = [row for row in done if row["holds"] == row["edits"]]
@@ -103,6 +109,8 @@ true mistakes; the table says what can be read and repaired, not what a repair o
 (1) Not repaired, and why:
 
 {reasons(rows)}
+
+Not measured yet, of the networks that the script lists: {missing(rows)}.
 """
 
 
