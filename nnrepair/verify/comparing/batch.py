@@ -25,6 +25,7 @@ class Batch:
     Attributes:
         bounder: of the network without units that are zero in all boxes, and `places`, which units are left; None: all.
         relaxation: of the boxes.
+        free: (inputs,), which inputs vary in the region.
     """
 
     bounder: Bounder
@@ -32,6 +33,7 @@ class Batch:
     relaxation: Relaxation
     lower: Tensor
     upper: Tensor
+    free: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.lower)
@@ -57,7 +59,7 @@ class Batch:
             self.relaxation, len(self.bounder.graph.nodes) - 1, A.repeat(len(box), 1), which, coefficients=found
         )
         bound.c = bound.c + offset.repeat(len(box))
-        return Lines.of(bound, self.lower[which], self.upper[which], len(box)), found
+        return Lines.of(bound, self.lower[which], self.upper[which], len(box), self.free), found
 
     def splits(self, box: Tensor, coefficients: Coefficients, least: NDArray[np.float64], steep: Tensor) -> Index:
         """Return the inputs (boxes, 2) to split, of some boxes, so that one row of each is bounded better.
@@ -76,6 +78,7 @@ class Batch:
         score = torch.where(
             score.amax(1, keepdim=True) > 0, score, width / width.amax(1, keepdim=True).clamp(min=1e-300)
         )
+        score[:, torch.from_numpy(~self.free)] = -1.0
         dim, each = score.argmax(1), torch.arange(len(box))
         hopeless = torch.from_numpy(least) + HOPELESS * score.sum(1) < 0
         score[each, dim] /= 2

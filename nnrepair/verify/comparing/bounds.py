@@ -53,14 +53,23 @@ class Comparing:
         pair: the networks.
         rows: the decision.
         lower, upper: (inputs,), the root box.
+        free: (inputs,), which inputs vary in the region; None: all.
         deadline: when to end.
 
     Attributes:
         known: bounds (units,) that hold everywhere.
     """
 
-    def __init__(self, pair: Pair, rows: Rows, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> None:
-        self.pair = pair
+    def __init__(
+        self,
+        pair: Pair,
+        rows: Rows,
+        lower: Tensor,
+        upper: Tensor,
+        free: Mask | None = None,
+        deadline: Deadline = NEVER,
+    ) -> None:
+        self.pair, self.free = pair, np.ones(len(lower), bool) if free is None else free
         self.bounder = Bounder(pair.graph, lower, upper, deadline=deadline)
         self.known = self.bounder.root[0][0], self.bounder.root[1][0]
         n, nothing = len(rows.weight), torch.zeros_like(rows.weight)
@@ -121,7 +130,7 @@ class Comparing:
         bounder, places = self.bounder.restricted(self.pair.graph.alive(high))
         around = (low, high) if places is None else (low[:, places], high[:, places])
         relaxation = Relaxation.of(bounder.graph, *around) if chain is not None else bounder.relax(lower, upper, around)
-        return Batch(bounder, places, relaxation, lower, upper)
+        return Batch(bounder, places, relaxation, lower, upper, self.free)
 
     def _shared(self, batch: Batch, known: tuple[Tensor, Tensor], rest: Mask) -> tuple[Tensor, Tensor]:
         """Return bounds (units,) that hold in some of the boxes."""

@@ -60,7 +60,7 @@ class Search:
         self.comparing, self.tree, self.confirm, self.deadline = comparing, tree, confirm, deadline
         self.identical = identical and comparing.can_stay
         self.boxes = 0
-        self.volume = float(np.prod(tree.upper[0] - tree.lower[0]))
+        self.volume = float(tree.volumes(np.zeros(1, np.int64))[0])
         self.heap: list[tuple[float, int, Cluster]] = []
         self.count = 0
         known, flips = comparing.known, np.ones(len(comparing.flips.flips), bool)
@@ -146,7 +146,7 @@ class Search:
         open_ = own[:, MAYBE] - own[:, SURE]
         if self.identical:
             open_ = open_ + own[:, DIFFERS] - tree.moves[parts]
-        unknown: NDArray[np.float64] = open_ / UNIT * np.prod(tree.upper[parts] - tree.lower[parts], 1) / self.volume
+        unknown: NDArray[np.float64] = open_ / UNIT * tree.volumes(parts) / self.volume
         return unknown
 
 

@@ -81,8 +81,8 @@ class Units:
             bound.c = bound.c + torch.cat([-bias - rho, bias - rho])
             least = bound.minimum(batch.lower[twice], batch.upper[twice]).numpy()
             rise = (bound.A.abs() * batch.width[twice]).numpy()
-            may[box.numpy(), unit.numpy()] = at_most(rise[:k], -least[:k], up=True)
-            does[box.numpy(), unit.numpy()] = UNIT - at_most(rise[k:], -least[k:], up=True)
+            may[box.numpy(), unit.numpy()] = at_most(rise[:k], -least[:k], True, batch.free)
+            does[box.numpy(), unit.numpy()] = UNIT - at_most(rise[k:], -least[k:], True, batch.free)
             found, bounds = [None if a is None else a[:k] for a in found], least[:k]
         return UnitShares(may, does, box.numpy(), unit.numpy(), bounds, found)
 
