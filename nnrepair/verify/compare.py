@@ -106,7 +106,7 @@ def compare(
     if not 0 <= until < 1:
         raise InvalidInput(f"until must be a share of the region from 0 to less than 1, got {until}.")
     asked = Asked(decision, until, identical, witnesses, certificate)
-    with torch.no_grad(), one_thread(torch.device("cpu")), progress_bar("compare", progress, counts=False) as say:
+    with progress_bar("compare", progress, counts=False) as say:
         found = compared(before, after, pieces(region, outside), asked, Deadline(timeout, say), resume)
     return replace(found, cpu_seconds=time.process_time() - cpu, wall_seconds=time.monotonic() - started)
 
@@ -136,13 +136,14 @@ def compared(
     before: Model, after: Model, boxes: list[Box], asked: Asked, deadline: Deadline, resume: Comparison | None = None
 ) -> Comparison:
     """Compare over boxes that share no inside, until a deadline, which may count other seconds than the clock's."""
-    whole = sum((volume(box) for box in boxes), Fraction(0))
-    try:
-        problem = _Problem(before, after, boxes, asked, deadline)
-    except OutOfTime:
-        nothing = Fraction(0)
-        return Comparison(nothing, nothing, nothing, whole, reason=f"the time limit was reached while {deadline.doing}")
-    return problem.solve(whole, resume)
+    whole, nothing = sum((volume(box) for box in boxes), Fraction(0)), Fraction(0)
+    with torch.no_grad(), one_thread(torch.device("cpu")):
+        try:
+            problem = _Problem(before, after, boxes, asked, deadline)
+        except OutOfTime:
+            reason = f"the time limit was reached while {deadline.doing}"
+            return Comparison(nothing, nothing, nothing, whole, reason=reason)
+        return problem.solve(whole, resume)
 
 
 class _Problem:
