@@ -27,8 +27,9 @@ class Tree:
     Attributes:
         lower, upper: (nodes, inputs).
         own: (nodes, 3), shares in units of 1 / UNIT: what bounds of the part itself say, see MAYBE, SURE, DIFFERS.
-        moves: (nodes,), the estimate that goes with DIFFERS. dim, cut, child: how it was split; dim is -1 for a leaf.
-        next: (nodes, 2), along which input to split a leaf, and its halves at once; -1 where these are to be bounded.
+        moves: (nodes,), the estimate that goes with DIFFERS.
+        next, effort: (nodes, 2) and (nodes,), of a leaf, see `Splits`.
+        dim, cut, child: how it was split; dim is -1 for a leaf.
     """
 
     lower: NDArray[np.float64]
@@ -36,6 +37,7 @@ class Tree:
     own: NDArray[np.int64]
     moves: NDArray[np.int64]
     next: NDArray[np.int64]
+    effort: NDArray[np.float64]
     dim: NDArray[np.int16]
     cut: NDArray[np.float64]
     child: NDArray[np.int64]
@@ -47,10 +49,9 @@ class Tree:
         """Return a tree of one part of which nothing is known."""
         lower, upper = (end[None].copy() for end in box.outer)
         own = np.array([[UNIT, 0, UNIT]])
-        none = np.zeros(1, np.int64)
-        return cls(
-            lower, upper, own, none, np.array([[0, -1]]), np.full(1, -1, np.int16), np.zeros(1), none.copy(), free
-        )
+        none, leaf = np.zeros(1, np.int64), np.full(1, -1, np.int16)
+        rest = np.array([[0, -1]]), np.zeros(1), leaf, np.zeros(1), none.copy(), free
+        return cls(lower, upper, own, none, *rest)
 
     def split(self, parents: NDArray[np.int64], dim: NDArray[np.int64], cut: NDArray[np.float64]) -> NDArray[np.int64]:
         """Split leaves; return the ids of their children, two and two. `own` is not known of these yet."""
@@ -70,7 +71,7 @@ class Tree:
         if size <= len(self.dim):
             return
         more = max(size, 2 * len(self.dim)) - len(self.dim)
-        for name in ("lower", "upper", "own", "moves", "next", "dim", "cut", "child"):
+        for name in ("lower", "upper", "own", "moves", "next", "effort", "dim", "cut", "child"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros((more, *old.shape[1:]), old.dtype)]))
 
