@@ -25,10 +25,11 @@ from nnrepair.methods.base import Capabilities, Method, Proposal, entry
 from nnrepair.methods.fine_tune import penalties
 from nnrepair.methods.trainable import Editor, Trainable
 from nnrepair.provenance import digest, source
+from nnrepair.results.effects import SideEffects
 from nnrepair.results.history import History
 from nnrepair.results.metrics import generalization_rates, mean_rate
-from nnrepair.results.result import RepairResult, SideEffects
-from nnrepair.spec.criteria import ERROR
+from nnrepair.results.result import RepairResult
+from nnrepair.spec.bounds import ERROR
 from nnrepair.spec.given import as_criterion
 from nnrepair.spec.problem import Problem, fitted
 from nnrepair.spec.running import outputs_of

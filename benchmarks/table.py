@@ -19,6 +19,7 @@ from benchmarks.graph import table as graphs
 from benchmarks.inpainting import table as inpainting
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
+from benchmarks.shipped import bert
 from benchmarks.verify import table as properties
 from benchmarks.vision import table as photographs
 from nnrepair.files import write_atomically
@@ -328,6 +329,8 @@ def write() -> None:
     photographs.write()
     for path, lines in ((ROOT / "README.md", figures()), (ROOT / "docs" / "results.md", everything())):
         write_atomically(path, between(path.read_text(), "results", lines).encode())
+    path = ROOT / "docs" / "your-model.md"
+    write_atomically(path, between(path.read_text(), "bert", bert.lines()).encode())
 
 
 def between(text: str, name: str, lines: list[str]) -> str:

@@ -32,16 +32,18 @@ if TYPE_CHECKING:
     from nnrepair.failing import failing
     from nnrepair.fix import fix
     from nnrepair.properties import repair_property
+    from nnrepair.results.effects import SideEffects
     from nnrepair.results.failed import RepairFailed
     from nnrepair.results.history import History, Step
     from nnrepair.results.outcome import Outcome
     from nnrepair.results.patch import Patch
-    from nnrepair.results.result import RepairResult, Report, SideEffects
+    from nnrepair.results.result import RepairResult, Report
     from nnrepair.spec.criteria import (
         AllOf,
         AnyOf,
         Argmax,
         Argmin,
+        Between,
         Criterion,
         Linear,
         Near,
@@ -49,14 +51,18 @@ if TYPE_CHECKING:
     )
     from nnrepair.spec.edits import Edits, EditScope, LocalitySet
     from nnrepair.spec.inputs import Inputs
+    from nnrepair.spec.ranks import Above, TopK
     from nnrepair.spec.regions import Polygons, Segments
+    from nnrepair.spec.scores import Scores
     from nnrepair.wrappers.decoupled import Decoupled
 
 __all__ = [
+    "Above",
     "AllOf",
     "AnyOf",
     "Argmax",
     "Argmin",
+    "Between",
     "Criterion",
     "DataUnavailable",
     "Decoupled",
@@ -77,10 +83,12 @@ __all__ = [
     "RepairFailed",
     "RepairResult",
     "Report",
+    "Scores",
     "Segments",
     "SideEffects",
     "Step",
     "Threshold",
+    "TopK",
     "UnsupportedModel",
     "failing",
     "fix",
@@ -90,7 +98,8 @@ __all__ = [
 
 #: The module of each name. It is imported when the name is first used: what needs no torch does not wait for it.
 _HOMES = {
-    "spec.criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Criterion", "Linear", "Near", "Threshold"),
+    "spec.criteria": ("AllOf", "AnyOf", "Argmax", "Argmin", "Between", "Criterion", "Linear", "Near", "Threshold"),
+    "spec.ranks": ("Above", "TopK"),
     "wrappers.decoupled": ("Decoupled",),
     "errors": (
         "DataUnavailable",
@@ -107,10 +116,12 @@ _HOMES = {
     "results.outcome": ("Outcome",),
     "results.patch": ("Patch",),
     "properties": ("repair_property",),
-    "results.result": ("RepairResult", "Report", "SideEffects"),
+    "results.effects": ("SideEffects",),
+    "results.result": ("RepairResult", "Report"),
     "spec.regions": ("Polygons", "Segments"),
     "spec.edits": ("EditScope", "Edits", "LocalitySet"),
     "spec.inputs": ("Inputs",),
+    "spec.scores": ("Scores",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -133,6 +144,10 @@ class _Package(ModuleType):
         if _HOME_OF.get(name) == name and isinstance(value, ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by name, as of any other module: functions of scripts and notebooks take it with them."""
+        return importlib.import_module, (self.__name__,)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *__all__})

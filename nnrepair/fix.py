@@ -20,6 +20,7 @@ from nnrepair.spec.edits import Edits
 from nnrepair.spec.network import unwrapped
 from nnrepair.spec.problem import check_model
 from nnrepair.spec.running import undisturbed
+from nnrepair.spec.scores import Output, Scores, scored
 
 
 @overload
@@ -28,6 +29,7 @@ def fix(
     edits: Any,
     locality_set: Any = None,
     *,
+    output: Output | None = None,
     method: str | Method = "auto",
     mode: Literal["batch"] = "batch",
     edit_scope: Any = None,
@@ -44,6 +46,7 @@ def fix(
     edits: Any,
     locality_set: Any = None,
     *,
+    output: Output | None = None,
     method: str | Method = "auto",
     mode: Literal["independent", "successive"],
     batch_size: int = 1,
@@ -62,6 +65,7 @@ def fix(
     edits: Any,
     locality_set: Any = None,
     *,
+    output: Output | None = None,
     method: str | Method = "auto",
     mode: Literal["batch", "independent", "successive"] = "batch",
     batch_size: int = 1,
@@ -92,6 +96,9 @@ def fix(
             `Edits(..., neighbours=...)` names points that a repair should reach too, without having to.
         locality_set: points that must stay: inputs, a pair (inputs, labels), or a `LocalitySet`. With labels, points
             that the model gets wrong are free and drawdown is measured.
+        output: which part of what the model returns are the scores: a name, a place in a tuple, or a function that
+            makes one tensor (points, ...) of it. By default the tensor that it returns, or "logits", or the only part
+            that can be scores; where several can, an error names them.
         method: "auto", another name from `nnrepair methods`, or a `Method` such as `MinimalNorm(layer="fc2")`.
         mode: "batch" repairs all edits at once and returns a `RepairResult`. "independent" repairs each from the
             original network, to measure a method; "successive" repairs each from the last network, as mistakes come in;
@@ -129,7 +136,9 @@ def fix(
         model = unwrapped(model)
         if isinstance(chosen, Editor):
             chosen.refuse_another(model)
-        private = private_copy(model)
+        private = scored(private_copy(model), edits.inputs, output)
+        if isinstance(private, Scores):
+            model = private.of(model)
         posed = request.pose(private)
         watched = watch(posed.problem, test_set)
         if mode == "batch":

@@ -15,16 +15,18 @@ from nnrepair.methods.base import Method, Proposal
 from nnrepair.request import Posed
 from nnrepair.results import metrics
 from nnrepair.results.changes import WeightChange, unsized, weight_change
+from nnrepair.results.effects import Moved, SideEffects
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
-from nnrepair.results.result import Asked, Moved, RepairResult, Report, SideEffects
+from nnrepair.results.result import Asked, RepairResult, Report
 from nnrepair.spec.accepted import differ_by_rounding
-from nnrepair.spec.criteria import Criterion, Near, Threshold, flat
+from nnrepair.spec.criteria import Argmax, Criterion, Near, Threshold, flat
 from nnrepair.spec.edits import EditScope, Locality
 from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.kinds import Binary, Kind, kind_of, leaves
 from nnrepair.spec.problem import Problem, held_out
 from nnrepair.spec.running import outputs, outputs_of
+from nnrepair.spec.scores import Scores, bare, output_of
 from nnrepair.wrappers.base import Wrapper
 
 #: How the report calls the locality set and a test set without a name.
@@ -74,6 +76,8 @@ class Watched:
         if self._asked is not None and isinstance(self._kind, Binary):  # an output without a label is no decision
             asked = self._asked.to(y.device)[:, self._kind.answers(y)]
             old, new = old & asked, new & asked
+        elif self._asked is not None and self._asked.shape == old.shape:
+            old, new = (torch.where(self._asked.to(y.device), decided, -1) for decided in (old, new))
         same = (old == new) & ~flat(y).isnan().any(1, keepdim=True)
         return replace(found, locality=metrics.locality(same, torch.ones_like(same)), decisions=old.shape[1])
 
@@ -91,9 +95,9 @@ class Watched:
 
 
 def _labelled(criterion: Criterion | None) -> Tensor | None:
-    """Return (n, outputs) bool: which yes-or-no answers have a label; None where it is not about such."""
+    """Return (n, decisions) bool: which answers, or positions, have a label; None where it is not about such."""
     found = [] if criterion is None else leaves(criterion)
-    labelled = [flat(part.labels) >= 0 for part in found if isinstance(part, Threshold)]
+    labelled = [flat(part.labels) >= 0 for part in found if isinstance(part, Argmax | Threshold)]
     return torch.stack(labelled).any(0) if labelled else None
 
 
@@ -240,8 +244,11 @@ def judge(
     patch = patch_of(model, final, change, about(report) | getattr(model, "patch_about", {}))
     if patch is None:
         report.notes.append("there is no patch: other values of the same parameters are not all that changed.")
-    asked = Asked(posed.edits, problem.locality, problem.answers if posed.regions is None else None)
-    return RepairResult(final, outcome, report, patch, proposal.certificate, proposal.stats, asked)
+    if isinstance(problem.model, Scores) and isinstance(final, Wrapper):
+        report.notes.append("the network returns its scores alone; its patch goes on nnrepair.Scores(model, output).")
+    answers = problem.answers if posed.regions is None else None
+    asked = Asked(posed.edits, problem.locality, answers, output_of(problem.model))
+    return RepairResult(bare(final), outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
 
 def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int) -> Outcome:

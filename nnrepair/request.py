@@ -116,7 +116,8 @@ class Request:
         else:  # what linear regions there are depends on the network
             again = self._posed(network, self.edits[which], None)
         stays = first.problem.locality
-        stays = None if stays is None else replace(stays, before=None)
+        if stays is not None and network is not first.problem.model:
+            stays = replace(stays, before=None)
         return replace(again, problem=replace(again.problem, model=network, locality=stays, scope=None, seed=seed))
 
     def _posed(self, network: nn.Module, edits: Edits, scope: Any) -> Posed:

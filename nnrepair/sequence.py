@@ -33,6 +33,8 @@ from nnrepair.results.patch import Patch
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import outputs
+from nnrepair.spec.scores import bare
+from nnrepair.training import ranks
 
 #: Seconds of work that a kill may cost, at most (and one step).
 SAVE_EVERY = 5.0
@@ -185,7 +187,7 @@ class Sequence:
             generalization_retain_rate=retained,
             patch=patch,
             method=repr(self.request.method),
-            last=last,
+            last=None if last is None else bare(last),
             weight_change=change,
             notes=[
                 *([self._not_stored] if self._not_stored else []),
@@ -239,6 +241,8 @@ class Sequence:
     def _store(self, network: nn.Module) -> None:
         """Store progress. Where that fails the sequence goes on, and says at its end that it could not."""
         assert self.resume is not None
+        if ranks.rank():
+            return
         try:
             patch = Patch.between(self.private, network)
             about: dict[str, Any] = {"sequence": self._key, "steps": [step.as_dict() for step in self._steps]}

@@ -194,7 +194,8 @@ def test_no_interval_exceeds_what_rounding_is_counted_for(name: str, refine: boo
     for size, ends in zip(bounder.rounding.magnitude, values, strict=True):
         assert all(bool((end.abs() <= size).all()) for end in ends)
     for k, shift in zip(graph.bent, [lines.shift for lines in relaxation.lines], strict=True):
-        assert bool((shift <= bounder.rounding.magnitude[k] * (1 + 1e-14)).all())
+        terms = graph.activations[graph.bent.index(k)].terms(*bounder.rounding.interval[graph.nodes[k].sources[0]])
+        assert bool((shift <= terms * (1 + 1e-14)).all())
 
 
 def test_known_bounds_are_kept() -> None:

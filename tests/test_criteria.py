@@ -10,7 +10,21 @@ from hypothesis import strategies as st
 from networks import randn
 from torch import Tensor
 
-from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, InvalidInput, Linear, Near, Threshold
+from nnrepair import (
+    Above,
+    AllOf,
+    AnyOf,
+    Argmax,
+    Argmin,
+    Between,
+    Criterion,
+    InvalidInput,
+    Linear,
+    Near,
+    Threshold,
+    TopK,
+)
+from nnrepair.spec.kinds import Classes, kind_of
 
 POINTS, OUTPUTS = 4, 3
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -18,7 +32,17 @@ quick = settings(deadline=None, derandomize=True, max_examples=60)
 
 @st.composite
 def criteria(draw: Any, deep: bool = True) -> Criterion:
-    kinds = ["argmax", "argmin", "threshold", "linear", "near", *(["and", "or"] if deep else [])]
+    kinds = [
+        "argmax",
+        "argmin",
+        "threshold",
+        "linear",
+        "near",
+        "between",
+        "above",
+        "topk",
+        *(["and", "or"] if deep else []),
+    ]
     kind = draw(st.sampled_from(kinds))
     seed = draw(st.integers(0, 999))
     if kind == "threshold":
@@ -31,6 +55,18 @@ def criteria(draw: Any, deep: bool = True) -> Criterion:
         return (Argmax if kind == "argmax" else Argmin)(labels, draw(st.sampled_from([0.0, 0.5])))
     if kind == "linear":
         return Linear(randn(POINTS, 2, OUTPUTS, seed=seed), randn(POINTS, 2, seed=seed + 1))
+    draws = torch.Generator().manual_seed(seed)
+    if kind == "between":
+        low, width = randn(POINTS, OUTPUTS, seed=seed) - 1, draw(st.sampled_from([0.5, 2.0, torch.inf]))
+        return Between(torch.where(torch.arange(OUTPUTS) == seed % OUTPUTS, -torch.inf, low), low + width)
+    if kind == "above":
+        order = torch.stack([torch.randperm(OUTPUTS, generator=draws) for _ in range(POINTS)])
+        lower = torch.where(torch.arange(2) == seed % 3, -1, order[:, 1:])
+        return Above(order[:, 0], lower, draw(st.sampled_from([0.0, 0.5])))
+    if kind == "topk":
+        labels = torch.randint(-1, OUTPUTS, (POINTS, 2), generator=draws)
+        labels[:, 0] = labels[:, 0].abs()
+        return TopK(labels, draw(st.sampled_from([1, 2])), draw(st.sampled_from([0.0, 0.5])))
     if kind == "near":
         tol = draw(st.sampled_from([0.3, 1.5, torch.inf]))
         return Near(randn(POINTS, OUTPUTS, seed=seed), torch.tensor([1.0, tol, 1.0]))
@@ -232,8 +268,41 @@ def test_linear_takes_whole_numbers_and_lists() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Argmax(torch.tensor([0.5])), "one-dimensional tensor of integers, got shape .*float32"),
-        (lambda: Argmax(torch.zeros(2, 2, dtype=torch.int64)), r"got shape \(2, 2\)"),
+        (lambda: Argmax(torch.tensor([0.5])), "must be integers, one per point .*got shape .*float32"),
+        (lambda: Argmax(torch.tensor(3)), r"got shape \(\)"),
+        (lambda: Argmax([[0, -100], [-100, -100]]), r"points \[1\] have no label but -100"),
+        (lambda: Argmax([[0, 1]]).check(torch.zeros(1, 2, 2)), "axis=1.*or.*axis=-1"),
+        (lambda: Argmax([[0, 1]]).check(torch.zeros(1, 3, 4)), r"the model returns \(1, 3, 4\)"),
+        (lambda: Argmax([[0]]).check(torch.zeros(1, 4)), r"labels.squeeze\(1\)"),
+        (lambda: Threshold([[0], [1]]).check(torch.zeros(2, 4)), r"labels.squeeze\(1\)"),
+        (lambda: Argmax([3, 1]).check(torch.zeros(2, 3)), "counted from 1; .* labels - 1"),
+        (lambda: Argmax([[255, 1]]).check(torch.zeros(1, 2, 3)), "Argmax.labels, ignore=255"),
+        (lambda: Above([0], [0]), r"at points \[0\] an output is to score above itself"),
+        (lambda: Above([0], [[-1, -1]]), "no output is to score lower"),
+        (lambda: Above([0.5], [1]), "Above: higher must be integers"),
+        (lambda: Above([0, 1], [1]), r"shapes \(2,\) and \(1,\)"),
+        (lambda: Above([0], [7]).check(torch.zeros(1, 3)), r"numbered 0\.\.2, and 7"),
+        (lambda: Above([0], [1], margin=-1), "margin"),
+        (lambda: TopK([0], 0), "k must be a whole number"),
+        (lambda: TopK(["cat"], 1), "TopK: labels must be integers"),
+        (lambda: TopK([[-1, -1]], 1), "at least one label"),
+        (lambda: TopK([0], 3).check(torch.zeros(1, 3)), "give a smaller k"),
+        (lambda: TopK([0], 2).check(torch.zeros(2, 3)), "about 1 points, but there are 2"),
+        (lambda: TopK([0], 2).rows(torch.tensor([0]), torch.tensor([0]), torch.zeros(1, 3)), "resolve"),
+        (lambda: Between(0.0, 1.0), "needs points=n"),
+        (lambda: Between(1.0, 0.0, points=1), "no higher than the upper"),
+        (lambda: Between(points=2), r"nothing is asked of points \[0, 1\]"),
+        (lambda: Between(torch.zeros(2, 3), torch.ones(4)), "do not fit each other"),
+        (
+            lambda: Between(torch.zeros(2, 3)).check(torch.zeros(2, 4)),
+            r"bounds of shape \(2, 3\), but outputs are \(2, 4\)",
+        ),
+        (lambda: Between(0.0, points=1, at=(5,)).check(torch.zeros(1, 4)), r"at=\(5,\) is no output"),
+        (lambda: Between(torch.zeros(2, 3), at=1), "with at, bounds are one per point"),
+        (lambda: Near(torch.zeros(2), 1.0).check(torch.zeros(2, 1)), r"target\[:, None\]"),
+        (lambda: Near(torch.zeros(2, 1), 1.0, units="kelvin"), r"a pair \(mean, scale\).*got str"),
+        (lambda: Near(torch.zeros(2, 1), 1.0, units=(0.0, 0.0)), "finite and not 0"),
+        (lambda: Near(torch.zeros(2, 1), 1.0, units=([0.0, 1.0, 2.0], 1.0)), "do not fit values of shape"),
         (lambda: Argmax([True]), "integers"),
         (lambda: Argmax([0], margin=-1.0), "must be a finite number >= 0, got -1"),
         (
@@ -276,3 +345,112 @@ def test_messages(make: Any, message: str) -> None:
 def test_joined_criteria_are_checked_part_by_part() -> None:
     with pytest.raises(InvalidInput, match="label 5 at index 0"):
         (Argmax([0]) & Argmax([5])).check(torch.zeros(1, 3))
+
+
+# Positions, ranks and units ------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 999), st.sampled_from([1, -1]), st.sampled_from([Argmax, Argmin]), st.sampled_from([0.0, 0.4]))
+@quick
+def test_labels_of_positions_are_labels_at_each_of_them(
+    seed: int, axis: int, kind: type[Argmax], margin: float
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randn(POINTS, 2, 5, 3, generator=draw, dtype=torch.float64)  # (n, height, width, classes)
+    labels = torch.randint(3, (POINTS, 2, 5), generator=draw)
+    labels[:, 1, seed % 5] = -100
+    y = scores.movedim(-1, axis).requires_grad_(True)
+    criterion = kind(labels, margin)
+    criterion.check(y)
+    alone = kind(labels.reshape(-1).clamp(min=0), margin)
+    asked, rows = labels.reshape(-1) != -100, scores.reshape(-1, 3)
+    holds = alone.holds(rows) | ~asked
+    assert torch.equal(criterion.holds(y), holds.reshape(POINTS, -1).all(1))
+    margins = torch.where(asked, alone.margin(rows), torch.inf).reshape(POINTS, -1)
+    torch.testing.assert_close(criterion.margin(y), margins.amin(1))
+    torch.testing.assert_close(criterion.loss(y), (alone.loss(rows) * asked).reshape(POINTS, -1).sum(1))
+    slack = criterion.slack(y)
+    point, condition = torch.nonzero(torch.isfinite(slack)).T
+    some = torch.arange(0, len(point), 7)
+    for row, p, c in zip(criterion.rows(point[some], condition[some], y), point[some], condition[some], strict=True):
+        (expected,) = torch.autograd.grad(slack[p, c], y, retain_graph=True)
+        torch.testing.assert_close(row, expected[p])
+    index = torch.tensor([2, 0])
+    assert torch.equal(criterion[index].holds(y[index]), criterion.holds(y)[index])
+
+
+@given(st.integers(0, 999), st.sampled_from([1, -1]), st.booleans())
+@quick
+def test_classes_of_positions_are_classes_at_each_of_them(seed: int, axis: int, lowest: bool) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    old, new = (torch.randn(POINTS, 4, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+    kind, alone = Classes(lowest, axis), Classes(lowest)
+    y, flat_y = old.movedim(-1, axis), old.reshape(-1, 3)
+    assert torch.equal(kind.decide(y), alone.decide(flat_y).reshape(POINTS, 4))
+    assert kind.unchanged(y, 0.0).holds(y).all()
+    far = alone.divergence(flat_y, new.reshape(-1, 3)).reshape(POINTS, 4).sum(1)
+    torch.testing.assert_close(kind.divergence(y, new.movedim(-1, axis)), far)
+    labels = kind.sample(y, draw)
+    assert labels.shape == (POINTS, 4)
+    score = alone.score(flat_y, labels.reshape(-1)).reshape(POINTS, 4, 3).movedim(-1, axis).flatten(1)
+    torch.testing.assert_close(kind.score(y, labels), score)
+    root = kind.root(y, 12)
+    assert root is not None
+    fisher = torch.einsum("nko,nkp->nop", root, root)
+    probabilities = torch.softmax((-1 if lowest else 1) * old, 2)
+    for n in range(POINTS):  # blocks, one for each position
+        blocks = torch.block_diag(*(torch.diag(p) - torch.outer(p, p) for p in probabilities[n]))
+        order = torch.arange(12).reshape(4, 3).movedim(-1, 0 if axis == 1 else -1).flatten()
+        torch.testing.assert_close(fisher[n], blocks[order][:, order])
+    assert kind.root(y, 11) is None
+
+
+def test_shapes_say_where_the_classes_are() -> None:
+    assert kind_of(checked(Argmax([[0, 1]]), torch.zeros(1, 3, 2))) == Classes(axis=1)
+    assert kind_of(checked(Argmax([[0, 1]]), torch.zeros(1, 2, 3))) == Classes(axis=-1)
+    assert kind_of(checked(Argmax([[0, 1]], axis=2), torch.zeros(1, 2, 2))) == Classes(axis=-1)
+    assert kind_of(TopK([1], 2)) == kind_of(Above([1], [0])) == Classes()
+
+
+def checked(criterion: Criterion, y: Tensor) -> Criterion:
+    criterion.check(y)
+    return criterion
+
+
+def test_of_a_group_all_points_get_one_way() -> None:
+    y = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 3.0, 2.0, 1.0]])
+    way = TopK([[3], [3]], 2).resolve(y, torch.tensor([0, 0]))
+    assert isinstance(way, Above) and torch.equal(way.lower[0].sort().values, way.lower[1].sort().values)
+
+
+@pytest.mark.parametrize("scaler", ["pair", "standard", "minmax", "robust"])
+def test_targets_in_the_users_units(scaler: str) -> None:
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    degrees = randn(30, 2, seed=3, dtype=torch.float64) * torch.tensor([5.0, 0.1]) + torch.tensor([20.0, 1.0])
+    made = {
+        "standard": preprocessing.StandardScaler,
+        "minmax": preprocessing.MinMaxScaler,
+        "robust": preprocessing.RobustScaler,
+    }
+    units: Any = (degrees.mean(0), degrees.std(0))
+    y = (degrees - units[0]) / units[1]
+    if scaler != "pair":
+        units = made[scaler]().fit(degrees.numpy())
+        y = torch.from_numpy(units.transform(degrees.numpy()))
+    target, tol = degrees + torch.tensor([0.4, 0.0]), torch.tensor([0.5, 0.01])
+    near = Near(target, tol, units=units)
+    assert near.holds(y).all() and not Near(target, 0.3 * tol, units=units).holds(y).any()
+    measured = near.measures(y)
+    assert measured["mean squared error"] == pytest.approx(0.08)
+    between = Between(degrees - 0.1, degrees + 0.1, units=units)
+    assert between.holds(y).all() and not Between(degrees + 0.001, degrees + 1, units=units).holds(y).any()
+    index = torch.tensor([4, 1])
+    assert near[index].measures(y[index])["mean squared error"] == pytest.approx(0.08)
+    torch.testing.assert_close(between[index].margin(y[index]), between.margin(y)[index])
+
+
+def test_one_output_alone_between_bounds() -> None:
+    y = torch.tensor([[[0.1, 9.0], [0.2, 0.9]]])
+    veto = Between(high=0.3, at=(1, 0), points=1)
+    assert veto.holds(y).all() and not Between(high=0.1, at=(1, 0), points=1).holds(y).any()
+    assert veto.rows(torch.tensor([0]), torch.tensor([6]), y).nonzero().tolist() == [[0, 1, 0]]

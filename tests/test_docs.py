@@ -29,7 +29,7 @@ TEXTS = [*PAGES, *(path for path in ROOT.glob("*.md") if path.name != "CHANGELOG
 #: How blocks begin: the first three are run.
 LANGUAGES = {"pycon", "console", "python", "text", "bash", "mermaid", "py", ""}
 #: Blocks of Python that are rows of a table in a test, and not run.
-ROWS = {"add-a-method.md": 1, "add-an-activation.md": 1}
+ROWS = {"add-a-method.md": 1, "add-an-activation.md": 1, "your-model.md": 1}
 #: Files that pages say a reader would add.
 TO_BE = {"nnrepair/domains/tumours/", "benchmarks/tumours/", "benchmarks/mnist/experiments/by-heart.toml"}
 #: What pages add methods, wrappers and activations to; they are gone afterwards.
@@ -64,6 +64,7 @@ NEEDS = {
     "inpainting.md": Page(("PIL",)),
     "own-objectives.md": Page(("cvxpy",)),
     "properties.md": Page(slow=True, writes=("brake.png",)),
+    "your-model.md": Page(("torch_geometric.nn",)),
     "quickstart.md": Page(writes=("fix.safetensors", "report.html")),
 }
 

@@ -115,7 +115,7 @@ INVALID = {
         r"0\.\.2 .*3 classes.*label 3 at index 2 does not, nor do 1 others", edits=(X, [0, 1, 3, 7])
     ),
     "labels too small": invalid("label -1 at index 1", edits=(X, [0, -1, 0, 0])),
-    "float labels": invalid("tensor of integers, got .*float32", edits=(X, torch.zeros(4))),
+    "float labels": invalid("of float32. For classes.*labels.long", edits=(X, torch.zeros(4))),
     "answers of another number": invalid(
         r"Labels of shape \(4, 4\) are about one answer per output, .*\(4, 3\)\. .*integers \(n,\)",
         edits=(X, torch.eye(4).long()),
@@ -185,8 +185,8 @@ UNSUPPORTED = {
     "depends on the batch": (lambda y: y - y.mean(0), "depends on the other points of its batch"),
     "depends on the size of the batch": (lambda y: y * len(y), "depends on the other points of its batch"),
     "depends on the order": (lambda y: y + torch.arange(len(y))[:, None], "depends on the other points of its batch"),
-    "returns a tuple": (lambda y: (y, y), "returns tuple, not a tensor"),
-    "returns a dict": (lambda y: {"logits": y}, "returns dict, not a tensor"),
+    "returns a tuple": (lambda y: (y, y), "returns tuple, in which several parts"),
+    "returns no scores": (lambda y: {"label": y.argmax(1)}, "returns dict, in which no part"),
 }
 
 

@@ -15,8 +15,11 @@ from nnrepair.deadline import Deadline
 from nnrepair.verify import Box, Case, Halfspace, Options, Property, check
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.search import phases
+from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.jobs import Found, Jobs
 from nnrepair.verify.search.phases import PhaseSearch
+from nnrepair.verify.search.slopes import Ascent
 
 
 def search(graph: Graph, what: Jobs, seconds: float = 20, confirm: Any = refuse, **options: Any) -> Found:
@@ -155,3 +158,40 @@ def test_an_unsafe_point_next_to_a_kink() -> None:
         model[2].bias.fill_(-0.02)
     graph = lower(model, (1,))
     assert not search(graph, jobs(([-1.0], [1.0], [([1.0], 1e-9)])), 2, steps=300).closed
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Hardswish])
+def test_what_is_foreseen_of_a_split_holds_on_its_side(activation: Any) -> None:
+    graph = lower(mlp(2, 6, 6, 1, seed=3, activation=activation), (2,))
+    ones = torch.ones(2, dtype=torch.float64)
+    bounder, units = Bounder(graph, -ones, ones), graph.hidden
+    relaxation = bounder.relax(-ones[None], ones[None])
+    A, offset, free = torch.ones(1, 1).double(), torch.full((1,), 1e3).double(), torch.zeros(1, units).double()
+    parts = [free[:, graph.nodes[k].units] for k in graph.bent]
+    ascent = Ascent(bounder, relaxation, len(graph.nodes) - 1, A, offset, -ones[None], ones[None], parts)
+    best, _ = ascent.run(4, 0.5)
+    x = 2 * torch.rand(3000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    values = graph.values(x)
+    z = torch.cat([values[graph.nodes[k].sources[0]] for k in graph.bent], 1)
+    point = graph.points(*relaxation.joined(-ones[None]))[0]
+    is_loose = torch.cat([lines.loose for lines in relaxation.lines], 1)[0]
+    row, each = torch.zeros(units, dtype=torch.long), torch.arange(units)
+    sides = [ascent.halved(row, each, side) for side in (1.0, -1.0)]
+    for side, value in zip((1.0, -1.0), sides, strict=True):
+        there = side * (z - point) >= 0
+        least = torch.where(there, values[-1] - offset, torch.inf).amin(0)
+        assert bool((value <= least + 1e-9)[is_loose].all())
+    assert bool((torch.maximum(*sides) > best + 1e-6)[is_loose].any())  # and some say more than is known of the whole
+    whole = ascent.relaxation.lines[0].slope
+    assert torch.equal(whole, relaxation.lines[0].slope) and ascent.floor[0].shape == whole.shape  # nothing has changed
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_units_that_are_tried_take_far_fewer_parts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = lower(mlp(4, 16, 16, 1, seed=seed), (4,))
+    x = 2 * torch.rand(20_000, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
+    what = jobs(([-1.0] * 4, [1.0] * 4, [([1.0], float(graph(x).min()) - 0.1)]))
+    found = search(graph, what)
+    assert found.closed and found.boxes < 100
+    monkeypatch.setattr(phases, "CANDIDATES", 1)
+    assert not search(graph, what, most=10 * found.boxes).closed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 
 import joblib
 import pytest
+import torch
 from job import work
+from networks import mistakes, mlp, randn
 from suites import listed, scripted, statuses
 
 import nnrepair
@@ -66,6 +69,28 @@ def test_what_happens_to_a_job_costs_no_other_on_any_backend(backend: str) -> No
     assert "signal 9" in failures["die"].how and failures["exit"].how == "exit code 3"
     assert str(failures["sleep"]) == "not finished in 10 s" and 10 <= failures["sleep"].seconds < 60
     assert str(failures["raise"]) == "ZeroDivisionError: ours"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["dask", pytest.param("loky", marks=pytest.mark.slow)])
+def test_repairs_of_several_edits_run_as_calls_of_joblib(backend: str) -> None:
+    model, x, kept = mlp(4, 16, 3), randn(3, 4, seed=1), randn(20, 4, seed=2)
+    several = [nnrepair.Edits(x[[k]], [wrong]) for k, wrong in enumerate(mistakes(model, x).tolist())]
+    repair = joblib.delayed(nnrepair.fix)
+    with BACKENDS[backend]():
+        results = joblib.Parallel(n_jobs=2)(repair(model, edits, kept) for edits in several)
+    for edits, result in zip(several, results, strict=True):
+        here = nnrepair.fix(model, edits, kept)
+        assert torch.equal(result.model(x), here.model(x)) and result.patch.new.keys() == here.patch.new.keys()
+
+
+def test_functions_of_scripts_take_the_package_with_them() -> None:
+    def work() -> Any:
+        return nnrepair.Argmax([1])
+
+    work.__module__ = "__main__"  # as in a notebook: sent by value, with what it names
+    assert len(pickle.loads(pickle.dumps(joblib.wrap_non_picklable_objects(work, keep_wrapper=False)))()) == 1
+    assert pickle.loads(pickle.dumps(nnrepair)) is nnrepair
 
 
 def test_a_job_that_the_backend_drops_is_one_failure(monkeypatch: pytest.MonkeyPatch) -> None:

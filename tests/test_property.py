@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, InvalidInput, Linear, Near, Threshold
+from nnrepair import Above, AllOf, AnyOf, Argmax, Argmin, Between, Criterion, InvalidInput, Linear, Near, Threshold
 from nnrepair.verify.property import Box, Case, Conjunction, Halfspace, Property
 
 OUTPUTS = 3
@@ -38,7 +38,7 @@ def criteria(draw: Any, deep: bool = True, points: int = 1) -> Criterion:
         flat = draw(st.lists(st.integers(low, 3), min_size=size, max_size=size))
         return torch.tensor(flat, dtype=torch.float64).reshape(shape)
 
-    kinds = ["argmax", "argmin", "threshold", "linear", "near", *(["and", "or"] if deep else [])]
+    kinds = ["argmax", "argmin", "threshold", "linear", "near", "between", "above", *(["and", "or"] if deep else [])]
     kind = draw(st.sampled_from(kinds))
     if kind == "threshold":
         answers = integers(points, OUTPUTS, low=-1).clamp(max=1).long()
@@ -53,6 +53,13 @@ def criteria(draw: Any, deep: bool = True, points: int = 1) -> Criterion:
     if kind == "near":
         tol = integers(points, OUTPUTS, low=1)
         return Near(integers(points, OUTPUTS), torch.where(tol == 3, torch.inf, tol))
+    if kind == "between":
+        low = integers(points, OUTPUTS)
+        return Between(torch.where(low == 3, -torch.inf, low), integers(points, OUTPUTS, low=0) + low)
+    if kind == "above":
+        order = [draw(st.permutations(range(OUTPUTS))) for _ in range(points)]
+        lower = [each[1:] if draw(st.booleans()) else [*each[1:-1], -1] for each in order]
+        return Above([each[0] for each in order], lower, draw(st.sampled_from([0.0, 1.0])))
     a, b = draw(criteria(deep=False, points=points)), draw(criteria(points=points))
     return a & b if kind == "and" else a | b
 
@@ -65,6 +72,9 @@ def criteria(draw: Any, deep: bool = True, points: int = 1) -> Criterion:
 @example(Threshold([[1, 0, -1]], margin=1.0), [1, -1, 0])
 @example(Linear([[1.0, -1.0, 0.0]], [1.0], points=1), [2, 1, 0])
 @example(Near(torch.zeros(1, 3), 1.0), [1, -1, 0])
+@example(Between(0.0, 1.0, points=1), [0, 1, 1])
+@example(Between(high=0.0, at=1, points=1), [1, 0, 1])
+@example(Above([0], [1]), [1, 1, 0])
 @quick
 def test_unsafe_is_where_the_criterion_fails(criterion: Criterion, y: list[int]) -> None:
     (case,) = Property.on(Box([0], [1]), criterion, outputs=OUTPUTS).cases

@@ -16,9 +16,11 @@ from nnrepair import (
     EditScope,
     History,
     InvalidInput,
+    Near,
     RepairFailed,
     Segments,
 )
+from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import Capabilities, MinimalNorm, Proposal
 from nnrepair.spec.problem import Problem
 
@@ -310,3 +312,31 @@ def test_memory_does_not_grow_with_the_number_of_edits() -> None:
         return tensors(vars(value)) if hasattr(value, "__dict__") else []
 
     assert all(not tensors(step) for step in history.steps)
+
+
+@pytest.mark.parametrize("layer", ["0", "2"])
+def test_what_is_known_of_network_and_locality_set_is_worked_out_once(
+    layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Independent edits share their metric, and are repaired as they are alone; later networks have their own."""
+    model = net()
+    x = randn(40, model[0].in_features)
+    edits, keep = Edits(x[:3], Near(model(x[:3]).detach() + 0.5, 0.1)), x[5:]
+    method = MinimalNorm(layer, norm="fisher", locality="none")
+    alone = [nnrepair.fix(model, edits[torch.tensor([k])], keep, method=method).model for k in range(3)]
+    made, changes, metric = [], [], Linearization.metric
+    monkeypatch.setattr(Linearization, "metric", lambda *args, **given: made.append(1) or metric(*args, **given))
+    repair = MinimalNorm.repair
+
+    def watched(self: MinimalNorm, problem: Problem) -> Proposal:
+        changes.append(repair(self, problem).model)
+        return repair(self, problem)
+
+    monkeypatch.setattr(MinimalNorm, "repair", watched)
+    nnrepair.fix(model, edits, keep, method=method, mode="independent")
+    assert len(made) == 1 and len(changes) == 3
+    for mine, other in zip(changes, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True))
+    made.clear()
+    nnrepair.fix(model, edits, keep, method=method, mode="successive")
+    assert len(made) == 3

@@ -206,8 +206,8 @@ def test_labels_without_numbers_are_refused(form: str) -> None:
         Edits(X, labels)
 
 
-def test_graphs_of_several_kinds_of_nodes_are_refused_by_name() -> None:
+def test_one_graph_is_refused_with_the_way_to_name_its_nodes() -> None:
     data = pytest.importorskip("torch_geometric.data").HeteroData()
     data["author"].x = X
-    with pytest.raises(InvalidInput, match="must be a tensor or an Inputs object, got HeteroData"):
+    with pytest.raises(InvalidInput, match="one graph is many points.*NodeEdits"):
         Edits(data, LABELS)

@@ -10,7 +10,9 @@ import torch
 from networks import mlp, randn
 from torch import Tensor, nn
 
+import nnrepair
 from nnrepair.jacobian.suffix import Behind, Suffix, Values
+from nnrepair.methods import MinimalNorm
 from nnrepair.spec.inputs import AnyInputs, Arguments, batches
 from nnrepair.spec.running import call, call_with
 
@@ -40,6 +42,40 @@ class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
         return self.last(y if y.detach().sum() > 0 else y.relu())
+
+
+class Heads(Branching):
+    """Two layers in the last module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"deep": mlp(2, 4, 4, 2, activation=nn.Tanh)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads["deep"](super().forward(x).tanh())
+
+
+class TiedHead(Branching):
+    """The last layer's weight is used before it, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.embed = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.embed.weight = self.head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embed(super().forward(x)))
+
+
+class Twice(Branching):
+    """The last layer runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(super().forward(x))
 
 
 class InPlace(nn.Module):
@@ -143,7 +179,11 @@ def two(n: int) -> Arguments:
         (Residual, ["second.weight", "second.bias"], image, True),
         (Residual, ["head.weight"], image, True),
         (Residual, ["first.weight"], image, False),
-        (Branching, ["last.weight"], vector, False),
+        (Branching, ["last.weight"], vector, True),  # it is the last module
+        (Branching, ["first.weight"], vector, False),
+        (Heads, ["heads.deep.2.weight"], vector, True),
+        (TiedHead, ["head.weight"], vector, False),
+        (Twice, ["last.weight"], vector, False),
         (InPlace, ["last.weight"], vector, False),
         (Tied, ["first.weight"], vector, False),
         (Tied, ["last.bias"], vector, True),
@@ -225,3 +265,51 @@ def test_photographs_run_few_at_a_time_and_in_the_networks_dtype() -> None:
     assert values.positional[0].dtype == torch.float64
     assert seen == [1]
     assert torch.allclose(call(suffix.module, values), call(model, x.double()))
+
+
+class Body(nn.Module):
+    """A network that cannot be traced: it looks at what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(3, 24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.net[0](x).relu()
+        self.seen(y)
+        return self.net[2](y)
+
+
+def test_networks_that_run_in_one_dtype_alone_are_repaired_in_it() -> None:
+    class Insists(Body):
+        """As kernels do that are written for float32 alone."""
+
+        def seen(self, y: Tensor) -> None:
+            if y.dtype != torch.float32:
+                raise RuntimeError("expected float32")
+
+    model, x, kept = Insists().eval(), randn(2, 3, seed=1), randn(20, 3, seed=2)
+    labels = model(x).argsort(1)[:, 0]
+    for layer in ("net.2", "net.0"):
+        result = nnrepair.fix(model, (x, labels), kept, method=MinimalNorm(layer=layer, locality="soft"), throw=False)
+        assert torch.equal(result.model(x).argmax(1), labels)
+        assert any("computed in the model's own dtype" in note for note in result.report.notes)
+        assert result.certificate is None
+
+
+def test_of_a_head_that_is_cut_off_the_body_runs_once_in_each_dtype() -> None:
+    class Counts(Body):
+        points: dict[torch.dtype, int] = {}  # noqa: RUF012 (copies count, too)
+
+        def seen(self, y: Tensor) -> None:
+            if y.sum() < torch.inf:
+                self.points[y.dtype] = self.points.get(y.dtype, 0) + len(y)
+
+    model, x, kept = Counts().eval(), randn(3, 3, seed=1), randn(300, 3, seed=2)
+    labels = model(x).argsort(1)[:, 0]
+    Counts.points.clear()
+    result = nnrepair.fix(model, (x, labels), kept, method=MinimalNorm(layer="net.2"), throw=False)
+    few = 60  # what is tried, on some points at a time
+    assert result.certificate is not None or not result.outcome.ok
+    assert Counts.points[torch.float32] <= 2 * 303 + few  # before and after
+    assert Counts.points[torch.float64] <= 303 + few

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import nnrepair
-from nnrepair import InvalidInput, Patch, UnsupportedModel
+from nnrepair import InvalidInput, Patch
 from nnrepair.methods import EditableTraining, FineTune, Method, MinimalNorm, RandomLabels
 
 models = pytest.importorskip("torchvision.models", reason="torchvision comes with the extra [vision]")
@@ -166,11 +166,11 @@ def test_activations_in_place_under_second_order_gradients(method: EditableTrain
 # What is no classifier ------------------------------------------------------------------------------------------------
 
 
-def test_models_that_return_dictionaries_are_told_what_to_do() -> None:
+def test_of_segmentation_the_scores_are_found() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3).eval()
-    with pytest.raises(UnsupportedModel, match="returns OrderedDict, not a tensor. Wrap it in a module"):
+    with pytest.raises(InvalidInput, match=r"one score per class.*returns \(1, 3, 32, 32\)"):
         nnrepair.fix(model, (torch.zeros(1, 3, 32, 32), [1]))
 
 

@@ -17,7 +17,21 @@ from networks import mistakes, mlp, randn
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import AllOf, AnyOf, Argmax, Argmin, Criterion, Edits, InvalidInput, Linear, LocalitySet, Near, Threshold
+from nnrepair import (
+    Above,
+    AllOf,
+    AnyOf,
+    Argmax,
+    Argmin,
+    Between,
+    Criterion,
+    Edits,
+    InvalidInput,
+    Linear,
+    LocalitySet,
+    Near,
+    Threshold,
+)
 from nnrepair import UnsupportedModel as Unsupported
 from nnrepair.deadline import NEVER
 from nnrepair.domains import vision
@@ -65,6 +79,13 @@ def truth(criterion: Criterion, i: int, y: list[Fraction]) -> bool:
             sum(Fraction(a) * v for a, v in zip(row, y, strict=True)) >= Fraction(b)
             for row, b in zip(rows, bounds, strict=True)
         )
+    if isinstance(criterion, Between):
+        ends = zip(y, criterion.low[i].tolist(), criterion.high[i].tolist(), strict=True)
+        return all((low == -math.inf or v >= Fraction(low)) and v <= Fraction(high) for v, low, high in ends)
+    if isinstance(criterion, Above):
+        gaps = [y[int(criterion.higher[i])] - y[k] for k in criterion.lower[i].tolist() if k >= 0]
+        margin = Fraction(criterion.margin_)
+        return all(gap > 0 if margin == 0 else gap >= margin for gap in gaps)
     assert isinstance(criterion, Near)
     target, tol = criterion.target[i].tolist(), criterion.tol[i].tolist()
     return all(t == math.inf or abs(v - Fraction(c)) <= Fraction(t) for v, c, t in zip(y, target, tol, strict=True))
@@ -93,6 +114,8 @@ def criteria(seed: int, n: int, y: Tensor, whole: bool) -> Criterion:
     answers = torch.from_numpy(generator.integers(-1, 2, (n, 3)))
     answers[:, 0] = answers[:, 0].abs()
     kinds += [Threshold(answers, y[0].double(), margin), Threshold(answers)]  # the first point's outputs lie on it
+    kinds += [Between(torch.where(tol == 1, -np.inf, y.double()), (y + 1).double())]
+    kinds += [Above(labels, torch.stack([(labels + 1) % 3, torch.where(labels == 1, -1, (labels + 2) % 3)], 1), margin)]
     a, c = (kinds[k] for k in generator.integers(0, len(kinds), 2))
     return [a, a & c, a | c, (a | c) & kinds[0]][generator.integers(0, 4)]
 
@@ -214,8 +237,8 @@ class Odd(Criterion):
 def test_unknown_criteria_and_models_are_refused() -> None:
     with pytest.raises(InvalidInput, match="Odd cannot be checked"):
         check_points(nn.Linear(2, 2), torch.zeros(1, 2), Odd())
-    with pytest.raises(Unsupported, match="Sigmoid"):
-        check_points(nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()), torch.zeros(1, 2), Argmax([0]))
+    with pytest.raises(Unsupported, match="Hardshrink"):
+        check_points(nn.Sequential(nn.Linear(2, 2), nn.Hardshrink()), torch.zeros(1, 2), Argmax([0]))
     with pytest.raises(InvalidInput, match=r"torch\.nn\.Module"):
         check_points("model.onnx", torch.zeros(1, 2), Argmax([0]))  # type: ignore[arg-type]
 
@@ -371,8 +394,8 @@ def test_what_cannot_be_confirmed_is_refused(tmp_path: Path) -> None:
     decoupled = nnrepair.fix(model, Edits(x, labels), method=MinimalNorm(layer="0", architecture="decoupled"))
     with pytest.raises(Unsupported, match="cannot read"):
         decoupled.verify()
-    smooth = mlp(4, 12, 3, activation=nn.Tanh)
-    with pytest.raises(Unsupported, match="Tanh"):
+    smooth = mlp(4, 12, 3, activation=nn.Tanhshrink)
+    with pytest.raises(Unsupported, match="Tanhshrink"):
         nnrepair.fix(smooth, Edits(x, mistakes(smooth, x))).verify()
 
 

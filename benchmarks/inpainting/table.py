@@ -12,7 +12,7 @@ from benchmarks.rows import experiments, groups, result_files
 from nnrepair.domains.inpainting.recipes import FOLDER, RECIPES
 from nnrepair.files import write_atomically
 from nnrepair.results import markdown
-from nnrepair.spec.criteria import ERROR
+from nnrepair.spec.bounds import ERROR
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: Mean squared errors of Garnelo et al. (2018), table 1, as remembered, not read again: by kind and count of context.

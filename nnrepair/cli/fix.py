@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         None if arguments.locality is None else read_points(arguments.locality, "--locality", labelled=False),
         edit_scope=None if arguments.scope is None else read_points(arguments.scope, "--scope", labelled=True),
         test_set=None if arguments.test is None else read_points(arguments.test, "--test", labelled=False),
+        output=file.output,
         method=method,
         mode=arguments.mode,
         **sequence,
@@ -88,9 +89,13 @@ def _read(arguments: argparse.Namespace, method: Method, inputs: Any) -> tuple[M
     """Return the model's file, and the method with what the file asks of it."""
     layer = options_given(arguments).get("layer")
     cut = OnnxCut(arguments.in_place, layer if isinstance(layer, str) and layer != "auto" else None, arguments.output)
-    if arguments.model.suffix != ".onnx" and (cut.in_place or cut.output is not None):
-        raise InvalidInput("--in-place and --output are about .onnx files.")
-    file = ModelFile.load(arguments.model, cut, _some(inputs))
+    if arguments.model.suffix != ".onnx":
+        if cut.in_place:
+            raise InvalidInput("--in-place is about .onnx files.")
+        file = ModelFile.load(arguments.model)
+        file.output = int(cut.output) if cut.output is not None and cut.output.isdigit() else cut.output
+    else:
+        file = ModelFile.load(arguments.model, cut, _some(inputs))
     file.refuse_fixed_batch()
     if file.layer is not None and cut.layer is not None:
         method = dataclasses.replace(method, layer=file.layer)  # type: ignore[type-var]  # it has the option

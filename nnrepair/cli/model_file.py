@@ -23,6 +23,7 @@ from nnrepair.spec.inputs import to_like
 from nnrepair.spec.network import stated_shape
 from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs
+from nnrepair.spec.scores import scored
 from nnrepair.wrappers.base import Wrapper
 
 
@@ -51,6 +52,7 @@ class ModelFile:
         program: the ExportedProgram of a .pt2.
         layer: the name of the layer that is repaired, where an ONNX file was cut in front of it; else None.
         notes: how it was read.
+        output: which part of what it returns are the scores, of a .pt2; None to look.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class ModelFile:
     program: Any = None
     layer: str | None = None
     notes: list[str] = field(default_factory=list)
+    output: str | int | None = None
 
     @classmethod
     def load(cls, path: Path, cut: OnnxCut | None = None, example: Any = None) -> ModelFile:
@@ -126,7 +129,8 @@ class ModelFile:
             if not in_place:
                 self._write_anew(changed, part, example)
             if edits is not None:
-                _check_written(ModelFile.load(part).model, edits, out)
+                read = scored(ModelFile.load(part).model, Edits(*edits).inputs, self.output)
+                _check_written(read, edits, out)
         return in_place
 
     def _write_cut(self, changed: nn.Module, out: Path, edits: tuple[Any, Tensor] | None) -> bool:

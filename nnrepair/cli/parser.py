@@ -85,7 +85,11 @@ def _fix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of minimality (.npz)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was measured (.json)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write a page about the repair, for people (.html)")
-    parser.add_argument("--output", metavar="NAME", help="which output (or inner value) of an .onnx file is judged")
+    parser.add_argument(
+        "--output",
+        metavar="NAME",
+        help="which output is judged: a name (of an .onnx file also an inner value), or its place in a tuple",
+    )
     parser.add_argument("--in-place", action="store_true", help="cut an .onnx file in front of --layer (see below)")
     parser.add_argument("--keep-zeros", action="store_true", help="weights that are zero stay zero")
     parser.add_argument("--test", type=Path, metavar="NPZ", help="points never shown to the method; only measured")

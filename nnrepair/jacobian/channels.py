@@ -42,11 +42,12 @@ class Channels:
     """A network on some points, of whose outputs any are computed alone.
 
     Attributes:
+        shape: of one point's outputs.
         count: how many outputs a point has.
     """
 
     def __init__(self, module: nn.Module, count: int) -> None:
-        self._module, self.count = module, count
+        self._module, self.count, self.shape = module, count, torch.Size([count])
 
     @classmethod
     @torch.no_grad()

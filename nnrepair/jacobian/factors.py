@@ -162,7 +162,8 @@ class Factors:
             for point in range(len(y)):  # one at a time: a row that belongs to another point must show
                 want = group.flat(true(point))
                 got = block.take(np.asarray([point])).rmatvec(np.ones(1))
-                if got.shape != want.shape or np.abs(got - want).max() > 1e-8 * max(np.abs(want).max(), 1e-12):
+                most = self._model.rounding * max(np.abs(want).max(), 1e-12)
+                if got.shape != want.shape or np.abs(got - want).max() > most:
                     break
             else:
                 groups.append(group)
@@ -186,7 +187,7 @@ class Factors:
             names = sorted(found)
             want, got = true(point), self._gradients((y[point] * weights).sum(), names, tap, found)
             for name, g in zip(names, got, strict=True):
-                if (g - want[name]).abs().max() > 1e-8 * max(float(want[name].abs().max()), 1e-12):
+                if (g - want[name]).abs().max() > self._model.rounding * max(float(want[name].abs().max()), 1e-12):
                     found.discard(name)
         return found
 

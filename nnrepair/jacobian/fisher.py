@@ -86,9 +86,9 @@ def fisher_diagonal(
         raise InvalidInput(f'fisher_diagonal(labels="empirical") needs one target per point, got {given}.')
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     y = outputs(model, inputs)
-    if isinstance(kind, Classes) and (y.ndim != 2 or y.shape[1] < 2):
+    if isinstance(kind, Classes) and (y.ndim < 2 or y.shape[kind.axis] < 2):
         raise InvalidInput(
-            f"The Fisher information of classes needs outputs of shape (points, classes), got {tuple(y.shape)}. Give "
+            f"The Fisher information of classes needs outputs (points, classes, ...), got {tuple(y.shape)}. Give "
             "kind=kinds.Binary() for yes-or-no answers, kinds.Regression() for numbers."
         )
     which = torch.arange(len(y))

@@ -43,7 +43,8 @@ class Linearization:
             is tested on some of them, too, and where the points influence each other on all.
 
     Attributes:
-        model: a float64 copy; `move` changes its chosen parameters.
+        model: a copy in float64, or where it does not run in that in its own dtype; `move` changes its chosen
+            parameters.
         names: the chosen parameters.
         ends_affine: whether outputs are affine in the chosen parameters: these are the linear map that is the model's
             last operation, or they pass the tests in `keys`.
@@ -53,16 +54,23 @@ class Linearization:
         self, model: nn.Module, names: Sequence[str], example: AnyInputs, probes: Sequence[AnyInputs] = ()
     ) -> None:
         self._tapped = TappedModel(model, names)
-        self.names, self.model, self.parameters = self._tapped.names, self._tapped.model, self._tapped.parameters
+        self.names = self._tapped.names
         self.independent = independent(example)
         few = self.prepare(spread(example, PROBES) if self.independent else example)
         y, tap = self._tapped.first_run(few)
+        self.model, self.parameters = self._tapped.model, self._tapped.parameters
+        few = self.prepare(few)  # in float64 the model may not have run
         self.factors = Factors(self._tapped, y, tap, self.independent)
         self.groups, self.ends_affine = self.factors.groups, self.factors.last
         self.channels = isinstance(few, Tensor) and self._channels_agree(y, few)
         self._keys = Keys(self._tapped, self.independent, self.outputs)
         if not self.ends_affine and self._keys.predict(y, few, [example, *probes]):
             self.groups, self.ends_affine = [Group(None, None, None, AffineHead.of(self.parameters))], True
+
+    @property
+    def fine(self) -> bool:
+        """Whether it is in float64."""
+        return self._tapped.fine
 
     def prepare(self, inputs: AnyInputs) -> AnyInputs:
         """Return the inputs in float64 on the model's device."""
@@ -85,7 +93,7 @@ class Linearization:
         except UnsupportedModel:
             return False
         ours = float((moved * weights).sum())
-        return abs(ours - true) <= 1e-8 * max(abs(true), float((moved * weights).abs().sum()))
+        return abs(ours - true) <= self._tapped.rounding * max(abs(true), float((moved * weights).abs().sum()))
 
     def flatten(self, tensors: dict[str, Tensor]) -> Array:
         """Return a change given by parameter name as a flat vector (n,)."""
@@ -110,8 +118,9 @@ class Linearization:
         inputs = self.prepare(inputs)
         with self._tapped.in_float64():
             if d is None:
-                return call(self.model, inputs)
-            return moved_outputs(self.model, self.unflatten(d), inputs, self.channels)
+                return call(self.model, inputs).double()
+            change = {name: part.to(self._tapped.like.dtype) for name, part in self.unflatten(d).items()}
+            return moved_outputs(self.model, change, inputs, self.channels).double()
 
     def outputs_in_batches(
         self, inputs: AnyInputs, d: Array | None = None, tick: Callable[[], None] = lambda: None
@@ -138,8 +147,8 @@ class Linearization:
         for step in batches(inputs) if self.independent else [None]:
             tick()
             y, tap = self._tapped.run(self.prepare(inputs if step is None else inputs[step]))
-            ys.append(y.detach().cpu())
-            found.append(group.applied_to(tap.uses[group.tapped])[0][:, 0].cpu())
+            ys.append(y.detach().double().cpu())
+            found.append(group.applied_to(tap.uses[group.tapped])[0][:, 0].double().cpu())
         return torch.cat(ys), torch.cat(found) if ys[0].ndim == 2 else None
 
     def features(self, inputs: AnyInputs) -> Tensor | None:

@@ -6,14 +6,16 @@ A repair runs the network hundreds of times with other values of a few parameter
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
 from nnrepair.jacobian.tangents import canonical
-from nnrepair.spec.inputs import AnyInputs, Arguments, Inputs, batches, to_like
+from nnrepair.spec.inputs import AnyInputs, Arguments, Inputs, batches, independent, to_like
 from nnrepair.spec.running import call, call_with, named
 
 #: Points on which cut and network are compared.
@@ -49,14 +51,29 @@ class Suffix:
             example: points on which the cut is tried.
         """
         whole = cls(model, None)
-        if not isinstance(example, (Tensor, Arguments)) or len(example) == 0:
+        if len(example) == 0 or not independent(example):
             return whole
-        try:
-            cut = _cut(model, names)
-            some = example[torch.arange(PROBES) % len(example)], example[torch.zeros(1, dtype=torch.int64)]
-            return cut if cut is not None and all(cut._agrees(model, few) for few in some) else whole
-        except Exception:  # tracing, and parts that run on their own, raise what the user's forward raises
-            return whole
+        some = example[torch.arange(PROBES) % len(example)], example[torch.zeros(1, dtype=torch.int64)]
+        ways: list[Callable[[], Suffix | None]] = [partial(_head, model, names, home) for home in _homes(model, names)]
+        if isinstance(example, (Tensor, Arguments)):
+            ways.insert(0, partial(_cut, model, names))
+        for way in ways:
+            try:
+                cut = way()
+                if (
+                    cut is not None
+                    and all(cut._agrees(model, few) for few in some)
+                    and cut._stays(model, names, some[0])
+                ):
+                    return cut
+            except Exception:  # tracing, and parts that run on their own, raise what the user's forward raises
+                continue
+        return whole
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the network computes in."""
+        return next(p.dtype for p in self.module.parameters() if p.dtype.is_floating_point)
 
     def values(self, inputs: AnyInputs, check: Callable[[], None] = lambda: None) -> AnyInputs:
         """Return what `module` runs on for these points: in memory, or computed when needed where that is too much.
@@ -97,6 +114,18 @@ class Suffix:
             return False
         unit = torch.finfo(y.dtype).eps * float(y.abs().max())
         return bool(again.shape == y.shape and float((again - y).abs().max()) <= ROUNDINGS * unit)
+
+    def _stays(self, model: nn.Module, names: Sequence[str], few: AnyInputs) -> bool:
+        """Whether the part before is the same with other values of the parameters, and the rest is the network."""
+        if not isinstance(self.prefix, _Before):  # the network's operations say so
+            return True
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        other = {name: parameters[name] * 1.5 + 0.5 for name in names}
+        values, moved = self.now(few), replace(self, prefix=self.prefix.moved(other)).now(few)
+        y, again = call_with(model, other, few), call_with(self.module, other, values)
+        unit = torch.finfo(y.dtype).eps * float(y.abs().max())
+        same = torch.equal(values.positional[0], moved.positional[0])
+        return same and float((again - y).abs().max()) <= ROUNDINGS * unit
 
 
 class Behind:
@@ -177,6 +206,66 @@ def _cut(model: nn.Module, names: Sequence[str]) -> Suffix | None:
     if not all(name in used for name in names):  # what the forward never uses
         return None
     return Suffix(module, torch.fx.GraphModule(model, before))
+
+
+def _homes(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the modules that hold all chosen parameters, the smallest first, and nothing else of the same tensors."""
+    first = canonical(model)
+    chosen = {first[name] for name in names}
+    everywhere = [name.rpartition(".")[0].split(".") for name, one in first.items() if one in chosen]
+    together = list[str]()
+    for step in zip(*everywhere, strict=False):
+        if len(set(step)) > 1:
+            break
+        together.append(step[0])
+    return [".".join(together[:k]) for k in range(len(together), 0, -1) if together[0]]
+
+
+def _head(model: nn.Module, names: Sequence[str], home: str) -> Suffix | None:
+    """Return a network as what one of its modules sees, and that module.
+
+    Whether it is the last one, and runs once, is seen when both are compared.
+    """
+    graph = torch.fx.Graph()
+    graph.output(graph.call_module(home, (graph.placeholder("value_0"),)))
+    module = torch.fx.GraphModule(model, graph)
+    used = dict(module.named_parameters(remove_duplicate=False))
+    return Suffix(module, _Before(model, home)) if all(name in used for name in names) else None
+
+
+class _SeenError(BaseException):
+    """A module's input was seen; no error, and no business of whoever catches errors."""
+
+
+class _Before(nn.Module):
+    """A network as far as to one of its modules: what this sees, as a tuple of one tensor."""
+
+    def __init__(self, model: nn.Module, home: str, swapped: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.__dict__.update(inner=model, home=home, swapped=swapped)  # not registered: it owns nothing
+
+    def moved(self, parameters: dict[str, Tensor]) -> _Before:
+        """Return the same of the network with other values of some parameters."""
+        return _Before(self.__dict__["inner"], self.__dict__["home"], parameters)
+
+    def forward(self, *args: Any, **keywords: Any) -> tuple[Tensor]:
+        seen: list[Tensor] = []
+
+        def look(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if len(given) == 1 and not named:
+                seen.append(given[0])
+            raise _SeenError
+
+        model, home, swapped = (self.__dict__[name] for name in ("inner", "home", "swapped"))
+        handle = model.get_submodule(home).register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            torch.func.functional_call(model, swapped or {}, args, keywords)
+        except _SeenError:
+            pass
+        finally:
+            handle.remove()
+        (found,) = seen  # or there is no such cut
+        return (found,)
 
 
 def _behind(model: nn.Module, names: Sequence[str], graph: torch.fx.Graph) -> set[torch.fx.Node]:

@@ -97,6 +97,8 @@ def _patches(x: Tensor, weight: Tensor, options: dict[str, Any]) -> Tensor:
 class TappedModel:
     """A float64 copy of a model, whose chosen parameters can move and alone have gradients.
 
+    Of a model that does not run in float64 it is one in the model's own dtype.
+
     Args:
         model, names: left alone; and parameters of it.
 
@@ -107,8 +109,13 @@ class TappedModel:
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.names = list(names)
-        self.model = copied(model).double()
+        self.names, self._given = list(names), model
+        self._take(copied(model).double())
+        self._casts, self._uses = False, 0
+
+    def _take(self, model: nn.Module) -> None:
+        """Let chosen parameters of a copy move."""
+        self.model = model
         known = dict(self.model.named_parameters(remove_duplicate=False))
         self.parameters = {n: known[n] for n in self.names}
         for parameter in self.model.parameters():
@@ -117,7 +124,6 @@ class TappedModel:
             parameter.requires_grad_(True)
         self.start = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.like = next(iter(self.parameters.values())).detach()
-        self._casts, self._uses = False, 0
 
     def prepare(self, inputs: AnyInputs) -> AnyInputs:
         """Return the inputs in float64 on the model's device."""
@@ -128,6 +134,16 @@ class TappedModel:
         with torch.no_grad():
             for name, part in change.items():
                 self.parameters[name].copy_(self.start[name] + part)
+
+    @property
+    def fine(self) -> bool:
+        """Whether it is in float64."""
+        return self.like.dtype == torch.float64
+
+    @property
+    def rounding(self) -> float:
+        """What two ways to compute one gradient may differ by, relative to it."""
+        return 1e-8 if self.fine else 1e-4
 
     def run(self, inputs: AnyInputs) -> tuple[Tensor, Tap]:
         """Return the outputs of prepared inputs, with their history, and the uses of the chosen parameters."""
@@ -168,6 +184,11 @@ class TappedModel:
         try:
             return self.run(inputs)
         except UnsupportedModel as error:
+            if torch.finfo(next(self._given.parameters()).dtype).bits == 32:
+                with suppress(UnsupportedModel):
+                    self._casts = False
+                    self._take(copied(self._given))
+                    return self.run(self.prepare(inputs))
             raise UnsupportedModel(
                 f"The model cannot run in float64, in which this method computes: {error} Remove casts such as "
                 'x.float() from its forward, or use method="ft", which works in the model\'s own dtype.'

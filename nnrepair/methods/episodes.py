@@ -114,6 +114,10 @@ class EpisodeStream:
         self._taken += 1
         return found
 
+    def next_of(self, place: int, several: int) -> Episode:
+        """Return one of the next `several` episodes, and pass over the others."""
+        return [self.next() for _ in range(several)][place]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position."""
         return {"taken": self._taken}

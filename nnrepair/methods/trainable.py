@@ -31,8 +31,9 @@ from nnrepair.provenance import digest
 from nnrepair.spec.network import unwrapped
 from nnrepair.spec.problem import Problem, check_model
 from nnrepair.spec.running import undisturbed
+from nnrepair.spec.scores import Output, Scores, scored
 from nnrepair.spec.state import read_json, read_tensors, reading, write_tensors
-from nnrepair.training import Checkpoint, Descent, Training
+from nnrepair.training import Checkpoint, Descent, Training, ranks
 from nnrepair.training.checkpoint import packed, random_numbers, unpacked
 
 FORMAT = "nnrepair-editor-1"
@@ -74,8 +75,11 @@ class Trainable(ABC):
         progress: bool = False,
         resume: str | Path | None = None,
         seconds: float | None = None,
+        output: Output | None = None,
     ) -> Editor:
         """Train for a network and return an editor of it; the network and all random state stay as they are.
+
+        Where torch.distributed is set up, a step takes one exercise for each process, and all return the same editor.
 
         Warns when the loss became infinite or no number: what was learned until then is kept, and reports of repairs
         say so.
@@ -88,6 +92,7 @@ class Trainable(ABC):
             progress: show a progress bar on stderr.
             resume: a file (.safetensors) in which progress is stored, atomically; the same call goes on from there.
             seconds: when to stop, with what was learned until then.
+            output: which part of what the model returns are the scores, see `nnrepair.fix`.
 
         Raises:
             InvalidInput: model, episodes or numbers cannot be used, or `resume` is the progress of another training.
@@ -102,10 +107,14 @@ class Trainable(ABC):
             check_model(model)
             base, network = fingerprint(unwrapped(model)), private_copy(model)
             stream = EpisodeStream(episodes, seed)
+            if output is not None:
+                network = Scores(network, output)
+            elif stream.repeatable:
+                network = scored(network, EpisodeStream(episodes, seed).next().edits.inputs)
             learned = self.begin(network, torch.Generator().manual_seed(seed)).train()
             descent = self.descent(learned, steps)
             training = Training(
-                lambda: self.loss(learned, posed(network, stream.next(), seed)),
+                lambda: self.loss(learned, posed(network, stream.next_of(ranks.rank(), ranks.count()), seed)),
                 descent,
                 steps,
                 model=learned,

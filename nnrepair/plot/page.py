@@ -97,7 +97,7 @@ class _Page:
     classes: Sequence[str] | None
 
     def __post_init__(self) -> None:
-        if type(self.edits.criterion) is not Argmax:
+        if type(self.edits.criterion) is not Argmax or self.edits.criterion.labels.ndim > 1:
             raise InvalidInput("A report about a classifier needs edits with labels: Edits(images, labels).")
         self.images = pictures(self.edits.inputs)
         self.labels = self.edits.criterion.labels.cpu().tolist()

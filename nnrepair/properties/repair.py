@@ -35,10 +35,11 @@ from nnrepair.properties.task import (
     shape_of,
 )
 from nnrepair.results.changes import weight_change
+from nnrepair.results.effects import SideEffects
 from nnrepair.results.failed import RepairFailed
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
-from nnrepair.results.result import Proof, RepairResult, Report, SideEffects
+from nnrepair.results.result import Proof, RepairResult, Report
 from nnrepair.solver.program import Contradiction
 from nnrepair.solver.quadratic import NotSolvedError
 from nnrepair.spec.criteria import Criterion

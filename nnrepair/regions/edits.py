@@ -40,6 +40,7 @@ from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.kinds import kind_of
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem, check_model, fitted, has_choice
+from nnrepair.spec.ranks import TopK
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import call
 from nnrepair.wrappers.base import Wrapper
@@ -278,6 +279,11 @@ def _of_labels(criterion: Criterion) -> bool:
 
 def _cut_between_alternatives(mesh: Mesh, criterion: Criterion) -> None:
     """Cut the pieces on which no alternative of a disjunction is the nearest to holding at every corner."""
+    if isinstance(criterion, TopK):
+        raise InvalidInput(
+            "TopK holds on no convex set of outputs, so it cannot be judged over regions; say which label is to win "
+            "(Argmax, with | between alternatives), or which scores are to be above which (Above)."
+        )
     if isinstance(criterion, AllOf):
         for part in criterion.parts:
             _cut_between_alternatives(mesh, part)

@@ -16,9 +16,9 @@ from torch import nn
 from nnrepair.errors import InvalidInput
 from nnrepair.results import metrics
 from nnrepair.results.changes import WeightChange
+from nnrepair.results.effects import Moved, SideEffects
 from nnrepair.results.outcome import Outcome, Status
 from nnrepair.results.patch import Patch, saved
-from nnrepair.results.result import Moved, SideEffects
 from nnrepair.rounding import percent, percentage_points
 
 Mode = Literal["independent", "successive"]

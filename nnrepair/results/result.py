@@ -15,14 +15,17 @@ from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.changes import WeightChange
+from nnrepair.results.effects import SideEffects
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.page import page
 from nnrepair.results.patch import Patch, saved
-from nnrepair.rounding import percent, percentage_points
+from nnrepair.rounding import percent
 from nnrepair.spec.edits import Edits, Locality
 from nnrepair.spec.inputs import to_like
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import outputs
+from nnrepair.spec.scores import Output, Scores
+from nnrepair.wrappers.base import Wrapper
 
 if TYPE_CHECKING:
     from nnrepair.verify import CheckResult, Comparison, Options, Property
@@ -41,96 +44,6 @@ def _like(model: nn.Module) -> Tensor:
     """Return a tensor of a network's type and device."""
     tensors = (*model.parameters(), *model.buffers(), torch.zeros(()))
     return next(tensor for tensor in tensors if tensor.dtype.is_floating_point)
-
-
-@dataclass(frozen=True)
-class Moved:
-    """How far outputs that stand for no decisions are from what they were.
-
-    Attributes:
-        tolerance: the largest change of any output that counts as none (None where the points have a criterion of their
-            own), and `within`: the share of points where no output changed by more.
-        mean, largest: absolute change of an output, over all outputs of all points (None where one is not finite).
-    """
-
-    tolerance: float | None
-    within: float | None
-    mean: float | None
-    largest: float | None
-
-    def words(self, points: int) -> str:
-        """Return it in words, of so many points."""
-        within = ""
-        if self.tolerance is not None and self.within is not None:
-            within = f"outputs within {self.tolerance:.3g} of before at {percent(self.within)} of {points} points; "
-        if self.mean is None or self.largest is None:
-            return f"{within}some outputs are not finite now"
-        return f"{within}mean absolute change {self.mean:.3g}, largest {self.largest:.3g}"
-
-
-@dataclass(frozen=True)
-class SideEffects:
-    """What a repair did on points that were no edits.
-
-    Attributes:
-        points: how many were measured.
-        accuracy_before, accuracy_after: share of them whose labels hold, or whose criterion does (None without).
-        drawdown: relative loss of accuracy, negative when it rose (None where there was none to lose);
-            `drawdown_points`: the same in percentage points.
-        locality: share of them whose decisions are unchanged, right or wrong (None where outputs are numbers).
-        decisions: decisions per point: 1 for classes, one per output for yes-or-no answers, 0 for numbers.
-        moved: for numbers, how far they are from before.
-        free: why so many of these points were no condition of the repair: reason -> how many.
-        left_out: why so many more points that were given were not measured: reason -> how many.
-        measures: for points whose own criterion is about numbers, by name, a measure before and after: "mean squared
-            error", "share within tolerance" (see `Criterion.measures`).
-    """
-
-    points: int
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
-    drawdown: float | None = None
-    drawdown_points: float | None = None
-    locality: float | None = None
-    decisions: int = 1
-    moved: Moved | None = None
-    free: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-    measures: dict[str, list[float]] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> SideEffects:
-        """Return what `dataclasses.asdict` made plain."""
-        moved = plain.get("moved")
-        return cls(**plain | {"moved": None if moved is None else Moved(**moved)})
-
-    @property
-    def stayed(self) -> str:
-        """What stayed, in words."""
-        said = []
-        if self.locality is not None:
-            what = "" if self.decisions == 1 else f"points with all {self.decisions} "
-            said.append(f"{percent(self.locality)} of {self.points} {what}decisions unchanged")
-        for name, (before, after) in self.measures.items():
-            number = percent if name.startswith("share") else "{:.3g}".format
-            said.append(f"{name} {number(before)} before, {number(after)} now")
-        if self.moved is not None:
-            said.append(self.moved.words(self.points))
-        said += [f"{count} of them {why}: free to change" for why, count in self.free.items()]
-        said += [f"{count} more left out: they {why}" for why, count in self.left_out.items()]
-        return "; ".join(said)
-
-    @property
-    def lost(self) -> str:
-        """Drawdown in words, empty without labels."""
-        if self.drawdown_points is None:
-            return ""
-        relative = "" if self.drawdown is None else f" ({percent(self.drawdown)} relative)"
-        return f"{percentage_points(self.drawdown_points)} points{relative}"
-
-    def __str__(self) -> str:
-        lost = "" if self.drawdown_points is None else f"drawdown {percentage_points(self.drawdown_points)} points, "
-        return f"{lost}{self.stayed}"
 
 
 @dataclass(frozen=True)
@@ -238,11 +151,13 @@ class Asked:
         edits: what must hold.
         locality: points to keep, or None.
         answers: (n, ...) what the original network returned at the edits' points; None where they are regions.
+        output: which part of what the network returns are its scores, see `fix`; None where it is all of that.
     """
 
     edits: Edits
     locality: Locality | None = None
     answers: Tensor | None = None
+    output: Output | None = None
 
 
 @dataclass(frozen=True)
@@ -289,6 +204,12 @@ class RepairResult:
     stats: dict[str, Any]
     asked: Asked | None = field(default=None, repr=False, compare=False)
     proofs: tuple[Proof, ...] = ()
+
+    @property
+    def _scored(self) -> nn.Module:
+        """The network, returning its scores alone, as a wrapper does."""
+        output = None if self.asked is None else self.asked.output
+        return self.model if output is None or isinstance(self.model, Wrapper) else Scores(self.model, output)
 
     def save_patch(self, path: str | Path) -> Path:
         """Write the patch as one safetensors file, atomically.
@@ -340,7 +261,7 @@ class RepairResult:
             certificate=self.certificate,
             edits=points,
             before=None if asked is None else asked.answers,
-            after=None if points is None else outputs(self.model, to_like(points.inputs, _like(self.model))),
+            after=None if points is None else outputs(self._scored, to_like(points.inputs, _like(self.model))),
             title=title,
             about=about,
             verdict=verdict,
@@ -403,7 +324,7 @@ class RepairResult:
         if (kept := asked.locality) is not None:
             points.append(("points to keep", kept.inputs, kept.criterion, kept.holds))
         return confirm(
-            self.model,
+            self._scored,
             points,
             property,
             timeout=timeout,
@@ -443,8 +364,8 @@ class RepairResult:
                 "nnrepair.verify.compare(original, result.model, region)."
             )
         return compare(
-            self.patch.revert(self.model),
-            self.model,
+            self.patch.revert(self._scored),
+            self._scored,
             region,
             decision=decision,
             outside=outside,

@@ -1,7 +1,8 @@
-"""Criteria of single outputs: a class that wins, answers, linear conditions, numbers near a target."""
+"""Criteria of single outputs: a class that wins, answers, linear conditions; numbers: `bounds`; order: `ranks`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
+from nnrepair.spec.bounds import WITHIN_BOUNDS, Between, Near
 from nnrepair.spec.criterion import AllOf, AnyOf, Chosen, Criterion, flat
 
-__all__ = ["AllOf", "AnyOf", "Argmax", "Argmin", "Chosen", "Criterion", "Linear", "Near", "Threshold", "flat"]
-
-
-#: What `Criterion.measures` calls its numbers; shares are between 0 and 1.
-ERROR, WITHIN, WITHIN_BOUNDS = "mean squared error", "share within tolerance", "share within bounds"
+__all__ = [
+    "AllOf", "AnyOf", "Argmax", "Argmin", "Between", "Chosen", "Criterion", "Linear", "Near", "Threshold", "flat",
+]  # fmt: skip
 
 
 class Argmax(Criterion):
@@ -24,83 +24,173 @@ class Argmax(Criterion):
 
     >>> Argmax([1], margin=0.5).holds(torch.tensor([[0.0, 1.0]]))
     tensor([True])
+    >>> Argmax([[1, 0, -100]]).holds(torch.tensor([[[0.0, 1.0], [3.0, 2.0], [7.0, 7.0]]]))  # three words, two classes
+    tensor([True])
 
     Args:
-        labels: (n,) integers, or one integer for all points later.
+        labels: (n,) integers; or (n, ...), one for every position: pixels (n, height, width) of scores (n, classes,
+            height, width), tokens (n, tokens) of scores (n, tokens, classes).
         margin: in output units (logits).
+        axis: which axis of the outputs are the classes, where shapes leave that open: 1 for (n, classes, ...), -1 for
+            (n, ..., classes).
+        ignore: the label of positions that may have any class.
     """
 
     sign: float = 1.0
 
-    def __init__(self, labels: Tensor | Sequence[int], margin: float = 0.0) -> None:
+    def __init__(
+        self, labels: Tensor | Sequence[Any], margin: float = 0.0, *, axis: int | None = None, ignore: int = -100
+    ) -> None:
         labels = torch.as_tensor(labels)
-        if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        if labels.ndim == 0 or labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
             given = f"shape {tuple(labels.shape)}, {labels.dtype}"
             raise InvalidInput(
-                f"Labels must be a one-dimensional tensor of integers, got {given}. Use labels.long() for classes."
+                "Labels must be integers, one per point (n,) or per position (n, ...), got "
+                f"{given}. Use labels.long() for classes."
             )
         if not 0 <= margin < float("inf"):
             raise InvalidInput(f"A margin must be a finite number >= 0, got {margin}.")
         self.labels, self.margin_, self.strict = labels.long(), float(margin), margin == 0
+        self.axis, self.ignore = axis, ignore
+        empty = torch.nonzero((flat(self.labels) == ignore).all(1)).flatten().tolist() if labels.numel() else []
+        if empty:
+            raise InvalidInput(
+                f"{type(self).__name__}: points {empty[:10]} have no label but {ignore}, which is none; leave them out."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> Argmax:
-        part = type(self)(self.labels[index.to(self.labels.device)], self.margin_)
+        labels = self.labels[index.to(self.labels.device)]
+        part = type(self)(labels, self.margin_, axis=self.axis, ignore=self.ignore)
         part.plain = self.plain
         return part
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} labels, margin={self.margin_:g})"
+        shape = "" if self.labels.ndim == 1 else f" of shape {tuple(self.labels.shape[1:])}"
+        return f"{type(self).__name__}({len(self)} labels{shape}, margin={self.margin_:g})"
 
     def check(self, y: Tensor) -> None:
-        if y.ndim != 2:
-            raise InvalidInput(
-                f"{type(self).__name__} needs one score per class, outputs of shape (points, classes); "
-                f"the model returns {tuple(y.shape)}. Use Threshold, Near or Linear for other outputs."
-            )
+        axis = axis_of_classes(self.labels, y, self.axis, type(self).__name__) % y.ndim
+        self.axis = 1 if axis == 1 else axis - y.ndim
         if len(self) != len(y):
             raise InvalidInput(f"Got {len(self)} labels for {len(y)} inputs.")
-        if y.shape[1] < 2:
+        classes = y.shape[self.axis]
+        if classes < 2:
             raise InvalidInput(
                 "The model has a single output, so there are no classes; use Threshold (yes or no), Near or Linear."
             )
-        bad = torch.nonzero((self.labels < 0) | (self.labels >= y.shape[1])).flatten().tolist()
+        outside = ((self.labels < 0) | (self.labels >= classes)) & (self.labels != self.ignore)
+        bad = torch.nonzero(flat(outside).any(1)).flatten().tolist()
         if bad:
+            wrong = self.labels[outside]
             raise InvalidInput(
-                f"Labels must lie in 0..{y.shape[1] - 1} (the model has {y.shape[1]} classes); "
-                f"label {int(self.labels[bad[0]])} at index {bad[0]} does not"
-                + (f", nor do {len(bad) - 1} others." if len(bad) > 1 else ".")
+                f"Labels must lie in 0..{classes - 1} (the model has {classes} classes); "
+                f"label {int(wrong[0])} at index {bad[0]} does not"
+                + (f", nor do {len(wrong) - 1} others." if len(wrong) > 1 else ".")
+                + _advice_on_labels(self.labels, wrong, classes)
             )
 
+    def scores(self, y: Tensor) -> Tensor:
+        """Return outputs (n, ...) as (n, positions, classes)."""
+        axis = axis_of_classes(self.labels, y, self.axis, type(self).__name__)
+        return by_position(y, axis)
+
     def slack(self, y: Tensor) -> Tensor:
-        """Return (n, classes); a class has no condition against itself: +inf there."""
-        labels = self.labels.to(y.device)[:, None]
-        slack: Tensor = self.sign * (y.gather(1, labels) - y) - self.margin_
-        slack.scatter_(1, labels, torch.inf)
-        return slack
+        """Return (n, positions * classes); a class has no condition against itself, or where any will do: +inf there.
+
+        >>> Argmax([1]).slack(torch.tensor([[0.0, 3.0, 1.0]]))
+        tensor([[3., inf, 2.]])
+        """
+        y = self.scores(y)
+        labels = self.labels.to(y.device).reshape(len(y), -1, 1)
+        free = labels == self.ignore
+        labels = torch.where(free, 0, labels)
+        slack: Tensor = self.sign * (y.gather(2, labels) - y) - self.margin_
+        slack.scatter_(2, labels, torch.inf)
+        return torch.where(free & ~y.isnan(), torch.inf, slack).flatten(1)
 
     def loss(self, y: Tensor, margin: float = 0.0) -> Tensor:
         """Return (n,): the cross-entropy, of -y for `Argmin`; margins are taken off the label's score.
 
+        Over positions it is summed.
+
         >>> bool(torch.isclose(Argmax([1]).loss(torch.zeros(1, 4)), torch.tensor(4.0).log()))
         True
         """
-        behind = margin - self.slack(y)  # -inf for the label itself
-        return torch.cat([torch.zeros_like(behind[:, :1]), behind], 1).logsumexp(1)
+        behind = (margin - self.slack(y)).reshape(self.scores(y).shape)  # -inf for the label itself
+        return torch.cat([torch.zeros_like(behind[..., :1]), behind], 2).logsumexp(2).sum(1)
 
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
-        row = torch.zeros(len(point), y.shape[1], dtype=y.dtype, device=y.device)
-        each = torch.arange(len(point), device=y.device)
-        row[each, self.labels.to(y.device)[point]] = self.sign
-        row[each, condition] -= self.sign
-        return row
+        axis = axis_of_classes(self.labels, y, self.axis, type(self).__name__)
+        rest = [size for k, size in enumerate(y.shape) if k not in (0, axis % y.ndim)]
+        classes = y.shape[axis]
+        row = torch.zeros(len(point), math.prod(rest), classes, dtype=y.dtype, device=y.device)
+        each, place = torch.arange(len(point), device=y.device), condition // classes
+        row[each, place, flat(self.labels.to(y.device))[point, place]] = self.sign
+        row[each, place, condition % classes] -= self.sign
+        return row.reshape(len(point), *rest, classes).movedim(-1, axis)
 
     def typical_slack(self, y: Tensor) -> float:
         """Return the median distance between the best and the second best class."""
-        best = (self.sign * y).topk(2, dim=1).values
-        return float((best[:, 0] - best[:, 1]).median())
+        best = (self.sign * self.scores(y)).topk(2, dim=2).values
+        return float((best[..., 0] - best[..., 1]).median())
+
+
+def axis_of_classes(labels: Tensor, y: Tensor, axis: int | None, what: str) -> int:
+    """Return which axis of outputs (n, ...) are the classes that labels (n, ...) number.
+
+    Raises:
+        InvalidInput: none, or more than one could be, and no axis was named.
+    """
+    axes = [axis] if axis is not None else [1] if y.ndim <= 2 else [1, -1]
+    found = [k for k in axes if -y.ndim <= k < y.ndim and k % y.ndim and _without(y, k) == tuple(labels.shape[1:])]
+    if len(found) == 1 or (len(found) == 2 and y.ndim == 2):
+        return found[0]
+    if found:
+        raise InvalidInput(
+            f"{what}: outputs {tuple(y.shape)} with labels {tuple(labels.shape)} may have their classes on axis 1 or "
+            f"on the last one. Say which: {what}(labels, axis=1) or {what}(labels, axis=-1)."
+        )
+    if labels.ndim == 1:
+        raise InvalidInput(
+            f"{what} needs one score per class, outputs of shape (points, classes); the model returns "
+            f"{tuple(y.shape)}. Use Threshold, Near or Linear for other outputs, or a label for every position."
+        )
+    if labels.shape == y.shape:
+        raise InvalidInput(
+            f"Labels of the outputs' own shape {tuple(y.shape)} are one answer per output: 1 (above), 0 (below) or -1 "
+            f"(free), got {int(labels.max())}. For one class per point, give its number: integers (n,)."
+        )
+    squeezed = " Labels (n, 1) become (n,) by labels.squeeze(1)." if labels.shape[1:] == (1,) and y.ndim == 2 else ""
+    raise InvalidInput(
+        f"{what}: labels of shape {tuple(labels.shape)} need scores of shape {tuple(labels.shape[:1])} + (classes,) + "
+        f"{tuple(labels.shape[1:])}, or with the classes last; the model returns {tuple(y.shape)}.{squeezed}"
+    )
+
+
+def _without(y: Tensor, axis: int) -> tuple[int, ...]:
+    """Return the shape of one point's outputs without an axis."""
+    return tuple(size for k, size in enumerate(y.shape) if k not in (0, axis % y.ndim))
+
+
+def by_position(y: Tensor, axis: int) -> Tensor:
+    """Return outputs (n, ...) with classes on an axis as (n, positions, classes).
+
+    >>> by_position(torch.zeros(5, 3, 8, 8), 1).shape
+    torch.Size([5, 64, 3])
+    """
+    return y.movedim(axis, -1).reshape(len(y), -1, y.shape[axis])
+
+
+def _advice_on_labels(labels: Tensor, wrong: Tensor, classes: int) -> str:
+    """Say what labels that number no class may be meant as."""
+    if int(labels.max()) == classes and int(labels.min()) >= 1:
+        return " Yours seem to be counted from 1; classes are counted from 0: labels - 1."
+    if len(torch.unique(wrong)) == 1 and (int(wrong[0]) in (-1, 255) or labels.ndim > 1):
+        return f" Where {int(wrong[0])} stands for no label, say so: Argmax(labels, ignore={int(wrong[0])})."
+    return ""
 
 
 class Argmin(Argmax):
@@ -171,9 +261,10 @@ class Threshold(Criterion):
             raise InvalidInput(f"Got {len(self)} labels for {len(y)} inputs.")
         mine, theirs = (tuple(size for size in t.shape[1:] if size != 1) for t in (self.labels, y))
         if mine != theirs:
+            number = "labels.squeeze(1)" if self.labels.shape[1:] == (1,) else "labels.long()"
             raise InvalidInput(
                 f"Labels of shape {tuple(self.labels.shape)} are about one answer per output, but the model's outputs "
-                f"are {tuple(y.shape)}. For one class per point, give its number: integers (n,), such as labels.long()."
+                f"are {tuple(y.shape)}. For one class per point, give its number: integers (n,), such as {number}."
             )
 
     def slack(self, y: Tensor) -> Tensor:
@@ -258,75 +349,3 @@ class Linear(Criterion):
     def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
         chosen: Tensor = self.A[point.to(self.A.device), condition.to(self.A.device)].to(y)
         return chosen.reshape(len(point), *y.shape[1:])
-
-
-class Near(Criterion):
-    """Every output lies within `tol` of its target (regression, inpainting; `tol=inf` leaves an output free).
-
-    >>> Near(torch.zeros(1, 2), tol=0.5).margin(torch.tensor([[0.1, -0.2]]))
-    tensor([0.3000])
-
-    Args:
-        target: (n, ...), the shape of the outputs.
-        tol: a number, or a tensor that broadcasts to the target, in output units.
-    """
-
-    def __init__(self, target: Tensor, tol: float | Tensor) -> None:
-        target = torch.as_tensor(target)
-        target = target if target.dtype.is_floating_point else target.to(torch.get_default_dtype())
-        tol = torch.as_tensor(tol, dtype=target.dtype, device=target.device)
-        try:
-            tol = tol.broadcast_to(target.shape)
-        except RuntimeError:
-            raise InvalidInput(
-                f"Near: tol of shape {tuple(tol.shape)} does not broadcast to the target {tuple(target.shape)}."
-            ) from None
-        if not torch.isfinite(target).all():
-            raise InvalidInput("Near: the target must be finite; where an output is free, give it tol=inf.")
-        if not (tol > 0).all():
-            raise InvalidInput(
-                f"Near needs every tol positive, the smallest given is {float(tol.min()):g}: no repair meets a target "
-                "exactly. Give what is near enough, such as half a grey level."
-            )
-        self.target, self.tol = target, tol
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def __getitem__(self, index: Tensor) -> Near:
-        index = index.to(self.target.device)
-        return Near(self.target[index], self.tol[index])
-
-    def __repr__(self) -> str:
-        return f"Near(target of shape {tuple(self.target.shape)})"
-
-    def check(self, y: Tensor) -> None:
-        if y.shape != self.target.shape:
-            raise InvalidInput(f"Near: target of shape {tuple(self.target.shape)}, but outputs are {tuple(y.shape)}.")
-
-    def measures(self, y: Tensor) -> dict[str, float]:
-        """Return the mean squared error of the outputs that have a tolerance, and the share of points within it.
-
-        >>> Near(torch.zeros(2, 1), 0.5).measures(torch.tensor([[0.0], [2.0]]))
-        {'mean squared error': 2.0, 'share within tolerance': 0.5}
-        """
-        off = (y - self.target.to(y))[torch.isfinite(self.tol).to(y.device)]
-        error = float(off.double().square().mean()) if off.numel() else 0.0
-        return {ERROR: error, WITHIN: float(self.holds(y).double().mean())}
-
-    def slack(self, y: Tensor) -> Tensor:
-        """Return (n, 2 * outputs): first how far above the lower bound, then how far below the upper one."""
-        off, tol = flat(y - self.target.to(y)), flat(self.tol.to(y))
-        return torch.cat([off + tol, tol - off], 1)
-
-    def rows(self, point: Tensor, condition: Tensor, y: Tensor) -> Tensor:
-        size = y[0].numel()
-        row = torch.zeros(len(point), size, dtype=y.dtype, device=y.device)
-        row[torch.arange(len(point), device=y.device), condition % size] = torch.where(condition < size, 1.0, -1.0).to(
-            y
-        )
-        return row.reshape(len(point), *y.shape[1:])
-
-    def typical_slack(self, y: Tensor) -> float:
-        finite = self.tol[torch.isfinite(self.tol)]
-        return float(finite.median()) if finite.numel() else 0.0

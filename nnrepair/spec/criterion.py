@@ -31,6 +31,8 @@ class Criterion(ABC):
     strict: bool = False
     #: Whether it was made from labels alone, which a model with a single output may read otherwise (`problem.fitted`).
     plain: bool = False
+    #: Whether it is a disjunction, of which `resolve` takes a branch.
+    chooses: bool = False
     #: How many classes its labels number, where they are a data set's own and that says it.
     numbered: int | None = None
 
@@ -156,6 +158,8 @@ class AllOf(_Joined):
 class AnyOf(_Joined):
     """At least one part holds (`a | b`). A linear program takes, per point, the part that is nearest to holding."""
 
+    chooses = True
+
     def margin(self, y: Tensor) -> Tensor:
         return torch.stack([p.margin(y) for p in self.parts]).amax(0)
 
@@ -186,6 +190,8 @@ class AnyOf(_Joined):
 
 class Chosen(Criterion):
     """Of several criteria, the one named for each point (what a disjunction becomes once it is decided)."""
+
+    chooses = True
 
     def __init__(self, parts: Sequence[Criterion], choice: Tensor) -> None:
         self.parts, self.choice = list(parts), choice

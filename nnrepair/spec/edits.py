@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import Criterion
-from nnrepair.spec.given import are_items, as_criterion, as_inputs
+from nnrepair.spec.given import are_items, as_criterion, as_points
 from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.streams import Stream
 
@@ -39,6 +39,27 @@ def _owners(of: Any, points: int, what: str) -> Tensor:
     return found.detach().cpu().long()
 
 
+def _swapped(inputs: AnyInputs, target: Any) -> bool:
+    """Whether what should be inputs looks like labels, and the other way around."""
+    return (
+        isinstance(inputs, Tensor)
+        and isinstance(target, Tensor)
+        and (inputs.ndim, inputs.dtype.is_floating_point) == (1, False)
+        and target.ndim > 1
+        and target.dtype.is_floating_point
+    )
+
+
+def _advice_on_lengths(inputs: AnyInputs, asked: Criterion) -> str:
+    """Say which of the two may be transposed."""
+    labels = getattr(asked, "labels", None)
+    if isinstance(labels, Tensor) and labels.ndim == 2 and labels.shape[1] == len(inputs):
+        return " The labels seem to be transposed: labels.T."
+    if isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.shape[1] == len(asked):
+        return " The inputs seem to be transposed: inputs.T has one row per point."
+    return ""
+
+
 @dataclass(frozen=True, init=False)
 class _Points:
     """Points, and what is asked of them.
@@ -52,16 +73,23 @@ class _Points:
     asked: Criterion | None
 
     def __init__(self, inputs: Any, target: Any = None) -> None:
-        object.__setattr__(self, "inputs", as_inputs(inputs, type(self).__name__))
+        inputs, own = as_points(inputs, type(self).__name__)
+        object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "asked", None)
+        target = own if target is None else target
         if target is not None:
             self._ask(target)
 
     def _ask(self, target: Any) -> None:
         name = type(self).__name__
+        if _swapped(self.inputs, target):
+            raise InvalidInput(f"{name}: inputs and labels seem to be in each other's place; inputs come first.")
         asked = as_criterion(target, name)
         if len(asked) != len(self.inputs):
-            raise InvalidInput(f"{name}: {len(self.inputs)} inputs but {len(asked)} labels or conditions.")
+            raise InvalidInput(
+                f"{name}: {len(self.inputs)} inputs but {len(asked)} labels or conditions."
+                + _advice_on_lengths(self.inputs, asked)
+            )
         object.__setattr__(self, "asked", asked)
 
     @property
@@ -213,6 +241,8 @@ class LocalitySet(_Points):
 
     def __init__(self, inputs: Any, target: Any = None, *, labels: bool = True) -> None:
         super().__init__(inputs, target)
+        if not labels and target is None:
+            object.__setattr__(self, "asked", None)
         if not labels and isinstance(self.inputs, Stream):
             object.__setattr__(self, "inputs", self.inputs.without_labels())
 

@@ -13,8 +13,39 @@ from torch.utils.data import DataLoader, Dataset
 from nnrepair.errors import InvalidInput, first_line
 from nnrepair.spec.criteria import Argmax, Criterion, Threshold, flat
 from nnrepair.spec.inputs import Adapted, AnyInputs, Arguments, Inputs
+from nnrepair.spec.pyg import Graphs, is_batch, is_graph
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.streams import streamed
+
+#: What data sets call their items' labels; models never get them.
+LABELS = ("labels", "label")
+
+
+def as_points(given: Any, what: str) -> tuple[AnyInputs, Any]:
+    """Return points as models run on them, and the labels that came with them, or None.
+
+    Labels come with graphs (`y`) and under a name of `LABELS` with dictionaries; those of a data set are met later.
+
+    Args:
+        given: see `as_inputs`.
+        what: how messages call it.
+    """
+    if isinstance(given, Mapping):
+        inputs, labels = apart(given)
+        return as_inputs(inputs, what), labels
+    if is_batch(given) or _are_graphs(given):
+        return Graphs.of(given, what)
+    return as_inputs(given, what), None
+
+
+def apart(given: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:
+    """Return a dictionary without its labels, and the labels, or None.
+
+    >>> apart({"x": 1, "labels": 2})
+    ({'x': 1}, 2)
+    """
+    name = next((name for name in LABELS if name in given), None)
+    return {k: v for k, v in given.items() if k != name}, None if name is None else given[name]
 
 
 def as_inputs(inputs: Any, what: str) -> AnyInputs:
@@ -22,8 +53,9 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
 
     Args:
         inputs: a tensor, or what becomes one, with one point per row; several as a tuple, `model(*inputs)`, or by name
-            in a dictionary, `model(**inputs)`; a data set, a list of items (x, label) or a loader, which is read a
-            batch at a time; an `Inputs` object or what can do the same; or regions, for edits.
+            in a dictionary, `model(**inputs)`; a data set, a list of items (x, label) or of dictionaries, or a loader,
+            which is read a batch at a time; graphs of PyTorch Geometric; an `Inputs` object or what can do the same; or
+            regions, for edits.
         what: how the message calls it.
 
     Raises:
@@ -41,27 +73,47 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
         return _as_arguments(dict(inputs), what)
     if isinstance(inputs, tuple) and inputs and all(isinstance(part, Tensor | np.ndarray) for part in inputs):
         return _as_arguments(dict(enumerate(inputs)), what)
-    if isinstance(inputs, Dataset | DataLoader) or are_items(inputs):
-        return streamed(inputs, lambda x: as_inputs(tuple(x) if isinstance(x, list) else x, what), what)
+    if is_graph(inputs):
+        if is_batch(inputs):
+            return Graphs.of(inputs, what)[0]
+        raise InvalidInput(
+            f"{what}: one graph is many points, its nodes: say which, with nnrepair.domains.graphs.NodeEdits(data, "
+            "nodes) and NodeLocality(data, mask). Where graphs are points, give a list of them."
+        )
+    if isinstance(inputs, Dataset | DataLoader) or are_items(inputs) or _has_rows(inputs):
+        return streamed(inputs, lambda x: as_inputs(tuple(x) if isinstance(x, list) else x, what), apart, what)
     if not isinstance(inputs, Tensor) and Adapted.fits(inputs):
         return Adapted(inputs)
     return _rows(inputs, f"{what}: inputs", "a tensor or an Inputs object")
 
 
 def are_items(given: Any) -> bool:
-    """Whether something is a list of items (x, label), as a data set would give them.
+    """Whether something is a list of items, as a data set would give them: (x, label), dictionaries, or graphs.
 
     >>> x = torch.zeros(2, 3)
     >>> are_items([(x[0], 4), (x[1], 2)]), are_items((x, [4, 2])), are_items([[x[0], x[1]], [4, 2]])
     (True, False, False)
+    >>> are_items([{"x": x[0], "labels": 4}, {"x": x[1], "labels": 2}])
+    True
     """
-    return (
+    if isinstance(given, list) and given and all(isinstance(item, Mapping) for item in given):
+        return True
+    return _are_graphs(given) or (
         isinstance(given, list | tuple)
         and len(given) > 0
         and all(isinstance(item, tuple | list) and len(item) == 2 for item in given)
         and not any(isinstance(x, list | int | float) for x, _ in given)
         and all(isinstance(y, int | np.integer) or (isinstance(y, Tensor) and y.ndim == 0) for _, y in given)
     )
+
+
+def _are_graphs(given: Any) -> bool:
+    return isinstance(given, list | tuple) and len(given) > 0 and all(map(is_graph, given))
+
+
+def _has_rows(given: Any) -> bool:
+    """Whether something is a table that gives dictionaries by number, as `datasets.Dataset` is."""
+    return all(hasattr(given, name) for name in ("column_names", "features", "__getitem__", "__len__"))
 
 
 def _as_arguments(given: dict[Any, Any], what: str) -> Arguments:
@@ -110,6 +162,13 @@ def dense(value: Any, what: str, expected: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         given = f"{type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
         reason = f" ({first_line(error)})" if isinstance(value, list | tuple | np.ndarray) else ""
+        if _is_ragged(value):
+            advice = (
+                " Rows are of different lengths: pad them to one, with a mask, as by tokenizer(texts, padding=True, "
+                'return_tensors="pt").'
+            )
+        if hasattr(value, "dtypes") and hasattr(value, "columns"):
+            advice = f" Its columns must be numbers: {_not_numbers(value)}."
         raise InvalidInput(f"{what} must be {expected}, got {given}{reason}.{advice}") from None
     if found.layout != torch.strided or found.is_nested:
         raise InvalidInput(f"{what} are {'nested' if found.is_nested else 'sparse'}; give a dense tensor (to_dense()).")
@@ -129,6 +188,19 @@ def _converted(value: Any) -> Tensor:
     return torch.from_numpy(np.array(array, kind, order="C"))  # a copy: torch takes no array that must not be written
 
 
+def _is_ragged(value: Any) -> bool:
+    sized = isinstance(value, list | tuple) and all(
+        hasattr(row, "__len__") and not isinstance(row, str) for row in value
+    )
+    return sized and len({len(row) for row in value}) > 1
+
+
+def _not_numbers(frame: Any) -> str:
+    """Name the columns of a data frame that hold no numbers."""
+    wrong = [f"{name!r} ({kind})" for name, kind in frame.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
+    return f"{', '.join(wrong[:5])} {'holds' if len(wrong) == 1 else 'hold'} others"
+
+
 def _holds_items(value: Any) -> bool:
     return isinstance(value, Dataset | DataLoader | Iterator)
 
@@ -137,10 +209,42 @@ def as_criterion(target: Any, what: str) -> Criterion:
     """Return a criterion as it is, and labels as a criterion that is marked as made from labels."""
     if isinstance(target, Criterion):
         return target
+    _refuse_names(target, what)
     labels = dense(target, f"{what}: labels", "a tensor of labels, or a Criterion")
+    if labels.dtype.is_floating_point:
+        raise InvalidInput(f"{what}: {_advice_on_floats(labels)}")
     try:
-        made = Threshold(labels) if labels.dtype == torch.bool or labels.ndim > 1 else Argmax(labels)
+        answers = labels.dtype == torch.bool or (labels.ndim > 1 and bool(((labels >= -1) & (labels <= 1)).all()))
+        if labels.ndim > 1 and labels.shape[1:] == (1,) and not answers:
+            raise InvalidInput(f"labels of shape {tuple(labels.shape)} are one per point: give labels.squeeze(1).")
+        made = Threshold(labels) if answers else Argmax(labels)
         made.plain = True
         return made
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"{what}: {error}") from None
+
+
+def _refuse_names(labels: Any, what: str) -> None:
+    """Refuse names of classes, with a way to numbers."""
+    if not isinstance(labels, list | tuple | Tensor) and hasattr(labels, "__array__"):
+        array = np.asarray(labels)
+        labels = array.flatten()[:1].tolist() if array.dtype.kind in "OSUT" else []
+    if isinstance(labels, list | tuple) and labels and isinstance(labels[0], str | bytes):
+        raise InvalidInput(
+            f"{what}: labels are names, and a model numbers its classes: [names.index(label) for label in labels], "
+            "with names in the order of its outputs (weights.meta['categories'] of torchvision; of transformers "
+            "model.config.label2id[label])."
+        )
+
+
+def _advice_on_floats(labels: Tensor) -> str:
+    """Say what floating-point labels may be meant as."""
+    given = f"labels are floating-point numbers, {tuple(labels.shape)} of {str(labels.dtype).removeprefix('torch.')}"
+    coins = bool(((labels == 0) | (labels == 1)).all())
+    if labels.ndim == 2 and labels.shape[1] > 1 and coins and bool((labels.sum(1) == 1).all()):
+        return f"{given}, one 1 in each row. For one class per point give its number: labels.argmax(1)."
+    if coins or (labels.ndim == 1 and bool((labels == labels.round()).all()) and bool((labels >= 0).all())):
+        return f"{given}. For classes, or yes-or-no answers, use labels.long()."
+    if bool(((labels >= 0) & (labels <= 1)).all()):
+        return f"{given} between 0 and 1. Decide: (labels > 0.5) for yes-or-no answers, labels.argmax(1) for classes."
+    return f"{given}. Where outputs are numbers, say how near they must be: Near(labels, tol=...)."

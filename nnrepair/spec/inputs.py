@@ -19,6 +19,8 @@ from nnrepair.errors import InvalidInput
 BATCH = 4096
 #: And numbers of these points: what layers compute of a photograph is many times its size.
 NUMBERS = 4_000_000
+#: Numbers of the vector that a token becomes, about.
+TOKEN = 500
 
 
 class Inputs(ABC):
@@ -282,8 +284,17 @@ def batches(inputs: AnyInputs, most: int | None = None) -> list[Tensor]:
     size = most if isinstance(inputs, Tensor) else min(most, inputs.batch)
     parts = [inputs] if isinstance(inputs, Tensor) else inputs.tensors() if isinstance(inputs, Arguments) else []
     if len(inputs):
-        size = max(1, min(size, NUMBERS // max(1, sum(part[0].numel() for part in parts))))
+        size = max(1, min(size, NUMBERS // max(1, sum(numbers(part[0]) for part in parts))))
     return list(torch.split(torch.arange(len(inputs)), size))
+
+
+def numbers(one: Tensor) -> int:
+    """Return how many numbers a network takes for one point: tokens become vectors first.
+
+    >>> numbers(torch.zeros(3, 8, 8)), numbers(torch.zeros(10, dtype=torch.int64))
+    (192, 5000)
+    """
+    return one.numel() * (TOKEN if one.dtype in (torch.int64, torch.int32) else 1)
 
 
 def together(several: Sequence[AnyInputs]) -> list[tuple[AnyInputs, list[int]]]:

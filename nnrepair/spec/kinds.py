@@ -17,11 +17,14 @@ from torch import Tensor
 from nnrepair.spec.criteria import (
     Argmax,
     Argmin,
+    Between,
     Criterion,
     Near,
     Threshold,
+    by_position,
     flat,
 )
+from nnrepair.spec.ranks import Above, TopK
 
 
 class Kind(ABC):
@@ -70,45 +73,72 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Classes(Kind):
-    """One score per class; the highest wins (the lowest, for `Argmin`). The distribution is the softmax.
+    """One score per class, at every position; the highest wins (the lowest, for `Argmin`): softmaxes, independent.
 
     >>> Classes().decide(torch.tensor([[0.0, 2.0]]))
     tensor([[1]])
 
     Args:
         lowest_wins: the lowest score wins; the softmax is that of -y.
+        axis: of the outputs, the classes.
     """
 
     lowest_wins: bool = False
+    axis: int = 1
 
     @property
     def _sign(self) -> float:
         return -1.0 if self.lowest_wins else 1.0
 
+    def _scores(self, y: Tensor) -> Tensor:
+        """Return (n, positions, classes), of which the highest wins."""
+        return self._sign * by_position(y, self.axis)
+
+    def _back(self, rows: Tensor, y: Tensor) -> Tensor:
+        """Return (..., positions, classes) in the order of flat outputs: (..., outputs)."""
+        if y.ndim == 2:
+            return rows.flatten(-2)
+        shape = list(y.movedim(self.axis, -1).shape[1:])
+        lead = rows.shape[:-2]
+        axis = self.axis - 1 + len(lead) if self.axis > 0 else self.axis
+        return rows.reshape(*lead, *shape).movedim(-1, axis).flatten(len(lead))
+
     def decide(self, y: Tensor) -> Tensor:
-        return (self._sign * y).argmax(1, keepdim=True)
+        return self._scores(y).argmax(2)
 
     def unchanged(self, y: Tensor, tol: float) -> Criterion:
-        return (Argmin if self.lowest_wins else Argmax)(self.decide(y)[:, 0])
+        labels = self.decide(y).reshape(y.movedim(self.axis, -1).shape[:-1])
+        return (Argmin if self.lowest_wins else Argmax)(labels, axis=self.axis)
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
-        before, after = (F.log_softmax(self._sign * y, 1) for y in (old, new))
-        return F.kl_div(after, before, reduction="none", log_target=True).sum(1)
+        before, after = (F.log_softmax(self._scores(y), 2) for y in (old, new))
+        return F.kl_div(after, before, reduction="none", log_target=True).sum((1, 2))
 
     def _p(self, y: Tensor) -> Tensor:
-        return F.softmax(self._sign * y.double(), 1)
+        return F.softmax(self._scores(y.double()), 2)
 
     def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.multinomial(self._p(y).cpu(), 1, generator=generator)[:, 0]
+        p = self._p(y).cpu()
+        drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator)[:, 0]
+        return drawn.reshape(y.movedim(self.axis, -1).shape[:-1])
 
     def score(self, y: Tensor, labels: Tensor) -> Tensor:
         p = self._p(y)
-        return self._sign * (F.one_hot(labels.to(y.device), p.shape[1]) - p)
+        labels = labels.to(y.device).reshape(p.shape[:2])
+        found = self._sign * (F.one_hot(labels.clamp(min=0), p.shape[2]) - p)
+        return self._back(torch.where(labels[..., None] < 0, 0.0, found), y)
 
     def root(self, y: Tensor, most: int) -> Tensor | None:
         p = self._p(y)
-        share, label = p.topk(min(p.shape[1], most), 1)
-        return self._sign * share.sqrt()[..., None] * (F.one_hot(label, p.shape[1]) - p[:, None])
+        positions, classes = p.shape[1:]
+        if positions > 1 and positions * classes > most:
+            return None
+        share, label = p.topk(min(classes, most), 2)
+        rows = self._sign * share.sqrt()[..., None] * (F.one_hot(label, classes) - p[:, :, None])
+        apart = rows.new_zeros(len(p), positions, rows.shape[2], positions, classes)
+        each = torch.arange(positions, device=y.device)
+        apart[:, each, :, each] = rows.movedim(1, 0)
+        return self._back(apart.flatten(1, 2), y)
 
     def labels(self, criterion: Criterion) -> Tensor | None:
         return criterion.labels if isinstance(criterion, Argmax) else None
@@ -233,7 +263,10 @@ def kind_of(*criteria: Criterion | None) -> Kind:
         parts = [] if criterion is None else list(leaves(criterion))
         for part in parts:
             if isinstance(part, Argmax):
-                return Classes(all(isinstance(p, Argmin) for p in parts if isinstance(p, Argmax)))
+                lowest = all(isinstance(p, Argmin) for p in parts if isinstance(p, Argmax))
+                return Classes(lowest, 1 if part.axis is None else part.axis)
+            if isinstance(part, Above | TopK):
+                return Classes()
             if isinstance(part, Threshold):
                 return Binary(part.threshold, _numbers(parts))
     return Regression()
@@ -241,8 +274,13 @@ def kind_of(*criteria: Criterion | None) -> Kind:
 
 def _numbers(parts: list[Criterion]) -> Tensor | None:
     """Return (outputs,) bool: which outputs are bounded as numbers and have no label; None where none is."""
-    bounded = [torch.isfinite(flat(p.tol)).any(0).cpu() for p in parts if isinstance(p, Near)]
     answered = [(flat(p.labels) >= 0).any(0).cpu() for p in parts if isinstance(p, Threshold)]
+    bounded = [torch.isfinite(flat(p.tol)).any(0).cpu() for p in parts if isinstance(p, Near)]
+    labels = next(p.labels for p in parts if isinstance(p, Threshold))
+    for part in parts:
+        if isinstance(part, Between):
+            low, high = part.bounds(torch.zeros(len(part), *labels.shape[1:]))
+            bounded.append((torch.isfinite(low) | torch.isfinite(high)).any(0).cpu())
     if not bounded:
         return None
     numbers = torch.stack(bounded).any(0) & ~torch.stack(answered).any(0)
@@ -251,4 +289,4 @@ def _numbers(parts: list[Criterion]) -> Tensor | None:
 
 def is_mixed(criterion: Criterion) -> bool:
     """Whether a criterion asks for decisions and bounds outputs as numbers too."""
-    return len({isinstance(part, Argmax | Threshold) for part in leaves(criterion)}) == 2
+    return len({isinstance(part, Argmax | Threshold | Above | TopK) for part in leaves(criterion)}) == 2

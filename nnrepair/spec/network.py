@@ -179,6 +179,8 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
             left += value.values()
         elif isinstance(value, list | tuple):
             left += value
+        elif isinstance(value, nn.Module):  # one that is no submodule
+            left.append(vars(value))
 
 
 def _uncopied(model: nn.Module) -> str:

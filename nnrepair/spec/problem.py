@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,8 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.accepted import first_look
 from nnrepair.spec.criteria import (
-    AnyOf,
     Argmax,
     Argmin,
-    Chosen,
     Criterion,
     Threshold,
     flat,
@@ -34,13 +33,35 @@ from nnrepair.spec.kinds import (
 from nnrepair.spec.network import refuse_kinds
 from nnrepair.spec.running import call, outputs
 
+#: The label of positions without one, as in torch.
+IGNORED = -100
 #: Operations of automatic differentiation that move numbers and change none.
 RESHAPES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Permute", "Transpose")
 
 
+T = TypeVar("T")
+
+
 def has_choice(criterion: Criterion) -> bool:
     """Whether the criterion holds a disjunction, of which a linear program takes one branch per point."""
-    return isinstance(criterion, (AnyOf, Chosen)) or any(has_choice(p) for p in getattr(criterion, "parts", ()))
+    return criterion.chooses or any(has_choice(p) for p in getattr(criterion, "parts", ()))
+
+
+class Known:
+    """What was worked out last of a network and its points to keep alone; the problems of one sequence share it."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._key: Hashable = None
+        self._value: Any = None
+
+    def once(self, of: tuple[object, ...], key: Hashable, make: Callable[[], T]) -> T:
+        """Return what is known, or make it: of the very same objects, and by the same key."""
+        same = len(of) == len(self._of) and all(a is b for a, b in zip(of, self._of, strict=True))
+        if not same or key != self._key:
+            self._of, self._key, self._value = of, key, make()
+        found: T = self._value
+        return found
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class Problem:
         kind: what outputs stand for, as the edits (or else the locality set) say: decisions, or numbers.
         seed: for every random choice.
         progress: whether to show a progress bar.
+        known: see `once`.
     """
 
     model: nn.Module
@@ -64,6 +86,18 @@ class Problem:
     kind: Kind
     seed: int
     progress: bool = False
+    known: Known = field(default_factory=Known, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` works out of the network, the points to keep and the kind of outputs alone.
+
+        Independent edits of one sequence have these in common, and what was made last is made once for all of them.
+
+        Args:
+            key: says what is made.
+            make: makes it; it may raise.
+        """
+        return self.known.once((self.model, self.locality and self.locality.inputs, self.kind), key, make)
 
     @cached_property
     def before(self) -> Tensor:
@@ -121,7 +155,7 @@ def pose(
         points = LocalitySet.coerce(locality_set)
         if len(points) == 0:
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
-        locality = _locality(model, points.to(like), edits)
+        locality = _locality(model, points.to(like), edits, answers)
         kind = kind_of(edits.criterion, locality.criterion)
     scope = None
     if edit_scope is not None:
@@ -140,7 +174,8 @@ def held_out(problem: Problem, points: Any, name: str) -> Locality:
     points = LocalitySet.coerce(points)
     if len(points) == 0:
         raise InvalidInput(f"{name} is empty; leave it out, or give points to measure on.")
-    return _locality(problem.model, points.to(check_model(problem.model)), problem.edits, problem.kind, name)
+    like = check_model(problem.model)
+    return _locality(problem.model, points.to(like), problem.edits, problem.answers, problem.kind, name)
 
 
 def _scope(model: nn.Module, given: EditScope, like: Tensor, beside: Criterion, edits: int, what: str) -> EditScope:
@@ -194,11 +229,20 @@ def fitted(criterion: Criterion, y: Tensor, beside: Criterion | None = None) -> 
     if criterion.plain and isinstance(criterion, Argmax) and flat(y).shape[1] == 1:
         criterion = Threshold(criterion.labels)
         criterion.plain = True
+    if criterion.plain and isinstance(criterion, Threshold) and _of_positions(criterion.labels, y):
+        criterion = Argmax(torch.where(criterion.labels < 0, IGNORED, criterion.labels))
+        criterion.plain = True
     if criterion.plain and isinstance(criterion, Threshold) and isinstance(kind, Binary):
         return Threshold(criterion.labels, kind.threshold)
     if type(criterion) is Argmax and criterion.margin_ == 0 and isinstance(kind, Classes) and kind.lowest_wins:
-        return Argmin(criterion.labels)
+        return Argmin(criterion.labels, axis=criterion.axis, ignore=criterion.ignore)
     return criterion
+
+
+def _of_positions(labels: Tensor, y: Tensor) -> bool:
+    """Whether labels 0 and 1 (n, ...) number two classes of every position, in outputs that have these on one axis."""
+    shapes = [tuple(s for k, s in enumerate(y.shape) if k != axis) for axis in range(1, y.ndim) if y.shape[axis] > 1]
+    return labels.ndim > 1 and y.ndim == labels.ndim + 1 and tuple(labels.shape) in shapes
 
 
 def refuse_other_classes(numbered: int | None, y: Tensor) -> None:
@@ -256,15 +300,27 @@ def kind_notes(problem: Problem, criterion: Criterion) -> list[str]:
 
 
 def _locality(
-    model: nn.Module, points: LocalitySet, edits: Edits, kind: Kind | None = None, what: str = "the locality set"
+    model: nn.Module,
+    points: LocalitySet,
+    edits: Edits,
+    answers: Tensor,
+    kind: Kind | None = None,
+    what: str = "the locality set",
 ) -> Locality:
-    """Return points with their labels read, what keeps them, and where it holds now."""
+    """Return points with their labels read, what keeps them, and where it holds now.
+
+    Args:
+        model, points, edits: what is asked of which network.
+        answers: (points, ...) its outputs on the edits.
+        kind: what they stand for; None for what the edits say.
+        what: how messages call the points.
+    """
     y = first_look(model, points.inputs, what)
     if points.criterion is not None:
         criterion = fitted(points.criterion, y, edits.criterion)
         criterion.check(y)
         return Locality(LocalitySet(points.inputs, criterion), criterion, criterion.holds(y.double()), y)
-    tol = edits.criterion.typical_slack(outputs(model, edits.inputs).double())
+    tol = edits.criterion.typical_slack(answers.double())
     criterion = (kind or kind_of(edits.criterion)).unchanged(y, tol or 1e-3 * float(y.abs().max()) or 1e-6)
     criterion.check(y)
     return Locality(points, criterion, criterion.holds(y), y)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import NNRepairError, UnsupportedModel, first_line
+from nnrepair.errors import InvalidInput, NNRepairError, UnsupportedModel, first_line
 from nnrepair.spec.inputs import AnyInputs, batches, independent, together
 from nnrepair.spec.network import uncompiled
 
@@ -50,9 +50,9 @@ def call(model: nn.Module, inputs: AnyInputs) -> Tensor:
         y = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
     if not isinstance(y, Tensor):
         raise UnsupportedModel(
-            f"The model returns {type(y).__name__}, not a tensor. Wrap it in a module that picks the scores: its "
-            "__init__ keeps your model as self.model, its forward returns self.model(x).logits (or [0], or whatever "
-            "holds them). The repaired network is then result.model.model, and result.patch fits your model too."
+            f"The model returns {type(y).__name__}, not a tensor. Say which part of it are the scores: fix(..., "
+            'output="logits") (a name, a place in a tuple, or a function), or nnrepair.Scores(model, "logits") where '
+            "there is no output=."
         )
     return y
 
@@ -78,7 +78,23 @@ def outputs(model: nn.Module, inputs: AnyInputs) -> Tensor:
     steps = batches(inputs)
     if len(steps) <= 1 or not independent(inputs):
         return call(model, inputs)
-    return torch.cat([call(model, inputs[step]) for step in steps])
+    return joined([call(model, inputs[step]) for step in steps])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return the outputs of several batches as one.
+
+    Raises:
+        InvalidInput: they have different shapes, as scores of tokens have that were padded to other lengths each.
+    """
+    shapes = list(dict.fromkeys(tuple(part.shape[1:]) for part in parts))
+    if len(shapes) > 1:
+        raise InvalidInput(
+            f"The model returns outputs of different shapes for different batches, {shapes[0]} and {shapes[1]} for one "
+            "point. Pad all points to one length: padding='max_length' when they are made, or in the loader's "
+            "collate_fn."
+        )
+    return torch.cat(list(parts))
 
 
 def outputs_of(model: nn.Module, several: Sequence[AnyInputs]) -> list[Tensor]:
@@ -99,10 +115,10 @@ def call_with(model: nn.Module, parameters: dict[str, Tensor], inputs: AnyInputs
 class _Swapped(nn.Module):
     def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
         super().__init__()
-        self.__dict__["model"], self.__dict__["swapped"] = model, parameters  # not registered: it owns nothing
+        self.__dict__["inner"], self.__dict__["swapped"] = model, parameters  # not registered: it owns nothing
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self.__dict__["model"], self.__dict__["swapped"], args, kwargs)
+        return torch.func.functional_call(self.__dict__["inner"], self.__dict__["swapped"], args, kwargs)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,9 @@ from torch.utils.data import (
 )
 
 from nnrepair.errors import InvalidInput, first_line
-from nnrepair.spec.inputs import AnyInputs, Inputs, batches, to_like
+from nnrepair.spec.inputs import AnyInputs, Inputs, batches, numbers, to_like
+from nnrepair.spec.pyg import Graphs, is_graph
+from nnrepair.spec.running import joined
 
 #: Items read at once, where no loader says how many, and numbers in them: layers make many more of each.
 ITEMS, NUMBERS = 256, 4_000_000
@@ -63,6 +65,7 @@ class Source:
             dictionary of them.
         collate: makes a batch of a list of items.
         arguments: makes inputs of the batch's x.
+        apart: takes the labels out of a dictionary.
         items: how many are read at once.
         labelled: whether items have labels.
     """
@@ -70,14 +73,14 @@ class Source:
     dataset: Any
     collate: Callable[[list[Any]], Any]
     arguments: Callable[[Any], AnyInputs]
+    apart: Callable[[Mapping[Any, Any]], tuple[Any, Any]]
     items: int = ITEMS
     labelled: bool = False
     met: Labels = field(default_factory=Labels)
 
     def read(self, numbers: Tensor) -> AnyInputs:
         """Return the inputs of items (k,) in memory; their labels are kept."""
-        batch = self.batch(numbers.tolist())
-        parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+        parts = self.parts(self.batch(numbers.tolist()))
         if len(parts) != 1 + self.labelled:
             raise InvalidInput(
                 f"Items of the data set must all be {'(x, y)' if self.labelled else 'x'}, as the first one is; some of "
@@ -99,6 +102,16 @@ class Source:
         except Exception as error:  # a user's data set may raise anything
             raise InvalidInput(self._why_not(numbers, error)) from error
 
+    def parts(self, batch: Any) -> list[Any]:
+        """Return a batch's x, and its labels where it has some."""
+        if isinstance(batch, Mapping):
+            x, labels = self.apart(batch)
+        elif is_graph(batch):
+            x, labels = Graphs.of(batch, "The data set")
+        else:
+            return list(batch) if isinstance(batch, tuple | list) else [batch]
+        return [x] if labels is None else [x, labels]
+
     def _why_not(self, numbers: Sequence[int], error: Exception) -> str:
         """Say which item cannot be read, or why items make no batch."""
         for k in numbers:
@@ -113,6 +126,8 @@ class Source:
                     f"Item {k} of the data set is a picture, not a tensor: give the data set a transform, such as "
                     "ImageFolder(root, transform=weights.transforms())."
                 )
+        if isinstance(error, InvalidInput):
+            return f"Items {list(numbers[:5])} of the data set make no batch: {error}"
         return (
             f"Items {list(numbers[:5])} of the data set make no batch: {type(error).__name__}: {first_line(error)} "
             "Items must be tensors of one shape, or give a DataLoader with a collate_fn."
@@ -179,7 +194,7 @@ class Stream(Inputs):
     def call(self, model: nn.Module) -> Tensor:
         """Return the outputs (n, ...); without gradients no more than a batch is in memory."""
         if not torch.is_grad_enabled() and len(self) > self.batch:
-            return torch.cat([self[step].call(model) for step in batches(self)])
+            return joined([self[step].call(model) for step in batches(self)])
         inputs = self.loaded()
         y: Tensor = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
         return y
@@ -197,7 +212,7 @@ class Stream(Inputs):
         source = self.source
         if not source.labelled:
             return self
-        alone = replace(source, collate=lambda items: source.collate(items)[0], labelled=False)
+        alone = replace(source, collate=lambda items: source.parts(source.collate(items))[0], labelled=False)
         return replace(self, source=alone)
 
     def own(self) -> Tensor:
@@ -221,7 +236,10 @@ class Stream(Inputs):
 
 
 def streamed(
-    given: Dataset[Any] | DataLoader[Any] | Sequence[Any], arguments: Callable[[Any], AnyInputs], what: str
+    given: Dataset[Any] | DataLoader[Any] | Sequence[Any],
+    arguments: Callable[[Any], AnyInputs],
+    apart: Callable[[Mapping[Any, Any]], tuple[Any, Any]],
+    what: str,
 ) -> Stream:
     """Return a data set's points, in its own order.
 
@@ -229,6 +247,7 @@ def streamed(
         given: a data set with items by number, a list of such items, or a loader of a data set, of which the batch
             size and the collate_fn are used. A loader that shuffles is read in its data set's order.
         arguments: makes inputs of a batch's x.
+        apart: takes the labels out of a dictionary.
         what: how the message calls it.
 
     Raises:
@@ -236,6 +255,11 @@ def streamed(
     """
     loader = given if isinstance(given, DataLoader) else None
     dataset: Any = given if loader is None else loader.dataset
+    if hasattr(loader, "node_sampler") or hasattr(loader, "link_sampler"):
+        raise InvalidInput(
+            f"{what}: {type(loader).__name__} draws other neighbours each time, so what is kept could not be "
+            "confirmed. Give nodes of the whole graph: nnrepair.domains.graphs.NodeLocality(data, mask)."
+        )
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise InvalidInput(
             f"{what}: {type(dataset).__name__} has no items by number, so no order that can be read again. Give a data "
@@ -245,27 +269,58 @@ def streamed(
     if not len(index):
         raise InvalidInput(f"{what}: the data set {type(dataset).__name__} has no items.")
     if loader is None or loader.batch_size is None:
-        source = Source(dataset, default_collate, arguments)
+        source = Source(dataset, collated, arguments, apart)
     else:
-        source = Source(dataset, loader.collate_fn, arguments, loader.batch_size)
-    first = source.batch([int(index[0])])
-    parts = len(first) if isinstance(first, tuple | list) else 1
-    if loader is None or loader.batch_size is None:
-        x = first[0] if isinstance(first, tuple | list) else first
-        source = replace(source, items=_at_once(x))
-    if parts not in (1, 2):
+        source = Source(dataset, loader.collate_fn, arguments, apart, loader.batch_size)
+    parts = source.parts(source.batch([int(index[0])]))
+    if len(parts) not in (1, 2):
         raise InvalidInput(
-            f"{what}: items of a data set must be x, or (x, y) with a label, got {parts} parts. Of a model with "
-            "several arguments, let items be ((a, b), y) or (dictionary, y)."
+            f"{what}: items of a data set must be x, or (x, y) with a label, got {len(parts)} parts. Of a model with "
+            "several arguments, let items be ((a, b), y), (dictionary, y) or a dictionary with labels."
         )
-    return Stream(replace(source, labelled=parts == 2), index)
+    if loader is None or loader.batch_size is None:
+        source = replace(source, items=_at_once(parts[0]))
+    return Stream(replace(source, labelled=len(parts) == 2), index)
+
+
+def collated(items: Sequence[Any]) -> Any:
+    """Return items as one batch: as torch does, and graphs as one, and lists of numbers in dictionaries as rows."""
+    first = items[0]
+    if is_graph(first):
+        from torch_geometric.data import Batch
+
+        return Batch.from_data_list(list(items))
+    if isinstance(first, Mapping):
+        return {name: _column(name, [item[name] for item in items]) for name in first}
+    if isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[0], Mapping):
+        return [collated(column) for column in zip(*items, strict=True)]
+    return default_collate(list(items))
+
+
+def _column(name: Any, values: list[Any]) -> Any:
+    """Return what all items have under one name."""
+    if any(isinstance(value, str | bytes) or value is None for value in values):
+        raise InvalidInput(
+            f"{name!r} is {'missing' if None in values else 'text'}, and models take numbers: leave it out, as by "
+            f"dataset.remove_columns([{name!r}])."
+        )
+    rows = [torch.as_tensor(value) for value in values]
+    if len({row.shape for row in rows}) > 1:
+        raise InvalidInput(
+            f"{name!r} has different lengths: {', '.join(str(tuple(row.shape)) for row in rows[:4])}. Pad it when the "
+            'data are made (padding="max_length"), or give a DataLoader whose collate_fn does '
+            "(DataCollatorWithPadding)."
+        )
+    return torch.stack(rows)
 
 
 def _at_once(first: Any) -> int:
     """Return how many items like the first one, a batch of its own, are read at once."""
-    parts = list(first.values()) if isinstance(first, dict) else first if isinstance(first, tuple | list) else [first]
-    numbers = sum(part.numel() for part in parts if isinstance(part, Tensor))
-    return max(1, min(ITEMS, NUMBERS // max(1, numbers)))
+    parts = (
+        list(first.values()) if isinstance(first, Mapping) else first if isinstance(first, tuple | list) else [first]
+    )
+    size = sum(numbers(part) for part in parts if isinstance(part, Tensor))
+    return max(1, min(ITEMS, NUMBERS // max(1, size)))
 
 
 def _order(loader: DataLoader[Any], what: str) -> Tensor:

@@ -18,6 +18,7 @@ from nnrepair.errors import InvalidInput, NNRepairError, PatchError, first_line,
 from nnrepair.extras import installed
 from nnrepair.files import require_writable
 from nnrepair.spec.state import read_json, read_tensors, reading, write_tensors
+from nnrepair.training import ranks
 
 FORMAT = "nnrepair-training-1"
 #: Seconds of work that a kill may cost, at most (and one step).
@@ -72,7 +73,9 @@ class Checkpoint:
         return time.monotonic() - self._saved > self.every
 
     def save(self, state: State) -> None:
-        """Store the state. Where that fails the training goes on, and says so at its end."""
+        """Store the state, where this is the first process. If that fails, training goes on, and says so at its end."""
+        if ranks.rank():
+            return
         tensors: dict[str, Tensor] = {}
         told = packed({name: _state_of(part) for name, part in state.items()}, tensors)
         texts = {"key": json.dumps(self.key), "state": json.dumps(told)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.errors import PatchError
 from nnrepair.spec.running import named
+from nnrepair.training import ranks
 from nnrepair.training.checkpoint import Checkpoint, State
 
 
@@ -64,9 +65,13 @@ class Descent:
         with named("The model cannot be differentiated", "All that it does must have derivatives."):
             torch.autograd.backward(loss)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if ranks.count() > 1:  # all of them have gradients, in the same order
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for parameter in parameters:
             if parameter.grad is not None and parameter.grad.layout != torch.strided:  # most optimizers take no others
                 parameter.grad = parameter.grad.to_dense()
+        ranks.average([parameter.grad for parameter in parameters if parameter.grad is not None])
         if self.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimizer.step()
@@ -114,6 +119,7 @@ class Training:
         if self.checkpoint is not None:
             self.checkpoint.key = {**self.checkpoint.key, "steps": str(self.steps)}
             self.checkpoint.load(self._everything())
+            ranks.require_same(self._done, f"How far {self.checkpoint.path} is, which all must see,")
         start, stopped = self._done, self._steps()
         if stopped is None and not self._good.is_finite():
             stopped = self._broken("some weights became infinite or no number")
@@ -125,14 +131,14 @@ class Training:
     def _steps(self) -> str | None:
         """Take the steps; return why they ended early, None where they did not."""
         for _ in range(self._done, self.steps):
-            if self.deadline.passed:
+            if ranks.most(self.deadline.passed):
                 return f"stopped at step {self._done} of {self.steps}: the time limit passed"
             self._good.look()
             loss = self.loss()
-            if loss is None:
+            if ranks.most(loss is None) or loss is None:
                 return None
             self._loss = float(loss.detach())
-            if not math.isfinite(self._loss):
+            if ranks.most(not math.isfinite(self._loss)):
                 return self._broken(f"the loss became {self._loss}")
             self._good.confirm()
             self.report(f"step {self._done + 1}/{self.steps}, loss {self._loss:.3g}")

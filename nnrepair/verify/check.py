@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline, OutOfTime
@@ -24,12 +25,14 @@ from nnrepair.rounding import percent
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.network import Network
+from nnrepair.verify.parts import SearchedPart, parts_of
 from nnrepair.verify.property import Case, Conjunction, Exact, Property
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
+from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 from nnrepair.verify.search.attack import LEAST, attack
 from nnrepair.verify.search.boxes import Search
-from nnrepair.verify.search.jobs import NOTHING, Found, Jobs, Options
+from nnrepair.verify.search.jobs import NOTHING, Confirm, Found, Jobs, Options
 from nnrepair.verify.search.phases import PhaseSearch
 from nnrepair.verify.search.rational import TooLong, can_be_exact
 from nnrepair.verify.search.ties import Flat, between, equation, flat, sides
@@ -45,6 +48,7 @@ ALONE, ALONE_WORK = 2, 500_000_000
 #: Unsafe sets that are looked at for an interior, during at most this share of the time; those without in which ties
 #: are sought.
 FLAT, RECOGNISING, TIES = 2000, 0.1, 20
+Tree = tuple[NDArray[np.int16], NDArray[np.float64]]
 TIED = "Where that is allowed, say so: conditions of Linear may hold with equality (docs/properties.md, Ties)"
 
 
@@ -158,14 +162,16 @@ class _Problem:
         self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)
         deadline.check("reading the network")
-        network = Network.of(model, self.property.cases[0].box.shape, deadline)
+        self.network = network = Network.of(model, self.property.cases[0].box.shape, deadline)
         graph = network.graph
         if (graph.inputs, graph.outputs) != (self.property.inputs, self.property.outputs):
             raise InvalidInput(
                 f"The property is about {self.property.inputs} inputs and {self.property.outputs} outputs, but the "
                 f"network has {graph.inputs} and {graph.outputs}."
             )
-        self.replay = network.replay(deadline)
+        if graph.regional:
+            graph = network.read_for(*self._region(), deadline)
+        self.replay = network.replay(deadline, graph)
         deadline.check("comparing what was read with the network")
         network.compare(self.property, self.replay, deadline)
         self.graph = graph if device.type == "cpu" else graph.to(device)
@@ -186,32 +192,72 @@ class _Problem:
         jobs = self._jobs()
         if not self.work:
             return Found(True, False, 0, 1.0, None, 0, None)
-        split = options.split
-        if split == "auto":
-            split = "inputs" if self.graph.inputs <= WIDE else "relus"
-        if split == "inputs" and self.graph.inputs > np.iinfo(np.int16).max:
-            raise InvalidInput(f"{self.graph.inputs} inputs are too many to split: leave Options.split at 'auto'.")
+        parts = list(parts_of(jobs, self._read_for, self.graph, self.deadline))
 
-        def attacked(starts: int, deadline: Deadline = self.deadline) -> bool:
-            return attack(self.graph, jobs, self.confirm, generator, starts, deadline=deadline)
-
-        def report(share: float, boxes: int) -> None:
-            self.deadline.doing = f"{percent(share, 1)} of the volume proved, {boxes} boxes"
+        def attacked(part: SearchedPart, starts: int, deadline: Deadline = self.deadline) -> bool:
+            return attack(part.graph, part.jobs, self._confirming(part), generator, starts, deadline=deadline)
 
         self.deadline.check("looking for counterexamples")
-        starts = max(STARTS, min(LEAST * len(jobs), MOST_STARTS))
-        self._for_a_while(FIRST, lambda deadline: attacked(starts, deadline))
+        starts = max(STARTS, min(LEAST * len(jobs), MOST_STARTS)) // len(parts)
+        self._for_a_while(FIRST, lambda deadline: any(attacked(part, starts, deadline) for part in parts))
         self.settled = True
         if self.counterexample is None:
             self._for_a_while(FIRST, lambda deadline: self._meet(jobs, generator, deadline))
         if self.counterexample is not None:
             return Found(False, True, 0, 0.0, None, 0, None)
         self.deadline.check("bounding whole boxes")
+        found = list[Found]()
+        for part in parts:
+
+            def report(share: float, boxes: int) -> None:
+                done = (len(found) + share) / len(parts)
+                boxes += sum(each.boxes for each in found)
+                self.deadline.doing = f"{percent(done, 1)} of the volume proved, {boxes} boxes"
+
+            found.append(self._search(part, options, proof).run(report, partial(attacked, part)))
+            if not found[-1].closed:
+                break
+        return self._together(parts, found)
+
+    def _search(self, part: SearchedPart, options: Options, proof: bool) -> Search | PhaseSearch:
+        """Return the search for one part."""
+        split, inputs = options.split, part.graph.inputs
+        if split == "auto":
+            split = "inputs" if inputs <= WIDE else "relus"
+        if split == "inputs" and inputs > np.iinfo(np.int16).max:
+            raise InvalidInput(f"{inputs} inputs are too many to split: leave Options.split at 'auto'.")
+        confirm = self._confirming(part)
         if split == "relus":
-            phases = PhaseSearch(self.graph, jobs, self.confirm, most=options.most, deadline=self.deadline)
-            return phases.run(report, attacked)
-        search = Search(self.graph, jobs, self.confirm, options, self.deadline, proof and not self.empty)
-        return search.run(report, attacked)
+            return PhaseSearch(part.graph, part.jobs, confirm, most=options.most, deadline=self.deadline)
+        return Search(part.graph, part.jobs, confirm, options, self.deadline, proof and not self.empty)
+
+    @staticmethod
+    def _together(parts: Sequence[SearchedPart], found: Sequence[Found]) -> Found:
+        """Return how the searches of all parts ended, the last of which may have been the first not to close."""
+        last = found[-1]
+        share = sum(each.share for each in found) / len(parts)
+        boxes = sum(each.boxes for each in found)
+        trees = [_numbered(part, each.tree) for part, each in zip(parts, found, strict=False) if each.tree is not None]
+        if len(trees) < len(parts):
+            return replace(last, share=share, boxes=boxes, tree=None)
+        tree = tuple(np.concatenate(each) for each in zip(*trees, strict=True))
+        return replace(last, share=share, boxes=boxes, tree=(tree[0], tree[1]))
+
+    def _region(self) -> tuple[Tensor, Tensor]:
+        """Return the ends of the smallest box around all boxes."""
+        boxes = [case.box.outer for case in self.deadline.each(self.property.cases)]
+        low, high = (torch.from_numpy(np.stack([box[end] for box in boxes])) for end in (0, 1))
+        return low.amin(0), high.amax(0)
+
+    def _read_for(self, low: Tensor, high: Tensor) -> Graph:
+        """Return the network for a region; for most networks it is the same everywhere."""
+        if not self.network.graph.regional:
+            return self.graph
+        return self.network.read_for(low.cpu(), high.cpu(), self.deadline).to(self.graph.device)
+
+    def _confirming(self, part: SearchedPart) -> Confirm:
+        """Return what confirms points of a part."""
+        return lambda points, jobs: self.confirm(part.whole(points), part.index[jobs])
 
     def _jobs(self) -> Jobs:
         """Return what is to be proved, without unsafe sets that contain nothing."""
@@ -330,6 +376,13 @@ class _Problem:
         versions = {name: _version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}
         network = None if self.path is None else sha256(self.path)
         return PropertyCertificate(len(self.work), dim, cut, network, self.property_sha256, versions), ""
+
+
+def _numbered(part: SearchedPart, tree: Tree) -> Tree:
+    """Return a part's tree with the numbers that its inputs have in the whole network."""
+    dim, cut = tree
+    free = part.free.cpu().numpy()
+    return np.where(dim < 0, -1, free[np.maximum(dim, 0)]).astype(dim.dtype), cut
 
 
 def _plain(affine: Affine | None) -> bool:

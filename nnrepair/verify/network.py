@@ -20,6 +20,7 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.network import private_copy
 from nnrepair.spec.network import copied, stated_shape
 from nnrepair.verify.property import Property
+from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.search.replay import Replay
 
@@ -73,10 +74,19 @@ class Network:
             raise InvalidInput(f"{path} leaves the size of its input open ({loaded.item_shape}).")
         return cls(loaded, tuple(size for size in loaded.item_shape if size is not None), path, deadline)
 
-    def replay(self, deadline: Deadline) -> Replay:
-        """Return what runs the network, within a deadline; a session of onnxruntime is begun once."""
+    def read_for(self, low: Tensor, high: Tensor, deadline: Deadline) -> Graph:
+        """Return the network as it is best read for a region; see `lower`."""
+        return lower(self.model, self.shape, deadline, (low, high))
+
+    def replay(self, deadline: Deadline, graph: Graph | None = None) -> Replay:
+        """Return what runs the network, within a deadline; a session of onnxruntime is begun once.
+
+        Args:
+            deadline: of each run.
+            graph: the network as it was read for a region; None is everywhere.
+        """
         mine = copy.copy(self._replay)
-        mine.deadline = deadline
+        mine.deadline, mine.graph = deadline, graph or self.graph
         return mine
 
     @cached_property
@@ -99,35 +109,41 @@ class Network:
     def compare(self, property: Property, replay: Replay, deadline: Deadline) -> None:
         """Compare what was read with the model itself: randomness, for example, is not seen when a model is read.
 
+        Nor is it that a model mixes the points of a batch: it is read for one point.
+
         Raises:
             UnsupportedModel: they differ at some point of the property's boxes.
         """
         cases = [property.cases[k * len(property.cases) // 6] for k in range(6)]
         low, high = (torch.from_numpy(np.stack([case.box.outer[end] for case in cases])) for end in (0, 1))
         drawn = torch.rand(6, self.graph.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        for x in low + drawn * (high - low):
+        points, graph = low + drawn * (high - low), replay.graph
+        for x in (*points[:, None], points):
             with torch.no_grad(), torch.random.fork_rng([]):
-                values = self.graph.values(x[None], deadline)
+                values = graph.values(x, deadline)
                 try:
-                    y, tolerance = self._double(x.reshape(1, *self.shape).clone()), 1e-6
+                    y, tolerance = self._double(x.reshape(-1, *self.shape).clone()), 1e-6
                 except RuntimeError:  # it has constants of its own type
-                    y, tolerance = self.model(x.reshape(1, *self.shape).to(self.dtype)).double(), 1e-3
+                    y, tolerance = self.model(x.reshape(-1, *self.shape).to(self.dtype)).double(), 1e-3
             if not _same(values, y, tolerance):
                 raise UnsupportedModel(
-                    "The checker read this model as another function than it computes. Randomness and operations that "
-                    "change tensors in place may do that; remove them, or write the model to ONNX "
-                    "(nnrepair.onnx.save) and check the file."
+                    "The checker read this model as another function than it computes. Randomness, operations that "
+                    "change tensors in place, and sums over a batch may do that; remove them, or write the model to "
+                    "ONNX (nnrepair.onnx.save) and check the file."
                 )
         deadline.check()
-        point = replay.rounded(replay.in_box((low + drawn * (high - low))[0], cases[0].box))
+        point = replay.rounded(replay.in_box(points[0], cases[0].box))
         run = replay.onnxruntime(point)
-        if run is not None and not _same(self.graph.values(point[None].double()), run, 1e-3):
+        if run is not None and not _same(graph.values(point[None].double()), run, 1e-3):
             raise UnsupportedModel(f"The checker read {self.path} as another function than onnxruntime computes.")
 
 
 def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:
     """Tell whether outputs equal the last of a graph's values, as far as their size lets one see."""
-    y, near = torch.as_tensor(y).reshape(1, -1), tolerance * float(torch.stack([v.abs().max() for v in values]).max())
+    y, near = (
+        torch.as_tensor(y).double().reshape(len(values[-1]), -1),
+        tolerance * float(torch.stack([v.abs().max() for v in values]).max()),
+    )
     return not math.isfinite(near) or (y.shape == values[-1].shape and torch.allclose(y, values[-1], tolerance, near))
 
 

@@ -22,6 +22,7 @@ from nnrepair.spec.criteria import (
     AllOf,
     AnyOf,
     Argmax,
+    Between,
     Criterion,
     Linear,
     Near,
@@ -30,14 +31,14 @@ from nnrepair.spec.criteria import (
 )
 from nnrepair.spec.inputs import AnyInputs, described
 from nnrepair.spec.network import shape_of_one
+from nnrepair.spec.ranks import Above
 from nnrepair.spec.running import outputs
 from nnrepair.verify.property import Box, Property
 from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.result import Counterexample
-from nnrepair.verify.search.intervals import outputs_over
-from nnrepair.verify.search.magnitudes import TINY
+from nnrepair.verify.search.intervals import TINY, outputs_over
 from nnrepair.verify.search.rational import enclosure, inside, nearest
 
 #: A batch of points may have so many values in all nodes, and take so many multiplications.
@@ -180,7 +181,7 @@ def _signs(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Ten
 def _slacks(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return bounds (points, conditions) of all slacks; the last term of each sum is its rounding error."""
     size = torch.maximum(low.abs(), high.abs())
-    if isinstance(criterion, Argmax):
+    if isinstance(criterion, Argmax) and criterion.labels.ndim == 1:
         if criterion.sign < 0:
             low, high = -high, -low
         label, m = criterion.labels.cpu()[:, None], criterion.margin_
@@ -212,9 +213,23 @@ def _slacks(criterion: Criterion, low: Tensor, high: Tensor) -> tuple[Tensor, Te
         most = torch.cat([high - target + tol + error, tol - (low - target) + error], 1)
         free = torch.isinf(torch.cat([tol, tol], 1))
         return least.masked_fill(free, torch.inf), most.masked_fill(free, torch.inf)
+    if isinstance(criterion, Between):
+        lower, upper = (v.cpu().double() for v in criterion.bounds(low))
+        margins = [low - lower, upper - high], [high - lower, upper - low]
+        error = 8 * EPS * torch.cat([size + lower.abs(), size + upper.abs()], 1) + TINY
+        free = torch.isinf(torch.cat([lower, upper], 1))
+        least, most = (torch.cat(pair, 1) for pair in margins)
+        return tuple(v.masked_fill(free, torch.inf) for v in (least - error, most + error))  # type: ignore[return-value]
+    if isinstance(criterion, Above):
+        higher, below, m = criterion.higher.cpu()[:, None], criterion.lower.cpu(), criterion.margin_
+        none, below = below < 0, below.clamp(min=0)
+        error = 8 * EPS * (size.gather(1, higher) + size.gather(1, below) + m) + TINY
+        least = low.gather(1, higher) - high.gather(1, below) - m - error
+        most = high.gather(1, higher) - low.gather(1, below) - m + error
+        return least.masked_fill(none, torch.inf), most.masked_fill(none, torch.inf)
     raise InvalidInput(
-        f"{type(criterion).__name__} cannot be checked with bounded rounding; use Argmax, Argmin, Threshold, Linear "
-        "or Near."
+        f"{type(criterion).__name__} cannot be checked with bounded rounding; use Argmax, Argmin (a label per point), "
+        "Threshold, Linear, Near, Between or Above."
     )
 
 

@@ -25,11 +25,13 @@ from nnrepair.spec.criteria import (
     AllOf,
     AnyOf,
     Argmax,
+    Between,
     Criterion,
     Linear,
     Near,
     Threshold,
 )
+from nnrepair.spec.ranks import Above
 
 Array = NDArray[np.float64]
 Exact = tuple[Fraction, ...]
@@ -284,7 +286,7 @@ def _negated(criterion: Criterion, outputs: int) -> tuple[Conjunction, ...]:
     def row(signs: dict[int, float], bound: Any, strict: bool) -> Halfspace:
         return Halfspace(tuple(Fraction(signs.get(k, 0)) for k in range(outputs)), Fraction(bound), strict)
 
-    if isinstance(criterion, Argmax):
+    if isinstance(criterion, Argmax) and criterion.labels.ndim == 1:
         label, sign = int(criterion.labels[0]), criterion.sign
         others = (k for k in range(outputs) if k != label)
         return tuple((row({label: sign, k: -sign}, criterion.margin_, not criterion.strict),) for k in others)
@@ -301,6 +303,14 @@ def _negated(criterion: Criterion, outputs: int) -> tuple[Conjunction, ...]:
         target, tol = (v.reshape(-1).tolist() for v in (criterion.target[0], criterion.tol[0]))
         near = [(k, Fraction(t), Fraction(d)) for k, (t, d) in enumerate(zip(target, tol, strict=True)) if d < math.inf]
         return tuple((row({k: s}, s * t - d, True),) for k, t, d in near for s in (1, -1))
+    if isinstance(criterion, Between):
+        ends = [v[0].tolist() for v in criterion[torch.tensor([0])].bounds(torch.zeros(1, outputs))]
+        bounds = [(k, s * end, s) for values, s in zip(ends, (1, -1), strict=True) for k, end in enumerate(values)]
+        return tuple((row({k: s}, bound, True),) for k, bound, s in bounds if math.isfinite(bound))
+    if isinstance(criterion, Above):
+        first, closed = int(criterion.higher[0]), not criterion.strict
+        lower = [k for k in criterion.lower[0].tolist() if k >= 0]
+        return tuple((row({first: 1, k: -1}, criterion.margin_, closed),) for k in lower)
     if isinstance(criterion, AllOf):
         return tuple(conjunction for part in criterion.parts for conjunction in _negated(part, outputs))
     if isinstance(criterion, AnyOf):
@@ -309,4 +319,7 @@ def _negated(criterion: Criterion, outputs: int) -> tuple[Conjunction, ...]:
             raise InvalidInput(f"{criterion!r} can fail in more than {MAX_WAYS} ways; check its parts one by one.")
         return tuple(tuple(itertools.chain(*chosen)) for chosen in itertools.product(*each))
     name = type(criterion).__name__
-    raise InvalidInput(f"{name} cannot be checked over a region; use Argmax, Argmin, Threshold, Linear or Near.")
+    raise InvalidInput(
+        f"{name} cannot be checked over a region; use Argmax, Argmin (a label per point), Threshold, Linear, Near, "
+        "Between or Above."
+    )

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnrepair.domains.graphs.checks import as_index, check_graph, few, refuse_weights
+from nnrepair.domains.graphs.checks import as_index, check_graph, check_nodes, few, refuse_not_finite, refuse_weights
 from nnrepair.domains.graphs.known import converted
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.inputs import Inputs
+from nnrepair.spec.pyg import GraphNodes, is_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class Nodes(Inputs):
         return nodes
 
 
-def NodeEdits(data: Any, nodes: Any, labels: Any = None) -> Edits:
+def NodeEdits(data: Any, nodes: Any, labels: Any = None, *, node_type: str | None = None) -> Edits:
     """Return edits of a graph's nodes.
 
     >>> from nnrepair.domains.graphs.graph import Graph
@@ -111,17 +112,19 @@ def NodeEdits(data: Any, nodes: Any, labels: Any = None) -> Edits:
     tensor([1])
 
     Args:
-        data: anything with `x`, `edge_index` and `y`, such as a `Graph` or a `torch_geometric.data.Data`. Nothing else
-            that it holds (edge attributes, positions) reaches the model; edge weights are refused. Or the
+        data: anything with `x`, `edge_index` and `y`, such as a `Graph`; nothing else that it holds reaches the model,
+            and edge weights are refused. Or a `Data` or `HeteroData` of PyTorch Geometric, of which a model gets what
+            its forward names, or all but the labels: `forward(x, edge_index, edge_attr)`, `forward(data)`. Or the
             `CachedNetwork` that is to be repaired.
         nodes: (k,) node numbers, or a mask (n,).
         labels: (k,) what the nodes' classes should be; the data set's labels by default.
+        node_type: of a `HeteroData`, whose nodes they are.
 
     Raises:
         InvalidInput: nodes or labels that do not fit the graph, or one node with two different labels.
     """
-    inputs = inputs_of(data, nodes)
-    labels = labels_of(graph_of(data), inputs.index, labels)
+    inputs = inputs_of(data, nodes, node_type)
+    labels = labels_of(graph_of(data, node_type), inputs.index, labels)
     order = torch.argsort(inputs.index, stable=True)
     node, label = inputs.index[order], labels[order]
     clash = node[1:][(node[1:] == node[:-1]) & (label[1:] != label[:-1])].tolist()
@@ -132,7 +135,7 @@ def NodeEdits(data: Any, nodes: Any, labels: Any = None) -> Edits:
     return Edits(inputs, labels)
 
 
-def NodeLocality(data: Any, mask: Any, labels: Any = True) -> LocalitySet:
+def NodeLocality(data: Any, mask: Any, labels: Any = True, *, node_type: str | None = None) -> LocalitySet:
     """Return a locality set of a graph's nodes; with the test nodes, what `fix` takes as `test_set`.
 
     Args:
@@ -140,14 +143,15 @@ def NodeLocality(data: Any, mask: Any, labels: Any = True) -> LocalitySet:
         mask: (n,) booleans, or (k,) node numbers.
         labels: True: the data set's, so that nodes which the model gets wrong are free to change; None: every decision
             of the model is to stay; or (k,) labels of the chosen nodes.
+        node_type: of a `HeteroData`, whose nodes they are.
 
     Raises:
         InvalidInput: a mask or labels that do not fit the graph.
     """
-    inputs = inputs_of(data, mask)
+    inputs = inputs_of(data, mask, node_type)
     if labels is None or labels is False:
         return LocalitySet(inputs)
-    return LocalitySet(inputs, labels_of(graph_of(data), inputs.index, None if labels is True else labels))
+    return LocalitySet(inputs, labels_of(graph_of(data, node_type), inputs.index, None if labels is True else labels))
 
 
 def NodeScope(data: Any, nodes: Any, *, same_class: bool = False, without: Any = None) -> EditScope:
@@ -202,13 +206,42 @@ def NodeScope(data: Any, nodes: Any, *, same_class: bool = False, without: Any =
     return EditScope(inputs_of(data, near), labels, of)
 
 
-def graph_of(data: Any) -> Any:
+def of_type(data: Any, node_type: str | None) -> Any:
+    """Return what has the features and labels of a graph's nodes of one type.
+
+    Raises:
+        InvalidInput: no such type, or none named where there are several.
+    """
+    types = list(getattr(data, "node_types", []))
+    if node_type in types:
+        return data[node_type]
+    if types or node_type is not None:
+        given = f"node_type={node_type!r}" if node_type is not None else "no node_type"
+        hint = near_matches(str(node_type), types)
+        raise InvalidInput(
+            f"{given}: name one of the graph's types of nodes.{hint} Types: {', '.join(types) or 'one'}."
+        )
+    return data
+
+
+def graph_of(data: Any, node_type: str | None = None) -> Any:
     """Return what has x and y: a graph itself, or that of a cached network."""
+    if is_graph(data):
+        return of_type(data, node_type)
     return data.graph if callable(getattr(data, "nodes", None)) else data
 
 
-def inputs_of(data: Any, nodes: Any) -> Any:
+def inputs_of(data: Any, nodes: Any, node_type: str | None = None) -> Any:
     """Return nodes as inputs of the model: of a whole graph, or of a cached network."""
+    if is_graph(data):
+        store = of_type(data, node_type)
+        inputs = GraphNodes(data, as_index(nodes, int(store.num_nodes)), node_type)
+        if isinstance(getattr(store, "x", None), Tensor):
+            check_nodes(len(store.x), None)
+            refuse_not_finite(store.x)
+        return inputs
+    if node_type is not None:
+        raise InvalidInput(f"node_type={node_type!r} is for a HeteroData; this graph has nodes of one type.")
     if callable(getattr(data, "nodes", None)):
         return data.nodes(nodes)
     refuse_weights(data)
@@ -239,8 +272,9 @@ def labels_of(data: Any, index: Tensor, target: Any) -> Tensor:
         if not isinstance(y, Tensor):
             raise InvalidInput("The graph has no labels y: give the labels of the nodes.")
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # Open Graph Benchmark
-        if y.ndim != 1 or len(y) != len(data.x):
-            raise InvalidInput(f"The graph's labels must be one per node ({len(data.x)},), got {tuple(y.shape)}.")
+        count = len(data.x) if hasattr(data, "x") else int(data.num_nodes)
+        if y.ndim != 1 or len(y) != count:
+            raise InvalidInput(f"The graph's labels must be one per node ({count},), got {tuple(y.shape)}.")
         target = y[index.to(y.device)]
     labels: Tensor = torch.as_tensor(target)
     if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:

@@ -40,7 +40,7 @@ from nnrepair.spec.inputs import AnyInputs, appended, independent
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import call, outputs
-from nnrepair.training import Training
+from nnrepair.training import Training, ranks
 
 Optimizer = Literal["adam", "sgd", "rmsprop"]
 Interpolate = Literal["auto", "none"]
@@ -234,7 +234,8 @@ class _Run:
     def _drawn(self) -> _Drawn | None:
         """Return outputs to take a step from, or None where every edit holds with its margin."""
         drawn = self.points.run(self.network)
-        y = drawn.edits if self.points.whole else outputs(self.network, self.problem.edits.inputs)
+        all_there = self.points.whole and len(drawn.index) == len(self.problem.edits)
+        y = drawn.edits if all_there else outputs(self.network, self.problem.edits.inputs)
         if self._reached(y):
             self.best, self.reached = self._snapshot(), True
             return None
@@ -256,21 +257,25 @@ class _Run:
             )
         index = drawn.index
         # Conditions are computed in float64, as they are judged: in the model's dtype a hinge may be zero too early.
-        each = [self.problem.edits.criterion[index].loss(drawn.edits.double(), self.aim)]
+        each = [self.problem.edits.criterion[index].loss(drawn.edits.double(), self.aim) * drawn.counts]
         if drawn.rehearsed is not None:
             assert self.problem.locality is not None
             each.append(self.problem.locality.criterion[drawn.rehearsal].loss(drawn.rehearsed.double()))
-        loss = torch.cat(each).mean()
+        losses = torch.cat(each)
+        loss = losses.sum() * drawn.share if self.points.shared else losses.mean()
         watched = None if drawn.watched is None else drawn.watched.double()
         for regularizer in self.regularizers:
-            extra = regularizer.loss(self.weights, watched, drawn.watch)
-            loss = loss if extra is None else loss + extra
+            if watched is not None or not regularizer.watches:  # else other processes have these points
+                extra = regularizer.loss(self.weights, watched, drawn.watch)
+                weight = drawn.watched_share if regularizer.watches else 1.0
+                loss = loss if extra is None else loss + weight * extra
         return loss
 
     def _step(self, loss: Tensor) -> None:
         found = gradients(loss, list(self.weights.values()), again=False)
         for weight, gradient in zip(self.stepped.values(), found, strict=True):
             weight.grad = torch.zeros_like(weight) if gradient is None else gradient.to(weight.dtype)
+        ranks.average([weight.grad for weight in self.stepped.values() if weight.grad is not None])
         self.optimizer.step()
         for regularizer in self.regularizers:
             regularizer.project(self.stepped)
@@ -331,7 +336,11 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Outputs at one step's points, and which those are."""
+    """Outputs at one step's points, and which those are.
+
+    Of several processes each has its share of the points. What a loss here is times `share` has as its mean over all
+    processes the mean over all points; `counts` is 0 for an edit that another process has too.
+    """
 
     edits: Tensor
     index: Tensor
@@ -339,6 +348,9 @@ class _Drawn:
     rehearsal: Tensor
     watched: Tensor | None
     watch: Tensor
+    counts: float
+    share: float
+    watched_share: float
 
 
 class _Points:
@@ -351,6 +363,9 @@ class _Points:
         if problem.locality is not None:
             self.locality = problem.locality.inputs
             self.rehearsed = torch.nonzero(problem.locality.holds).flatten().cpu()
+        points = [self.edits, *([] if self.locality is None else [self.locality])]
+        #: Whether processes share the points of a step; not where these influence each other.
+        self.shared = ranks.count() > 1 and all(map(independent, points))
         #: Whether every step sees all edits.
         self.whole = len(self.edits) <= method.batch_size or not independent(self.edits)
 
@@ -365,9 +380,15 @@ class _Points:
             assert self.locality is not None
             watch = torch.arange(len(self.locality))
             watch = self._some(watch) if independent(self.locality) else watch
+        points, watched_points, several, mine = len(index) + len(rehearsal), len(watch), 1, index
+        if self.shared:
+            several, mine = ranks.count(), ranks.share(index)
+            index = mine if len(mine) else index[:1]
+            edits, rehearsal, watch = self.edits[index], ranks.share(rehearsal), ranks.share(watch)
+        shares = float(len(mine) > 0), several / points, several * len(watch) / max(1, watched_points)
         both = torch.cat([rehearsal, watch])
         if len(both) == 0:
-            return _Drawn(call(network, edits), index, None, rehearsal, None, watch)
+            return _Drawn(call(network, edits), index, None, rehearsal, None, watch, *shares)
         assert self.locality is not None
         if independent(self.locality):
             y, others = _call_both(network, edits, self.locality[both])
@@ -375,9 +396,8 @@ class _Points:
             y, others = _call_both(network, edits, self.locality)
             others = others[both]
         rehearsed, watched = others[: len(rehearsal)], others[len(rehearsal) :]
-        return _Drawn(
-            y, index, rehearsed if len(rehearsed) else None, rehearsal, watched if self.watch else None, watch
-        )
+        some = rehearsed if len(rehearsed) else None
+        return _Drawn(y, index, some, rehearsal, watched if len(watch) else None, watch, *shares)
 
     def _some(self, index: Tensor, count: int | None = None) -> Tensor:
         """Return some of the indices at random, by default as many as fit a batch; all in order where they fit."""

@@ -154,7 +154,7 @@ class ExactRepair:
         if self.norm == "fisher":
             return None
         asked = problem.edits.criterion
-        if not isinstance(asked, Threshold) and not (isinstance(asked, Argmax) and asked.margin_ == 0):
+        if not isinstance(asked, Argmax | Threshold) or _of_positions(asked):
             return None
         kept = None if problem.locality is None else problem.locality.inputs
         # Integers (node numbers, tokens) name points; a certificate holds points as numbers.
@@ -206,6 +206,11 @@ class ExactRepair:
             problem.lowest_wins,
             arrays,
         )
+
+
+def _of_positions(asked: Argmax | Threshold) -> bool:
+    """Whether labels ask for more of a point than that one class wins."""
+    return isinstance(asked, Argmax) and (asked.margin_ > 0 or asked.labels.ndim > 1)
 
 
 def _conditions(asked: Threshold) -> dict[str, Array]:

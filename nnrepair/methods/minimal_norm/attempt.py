@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.errors import UnsupportedModel
 from nnrepair.jacobian.factors import PROBES
 from nnrepair.jacobian.layers import moved
 from nnrepair.jacobian.linearize import Linearization
@@ -32,6 +33,9 @@ from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem, has_choice
 from nnrepair.spec.running import outputs
 from nnrepair.wrappers.decoupled import Decoupled
+
+#: What is noted of a repair that was computed in the model's own dtype.
+ROUNDED = "computed in the model's own dtype, in which alone it runs; there is no certificate."
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Attempt:
             return [how, *self.notes]
         solution = self.solution
         notes = ["exact: outputs are affine in this layer." if self.line.ends_affine else "exact: decoupled network."]
+        notes += self.notes
         if not _chose(problem) and solution.gap > gap:
             notes.append(f"the gap of {gap:g} that was asked for was not reached, only {solution.gap:.1e}.")
         if solution.missed > 10 * minnorm.ROW_TOLERANCE:
@@ -178,9 +183,7 @@ def attempted(
     cut = Suffix.of(copied(problem.model), names, few)
     line = _on_few(cut, names, demands)
     if line.ends_affine:
-        double = copied(problem.model).double()
-        few = to_like(few, next(double.parameters()))
-        found = _exact(problem, settings, Suffix.of(double, names, few), names, demands, deadline)
+        found = _finely(problem, settings, cut, names, demands, deadline, few)
         if found.line.ends_affine:
             return found
     try:
@@ -190,7 +193,8 @@ def attempted(
     if settings.own:
         begin = None if start is None else start.change
         return _own(problem, settings, line, metric, lambda own: own.hidden(cut, asked, begin), deadline)
-    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline, bound)
+    smooth = not problem.kind.decides
+    hidden = HiddenRepair(line, cut, asked, settings.norm, metric, settings.max_steps, deadline, bound, smooth)
     change = hidden.run(None if start is None else start.change)
     model = moved(problem.model, change)
     return Attempt(
@@ -200,9 +204,27 @@ def attempted(
         model,
         change=change,
         steps=hidden.steps,
-        notes=hidden.notes,
+        notes=hidden.notes if line.fine else [*hidden.notes, ROUNDED],
         optimality=hidden.optimality,
     )
+
+
+def _finely(
+    problem: Problem,
+    settings: Settings,
+    cut: Suffix,
+    names: list[str],
+    demands: list[Demand],
+    deadline: Deadline,
+    few: AnyInputs,
+) -> Attempt:
+    """Repair where outputs are affine, in float64 throughout; where the network does not run in it, behind the cut."""
+    double = copied(problem.model).double()
+    try:
+        fine = Suffix.of(double, names, to_like(few, next(double.parameters())))
+        return _exact(problem, settings, fine, names, demands, deadline)
+    except UnsupportedModel:
+        return replace(_exact(problem, settings, cut, names, demands, deadline), repair=None, notes=[ROUNDED])
 
 
 def _on(
@@ -225,14 +247,24 @@ def _on(
     kept = [d for d in demands if d.name == "locality"]
     asked = [replace(d, inputs=cut.values(d.inputs, deadline.check)) for d in demands if d.name != "locality"]
     near = [d.inputs for d in asked[1:]]
-    if problem.locality is None or not (kept or settings.norm in METRICS):
+    stays = problem.locality
+    if stays is None or not (kept or settings.norm in METRICS):
         return on(near), asked, None
-    there = cut.values(problem.locality.inputs, deadline.check)
-    asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in kept]
-    line = on([*near, there])
+    there = None
+    if kept or line is None:
+        there = cut.values(stays.inputs, deadline.check)
+        asked += [replace(d, inputs=there if d.index is None else there[d.index]) for d in kept]
+        line = on([*near, there])
     if settings.norm not in METRICS:
         return line, asked, None
-    return line, asked, line.metric(there, problem.kind, deadline.check, fisher=settings.norm == "fisher")
+    made = line
+
+    def metric() -> Metric:
+        points = cut.values(stays.inputs, deadline.check) if there is None else there
+        return made.metric(points, problem.kind, deadline.check, fisher=settings.norm == "fisher")
+
+    layers = tuple((g.weight, g.bias, g.plain, g.head.size) for g in line.groups)
+    return line, asked, problem.once((settings.norm, cut.dtype, layers), metric)
 
 
 def _on_few(cut: Suffix, names: list[str], demands: list[Demand]) -> Linearization:

@@ -30,6 +30,11 @@ STUCK = 0.99
 PATIENCE = 6
 #: How much ReLUs let through of what is below zero where rounds found nothing, one after another.
 LEAKS = (0.3, 0.1, 0.03, 0.01)
+#: Where outputs are numbers, every condition is nearly an equation, and rounds would end at kinks: ReLUs are smooth so
+#: far around zero in the first round, and half as far in each. Where that finds nothing, once more from further.
+WIDTHS = tuple(tuple(first * 0.5**k for k in range(10)) for first in (0.5, 2.0))
+#: Rounds beyond those after which there is no hope.
+SHARP = 4
 #: What is noted of a repair that is given up for its side effects.
 GIVEN_UP = "given up: outputs to keep moved further than by another repair, with conditions still missed."
 #: Rounds of each try for a smaller change in a norm that is not Euclidean, and how many evaluations all tries take at
@@ -64,6 +69,7 @@ class HiddenRepair:
     max_steps: int
     deadline: Deadline
     bound: float = np.inf
+    smooth: bool = False
     change: dict[str, Tensor] = field(default_factory=dict)
     steps: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -101,9 +107,13 @@ class HiddenRepair:
         if begun is None:
             self.notes.append("stopped: no condition's gradient with respect to these parameters is not zero.")
             return
-        state, met = self._rounds(begun.turned(coordinates), self.max_steps)
-        if not met and len(self.steps) < self.max_steps and not self._too_far:
-            state, met = self._rounds(self._leaked(begun), self.max_steps - len(self.steps))
+        state, met = begun.turned(coordinates), False
+        for widths in (*(WIDTHS if self.smooth else ()), ()):
+            if not met and self._more:
+                most = len(widths) + SHARP if widths else self.max_steps
+                state, met = self._rounds(begun.turned(coordinates), min(most, self._more), widths=widths)
+        if not met and self._more:
+            state, met = self._rounds(self._leaked(begun), self._more)
         if self._too_far:
             self.notes.append(GIVEN_UP)
         elif met and self.norm in TRIES:
@@ -115,8 +125,18 @@ class HiddenRepair:
         elif not met:
             self.notes.append("stopped: no round lowers what is missed, which does not show that none could.")
 
+    @property
+    def _more(self) -> int:
+        """How many rounds may follow."""
+        return 0 if self._too_far else self.max_steps - len(self.steps)
+
     def _rounds(
-        self, state: Lagrangian, most: int, found: bool = False, evaluations: float = np.inf
+        self,
+        state: Lagrangian,
+        most: int,
+        found: bool = False,
+        evaluations: float = np.inf,
+        widths: Sequence[float] = (),
     ) -> tuple[Lagrangian, bool]:
         """Return the state after rounds until everything is met, and whether it is.
 
@@ -125,13 +145,19 @@ class HiddenRepair:
             most: rounds.
             found: whether `change` is a repair already, so that only another repair may replace it.
             evaluations: no further round begins after so many.
+            widths: how far around zero ReLUs are smooth in the first rounds.
         """
         last = least = np.inf
         patience = PATIENCE
-        for _ in range(most):
+        for number in range(most):
             before = state.evaluations
+            self._trial.width = widths[number] if number < len(widths) else 0.0
             state.minimise()
             change, missed = _float64(state.change), state.missed()
+            truly = missed
+            if self._trial.width > 0:
+                self._trial.width = 0.0
+                truly = state.noted().missed()
             looks = self._trial.look(change)
             met = all(look.met for look in looks)
             if met or not found:
@@ -147,16 +173,16 @@ class HiddenRepair:
                     "penalty": state.penalty,
                     "points": float(state.in_use),
                     "evaluations": float(state.evaluations - before),
-                    **state.optimality(missed),
+                    **state.optimality(truly),
                 }
             )
-            patience = PATIENCE if worst < 0.9 * least else patience - 1
+            patience = PATIENCE if number < len(widths) or worst < 0.9 * least else patience - 1
             self._too_far = not met and looks[-1].moved > self.bound
             if met or patience == 0 or self._too_far or state.evaluations > evaluations:
                 return state, met
             state.charge(missed)
             state.penalty *= GROWTH if used > ENOUGH * last else 1.0
-            state.loosened(used > STUCK * last)
+            state.loosened(number >= len(widths) and used > STUCK * last)
             last, least = used, min(least, worst)
             state = self._joined(state, state.join(looks))
         return state, False

@@ -4,7 +4,8 @@ min |x|^2 / 2 subject to missed(x) <= 0 (Nocedal & Wright, Numerical Optimizatio
 |x|^2 / 2 + sum max(multiplier + penalty * missed, 0)^2 / (2 penalty) over the edits and those locality points that were
 found broken, by L-BFGS; then the multipliers take over what is missed, and the penalty grows where that did not help.
 L-BFGS gets past the kinks of piecewise linear networks, at which successive linearisations stall, and needs no gradient
-of a single condition, only of their sum.
+of a single condition, only of their sum. Where ReLUs are smooth, it is one whose steps need not end where slopes are
+small (`descent`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from nnrepair.jacobian.tangents import gradients
 from nnrepair.methods.minimal_norm.coordinates import Coordinates
 from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.methods.minimal_norm.descent import descend
 from nnrepair.methods.minimal_norm.trial import Look, Trial
 from nnrepair.solver.rows import Array
 
@@ -32,6 +34,8 @@ STEPS, MEMORY = 200, 10
 #: At which relative decrease the first rounds stop, and all further ones. To L-BFGS a value below one is one, and its
 #: first step is as long as one: it sees large values, and steps in units of what the first slope promises.
 DECREASES, LARGE = (1e-3, 1e-3, 1e-4), 1e6
+#: Steps of a round in which ReLUs are smooth.
+SMOOTH_STEPS = 400
 #: How much smaller steps become at which a round stops once one got stuck, down to which share; and how far from a kink
 #: the next one begins, as a share of the change.
 FINER, FINEST, ASIDE = 0.1, 1e-5, 1e-2
@@ -103,6 +107,9 @@ class Lagrangian:
 
     def minimise(self) -> None:
         """Move x to where the Lagrangian is least, as far as a round goes."""
+        if self.trial.width > 0:
+            self.x, self.rounds = _numpy(descend(self._slope, self._tensor(self.x), SMOOTH_STEPS)), self.rounds + 1
+            return
         from scipy.optimize import minimize  # half a second to load, which only hidden layers need
 
         decrease = DECREASES[min(self.rounds, len(DECREASES) - 1)] * self.finer
@@ -118,6 +125,12 @@ class Lagrangian:
 
         self.x = length * minimize(large, self.x / length, jac=True, method="L-BFGS-B", options=options).x
         self.rounds += 1
+
+    def noted(self) -> Lagrangian:
+        """Return this, with its gradient here alone noted, for `optimality`."""
+        self.near.clear()
+        self._at(self.x)
+        return self
 
     def loosened(self, stuck: bool) -> None:
         """Where descent got stuck at a kink, step aside, and let further rounds end at smaller steps."""
@@ -192,10 +205,24 @@ class Lagrangian:
         )
 
     def _at(self, x: Array) -> tuple[float, Array]:
-        """Return the Lagrangian and its gradient."""
+        """Return the Lagrangian and its gradient, and take note of it."""
+        total, slope = self._priced(self._tensor(x))
+        if not np.isfinite(total):
+            return 1e300, np.zeros_like(x)  # the line search turns back
+        found = _numpy(slope) + x
+        self.near.append((x.copy(), found))
+        return total + float(x @ x) / 2, found
+
+    def _slope(self, x: Tensor) -> tuple[float, Tensor]:
+        """Return the Lagrangian and its gradient in the dtype of the coordinates."""
+        total, slope = self._priced(x)
+        return total + float(x.double().square().sum()) / 2, slope + x
+
+    def _priced(self, x: Tensor) -> tuple[float, Tensor]:
+        """Return what everything missed costs, and its gradient."""
         self.check()
         self.evaluations += 1
-        free = self._tensor(x).requires_grad_(True)
+        free = x.detach().requires_grad_(True)
         with torch.enable_grad():
             change = self.coordinates.change(free)
         leaves = {name: part.detach().requires_grad_(True) for name, part in change.items()}
@@ -211,11 +238,7 @@ class Lagrangian:
                     if more is not None:
                         slope += more
         (slope,) = torch.autograd.grad(list(change.values()), free, slopes)
-        if not np.isfinite(total):
-            return 1e300, np.zeros_like(x)  # the line search turns back
-        found = _numpy(slope) + x
-        self.near.append((x.copy(), found))
-        return total + float(x @ x) / 2, found
+        return total, slope
 
     def _charged(self, k: int, missed: Tensor, multipliers: Tensor) -> Tensor:
         """Return (points, conditions) what missing costs; linear beyond the cap where a demand is soft."""

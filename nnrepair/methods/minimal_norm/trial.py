@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from nnrepair.jacobian.channels import Channels
 from nnrepair.jacobian.linearize import Linearization
+from nnrepair.jacobian.positions import Positions
 from nnrepair.jacobian.suffix import Suffix, Values
 from nnrepair.methods.minimal_norm.demands import Demand
+from nnrepair.methods.minimal_norm.relus import Leaky, Sizes, Smooth
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.running import call_with
@@ -26,7 +25,8 @@ KEPT_SHARE = 0.1
 #: Numbers of points that run together with gradients.
 TOGETHER = 4_000_000
 
-#: The conditions of a point that are in play, the worst first, beside those that cost something.
+#: The conditions of a point that are in play, the worst first, beside those that cost something. All that can be missed
+#: are where these are few: a tolerance that is infinite never is.
 WATCHED = 15
 #: Points whose outputs in play are looked for together, and how many times these must be fewer than all.
 FEW, SMALL = 256, 4
@@ -73,10 +73,12 @@ class Trial:
     Attributes:
         like: a tensor of the dtype in which descent computes: the model's own, float64 for half precision.
         leak: how much ReLUs let through of what is below zero, in `slack` alone.
+        width: how far around zero ReLUs are smooth, in `slack` alone, in units of what each is applied to on average.
     """
 
     def __init__(self, line: Linearization, suffix: Suffix, demands: Sequence[Demand]) -> None:
         self._line, self._own, self._demands, self.leak = line, suffix.module, demands, 0.0
+        self.width, self._sizes = 0.0, list[float]()
         parameters = dict(self._own.named_parameters(remove_duplicate=False))
         self._start = {n: parameters[n].detach().clone() for n in line.names}
         self._coarse = any(torch.finfo(p.dtype).bits < 32 for p in self._start.values())
@@ -85,9 +87,10 @@ class Trial:
             self._fine = {n: p.detach().clone() for n, p in line.parameters.items()}
         self.like = next(iter(self._fine.values()))
         self._together = [_together(d.inputs) for d in demands]
-        self._channels = None if self._coarse else Channels.of(self._own, line.names, demands[0].inputs)
+        known = self._own, line.names, demands[0].inputs
+        self._some = None if self._coarse else Channels.of(*known) or Positions.of(*known)
         self._in_play: list[InPlay | None] = [None for _ in demands]
-        self._worst: list[Tensor] = []
+        self._watched: list[Tensor] = []
         self._first: list[Tensor] = []
 
     def slack(self, change: Mapping[str, Tensor], k: int, index: Tensor) -> Tensor:
@@ -97,14 +100,15 @@ class Trial:
         """
         moved = {n: p + change[n] for n, p in self._fine.items()}
         inputs, criterion, play = self._demands[k].inputs[index], self._demands[k].criterion[index], self._in_play[k]
-        with _Leaky(self.leak) if self.leak else nullcontext():
+        with self._relus():
             if self._coarse:
                 with self._line.in_float64():
                     y = call_with(self._line.model, moved, self._line.prepare(inputs))
-            elif play is not None and self._channels is not None:
+            elif play is not None and self._some is not None:
                 chosen = play.outputs[index].to(self.like.device)
-                some = self._channels.outputs(moved, inputs, chosen)
-                y = some.new_zeros(len(index), self._channels.count).scatter(1, chosen, some)
+                some = self._some.outputs(moved, inputs, chosen)
+                y = some.new_zeros(len(index), self._some.count).scatter(1, chosen, some)
+                y = y.reshape(len(index), *self._some.shape)
             else:
                 y = call_with(self._own, moved, inputs)
         slack = criterion.slack(y.double())
@@ -113,20 +117,20 @@ class Trial:
     def play(self, k: int, active: Tensor, held: Tensor) -> None:
         """Choose which conditions of points `active` of demand k are in play from now on, after a look.
 
-        Where outputs can be computed alone, these are the worst of each point and those that are `held` to it, bool
-        (active, conditions); elsewhere, and where that is no small share, all.
+        Where outputs can be computed alone, these are all that can be missed, or the worst of each point, and those
+        that are `held` to it, bool (active, conditions); elsewhere, and where that is no small share, all.
         """
-        if self._channels is None or not self._worst or len(active) == 0:
+        if self._some is None or not self._watched or len(active) == 0:
             return
-        conditions = held.scatter(1, self._worst[k][active], True)
-        y, used = torch.zeros(1, self._channels.count), list[Tensor]()
+        conditions = held | self._watched[k][active]
+        y, used = torch.zeros(1, self._some.count), list[Tensor]()
         for part in torch.split(torch.arange(len(active)), FEW):
             point, condition = torch.nonzero(conditions[part], as_tuple=True)
-            rows = self._demands[k].criterion.rows(active[part][point], condition, y).abs()
+            rows = self._demands[k].criterion.rows(active[part][point], condition, y).abs().flatten(1)
             used.append(y.new_zeros(len(part), y.shape[1]).index_add_(0, point, rows.to(y)))
         outputs = torch.cat(used) > 0
         width = max(2, int(outputs.sum(1).max()))
-        if SMALL * width > self._channels.count:
+        if SMALL * width > self._some.count:
             self._in_play[k] = None
             return
         play = InPlay(
@@ -145,7 +149,7 @@ class Trial:
     def look(self, change: Mapping[str, Tensor]) -> list[Look]:
         """Return how every demand fares, in the model's own dtype."""
         moved = {n: (p.double() + change[n].double()).to(p.dtype) for n, p in self._start.items()}
-        found, self._worst = [], []
+        found, self._watched = [], []
         for k, demand in enumerate(self._demands):
             worst, short, which, outputs = [], [], [], []
             whole = torch.arange(len(demand))
@@ -157,13 +161,35 @@ class Trial:
                 allowed = 0.0 if k == 0 else (1 - KEPT_SHARE) * some.need.clamp(min=0)
                 worst.append(missed.amax(1))
                 short.append((missed > allowed).any(1))
-                which.append(missed.topk(min(WATCHED, missed.shape[1])).indices)
-            self._worst.append(torch.cat(which))
+                which.append(self._watch(missed) if self._some is not None else missed[:0] > 0)
+            self._watched.append(torch.cat(which))
             self._first += [torch.cat(outputs)] if len(self._first) == k else []
             moved_by = float((torch.cat(outputs) - self._first[k]).norm(dim=1).mean())
             met = demand.soft or not any(map(torch.any, short))
             found.append(Look(torch.cat(worst), torch.cat(short), met, moved_by))
         return found
+
+    def _watch(self, missed: Tensor) -> Tensor:
+        """Return bool (points, conditions): what is in play, of (points, conditions) by how much each is missed."""
+        assert self._some is not None
+        most = min(WATCHED, missed.shape[1])
+        worst = torch.zeros_like(missed, dtype=torch.bool).scatter(1, missed.topk(most).indices, True)
+        able = torch.isfinite(missed)
+        few = SMALL * able.sum(1, keepdim=True) <= self._some.count
+        return torch.where(few, able, worst)
+
+    def _relus(self) -> AbstractContextManager[object]:
+        """Return in what the network runs so that its ReLUs are what they are to be."""
+        if self.leak:
+            return Leaky(self.leak)
+        if self.width == 0:
+            return nullcontext()
+        if not self._sizes:
+            first = torch.arange(len(self._demands[0]))[self.parts(0, len(self._demands[0]))[0]]
+            with torch.no_grad(), Sizes() as sizes:
+                call_with(self._own, self._start, self._demands[0].inputs[first])
+            self._sizes = sizes.found or [1.0]
+        return Smooth(self.width, self._sizes)
 
 
 def _together(inputs: AnyInputs) -> int:
@@ -173,19 +199,3 @@ def _together(inputs: AnyInputs) -> int:
     parts = [inputs] if isinstance(inputs, Tensor) else inputs.tensors()
     most = TOGETHER if isinstance(inputs, Tensor) else min(TOGETHER, inputs.batch)
     return max(1, min(most, TOGETHER // max([1, *(p[0].numel() for p in parts if p.shape[:1] == (len(inputs),))])))
-
-
-class _Leaky(TorchFunctionMode):
-    """Let ReLUs be leaky while a network runs."""
-
-    def __init__(self, leak: float) -> None:
-        super().__init__()
-        self.leak = leak
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _RELUS:
-            return F.leaky_relu(args[0] if args else kwargs["input"], self.leak)
-        return func(*args, **(kwargs or {}))
-
-
-_RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, torch.ops.aten.relu.default}

@@ -28,11 +28,13 @@ class Affine(ABC):
         bias: b, (outputs,).
         terms: the largest number of products in one entry of `W x` or of `A W`; rounding errors grow with it.
         inexact: relative error of the stored weights themselves, where they are no exact float64 numbers.
+        off: (outputs,), how far b may be from what is stored; None is not at all.
     """
 
     bias: Tensor
     terms: int
     inexact: float = 0.0
+    off: Tensor | None = None
 
     @property
     def work(self) -> int:

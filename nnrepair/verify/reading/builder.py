@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,12 @@ from nnrepair.deadline import NEVER, Deadline
 from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.verify.reading.activations.base import Activation
 from nnrepair.verify.reading.activations.relu import RELU
-from nnrepair.verify.reading.affine import Affine, Dense, Diagonal, Pick, Shape
+from nnrepair.verify.reading.activations.square import SQUARE
+from nnrepair.verify.reading.affine import Affine, Diagonal, Pick, Place, Shape
 from nnrepair.verify.reading.graph import Graph, Node
 
+# Stands for the size of the batch where a model asks for it.
+BATCH = "batch"
 # Maps without structure of their own are written as matrices up to this many entries.
 MATRIX_LIMIT = 50_000_000
 # So many numbers go through them at once for that.
@@ -29,6 +32,7 @@ class Value:
 
     node: int
     shape: Shape  # of one item, without the batch
+    whole: bool = False  # whether all entries are whole numbers, or truth values
 
 
 class Unreadable(Exception):
@@ -38,11 +42,20 @@ class Unreadable(Exception):
 class Builder:
     """Collect nodes while a model is read operation by operation."""
 
-    def __init__(self, model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: Shape,
+        deadline: Deadline = NEVER,
+        region: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.problems, self.deadline = list[str](), deadline
+        self.region, self.asked = region, False  # whether anything was written for a region
+        self.ranges = [] if region is None else [region]  # of nodes, as far as they were asked for
         self.nodes = [Node((), math.prod(shape))]
         self.input = Value(0, tuple(shape))
         self.dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
+        self.precision = self.dtype  # of the values
         if isinstance(model, OnnxGraph):
             self.dtype = torch.float64  # the numbers in its layers are those of the file, not decimals to be rounded
         self.memory: dict[int, int] = {}  # views: whose memory a node's value shares
@@ -66,7 +79,7 @@ class Builder:
         if nodes[-1].activation is not None or len(nodes) == 1:  # so that the output is always an affine node or a sum
             same = Diagonal(torch.ones(nodes[-1].size, dtype=torch.float64))
             nodes.append(Node((len(nodes) - 1,), nodes[-1].size, same))
-        return Graph(nodes)
+        return Graph(nodes, regional=self.asked)
 
     # Building blocks -------------------------------------------------------------------------------------------------
 
@@ -128,29 +141,60 @@ class Builder:
     def difference(self, a: Value, b: Value) -> Value:
         return self.total(a, self.scaled(b, -1.0))
 
-    def matrix(self, x: Value, call: Callable[[Tensor], Tensor], inexact: float, bias: Tensor | None = None) -> Value:
-        """Return an affine operation as the matrix that its values at the unit vectors spell out.
+    def fixed(self, x: Value) -> Tensor | None:
+        """Return the entries of a value exactly, where they are inputs that the region leaves no choice; else None."""
+        self.asked = True
+        if self.region is None:
+            return None
+        chain, node = list[Affine](), self.nodes[x.node]
+        while isinstance(node.affine, Pick | Place):
+            chain.append(node.affine)
+            node = self.nodes[node.sources[0]]
+        low, high = self.region
+        if node.sources:
+            return None
+        value = torch.where(low == high, low, torch.nan)
+        for map in reversed(chain):
+            value = map.apply(value)
+        return None if bool(value.isnan().any()) else value
 
-        Args:
-            x: what it reads.
-            call: the operation, without the bias if it has one: adding and subtracting it again would round the matrix.
-            inexact: relative error of the matrix.
-            bias: (channels,), for every channel.
+    def product(self, x: Value, y: Value) -> Value:
+        """Return x y, entry by entry, of two values of the same shape.
+
+        With s = a (x - c) + (y - d) / a and t = a (x - c) - (y - d) / a it is (s^2 - t^2) / 4 + d x + c y - c d, for
+        any a, c and d. Lines around the squares are closest where c and d are in the middle of what x and y can be and
+        a makes their widths alike: they lose twice what the best planes around a product do (McCormick, 1976). All
+        three have few digits, so that nothing is rounded: c and d those of float32, and a is a power of two.
         """
-        size = math.prod(x.shape)
-        with torch.no_grad():
-            origin = call(torch.zeros(1, *x.shape, dtype=torch.float64))
-            if size * origin.numel() > MATRIX_LIMIT:
-                raise Unreadable(f"it would need a matrix of {origin.numel()} x {size} numbers")
-            columns = torch.cat([call(unit.reshape(-1, *x.shape)) - origin for unit in self._units(size)])
-        if not bool(torch.isfinite(columns).all()):
-            raise Unreadable("it adds infinities")
-        shape = tuple(origin.shape[1:])
-        if bias is not None:
-            origin = bias.detach().double().reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-        return self.affine(x, Dense(columns.reshape(size, -1).T, origin.reshape(-1), inexact), shape)
+        self.asked = True
+        (c, wide), (d, high) = self._middle(x), self._middle(y)
+        a = torch.exp2(((high / wide).log2() / 2).round().nan_to_num(0.0, 20.0, -20.0).clamp(-20, 20))
+        parts = self.scaled(x, a, -a * c), self.scaled(y, 1 / a, -d / a)
+        squares = [self.activation(part, SQUARE) for part in (self.total(*parts), self.difference(*parts))]
+        quarters = [self.scaled(square, sign / 4) for square, sign in zip(squares, (1.0, -1.0), strict=True)]
+        return self.total(*quarters, self.scaled(x, d), self.scaled(y, c, -c * d))
 
-    def _units(self, size: int) -> Iterator[Tensor]:
+    def _middle(self, x: Value) -> tuple[Tensor, Tensor]:
+        """Return the middle of what a value can be over the region, in few digits, and about how wide that is."""
+        if not self.ranges:
+            return torch.zeros(x.shape, dtype=torch.float64), torch.ones(x.shape, dtype=torch.float64)
+        for node in self.nodes[len(self.ranges) :]:
+            self.deadline.check()
+            low, high = self.ranges[node.sources[0]]
+            if node.affine is not None:
+                middle = node.affine.apply((low + high) / 2) + node.affine.bias
+                radius = node.affine.magnitude((high - low) / 2)
+                self.ranges.append((middle - radius, middle + radius))
+            elif node.activation is not None:
+                self.ranges.append(node.activation.enclose(low, high))
+            else:
+                parts = [self.ranges[source] for source in node.sources]
+                self.ranges.append((sum((p[0] for p in parts[1:]), low), sum((p[1] for p in parts[1:]), high)))
+        low, high = (end.reshape(x.shape) for end in self.ranges[x.node])
+        middle = ((low + high) / 2).float().double()
+        return middle.nan_to_num(0.0, 0.0, 0.0), (high - low).clamp(min=0)
+
+    def units(self, size: int) -> Iterator[Tensor]:
         """Yield the unit vectors (n, size) in batches of a few numbers: all of them may not fit in memory."""
         for part in torch.split(torch.arange(size), max(1, UNIT_NUMBERS // size)):
             self.deadline.check()

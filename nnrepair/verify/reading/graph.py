@@ -36,10 +36,11 @@ class Graph:
         hidden: how many units they have together.
         size: how many values all nodes have together.
         work: how many multiplications one point takes.
+        regional: whether another region of inputs would have it written otherwise; see `lower`.
     """
 
-    def __init__(self, nodes: Sequence[Node], device: torch.device | None = None) -> None:
-        self.device = device or torch.device("cpu")
+    def __init__(self, nodes: Sequence[Node], device: torch.device | None = None, regional: bool = False) -> None:
+        self.device, self.regional = device or torch.device("cpu"), regional
         self.nodes = list(nodes)
         self.inputs, self.outputs = nodes[0].size, nodes[-1].size
         self.bent = [k for k, node in enumerate(nodes) if node.activation is not None]
@@ -50,7 +51,7 @@ class Graph:
     def to(self, device: torch.device) -> Graph:
         """Return the graph on another device."""
         moved = [replace(n, affine=n.affine.to(device)) if n.affine else n for n in self.nodes]
-        return Graph(moved, device)
+        return Graph(moved, device, self.regional)
 
     @property
     def activations(self) -> list[Activation]:

@@ -20,17 +20,31 @@ from torch.nn.utils.weight_norm import WeightNorm
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.onnx import modules as ops
-from nnrepair.verify.reading.affine import Shape
+from nnrepair.verify.reading import symbols
+from nnrepair.verify.reading.affine import Pick, Place, Shape
 from nnrepair.verify.reading.builder import Builder, Unreadable, Value
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.operations import ACTIVATIONS, CHANGING, FUNCTIONS, HANDLERS, reshape
 
+#: Layers that compute nothing.
+MOVING = (ops.Concat, ops.Reshape, ops.Permute)
+#: What is known before a model runs.
+KNOWN = Tensor | int | torch.dtype | torch.device
 #: Hooks of torch's own that make a weight of other parameters.
 MAKE_WEIGHTS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 
 
-def lower(model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> Graph:
+def lower(
+    model: nn.Module, shape: Shape, deadline: Deadline = NEVER, region: tuple[Tensor, Tensor] | None = None
+) -> Graph:
     """Return the graph of a model for inputs (n, *shape).
+
+    Args:
+        model: what to read.
+        shape: of one input.
+        deadline: looked at now and then.
+        region: lower and upper ends (inputs,) of the inputs that matter: products are written so that bounds are close
+            there, and inputs for which there is no choice may be taken as constants. Elsewhere the graph may differ.
 
     Raises:
         OutOfTime: the deadline passed.
@@ -42,14 +56,14 @@ def lower(model: nn.Module, shape: Shape, deadline: Deadline = NEVER) -> Graph:
     if bad:
         raise InvalidInput(f"The model's weights must be finite; NaN or infinity in {', '.join(map(repr, bad))}.")
     _refuse_hooks(model)
-    reader = _Reader(model, shape, deadline)
+    reader = _Reader(model, shape, deadline, region)
     output = reader.trace(model)
     if reader.problems or output is None:
         listed = "\n  ".join(dict.fromkeys(reader.problems))
         raise UnsupportedModel(
-            f"The checker cannot read this model:\n  {listed}\nIt reads networks that are affine between "
-            "activations: linear and convolution layers, batch normalisation, pooling, sums, reshaping, with "
-            f"{', '.join(ACTIVATIONS)}."
+            f"The checker cannot read this model:\n  {listed}\nIt reads feed-forward networks of linear and "
+            "convolution layers, normalisation, pooling, interpolation, sums, products, softmax, and what moves "
+            f"numbers about, with {', '.join(ACTIVATIONS)}."
         )
     return reader.graph(output)
 
@@ -149,6 +163,8 @@ class _Reader(Builder):
             lost = any(value is None for value in inputs)
             self._keep(values, step.output, step.module, module, inputs, lost=lost)
         output = values.get(model.output_name)
+        if isinstance(output, symbols.Symbol):  # of one point, without a batch
+            return output.flat
         return output if isinstance(output, Value) else None
 
     def trace_fx(self, model: nn.Module) -> Value | None:
@@ -159,8 +175,7 @@ class _Reader(Builder):
         except OutOfTime:
             raise
         except Exception as error:  # tracing raises what the user's forward raises
-            self.problems.append(f"torch.fx cannot trace it: {_first_line(error)}")
-            return None
+            return self._run(model, f"torch.fx cannot trace it: {_first_line(error)}")
         finally:
             self.problems += [f"it changes {name!r} when it runs" for name in stored.restore()]
         values: dict[str, Any] = {}
@@ -180,15 +195,31 @@ class _Reader(Builder):
                 values[name] = operator.attrgetter(node.target)(root)
             elif node.op == "output":
                 return arguments[0] if isinstance(arguments[0], Value) else None
-            elif node.op != "call_module" and given and all(isinstance(v, Tensor | int) for v in given):
+            elif node.op != "call_module" and given and all(isinstance(v, KNOWN) for v in given):
                 self._keep(values, name, name, _Known(what, node.op == "call_method"), arguments, settings)
             else:
                 lost = any(value is None for value in given)
                 self._keep(values, node.name, name, what, arguments, settings, lost)
                 made = values.get(node.name)
-                same = isinstance(made, Value) and made == arguments[0]  # dropout in eval mode does nothing
+                same = (
+                    isinstance(made, Value) and isinstance(arguments[0], Value) and made == arguments[0]
+                )  # dropout in eval mode does nothing
                 if _in_place(what, arguments, settings) and isinstance(arguments[0], Value) and not same:
                     self.changed.add(self.owner(arguments[0]))
+        return None
+
+    def _run(self, model: nn.Module, problem: str) -> Value | None:
+        """Read a model by running it, where it cannot be traced: it may look at sizes, or take tensors apart."""
+        try:
+            with torch.no_grad():
+                made = symbols.lowered(model(symbols.Symbol.of(self, self.input)))
+        except OutOfTime:
+            raise
+        except Exception:  # tracing has said more about it
+            made = None
+        if isinstance(made, Value):
+            return made
+        self.problems.append(problem)
         return None
 
     def _keep(
@@ -206,14 +237,34 @@ class _Reader(Builder):
         try:
             handler = _handler(what)
             if isinstance(what, nn.Module) and inputs and all(isinstance(value, Tensor) for value in inputs):
-                raise Unreadable("it works on constants alone")
-            if not lost:
+                values[output] = _constant(what, inputs)
+            elif not lost:
                 settings = {key: value for key, value in (settings or {}).items() if key != "inplace"}
                 values[output] = handler(self, *inputs, **settings)
         except (Unreadable, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, Unreadable) else f"not in this form: {_first_line(error)}"
             kind = type(what).__name__ if isinstance(what, nn.Module) else getattr(what, "__name__", str(what))
             self.problems.append(f"{kind} {name!r}: {reason}")
+            values[output] = None if lost else self._stand_in(what, inputs, settings or {})
+
+    def _stand_in(self, what: Any, inputs: Sequence[Any], settings: Any) -> Any:
+        """Return a value of the shape that an operation gives, so that what reads it can be read as well; or None."""
+
+        def zeros(given: Any) -> Any:
+            return torch.zeros(given.shape, dtype=given.dtype) if isinstance(given, symbols.Symbol) else given
+
+        given = torch.fx.node.map_aggregate((tuple(inputs), dict(settings)), lambda a: zeros(symbols.lifted(self, a)))
+        try:
+            with torch.no_grad():
+                call = getattr(given[0][0], what) if isinstance(what, str) else what
+                made = call(*(given[0][1:] if isinstance(what, str) else given[0]), **given[1])
+        except Exception:  # what it raises has been told already, in other words
+            return None
+        if not isinstance(made, Tensor):
+            return None
+        nothing = Place(torch.zeros(0, dtype=torch.long), made.numel())
+        node = self.affine(self.affine(self.input, Pick(nothing.index, self.nodes[0].size), (0,)), nothing, ())
+        return symbols.lowered(symbols.Symbol.of(self, node, made.shape, made.dtype))
 
 
 class _Stored:
@@ -258,14 +309,51 @@ def _handler(what: Any) -> Callable[..., Any]:
     if isinstance(what, ops.OnnxGraph):
         return lambda b, x: b.trace_onnx(what, x)
     if isinstance(what, nn.Module):
-        found = next((HANDLERS[t] for t in type(what).__mro__ if t in HANDLERS), None)
-        if found is None:
-            raise Unreadable("this kind of layer is not supported")
-        return lambda b, *inputs, **settings: found(b, what, *inputs, **settings)
+        return _module(what)
+    name = what if isinstance(what, str) else what.__name__
+    name = name.rstrip("_") if what in (operator.and_, operator.or_) else name
     function = FUNCTIONS.get(what if not isinstance(what, str) else f".{what}")
-    if function is None:
+    if function is None and not symbols.known(name):
         raise Unreadable("this function is not supported")
-    return function
+
+    def read(b: Builder, *inputs: Any, **settings: Any) -> Any:
+        if function is not None and not any(isinstance(value, symbols.Symbol) for value in inputs):
+            return function(b, *inputs, **settings)
+        given, more = symbols.lifted(b, inputs), symbols.lifted(b, settings)
+        if not symbols.any_of(given, more):
+            return _Known(what, isinstance(what, str))(b, *given, **more)
+        return symbols.lowered(symbols.apply(name, given, more))
+
+    return read
+
+
+def _module(layer: nn.Module) -> Callable[..., Any]:
+    """Return what reads a layer: its own reader, or else its own code, run on symbols."""
+    found = next((HANDLERS[t] for t in type(layer).__mro__ if t in HANDLERS), None)
+
+    def read(b: Builder, *inputs: Any, **settings: Any) -> Any:
+        if found is not None and not any(isinstance(value, symbols.Symbol) for value in inputs):
+            return found(b, layer, *inputs, **settings)
+        return symbols.lowered(layer(*symbols.lifted(b, inputs), **symbols.lifted(b, settings)))
+
+    return read
+
+
+def _constant(layer: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """Return what a layer makes of constants, if that takes no rounding."""
+    if isinstance(layer, ops.Add):
+        a, b = (each.double() for each in inputs)
+        made: Tensor = layer(a, b)
+        part = made - a  # two sums: what rounding took away
+        if bool(((a - (made - part)) + (b - part) == 0).all()):
+            return made
+    if not isinstance(layer, MOVING) and any(each.is_floating_point() for each in inputs):
+        raise Unreadable("it works on constants alone")
+    with torch.no_grad():
+        made = layer(*inputs)
+    if not isinstance(made, Tensor):
+        raise Unreadable("it does not make one tensor of constants")
+    return made
 
 
 def _in_place(what: Any, inputs: Sequence[Any], settings: dict[str, Any]) -> bool:

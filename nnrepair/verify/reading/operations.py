@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnrepair.onnx import modules as ops
-from nnrepair.spec.network import copied
 from nnrepair.verify.reading import activations
-from nnrepair.verify.reading.affine import Convolution, Dense, Pick, Place
-from nnrepair.verify.reading.builder import MATRIX_LIMIT, Builder, Unreadable, Value
-
-# Stands for the size of the batch where a model asks for it.
-BATCH = "batch"
+from nnrepair.verify.reading.affine import Dense, Pick
+from nnrepair.verify.reading.builder import BATCH, Builder, Unreadable, Value
+from nnrepair.verify.reading.sparse import Rowwise
+from nnrepair.verify.reading.symbols import Symbol, apply, lifted, lowered, read_with
+from nnrepair.verify.reading.tensors.arithmetic import ARITHMETIC
+from nnrepair.verify.reading.tensors.axes import AXES
+from nnrepair.verify.reading.tensors.matrices import MATRICES
+from nnrepair.verify.reading.tensors.moving import MOVING
+from nnrepair.verify.reading.windows import averages, conv, conv_transpose, max_pool, over
 
 
 def _linear(b: Builder, layer: nn.Linear, x: Value) -> Value:
@@ -30,14 +32,8 @@ def _linear(b: Builder, layer: nn.Linear, x: Value) -> Value:
         raise Unreadable(f"it takes {layer.in_features} inputs, given {x.shape}")
     if len(x.shape) == 1:
         return b.affine(x, Dense(layer.weight, layer.bias), (layer.out_features,))
-    lead = math.prod(x.shape[:-1])
-    if lead**2 * layer.weight.numel() > MATRIX_LIMIT:
-        raise Unreadable(f"it would need a matrix for {lead} rows of {layer.in_features} numbers at once")
-    # kron refuses some strides, such as those of the transpose of a single row
-    single = layer.weight.detach().double().clone(memory_format=torch.contiguous_format)
-    weight = torch.kron(torch.eye(lead, dtype=torch.float64), single)
-    bias = None if layer.bias is None else layer.bias.detach().repeat(lead)
-    return b.affine(x, Dense(weight, bias), (*x.shape[:-1], layer.out_features))
+    map = Rowwise(layer.weight, layer.bias, math.prod(x.shape[:-1]))
+    return b.affine(x, map, (*x.shape[:-1], layer.out_features))
 
 
 def _layer(weight: Any, bias: Any) -> nn.Linear:
@@ -51,21 +47,15 @@ def _layer(weight: Any, bias: Any) -> nn.Linear:
     return layer
 
 
-def _conv(b: Builder, layer: nn.Conv2d, x: Value) -> Value:
-    if len(x.shape) != 3 or x.shape[0] != layer.in_channels or layer.padding_mode != "zeros":
-        raise Unreadable(f"it takes images of {layer.in_channels} channels padded with zeros, given {x.shape}")
-    if isinstance(layer.padding, str):
-        return _as_matrix(b, layer, x)
-    map = Convolution(layer, x.shape)
-    return b.affine(x, map, map.out_shape)
+def _conv(b: Builder, layer: nn.Conv1d | nn.Conv2d, x: Value) -> Any:
+    if layer.padding_mode != "zeros":  # its own code pads first
+        return lowered(layer(Symbol.of(b, x)))
+    return conv(b, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-def _as_matrix(b: Builder, layer: nn.Module, x: Value) -> Value:
-    linear, bias = copied(layer).double(), getattr(layer, "bias", None)
-    if bias is not None:
-        setattr(linear, "bias", None)  # noqa: B010 - mypy
-    exact = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.ConstantPad2d)
-    return b.matrix(x, linear, 0.0 if exact else 1e-15, bias)
+def _conv_transpose(b: Builder, layer: nn.ConvTranspose2d, x: Value) -> Value:
+    names = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    return conv_transpose(b, x, *(getattr(layer, name) for name in names))
 
 
 def _batch_norm(b: Builder, layer: nn.BatchNorm2d, x: Value) -> Value:
@@ -97,9 +87,10 @@ def _size(b: Builder, x: Value, dim: int | None = None) -> Any:
 
 
 def _attribute(b: Builder, x: Value, name: str) -> Any:
-    if name != "shape":
+    known = {"shape": _size(b, x), "dtype": b.precision, "device": torch.device("cpu"), "ndim": len(x.shape) + 1}
+    if name not in known:
         raise Unreadable(f"the attribute {name} of a tensor is not supported")
-    return _size(b, x)
+    return known[name]
 
 
 def _entry(b: Builder, x: Any, index: Any) -> Any:
@@ -115,18 +106,6 @@ def _entry(b: Builder, x: Any, index: Any) -> Any:
     taken = b.affine(x, Pick(part[0], size), tuple(part.shape[1:]))
     b.memory[taken.node] = b.owner(x)
     return taken
-
-
-def _pad(b: Builder, x: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
-    if mode != "constant" or value not in (None, 0, 0.0) or len(pad) > 2 * len(x.shape):
-        raise Unreadable("only padding with zeros is supported, and not along the batch")
-    size = math.prod(x.shape)
-    index = F.pad(torch.arange(size).reshape(1, *x.shape), tuple(pad), value=size)[0]
-    kept = index.reshape(-1) < size
-    if min(pad, default=0) < 0:
-        x = b.affine(x, Pick(index.reshape(-1)[kept], size), (int(kept.sum()),))
-        return b.affine(x, Place(kept.nonzero()[:, 0], index.numel()), tuple(index.shape))
-    return b.affine(x, Place(kept.nonzero()[:, 0], index.numel()), tuple(index.shape))
 
 
 def reshape(b: Builder, x: Value, *sizes: Any) -> Value:
@@ -153,83 +132,9 @@ def _permute(b: Builder, x: Value, *dims: Any) -> Value:
     return moved
 
 
-def _max_pool(b: Builder, layer: nn.MaxPool2d, x: Value) -> Value:
-    if len(x.shape) != 3:
-        raise Unreadable(f"it needs images (channels, height, width), given {x.shape}")
-    places = torch.arange(math.prod(x.shape)).reshape(1, *x.shape)
-    kernel, padding, dilation, stride = (
-        (v, v) if isinstance(v, int) else tuple(v)
-        for v in (layer.kernel_size, layer.padding, layer.dilation, layer.stride)
-    )
-    if layer.ceil_mode or layer.return_indices:
-        raise Unreadable("ceil_mode and return_indices are not supported")
-    padded = F.pad(places.double(), (padding[1], padding[1], padding[0], padding[0]), value=-1.0)
-    sizes = [(padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
-    numbers = x.shape[0] * math.prod(sizes) * math.prod(kernel)
-    if numbers > MATRIX_LIMIT:
-        raise Unreadable(f"its windows have {numbers} numbers, expected at most {MATRIX_LIMIT}")
-    windows = F.unfold(padded.transpose(0, 1), kernel, dilation, 0, stride)  # (channels, kernel, windows)
-    windows = windows.permute(0, 2, 1).reshape(-1, math.prod(kernel)).long()
-    windows = torch.where(windows < 0, windows.amax(1, keepdim=True), windows)  # padding repeats an entry of the window
-    if bool((windows < 0).any()):
-        raise Unreadable("a window lies in the padding alone")
-    return b.maximum(x, windows, (x.shape[0], *sizes))
-
-
-def _concat(b: Builder, parts: Sequence[Value], dim: int) -> Value:
-    if dim == 0 or any(not isinstance(part, Value) for part in parts):
-        raise Unreadable("it joins along the batch, or with constants")
-    dim = dim if dim < 0 else dim - 1
-    sizes = [math.prod(part.shape) for part in parts]
-    starts = [sum(sizes[:k]) for k in range(len(sizes))]
-    each = [torch.arange(n).reshape(p.shape) + s for n, p, s in zip(sizes, parts, starts, strict=True)]
-    order = torch.cat(each, dim)
-    place = torch.empty(order.numel(), dtype=torch.long)
-    place[order.reshape(-1)] = torch.arange(order.numel())
-    total = order.numel()
-    pieces = [
-        b.affine(part, Place(place[s : s + n], total), tuple(order.shape))
-        for part, s, n in zip(parts, starts, sizes, strict=True)
-    ]
-    return b.total(*pieces)
-
-
-def _add(b: Builder, x: Any, y: Any) -> Any:
-    return _plus(b, x, y, 1.0)
-
-
-def _plus(b: Builder, x: Any, y: Any, sign: float) -> Any:
-    if isinstance(x, Value) and isinstance(y, Value):
-        return b.total(x, y) if sign > 0 else b.difference(x, y)
-    if isinstance(x, Value):
-        return b.scaled(x, 1.0, sign * b.item(y, x))
-    if isinstance(y, Value):
-        return b.scaled(y, sign, b.item(x, y))
-    raise Unreadable("neither side depends on the input")
-
-
-def _subtract(b: Builder, x: Any, y: Any) -> Any:
-    return _plus(b, x, y, -1.0)
-
-
-def _multiply(b: Builder, x: Any, y: Any) -> Any:
-    if isinstance(x, Value) and isinstance(y, Value):
-        raise Unreadable("the product of two values is not piecewise linear")
-    value, constant = (x, y) if isinstance(x, Value) else (y, x)
-    if not isinstance(value, Value):
-        raise Unreadable("neither side depends on the input")
-    return b.scaled(value, b.item(constant, value))
-
-
-def _divide(b: Builder, x: Any, y: Any) -> Any:
-    if not isinstance(x, Value) or isinstance(y, Value):
-        raise Unreadable("division by something that is not constant")
-    inverse = 1 / b.item(y, x)
-    if not bool(torch.isfinite(inverse).all()):
-        raise Unreadable("division by zero")
-    if bool((inverse.abs() < torch.finfo(torch.float64).tiny).any()):
-        raise Unreadable("division by a number whose inverse has too few digits")
-    return b.scaled(x, inverse, inexact=1e-15)
+def _symbolic(name: str) -> Callable[..., Any]:
+    """Return the reader of a function that symbols know."""
+    return lambda b, *inputs, **settings: lowered(apply(name, lifted(b, inputs), lifted(b, settings)))
 
 
 def _dropout(b: Builder, x: Value, p: float = 0.5, training: bool = True) -> Value:
@@ -238,45 +143,70 @@ def _dropout(b: Builder, x: Value, p: float = 0.5, training: bool = True) -> Val
     return x
 
 
-def _mean(b: Builder, layer: ops.Mean, x: Value) -> Value:
-    return b.matrix(x, layer, 1e-15)
+def _name(key: Any) -> str:
+    """Return the name of a function, or of a method ".name"."""
+    return key[1:] if isinstance(key, str) else str(key.__name__)
 
 
 _layers, _functions = activations.known()
 
+POOL = ("kernel_size", "stride", "padding")
+
+
+def _calls(read: Callable[..., Value], *names: str) -> Callable[..., Value]:
+    """Return the reader of a layer that calls a function with some of its attributes, in this order."""
+    return lambda b, layer, x: read(b, x, *(getattr(layer, name) for name in names))
+
+
+def _average(axes: int, function: Callable[..., Tensor], *names: str) -> Callable[..., Value]:
+    return _calls(over(axes, averages(function)), *names)
+
+
+_POOLED: dict[int, tuple[Callable[..., Any], ...]] = {
+    1: (F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d),
+    2: (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+    3: (F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d),
+}
+_POOLS: dict[Any, Callable[..., Value]] = {
+    **{most: over(axes, max_pool) for axes, (most, *_) in _POOLED.items()},
+    **{average: over(axes, averages(average)) for axes, (_, *some) in _POOLED.items() for average in some},
+}
+_MAX_POOLS: dict[type[nn.Module], Callable[..., Value]] = {
+    layer: _calls(over(axes, max_pool), *POOL, "dilation", "ceil_mode", "return_indices")
+    for axes, layer in enumerate((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), 1)
+}
+
 HANDLERS: dict[type[nn.Module], Callable[..., Any]] = _layers | {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
-    nn.Conv1d: _as_matrix,
+    nn.Conv1d: _conv,
+    nn.ConvTranspose1d: _conv_transpose,
+    nn.ConvTranspose2d: _conv_transpose,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
-    nn.MaxPool2d: _max_pool,
-    nn.AvgPool1d: _as_matrix,
-    nn.AvgPool2d: _as_matrix,
-    nn.AdaptiveAvgPool1d: _as_matrix,
-    nn.AdaptiveAvgPool2d: _as_matrix,
-    nn.ConstantPad2d: _as_matrix,
+    nn.BatchNorm3d: _batch_norm,
+    **_MAX_POOLS,
+    nn.AvgPool1d: _average(1, F.avg_pool1d, *POOL, "ceil_mode", "count_include_pad"),
+    nn.AvgPool2d: _average(2, F.avg_pool2d, *POOL, "ceil_mode", "count_include_pad", "divisor_override"),
+    nn.AvgPool3d: _average(3, F.avg_pool3d, *POOL, "ceil_mode", "count_include_pad", "divisor_override"),
+    nn.AdaptiveAvgPool1d: _average(1, F.adaptive_avg_pool1d, "output_size"),
+    nn.AdaptiveAvgPool2d: _average(2, F.adaptive_avg_pool2d, "output_size"),
+    nn.AdaptiveAvgPool3d: _average(3, F.adaptive_avg_pool3d, "output_size"),
     nn.Flatten: lambda b, layer, x: _flatten(b, x, layer.start_dim, layer.end_dim),
     nn.Identity: lambda b, layer, x: x,
     nn.Dropout: lambda b, layer, x: _dropout(b, x, layer.p, layer.training),
-    ops.Add: lambda b, layer, x, y: _add(b, x, y),
-    ops.Sub: lambda b, layer, x, y: _subtract(b, x, y),
-    ops.Neg: lambda b, layer, x: b.scaled(x, -1.0),
-    ops.Mul: lambda b, layer, x, y: _multiply(b, x, y),
-    ops.Div: lambda b, layer, x, y: _divide(b, x, y),
-    ops.Concat: lambda b, layer, *parts: _concat(b, parts, layer.dim),
-    ops.Reshape: lambda b, layer, x: reshape(b, x, layer.sizes),
-    ops.Permute: lambda b, layer, x: _permute(b, x, layer.dims),
-    ops.Mean: _mean,
 }
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = _functions | {
     F.linear: lambda b, x, weight, bias=None: _linear(b, _layer(weight, bias), x),
-    F.max_pool2d: lambda b, x, *how, **more: _max_pool(b, nn.MaxPool2d(*how, **more), x),
-    F.avg_pool2d: lambda b, x, *how, **more: _as_matrix(b, nn.AvgPool2d(*how, **more), x),
-    F.adaptive_avg_pool2d: lambda b, x, output_size: _as_matrix(b, nn.AdaptiveAvgPool2d(output_size), x),
+    F.conv1d: conv,
+    F.conv2d: conv,
+    F.conv_transpose1d: conv_transpose,
+    F.conv_transpose2d: conv_transpose,
+    **_POOLS,
+    F.interpolate: averages(F.interpolate),
+    F.upsample: averages(F.upsample),
     F.dropout: _dropout,
-    F.pad: _pad,
     torch.flatten: _flatten,
     ".flatten": _flatten,
     ".view": reshape,
@@ -287,27 +217,28 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = _functions | {
     ".size": _size,
     getattr: _attribute,
     operator.getitem: _entry,
-    operator.add: _add,
-    operator.iadd: _add,
-    torch.add: _add,
-    ".add": _add,
-    operator.sub: _subtract,
-    operator.isub: _subtract,
-    torch.sub: _subtract,
-    ".sub": _subtract,
-    operator.neg: lambda b, x: b.scaled(x, -1.0),
-    torch.neg: lambda b, x: b.scaled(x, -1.0),
-    ".neg": lambda b, x: b.scaled(x, -1.0),
-    operator.mul: _multiply,
-    operator.imul: _multiply,
-    torch.mul: _multiply,
-    ".mul": _multiply,
-    operator.truediv: _divide,
-    operator.itruediv: _divide,
-    torch.div: _divide,
-    ".div": _divide,
-    torch.cat: lambda b, parts, dim=0: _concat(b, parts, dim),
+    operator.iadd: _symbolic("add"),
+    operator.isub: _symbolic("sub"),
+    operator.imul: _symbolic("mul"),
+    operator.itruediv: _symbolic("div"),
 }
+
+#: Functions that act on every entry alike, whatever the shape.
+_ENTRYWISE = {_name(key): read for key, read in _functions.items() if key is not F.prelu}
+
+
+def _on_entries(read: Callable[..., Value]) -> Callable[..., Symbol]:
+    return lambda b, x, *how, **more: x.shaped(read(b, x.flat, *how, **more))
+
+
+def _on_value(read: Callable[..., Value]) -> Callable[..., Symbol]:
+    return lambda b, x, *how, **more: Symbol.of(b, read(b, x.value, *how, **more))
+
+
+# Symbols know all of these, and what is in `tensors`.
+read_with({_name(key): _on_value(read) for key, read in FUNCTIONS.items()})
+read_with({name: _on_entries(read) for name, read in _ENTRYWISE.items()})
+read_with(MOVING | ARITHMETIC | AXES | MATRICES)
 
 #: What the layers of torch that are activations are called.
 ACTIVATIONS = sorted({kind.__name__ for kind in _layers})

@@ -31,7 +31,7 @@ class Bounder(Substitution):
     def __init__(
         self, graph: Graph, lower: Tensor, upper: Tensor, refine: bool = True, deadline: Deadline = NEVER
     ) -> None:
-        super().__init__(graph, Rounding(graph, torch.maximum(lower.abs(), upper.abs()), deadline), deadline)
+        super().__init__(graph, Rounding(graph, lower, upper, deadline), deadline)
         self.alone = self._linear_before()
         self.chunk = self._chunk()
         self.chain = Chain.of(graph) if refine and self.rounding.is_finite else None

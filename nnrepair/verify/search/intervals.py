@@ -1,6 +1,8 @@
-"""Bounds of all outputs by intervals alone: for points, and for boxes like points."""
+"""Bounds of all values of a network by intervals alone: for points, for boxes like points, and to begin with."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,17 +10,38 @@ from torch import Tensor
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.reading.affine import EPS, in_pieces
 from nnrepair.verify.reading.graph import Graph
-from nnrepair.verify.search.magnitudes import TINY
+
+#: Added to every error bound against underflow.
+TINY = 1e-280
+
+Interval = tuple[Tensor, Tensor]
 
 
-def outputs_over(graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> tuple[Tensor, Tensor]:
-    """Return bounds of the outputs over boxes (n, inputs) by intervals alone: for points, and boxes like points.
+def outputs_over(graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> Interval:
+    """Return bounds of the outputs over boxes (n, inputs); see `values_over`."""
+    return values_over(graph, lower, upper, deadline)[-1]
 
-    Each step is centre and radius, as above, with each box's own intervals as the m that bounds rounding errors.
+
+def values_over(
+    graph: Graph,
+    lower: Tensor,
+    upper: Tensor,
+    deadline: Deadline = NEVER,
+    known: Sequence[Interval] | None = None,
+) -> list[Interval]:
+    """Return bounds of every node's values over boxes (n, inputs) by intervals alone.
+
+    Each step is centre and radius, with each box's own intervals as the m that bounds rounding errors.
     Infinities and NaN say that numbers became too large.
+
+    Args:
+        graph: the network.
+        lower, upper: the boxes.
+        deadline: when to give up, with OutOfTime.
+        known: bounds (n, size) of each node that hold already; the result is within these.
     """
     values = [(lower, upper)]
-    for node in graph.nodes[1:]:
+    for k, node in enumerate(graph.nodes[1:], 1):
         deadline.check()
         low, high = values[node.sources[0]]
         if node.affine is not None:
@@ -28,12 +51,16 @@ def outputs_over(graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline 
             center = in_pieces(node.affine.apply, (low + high) / 2, node.affine.work, deadline) + node.affine.bias
             radius = in_pieces(node.affine.magnitude, spread, node.affine.work, deadline)
             radius = (radius + 2 * gamma * node.affine.bias.abs()) * (1 + 1e-9) + TINY
-            values.append((center - radius, center + radius))
+            radius = radius if node.affine.off is None else radius + node.affine.off * (1 + 1e-9)
+            ends = (center - radius, center + radius)
         elif node.activation is not None:
-            values.append(node.activation.enclose(low, high))
+            ends = node.activation.enclose(low, high)
         else:
             each = [values[source] for source in node.sources]
             size = sum((torch.maximum(a.abs(), b.abs()) for a, b in each), torch.zeros_like(low))
             error = 4 * len(each) * EPS * size + TINY
-            values.append((sum(a for a, _ in each) - error, sum(b for _, b in each) + error))
-    return values[-1]
+            ends = (sum((a for a, _ in each[1:]), low) - error, sum((b for _, b in each[1:]), high) + error)
+        if known is not None:
+            ends = (torch.fmax(ends[0], known[k][0]), torch.fmin(ends[1], known[k][1]))
+        values.append(ends)
+    return values

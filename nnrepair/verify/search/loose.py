@@ -111,7 +111,7 @@ def _is_readable(graph: Graph) -> bool:
     if graph.device.type != "cpu" or not graph.bent or graph.hidden > MOST:
         return False
     for k, node in enumerate(graph.nodes[1:], 1):
-        is_matrix = isinstance(node.affine, Dense | Diagonal) and not node.affine.inexact
+        is_matrix = isinstance(node.affine, Dense | Diagonal) and not node.affine.inexact and node.affine.off is None
         if node.sources != (k - 1,) or not (is_matrix or isinstance(node.activation, ReLU)):
             return False
         if node.activation is not None and graph.nodes[k - 1].affine is None:

@@ -6,7 +6,7 @@ inequality with these coefficients can fail. With gamma = N 2^-53 / (1 - N 2^-53
     affine     fl(A W) differs from A W by at most gamma |A| |W|, which moves the bound by at most gamma |A| (|W| m),
                and fl(A . b) from A . b by at most gamma |A| |b|           with m >= |value| for every x of the root box
     ReLU       a product A slope is off by at most 2^-53 |A|, times |z|; the sum of A shift by gamma |A| |z|
-    others     likewise, with a bound on |slope z| + |shift| + |value| for |z|: `Activation.terms`
+    others     likewise, with a bound on |slope z| + |shift| + |value| over z's interval: `Activation.terms`
     sums       each addition of coefficients or of terms is off by 2^-53 of its result
 
 Every line is at most |A| . rho_k with rho_k = gamma (|W| m + |b| + m_k), a vector that depends on the root box alone.
@@ -16,13 +16,15 @@ shifted up until it is above the ReLU at both ends in exact arithmetic too. Infi
 Where one activation alone reads an affine map, the error of the map is counted at the activation: the coefficients that
 reach it are at most |A| times the steepest slope.
 
-Intervals are widened by the same rho_k, which is right for numbers up to m. So each is cut to [-m_k, m_k] once it is
-computed: no value of the root box is lost, and the centre and radius of the next step, and every `shift`, are within m.
+Intervals are widened by the same rho_k, which is right for numbers up to m. So each is cut to the interval of the root
+box once it is computed, which has m as its larger end: no value of the root box is lost, the centre and radius of the
+next step are within m, and no line is steeper, and no `shift` larger, than those around activations over the root box.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,11 +32,12 @@ from torch import Tensor
 from nnrepair.deadline import Deadline
 from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.search.intervals import TINY, Interval, values_over
 from nnrepair.verify.search.relaxation import Relaxation
 
-#: Added to every error bound, and once to every linear bound, against underflow. With magnitudes below LIMIT no product
-#: that underflows, times a value, comes near the latter.
-TINY, UNDERFLOW, LIMIT = 1e-280, 1e-200, 1e100
+#: Added once to every linear bound against underflow, as TINY is to every error bound. With magnitudes below LIMIT no
+#: product that underflows, times a value, comes near it.
+UNDERFLOW, LIMIT = 1e-200, 1e100
 #: Numbers kept of the rows that are bounded at once.
 PIECE_SIZE = 5_000_000
 
@@ -44,20 +47,20 @@ class Rounding:
 
     Args:
         graph: the network.
-        reach: (inputs,), the largest absolute values of the root box.
+        lower, upper: (inputs,), the root box.
         deadline: when it has passed, what takes long raises OutOfTime.
 
     Attributes:
-        magnitude: of every node, bounds (size,) on the absolute values over the root box.
+        interval: of every node, bounds (size,) of its values over the root box.
+        magnitude: of every node, bounds (size,) on the absolute values.
         rho: of every node (size,): `|A| . rho[k]` bounds what rounding does to the bound at node k.
         folded: for each node whether one activation alone reads it: its error is counted there.
     """
 
-    def __init__(self, graph: Graph, reach: Tensor, deadline: Deadline) -> None:
-        self.graph, self.reach, self.deadline = graph, reach, deadline
+    def __init__(self, graph: Graph, lower: Tensor, upper: Tensor, deadline: Deadline) -> None:
+        self.graph, self.lower, self.upper, self.deadline = graph, lower[None], upper[None], deadline
         self.folded = self._folded()
-        self.magnitude = self._magnitudes(None)
-        self.rho = self._errors()
+        self._take(values_over(graph, self.lower, self.upper, deadline))
 
     @property
     def is_finite(self) -> bool:
@@ -65,23 +68,32 @@ class Rounding:
         return all(bool(torch.isfinite(each).all()) for each in self.rho)
 
     def tighten(self, relaxation: Relaxation) -> None:
-        """Replace the coarse magnitudes by those that bounds of the whole root box give."""
-        self.magnitude = self._magnitudes(relaxation)
+        """Replace the coarse intervals by those that bounds of the whole root box give."""
+        known = [(low[None], high[None]) for low, high in self.interval]
+        for i, k in enumerate(self.graph.bent):
+            source = self.graph.nodes[k].sources[0]
+            known[source] = _both(known[source], (relaxation.lower[i][:1], relaxation.upper[i][:1]))
+        self._take(values_over(self.graph, self.lower, self.upper, self.deadline, known))
+
+    def _take(self, intervals: Sequence[Interval]) -> None:
+        self.interval = [(low[0], high[0]) for low, high in intervals]
+        self.magnitude = [torch.maximum(low.abs(), high.abs()) for low, high in self.interval]
         self.rho = self._errors()
 
     def restricted(self, graph: Graph, stays: dict[int, Tensor]) -> Rounding:
         """Return the same for a graph that keeps, of some nodes, chosen entries only."""
         thin = copy.copy(self)
         thin.graph = graph
-        thin.rho, thin.magnitude = (
+        thin.rho, thin.magnitude, lows, highs = (
             [part[stays[k]] if k in stays else part for k, part in enumerate(parts)]
-            for parts in (self.rho, self.magnitude)
+            for parts in (self.rho, self.magnitude, *zip(*self.interval, strict=True))
         )
+        thin.interval = list(zip(lows, highs, strict=True))
         return thin
 
     def clipped(self, node: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return an interval without what no input of the root box reaches: rho covers rounding within this only."""
-        return torch.fmax(low, -self.magnitude[node]), torch.fmin(high, self.magnitude[node])
+        return _both((low, high), self.interval[node])
 
     def raised(self, rows: Tensor, offset: Tensor) -> Tensor:
         """Return the offsets of rows (..., outputs) on the output, raised by what rounding may take from either.
@@ -105,26 +117,6 @@ class Rounding:
             for k, by in enumerate(readers)
         ]
 
-    def _magnitudes(self, relaxation: Relaxation | None) -> list[Tensor]:
-        """Return bounds on the absolute values of every node over the root box, rounded up."""
-        up = 1 + 1e-9  # far above the rounding of these few sums
-        m, place = [self.reach], {k: i for i, k in enumerate(self.graph.bent)}
-        for k, node in enumerate(self.graph.nodes[1:], 1):
-            self.deadline.check()
-            if node.affine is not None:
-                grown = node.affine.magnitude(m[node.sources[0]][None])[0]
-                m.append((grown * (1 + node.affine.inexact) + node.affine.bias.abs()) * up + TINY)
-            elif node.activation is None:
-                m.append(torch.stack([m[s] for s in node.sources]).sum(0) * up)
-            else:
-                source = node.sources[0]
-                if relaxation is not None:
-                    i = place[k]
-                    known = torch.maximum(relaxation.lower[i][0].abs(), relaxation.upper[i][0].abs())
-                    m[source] = torch.fmin(m[source], known)
-                m.append(node.activation.magnitude(m[source]))
-        return m
-
     def _errors(self) -> list[Tensor]:
         """Return rho: `|A| . rho[k]` bounds what rounding does to the bound at node k."""
         m = self.magnitude
@@ -137,13 +129,20 @@ class Rounding:
                 through = torch.stack([m[s] for s in node.sources or (k,)]).sum(0)  # its own bound may be far smaller
                 folded: Tensor | float = 0.0
                 if node.activation is not None:
-                    through = node.activation.terms(through)
+                    within = self.interval[node.sources[0]]
+                    through = node.activation.terms(*within)
                     if self.folded[node.sources[0]]:
-                        folded = max(1.0, node.activation.steepest) * rho[node.sources[0]]
+                        folded = node.activation.steepness(*within).clamp(min=1.0) * rho[node.sources[0]]
                 rho.append(4 * terms * EPS * 1.01 * through + folded + TINY)
                 continue
             self.deadline.check()
             gamma = (terms + node.affine.terms) * EPS * 1.01
             through = node.affine.magnitude(m[node.sources[0]][None])[0]
-            rho.append(2 * gamma * (through + node.affine.bias.abs() + m[k]) + node.affine.inexact * through + TINY)
+            error = 2 * gamma * (through + node.affine.bias.abs() + m[k]) + node.affine.inexact * through + TINY
+            rho.append(error if node.affine.off is None else error + node.affine.off * (1 + 1e-9))
         return rho
+
+
+def _both(a: Interval, b: Interval) -> Interval:
+    """Return what two intervals have in common; NaN is no end."""
+    return torch.fmax(a[0], b[0]), torch.fmin(a[1], b[1])

@@ -2,7 +2,8 @@
 
 A part of a job is the job's box with some units taken to be on one side of a point: ReLUs on or off. Its bound
 optimises the slopes of the lines below ReLUs and the multipliers of these conditions (beta-CROWN, Wang et al. 2021). A
-part that stays open is split at the unit whose lines lose most. Rounding is covered as in `magnitudes`.
+part that stays open is split at one of the units whose lines lose most: the one whose halves have the best bounds, as
+they are without new slopes (filtered smart branching, De Palma et al. 2021). Rounding is covered as in `magnitudes`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.branch import BranchAndBound
 from nnrepair.verify.search.jobs import Confirm, Jobs, Part, any_confirmed
 from nnrepair.verify.search.relaxation import Relaxation
+from nnrepair.verify.search.slopes import Ascent
 
 #: Parts are bounded in batches of so many numbers (units and inputs).
 BATCH_NUMBERS = 200_000
 #: A part's units are bounded backwards again only if the network is small enough for it (multiplications for each row).
 REFINE_WORK = 5_000_000
 #: Improvement steps for parts that cannot be split.
-LAST_STEPS = 500
+LAST_STEPS = 2000
+#: Of the units that lose most so many are tried before one of them is split: where parts are bounded backwards again,
+#: which costs far more, and elsewhere. So many numbers are tried at once.
+CANDIDATES, FEWER, TRIED = 16, 4, 1_000_000
+#: How far above zero the steps aim, as a share of the distance to it.
+AHEAD = 0.5
 
 
 @dataclass
@@ -61,7 +68,7 @@ class PhaseSearch(BranchAndBound[_Parts]):
         graph: Graph,
         jobs: Jobs,
         confirm: Confirm,
-        steps: int = 20,
+        steps: int = 10,
         root_steps: int = 12,
         most: int | None = None,
         deadline: Deadline = NEVER,
@@ -97,11 +104,11 @@ class PhaseSearch(BranchAndBound[_Parts]):
         return parts
 
     def _halves(self, parts: _Parts, stuck: int) -> tuple[_Parts, _Parts] | None:
-        opened, coefficients, relaxation = self._bound(parts, self.steps)
+        opened, coefficients, ascent = self._bound(parts, self.steps)
         if opened is None or not len(opened):
             return None if opened is None else (opened, opened)
         self.was_split = True
-        children, last = self._split(opened, coefficients, relaxation)
+        children, last = self._split(opened, coefficients, ascent)
         lost: _Parts | None = last
         if len(last):  # affine now: nothing left to split, only better multipliers to find
             lost, _, _ = self._bound(last, LAST_STEPS)
@@ -119,8 +126,8 @@ class PhaseSearch(BranchAndBound[_Parts]):
             values.append(bound.minimum(lower, upper).reshape(-1, m) - self.offset[part])
         return self.jobs.best(torch.cat(values), mine)
 
-    def _bound(self, parts: _Parts, steps: int) -> tuple[_Parts | None, list[Tensor | None], Relaxation]:
-        """Return the parts that stay open, with their coefficients, or None when a counterexample was confirmed."""
+    def _bound(self, parts: _Parts, steps: int) -> tuple[_Parts | None, list[Tensor | None], Ascent]:
+        """Return the parts that stay open, with coefficients and what bounds them; None once one is violated."""
         job = parts.job
         lower, upper = self.jobs.lower[job], self.jobs.upper[job]
         known = (parts.low, parts.high)
@@ -133,21 +140,19 @@ class PhaseSearch(BranchAndBound[_Parts]):
         row = self.row[job]
         rows, offset = self.jobs.rows[job, row], self.offset[job, row]
         phase = [parts.phase[:, s] for s in slices]
-        best, bound = self.bounder.improve(
-            relaxation, last, rows, offset, lower, upper, steps, phase=phase, coefficients=coefficients
-        )
+        ascent = Ascent(self.bounder, relaxation, last, rows, offset, lower, upper, phase)
+        best, bound = ascent.run(steps, AHEAD, coefficients)
         index = (~(best > 0) & ~empty).nonzero()[:, 0]
         if len(index):
             x = bound[index].corner(lower[index], upper[index])
             if any_confirmed(self.confirm, x, job[index], self.jobs.depth(self.graph(x, self.deadline), job[index])):
-                return None, coefficients, relaxation
+                return None, coefficients, ascent
         opened = _Parts(low[index], high[index], parts.phase[index], job[index], parts.share[index], best[index])
-        return opened, [None if a is None else a[index] for a in coefficients], relaxation[index]
+        return opened, [None if a is None else a[index] for a in coefficients], ascent[index]
 
-    def _split(
-        self, opened: _Parts, coefficients: Sequence[Tensor | None], relaxation: Relaxation
-    ) -> tuple[_Parts, _Parts]:
-        """Return both sides of the unit that loses most in each part, and the parts without loose units."""
+    def _split(self, opened: _Parts, coefficients: Sequence[Tensor | None], ascent: Ascent) -> tuple[_Parts, _Parts]:
+        """Return both sides of one unit of each part, and the parts without loose units."""
+        relaxation = ascent.relaxation
         losses = [opened.low[:, :0]]
         for i, (A, lines) in enumerate(zip(coefficients, relaxation.lines, strict=True)):
             losses.append(torch.zeros_like(lines.shift) if A is None else relaxation.lost(i, A) + 1e-30 * lines.loose)
@@ -156,7 +161,7 @@ class PhaseSearch(BranchAndBound[_Parts]):
         stays, opened = opened[~can], opened[can]
         if not len(opened):
             return opened, stays
-        neuron = scores[can].argmax(1)
+        neuron = _chosen(scores[can], can.nonzero()[:, 0], ascent, CANDIDATES if self.refine else FEWER)
         each = torch.arange(len(neuron), device=neuron.device)
         on = _Parts(opened.low.clone(), opened.high, opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
         off = _Parts(opened.low, opened.high.clone(), opened.phase.clone(), opened.job, opened.share / 2, opened.bound)
@@ -164,3 +169,23 @@ class PhaseSearch(BranchAndBound[_Parts]):
         on.low[each, neuron], on.phase[each, neuron] = point, 1.0
         off.high[each, neuron], off.phase[each, neuron] = point, -1.0
         return _Parts.joined([on, off]), stays
+
+
+def _chosen(scores: Tensor, part: Tensor, ascent: Ascent, most: int) -> Tensor:
+    """Return the unit to split in each part: of those that lose most, the one whose halves have the best bounds.
+
+    Args:
+        scores: (parts, units), what units lose.
+        part: (parts,), which those are among the rows of `ascent`.
+        ascent: what bounded them.
+        most: how many units of each part are tried.
+    """
+    count = min(most, scores.shape[1])
+    score, unit = scores.topk(count, 1)
+    size = max(1, TRIED // scores.shape[1])
+    tried = list(zip(torch.split(part.repeat_interleave(count), size), torch.split(unit.flatten(), size), strict=True))
+    sides = [torch.cat([ascent.halved(*some, side) for some in tried]).reshape(-1, count) for side in (1.0, -1.0)]
+    worse, better = torch.minimum(*sides), torch.maximum(*sides)
+    value = worse.clamp(max=0) + 0.1 * better.clamp(max=0)  # a side that is proved needs no more
+    value = torch.where(score > 0, value.nan_to_num(-1e300), -torch.inf)  # others have nothing to split
+    return unit.gather(1, value.argmax(1, keepdim=True))[:, 0]

@@ -25,6 +25,7 @@ from nnrepair.verify.reading.affine import (
 )
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.numbers import Numbers, integers, lowest_exponent
+from nnrepair.verify.reading.sparse import Rowwise, Sparse
 from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.intervals import outputs_over
 
@@ -160,15 +161,33 @@ def _affine(affine: Affine, x: Numbers, deadline: Deadline) -> Numbers:
         placed = np.zeros(affine.outputs, object)
         placed[affine.index.cpu().numpy()] = x.whole
         return replace(x, whole=placed)
+    if isinstance(affine, Sparse):
+        return _sums(affine, x, deadline)
     if isinstance(affine, Diagonal):
         product = x * Numbers.stored(affine.factor)
     elif isinstance(affine, Dense):
         product = _product(affine.weight, replace(x, whole=x.whole[:, None]), deadline)
+    elif isinstance(affine, Rowwise):
+        columns = replace(x, whole=x.whole.reshape(affine.count, -1).T)
+        product = _product(affine.one.weight, columns, deadline)
+        product = replace(product, whole=product.whole.reshape(-1, affine.count).T.reshape(-1))
     else:
         assert isinstance(affine, Convolution)
         windows = np.append(x.whole, 0)[_windows(affine)]  # the last entry stands for the padding
         product = _product(affine.weight.flatten(1), replace(x, whole=windows), deadline)
     return product + Numbers.stored(affine.bias)
+
+
+def _sums(affine: Sparse, x: Numbers, deadline: Deadline) -> Numbers:
+    index = affine.index.cpu().numpy()
+    if affine.weight is None:
+        weights = Numbers(np.ones(index.shape, object), 0)
+    else:
+        weights = Numbers.stored(affine.weight)
+    whole = np.zeros(len(index), object)
+    for k in deadline.each(range(index.shape[1])):
+        whole = whole + x.whole[index[:, k]] * weights.whole[:, k]
+    return replace(x, whole=whole, exponent=x.exponent + weights.exponent)
 
 
 def _product(weight: Tensor, x: Numbers, deadline: Deadline) -> Numbers:

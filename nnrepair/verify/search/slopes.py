@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from nnrepair.verify.search.magnitudes import TINY
+from nnrepair.verify.search.intervals import TINY
 from nnrepair.verify.search.relaxation import Linear, Relaxation
 from nnrepair.verify.search.substitution import Force, Substitution
 
@@ -82,6 +83,43 @@ class Ascent:
                     f[live] = ((condition.multiplier + length * g) * on).clamp(min=0) * on
             self.live = live[going]
         return self.best, self.found
+
+    def __getitem__(self, index: Tensor) -> Ascent:
+        """Return the same of some rows, with the slopes and multipliers reached so far."""
+        made = copy.copy(self)
+        made.relaxation = self.relaxation[index]
+        made.A, made.offset, made.lower, made.upper = (v[index] for v in (self.A, self.offset, self.lower, self.upper))
+        made.floor = [part[index] for part in self.floor]
+        made.force = None if self.force is None else [part[index] for part in self.force]
+        made.at = [None if part is None else part[index] for part in self.at]
+        made.phase = None if self.phase is None else [part[index] for part in self.phase]
+        return made
+
+    def halved(self, rows: Tensor, unit: Tensor, side: float) -> Tensor:
+        """Return the values of rows where what goes into one unit of each lies on one side of its point.
+
+        Slopes and multipliers stay as they are: the values are rough, and prove nothing.
+
+        Args:
+            rows: (n,), which.
+            unit: (n,), of all units.
+            side: 1 above the point, -1 below.
+        """
+        made, each = self[rows], torch.arange(len(rows), device=rows.device)
+        relaxation = made.relaxation
+        for i, k in enumerate(self.lines.graph.bent):
+            units = self.lines.graph.nodes[k].units
+            assert units is not None
+            mine = ((unit >= units.start) & (unit < units.stop)).nonzero()[:, 0]
+            at, kind = unit[mine] - units.start, relaxation.kinds[i]
+            low, high = (ends[i][mine, at] for ends in (relaxation.lower, relaxation.upper))
+            point = kind.split(low, high)
+            lines = kind.relax(*((point, high) if side > 0 else (low, point)))
+            relaxation.lines[i].put(mine, at, lines)
+            made.floor[i][mine, at] = torch.where(lines.loose, made.floor[i][mine, at], lines.floor)
+        forces = None if made.force is None else [Force(f, at) for f, at in zip(made.force, made.at, strict=True)]
+        bound = self.lines.backward(relaxation, self.node, made.A, each, floor=made.floor, force=forces)
+        return bound.minimum(made.lower, made.upper) - made.offset
 
     def _bounded(
         self, slopes: Sequence[Tensor], forces: Sequence[Force] | None, found: list[Tensor | None]

@@ -32,6 +32,12 @@ class Lines:
     base: Tensor | None
     loose: Tensor
 
+    def put(self, row: Tensor, unit: Tensor, lines: Lines) -> None:
+        """Replace the lines of one unit in each of some rows, in place."""
+        for name, value in vars(lines).items():
+            if value is not None:
+                getattr(self, name)[row, unit] = value
+
     @classmethod
     def made(cls, map: Callable[[list[Tensor]], Tensor], parts: Sequence[Lines]) -> Lines:
         """Return what a map makes of every tensor of some parts."""
@@ -55,7 +61,7 @@ class Activation(ABC):
     real numbers: what they compute is rounded outward. Infinities and NaN in place of bounds claim nothing.
 
     Attributes:
-        steepest: no line around it has a slope of a larger absolute value.
+        steepest: no line around it has a slope of a larger absolute value; see `steepness` where that depends on where.
         bends: where the pieces of a piecewise linear function meet; None if it is not one.
         is_rational: whether rational numbers have rational values, which `exact` then returns.
         has_certificates: whether `verification/check.py` reads it, and can follow proofs about it.
@@ -96,14 +102,15 @@ class Activation(ABC):
         """Return the least and the largest f(z) over low <= z <= high, rounded outward."""
         return self.offsets(torch.zeros_like(low), low, high)
 
-    def magnitude(self, m: Tensor) -> Tensor:
-        """Return a bound on |f(z)| over |z| <= m."""
-        low, high = self.enclose(-m, m)
-        return torch.maximum(low.abs(), high.abs())
+    def steepness(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return a bound on the slopes of all lines for intervals within low <= z <= high."""
+        return torch.full_like(low, self.steepest)
 
-    def terms(self, m: Tensor) -> Tensor:
-        """Return a bound on the terms that a line around it adds up for |z| <= m: `slope z`, `shift` and f(z)."""
-        return self.magnitude(m) + 2 * self.steepest * m
+    def terms(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return a bound on what a line adds up for low <= z <= high: `slope z`, `shift` and f(z)."""
+        least, most = self.enclose(low, high)
+        reach = torch.maximum(low.abs(), high.abs())
+        return torch.maximum(least.abs(), most.abs()) + 2 * self.steepness(low, high) * reach
 
     # Lines -----------------------------------------------------------------------------------------------------------
 
@@ -115,12 +122,12 @@ class Activation(ABC):
         """Return the slopes of the lines above and below; any are sound, those of the chord are what is usual."""
         span = high - low
         chord = (self.apply(high) - self.apply(low)) / torch.where(span > 0, span, 1.0)
-        chord = chord.clamp(-self.steepest, self.steepest)
         return chord, chord
 
     def relax(self, low: Tensor, high: Tensor) -> Lines:
         """Return lines around the function over low <= z <= high."""
-        slope, floor = self.slopes(low, high)
+        most = self.steepness(low, high)
+        slope, floor = (torch.clamp(each, -most, most) for each in self.slopes(low, high))
         _, shift = self.offsets(slope, low, high)
         base, _ = self.offsets(floor, low, high)
         return Lines(slope, shift, floor, base, self.loose(low, high))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nnrepair.onnx import modules as ops
-from nnrepair.verify.reading.activations import Functions, Layers
+from nnrepair.verify.reading.activations import Layers
 from nnrepair.verify.reading.builder import Builder, Unreadable, Value
 
 # From here on `x - end + end` would lose digits of x that matter.
@@ -43,21 +42,7 @@ def extreme(b: Builder, sign: float, *parts: Any) -> Value:
     return reduce(lambda x, end: _beyond(b, x, end, sign), ends, reduce(lambda x, y: b.larger(x, y, sign), values))
 
 
-def larger(b: Builder, x: Any, y: Any) -> Value:
-    """Return max(x, y)."""
-    return extreme(b, 1.0, x, y)
-
-
-def smaller(b: Builder, x: Any, y: Any) -> Value:
-    """Return min(x, y)."""
-    return extreme(b, -1.0, x, y)
-
-
 LAYERS: Layers = {
     ops.Max: lambda b, layer, *parts: extreme(b, 1.0, *parts),
     ops.Min: lambda b, layer, *parts: extreme(b, -1.0, *parts),
-}
-FUNCTIONS: Functions = {
-    **dict.fromkeys((torch.maximum, torch.max, ".maximum", ".max"), larger),
-    **dict.fromkeys((torch.minimum, torch.min, ".minimum", ".min"), smaller),
 }

@@ -39,11 +39,8 @@ class ReLU(Activation):
     def enclose(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         return low.clamp(min=0), high.clamp(min=0)
 
-    def magnitude(self, m: Tensor) -> Tensor:
-        return m
-
-    def terms(self, m: Tensor) -> Tensor:
-        return m
+    def terms(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.maximum(low.abs(), high.abs())
 
     def loose(self, low: Tensor, high: Tensor) -> Tensor:
         return (low < 0) & (high > 0)

@@ -1,0 +1,1 @@
+"""Networks as others ship them."""

@@ -1,0 +1,4 @@
+"""Functions of torch, on symbols.
+
+Each file has a table, by the names of the functions.
+"""
