@@ -26,6 +26,7 @@ from nnrepair.domains.inpainting.training import Record, error, train_inpainter
 from nnrepair.errors import DataUnavailable, InvalidInput
 from nnrepair.jacobian.suffix import Suffix
 from nnrepair.methods import CNPConditioning, FineTune, MinimalNorm
+from nnrepair.methods.minimal_norm import hidden
 
 PIL = pytest.importorskip("PIL.Image")
 NETWORKS = [CNP, AttentiveCNP]
@@ -510,3 +511,17 @@ def test_fine_tuning_repairs_patches(penalty: str) -> None:
         warnings.simplefilter("error")
         result = nnrepair.fix(posed.model, posed.edits, posed.locality_set, method=method, throw=False)
     assert result.report.success_rate == 1.0
+
+
+def test_smooth_relus_lead_to_a_smaller_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch is dozens of equations, nearly; from the start, descent ends at a kink with a change twice as large."""
+    posed = task("digits", seed=0, edits=1, kept=130)
+    layers = ["model.summary", "model.seen", "model.decoder.1", "model.decoder.3", "model.head"]
+    method = MinimalNorm(layer=layers, norm="fisher", locality="none")
+    sizes = []
+    for widths in (hidden.WIDTHS, ()):
+        monkeypatch.setattr(hidden, "WIDTHS", widths)
+        result = nnrepair.fix(posed.model, posed.edits, posed.locality_set, method=method)
+        assert result.report.success_rate == 1
+        sizes.append(result.stats["steps"][-1]["size"])
+    assert sizes[0] < 0.75 * sizes[1]

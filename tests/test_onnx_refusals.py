@@ -34,21 +34,6 @@ ZERO = {"zero": np.array(0)}
 STATISTICS = {name: np.full(3, value, np.float32) for name, value in (("s", 1), ("b", 0), ("m", 0), ("v", 1))}
 #: What reads like something else, and what no batch of any other size would survive.
 MISREAD = {
-    "a bias for each point": (
-        [node("Gemm", "x w b")],
-        {"w": normal(4, 3), "b": normal(3, 1)},
-        (3, 4),
-        17,
-        "each output",
-    ),
-    "a bias for each number": (
-        [node("Gemm", "x w b")],
-        {"w": normal(4, 3), "b": normal(2, 3)},
-        (2, 4),
-        17,
-        "each output",
-    ),
-    "a factor that rounds": ([node("Gemm", "x w", alpha=0.3)], {"w": normal(4, 3)}, ("n", 4), 17, "without rounding"),
     "valid padding with pads": (
         [node("Conv", "x w", auto_pad="VALID", pads=[1] * 4)],
         {"w": normal(2, 3, 2, 2)},
@@ -91,8 +76,8 @@ MISREAD = {
         17,
         "in training mode",
     ),
-    "mean of everything": ([node("ReduceMean", "x")], {}, IMAGE, 17, "averages over all axes"),
-    "mean over an empty list": ([node("ReduceMean", "x a")], {"a": np.zeros(0, np.int64)}, IMAGE, 18, "over all axes"),
+    "mean of everything": ([node("ReduceMean", "x")], {}, IMAGE, 17, "one by one"),
+    "mean over an empty list": ([node("ReduceMean", "x a")], {"a": np.zeros(0, np.int64)}, IMAGE, 18, "one by one"),
     "zeros that are no copies": (
         [node("Reshape", "x s", allowzero=1)],
         {"s": np.array([0, 4])},
@@ -100,35 +85,19 @@ MISREAD = {
         17,
         "allowzero=1",
     ),
-    "clip the wrong way round": (
-        [node("Clip", "x a b")],
-        {"a": np.float32(1), "b": np.float32(0)},
-        IMAGE,
-        17,
-        "one value",
-    ),
-    "a constant beside the points": (
-        [node("Concat", "x c", axis=1)],
-        {"c": normal(1, 3, 7, 6)},
-        (1, 3, 7, 6),
-        17,
-        "no batch",
-    ),
-    "a constant for every point": ([node("Add", "x c")], {"c": normal(2, 4)}, (2, 4), 17, "fixes the batch"),
-    "a constant with more axes": ([node("Mul", "x c")], {"c": normal(1, 1, 4)}, ("n", 4), 17, "moves or fixes"),
     "points beside features": (
         [node("ReduceMean", "x", "m", axes=[2], keepdims=0), node("Add", "x m")],
         {},
         ("n", 3, 3),
         13,
-        "may not meet",
+        "runs on 3 of them",
     ),
     "times the number of points": (
         [*size(), node("Cast", "n", "f", to=TensorProto.FLOAT), node("Mul", "x f")],
         ZERO,
         IMAGE,
         17,
-        "how many points",
+        "one by one",
     ),
     "twice the number of points": (
         [
@@ -141,14 +110,14 @@ MISREAD = {
         ZERO | {"one": np.array([-1])},
         IMAGE,
         17,
-        "how many points",
+        "one by one",
     ),
     "a row for every point": (
         [*size(), node("Reshape", "n one", "end"), node("Slice", "c start end", "rows"), node("Add", "x rows")],
         ZERO | {"one": np.array([1]), "start": np.array([0]), "c": normal(9, 4)},
         ("n", 4),
         17,
-        "how many points",
+        "one by one",
     ),
     "the places of the maxima": (
         [
@@ -161,7 +130,6 @@ MISREAD = {
         17,
         "reads 'i'",
     ),
-    "constants alone": ([node("Relu", "c", "r"), node("Add", "x r")], {"c": normal(6)}, IMAGE, 17, "constants alone"),
     "no numbers": ([node("Relu", "x")], {}, ("n", 0), 17, "holds no numbers"),
     "nothing left": (
         [node("MatMul", "x e", "z"), node("MatMul", "z w")],
@@ -171,13 +139,6 @@ MISREAD = {
         "is empty",
     ),
     "no channels": ([node("Conv", "x w")], {"w": normal(2, 0, 1)}, ("n", "c", 4), 17, "empty"),
-    "an open size that -1 would share": (
-        [node("Reshape", "x s")],
-        {"s": np.array([-1, 6])},
-        ("n", "m"),
-        17,
-        "all sizes are fixed",
-    ),
 }
 
 
@@ -284,7 +245,7 @@ def test_negative_pads_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_types_of_numbers_are_refused(tmp_path: Path) -> None:
-    for kind in (TensorProto.INT64, TensorProto.BFLOAT16):
+    for kind in (TensorProto.STRING, TensorProto.BFLOAT16):
         path = graph(tmp_path / "m.onnx", [node("Identity", "x")], {}, ("n", 4), 17, kind)
         with pytest.raises(UnsupportedModel, match=f"type {TensorProto.DataType.Name(kind)}, expected float16"):
             nonnx.load(path)
@@ -319,8 +280,8 @@ def test_what_a_file_says_of_inner_shapes_is_not_believed(tmp_path: Path) -> Non
     model = onnx.load(str(path))
     model.graph.value_info.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, ["n", 3]))
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(UnsupportedModel, match="not known before the model runs"):
-        nonnx.load(path)
+    model = nonnx.load(path)
+    assert model.item_shape == (None,) and model(torch.zeros(2, 5)).shape == (2, 5)
 
 
 def test_open_sizes_are_tried(tmp_path: Path) -> None:
@@ -355,7 +316,10 @@ GROWING = {
         ("n", 1, 4, 4),
     ),
     "copies": (
-        [node("MatMul", f"{'x' if k == 0 else f'h{k}'} w", f"h{k + 1}") for k in range(80)] + [node("Relu", "h80")],
+        [node("MatMul", f"{'x' if k == 0 else f'h{k}'} w", f"h{k + 1}") for k in range(2)]
+        + [node("Transpose", "w", f"w{k}") for k in range(80)]
+        + [node("MatMul", f"h{k + 2} w{k}", f"h{k + 3}") for k in range(80)]
+        + [node("Relu", "h82")],
         {"w": np.zeros((1024, 1024), np.float32)},
         ("n", 1024),
     ),
@@ -381,7 +345,10 @@ def test_slices_of_negative_sizes_do_not_end_the_process(sizes: tuple[object, ..
     made = helper.make_graph(nodes, "graph", ends[:1], ends[1:], stored)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UnsupportedModel, match="Slice 'd': it is supported on constants only|on constants alone"):
+    if read == "x" and sizes[2] != 4:  # open: larger ones are tried
+        assert nonnx.load(tmp_path / "m.onnx").item_shape in ((1, None), (1, 7))
+        return
+    with pytest.raises(UnsupportedModel, match="cannot be run: 'c' fails on shapes"):
         nonnx.load(tmp_path / "m.onnx")
 
 

@@ -119,6 +119,9 @@ other work shared.
 What a patch costs other faces depends on how well the layers tell its face from them. On single faces, tried and not
 stored: without `model.summary` others moved many times as far; 20 kept faces were far too few, and 500 no better than
 200; the encoder's layers beside the others, and an aim further inside the tolerance, gained next to nothing.
+`minimal-norm-fisher` was measured with descent that begins in a network with smooth ReLUs
+([why](how-minimal.md#hidden-layers-in-the-same-architecture)); `minimal-norm` and `minimal-norm-several` before that.
+`ft+kl`, whose steps run the network on kept faces, was given up before its first edit was done.
 
 {several()}{listed}
 """

@@ -36,11 +36,13 @@ TARGET = 50_000
 #: Graphs of each style, at least.
 LEAST = 30_000
 #: The reader that each style is drawn for.
-AIMS = {"chain": "reading", "images": "minimality", "linear": "lower", "all": "load"}
+AIMS = {"chain": "reading", "images": "minimality", "linear": "lower", "all": "load", "wide": "load"}
 #: How many faults of a reader in a block are kept in words; all are counted.
 SHOWN = 6
 #: How wide an enclosure may be, relative to the numbers in it, before it is called wide.
 WIDE = 1e-6
+#: Numbers that lead to overflow soon.
+LARGEST = {np.dtype(kind): float(np.finfo(kind).max) / 4 for kind in (np.float16, np.float32, np.float64)}
 #: Sizes of batches, whatever the file fixes.
 BATCHES = (POINTS, 1, 2, 0)
 
@@ -64,6 +66,10 @@ def judged(case: Case, reader: str, truth: Truth, path: Path) -> str:
 
 def compared(case: Case, reading: Reading, truth: Truth) -> str:
     size = int(np.prod(case.shape))
+    if reading.bare:
+        return by_whole(case, reading, truth)
+    if reading.single is not None:
+        return by_single(case, reading, truth)
     if reading.inputs != size:
         if truth.whole is None:
             return unconfirmed(case, reading, truth)
@@ -82,12 +88,51 @@ def compared(case: Case, reading: Reading, truth: Truth) -> str:
     return "agrees"
 
 
+def by_whole(case: Case, reading: Reading, truth: Truth) -> str:
+    """Compare a reader that takes the whole input of the file for one point, or for a point without a batch."""
+    counts = [case.batch] if case.batch else [reading.inputs // int(np.prod(case.shape)), POINTS, 3, 2, 1]
+    for number in counts:
+        batches = [case.points[[(first + k) % POINTS for k in range(number)]] for first in range(2)]
+        outputs = [truth.run(batch) for batch in batches]
+        if all(output is not None for output in outputs):
+            break
+    else:
+        return unconfirmed(case, reading, truth)
+    if reading.exact:
+        for batch, output in zip(batches, outputs, strict=True):
+            wrong = difference(reading, truth, batch, output)
+            if wrong:
+                return wrong
+    return difference(reading, truth, np.stack(batches), np.stack(outputs)) or "agrees"
+
+
+def by_single(case: Case, reading: Reading, truth: Truth) -> str:
+    """Compare a reader that runs points one at a time, or moves them to the front of the output."""
+    assert reading.single is not None
+    size = case.batch or 1
+    orders = [[(first + k) % POINTS for k in range(size)] for first in range(0, POINTS, size)]
+    outputs = [truth.run(case.points[order]) for order in orders]
+    if any(output is None for output in outputs):
+        return unconfirmed(case, reading, truth)
+    wanted = np.concatenate([reading.single(output) for output in outputs])[:POINTS]
+    for n in BATCHES:
+        wrong = difference(reading, truth, case.points[:n], wanted[:n])
+        if wrong:
+            return f"{wrong} (batch of {n})"
+        together = truth.run(case.points[:n]) if n > 1 and case.batch is None else None
+        if together is not None:
+            wrong = difference(reading, truth, case.points[:n], reading.single(together))
+            if wrong:
+                return f"{wrong} ({n} together)"
+    return "agrees"
+
+
 def difference(reading: Reading, truth: Truth, points: Any, wanted: Any) -> str:
     """Compare outputs; return what is wrong, or nothing."""
     low, high = reading.run(points)
     if reading.exact and (low.shape != wanted.shape or low.dtype != wanted.dtype):
         return f"difference: {low.dtype} {low.shape}, expected {wanted.dtype} {wanted.shape}"
-    if low.size != wanted.size or len(low) != len(wanted):
+    if low.size != wanted.size or (wanted.ndim and len(low) != len(wanted)):
         return f"difference: outputs {low.shape}, expected {wanted.shape}"
     if not (reading.exact or np.isfinite(low).all()) and np.isfinite(wanted).all():
         return "overflow: bounds that are not finite"
@@ -95,7 +140,7 @@ def difference(reading: Reading, truth: Truth, points: Any, wanted: Any) -> str:
     tolerance = truth.tolerance(wanted)
     wrong = apart(low, high, wanted, tolerance, reading.exact)
     if wrong.any():
-        if not truth.finite or not (reading.exact or truth.scale < np.finfo(truth.dtype).max / 4):
+        if not truth.finite or not (reading.exact or truth.scale < LARGEST.get(truth.dtype, 2**30)):
             return "overflow: infinities on the way"
         tolerance = max(tolerance, truth.scale * truth.rounding)
         wrong = apart(low, high, wanted, tolerance, reading.exact)

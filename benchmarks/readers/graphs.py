@@ -14,6 +14,7 @@ from onnx import helper
 
 from benchmarks.readers.draft import FLOATS, Array, Draft, Shape, Style, Value, kind_of
 from benchmarks.readers.operators import OPERATORS
+from benchmarks.readers.wide import WIDE
 
 SEED = 20261
 #: Points at which every graph is tried.
@@ -40,6 +41,10 @@ CURVED = {"Elu": 1.0, "Sigmoid": 0.7, "Tanh": 0.7, "Softplus": 0.7, "Softmax": 1
 RARE = {"Gather": 0.15, "Slice": 0.15, "Squeeze": 0.15, "Unsqueeze": 0.15, "Cast": 0.15, "Neg": 0.4, "Sqrt": 0.1}
 RARE |= {"batch size": 0.15, "unknown": 0.1}
 
+#: Names of WIDE, apart from those of OPERATORS.
+ALONE = {f"{op} of load": 1.0 for op in WIDE}
+MAKERS = OPERATORS | {f"{op} of load": maker for op, maker in WIDE.items()}
+
 #: Mostly vectors.
 SINGLE = (0.02, 0.8, 0.08, 0.08, 0.02)
 #: For each reader, graphs of which it reads many.
@@ -48,6 +53,9 @@ STYLES = {
     "images": Style(CHAIN | IMAGES | {"unknown": 0.05}, 0.15, 0.02, 0.03, (0.7, 0.25, 0.05, 0.0), 0.05, 0.9),
     "linear": Style(CHAIN | IMAGES | LINEAR | RARE, 0.25, 0.2, 0.2, (0.6, 0.3, 0.1, 0.0), 0.02, 0.2),
     "all": Style(CHAIN | IMAGES | LINEAR | CURVED | RARE, 0.35, 0.3, 0.2, (0.6, 0.25, 0.13, 0.02), 0.03, 0.1),
+    "wide": Style(
+        CHAIN | {"Conv": 1.0} | ALONE, 0.2, 0.1, 0.2, (0.7, 0.2, 0.1, 0.0), 0.0, 0.0, (0.02, 0.2, 0.4, 0.35, 0.03)
+    ),
 }
 
 
@@ -116,7 +124,7 @@ def drawn(d: Draft) -> Value:
         x = d.values[-1] if not d.chance(d.style.branches) else d.pick(d.values)
         if not x.shape:
             break
-        made = OPERATORS[names[int(d.rng.choice(len(names), p=weights))]](d, x)
+        made = MAKERS[names[int(d.rng.choice(len(names), p=weights))]](d, x)
         if made is None:
             continue
         wanted -= 1

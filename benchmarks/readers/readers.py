@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks import measure
 from benchmarks.readers.draft import Array
@@ -33,11 +32,18 @@ class Reading:
         run: gives bounds (n, ...) of the outputs for points (n, ...); both are one for what computes numbers.
         inputs: how many numbers one point has.
         exact: whether overflow and NaN must be those of the file's own precision.
+        single: where points run one at a time, or their axis moves to the front: what a point's output is, as it
+            stands in that of the file for this point alone.
+        bare: whether the file's whole input is one point.
+        alone: whether the file says what it computes for one point at a time only.
     """
 
     run: Callable[[Array], tuple[Array, Array]]
     inputs: int
     exact: bool = False
+    single: Callable[[Array], Array] | None = None
+    bare: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def by_reading(path: Path, case: Case) -> Reading:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: Path, data: bytes) -> nn.Module:
+def _loaded(path: Path, data: bytes) -> loader.OnnxGraph:
     """Load a graph once for both of the next."""
     return loader.load(path)
 
@@ -84,13 +90,20 @@ def _loaded(path: Path, data: bytes) -> nn.Module:
 def by_load(path: Path, case: Case) -> Reading:
     """nnrepair.onnx.load: a module."""
     model = _loaded(path, case.data)
+    taken = model.inputs[0]
+    drawn = case.shape if taken.batched else (case.points.shape[:1] if case.batch is None else ())
+    shape = tuple(s if s is not None else drawn[k] if k < len(drawn) else 1 for k, s in enumerate(taken.shape))
 
     def run(points: Array) -> tuple[Array, Array]:
         with torch.no_grad():
             y = model(torch.from_numpy(points)).numpy()
         return y, y
 
-    return Reading(run, math.prod(case.shape), exact=True)
+    moved = model.get_submodule("points_first").dims[0] if "points_first" in dict(model.named_children()) else 0
+    single: Callable[[Array], Array] | None = None
+    if moved or (model.alone and taken.batched):
+        single = lambda y: y[None] if model.bare else np.moveaxis(y, moved, 0)  # noqa: E731
+    return Reading(run, math.prod(shape), True, single, not taken.batched, model.alone)
 
 
 def by_lower(path: Path, case: Case) -> Reading:
@@ -102,7 +115,9 @@ def by_lower(path: Path, case: Case) -> Reading:
             y = graph(torch.from_numpy(points.reshape(len(points), -1).astype(np.float64))).numpy()
         return y, y
 
-    return Reading(run, graph.inputs)
+    model = _loaded(path, case.data)
+    bare = not model.inputs[0].batched
+    return Reading(run, graph.inputs, bare=bare, single=by_load(path, case).single)
 
 
 READERS = {

@@ -26,8 +26,14 @@ ROUNDING = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 6e-6, np.dtype(np
 
 
 #: Operators that onnx's own evaluator computes wrongly below an opset (onnx 1.23): it takes the statistics of
-#: BatchNormalization for those of training, and puts the axes of Unsqueeze and Squeeze one after the other.
-UNTRUSTED = {"BatchNormalization": 14, "Unsqueeze": 13, "Squeeze": 13}
+#: BatchNormalization for those of training, puts the axes of Unsqueeze and Squeeze one after the other, and drops axes
+#: in GlobalMaxPool.
+UNTRUSTED = {"BatchNormalization": 14, "Unsqueeze": 13, "Squeeze": 13, "GlobalMaxPool": 99}
+
+
+#: Operators that divide by the deviation of what they read.
+NORMS = {"InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"}
+NORMS |= {"MeanVarianceNormalization"}
 
 
 @dataclass(frozen=True)
@@ -50,19 +56,19 @@ class Truth:
     """onnxruntime on one graph."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.name, self.model = case, _input(case.model).name, case.model
-        self.dtype, self.refusal = case.points.dtype, ""
+        self.case, self.name, self.model = case, _input(case.model).name, used(case.model)
+        self.dtype, self.refusal, self.single = case.points.dtype, "", False
         try:
             self.session: Any = session(self.model)
         except Exception as error:  # onnxruntime raises many kinds
             self.session, self.refusal = None, str(error)
         if self.session is None and self.dtype in (np.float64, np.float16):  # it has kernels for float32
             try:
-                self.model = in_single(case.model)
-                self.session = session(self.model)
+                self.model = in_single(self.model)
+                self.session, self.single = session(self.model), True
                 self.dtype = np.dtype(np.float32) if self.dtype == np.float64 else self.dtype
             except Exception:  # then the first refusal stands
-                self.model = case.model
+                self.model = used(case.model)
 
     def run(self, batch: Array) -> Array | None:
         """Return the output for one batch, or None where onnxruntime refuses."""
@@ -70,13 +76,13 @@ class Truth:
             return None
         try:
             output = np.asarray(self.session.run(None, {self.name: self._given(batch)})[0])
-            return output if self.model is self.case.model else output.astype(self.case.points.dtype)
+            return output.astype(self.case.points.dtype) if self.single and output.dtype.kind == "f" else output
         except Exception as error:  # onnxruntime raises many kinds
             self.refusal = str(error)
             return None
 
     def _given(self, batch: Array) -> Array:
-        return batch if self.model is self.case.model else batch.astype(np.float32)
+        return batch.astype(np.float32) if self.single else batch
 
     @cached_property
     def items(self) -> Array | Mixed | None:
@@ -159,6 +165,25 @@ class Truth:
         return [constants | values for values in runs]
 
 
+def used(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without the nodes that its outputs do not need."""
+    twin, wanted = onnx.ModelProto(), {output.name for output in model.graph.output}
+    twin.CopyFrom(model)
+    twin.graph.ClearField("node")
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):
+        if wanted & {*node.output}:
+            kept.append(node)
+            wanted |= _read(node)
+    twin.graph.node.extend(kept[::-1])
+    return twin
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    inner = [each for attribute in node.attribute if attribute.HasField("g") for each in attribute.g.node]
+    return set(node.input).union(*(_read(each) for each in inner))
+
+
 def in_single(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with float32 in place of float64 and float16."""
     twin, others = onnx.ModelProto(), (onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
@@ -189,6 +214,8 @@ def _largest(graph: onnx.GraphProto, values: dict[str, Array]) -> float:
         elif node.op_type == "BatchNormalization":
             least = float(np.abs(values[node.input[4]].astype(np.float64)).min(initial=1.0))
             found = max(found, (sizes[0] + sizes[3]) * sizes[1] / math.sqrt(least + 1e-5))
+        elif node.op_type in NORMS:
+            found = max(found, sizes[0] * max([1.0, *sizes[1:2]]) * 300)  # where all are one, rounding is left
         elif node.op_type == "Div":
             divisor = np.abs(values[node.input[1]].astype(np.float64))
             least = float(divisor[divisor > 0].min(initial=1.0))

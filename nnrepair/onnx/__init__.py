@@ -6,15 +6,7 @@ A loaded model keeps the file's structure: one named submodule per operation, `n
 with weights. A weight called `layer1.conv.weight` in the file is the parameter `layer1.conv.weight` of the model.
 `load` and `save` need the extra `nnrepair[onnx]`.
 
-Operators that can be read (opset 7 and later):
-    Layers: Gemm, MatMul, Conv, BatchNormalization.
-    Activations: Relu, LeakyRelu, PRelu, Clip, Abs, HardSigmoid, HardSwish, Elu, Sigmoid, Tanh, Softplus, Softmax,
-        LogSoftmax.
-    Pooling: MaxPool, AveragePool, GlobalAveragePool, ReduceMean.
-    Shape: Flatten, Reshape, Transpose, Concat.
-    Arithmetic: Add, Sub, Mul, Div, Neg, Max, Min.
-    Without effect: Identity, Dropout.
-    On constants and sizes only: Cast, Constant, Gather, Shape, Slice, Sqrt, Squeeze, Unsqueeze.
+docs/onnx.md says what is read, and how a file without a batch, or with several inputs, is meant.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
 from nnrepair.extras import needed
 from nnrepair.onnx.graph import Graph, is_float, reads
-from nnrepair.onnx.node import BATCH, DTYPES, operator
+from nnrepair.onnx.node import BATCH, FLOATS, operator
 from nnrepair.onnx.stored import Stored, stored
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
@@ -43,7 +43,7 @@ def output_of(graph: Graph, wanted: str | None) -> str:
     types = {output.name: output.type for output in graph.proto.graph.output}
     for name in outputs:
         kind = types[name]
-        numbers = kind.WhichOneof("value") in (None, "tensor_type") and kind.tensor_type.elem_type in (0, *DTYPES)
+        numbers = kind.WhichOneof("value") in (None, "tensor_type") and kind.tensor_type.elem_type in (0, *FLOATS)
         if numbers and name in graph.producers and name not in graph.fixed and layers(graph, name):
             return str(name)
     raise UnsupportedModel(

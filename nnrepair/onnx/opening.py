@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.extras import needed
+from nnrepair.onnx.attempts import read_suffix
 from nnrepair.onnx.cut import Cut, layer_of, output_of
 from nnrepair.onnx.graph import Graph, is_float
-from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.inplace import AGREE, InPlace, Place, Source
 from nnrepair.onnx.node import Refused
-from nnrepair.onnx.reader import OPEN, parsed
+from nnrepair.onnx.reader import parsed
 from nnrepair.onnx.running import ordered, ports_of
 from nnrepair.onnx.runtime import Port, Runtime
 from nnrepair.onnx.stored import Stored
@@ -34,7 +34,8 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
 Array = npt.NDArray[Any]
 #: Points on which what was read is compared with onnxruntime.
 FEW = 4
-#: Sizes beyond those that are tried for a whole network, where a file leaves some open: sounds and texts.
+#: Sizes that are tried where a file leaves some open, and those of sounds and texts.
+OPEN = (1, 2, 3, 4, 5, 6, 7, 8, 16, 28, 32, 64)
 LONG = (128, 224, 256, 512, 576, 1024, 4096, 16000)
 
 
@@ -203,14 +204,15 @@ def _suffix(
 ) -> tuple[nn.Module, dict[str, Place]]:
     """Return the module behind the cut, and where its parameters are kept."""
     shapes, whole = _shapes(cut, seen)
+    items = _items(cut, seen)
     generator, graph = np.random.default_rng(0), cut.graph
     probes = dict[str, Array]()  # numbers by which a twin's parameters tell of which constants they are made
     for name in weights:
         array = graph.value(name)
         probes[name] = generator.uniform(0.5, 1.5, array.shape).astype(np.float16).astype(array.dtype)
     try:
-        suffix = Importer(cut.suffix(shapes, seen.sizes, whole, {}), deadline).build()
-        twin = Importer(cut.suffix(shapes, seen.sizes, whole, probes), deadline).build()
+        suffix = read_suffix(cut.suffix(shapes, seen.sizes, whole, {}), items, deadline)
+        twin = read_suffix(cut.suffix(shapes, seen.sizes, whole, probes), items, deadline)
     except Refused as refusal:
         inner = ", ".join(node.output[0] for node in cut.behind[:8])
         raise UnsupportedModel(
@@ -246,6 +248,18 @@ def _shapes(cut: Cut, seen: _Seen) -> tuple[dict[str, tuple[np.dtype[Any], list[
         shapes[name] = dtype, ["batch" if alone or together is None else together, *rest]
         added |= alone
     return shapes, added
+
+
+def _items(cut: Cut, seen: _Seen) -> dict[str, list[int]]:
+    """Return the shape of one point of what crosses the cut."""
+    ports, found = {port.name: port for port in seen.runtime.ports}, dict[str, list[int]]()
+    for name in cut.crossing:
+        if name in ports:
+            found[name] = [*seen.points[list(ports).index(name)].shape[1:]]
+        else:
+            value = seen.values[name]
+            found[name] = [*(value.shape if seen.runtime.is_whole(value) else value.shape[1:])]
+    return found
 
 
 def _place(graph: Graph, array: Array, probes: Mapping[str, Array], weights: Mapping[str, Stored]) -> Place | None:

@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-import math
+import gzip
+import io
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
+from nnrepair.onnx.attempts import read_graph
 from nnrepair.onnx.external import MAX_BYTES, read_external
-from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.onnx.node import Refused
-from nnrepair.spec.network import copied
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
     import onnx.checker
     import onnx.inliner
-
-#: Sizes that are tried where a file leaves some open.
-OPEN = (1, 2, 3, 4, 5, 6, 7, 8, 16, 28, 32, 64)
+    import onnx.numpy_helper
 
 
-def load(path: str | os.PathLike[str], deadline: Deadline = NEVER) -> OnnxGraph:
-    """Read a feed-forward ONNX file as a trainable module in eval mode.
+def load(
+    path: str | os.PathLike[str],
+    deadline: Deadline = NEVER,
+    *,
+    output: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> OnnxGraph:
+    """Read an ONNX file as a trainable module in eval mode.
 
-    The graph has one input and one output, both with the batch as their first axis. Batches of any size work, also
-    where the file fixes the batch to 1.
+    The module takes points (n, ...), also where the file fixes the batch to 1 or has no batch at all: where the file's
+    operations mean one point alone, points run one at a time (`OnnxGraph.alone`). A file with several inputs becomes a
+    module of several arguments, each (n, ...). See docs/onnx.md.
 
     Args:
-        path: a file, with its weights in it or beside it.
+        path: a file, with its weights in it or beside it; its name may end in .gz, for one that is compressed.
         deadline: looked at between the steps of reading, and before each operation of the graph.
+        output: the value to return: an output of the file, or any value in it. The first output where none is named.
+        fixed: numbers or arrays that take the place of inputs, by name, such as a sampling rate that decides what runs.
 
     Raises:
         OutOfTime: It is too late.
-        InvalidInput: The file is missing, damaged, not ONNX, or keeps weights outside its own folder.
+        InvalidInput: The file is missing, damaged, not ONNX, or keeps weights outside its own folder; or there is no
+            such output.
         UnsupportedModel: The graph uses something that cannot be read; all such things are listed at once.
 
     >>> model = load("network.onnx")  # doctest: +SKIP
@@ -49,10 +60,10 @@ def load(path: str | os.PathLike[str], deadline: Deadline = NEVER) -> OnnxGraph:
     try:
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
-        importer = Importer(proto, deadline)
-        model = importer.build()
-        _check_batches(model, getattr(torch, importer.dtype.name), deadline)
-    except OutOfTime:
+        chosen = _chosen(proto.graph, output, path)
+        _fix(proto.graph, fixed or {}, path)
+        return read_graph(proto, chosen, deadline)
+    except (OutOfTime, InvalidInput):
         raise
     except Refused as refusal:
         raise UnsupportedModel(f"{path} {refusal}") from refusal
@@ -60,7 +71,49 @@ def load(path: str | os.PathLike[str], deadline: Deadline = NEVER) -> OnnxGraph:
         raise UnsupportedModel(f"{path} is too large or too deep to be read: {type(error).__name__}.") from error
     except Exception as error:  # attributes and types that the checker lets pass and no layer accepts
         raise InvalidInput(f"{path} is malformed: {type(error).__name__}: {error}") from error
-    return model
+
+
+def _chosen(graph: onnx.GraphProto, output: str | None, path: str | os.PathLike[str]) -> str:
+    names = [value.name for value in graph.output]
+    if output is None:
+        if not names:
+            raise Refused("has no output.")
+        return str(names[0])
+    known = {*names, *(name for node in graph.node for name in node.output if name)}
+    if output not in known:
+        raise InvalidInput(
+            f"{path} has no value {output!r}. Its outputs are {', '.join(map(repr, names))}; "
+            f"any other of its {len(known)} values can be named too."
+        )
+    return output
+
+
+def _fix(graph: onnx.GraphProto, fixed: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Make constants of some inputs."""
+    inputs = {value.name: value for value in graph.input}
+    for name, given in fixed.items():
+        if name not in inputs:
+            raise InvalidInput(f"{path} has no input {name!r}. Its inputs are {', '.join(map(repr, inputs))}.")
+        kind = onnx.helper.tensor_dtype_to_np_dtype(inputs[name].type.tensor_type.elem_type)
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(given, kind), name))
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of a file, which may be compressed with gzip.
+
+    Raises:
+        OSError: it cannot be read, or is longer than an ONNX file can be.
+    """
+    data = path.read_bytes()
+    if data[:2] != b"\x1f\x8b":
+        return data
+    try:
+        data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"its compression is damaged: {error}") from error
+    if len(data) > MAX_BYTES:
+        raise OSError(f"it unpacks to more than {MAX_BYTES} bytes")
+    return data
 
 
 def parsed(path: Path, deadline: Deadline = NEVER) -> onnx.ModelProto:
@@ -76,7 +129,7 @@ def parsed(path: Path, deadline: Deadline = NEVER) -> onnx.ModelProto:
     if size > MAX_BYTES:
         raise InvalidInput(f"{path} has {size} bytes; an ONNX file has at most {MAX_BYTES}. Keep weights beside it.")
     try:
-        proto: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(content(path))
     except Exception as error:  # protobuf's own error class is not part of onnx
         raise InvalidInput(f"{path} is not an ONNX file, or it was cut short ({error}).") from error
     deadline.check()
@@ -87,54 +140,11 @@ def parsed(path: Path, deadline: Deadline = NEVER) -> onnx.ModelProto:
 
 def _read(path: Path, deadline: Deadline) -> onnx.ModelProto:
     proto = parsed(path, deadline)
+    for value in proto.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()  # the checker wants it, and nobody else
     try:
         onnx.checker.check_model(proto)
     except Exception as error:  # ValidationError, OSError, ValueError: all mean that the file cannot be used
         raise InvalidInput(f"{path} is not a valid ONNX model, or it was cut short: {error}") from error
     return proto
-
-
-def _check_batches(model: OnnxGraph, dtype: torch.dtype, deadline: Deadline) -> None:
-    """Refuse graphs that mix the inputs of a batch, by running two inputs together and alone; also what cannot run."""
-    double = copied(model, deadline).double()  # then only mixing makes a difference, not rounding
-    sizes = OPEN if None in model.item_shape else (0,)
-    shapes = [tuple(number if size is None else size for size in model.item_shape) for number in sizes]
-    failures = []
-    for shape in shapes:
-        deadline.check()
-        try:
-            _run(model, torch.zeros(1, *shape, dtype=dtype))
-            _check_pair(double, shape)
-        except _Failed as failure:  # perhaps a size that the network is not made for
-            failures.append(failure)
-    if len(failures) == len(shapes) == 1:
-        raise failures[0]
-    if len(failures) == len(shapes):
-        raise Refused(
-            f"leaves sizes of its input open ({model.item_shape}), and runs with none of {', '.join(map(str, OPEN))}. "
-            "Fix the sizes in the file."
-        )
-
-
-class _Failed(Refused):
-    """The model does not run on inputs of this shape."""
-
-
-def _run(model: OnnxGraph, x: torch.Tensor) -> torch.Tensor:
-    try:
-        with torch.no_grad():
-            y: torch.Tensor = model(x)
-    except (RuntimeError, IndexError) as error:
-        raise _Failed(f"cannot run on an input of shape {tuple(x.shape)} and type {x.dtype}: {error}") from error
-    return y
-
-
-def _check_pair(model: OnnxGraph, shape: tuple[int, ...]) -> None:
-    pair = torch.linspace(-1, 1, 2 * math.prod(shape), dtype=torch.float64).reshape(2, *shape)
-    together, *alone = (_run(model, x) for x in (pair, pair[:1], pair[1:]))
-    one_by_one = all(len(y) == 1 for y in alone) and together.shape == torch.cat(alone).shape
-    if not one_by_one or not torch.allclose(together, torch.cat(alone), rtol=1e-6, atol=1e-9, equal_nan=True):
-        raise Refused(
-            f"does not treat the inputs of a batch one by one: two inputs give {tuple(together.shape)} together "
-            f"and {', '.join(str(tuple(y.shape)) for y in alone)} alone. The first axis must be the batch throughout."
-        )
