@@ -14,6 +14,7 @@ from benchmarks import experiments, run, table
 from benchmarks.acas import tradeoff
 from benchmarks.cifar import editable
 from benchmarks.compare import acas as comparisons
+from benchmarks.compare import baseline as stacked
 from benchmarks.conditioning import run as conditioning
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.generality import run as generality
@@ -41,7 +42,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "cifar": {"editable-training": editable.run},
     "vision": {"streams": photographs.run, "blocks": blocks.run, "gallery": gallery.run},
     "conditioning": {"cnp": conditioning.run},
-    "compare": {"acas": comparisons.run},
+    "compare": {"acas": comparisons.run, "baseline": stacked.run},
     "robust": {"kills": kills.run},
     "shipped": {"networks": shipped.run},
 }

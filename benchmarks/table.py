@@ -12,6 +12,7 @@ from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
 from benchmarks.checkers import table as checkers
 from benchmarks.cifar import editable_table as editable
+from benchmarks.compare import table as comparisons
 from benchmarks.conditioning import table as conditioning
 from benchmarks.engine import table as engine
 from benchmarks.graph import table as graphs
@@ -323,6 +324,7 @@ def write() -> None:
     engine.write()
     regions.write()
     acas.write()
+    comparisons.write()
     editing.write()
     graphs.write()
     inpainting.write()

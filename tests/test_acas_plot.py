@@ -139,6 +139,21 @@ def test_a_state_may_come_from_a_check(wrap: Any) -> None:
     assert "800 ft/s" in " ".join(text.get_text() for text in replaced.texts)
 
 
+def test_a_column_shows_what_is_proved() -> None:
+    before = linear([[0, 1.0, 0, 0, 0], [0, -1.0, 0, 0, 0]] + [[0.0] * 5] * 3, [0, 0, 1, 1, 1])  # split at theta = 0
+    after = linear([[0, 1.0, 0, 0, 0], [0, -1.0, 0, 0, 0]] + [[0.0] * 5] * 3, [0, 0.4, 1, 1, 1])  # at -0.2 * 2 pi
+    figure = acas_plot.encounter(before, after, psi=0.0, v_own=600.0, v_int=600.0, pixels=60, prove=20.0)
+    (ax,) = figure.axes[3:]
+    drawn, both = np.asarray(ax.images[0].get_array()), [advice(each) for each in figure.axes[:2]]
+    inside = both[0] >= 0
+    assert (drawn[~inside] == 0).all()
+    assert (both[0] == both[1])[drawn >= 3].all()
+    assert (both[0] != both[1])[drawn == 2].all()
+    assert (drawn[inside] > 1).mean() > 0.95
+    assert {2, 3} <= set(drawn[inside].tolist())
+    assert "proved" in ax.get_title()
+
+
 def test_networks_random_state_and_pyplot_stay_as_they_were(tmp_path: Path) -> None:
     from matplotlib import pyplot
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 from fractions import Fraction
@@ -131,9 +132,16 @@ def test_a_box_without_another_that_does_not_touch_it_is_itself() -> None:
     assert without(box, Box([1, 0], [2, 1])) == [box]
 
 
-def test_flat_boxes_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="has no volume"):
-        pieces(Box([0, 1], [1, 1]))
+def test_points_and_boxes_that_fix_other_inputs_are_refused() -> None:
+    for region in (Box([0, 1], [0, 1]), [Box([0, 1], [1, 1]), Box([0, 0], [0, 1])]):
+        with pytest.raises(InvalidInput, match="a width in some input"):
+            pieces(region)
+
+
+def test_a_hole_in_a_plane() -> None:
+    plane = Box([0, 0, Fraction(1, 3)], [1, 1, Fraction(1, 3)])
+    assert sum(map(volume, pieces(plane, Box([0, 0, 0], [1, Fraction(1, 4), 1])))) == Fraction(3, 4)
+    assert pieces(plane, Box([0, 0, Fraction(1, 2)], [1, 1, 1])) == [plane]
 
 
 # Comparisons ---------------------------------------------------------------------------------------------------------
@@ -195,6 +203,18 @@ def test_equal_networks_are_identical_everywhere_at_once() -> None:
     model = network((3, 6, 4), 0)
     found = compare(model, copy.deepcopy(model), Box([0, 0, 0], [1, 1, 1]))
     assert (found.identical, found.same, found.changed, found.boxes) == (1, 1, 0, 1)
+
+
+def test_inputs_that_are_fixed_leave_a_plane() -> None:
+    before = network((3, 8, 8, 3), 2)
+    after = changed(before, (4,), 9, 0.5, True)
+    box = Box([-1, Fraction(1, 3), -1], [1, Fraction(1, 3), 1])  # which is no float
+    found = compare(before, after, box, until=0.02, timeout=20)
+    assert_right(dataclasses.replace(found, witnesses=()), before, after, box)
+    assert found.volume == 4
+    assert found.unknown <= 0.02
+    assert found.certificate is None
+    assert "fix no input" in found.reason
 
 
 def test_a_criterion_is_a_decision() -> None:

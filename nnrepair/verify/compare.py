@@ -27,7 +27,7 @@ from nnrepair.verify.comparing.bounds import Comparing
 from nnrepair.verify.comparing.certificate import GRID, ComparisonCertificate
 from nnrepair.verify.comparing.decision import Decision, Rows, rows_of
 from nnrepair.verify.comparing.pair import Pair, paired
-from nnrepair.verify.comparing.regions import Region, pieces, volume
+from nnrepair.verify.comparing.regions import Region, free, pieces, volume
 from nnrepair.verify.comparing.result import Comparison, Moment, Witness
 from nnrepair.verify.comparing.search import Search
 from nnrepair.verify.comparing.tree import Tree
@@ -72,7 +72,8 @@ def compare(
 
     Args:
         before, after: modules, taken in eval mode and left untouched, or ONNX files.
-        region: a `Box`, a list of boxes, or a `Property` or VNN-LIB file, whose boxes are meant.
+        region: a `Box`, a list of boxes, or a `Property` or VNN-LIB file, whose boxes are meant. Inputs that it fixes
+            are fixed; the volume is that of the others (a plane of two inputs: an area).
         decision: what to compare: "argmax" or "argmin", the output that wins (the first of equal ones), or a criterion
             about one point whose truth is the decision (`nnrepair.Threshold`, for example).
         outside: leave out what lies in these boxes, likewise.
@@ -105,7 +106,7 @@ def compare(
     if not 0 <= until < 1:
         raise InvalidInput(f"until must be a share of the region from 0 to less than 1, got {until}.")
     asked = Asked(decision, until, identical, witnesses, certificate)
-    with torch.no_grad(), one_thread(torch.device("cpu")), progress_bar("compare", progress, counts=False) as say:
+    with progress_bar("compare", progress, counts=False) as say:
         found = compared(before, after, pieces(region, outside), asked, Deadline(timeout, say), resume)
     return replace(found, cpu_seconds=time.process_time() - cpu, wall_seconds=time.monotonic() - started)
 
@@ -135,20 +136,21 @@ def compared(
     before: Model, after: Model, boxes: list[Box], asked: Asked, deadline: Deadline, resume: Comparison | None = None
 ) -> Comparison:
     """Compare over boxes that share no inside, until a deadline, which may count other seconds than the clock's."""
-    whole = sum((volume(box) for box in boxes), Fraction(0))
-    try:
-        problem = _Problem(before, after, boxes, asked, deadline)
-    except OutOfTime:
-        nothing = Fraction(0)
-        return Comparison(nothing, nothing, nothing, whole, reason=f"the time limit was reached while {deadline.doing}")
-    return problem.solve(whole, resume)
+    whole, nothing = sum((volume(box) for box in boxes), Fraction(0)), Fraction(0)
+    with torch.no_grad(), one_thread(torch.device("cpu")):
+        try:
+            problem = _Problem(before, after, boxes, asked, deadline)
+        except OutOfTime:
+            reason = f"the time limit was reached while {deadline.doing}"
+            return Comparison(nothing, nothing, nothing, whole, reason=reason)
+        return problem.solve(whole, resume)
 
 
 class _Problem:
     """Two networks, the boxes to compare them on, and what is asked."""
 
     def __init__(self, before: Model, after: Model, boxes: list[Box], asked: Asked, deadline: Deadline) -> None:
-        self.boxes, self.asked, self.deadline = boxes, asked, deadline
+        self.boxes, self.asked, self.deadline, self.free = boxes, asked, deadline, free(boxes[0])
         deadline.check("reading the networks")
         shape = boxes[0].shape
         self.networks = Network.of(before, shape, deadline), Network.of(after, shape, deadline)
@@ -183,7 +185,7 @@ class _Problem:
     def solve(self, whole: Fraction, resume: Comparison | None) -> Comparison:
         """Search until the deadline, and sum up."""
         about, cpu = self.about, time.process_time()
-        state = State([Tree.root(box) for box in self.boxes], about, (), ())
+        state = State([Tree.root(box, self.free) for box in self.boxes], about, (), ())
         if resume is not None:
             if not isinstance(resume.state, State) or resume.state.about != about:
                 raise InvalidInput("resume= is a comparison of other networks, another region or another decision.")
@@ -214,7 +216,7 @@ class _Problem:
 
     def _search(self, box: Box, tree: Tree) -> Search:
         lower, upper = map(torch.from_numpy, box.outer)
-        comparing = Comparing(self.pair, self.rows, lower, upper, self.deadline)
+        comparing = Comparing(self.pair, self.rows, lower, upper, self.free, self.deadline)
         return Search(
             comparing,
             tree,
@@ -243,7 +245,7 @@ class _Problem:
         maybe, sure, differs, flags = Fraction(0), Fraction(0), Fraction(0), []
         for box, tree in zip(self.boxes, state.trees, strict=True):
             found, taken = tree.exact()
-            beyond = volume(tree.box(0)) - volume(box)  # the box of floats is a little larger
+            beyond = volume(tree.box(0), self.free) - volume(box)  # the box of floats is a little larger
             maybe, differs = maybe + found[0], differs + found[2]
             sure += max(Fraction(0), found[1] - beyond)
             flags.append(taken)
@@ -274,10 +276,10 @@ class _Problem:
         chain = all(
             isinstance(n.affine, Dense) or (n.affine is None and n.activation is not None) for n in graph.nodes[1:]
         )
-        if moved is None or not chain or not isinstance(self.asked.decision, str):
+        if moved is None or not chain or not isinstance(self.asked.decision, str) or not self.free.all():
             return None, (
                 "no certificate: the independent checker compares fully connected networks that differ in their last "
-                "layer, by argmin or argmax"
+                "layer, by argmin or argmax, over boxes that fix no input"
             )
         parts = [tree.preorder(taken) for tree, taken in zip(state.trees, flags, strict=True)]
         dim, cut, taken = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nnrepair.domains import acas
+from nnrepair.domains.acas import proof
+from nnrepair.domains.acas.proof import proved
 from nnrepair.domains.acas.slice import (
     Claim,
     Maps,
@@ -40,10 +42,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from nnrepair.verify import Comparison
+
 #: As in the literature clear of conflict is white, left blue and right green, and strong is dark: the pairs of
 #: ColorBrewer's "Paired", which colour-blind readers tell apart too.
 COLOURS = ("#FFFFFF", "#A6CEE3", "#B2DF8A", "#1F78B4", "#33A02C")
 UNCHANGED, BROKEN, OUTSIDE = "#E4E4E4", "#D7191C", "#FFFFFF"
+#: Proved nothing, another advice, the same advice, the same scores: a sequence that reads in grey too.
+PROVED = ("#5E5E5E", "#D7191C", "#D9D9D9", "#F4F4F4")
 FOOT = 1000.0  # the axes are in thousands of feet
 
 
@@ -59,6 +65,7 @@ def encounter(
     around: float | None = None,
     name: str | None = None,
     pixels: int = 400,
+    prove: float | None = None,
 ) -> Figure:
     """Draw the advisories of two networks side by side, and where they differ.
 
@@ -84,6 +91,8 @@ def encounter(
             the state and at least 0.6 of its distance, between 500 and 8000 ft.
         name: of the network, for the title; known for files.
         pixels: on each side of a panel.
+        prove: add a column that shows where the advice is proved to be the same, or another, after so many seconds of
+            `nnrepair.verify.compare` on all positions of the slice. Parts proved to a share only are drawn as unknown.
 
     Returns:
         A figure that pyplot does not know; save it with `savefig`.
@@ -110,18 +119,28 @@ def encounter(
 
     whole = (-acas.MOST[0], acas.MOST[0], -acas.MOST[0], acas.MOST[0])
     windows = [whole] if state is None else [whole, window_near(state, at, claims, around)]
-    width, height = 11.0, 3.55 * len(windows) + 1.55
+    columns = 3 if prove is None else 4
+    width, height = 3.67 * columns, 3.55 * len(windows) + (1.55 if prove is None else 1.75)
     figure = Figure(figsize=(width, height))
-    room = {"left": 0.65 / width, "right": 1 - 0.15 / width, "top": 1 - 0.95 / height, "bottom": 0.85 / height}
-    axes = figure.subplots(len(windows), 3, squeeze=False, gridspec_kw=room | {"wspace": 0.17, "hspace": 0.2})
+    room = {
+        "left": 0.65 / width,
+        "right": 1 - 0.15 / width,
+        "top": 1 - 0.95 / height,
+        "bottom": (height - 3.55 * len(windows) - 0.7) / height,
+    }
+    axes = figure.subplots(len(windows), columns, squeeze=False, gridspec_kw=room | {"wspace": 0.17, "hspace": 0.2})
     maps = [Maps.of(networks, at, claims, window, pixels) for window in windows]
     for row, here in zip(axes, maps, strict=True):
-        _draw_row(row, here, claims, at)
+        _draw_row(row[:3], here, claims, at)
+    if prove is not None:
+        found = proved(before, after, at, prove)
+        for row, here in zip(axes, maps, strict=True):
+            _draw_proved(row[3], found, here, claims, at)
     if state is not None:
         for above, below in zip(*axes, strict=True):
             _draw_window(above, windows[1])
             _draw_aircraft(below, position(state), at.psi, BROKEN, windows[1])
-    _draw_words(figure, axes, maps, at, claims, name or known_name(before))
+    _draw_words(figure, axes, maps, at, claims, name or known_name(before), 0 if prove is None else 4)
     return figure
 
 
@@ -135,6 +154,22 @@ def _draw_row(axes: Sequence[Axes], maps: Maps, claims: Sequence[Claim], at: Sli
         _draw_broken(ax, maps, broken, hatched=ax is not axes[2])
         _draw_frame(ax, maps.window, claims, at)
         _draw_aircraft(ax, (0.0, 0.0), 0.0, INK, maps.window)
+
+
+def _draw_proved(ax: Axes, found: Comparison, maps: Maps, claims: Sequence[Claim], at: Slice) -> None:
+    from matplotlib.colors import ListedColormap
+
+    kinds = proof.pixels(found, at, maps)
+    x0, x1, y0, y1 = (v / FOOT for v in maps.window)
+    ax.imshow(
+        kinds, cmap=ListedColormap([OUTSIDE, *PROVED]), vmin=-0.5, vmax=4.5, extent=(x0, x1, y0, y1), origin="lower",
+        interpolation="nearest",
+    )  # fmt: skip
+    _draw_frame(ax, maps.window, claims, at)
+    _draw_aircraft(ax, (0.0, 0.0), 0.0, INK, maps.window)
+    inside = int((kinds > 0).sum())
+    same, changed = (int(np.isin(kinds, which).sum()) / max(inside, 1) for which in ((3, 4), (2,)))
+    _title(ax, "proved", f"{percent(same)} the same, {percent(changed)} changed")
 
 
 def _draw_pixels(ax: Axes, maps: Maps, advice: NDArray[np.int64]) -> None:
@@ -214,7 +249,9 @@ def _draw_window(ax: Axes, window: Window) -> None:
     ax.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=BROKEN, linewidth=1.0, zorder=7))
 
 
-def _draw_words(figure: Figure, axes: Any, maps: Sequence[Maps], at: Slice, claims: Sequence[Claim], name: str) -> None:
+def _draw_words(
+    figure: Figure, axes: Any, maps: Sequence[Maps], at: Slice, claims: Sequence[Claim], name: str, proofs: int
+) -> None:
     for row, here in zip(axes, maps, strict=True):
         hidden = not here.broken[0].any() and any(other.broken[0].any() for other in maps)  # smaller than a pixel
         _title(row[0], "before", "" if hidden else here.words(0))
@@ -233,7 +270,8 @@ def _draw_words(figure: Figure, axes: Any, maps: Sequence[Maps], at: Slice, clai
     where = where.replace("-", "−")
     figure.text(0.5, 1 - 0.46 / height, where, ha="center", va="top", fontsize="medium", color="#555555")
     figure.legend(
-        handles=_key(maps, claims, at), loc="lower center", bbox_to_anchor=(0.5, 0.06 / height), ncols=9, frameon=False,
+        handles=_key(maps, claims, at, proofs), loc="lower center", bbox_to_anchor=(0.5, 0.06 / height),
+        ncols=7 if proofs else 9, frameon=False,
         fontsize="small", handlelength=1.4, columnspacing=1.2,
     )  # fmt: skip
 
@@ -242,7 +280,7 @@ def _title(ax: Axes, title: str, detail: str) -> None:
     ax.set_title(f"{title}: {detail}" if detail else title, fontsize="medium", color=INK)
 
 
-def _key(maps: Sequence[Maps], claims: Sequence[Claim], at: Slice) -> list[Any]:
+def _key(maps: Sequence[Maps], claims: Sequence[Claim], at: Slice, proofs: int) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -257,4 +295,6 @@ def _key(maps: Sequence[Maps], claims: Sequence[Claim], at: Slice) -> list[Any]:
         key.append(Line2D([], [], color=BROKEN, linewidth=1.4, label="no longer violates"))
     if any(at.crosses(case) for claim in claims for case in claim.property.cases):
         key.append(Line2D([], [], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="region"))
+    said = ("not proved", "proved changed", "proved the same advice", "proved the same scores")[:proofs]
+    key += [Patch(facecolor=c, edgecolor="#999999", linewidth=0.6, label=t) for c, t in zip(PROVED, said, strict=False)]
     return key

@@ -248,11 +248,7 @@ class Maps:
         window: Window,
         pixels: int,
     ) -> Maps:
-        share = (np.arange(pixels) + 0.5) / pixels
-        x = window[0] + (window[1] - window[0]) * share
-        y = (window[2] + (window[3] - window[2]) * share)[:, None]
-        rho, theta = np.hypot(x, y), np.arctan2(y, x + 0 * y)
-        inside = rho <= acas.MOST[0]
+        rho, theta, inside = _places(window, pixels)
         states = at.states(rho[inside], theta[inside])
         rows = states.numpy()
         cases = [[(case, _in(case, rows)) for case in claim.property.cases if at.crosses(case)] for claim in claims]
@@ -268,6 +264,11 @@ class Maps:
         return cls(window, inside, (advice[0], advice[1]), (broken[0], broken[1]), region)
 
     @property
+    def places(self) -> tuple[Array, Array, Mask]:
+        """Distance and angle of each pixel (rows, columns), and whether the networks know it."""
+        return _places(self.window, len(self.inside))
+
+    @property
     def changed(self) -> Mask:
         return np.asarray(self.inside & (self.advice[0] != self.advice[1]))
 
@@ -281,6 +282,14 @@ class Maps:
         if not count:
             return ""
         return f"{percent(broken / count)} of the region violates" if broken else "no violating pixel"
+
+
+def _places(window: Window, pixels: int) -> tuple[Array, Array, Mask]:
+    share = (np.arange(pixels) + 0.5) / pixels
+    x = window[0] + (window[1] - window[0]) * share
+    y = (window[2] + (window[3] - window[2]) * share)[:, None]
+    rho = np.hypot(x, y)
+    return rho, np.arctan2(y, x + 0 * y), rho <= acas.MOST[0]
 
 
 def _spread(values: NDArray[Any], inside: Mask, rest: Any) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,26 @@ from nnrepair.verify.search.relaxation import Relaxation
 
 Coefficients = list[Tensor | None]
 Index = NDArray[np.int64]
+#: What a split leaves of the loss of a bound, measured on ACAS Xu networks; and less than so much counts as so much.
+WON, LEAST = 0.6, 2e-3
+
+
+@dataclass
+class Splits:
+    """What to do with boxes that stay open.
+
+    Attributes:
+        next: (boxes, 2), the input to split, and the one to split in the halves at once, whose bounds would say nothing
+            as the bound lacks more than a split wins back; -1 where the halves may be bounded.
+        effort: (boxes,), about so many splits, one after the other, until the bound is positive.
+    """
+
+    next: Index
+    effort: NDArray[np.float64]
+
+    def put(self, box: Index | NDArray[np.bool_], other: Splits) -> None:
+        """Replace what is known of some boxes."""
+        self.next[box], self.effort[box] = other.next, other.effort
 
 
 @dataclass
@@ -25,6 +46,7 @@ class Batch:
     Attributes:
         bounder: of the network without units that are zero in all boxes, and `places`, which units are left; None: all.
         relaxation: of the boxes.
+        free: (inputs,), which inputs vary in the region.
     """
 
     bounder: Bounder
@@ -32,6 +54,7 @@ class Batch:
     relaxation: Relaxation
     lower: Tensor
     upper: Tensor
+    free: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.lower)
@@ -42,9 +65,9 @@ class Batch:
         return self.upper - self.lower
 
     @property
-    def longest(self) -> Index:
-        """Return what to split of boxes of which nothing better is known, see `splits`."""
-        return np.stack([self.width.argmax(1).numpy(), np.full(len(self), -1)], 1)
+    def longest(self) -> Splits:
+        """What to split of boxes of which nothing better is known."""
+        return Splits(np.stack([self.width.argmax(1).numpy(), np.full(len(self), -1)], 1), np.ones(len(self)))
 
     def lines(self, A: Tensor, offset: Tensor, box: Tensor) -> tuple[Lines, Coefficients]:
         """Return lower bounds of rows A (rows, outputs) with offsets over each of some boxes.
@@ -57,13 +80,10 @@ class Batch:
             self.relaxation, len(self.bounder.graph.nodes) - 1, A.repeat(len(box), 1), which, coefficients=found
         )
         bound.c = bound.c + offset.repeat(len(box))
-        return Lines.of(bound, self.lower[which], self.upper[which], len(box)), found
+        return Lines.of(bound, self.lower[which], self.upper[which], len(box), self.free), found
 
-    def splits(self, box: Tensor, coefficients: Coefficients, least: NDArray[np.float64], steep: Tensor) -> Index:
-        """Return the inputs (boxes, 2) to split, of some boxes, so that one row of each is bounded better.
-
-        The second one is to be split in the halves, whose bounds would say nothing: where the bound lacks more than a
-        split wins back. -1 where the halves may be bounded.
+    def splits(self, box: Tensor, coefficients: Coefficients, least: NDArray[np.float64], steep: Tensor) -> Splits:
+        """Return what to split, of some boxes, so that one row of each is bounded better.
 
         Args:
             box: which boxes.
@@ -71,12 +91,15 @@ class Batch:
             least: (boxes,), the rows' bounds, which are to become positive.
             steep: (boxes, inputs), what else speaks for a split.
         """
-        score = self.bounder.attribution(self.relaxation[box], coefficients, self.width[box]) + steep
-        width = self.width[box]
-        score = torch.where(
-            score.amax(1, keepdim=True) > 0, score, width / width.amax(1, keepdim=True).clamp(min=1e-300)
-        )
+        score, width = self.bounder.attribution(self.relaxation[box], coefficients, self.width[box]), self.width[box]
+        loss, bound = score.sum(1), torch.from_numpy(least)
+        effort = ((bound + loss) / loss.clamp(min=1e-300)).clamp(min=LEAST).log() / math.log(WON)
+        score = score + steep
+        longest = width / width.amax(1, keepdim=True).clamp(min=1e-300)
+        score = torch.where(score.amax(1, keepdim=True) > 0, score, longest)
+        score[:, torch.from_numpy(~self.free)] = -1.0
         dim, each = score.argmax(1), torch.arange(len(box))
-        hopeless = torch.from_numpy(least) + HOPELESS * score.sum(1) < 0
+        hopeless = bound + HOPELESS * score.sum(1) < 0
         score[each, dim] /= 2
-        return torch.stack([dim, torch.where(hopeless, score.argmax(1), -1)], 1).numpy()
+        next_ = torch.stack([dim, torch.where(hopeless, score.argmax(1), -1)], 1)
+        return Splits(next_.numpy(), torch.where(bound < 0, effort, 1.0).clamp(0.0).numpy())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline
-from nnrepair.verify.comparing.batch import Batch, Index
+from nnrepair.verify.comparing.batch import Batch, Index, Splits
 from nnrepair.verify.comparing.decision import Rows
 from nnrepair.verify.comparing.flips import Flips, Mask
 from nnrepair.verify.comparing.pair import Pair
@@ -31,7 +31,7 @@ class Judged:
         sure: at least so much has another decision.
         differs: at most so much may have another output.
         moves: about so much does have another output; an estimate that says where splits are in vain.
-        next: (boxes, 2), what to split, see `Batch.splits`.
+        splits: what to split.
         points: (k, inputs) at which floats find another decision.
         known: bounds (units,) that hold in all boxes that are not settled, and `flips`, what is possible there.
     """
@@ -40,7 +40,7 @@ class Judged:
     sure: Shares
     differs: Shares
     moves: Shares
-    next: Index
+    splits: Splits
     points: Tensor
     known: tuple[Tensor, Tensor]
     flips: Mask
@@ -53,14 +53,23 @@ class Comparing:
         pair: the networks.
         rows: the decision.
         lower, upper: (inputs,), the root box.
+        free: (inputs,), which inputs vary in the region; None: all.
         deadline: when to end.
 
     Attributes:
         known: bounds (units,) that hold everywhere.
     """
 
-    def __init__(self, pair: Pair, rows: Rows, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> None:
-        self.pair = pair
+    def __init__(
+        self,
+        pair: Pair,
+        rows: Rows,
+        lower: Tensor,
+        upper: Tensor,
+        free: Mask | None = None,
+        deadline: Deadline = NEVER,
+    ) -> None:
+        self.pair, self.free = pair, np.ones(len(lower), bool) if free is None else free
         self.bounder = Bounder(pair.graph, lower, upper, deadline=deadline)
         self.known = self.bounder.root[0][0], self.bounder.root[1][0]
         n, nothing = len(rows.weight), torch.zeros_like(rows.weight)
@@ -96,20 +105,21 @@ class Comparing:
         batch, moved = self._batch(lower, upper, known), self.pair.moved
         units = None if moved is None else Units.of(batch, moved, self.pair.graph)
         shares = units.shares() if units is not None and self.can_stay else None
-        maybe, open_, next_ = self.flips.may(batch, flips, units, shares)
+        maybe, open_, splits = self.flips.may(batch, flips, units, shares)
         differs, moves = np.full(len(batch), UNIT, np.int64), np.full(len(batch), UNIT, np.int64)
         if shares is not None:
             differs = np.minimum(shares.may.sum(1), UNIT)
             moves = np.minimum(shares.does.max(1, initial=0), differs)
             loose = differs > moves
-            next_[loose] = shares.splits(batch)[loose]
+            mine = shares.splits(batch)
+            splits.put(loose, Splits(mine.next[loose], mine.effort[loose]))
         maybe = np.minimum(maybe, differs)
         points, box = self._points(batch, maybe)
         sure = np.zeros(len(batch), np.int64)
         sure[box] = np.minimum(self.flips.sure(batch, box, open_[box]), maybe[box])
         rest: Mask = np.logical_or(maybe > sure, differs > moves)
         return Judged(
-            maybe, sure, differs, moves, next_, points, self._shared(batch, known, rest), np.any(open_[rest], axis=0)
+            maybe, sure, differs, moves, splits, points, self._shared(batch, known, rest), np.any(open_[rest], axis=0)
         )
 
     def _batch(self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor]) -> Batch:
@@ -121,7 +131,7 @@ class Comparing:
         bounder, places = self.bounder.restricted(self.pair.graph.alive(high))
         around = (low, high) if places is None else (low[:, places], high[:, places])
         relaxation = Relaxation.of(bounder.graph, *around) if chain is not None else bounder.relax(lower, upper, around)
-        return Batch(bounder, places, relaxation, lower, upper)
+        return Batch(bounder, places, relaxation, lower, upper, self.free)
 
     def _shared(self, batch: Batch, known: tuple[Tensor, Tensor], rest: Mask) -> tuple[Tensor, Tensor]:
         """Return bounds (units,) that hold in some of the boxes."""

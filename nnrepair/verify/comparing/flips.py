@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnrepair.verify.comparing.batch import Batch, Index
+from nnrepair.verify.comparing.batch import Batch, Index, Splits
 from nnrepair.verify.comparing.decision import Rows
 from nnrepair.verify.comparing.lines import Lines
 from nnrepair.verify.comparing.units import Units, UnitShares
@@ -37,7 +37,7 @@ class Flips:
 
     def may(
         self, batch: Batch, possible: Mask, units: Units | None, shares: UnitShares | None
-    ) -> tuple[Shares, Mask, Index]:
+    ) -> tuple[Shares, Mask, Splits]:
         """Return the shares (boxes,) that may decide differently, which flips are possible, and what to split.
 
         Args:
@@ -73,8 +73,8 @@ class Flips:
         some = [None if a is None else a[pick] for a in found]
         least = np.where(each[every, best] == UNIT, lines.least[every, top], 0.0)
         steep = 1e-3 * torch.from_numpy(np.abs(lines.rise[every, top]))
-        next_ = batch.splits(torch.arange(len(batch)), some, least, steep)
-        return np.minimum(maybe, UNIT), open_, next_
+        splits = batch.splits(torch.arange(len(batch)), some, least, steep)
+        return np.minimum(maybe, UNIT), open_, splits
 
     def sure(self, batch: Batch, box: Index, open_: Mask) -> Shares:
         """Return at most the shares of some boxes that surely decide differently, given the flips possible there."""

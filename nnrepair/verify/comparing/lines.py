@@ -25,17 +25,19 @@ class Lines:
     Attributes:
         least: (boxes, rows).
         rise: (boxes, rows, inputs), coefficients times widths, with their signs.
+        free: (inputs,), which inputs vary in the region, see `at_most`.
     """
 
     least: Array
     rise: Array
+    free: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, bound: Linear, lower: Tensor, upper: Tensor, boxes: int) -> Lines:
+    def of(cls, bound: Linear, lower: Tensor, upper: Tensor, boxes: int, free: NDArray[np.bool_]) -> Lines:
         """Return bounds of equally many rows for each box, box by box; lower and upper are those of each row."""
         least = bound.minimum(lower, upper).reshape(boxes, -1)
         rise = (bound.A * (upper - lower)).reshape(boxes, least.shape[1], lower.shape[1])
-        return cls(least.numpy(), rise.numpy())
+        return cls(least.numpy(), rise.numpy(), free)
 
     @property
     def most(self) -> Array:
@@ -45,7 +47,7 @@ class Lines:
 
     def falls(self, box: Index, row: int) -> Shares:
         """Return at least the shares of boxes where the bound of a row is at most zero."""
-        return at_most(np.abs(self.rise[box, row]), -self.least[box, row], up=True)
+        return at_most(np.abs(self.rise[box, row]), -self.least[box, row], True, self.free)
 
     def both_fall(self, box: Index, one: int, two: int) -> Shares:
         """Return at least the shares where the bounds of two rows are at most zero.
@@ -57,8 +59,8 @@ class Lines:
         shares = np.full(len(box), UNIT, np.int64)
         for row in (one, two):
             rise, least = np.abs(self.rise[box, row]), self.least[box, row]
-            below = at_most(rise, -least - gap - ROUNDED * np.abs(least), up=False)
-            shares = np.minimum(shares, at_most(rise, -least, up=True) - below)
+            below = at_most(rise, -least - gap - ROUNDED * np.abs(least), False, self.free)
+            shares = np.minimum(shares, at_most(rise, -least, True, self.free) - below)
         return np.where(gap < 0, 0, np.clip(shares, 0, UNIT))
 
     def both_rise(self, box: Index, one: int, two: int) -> Shares:
@@ -70,8 +72,8 @@ class Lines:
         shares = np.zeros(len(box), np.int64)
         for row in (one, two):
             rise, least = np.abs(self.rise[box, row]), self.least[box, row]
-            below = at_most(rise, -least + room - ROUNDED * np.abs(least), up=False)
-            shares = np.maximum(shares, below - at_most(rise, -least, up=True))
+            below = at_most(rise, -least + room - ROUNDED * np.abs(least), False, self.free)
+            shares = np.maximum(shares, below - at_most(rise, -least, True, self.free))
         return np.where(room > 0, shares, 0)
 
     def _sum(self, box: Index, one: int, two: int) -> Array:

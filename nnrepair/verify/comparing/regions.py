@@ -7,6 +7,9 @@ from fractions import Fraction
 from math import prod
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nnrepair.errors import InvalidInput
 from nnrepair.verify import vnnlib
 from nnrepair.verify.property import Box, Property
@@ -33,17 +36,17 @@ def pieces(region: Region, outside: Region = ()) -> list[Box]:
     """Return boxes that share no inside, and are together what of a region lies outside of others.
 
     Raises:
-        InvalidInput: nothing is left, a box has no volume, they have different numbers of inputs, or there are too
-            many.
+        InvalidInput: nothing is left, a box is a point, they have different numbers of inputs or fix different ones, or
+            there are too many.
     """
     given, holes = boxes_of(region), boxes_of(outside)
     if len({len(box) for box in [*given, *holes]}) > 1:
         raise InvalidInput(f"All boxes need equally many inputs, got {sorted({len(b) for b in [*given, *holes]})}.")
-    flat = [box for box in given if not volume(box)]
-    if flat:
+    varying = {tuple(free(box).tolist()) for box in given}
+    if len(varying) > 1 or not any(map(any, varying)):
         raise InvalidInput(
-            f"{flat[0]!r} has no volume, as an input is fixed. What is compared are shares of a volume: leave such "
-            "inputs out of the networks, or give the box a width there."
+            "What is compared are shares of a volume: a box needs a width in some input, and all boxes of a region in "
+            "the same ones; the others are fixed."
         )
     kept: list[Box] = []
     for box in given:
@@ -58,16 +61,23 @@ def pieces(region: Region, outside: Region = ()) -> list[Box]:
     return kept
 
 
-def volume(box: Box) -> Fraction:
-    """Return the volume of a box, exactly."""
-    return prod((high - low for low, high in zip(box.lower, box.upper, strict=True)), start=Fraction(1))
+def free(box: Box) -> NDArray[np.bool_]:
+    """Tell which inputs vary in a box, (inputs,); others are fixed, and volumes are those of the inputs that vary."""
+    return np.array([low < high for low, high in zip(box.lower, box.upper, strict=True)])
+
+
+def volume(box: Box, inputs: NDArray[np.bool_] | None = None) -> Fraction:
+    """Return the volume of a box, exactly: of some inputs, else of those that vary."""
+    some = free(box) if inputs is None else inputs
+    ends = zip(box.lower, box.upper, some.tolist(), strict=True)
+    return prod((high - low for low, high, counts in ends if counts), start=Fraction(1))
 
 
 def without(box: Box, hole: Box) -> list[Box]:
     """Return boxes that are together the part of a box outside of another; only borders belong to both."""
     low, high = list(box.lower), list(box.upper)
     ends = list(zip(low, high, hole.lower, hole.upper, strict=True))
-    if any(max(a, c) >= min(b, d) for a, b, c, d in ends):
+    if any(max(a, c) >= min(b, d) and not c <= a == b <= d for a, b, c, d in ends):
         return [box]
     found = []
     for i, (a, b, c, d) in enumerate(ends):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnrepair.errors import InvalidInput
 from nnrepair.rounding import percent
 from nnrepair.verify.comparing.certificate import ComparisonCertificate
 
@@ -80,6 +81,19 @@ class Comparison:
     def unknown(self) -> Fraction:
         """The share of which neither is known."""
         return 1 - self.same - self.changed
+
+    def known(self, points: Any) -> NDArray[np.str_]:
+        """Return, for points (n, inputs), which of what is proved covers them; for maps.
+
+        "identical", "same" or "changed" where a whole part of the region around the point is proved to be so, else
+        "unknown", and "outside" of the region. Parts that are proved to a share of their volume count as unknown.
+        """
+        if self.state is None:
+            raise InvalidInput("This comparison does not know its parts: it ended before it began, or was stored.")
+        x = np.asarray(points, np.float64).reshape(len(points), -1)
+        codes = np.max([tree.known(x) for tree in self.state.trees], axis=0)
+        kinds: NDArray[np.str_] = np.array(["unknown", "changed", "same", "identical", "outside"])[codes]
+        return kinds
 
     def __str__(self) -> str:
         lines = [

@@ -25,6 +25,8 @@ Index = NDArray[np.int64]
 TOGETHER = 128
 #: Parts that leave less unknown than this share of what the cluster's worst part does wait in a cluster of their own.
 SMALL = 0.05
+#: Every split that is still needed makes a part so much less promising.
+PATIENCE = 1.5
 #: What is smaller, as a share of the root box, is left alone.
 NOTHING = 1e-15
 
@@ -60,7 +62,7 @@ class Search:
         self.comparing, self.tree, self.confirm, self.deadline = comparing, tree, confirm, deadline
         self.identical = identical and comparing.can_stay
         self.boxes = 0
-        self.volume = float(np.prod(tree.upper[0] - tree.lower[0]))
+        self.volume = float(tree.volumes(np.zeros(1, np.int64))[0])
         self.heap: list[tuple[float, int, Cluster]] = []
         self.count = 0
         known, flips = comparing.known, np.ones(len(comparing.flips.flips), bool)
@@ -112,14 +114,15 @@ class Search:
         lower, upper = (torch.from_numpy(end[parts]) for end in (tree.lower, tree.upper))
         judged = self.comparing.judge(lower, upper, around.known, around.flips)
         tree.own[parts] = np.stack([judged.maybe, judged.sure, judged.differs], 1)
-        tree.moves[parts], tree.next[parts] = judged.moves, judged.next
+        tree.moves[parts], tree.next[parts], tree.effort[parts] = judged.moves, judged.splits.next, judged.splits.effort
         self.boxes += len(parts)
         if len(judged.points):
             self.confirm(judged.points)
         unknown = self._unknown(parts)
-        splits = self._can_split(parts, judged.next)
+        splits = self._can_split(parts, judged.splits.next)
         open_ = (unknown > NOTHING) & splits
-        large = open_ & (unknown >= SMALL * unknown.max(initial=0.0))
+        promise = np.where(open_, unknown * PATIENCE ** -tree.effort[parts], 0.0)
+        large = open_ & (promise >= SMALL * promise.max(initial=0.0))
         small = open_ & ~large
         for chosen in (large, small) if small.sum() > TOGETHER // 8 else (open_,):
             ids = parts[chosen]
@@ -137,7 +140,8 @@ class Search:
     def _push(self, cluster: Cluster) -> None:
         if len(cluster.parts):
             self.count += 1
-            heapq.heappush(self.heap, (-float(self._unknown(cluster.parts).mean()), self.count, cluster))
+            promise = self._unknown(cluster.parts) * PATIENCE ** -self.tree.effort[cluster.parts]
+            heapq.heappush(self.heap, (-float(promise.mean()), self.count, cluster))
 
     def _unknown(self, parts: Index) -> NDArray[np.float64]:
         """Return what parts leave unknown, as shares of the root box."""
@@ -146,7 +150,7 @@ class Search:
         open_ = own[:, MAYBE] - own[:, SURE]
         if self.identical:
             open_ = open_ + own[:, DIFFERS] - tree.moves[parts]
-        unknown: NDArray[np.float64] = open_ / UNIT * np.prod(tree.upper[parts] - tree.lower[parts], 1) / self.volume
+        unknown: NDArray[np.float64] = open_ / UNIT * tree.volumes(parts) / self.volume
         return unknown
 
 

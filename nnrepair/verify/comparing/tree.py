@@ -22,11 +22,14 @@ LESS = np.array([True, False, True, False])
 class Tree:
     """The parts of one root box; children come after their parents, the lower one first.
 
+    Volumes are those of the inputs that are `free`, (inputs,): the others are the same all over the region.
+
     Attributes:
         lower, upper: (nodes, inputs).
         own: (nodes, 3), shares in units of 1 / UNIT: what bounds of the part itself say, see MAYBE, SURE, DIFFERS.
-        moves: (nodes,), the estimate that goes with DIFFERS. dim, cut, child: how it was split; dim is -1 for a leaf.
-        next: (nodes, 2), along which input to split a leaf, and its halves at once; -1 where these are to be bounded.
+        moves: (nodes,), the estimate that goes with DIFFERS.
+        next, effort: (nodes, 2) and (nodes,), of a leaf, see `Splits`.
+        dim, cut, child: how it was split; dim is -1 for a leaf.
     """
 
     lower: NDArray[np.float64]
@@ -34,18 +37,21 @@ class Tree:
     own: NDArray[np.int64]
     moves: NDArray[np.int64]
     next: NDArray[np.int64]
+    effort: NDArray[np.float64]
     dim: NDArray[np.int16]
     cut: NDArray[np.float64]
     child: NDArray[np.int64]
+    free: NDArray[np.bool_]
     size: int = 1
 
     @classmethod
-    def root(cls, box: Box) -> Tree:
+    def root(cls, box: Box, free: NDArray[np.bool_]) -> Tree:
         """Return a tree of one part of which nothing is known."""
         lower, upper = (end[None].copy() for end in box.outer)
         own = np.array([[UNIT, 0, UNIT]])
-        none = np.zeros(1, np.int64)
-        return cls(lower, upper, own, none, np.array([[0, -1]]), np.full(1, -1, np.int16), np.zeros(1), none.copy())
+        none, leaf = np.zeros(1, np.int64), np.full(1, -1, np.int16)
+        rest = np.array([[0, -1]]), np.zeros(1), leaf, np.zeros(1), none.copy(), free
+        return cls(lower, upper, own, none, *rest)
 
     def split(self, parents: NDArray[np.int64], dim: NDArray[np.int64], cut: NDArray[np.float64]) -> NDArray[np.int64]:
         """Split leaves; return the ids of their children, two and two. `own` is not known of these yet."""
@@ -65,7 +71,7 @@ class Tree:
         if size <= len(self.dim):
             return
         more = max(size, 2 * len(self.dim)) - len(self.dim)
-        for name in ("lower", "upper", "own", "moves", "next", "dim", "cut", "child"):
+        for name in ("lower", "upper", "own", "moves", "next", "effort", "dim", "cut", "child"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros((more, *old.shape[1:]), old.dtype)]))
 
@@ -81,7 +87,7 @@ class Tree:
 
     def totals(self) -> list[float]:
         """Return shares of the root box as floats, and `moves`: at each node what is best, its own or its parts'."""
-        volume = np.prod((self.upper - self.lower)[: self.size], 1)
+        volume = self.volumes(np.arange(self.size))
         value = np.column_stack([self.own, self.moves])[: self.size] * volume[:, None] / UNIT
         for here in self.levels()[::-1]:
             inner = here[self.dim[here] >= 0]
@@ -109,10 +115,15 @@ class Tree:
                 flags[inner[split]] &= np.uint8(255 - 2**q)
         return [Fraction(int(v), UNIT) * scale for v in value[0]], flags
 
+    def volumes(self, parts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the volumes of parts as floats."""
+        found: NDArray[np.float64] = np.prod((self.upper[parts] - self.lower[parts])[:, self.free], 1)
+        return found
+
     def _volumes(self) -> tuple[NDArray[np.object_], Fraction]:
         """Return the volumes (nodes,) of all parts as integers, and what to multiply them by."""
         volume, scale = np.ones(self.size, object), Fraction(1)
-        for d in range(self.lower.shape[1]):
+        for d in np.flatnonzero(self.free):
             low, high = self.lower[: self.size, d], self.upper[: self.size, d]
             ends, place = np.unique(np.concatenate([low, high]), return_inverse=True)
             exact = [Fraction(v) for v in ends.tolist()]
@@ -135,6 +146,22 @@ class Tree:
                 cuts.append(cut[node])
                 stack += [(child[node] + 1, rest), (child[node], rest)]
         return np.array(dims, np.int16), np.array(cuts), np.array(taken, np.uint8)
+
+    def known(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return what is known at points (n, inputs): 3 identical, 2 same decision, 1 changed, 0 neither, -1 outside.
+
+        A part tells something of its points only where it does so of all of them.
+        """
+        own = self.own[: self.size]
+        tells = np.where(own[:, SURE] == UNIT, 1, np.where(own[:, DIFFERS] == 0, 3, np.where(own[:, MAYBE] == 0, 2, 0)))
+        inside = ((points >= self.lower[0]) & (points <= self.upper[0])).all(1)
+        node, found = np.zeros(len(points), np.int64), np.where(inside, tells[0], -1)
+        while (inner := np.flatnonzero(inside & (self.dim[node] >= 0))).size:
+            at = node[inner]
+            node[inner] = self.child[at] + (points[inner, self.dim[at]] > self.cut[at])
+            found[inner] = np.maximum(found[inner], tells[node[inner]])
+            inside[np.setdiff1d(np.flatnonzero(inside), inner)] = False
+        return found
 
     def box(self, node: int) -> Box:
         """Return a part as a box."""

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnrepair.verify.comparing.batch import Batch, Coefficients, Index
+from nnrepair.verify.comparing.batch import Batch, Coefficients, Index, Splits
 from nnrepair.verify.comparing.pair import Moved
 from nnrepair.verify.comparing.volumes import UNIT, Shares, at_most
 from nnrepair.verify.reading.affine import EPS
@@ -81,8 +81,8 @@ class Units:
             bound.c = bound.c + torch.cat([-bias - rho, bias - rho])
             least = bound.minimum(batch.lower[twice], batch.upper[twice]).numpy()
             rise = (bound.A.abs() * batch.width[twice]).numpy()
-            may[box.numpy(), unit.numpy()] = at_most(rise[:k], -least[:k], up=True)
-            does[box.numpy(), unit.numpy()] = UNIT - at_most(rise[k:], -least[k:], up=True)
+            may[box.numpy(), unit.numpy()] = at_most(rise[:k], -least[:k], True, batch.free)
+            does[box.numpy(), unit.numpy()] = UNIT - at_most(rise[k:], -least[k:], True, batch.free)
             found, bounds = [None if a is None else a[:k] for a in found], least[:k]
         return UnitShares(may, does, box.numpy(), unit.numpy(), bounds, found)
 
@@ -108,7 +108,7 @@ class UnitShares:
     least: NDArray[np.float64]
     coefficients: Coefficients
 
-    def splits(self, batch: Batch) -> Index:
+    def splits(self, batch: Batch) -> Splits:
         """Return what to split so that the loosest unit of each box is bounded better."""
         found = batch.longest
         if len(self.box):
@@ -118,7 +118,7 @@ class UnitShares:
             box, index = torch.from_numpy(self.box[last]), torch.from_numpy(last)
             some = [None if a is None else a[index] for a in self.coefficients]
             least = np.where(gap[last] == UNIT, self.least[last], 0.0)
-            found[self.box[last]] = batch.splits(box, some, least, torch.zeros(len(box), batch.lower.shape[1]))
+            found.put(self.box[last], batch.splits(box, some, least, torch.zeros(len(box), batch.lower.shape[1])))
         return found
 
 

@@ -28,16 +28,19 @@ GRID = 2**30
 INPUTS = 6
 
 
-def at_most(a: Array, t: Array, up: bool) -> Shares:
+def at_most(a: Array, t: Array, up: bool, free: NDArray[np.bool_] | None = None) -> Shares:
     """Return P(a . u <= t) for u uniform over the unit cube, never too small if `up`, else never too large.
 
     Args:
         a: (n, inputs), not negative; rounded by at most a few units in the last place, which the grid covers.
         t: (n,), likewise. Where either is not finite the share is UNIT if `up`, else 0.
+        free: (inputs,), which of u vary; the others are anywhere between 0 and 1. None: all do.
 
     Returns:
         (n,), in units of 1 / UNIT.
     """
+    if free is not None and not free.all():
+        a, t = a[:, free], t if up else t - a[:, ~free].sum(1) * (1 + 1e-12)
     total = a.sum(1)
     known = np.isfinite(total) & np.isfinite(t)
     share = np.full(len(a), UNIT if up else 0, np.int64)
