@@ -353,3 +353,23 @@ def test_splicing_leaves_all_other_bytes() -> None:
     assert sum(a != b for a, b in zip(content, made, strict=True)) <= V.nbytes
     with pytest.raises(KeyError):
         spliced(content, {"none": V})
+
+
+def test_a_size_that_is_left_open_is_not_taken_for_another_that_fits(tmp_path: Path) -> None:
+    # Channels and length behind the unknown operator are both open: 8 x 8 could be read as well.
+    first, last = RANDOM.standard_normal((8, 5, 1)), RANDOM.standard_normal((3, 8, 1))
+    head = [
+        helper.make_node("Conv", ["x", "first"], ["c"]),
+        helper.make_node("Gelu", ["c"], ["g"], domain="com.microsoft"),
+        helper.make_node("Conv", ["g", "last"], ["s"]),
+        helper.make_node("ReduceMean", ["s"], ["y"], axes=[2], keepdims=0),
+    ]
+    tensors = [stored(w.astype(np.float32), name) for w, name in ((first, "first"), (last, "last"))]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 5, "length"))
+    proto = network(head, tensors, inputs=[x])
+    del proto.graph.node[:2], proto.graph.initializer[:1]
+    path, sounds = written(tmp_path, proto), torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0))
+    model = in_place(path, example=sounds)
+    assert model(sounds).shape == (3, 3) and torch.allclose(model(sounds), run(path, sounds), atol=1e-5)
+    result = nnrepair.fix(model, (sounds[:2], model(sounds[:2]).topk(2, 1).indices[:, 1]), sounds[2:])
+    assert result.outcome.ok and differing(path, result.model.save(tmp_path / "fixed.onnx")) == ["last"]

@@ -22,6 +22,7 @@ from nnrepair.onnx.cut import Cut, layer_of, output_of
 from nnrepair.onnx.deployed import ordered, ports_of
 from nnrepair.onnx.graph import Graph, is_float
 from nnrepair.onnx.inplace import AGREE, InPlace, Place, Source
+from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.onnx.node import Refused
 from nnrepair.onnx.reader import parsed
 from nnrepair.onnx.runtime import Port, Runtime
@@ -282,11 +283,24 @@ def _modules(cut: Cut, seen: _Seen, constants: Sequence[Mapping[str, Array]], de
     for open_sizes in kinds:  # where several values have sizes that belong together, those that were seen
         shapes = {name: seen.shape(cut, name, open_sizes) for name in cut.crossing}
         try:
-            return [read_graph(cut.suffix(shapes, given), cut.output, deadline, plans) for given in constants]
+            made = [read_graph(cut.suffix(shapes, given), cut.output, deadline, plans) for given in constants]
         except Refused:
             if open_sizes == kinds[-1]:
                 raise
+            continue
+        if not open_sizes or _takes(made[0], seen, cut):  # a size that is left open may have been fixed to another one
+            return made
     raise AssertionError("the last kind returns or raises")
+
+
+def _takes(model: OnnxGraph, seen: _Seen, cut: Cut) -> bool:
+    """Tell whether a model takes values of the sizes that were seen."""
+    for each in model.inputs:
+        _, sizes = seen.shape(cut, each.name, False)
+        item = sizes[0 if seen.is_whole(each.name) else 1 :]
+        if any(stated not in (None, size) for stated, size in zip(each.shape, item, strict=True)):
+            return False
+    return True
 
 
 def _place(graph: Graph, array: Array, probes: Mapping[str, Array], weights: Mapping[str, Stored]) -> Place | None:
