@@ -19,7 +19,7 @@ import nnrepair
 from nnrepair.errors import InvalidInput, PatchError, UnsupportedModel
 from nnrepair.methods import MinimalNorm, OnGrid
 from nnrepair.onnx import in_place
-from nnrepair.onnx.splice import spliced
+from nnrepair.onnx.inplace.splice import spliced
 
 Array = npt.NDArray[Any]
 RANDOM = np.random.default_rng(0)

@@ -26,7 +26,7 @@ from benchmarks.shipped.sources import ALL, FOLDER, Shipped, fetch
 from nnrepair import onnx
 from nnrepair.errors import NNRepairError, first_line
 from nnrepair.methods import OnGrid
-from nnrepair.onnx.deployed import deployed
+from nnrepair.onnx.inplace.deployed import deployed
 from nnrepair.verify import Box, Property, check
 
 RESULTS = Path(__file__).parent / "results" / "shipped.json"

@@ -151,7 +151,7 @@ class ModelFile:
         """Return what onnxruntime makes of the points of a repair in a written ONNX file."""
         if written.suffix != ".onnx" or asked is None or asked.edits.of is not None:
             return []
-        from nnrepair.onnx.deployed import deployed
+        from nnrepair.onnx.inplace.deployed import deployed
 
         model = deployed(written, getattr(self.model, "output", None))
         points = {"edits hold": (asked.edits.inputs, asked.edits.criterion)}
@@ -179,7 +179,7 @@ class ModelFile:
             return True
         import onnx
 
-        from nnrepair.onnx.rewrite import rewrite
+        from nnrepair.onnx.inplace.rewrite import rewrite
 
         proto, arrays = onnx.load(self.path), {}
         for name, old in self.model.state_dict().items():

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from nnrepair.onnx.modules import Add, Concat, Constant, Div, Mean, Mul, OnnxGraph, Permute, Reshape, Step, Sub
 
 if TYPE_CHECKING:
-    from nnrepair.onnx.inplace import InPlace
-    from nnrepair.onnx.opening import in_place
+    from nnrepair.onnx.inplace.module import InPlace
+    from nnrepair.onnx.inplace.opening import in_place
     from nnrepair.onnx.reader import load
     from nnrepair.onnx.writer import save
 else:
@@ -31,11 +31,11 @@ else:
 
             return save
         if name == "InPlace":
-            from nnrepair.onnx.inplace import InPlace
+            from nnrepair.onnx.inplace.module import InPlace
 
             return InPlace
         if name == "in_place":
-            from nnrepair.onnx.opening import in_place
+            from nnrepair.onnx.inplace.opening import in_place
 
             return in_place
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
-from nnrepair.onnx.cut import output_of
-from nnrepair.onnx.graph import Graph
+from nnrepair.onnx.inplace.cut import output_of
+from nnrepair.onnx.inplace.graph import Graph
+from nnrepair.onnx.inplace.runtime import Port, Runtime
 from nnrepair.onnx.reader import parsed
-from nnrepair.onnx.runtime import Port, Runtime
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import needed
 from nnrepair.files import replacing
-from nnrepair.onnx.splice import spliced
+from nnrepair.onnx.inplace.splice import spliced
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     from onnx import ModelProto

@@ -18,15 +18,15 @@ from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.extras import needed
 from nnrepair.onnx.attempts import Plan, read_graph
-from nnrepair.onnx.cut import Cut, layer_of, output_of
-from nnrepair.onnx.deployed import ordered, ports_of
-from nnrepair.onnx.graph import Graph, is_float
-from nnrepair.onnx.inplace import AGREE, InPlace, Place, Source
+from nnrepair.onnx.inplace.cut import Cut, layer_of, output_of
+from nnrepair.onnx.inplace.deployed import ordered, ports_of
+from nnrepair.onnx.inplace.graph import Graph, is_float
+from nnrepair.onnx.inplace.module import AGREE, InPlace, Place, Source
+from nnrepair.onnx.inplace.runtime import Port, Runtime
+from nnrepair.onnx.inplace.stored import Stored
 from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.onnx.node import Refused
 from nnrepair.onnx.reader import parsed
-from nnrepair.onnx.runtime import Port, Runtime
-from nnrepair.onnx.stored import Stored
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
@@ -269,7 +269,7 @@ def _suffix(
     return suffix, places
 
 
-def _modules(cut: Cut, seen: _Seen, constants: Sequence[Mapping[str, Array]], deadline: Deadline) -> list[nn.Module]:
+def _modules(cut: Cut, seen: _Seen, constants: Sequence[Mapping[str, Array]], deadline: Deadline) -> list[OnnxGraph]:
     """Return what is behind the cut, with each of some numbers for its constants.
 
     Raises:

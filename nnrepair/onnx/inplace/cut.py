@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
 from nnrepair.extras import needed
-from nnrepair.onnx.graph import Graph, is_float, reads
+from nnrepair.onnx.inplace.graph import Graph, is_float, reads
+from nnrepair.onnx.inplace.stored import Stored, stored
 from nnrepair.onnx.node import operator
-from nnrepair.onnx.stored import Stored, stored
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx

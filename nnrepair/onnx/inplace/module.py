@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.files import replacing
 from nnrepair.fingerprint import digest_of_state
-from nnrepair.onnx.cut import Cut
-from nnrepair.onnx.deployed import deployed, ordered
-from nnrepair.onnx.rewrite import rewrite
-from nnrepair.onnx.runtime import Port, Runtime
-from nnrepair.onnx.stored import Stored
+from nnrepair.onnx.inplace.cut import Cut
+from nnrepair.onnx.inplace.deployed import deployed, ordered
+from nnrepair.onnx.inplace.rewrite import rewrite
+from nnrepair.onnx.inplace.runtime import Port, Runtime
+from nnrepair.onnx.inplace.stored import Stored
 from nnrepair.spec.network import copied
 
 Array = npt.NDArray[Any]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nnrepair.extras import needed
+from nnrepair.onnx.inplace.runtime import session
 from nnrepair.onnx.node import operator
-from nnrepair.onnx.runtime import session
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx

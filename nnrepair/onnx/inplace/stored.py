@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnrepair.extras import needed
-from nnrepair.onnx.graph import Graph, attribute, constant_tensor, is_float, reads
+from nnrepair.onnx.inplace.graph import Graph, attribute, constant_tensor, is_float, reads
 from nnrepair.onnx.node import operator
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
