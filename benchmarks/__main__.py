@@ -22,6 +22,7 @@ from benchmarks.graph import scale
 from benchmarks.mnist import long, streams
 from benchmarks.regions import run as regions
 from benchmarks.robust import kills
+from benchmarks.shipped import run as shipped
 from benchmarks.vision import blocks, gallery
 from benchmarks.vision import streams as photographs
 from nnrepair.errors import NNRepairError
@@ -43,6 +44,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "conditioning": {"cnp": conditioning.run},
     "compare": {"acas": comparisons.run, "baseline": stacked.run},
     "robust": {"kills": kills.run},
+    "shipped": {"networks": shipped.run},
 }
 
 

@@ -20,6 +20,7 @@ from benchmarks.inpainting import table as inpainting
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.shipped import bert
+from benchmarks.shipped import table as shipped
 from benchmarks.verify import table as properties
 from benchmarks.vision import table as photographs
 from nnrepair.files import write_atomically
@@ -316,6 +317,7 @@ def write() -> None:
     figure()
     properties.write()
     readers.write()
+    shipped.write()
     checkers.write()
     editable.write()
     conditioning.write()

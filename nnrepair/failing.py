@@ -51,6 +51,6 @@ def _network(model: nn.Module | str | Path, output: str | None) -> nn.Module:
         return private_copy(model)
     if not isinstance(model, str | Path):
         raise InvalidInput(f"model must be a torch.nn.Module or an ONNX file, got {type(model).__name__}.")
-    from nnrepair.onnx.running import running
+    from nnrepair.onnx.deployed import deployed
 
-    return running(model, output)
+    return deployed(model, output)

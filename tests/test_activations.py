@@ -178,6 +178,7 @@ ROWS = {
         lambda: Call(torch.sign),
         lambda z: Fraction((z > 0) - (z < 0)),
         (lambda x: x.sign(), lambda x: (x > 0).to(x) - (x < 0).to(x)),
+        ("Sign", {}, ()),
         is_bent=False,
         jumps=True,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 from typing import Any
 
@@ -26,7 +27,7 @@ def search(graph: Graph, what: Jobs, seconds: float = 20, confirm: Any = refuse,
     def report(share: float, boxes: int) -> None:
         assert -1e-9 <= share <= 1 + 1e-9
 
-    return PhaseSearch(graph, what, confirm, deadline=Deadline(seconds), **options).run(report)
+    return PhaseSearch(graph, what, confirm, deadline=Deadline(seconds, clock=time.thread_time), **options).run(report)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 3])

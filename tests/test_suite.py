@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 from suites import listed, one_by_one, scripted, statuses
 
@@ -282,16 +284,77 @@ def test_the_published_list_of_acas_xu(data_dir) -> None:
     assert len(rows) == 186 == len({row.name for row in rows})
     assert all(row.network.is_file() and row.property.is_file() for row in rows)
     expected = vnncomp.read_expected(folder / "ground_truth.csv")
-    assert [expected[row.onnx, row.vnnlib] for row in rows].count("violated") == 47
+    assert [expected[row.onnx, row.vnnlib] for row in rows].count(("violated", None)) == 47
 
 
 def test_two_verdicts_for_one_instance(tmp_path: Path) -> None:
     truth = tmp_path / "truth.csv"
     truth.write_text("network,property,verdict\na/n.onnx,p.vnnlib,sat\nn.onnx,p.vnnlib,sat\n")
-    assert vnncomp.read_expected(truth) == {("n.onnx", "p.vnnlib"): "violated"}
+    assert vnncomp.read_expected(truth) == {("n.onnx", "p.vnnlib"): ("violated", None)}
     truth.write_text("network,property,verdict\nn.onnx,p.vnnlib,sat\nn.onnx,p.vnnlib,unsat\n")
     with pytest.raises(InvalidInput, match="line 3: n.onnx with p.vnnlib has another verdict in an earlier line"):
         vnncomp.read_expected(truth)
+
+
+def test_published_times(tmp_path: Path) -> None:
+    truth = tmp_path / "truth.csv"
+    truth.write_text("network,property,verdict,seconds\nn.onnx,p.vnnlib,sat,0.25\nn.onnx,q.vnnlib,unsat,\n")
+    expected = {("n.onnx", "p.vnnlib"): ("violated", 0.25), ("n.onnx", "q.vnnlib"): ("holds", None)}
+    assert vnncomp.read_expected(truth) == expected
+    for wrong in ("fast", "-1", "nan", "inf"):
+        truth.write_text(f"network,property,verdict,seconds\nn.onnx,p.vnnlib,sat,{wrong}\n")
+        with pytest.raises(InvalidInput, match=f"line 2: expected seconds, .* or nothing; got '{wrong}'"):
+            vnncomp.read_expected(truth)
+
+
+def test_the_page(tmp_path: Path, quick: None) -> None:
+    path, truth = (
+        listed(tmp_path, a="holds", b="holds", c="unknown late", d="violated", e="bug"),
+        tmp_path / "truth.csv",
+    )
+    truth.write_text(
+        "property,verdict,network,seconds\na.vnnlib,sat,net.onnx,0.5\n"
+        "b.vnnlib,unsat,net.onnx,20\nc.vnnlib,sat,net.onnx,\n"
+    )
+    path.write_text(path.read_text() + "onnx/net.onnx,<b>&.vnnlib,9\n")
+    run_suite(path, tmp_path / "out", check=scripted, expect=truth)
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert "3 of 6 instances are solved (50.00%). Of 3 with a published answer 1 is answered otherwise." in page
+    assert '<div class="tile"><b>2</b><span>error</span></div>' in page and "ZeroDivisionError: ours" in page
+    assert '<td class="not">holds</td><td>violated</td>' in page  # a
+    assert '<td>holds</td><td>holds</td><td class="number">0.25</td><td class="number">20.00</td>' in page  # b
+    assert '<td>unknown</td><td>violated</td><td class="number">9.00</td><td class="number">–</td>' in page  # c
+    assert "&lt;b&gt;&amp;.vnnlib" in page and "<b>&." not in page
+    curves = re.findall(r'<polyline class="(\w+)" points="([^"]*)"', page)
+    assert [(kind, len(points.split())) for kind, points in curves] == [("here", 4), ("there", 3)]
+    for _, points in curves:
+        x, y = zip(*(map(float, point.split(",")) for point in points.split()), strict=True)
+        assert list(x) == sorted(x) and list(y) == sorted(y, reverse=True)
+    assert "each measured on another machine" in page and "http" not in page
+
+
+def test_the_page_where_nothing_is_solved_or_known(tmp_path: Path, quick: None) -> None:
+    run_suite(listed(tmp_path, a="unknown"), tmp_path / "out", check=scripted)
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert "0 of 1 instances are solved" in page and "None is solved." in page and "published answer" not in page
+
+
+@pytest.mark.filterwarnings("ignore")  # of dask itself, about ports and the time that it takes
+def test_a_suite_on_a_dask_cluster(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="dask's distributed is not installed: nnrepair[dask]")
+    path, out = listed(tmp_path, a="holds", b="die", c="violated"), tmp_path / "out"
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        result = run_suite(path, out, jobs=None, check=scripted)
+        assert statuses(result) == ["holds", "error", "violated"] and "signal 9" in result.rows[1].reason
+        (tmp_path / "vnnlib" / "b.vnnlib").write_text("unknown")
+        again = run_suite(path, out, jobs=None, check=scripted, resume=True)
+    assert statuses(again) == ["holds", "unknown", "violated"]
+    kept = [row.wall_seconds == old.wall_seconds for row, old in zip(again.rows, result.rows, strict=True)]
+    assert kept[0] and kept[2]
 
 
 def test_names_that_no_file_has(tmp_path: Path) -> None:

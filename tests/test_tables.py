@@ -13,6 +13,7 @@ from benchmarks.graph import table as graphs
 from benchmarks.inpainting import table as inpainting
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
+from benchmarks.shipped import table as shipped
 from benchmarks.verify import table
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,10 @@ def test_the_page_about_properties_is_what_the_results_say():
 
 def test_the_page_about_reading_files_is_what_the_results_say():
     assert (ROOT / "docs" / "results-readers.md").read_text() == readers.page()
+
+
+def test_the_page_about_shipped_networks_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-shipped.md").read_text() == shipped.page()
 
 
 def test_the_page_about_the_engine_is_what_the_results_say():

@@ -132,9 +132,9 @@ def without() -> str:
     )
 
 
-def images() -> str:
+def images(file: str = "images.json") -> str:
     """One row for each network and radius."""
-    rows = [row for row in _rows("images.json") if row["correct"]]
+    rows = [row for row in _rows(file) if row["correct"]]
     out = []
     for name, radius in dict.fromkeys((row["network"], row["radius"]) for row in rows):
         mine = [row for row in rows if (row["network"], row["radius"]) == (name, radius)]
@@ -175,6 +175,21 @@ def soundness() -> str:
                 if answers:
                     out.append([split, verdict, near, *(answers.get(a, 0) for a in ("holds", "violated", "unknown"))])
     return markdown.table(["split", "exact answer", "how clearly", "holds", "violated", "unknown"], out)
+
+
+def layers() -> str:
+    """Counts of the campaign against 40 digits, by kind of layer."""
+    counts: Counter[str] = Counter()
+    for row in _rows("layers.json"):
+        counts.update(row["counts"])
+    kinds = {name: n for name, n in counts.items() if not name.startswith("verdict ") and name != "informative"}
+    wrong = sum(len(row["wrong"]) for row in _rows("layers.json"))
+    verdicts = ", ".join(f"{counts[f'verdict {v}']} {v}" for v in ("holds", "violated", "unknown"))
+    return (
+        f"{sum(kinds.values())} boxes of {sum(row.get('networks', 36) for row in _rows('layers.json'))} networks, "
+        f"{counts['informative']} with finite linear bounds; **{wrong} wrong**. Verdicts: {verdicts}. By what is "
+        f"between the matrices: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}."
+    )
 
 
 def heldout() -> dict[str, Any]:
@@ -301,6 +316,14 @@ chains only, and "refused" proofs are sound verdicts that it could not follow to
 
 {soundness()}
 
+## Every layer and activation
+
+Small random networks with smooth activations, jumps, products, softmax, normalisation and so on, on boxes of all sizes:
+bounds by intervals and by lines against exact values of 40 digits, at corners and random points; for every network also
+a verdict on a threshold near the least value, by either search (`benchmarks/verify/layers.py`).
+
+{layers()}
+
 ## Time limits
 
 {deadlines()}
@@ -312,6 +335,11 @@ small (two strided convolutions, two linear layers) and trained by the benchmark
 only. "Plain CROWN" is one bound without splits and without optimised slopes.
 
 {images()}
+
+The fully connected networks with units tried before each split, 5 s of CPU time for each image, as wall time says
+little on a busy machine; as far as that was run (`python -m benchmarks.verify.images hundred` goes on):
+
+{images("images-hundred.json")}
 
 Beyond these radii most answers are `unknown`. Proofs that split ReLUs have no certificate.
 """

@@ -158,5 +158,5 @@ def _suite(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         print(result)
         if not result.unstored:
-            print(f"wrote {out / 'results.csv'}, {out / 'summary.json'} and {out / 'instances'}")
+            print(f"wrote {out / 'page.html'}, {out / 'results.csv'}, {out / 'summary.json'} and {out / 'instances'}")
     return EXIT_CODES[result.status]

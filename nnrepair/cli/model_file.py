@@ -98,10 +98,12 @@ class ModelFile:
                 refused = refusal
         try:
             model = onnx.in_place(path, layer=cut.layer, output=cut.output, example=example)
+            if cut.output is None and model.scores is not None:  # labels say as much of these, and yes begins at 0
+                model = onnx.in_place(path, layer=cut.layer, output=model.scores, example=example)
         except UnsupportedModel as refusal:
             why = "" if refused is None else f"{refused} Nor can it be repaired in place: "
             raise UnsupportedModel(f"{why}{refusal}") from refusal
-        how = f"read in place: onnxruntime runs what comes before layer {model.layer}, torch what follows"
+        how = f"read in place: onnxruntime runs what comes before layer {model.layer}, torch up to {model.output}"
         return cls(path, model, layer=model.layer, notes=[how, *model.notes])
 
     def refuse_fixed_batch(self) -> None:
@@ -149,9 +151,9 @@ class ModelFile:
         """Return what onnxruntime makes of the points of a repair in a written ONNX file."""
         if written.suffix != ".onnx" or asked is None or asked.edits.of is not None:
             return []
-        from nnrepair.onnx.running import running
+        from nnrepair.onnx.deployed import deployed
 
-        model = running(written, getattr(self.model, "output", None))
+        model = deployed(written, getattr(self.model, "output", None))
         points = {"edits hold": (asked.edits.inputs, asked.edits.criterion)}
         if (kept := asked.locality) is not None:
             points["points to keep hold"] = (kept.inputs[kept.holds], kept.criterion[kept.holds])

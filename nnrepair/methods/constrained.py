@@ -21,13 +21,13 @@ LADDER = (0.1, 0.3, 1.0, 3.0)
 
 @runtime_checkable
 class Rounded(Protocol):
-    """A network whose numbers lie on a grid, as `onnx.InPlace` is where its file is quantised."""
+    """A module whose numbers may have to lie on a grid, as those of `onnx.InPlace` do where its file is quantised."""
 
     #: How far its outputs may be from those of the network that it stands for.
     step: float
 
-    def rounded(self) -> nn.Module:
-        """Return a copy with the nearest numbers of the grid."""
+    def round_(self) -> None:
+        """Take the nearest numbers that can be stored, in place."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,29 @@ class OnGrid(_Around):
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose a rounded repair; of a network without a grid, what the method proposes."""
-        method, model = named(self.method), problem.model
-        if not isinstance(model, Rounded):
+        method = named(self.method)
+        step = max((part.step for part in problem.model.modules() if isinstance(part, Rounded)), default=None)
+        if step is None:
             return method.repair(problem)
         typical = problem.edits.criterion.typical_slack(problem.answers.double())
-        margins = [margin * typical + 2 * model.step for margin in LADDER]
+        margins = [margin * typical + 2 * step for margin in LADDER]
         asked: list[Method] = [method]
         if any(one.name == "margin" for one in fields(method)):  # type: ignore[arg-type]  # methods are dataclasses
             asked += [replace(method, margin=margin) for margin in margins]  # type: ignore[type-var]
         for one in asked:
             proposal = one.repair(problem)
-            assert isinstance(proposal.model, Rounded)
-            proposal = replace(proposal, model=proposal.model.rounded(), certificate=None)
+            proposal = replace(proposal, model=_rounded(proposal.model), certificate=None)
             y = outputs(proposal.model, problem.edits.inputs).double()
-            if bool((problem.edits.criterion.margin(y) > model.step).all()):
+            if bool((problem.edits.criterion.margin(y) > step).all()):
                 break
         proposal.notes.append(f"numbers were rounded to those that the file can hold; asked with {one!r}.")
         return replace(proposal, advice="a larger margin, or another layer: this one's numbers lie on a coarse grid")
+
+
+def _rounded(model: nn.Module) -> nn.Module:
+    """Return a copy of a network whose parts have taken numbers that can be stored."""
+    twin = copied(model)
+    for part in twin.modules():
+        if isinstance(part, Rounded):
+            part.round_()
+    return twin

@@ -5,20 +5,23 @@ Sizes that a file leaves open are tried, two at a time: what differs then depend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import onnx
-import onnx.defs
 import torch
 
 from nnrepair.deadline import Deadline
+from nnrepair.extras import needed
 from nnrepair.onnx import points
 from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import Input, OnnxGraph
 from nnrepair.onnx.node import DTYPES, LIMIT, Refused
 from nnrepair.onnx.nodes import listed, opset, unsupported
 from nnrepair.onnx.trying import CannotRun, Entry
+
+with needed("onnx", "nnrepair.onnx needs the onnx packages"):
+    import onnx
+    import onnx.defs
 
 #: Pairs of sizes that are tried where a file leaves some open; then single ones.
 OPEN = ((64, 96), (32, 48), (224, 256), (16, 24), (8, 12), (5, 7), (3, 4), (1, 2), (128, 160), (640, 672), (8000, 9600))
@@ -58,8 +61,16 @@ class Plan:
     free: bool = False
 
 
-def read_graph(proto: onnx.ModelProto, output: str, deadline: Deadline) -> OnnxGraph:
+def read_graph(
+    proto: onnx.ModelProto, output: str, deadline: Deadline, plans: Sequence[Plan] | None = None
+) -> OnnxGraph:
     """Return a graph as a model.
+
+    Args:
+        proto: the graph.
+        output: the value to return.
+        deadline: looked at between the steps of reading.
+        plans: how it may be meant, where that is known.
 
     Raises:
         Refused: it cannot be read, for the reason given.
@@ -70,7 +81,7 @@ def read_graph(proto: onnx.ModelProto, output: str, deadline: Deadline) -> OnnxG
     if unknown:
         raise Refused(f"uses what cannot be read:\n  {listed(unknown)}\nSee docs/onnx.md for what is read.")
     failures: list[Refused] = []
-    for plan in _plans(given):
+    for plan in _plans(given) if plans is None else plans:
         try:
             return _settled(proto, output, given, plan, deadline)
         except Refused as failure:
@@ -79,35 +90,6 @@ def read_graph(proto: onnx.ModelProto, output: str, deadline: Deadline) -> OnnxG
             failures.append(failure)
     certain = [failure for failure in failures if not isinstance(failure, CannotRun | points.Mixed)]
     raise (certain or failures)[-1]
-
-
-def read_suffix(proto: onnx.ModelProto, items: Mapping[str, Sequence[int]], deadline: Deadline) -> OnnxGraph:
-    """Return the model of a graph that was cut out of another, for points that run together.
-
-    Args:
-        proto: the graph.
-        items: the shape of one point of each input, which is known to run.
-        deadline: looked at between the steps of reading.
-
-    Raises:
-        Refused: it cannot be read, for the reason given.
-        OutOfTime: it is too late.
-    """
-    given, output = _given(proto), proto.graph.output[0].name
-    unknown = unsupported(proto.graph, output)
-    if unknown:
-        raise Refused(f"uses what cannot be read:\n  {listed(unknown)}\nSee docs/onnx.md for what is read.")
-    first = given[0].first
-    plan = Plan(batch=first if isinstance(first, int) else None)
-    for sizes in OPEN if any(not isinstance(size, int) for each in given for size in each.sizes[1:]) else ():
-        entries = [_entry(each, given, plan, sizes) for each in given]
-        try:
-            return Importer(proto, entries, output, plan.batch, deadline=deadline).build()
-        except CannotRun:  # perhaps with other sizes
-            continue
-    known = [_entry(each, given, plan, OPEN[0]) for each in given]
-    known = [replace(each, shapes=((2, *items[each.input.name]), (3, *items[each.input.name]))) for each in known]
-    return Importer(proto, known, output, plan.batch, deadline=deadline).build()
 
 
 def _given(proto: onnx.ModelProto) -> list[Given]:

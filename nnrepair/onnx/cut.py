@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
 from nnrepair.extras import needed
 from nnrepair.onnx.graph import Graph, is_float, reads
-from nnrepair.onnx.node import BATCH, FLOATS, operator
+from nnrepair.onnx.node import operator
 from nnrepair.onnx.stored import Stored, stored
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
@@ -23,6 +23,8 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
 Array = npt.NDArray[Any]
 #: Layers that can be repaired, and which of their inputs may be the weight.
 WEIGHTS = {"Gemm": (1,), "MatMul": (1, 0), "Conv": (1,), "ConvTranspose": (1,)}
+#: Types of outputs that can be looked at, where a file tells them.
+FLOATS = (TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 #: Names that a message lists.
 LISTED = 12
 
@@ -43,12 +45,12 @@ def output_of(graph: Graph, wanted: str | None) -> str:
     types = {output.name: output.type for output in graph.proto.graph.output}
     for name in outputs:
         kind = types[name]
-        numbers = kind.WhichOneof("value") in (None, "tensor_type") and kind.tensor_type.elem_type in (0, *FLOATS)
+        numbers = kind.WhichOneof("value") in (None, "tensor_type") and kind.tensor_type.elem_type in FLOATS
         if numbers and name in graph.producers and name not in graph.fixed and layers(graph, name):
             return str(name)
     raise UnsupportedModel(
-        f"No output of the model ({', '.join(outputs)}) has floating-point numbers that a layer with weights decides. "
-        "Name an inner value with output=."
+        f"No output of the model ({', '.join(outputs)}) has floating-point numbers that a layer with weights decides "
+        f"({', '.join(WEIGHTS)}; not inside of branches, loops, or in integers). Name an inner value with output=."
     )
 
 
@@ -108,7 +110,6 @@ class Cut:
         output: the value that is looked at.
         behind: operations that depend on the layer, and what computes sizes for them, in order.
         crossing: values that these read and that are computed before them, or inputs of the graph.
-        sizes: results of `Shape` that they read.
         step: how far apart the numbers of the output are where it is quantised; 0 where it is not.
     """
 
@@ -117,7 +118,6 @@ class Cut:
     output: str
     behind: list[NodeProto] = field(init=False)
     crossing: list[str] = field(init=False)
-    sizes: list[NodeProto] = field(init=False)
     step: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
@@ -127,19 +127,15 @@ class Cut:
             if node is self.layer or not later.isdisjoint(reads(node)):
                 chosen.append(node)
                 later.update(node.output)
-        self.sizes, left = [], [name for node in chosen for name in reads(node)]
+        left = [name for node in chosen for name in reads(node)]
         counting = dict[int, NodeProto]()
         while left:
             name = left.pop()
-            if name in later or name in graph.fixed or not self._counts(name):
-                continue
-            node = graph.producers[name]
-            later.update(node.output)
-            if operator(node) == "Shape":
-                self.sizes.append(node)
-            else:
+            if name not in later and name not in graph.fixed and self._counts(name):
+                node = graph.producers[name]
+                later.update(node.output)
                 counting[id(node)] = node
-                left += reads(node)
+                left += [] if operator(node) == "Shape" else reads(node)
         mine = {id(node) for node in chosen} | counting.keys()
         self.behind = [node for node in graph.nodes if id(node) in mine]
         read = dict.fromkeys(name for node in self.behind for name in reads(node))
@@ -170,39 +166,29 @@ class Cut:
         return found
 
     def before(self) -> ModelProto:
-        """Return the model that computes what crosses the cut, sizes that are read behind it, and the output."""
+        """Return the model that computes what crosses the cut, and the output."""
         names = [name for name in self.crossing if name in self.graph.producers]
-        names += [node.output[0] for node in self.sizes]
         return self.graph.part(self.graph.before([*names, self.output]), self.graph.inputs, [*names, self.output])
 
     def suffix(
-        self,
-        values: Mapping[str, tuple[np.dtype[Any], Sequence[int | str]]],
-        sizes: Mapping[str, Array],
-        whole: bool,
-        constants: Mapping[str, Array],
+        self, values: Mapping[str, tuple[np.dtype[Any], Sequence[int | str]]], constants: Mapping[str, Array]
     ) -> ModelProto:
         """Return the model behind the cut.
 
         Args:
             values: type and shape of what crosses it, by name; texts for sizes that are open.
-            sizes: results of `Shape` at one point.
-            whole: whether values have no axis for points, and get one in front.
             constants: numbers in place of those of the file, by name.
         """
-        known = {name: np.asarray(array, np.int64) for name, array in sizes.items()}
-        known = {name: _of_batch(array, whole) for name, array in known.items()}
-        known |= {name: constants.get(name, self.graph.value(name)) for name in self.constants}
+        known = {name: constants.get(name, self.graph.value(name)) for name in self.constants}
         tensors = [onnx.numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in known.items()]
         inputs = [
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), list(shape))
             for name, (dtype, shape) in values.items()
         ]
         output = onnx.helper.make_tensor_value_info(self.output, TensorProto.UNDEFINED, None)
-        nodes = [_lifted(node) if whole else node for node in self._unrounded()]
         model = ModelProto(ir_version=max(self.graph.proto.ir_version, 4))
         model.opset_import.extend(self.graph.proto.opset_import)
-        model.graph.CopyFrom(onnx.helper.make_graph(nodes, "suffix", inputs, [output], tensors))
+        model.graph.CopyFrom(onnx.helper.make_graph(self._unrounded(), "suffix", inputs, [output], tensors))
         return model
 
     def _unrounded(self) -> list[NodeProto]:
@@ -220,22 +206,3 @@ class Cut:
                 node = onnx.helper.make_node("Identity", [gone[node.input[0]]], list(node.output), name=node.name)
             found.append(node)
         return found
-
-
-def _of_batch(sizes: Array, whole: bool) -> Array:
-    """Return the sizes of a value, with the batch where it is."""
-    return sizes if whole or not sizes.size else np.concatenate([[BATCH], sizes[1:]]).astype(np.int64)
-
-
-def _lifted(node: NodeProto) -> NodeProto:
-    """Return an operation for values with one more axis in front; axes that are counted from the back stay."""
-    made = NodeProto()
-    made.CopyFrom(node)
-    for one in made.attribute:
-        if one.name == "axis" and one.i >= 0:
-            one.i += 1
-        elif one.name == "axes" and all(axis >= 0 for axis in one.ints):
-            one.ints[:] = [axis + 1 for axis in one.ints]
-        elif one.name == "perm":
-            one.ints[:] = [0, *(axis + 1 for axis in one.ints)]
-    return made

@@ -15,18 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
-from nnrepair.extras import needed
 from nnrepair.files import replacing
 from nnrepair.fingerprint import digest_of_state
 from nnrepair.onnx.cut import Cut
+from nnrepair.onnx.deployed import deployed, ordered
 from nnrepair.onnx.rewrite import rewrite
-from nnrepair.onnx.running import ordered, running
 from nnrepair.onnx.runtime import Port, Runtime
 from nnrepair.onnx.stored import Stored
 from nnrepair.spec.network import copied
-
-with needed("onnx", "nnrepair.onnx needs the onnx packages"):
-    pass
 
 Array = npt.NDArray[Any]
 #: How far the part behind the cut may be from onnxruntime, relative to the largest output, by the type of its numbers.
@@ -51,6 +47,7 @@ class InPlace(nn.Module):
         suffix: the layer and what follows.
         notes: what cannot be changed, and why.
         grids: parameters whose numbers lie on a grid in the file: give the method `OnGrid()`.
+        scores: the value from which a sigmoid or softmax computes the output; None where none does.
         step: how far outputs may be from the file's, where these are rounded to a grid.
     """
 
@@ -65,7 +62,7 @@ class InPlace(nn.Module):
             (name for name in names if name in mine and places[name].operand in source.cut.layer.input), mine[0]
         )
         self.layer = f"suffix.{first}".rpartition(".")[0]
-        self.step = source.cut.step
+        self.scores, self.step = source.scores, source.cut.step
         self.grids = [
             f"suffix.{name}" for name, place in places.items() if place.stored.grid and not place.stored.frozen
         ]
@@ -75,6 +72,7 @@ class InPlace(nn.Module):
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         crossing, y = self._before(inputs if not named else ordered(self._source.ports, named))
         made: Tensor = self.suffix(*crossing)
+        made = made.reshape(y.shape) if made.numel() == y.numel() else made  # an axis of one point more or less
         if not self._agreed and self._base == digest_of_state(self.suffix.state_dict()):
             self._compare(made, y)
             self._agreed = True
@@ -127,14 +125,18 @@ class InPlace(nn.Module):
     def rounded(self) -> InPlace:
         """Return a copy whose numbers are those that the file can hold: on its grid where it is quantised."""
         twin = copied(self)
+        twin.round_()
+        return twin
+
+    def round_(self) -> None:
+        """Take the nearest numbers that the file can hold, in place."""
         with torch.no_grad():
             for name, place in self._places.items():
-                parameter = twin.suffix.get_parameter(name)
+                parameter = self.suffix.get_parameter(name)
                 used = place.layout(parameter.detach().cpu().numpy())
                 if not place.stored.frozen and not np.array_equal(used, place.used):
                     back = place.stored.used(place.stored.of(used))
                     parameter.copy_(torch.from_numpy(place.back(back, tuple(parameter.shape))))
-        return twin
 
     @property
     def patch_about(self) -> dict[str, Any]:
@@ -174,7 +176,7 @@ class InPlace(nn.Module):
             )
         with replacing(target, ending=".onnx") as part:
             rewrite(source.path, part, target, self.stored())
-            whole = running(part, self.output, ports=source.ports)
+            whole = deployed(part, self.output, ports=source.ports)
             if source.example is not None:
                 with torch.no_grad():
                     self._compare(self(*source.example), whole(*source.example))
@@ -194,7 +196,7 @@ class Source:
         names: of what onnxruntime computes.
         rounding: see `AGREE`.
         example: inputs on which a written file is compared, or None.
-        notes: see `InPlace`.
+        notes, scores: see `InPlace`.
     """
 
     path: Path
@@ -206,6 +208,7 @@ class Source:
     rounding: float
     example: tuple[Tensor, ...] | None
     notes: tuple[str, ...]
+    scores: str | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         return self

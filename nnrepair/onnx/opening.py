@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.extras import needed
-from nnrepair.onnx.attempts import read_suffix
+from nnrepair.onnx.attempts import Plan, read_graph
 from nnrepair.onnx.cut import Cut, layer_of, output_of
+from nnrepair.onnx.deployed import ordered, ports_of
 from nnrepair.onnx.graph import Graph, is_float
 from nnrepair.onnx.inplace import AGREE, InPlace, Place, Source
 from nnrepair.onnx.node import Refused
 from nnrepair.onnx.reader import parsed
-from nnrepair.onnx.running import ordered, ports_of
 from nnrepair.onnx.runtime import Port, Runtime
 from nnrepair.onnx.stored import Stored
 
@@ -34,9 +34,8 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
 Array = npt.NDArray[Any]
 #: Points on which what was read is compared with onnxruntime.
 FEW = 4
-#: Sizes that are tried where a file leaves some open, and those of sounds and texts.
-OPEN = (1, 2, 3, 4, 5, 6, 7, 8, 16, 28, 32, 64)
-LONG = (128, 224, 256, 512, 576, 1024, 4096, 16000)
+#: Sizes that are tried where a file leaves some open.
+OPEN = (1, 2, 3, 4, 5, 6, 7, 8, 16, 28, 32, 64, 128, 224, 256, 512, 576, 1024, 4096, 16000)
 
 
 def in_place(
@@ -91,13 +90,17 @@ def _read(path: Path, layer: str | None, output: str | None, example: Any, deadl
     target = output_of(graph, output)
     cut = Cut(graph, layer_of(graph, target, layer), target)
     deadline.check()
-    seen = _seen(cut, ports_of(graph, target), example, deadline)
+    ports = ports_of(graph, target)
+    if example is not None:
+        example = _given(ports, example)
+        ports = [_meant(port, x) for port, x in zip(ports, example, strict=True)]
+    seen = _seen(cut, ports, example, deadline)
     weights = {name: found for name, found in cut.weights().items() if found.name in kept or found.frozen}
     suffix, places = _suffix(cut, seen, weights, deadline)
     notes = [f"{name} stays: {place.stored.frozen}" for name, place in places.items() if place.stored.frozen]
     if not any(parameter.requires_grad for parameter in suffix.parameters()):
         raise UnsupportedModel(f"{path}: nothing behind the cut can be changed: {'; '.join(notes) or 'no weights'}.")
-    if (scores := _scores(cut)) is not None and scores in cut.graph.producers:
+    if (scores := _scores(cut)) is not None:
         notes.append(f"the output is a probability; output={scores!r} would be the scores before it")
     source = Source(
         path=path,
@@ -109,6 +112,7 @@ def _read(path: Path, layer: str | None, output: str | None, example: Any, deadl
         rounding=max((AGREE[found.array.dtype] for found in weights.values() if is_float(found.array)), default=1e-3),
         example=seen.points,
         notes=tuple(notes),
+        scores=scores,
     )
     model = InPlace(source, seen.runtime, suffix, places).eval()
     with torch.no_grad():
@@ -132,7 +136,8 @@ def _scores(cut: Cut) -> str | None:
     node = cut.graph.producers[cut.output]
     while node.op_type == "Identity" and node.input[0] in cut.graph.producers:
         node = cut.graph.producers[node.input[0]]
-    return node.input[0] if node.op_type in ("Sigmoid", "Softmax", "LogSoftmax") else None
+    last = node.op_type in ("Sigmoid", "Softmax", "LogSoftmax") and node.input[0] in cut.graph.producers
+    return node.input[0] if last and cut.layer.output[0] != cut.output else None
 
 
 @dataclass(frozen=True)
@@ -143,16 +148,43 @@ class _Seen:
         runtime: of what is before the cut.
         points: inputs (n, ...) that were tried.
         values: what crosses the cut, and the output, at the first point, as the graph computes it.
-        sizes: results of `Shape` there.
     """
 
     runtime: Runtime
     points: tuple[Tensor, ...]
     values: dict[str, Array]
-    sizes: dict[str, Array]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the file leaves sizes of its inputs open."""
+        return any(port.shape is None or None in port.shape[1:] for port in self.runtime.ports)
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a value that crosses the cut has no axis for points."""
+        ports = {port.name: port for port in self.runtime.ports}
+        return not ports[name].rows if name in ports else self.runtime.is_whole(self.values[name])
+
+    def shape(self, cut: Cut, name: str, open_sizes: bool) -> tuple[np.dtype[Any], list[int | str]]:
+        """Return type and shape of a value that crosses the cut; texts for sizes that are not known, if asked for."""
+        ports, whole = [port.name for port in self.runtime.ports], self.is_whole(name)
+        if name in ports:
+            place = ports.index(name)
+            dtype, sizes = self.runtime.ports[place].dtype, [*self.points[place].shape[1:]]
+        else:
+            dtype, sizes = self.values[name].dtype, [*self.values[name].shape[0 if whole else 1 :]]
+        found: list[int | str] = [*sizes]
+        if open_sizes:
+            info = cut.graph.types.get(name)
+            known = [d.dim_value for d in info.shape.dim] if info is not None and info.HasField("shape") else []
+            known = known[0 if whole else 1 :]
+            known = known if len(known) == len(sizes) else [0] * len(sizes)
+            found = [
+                now if now == size else f"{name}.{k}" for k, (now, size) in enumerate(zip(sizes, known, strict=True))
+            ]
+        return dtype, found if whole else [self.runtime.together or "batch", *found]
 
 
-def _seen(cut: Cut, ports: Sequence[Port], example: Any, deadline: Deadline) -> _Seen:
+def _seen(cut: Cut, ports: Sequence[Port], example: tuple[Tensor, ...] | None, deadline: Deadline) -> _Seen:
     """Run a graph on some points, given or made up."""
     before = cut.before()
     runtime, names = Runtime(before, ports), [one.name for one in before.graph.output]
@@ -160,26 +192,38 @@ def _seen(cut: Cut, ports: Sequence[Port], example: Any, deadline: Deadline) -> 
     values = dict(zip(names, made, strict=True))
     size = values[cut.output].shape[:1]
     if any(not port.rows and port.shape and len(port.shape) > 1 and port.shape[:1] == size for port in ports):
-        ports = [replace(port, rows=port.rows or port.shape[:1] == size) for port in ports if port.shape]
+        ports = [replace(port, rows=port.rows or (port.shape or (0,))[:1] == size) for port in ports]
         return _seen(cut, ports, example, deadline)  # so many points at a time
-    sizes = {node.output[0]: values.pop(node.output[0]) for node in cut.sizes}
-    if sizes:  # they are constants from now on
-        graph = cut.graph
-        runtime = Runtime(graph.part(graph.before(values), graph.inputs, values), ports)
-    return _Seen(runtime, points, values, sizes)
+    return _Seen(runtime, points, values)
 
 
-def _tried(runtime: Runtime, example: Any, deadline: Deadline) -> tuple[tuple[Tensor, ...], list[Array]]:
+def _given(ports: Sequence[Port], example: Any) -> tuple[Tensor, ...]:
+    """Return a few of the inputs that a caller gives, in the order of the file."""
+    if isinstance(example, Mapping):
+        example = ordered(ports, example)
+    given = tuple(example) if isinstance(example, tuple | list) else (example,)
+    if len(given) != len(ports) or not all(isinstance(x, Tensor) and x.ndim for x in given):
+        wanted = ", ".join(map(str, ports))
+        raise InvalidInput(f"example must be a tensor (n, ...) for each of the inputs {wanted}.")
+    return tuple(x[:FEW] for x in given)
+
+
+def _meant(port: Port, x: Tensor) -> Port:
+    """Return an input whose first axis is no axis for points where points (n, ...) have all of its axes."""
+    whole = port.shape is not None and x.ndim == len(port.shape) + 1 and (not port.shape or x.shape[1] != 1)
+    return replace(port, rows=False) if whole else port
+
+
+def _tried(
+    runtime: Runtime, example: tuple[Tensor, ...] | None, deadline: Deadline
+) -> tuple[tuple[Tensor, ...], list[Array]]:
     """Return inputs on which the graph runs, and what it computes there for the first point."""
     ports = runtime.ports
     if example is not None:
-        if isinstance(example, Mapping):
-            example = ordered(ports, example)
-        given = tuple(one[:FEW] for one in (example if isinstance(example, tuple | list) else (example,)))
-        return given, runtime.of_one([one[:1] for one in given], deadline)
+        return example, runtime.of_one([one[:1] for one in example], deadline)
     failure: Exception | None = None
     open_sizes = any(port.shape is None or None in port.shape[1:] for port in ports)
-    for size in (*OPEN, *LONG) if open_sizes else OPEN[:1]:
+    for size in OPEN if open_sizes else OPEN[:1]:
         deadline.check()
         made = tuple(_made_up(port, size) for port in ports)
         try:
@@ -203,16 +247,13 @@ def _suffix(
     cut: Cut, seen: _Seen, weights: Mapping[str, Stored], deadline: Deadline
 ) -> tuple[nn.Module, dict[str, Place]]:
     """Return the module behind the cut, and where its parameters are kept."""
-    shapes, whole = _shapes(cut, seen)
-    items = _items(cut, seen)
     generator, graph = np.random.default_rng(0), cut.graph
     probes = dict[str, Array]()  # numbers by which a twin's parameters tell of which constants they are made
     for name in weights:
         array = graph.value(name)
         probes[name] = generator.uniform(0.5, 1.5, array.shape).astype(np.float16).astype(array.dtype)
     try:
-        suffix = read_suffix(cut.suffix(shapes, seen.sizes, whole, {}), items, deadline)
-        twin = read_suffix(cut.suffix(shapes, seen.sizes, whole, probes), items, deadline)
+        suffix, twin = _modules(cut, seen, ({}, probes), deadline)
     except Refused as refusal:
         inner = ", ".join(node.output[0] for node in cut.behind[:8])
         raise UnsupportedModel(
@@ -227,39 +268,25 @@ def _suffix(
     return suffix, places
 
 
-def _shapes(cut: Cut, seen: _Seen) -> tuple[dict[str, tuple[np.dtype[Any], list[int | str]]], bool]:
-    """Return type and shape of what crosses the cut, with an axis for points in front; and whether one was added."""
-    ports, together = {port.name: port for port in seen.runtime.ports}, seen.runtime.together
-    open_sizes = any(port.shape is None or None in port.shape[1:] for port in ports.values())
-    shapes, added = dict[str, tuple[np.dtype[Any], list[int | str]]](), False
-    for name in cut.crossing:
-        if name in ports:
-            dtype, alone = ports[name].dtype, not ports[name].rows
-            rest: list[int | str] = [*seen.points[list(ports).index(name)].shape[1:]]
-        else:
-            value = seen.values[name]
-            dtype, alone = value.dtype, seen.runtime.is_whole(value)
-            rest = [*(value.shape if alone else value.shape[1:])]
-        if open_sizes and not alone:
-            info = cut.graph.types.get(name)
-            sizes = [d.dim_value for d in info.shape.dim][1:] if info is not None and info.HasField("shape") else []
-            sizes = sizes if len(sizes) == len(rest) else [0] * len(rest)
-            rest = [size or f"{name}.{k}" for k, size in enumerate(sizes)]
-        shapes[name] = dtype, ["batch" if alone or together is None else together, *rest]
-        added |= alone
-    return shapes, added
+def _modules(cut: Cut, seen: _Seen, constants: Sequence[Mapping[str, Array]], deadline: Deadline) -> list[nn.Module]:
+    """Return what is behind the cut, with each of some numbers for its constants.
 
-
-def _items(cut: Cut, seen: _Seen) -> dict[str, list[int]]:
-    """Return the shape of one point of what crosses the cut."""
-    ports, found = {port.name: port for port in seen.runtime.ports}, dict[str, list[int]]()
-    for name in cut.crossing:
-        if name in ports:
-            found[name] = [*seen.points[list(ports).index(name)].shape[1:]]
-        else:
-            value = seen.values[name]
-            found[name] = [*(value.shape if seen.runtime.is_whole(value) else value.shape[1:])]
-    return found
+    Raises:
+        Refused: it cannot be read.
+    """
+    whole = frozenset(name for name in cut.crossing if seen.is_whole(name))
+    together = seen.runtime.together
+    plans = [] if whole else [Plan(batch=together, free=together is None)]
+    plans.append(Plan(alone=True, bare=whole))
+    kinds = [True, False] if seen.is_open else [False]
+    for open_sizes in kinds:  # where several values have sizes that belong together, those that were seen
+        shapes = {name: seen.shape(cut, name, open_sizes) for name in cut.crossing}
+        try:
+            return [read_graph(cut.suffix(shapes, given), cut.output, deadline, plans) for given in constants]
+        except Refused:
+            if open_sizes == kinds[-1]:
+                raise
+    raise AssertionError("the last kind returns or raises")
 
 
 def _place(graph: Graph, array: Array, probes: Mapping[str, Array], weights: Mapping[str, Stored]) -> Place | None:

@@ -6,14 +6,17 @@ import math
 from typing import Any
 
 import numpy as np
-import onnx.numpy_helper
 import torch
 from torch import nn
 
+from nnrepair.extras import needed
 from nnrepair.onnx import modules as ops
 from nnrepair.onnx.node import Array, Node, Refused, Use, depends, tensor
 from nnrepair.onnx.operators.building import Handler, Made, joined
 from nnrepair.onnx.sizes import Size
+
+with needed("onnx", "nnrepair.onnx needs the onnx packages"):
+    import onnx.numpy_helper
 
 
 def _whole(numbers: Array) -> list[Any]:

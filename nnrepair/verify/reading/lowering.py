@@ -24,6 +24,7 @@ from nnrepair.verify.reading import symbols
 from nnrepair.verify.reading.affine import Pick, Place, Shape
 from nnrepair.verify.reading.builder import Builder, Unreadable, Value
 from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.imported import IMPORTED
 from nnrepair.verify.reading.operations import ACTIVATIONS, CHANGING, FUNCTIONS, HANDLERS, reshape
 
 #: Layers that compute nothing.
@@ -330,10 +331,13 @@ def _handler(what: Any) -> Callable[..., Any]:
 def _module(layer: nn.Module) -> Callable[..., Any]:
     """Return what reads a layer: its own reader, or else its own code, run on symbols."""
     found = next((HANDLERS[t] for t in type(layer).__mro__ if t in HANDLERS), None)
+    imported = IMPORTED.get(type(layer))
 
     def read(b: Builder, *inputs: Any, **settings: Any) -> Any:
         if found is not None and not any(isinstance(value, symbols.Symbol) for value in inputs):
             return found(b, layer, *inputs, **settings)
+        if imported is not None:
+            return symbols.lowered(imported(b, layer, *symbols.lifted(b, inputs)))
         return symbols.lowered(layer(*symbols.lifted(b, inputs), **symbols.lifted(b, settings)))
 
     return read

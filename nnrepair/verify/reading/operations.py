@@ -88,6 +88,8 @@ def _size(b: Builder, x: Value, dim: int | None = None) -> Any:
 
 def _attribute(b: Builder, x: Value, name: str) -> Any:
     known = {"shape": _size(b, x), "dtype": b.precision, "device": torch.device("cpu"), "ndim": len(x.shape) + 1}
+    if name == "mT":
+        return lowered(apply("transpose", [Symbol.of(b, x), -1, -2], {}))
     if name not in known:
         raise Unreadable(f"the attribute {name} of a tensor is not supported")
     return known[name]

@@ -31,6 +31,7 @@ from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
 from nnrepair.verify.result import CheckResult
 from nnrepair.verify.suite import vnncomp
+from nnrepair.verify.suite.page import page
 from nnrepair.verify.suite.stored import (
     FORMAT,
     PACKAGES,
@@ -146,7 +147,7 @@ def run_suite(
     """Check every instance of a VNN-COMP instances.csv.
 
     Each result is written when it is there: OUT/instances/NAME.json, and at the end OUT/results.csv (VNN-COMP's
-    columns: category, onnx, vnnlib, seconds of preparation, result, seconds) and OUT/summary.json.
+    columns: category, onnx, vnnlib, seconds of preparation, result, seconds), OUT/summary.json and OUT/page.html.
 
     Every instance has a process of its own (`nnrepair.processes`), so one that crashes is an error in its row. joblib
     says where: inside `joblib.parallel_config(backend="dask")` on the workers of a dask cluster, which must see the
@@ -161,7 +162,8 @@ def run_suite(
             keeps in other files) and property, with the same options, within the time now given. Errors are tried
             again, and what stayed unknown within another time.
         certificates: a folder for proofs, NAME.npz each.
-        expect: a CSV file with the columns network, property, verdict (sat or unsat) to compare with.
+        expect: a CSV file with the columns network, property, verdict (sat or unsat) to compare with, and perhaps
+            seconds: the fastest known time, for the page.
         progress: a bar on a terminal, a line per instance elsewhere.
         device, seed: as for `check`.
         check: what to run instead of `nnrepair.verify.check`.
@@ -173,7 +175,8 @@ def run_suite(
     listed, out = vnncomp.read_instances(Path(instances)), Path(out)
     if (jobs is not None and jobs < 1) or (timeout is not None and not 0 < timeout < math.inf):
         raise InvalidInput(f"Expected jobs >= 1 and timeout > 0, got {jobs} and {timeout}.")
-    expected = _expected(expect, listed, instances)
+    published = _published(expect, listed, instances)
+    expected = [each and each[0] for each in published]
     common = {"seed": seed, "device": device, "certificate": certificates is not None}
     proofs = [None if certificates is None else Path(certificates) / f"{each.name}.npz" for each in listed]
     options = [{"timeout": timeout or each.timeout, **common} for each in listed]
@@ -187,19 +190,23 @@ def run_suite(
             if folder != out or task.name in unstored:
                 store(rows[task.name], _file(task, folder))
         _write_summary(result, folder, Path(instances), common | {"timeout": timeout, "jobs": jobs})
+        best = [each and each[1] for each in published]
+        write_atomically(folder / "page.html", _page(result, Path(instances), best).encode())
 
     return replace(result, unstored=str(write_or_rescue(out, write) or ""))
 
 
-def _expected(expect: str | Path | None, listed: list[Instance], instances: str | Path) -> list[str | None]:
-    """Return the verdict that each instance should have, None where nobody knows."""
+def _published(
+    expect: str | Path | None, listed: list[Instance], instances: str | Path
+) -> list[tuple[str, float | None] | None]:
+    """Return the verdict that each instance should have and the fastest known time, None where nobody knows."""
     if expect is None:
         return [None] * len(listed)
     known = vnncomp.read_expected(Path(expect))
-    expected = [known.get((Path(each.onnx).name, Path(each.vnnlib).name)) for each in listed]
-    if not any(expected):
+    published = [known.get((Path(each.onnx).name, Path(each.vnnlib).name)) for each in listed]
+    if not any(published):
         raise InvalidInput(f"{expect} has no verdict about any instance of {instances}; they must name the same files.")
-    return expected
+    return published
 
 
 def _solved(
@@ -252,7 +259,7 @@ def _file(task: _Task, out: Path) -> Path:
 
 def _make_folders(out: Path, resume: bool, tasks: list[_Task], read: list[Path]) -> None:
     """Make the folders; refuse to mix with other files, and what could not be written at the end."""
-    own, ends = out / "instances", [out / "results.csv", out / "summary.json"]
+    own, ends = out / "instances", [out / "results.csv", out / "summary.json", out / "page.html"]
     proofs = [task.certificate for task in tasks if task.certificate is not None]
     for path in (ends[0], *proofs[:1]):
         require_writable(path)
@@ -314,6 +321,14 @@ def _write_summary(result: SuiteResult, folder: Path, instances: Path, options: 
         "date": time.strftime("%Y-%m-%d"),
     }
     write_atomically(folder / "summary.json", (json.dumps(about, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _page(result: SuiteResult, instances: Path, best: list[float | None]) -> str:
+    about = (
+        f"{time.strftime('%Y-%m-%d')}, {_processor()}, {os.cpu_count()} cores. Seconds are wall time of each instance."
+    )
+    name = f"{instances.resolve().parent.name}/{instances.name}"
+    return page(f"Checked: {name}", about, result.rows, result.expected, best)
 
 
 def _processor() -> str:

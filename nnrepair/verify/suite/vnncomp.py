@@ -75,8 +75,10 @@ def read_instances(path: Path) -> list[Instance]:
     ]
 
 
-def read_expected(path: Path) -> dict[tuple[str, str], str]:
-    """Read a ground truth with the columns network, property and verdict (sat or unsat), as our words by file names.
+def read_expected(path: Path) -> dict[tuple[str, str], tuple[str, float | None]]:
+    """Read what is published: by file names the verdict, in our words, and the fastest time, None where none is said.
+
+    The columns are network, property, verdict (sat or unsat) and perhaps seconds.
 
     Raises:
         InvalidInput: the file cannot be read, lacks a column, or has another verdict or two for one instance.
@@ -87,14 +89,28 @@ def read_expected(path: Path) -> dict[tuple[str, str], str]:
     if missing:
         raise InvalidInput(f"{path} lacks the columns {', '.join(missing)}; its first line is {','.join(header)!r}.")
     network, property_, verdict = (header.index(name) for name in ("network", "property", "verdict"))
-    expected: dict[tuple[str, str], str] = {}
+    expected: dict[tuple[str, str], tuple[str, float | None]] = {}
     for number, row in rows[1:]:
         if len(row) != len(header) or row[verdict] not in _VERDICTS:
             raise InvalidInput(f"{path}, line {number}: expected {len(header)} columns and a verdict sat or unsat.")
         key, said = (Path(row[network]).name, Path(row[property_]).name), _VERDICTS[row[verdict]]
-        if expected.setdefault(key, said) != said:
+        seconds = _seconds(row[header.index("seconds")], path, number) if "seconds" in header else None
+        if expected.setdefault(key, (said, seconds))[0] != said:
             raise InvalidInput(f"{path}, line {number}: {key[0]} with {key[1]} has another verdict in an earlier line.")
     return expected
+
+
+def _seconds(text: str, path: Path, line: int) -> float | None:
+    """Return a time, None for an empty cell."""
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InvalidInput(f"{path}, line {line}: expected seconds, the fastest known time, or nothing; got {text!r}.")
+    return seconds
 
 
 def word(verdict: str, *, timed_out: bool = False) -> str:

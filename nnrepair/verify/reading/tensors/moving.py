@@ -68,7 +68,7 @@ def _pad(b: Builder, x: Symbol, pad: Sequence[int], mode: str = "constant", valu
 MOVES = (
     *("reshape", "view", "flatten", "permute", "transpose", "swapaxes", "movedim", "moveaxis", "squeeze", "unsqueeze"),
     *("expand", "repeat", "tile", "narrow", "select", "index_select", "flip", "roll", "split", "chunk", "unbind"),
-    *("diagonal", "tril", "triu", "repeat_interleave"),
+    *("diagonal", "tril", "triu", "repeat_interleave", "unflatten"),
 )
 
 

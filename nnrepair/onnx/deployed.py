@@ -21,7 +21,7 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
 
 
-class Running(nn.Module):
+class Deployed(nn.Module):
     """A whole ONNX file in onnxruntime, as a judge: inputs (n, ...) to an output (n, ...), without gradients."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -41,7 +41,9 @@ def ordered(ports: Sequence[Port], named: Mapping[str, Tensor]) -> list[Tensor]:
     return [named[name] for name in names]
 
 
-def running(path: str | os.PathLike[str], output: str | None = None, *, ports: Sequence[Port] | None = None) -> Running:
+def deployed(
+    path: str | os.PathLike[str], output: str | None = None, *, ports: Sequence[Port] | None = None
+) -> Deployed:
     """Return a file as onnxruntime runs it.
 
     Args:
@@ -53,7 +55,7 @@ def running(path: str | os.PathLike[str], output: str | None = None, *, ports: S
     graph = Graph(proto)
     name = output_of(graph, output)
     part = graph.part(graph.before([name]), graph.inputs, [name])
-    return Running(Runtime(part, ports_of(graph, name) if ports is None else ports))
+    return Deployed(Runtime(part, ports_of(graph, name) if ports is None else ports))
 
 
 def ports_of(graph: Graph, output: str) -> list[Port]:
