@@ -126,10 +126,8 @@ far; `python -m benchmarks run --domain compare --part acas` goes on.
 {networks(rows)}
 
 On these networks decisions are proved to be the same on {percent(least, 1)} to {percent(most, 1)} of the volume. What
-is proved {"brackets" if right else "does not bracket"} the sampled share of changed decisions on {
-        "every" if right else "each"
-    } network, but widely: five inputs need many boxes, as bounds over boxes wider than about a sixteenth of the domain
-say nothing about these networks. The aim, 90 % in this time, is not reached.
+is proved {"brackets" if right else "does not bracket"} the sampled share of changed decisions, but widely: five inputs
+need many boxes, as bounds over large boxes say little about these networks. The aim, 90 % in this time, is not reached.
 
 Proved to have the same decision, after so many seconds:
 
