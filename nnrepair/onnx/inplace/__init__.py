@@ -1,1 +1,4 @@
-"""ONNX files of any operators, repaired where they are: cut before a layer, and written with other numbers in it."""
+"""Any ONNX file, repaired in place.
+
+The file is cut before a layer: onnxruntime runs what comes before, torch the rest, and what changed is written into it.
+"""
