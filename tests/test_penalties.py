@@ -513,7 +513,7 @@ def test_ewc_with_an_infinitely_heavy_weight_changes_nothing() -> None:
         (lambda: EWC(1.0, points=0), "points must be an integer >= 1 or None, got 0"),
         (lambda: EWC(1.0, floor=-1.0), "floor must be a finite number >= 0"),
         (lambda: fisher_diagonal(mlp(2, 2), "0", randn(3, 2), labels="empirical"), "one target per point, got none"),
-        (lambda: fisher_diagonal(mlp(2, 1), "0", randn(3, 2)), r"\(points, classes\), got \(3, 1\). Give kind="),
+        (lambda: fisher_diagonal(mlp(2, 1), "0", randn(3, 2)), r"\(points, classes, ...\), got \(3, 1\). Give kind="),
         (lambda: fisher_diagonal(mlp(2, 2), "1", randn(3, 2)), "Layer '1' not found"),
     ],
 )

@@ -209,7 +209,7 @@ class Pictures(nn.Module):
 
 def test_what_cannot_be_split_is_refused():
     square = Polygons(SQUARE[None])
-    with pytest.raises(UnsupportedModel, match=r"(?s)must be piecewise linear.*Sigmoid '1'"):
+    with pytest.raises(UnsupportedModel, match=r"(?s)must be piecewise linear.*Sigmoid: not"):
         split(mlp(2, 3, 2, activation=nn.Sigmoid), square)
     with pytest.raises((InvalidInput, UnsupportedModel)):
         split(mlp(3, 3, 2), square)

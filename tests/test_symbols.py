@@ -215,6 +215,33 @@ def test_what_depends_on_values_is_refused() -> None:
             lower(Code(call), (2, 2))
 
 
+TRUTH: dict[str, tuple[Callable[[Any, Tensor], Tensor], bool]] = {
+    # what torch does with numbers, truth values and bits are three things; whether it can be read
+    "not of numbers": (lambda m, x: torch.logical_not(torch.relu(x)).float(), True),
+    "and of numbers": (lambda m, x: torch.logical_and(torch.relu(x), x > -1).float(), True),
+    "xor of numbers": (lambda m, x: torch.logical_xor(torch.relu(x), x > -1).float(), True),
+    "not of truth values": (lambda m, x: (~(x > 0)).reshape(-1, 3).float(), True),
+    "not, moved": (lambda m, x: (~((x > 0)[:, [2, 0, 1]])).float(), True),
+    "not of bits": (lambda m, x: (~x.long()).float(), False),
+    "and of bits": (lambda m, x: (x.long() & 3).float(), False),
+    "sum of truth values": (lambda m, x: ((x > 0) + (x > -1)).float(), False),
+    "sum of truth values, moved": (lambda m, x: ((x > 0)[:, [1, 2, 0]] + (x > -1)).float(), False),
+    "bytes": (lambda m, x: (x * 300).to(torch.uint8).float(), False),
+}
+
+
+@pytest.mark.parametrize(("call", "is_read"), TRUTH.values(), ids=TRUTH)
+def test_truth_values_are_no_numbers(call: Callable[[Any, Tensor], Tensor], is_read: bool) -> None:
+    model = Code(call).double()
+    if not is_read:
+        with pytest.raises(UnsupportedModel, match="truth values|bits|casts to"):
+            lower(model, (3,))
+        return
+    x = 3 * randn(50, 3, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(lower(model, (3,))(x), model(x).double())
+
+
 def test_models_that_mix_a_batch_are_refused() -> None:
     prop = Property([Case(Box([-1, -1], [1, 1]), ((Halfspace((Fraction(1), Fraction(0)), Fraction(-9)),),))], 2)
     with pytest.raises(UnsupportedModel, match="sums over a batch"):

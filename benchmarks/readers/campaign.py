@@ -115,7 +115,7 @@ def by_single(case: Case, reading: Reading, truth: Truth) -> str:
     if any(output is None for output in outputs):
         return unconfirmed(case, reading, truth)
     wanted = np.concatenate([reading.single(output) for output in outputs])[:POINTS]
-    for n in BATCHES:
+    for n in BATCHES if reading.exact else (POINTS, 2):
         wrong = difference(reading, truth, case.points[:n], wanted[:n])
         if wrong:
             return f"{wrong} (batch of {n})"

@@ -19,7 +19,7 @@ class Units:
     """What a model's outputs are in the user's units: y * scale + shift.
 
     >>> Units.of((20.0, 5.0)).to_model(torch.tensor([30.0]))  # degrees, with mean 20 and standard deviation 5
-    tensor([2.], dtype=torch.float64)
+    tensor([2.])
 
     Args:
         scale, shift: one number, or one for each output.

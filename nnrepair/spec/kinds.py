@@ -257,7 +257,7 @@ def kind_of(*criteria: Criterion | None) -> Kind:
     Of a criterion that joins several, the first part with decisions decides.
 
     >>> kind_of(Near(torch.zeros(1, 3), 0.1), Argmin([2]))
-    Classes(lowest_wins=True)
+    Classes(lowest_wins=True, axis=1)
     """
     for criterion in criteria:
         parts = [] if criterion is None else list(leaves(criterion))

@@ -26,6 +26,7 @@ WINDOW, DECREASE = 10, 1e-3
 def descend(slope_at: Callable[[Tensor], tuple[float, Tensor]], x: Tensor, most: int) -> Tensor:
     """Return where a function is nearly least, from a start.
 
+    >>> import torch
     >>> nearest = descend(lambda x: (float((x - 1).square().sum()), 2 * (x - 1)), torch.zeros(3), 50)
     >>> bool((nearest - 1).abs().max() < 1e-3)
     True

@@ -32,7 +32,7 @@ class Value:
 
     node: int
     shape: Shape  # of one item, without the batch
-    whole: bool = False  # whether all entries are whole numbers, or truth values
+    dtype: torch.dtype | None = None  # of whole numbers and truth values; None where it is of floating point
 
 
 class Unreadable(Exception):

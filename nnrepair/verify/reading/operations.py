@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def _flatten(b: Builder, x: Value, start_dim: int = 0, end_dim: int = -1) -> Val
     first, last = (d + len(x.shape) + 1 if d < 0 else d for d in (start_dim, end_dim))
     if first < 1:
         raise Unreadable("it must keep the batch apart: start_dim=1")
-    return Value(x.node, (*x.shape[: first - 1], math.prod(x.shape[first - 1 : last]), *x.shape[last:]))
+    return replace(x, shape=(*x.shape[: first - 1], math.prod(x.shape[first - 1 : last]), *x.shape[last:]))
 
 
 def _size(b: Builder, x: Value, dim: int | None = None) -> Any:
@@ -107,7 +108,7 @@ def _entry(b: Builder, x: Any, index: Any) -> Any:
         raise Unreadable("it takes a part of the batch")
     taken = b.affine(x, Pick(part[0], size), tuple(part.shape[1:]))
     b.memory[taken.node] = b.owner(x)
-    return taken
+    return replace(taken, dtype=x.dtype)
 
 
 def reshape(b: Builder, x: Value, *sizes: Any) -> Value:
@@ -120,7 +121,7 @@ def reshape(b: Builder, x: Value, *sizes: Any) -> Value:
         item[item.index(-1)] = math.prod(x.shape) // max(-math.prod(item), 1)
     if math.prod(item) != math.prod(x.shape):
         raise Unreadable(f"it makes {tuple(item)} of {x.shape}, which does not keep the batch first")
-    return Value(x.node, tuple(item))
+    return replace(x, shape=tuple(item))
 
 
 def _permute(b: Builder, x: Value, *dims: Any) -> Value:
@@ -131,7 +132,7 @@ def _permute(b: Builder, x: Value, *dims: Any) -> Value:
     index = torch.arange(size).reshape(1, *x.shape).permute(order)[0]
     moved = b.affine(x, Pick(index, size), tuple(index.shape))
     b.memory[moved.node] = b.owner(x)
-    return moved
+    return replace(moved, dtype=x.dtype)
 
 
 def _symbolic(name: str) -> Callable[..., Any]:

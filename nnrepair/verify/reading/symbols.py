@@ -47,7 +47,7 @@ class Symbol:
         cls, b: Builder, value: Value, shape: Iterable[int] | None = None, dtype: torch.dtype | None = None
     ) -> Symbol:
         """Return the tensor of a value, which has a batch of one in front unless `shape` says otherwise."""
-        dtype = dtype or (torch.int64 if value.whole else b.precision)
+        dtype = dtype or value.dtype or b.precision
         return cls(b, value.node, torch.Size((1, *value.shape) if shape is None else shape), dtype)
 
     @property
@@ -55,7 +55,7 @@ class Symbol:
         """The value, if the batch is still in front."""
         if not self.shape or self.shape[0] != 1:
             raise Unreadable("it moves the batch")
-        return Value(self.node, tuple(self.shape[1:]), not self.dtype.is_floating_point)
+        return Value(self.node, tuple(self.shape[1:]), None if self.dtype.is_floating_point else self.dtype)
 
     @property
     def flat(self) -> Value:

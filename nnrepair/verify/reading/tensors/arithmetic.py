@@ -35,6 +35,8 @@ def elementwise(compute: Callable[..., Value]) -> Callable[..., Symbol]:
     """Return the reader of a function of several tensors, entry by entry, given one of flat values and constants."""
 
     def read(b: Builder, *parts: Any, out: Any = None, **settings: Any) -> Symbol:
+        if all(_is_truth(part) for part in parts):
+            raise Unreadable("it computes with truth values, which torch does in its own way; cast them first")
         shape, flat = aligned(b, *parts)
         whole = all(_is_whole(part) for part in parts)
         made = compute(b, *flat, **settings)
@@ -45,6 +47,10 @@ def elementwise(compute: Callable[..., Value]) -> Callable[..., Symbol]:
 
 def _is_whole(part: Any) -> bool:
     return isinstance(part, bool | int) or (isinstance(part, Symbol | Tensor) and not part.dtype.is_floating_point)
+
+
+def _is_truth(part: Any) -> bool:
+    return isinstance(part, bool) or (isinstance(part, Symbol | Tensor) and part.dtype == torch.bool)
 
 
 def add(b: Builder, x: Any, y: Any, alpha: float = 1, sign: float = 1.0) -> Value:
@@ -134,6 +140,8 @@ def _cast(b: Builder, x: Any, to: Any = None, dtype: Any = None, **settings: Any
         return x
     if kind == torch.bool and x.dtype != torch.bool:
         return compared("ne")(b, x, 0)
+    if kind in (torch.uint8, torch.int8, torch.int16):
+        raise Unreadable(f"it casts to {kind}, where large numbers become others")
     if not kind.is_floating_point and x.dtype.is_floating_point:
         stored = b.fixed(x.flat)
         if stored is not None:
@@ -151,14 +159,37 @@ def beyond(b: Builder, x: Any, y: Any, sign: float = 1.0) -> Value:
     return b.total(value, b.scaled(more, sign))
 
 
-def _logical(sign: float) -> Callable[..., Symbol]:
-    pair = elementwise(lambda b, x, y: beyond(b, x, y, sign))
+def _truth(b: Builder, x: Any) -> Any:
+    """Return whether each entry is other than zero."""
+    return x if _is_truth(x) else compared("ne")(b, x, 0) if isinstance(x, Symbol) else b.constant(x) != 0
 
+
+def _not(b: Builder, x: Symbol) -> Symbol:
+    return x.shaped(negated(b, _truth(b, x).flat), torch.bool)
+
+
+def _logical(sign: float) -> Callable[..., Symbol]:
     def read(b: Builder, x: Any, y: Any) -> Symbol:
-        made = pair(b, x, y)
-        return Symbol(b, made.node, made.shape, torch.bool)
+        shape, (left, right) = aligned(b, *(_truth(b, each) for each in (x, y)))
+        return Symbol(b, beyond(b, left, right, sign).node, shape, torch.bool)
 
     return read
+
+
+def _either(b: Builder, x: Any, y: Any) -> Symbol:
+    made: Symbol = compared("ne")(b, *(_truth(b, each) for each in (x, y)))
+    return made
+
+
+def bitwise(read: Callable[..., Symbol]) -> Callable[..., Symbol]:
+    """Return the reader of a function that is the logical one of truth values, and another one of whole numbers."""
+
+    def checked(b: Builder, *parts: Any) -> Symbol:
+        if not all(_is_truth(part) for part in parts):
+            raise Unreadable("it computes with the bits of whole numbers")
+        return read(b, *parts)
+
+    return checked
 
 
 def turned(read: Callable[..., Symbol]) -> Callable[..., Symbol]:
@@ -180,10 +211,14 @@ ARITHMETIC: Table = {
     **{name: compared(name) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
     "greater": compared("gt"),
     "less": compared("lt"),
-    **dict.fromkeys(("logical_not", "invert", "bitwise_not"), lambda b, x: x.shaped(negated(b, x.flat), torch.bool)),
-    **dict.fromkeys(("logical_and", "and", "bitwise_and"), _logical(-1.0)),
-    **dict.fromkeys(("logical_or", "or", "bitwise_or"), _logical(1.0)),
-    **dict.fromkeys(("logical_xor", "xor", "bitwise_xor"), compared("ne")),
+    "logical_not": _not,
+    "logical_and": _logical(-1.0),
+    "logical_or": _logical(1.0),
+    "logical_xor": _either,
+    **dict.fromkeys(("invert", "bitwise_not"), bitwise(_not)),
+    **dict.fromkeys(("and", "bitwise_and"), bitwise(_logical(-1.0))),
+    **dict.fromkeys(("or", "bitwise_or"), bitwise(_logical(1.0))),
+    **dict.fromkeys(("xor", "bitwise_xor"), bitwise(_either)),
     "where": _where,
     "masked_fill": lambda b, x, mask, value: _where(b, mask, value, x),
     **dict.fromkeys(("to", "type", "type_as"), _cast),
