@@ -68,7 +68,9 @@ def _torchvision(name: str, classes: int = 20) -> nn.Module:
 def _vision_transformer() -> nn.Module:
     from torchvision.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(32, 8, 2, 4, 48, 96, num_classes=10)
+    model = VisionTransformer(32, 8, 2, 4, 48, 96, num_classes=10)
+    nn.init.normal_(model.heads[-1].weight, std=0.3)  # zeros, as they are made, decide nothing
+    return model
 
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
