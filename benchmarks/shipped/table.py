@@ -65,7 +65,7 @@ def missing(rows: list[Row]) -> str:
 
 def summary(rows: list[Row]) -> str:
     done = [row for row in rows if row["outcome"] == "repaired"]
-    held = [row for row in done if row["holds"] == row["edits"]]
+    held = [row for row in done if row["holds"] == row["edits"] and row["kept"] == 1]
     shipped = [row for row in rows if row["package"]]
     own = [row for row in held if row["package"]]
     lost = statistics.median(100 * (1 - row["test"]) for row in done)
