@@ -1,4 +1,5 @@
-"""Any ONNX file, repaired in place.
+"""ONNX files, repaired in place.
 
-The file is cut before a layer: onnxruntime runs what comes before, torch the rest, and what changed is written into it.
+Files of any operators are cut before a layer: onnxruntime runs what comes before, torch the rest, and what changed is
+written into the file.
 """
