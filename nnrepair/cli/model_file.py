@@ -264,6 +264,7 @@ def require_model(path: Path) -> None:
 
     Raises:
         InvalidInput: another kind of file (with what to do), or one that is missing.
+        MissingExtra: an ONNX file, without the packages that read it.
     """
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"):
         raise InvalidInput(
@@ -275,6 +276,10 @@ def require_model(path: Path) -> None:
         raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx or .pt2.")
     if not path.is_file():
         raise InvalidInput(f"There is no model {str(path)!r}.")
+    if path.suffix == ".onnx":
+        from nnrepair import onnx
+
+        assert onnx.load is not None  # known before anything else is read
 
 
 def _exported_program(path: Path) -> Any:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from nnrepair.extras import needed
+
+with needed("fast", "The compiled kernel needs numba"):
+    from numba import njit
 
 #: Half the distance between 1 and the next float64; what underflow may take from a value, see `magnitudes`.
 EPS, UNDERFLOW = 2.0**-53, 1e-200
