@@ -1,4 +1,4 @@
-"""`nnrepair compare`: what stays the same between two networks, proved over a region's volume."""
+"""`nnrepair compare`: what stays the same between two networks, over a region's volume."""
 
 from __future__ import annotations
 

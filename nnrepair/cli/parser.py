@@ -43,7 +43,7 @@ def command_line(method_options: Callable[[argparse.ArgumentParser], None] | Non
         method_options(prepare)
     _repair(_added(commands, "repair", "repair a model so that properties hold on whole regions", REPAIR_EPILOG))
     _check(_added(commands, "check", "prove or refute a property of a model on whole regions", CHECK_EPILOG))
-    _compare(_added(commands, "compare", "prove what stays the same between two models", COMPARE_EPILOG))
+    _compare(_added(commands, "compare", "bound what stays the same between two models", COMPARE_EPILOG))
     _check_edits(_added(commands, "check-edits", "count the edits that hold in a model file", CHECK_EDITS_EPILOG))
     _certify(_added(commands, "certify", "have a proof checked by an independent program", CERTIFY_EPILOG))
     _patch(_added(commands, "patch", "show, apply or revert a patch"))
@@ -282,12 +282,13 @@ files:
   BEFORE, AFTER  .onnx, with equally many inputs and outputs
   REGION         .vnnlib or .vnnlib.gz; its boxes are meant, what it says of outputs is not
 
-Shares of the region's volume are printed, which are proved: where all outputs are the same, where the decision is (the
-output that wins), where it is another one, and what is left. More time proves more.
+Shares of the region's volume are printed, at least so much: where all outputs are the same, where the decision is (the
+output that wins), where it is another one, and what is left. They are proved once `nnrepair certify` accepts the
+certificate. More time says more.
 
 exit codes:
-  0  no decision is proved to change
-  1  some are
+  0  no decision surely changes
+  1  some do
   2  the command line is wrong
   3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
 """

@@ -346,7 +346,7 @@ class RepairResult:
         certificate: bool = True,
         progress: bool = False,
     ) -> Comparison:
-        """Prove on how much of a region the repaired network returns, and decides, what the original did.
+        """Bound on how much of a region the repaired network returns, and decides, what the original did.
 
         Args:
             region, decision, outside, timeout, until, certificate, progress: see `nnrepair.verify.compare`.

@@ -1,4 +1,4 @@
-"""compare(): what did not change between two networks, proved over a region's volume."""
+"""compare(): what did not change between two networks, bounded over a region's volume."""
 
 from __future__ import annotations
 
@@ -63,12 +63,13 @@ def compare(
     progress: bool = False,
     resume: Comparison | None = None,
 ) -> Comparison:
-    """Prove on how much of a region two networks return the same, decide the same, and decide differently.
+    """Bound on how much of a region two networks return the same, decide the same, and decide differently.
 
     The region is split into boxes. On each box linear bounds of both networks, with what they share bounded once, say
     where a decision may change: between two parallel planes, whose share of the box is known exactly. What is unknown
-    is split further, until time is over. Every number returned is proved for the real-valued functions of the stored
-    weights, in float64 with all rounding accounted for; more time only proves more.
+    is split further, until time is over. Every number returned is a sound bound for the real-valued functions of the
+    stored weights, in float64 with all rounding accounted for, and is proved once `nnrepair certify` accepts the
+    certificate; more time only says more.
 
     Args:
         before, after: modules, taken in eval mode and left untouched, or ONNX files.

@@ -1,4 +1,4 @@
-"""What a comparison found: how much of a region is proved to be the same, how much to be changed, and where."""
+"""What a comparison found: how much of a region is surely the same, how much is changed, and where."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Shares of a region's volume, exact fractions from 0 to 1; rounding only ever made what is proved smaller.
+    """Shares of a region's volume, exact fractions from 0 to 1; rounding only ever made what is claimed smaller.
 
     Attributes:
         identical: at least on this share all outputs are the same, for the real-valued functions of the weights.
