@@ -37,9 +37,9 @@ def _at(row: Row, seconds: float, what: str) -> str:
 
 def networks(rows: list[Row]) -> str:
     """One row for each network."""
-    head = "network|changed|same decision, at least|sampled|identical, at least|sampled|changed, at least|witnesses|boxes|CPU s"
+    least = ["same decision, at least", "sampled", "identical, at least", "sampled", "changed, at least"]
     return markdown.table(
-        head.split("|"),
+        ["network", "changed", *least, "witnesses", "boxes", "CPU s"],
         [
             [
                 shown(row["network"]),
