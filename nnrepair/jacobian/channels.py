@@ -64,8 +64,7 @@ class Channels:
         try:
             made = _made(module)
             few = example[torch.arange(PROBES) % len(example)]
-            parameters = dict(module.named_parameters(remove_duplicate=False))
-            moved = {n: parameters[n] * (1 + MOVED * torch.cos(_count(parameters[n]))) for n in names}
+            moved = moved_a_little(module, names)
             y = call_with(module, moved, few)
             if made is None or y.ndim != 2 or y.shape[1] < MANY:
                 return None
@@ -98,6 +97,12 @@ class _Chosen(nn.Module):
     def forward(self, *args: Any, **keywords: Any) -> Any:
         module, parameters, chosen = self.__dict__["parts"]
         return torch.func.functional_call(module, parameters, args, {**keywords, "chosen_outputs": chosen})
+
+
+def moved_a_little(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return other values of some parameters, at which two ways of computing outputs are compared."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {n: parameters[n] * (1 + MOVED * torch.cos(_count(parameters[n]))) for n in names}
 
 
 def _count(like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from nnrepair.jacobian.channels import moved_a_little
 from nnrepair.jacobian.suffix import PROBES, ROUNDINGS, Values
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import AnyInputs, Arguments
@@ -21,8 +22,8 @@ from nnrepair.spec.running import call, call_with
 
 #: Positions from which on it is worth while to leave some out.
 MANY = 32
-#: How many choices of positions are compared in the test, and how far parameters are moved for it, relative to them.
-TRIED, MOVED = 3, 0.5
+#: How many choices of positions are compared in the test.
+TRIED = 3
 
 #: Operations that put numbers elsewhere and compute nothing.
 _FUNCTIONS = {torch.unflatten, torch.flatten, torch.transpose, torch.permute, torch.reshape, torch.movedim}
@@ -62,8 +63,7 @@ class Positions:
             return None
         try:
             few = example[torch.arange(PROBES) % len(example)]
-            parameters = dict(module.named_parameters(remove_duplicate=False))
-            moved = {n: parameters[n] * (1 + MOVED * torch.cos(_count(parameters[n]))) for n in names}
+            moved = moved_a_little(module, names)
             y, (body, tail) = call_with(module, moved, few), _apart(module)
             before = call_with(body, moved, few)
             if before.ndim != 3 or before.shape[1] < MANY or len(y) != len(before) or y.numel() != before.numel():
@@ -116,10 +116,6 @@ def _some(x: Tensor, positions: Tensor) -> Tensor:
     """Return (n, k, ...) of x (n, positions, ...) the positions (n, k) of each point."""
     index = positions.reshape(*positions.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
     return x.gather(1, index)
-
-
-def _count(like: Tensor) -> Tensor:
-    return torch.arange(like.numel(), dtype=like.dtype, device=like.device).reshape(like.shape)
 
 
 def _apart(module: nn.Module) -> tuple[nn.Module, nn.Module]:
