@@ -26,7 +26,7 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.network import Network
 from nnrepair.verify.parts import SearchedPart, parts_of
-from nnrepair.verify.property import Case, Conjunction, Exact, Property
+from nnrepair.verify.property import Case, Conjunction, Exact, Halfspace, Property
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
@@ -175,7 +175,7 @@ class _Problem:
         deadline.check("comparing what was read with the network")
         network.compare(self.property, self.replay, deadline)
         #: Which of two probabilities is larger, their scores tell as well.
-        self.compares = all(row.compares for case in self.property.cases for ways in case.unsafe for row in ways)
+        self.compares = all(_compares(row) for case in self.property.cases for ways in case.unsafe for row in ways)
         searched = self._searched(graph)
         self.replay.scores = None if searched is graph else searched
         self.graph = searched.to(device)
@@ -392,6 +392,12 @@ def _numbered(part: SearchedPart, tree: Tree) -> Tree:
     dim, cut = tree
     free = part.free.cpu().numpy()
     return np.where(dim < 0, -1, free[np.maximum(dim, 0)]).astype(dim.dtype), cut
+
+
+def _compares(row: Halfspace) -> bool:
+    """Tell whether a row only says which of two outputs is larger."""
+    given = [c for c in row.coefficients if c]
+    return row.bound == 0 and len(given) == 2 and sum(given) == 0
 
 
 def _plain(affine: Affine | None) -> bool:

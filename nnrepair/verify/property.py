@@ -132,12 +132,6 @@ class Halfspace:
     def __hash__(self) -> int:
         return self._hash  # fractions are slow to hash, and a row may belong to thousands of conjunctions
 
-    @cached_property
-    def compares(self) -> bool:
-        """Whether it only says which of two outputs is larger."""
-        given = [c for c in self.coefficients if c]
-        return self.bound == 0 and len(given) == 2 and sum(given) == 0
-
     def contains(self, y: Sequence[Fraction]) -> bool:
         """Tell, exactly, whether an output lies inside."""
         value = sum((c * v for c, v in zip(self.coefficients, y, strict=True) if c), Fraction(0))
