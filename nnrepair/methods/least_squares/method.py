@@ -44,8 +44,9 @@ from nnrepair.wrappers.codebook import Seen
 
 Constraint = Literal["exact", "ridge", "null-space"]
 Share = Literal["even", "root"]
-#: Outputs aim this far beyond the margin asked for, relative to the typical one, and so many roundings.
-BEYOND, ROUNDINGS = 1e-4, 8
+#: Outputs aim this far beyond the margin asked for, relative to the typical one, and so many roundings; with a ridge,
+#: which writes a part of what is missing in each round, farther.
+BEYOND, WITH_RIDGE, ROUNDINGS = 1e-4, 0.05, 8
 ADVICE = "a larger margin, more rounds or steps, a smaller ridge, another layer (layers=...), or another method"
 
 
@@ -82,7 +83,7 @@ class LeastSquares:
     ridge: float = 1.0
     null: float = 0.01
     margin: float = 0.0
-    rounds: int = 20
+    rounds: int = 50
     steps: int = 200
     lr: float = 0.1
     longest: float = 4.0
@@ -125,8 +126,9 @@ class LeastSquares:
 
 @dataclass(frozen=True)
 class _Kept:
-    """The keys of the points to keep at one layer: their second moment, with a little ridge, and a root of it."""
+    """A layer, and the second moment of its keys at the points to keep, with a little ridge, and a root of it."""
 
+    layer: LinearMap
     moment: Tensor
     root: Tensor
     null: Tensor | None
@@ -138,15 +140,18 @@ class _Task:
     def __init__(self, method: LeastSquares, problem: Problem, names: list[str]) -> None:
         self.method, self.problem, self.names = method, problem, names
         self.notes: list[str] = []
+        self._known: tuple[Tensor, Tensor] | None = None
         locality = problem.locality
         if locality is None:
             self.notes.append("no locality set: all directions of keys count alike.")
         self.points = [problem.edits.inputs, *([] if locality is None else [locality.inputs])]
+        #: What is known of the layers of the network as it was, which all edits of it share.
         key = ("least squares", tuple(names), method.constraint, method.null)
         self.kept: dict[str, _Kept] = problem.once(key, lambda: {name: self._kept(name) for name in names})
         y = problem.answers.double()
         rounding = ROUNDINGS * torch.finfo(problem.answers.dtype).eps * float(y.abs().amax())
-        self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
+        beyond = BEYOND if method.constraint == "exact" else WITH_RIDGE
+        self.aim = method.margin + beyond * problem.edits.criterion.typical_slack(y) + rounding
 
     def inserted(self) -> tuple[nn.Module, int]:
         """Return the network in which most edits hold, and after how many rounds that is."""
@@ -173,9 +178,10 @@ class _Task:
 
     def _written(self, model: nn.Module, name: str, share: float) -> nn.Module:
         """Return the network with a share of what is missing at one layer inserted there."""
-        edits, kept = self.problem.edits, self.kept[name]
-        layer = LinearMap(model, name, self.points)
-        keys, values = layer.seen(edits.inputs)
+        edits, kept, layer = self.problem.edits, self.kept[name], self.kept[name].layer
+        if len(self.names) > 1:  # earlier layers have changed what this one is applied to
+            layer = LinearMap(model, name, self.points[:1])
+        keys, values = self._seen(layer)
         if self._is_last(model, name):
             y = outputs(model, edits.inputs).double()
             missing = layer.by_position(targets.at_outputs(edits.criterion, y, self.aim) - y).cpu()
@@ -185,6 +191,12 @@ class _Task:
             R = self._gains(model, layer, K, values.mean(1), kept)
         matrix = self._change(K, share * R, kept)
         return moved(model, layer.change(matrix)) if bool(torch.isfinite(matrix).all()) else model
+
+    def _seen(self, layer: LinearMap) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the edits at a layer; of the only one that changes they are asked for once."""
+        if len(self.names) > 1 or self._known is None:
+            self._known = layer.seen(self.problem.edits.inputs)
+        return self._known
 
     def _gains(self, model: nn.Module, layer: LinearMap, K: Tensor, values: Tensor, kept: _Kept) -> Tensor:
         """Return (edits, out) what a layer inside the network should gain at keys, see `targets.inside`."""
@@ -220,11 +232,11 @@ class _Task:
         locality = self.problem.locality
         if locality is None:
             one = torch.eye(layer.inputs, dtype=torch.float64)
-            return _Kept(one, one, one)
+            return _Kept(layer, one, one, one)
         moment = layer.moment(locality.inputs)
         null = insertion.null_space(moment, self.method.null) if self.method.constraint == "null-space" else None
         lower = torch.from_numpy(root(moment.numpy().copy()))
-        return _Kept(lower @ lower.T, lower, null)
+        return _Kept(layer, lower @ lower.T, lower, null)
 
 
 def _memit() -> LeastSquares:
