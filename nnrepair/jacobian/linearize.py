@@ -146,7 +146,7 @@ class Linearization:
         return y, found[:, 0] if y.ndim == 2 else None
 
     def by_position(self, inputs: AnyInputs, tick: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
-        """Return (points, P, inp) what the last map is applied to, when `ends_affine`, and (points, ...) its outputs."""
+        """Return (points, P, inp) what the last map is applied to, if `ends_affine`, and (points, ...) its outputs."""
         group, found, ys = self.groups[0], list[Tensor](), list[Tensor]()
         if group.keyed:
             return self._keys.of(inputs)[:, None], self.outputs_in_batches(inputs, None, tick)
