@@ -223,6 +223,37 @@ def deadlines() -> str:
     )
 
 
+def competition() -> dict[str, Any]:
+    """Return the verdicts on instances of VNN-COMP beside the published ones, by benchmark and one by one."""
+    rows = _rows("vnncomp.json")
+    counted, unsolved = [], []
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        mine = [row for row in rows if row["benchmark"] == name]
+        solved = [row for row in mine if row["verdict"] in ("holds", "violated")]
+        said = Counter(row["verdict"] for row in mine)
+        times = [f"{statistics.median(row['cpu_seconds'] for row in solved):.2f}"] if solved else ["–"]
+        counted.append([name, len(mine), *(said[v] for v in ("holds", "violated", "unknown", "error")), *times])
+    for row in rows:
+        if row["verdict"] not in ("holds", "violated"):
+            published = f"{row['published']}, {row['tools_agreeing']} tool{'s' * (row['tools_agreeing'] > 1)}"
+            unsolved.append([row["benchmark"], row["property"], published, " ".join(row["reason"].split())])
+    said = Counter(row["verdict"] for row in rows)
+    return {
+        "rows": rows,
+        "said": said,
+        "wrong": sum(row["verdict"] in ("holds", "violated") and row["verdict"] != row["published"] for row in rows),
+        "limit": "/".join(f"{v:g}" for v in sorted({row["limit"] for row in rows})),
+        "clock": "/".join(sorted({"CPU" if row["clock"] == "cpu" else "wall" for row in rows})),
+        "cpu": _total(rows, "cpu_seconds"),
+        "slowest": max((row["cpu_seconds"] for row in rows if row["verdict"] in said), default=0.0),
+        "replayed": sum("onnxruntime" in row["replayed"] for row in rows),
+        "counted": markdown.table(
+            ["benchmark", "instances", "holds", "violated", "unknown", "refused", "median CPU s of solved"], counted
+        ),
+        "unsolved": markdown.table(["benchmark", "property", "published", "why not here"], unsolved),
+    }
+
+
 def told() -> list[str]:
     """Return the checker's lines for docs/results.md."""
     a = acas()
@@ -240,7 +271,7 @@ def write() -> None:
 
 def page() -> str:
     """Return docs/results-properties.md."""
-    file, a, p, h = _file("acas.json"), acas(), plain(), heldout()
+    file, a, p, h, v = _file("acas.json"), acas(), plain(), heldout(), competition()
     about = ", ".join(f"{k} {v}" for k, v in file["versions"].items())
     campaign = _rows("soundness.json")
     cases, disagreements = sum(r["cases"] for r in campaign), sum(len(r["disagreements"]) for r in campaign)
@@ -287,6 +318,24 @@ longest edge (in units of the property's box), no clipping, no attack but box ce
 **{p["boxes"]:.0f} times the boxes and {p["cpu"]:.1f} times the CPU time**. On the {p["proved"]} that both prove:
 {p["proved_boxes"]:.1f} times the boxes, {p["proved_cpu"]:.1f} times the CPU time; most of these need a handful of
 boxes, where the checker's time is that of its attack.
+
+## Other benchmarks of VNN-COMP
+
+{len(v["rows"])} instances of {len({row["benchmark"] for row in v["rows"]})} benchmarks, drawn beforehand, limit
+{v["limit"]} s of {v["clock"]} time each, one at a time (`benchmarks/verify/vnncomp.py`, which runs
+`nnrepair check --suite`): {v["said"]["holds"]} hold, {v["said"]["violated"]} are violated, {v["said"]["unknown"]} stay
+unknown, {v["said"]["error"]} {"is" if v["said"]["error"] == 1 else "are"} refused; **{
+        v["wrong"]
+    } answered otherwise** than the competition's tools agree.
+{v["replayed"]} of {v["said"]["violated"]} counterexamples are ones in onnxruntime, too. {
+        v["cpu"]:.0f} CPU s in all; the
+slowest took {v["slowest"]:.1f} CPU s, which is how limits are kept.
+
+{v["counted"]}
+
+What is not solved:
+
+{v["unsolved"]}
 
 ## Held out: random properties
 

@@ -40,7 +40,7 @@ def by_cpu(*arguments: Any, **options: Any) -> CheckResult:
     started, faster = time.monotonic(), options["timeout"] / float(os.environ.get(PATIENCE, "inf"))
 
     def seconds() -> float:
-        return max(time.process_time(), (time.monotonic() - started) * faster)
+        return float(max(time.process_time(), (time.monotonic() - started) * faster))
 
     setattr(deadline, "time", SimpleNamespace(monotonic=seconds))  # noqa: B010 - mypy
     return check(*arguments, **options)
