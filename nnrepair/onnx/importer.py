@@ -339,7 +339,10 @@ def _check_version(node: Node) -> None:
 
 def _taken_branch(node: Node) -> onnx.GraphProto:
     if not node.fixed(0):
-        raise CannotRun(f"cannot be run: which branch of the If {node.name!r} is taken depends on the input.")
+        raise CannotRun(
+            f"cannot be run: which branch of the If {node.name!r} is taken depends on the input. Where one input decides "
+            "that, give its value: fixed={NAME: VALUE}."
+        )
     graph = node.get("then_branch" if node.constant(0).any() else "else_branch", None)
     if not isinstance(graph, onnx.GraphProto):
         raise Refused("it has no such branch")
