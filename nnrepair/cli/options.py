@@ -101,7 +101,7 @@ def require_outputs(inputs: Sequence[Path], *paths: Path) -> None:
     out = paths[0]
     if not out.name.endswith((".onnx", ".onnx.gz", ".pt2")):
         raise InvalidInput(
-            f"--out {out.name}: a model is written as .onnx (or .onnx.gz) or .pt2, so the name must end in one of them."
+            f"--out {out.name}: a model is written as .onnx or .pt2: the name must end in that, or in .onnx.gz."
         )
     require_places(inputs, paths)
 

@@ -58,6 +58,7 @@ class Importer:
         self.shared: dict[str, bool] = {}  # whether other nodes use the weights of a module too
         self.names = Names()
         self.layers: dict[tuple[str, ...], str] = {}  # by operator and weights
+        self.roots: dict[str, str] = {}  # the first name of values that have others, too
         self.room = max(LIMIT, 4 * sum(math.prod(t.dims) for t in stored(self.graph)))
         self.problems: dict[str, list[str]] = {}  # by operator
         self.lost = set[str]()  # what nodes that are refused would have computed
@@ -144,6 +145,7 @@ class Importer:
             if node.has(2) and node.constant(2).any():
                 raise Refused("it is in training mode; export the model in eval mode")
             self.values[node.output] = self.values[node.names[0]]
+            self.roots[node.output] = self.roots.get(node.names[0], node.names[0])
         elif moving and (self._adds_bias(node) or _shifts_by_zero(node)):
             self.values[node.output] = next(value for value in node.inputs if isinstance(value, str))
         else:
@@ -267,7 +269,8 @@ class Importer:
             name = self.names.free(clean(node.name))
             self._add(name, module)
             return name
-        weights = (node.op, *(name for index, name in enumerate(node.names) if node.fixed(index)))
+        fixed = [self.roots.get(name, name) for index, name in enumerate(node.names) if node.fixed(index)]
+        weights = (node.op, *fixed)
         name = self.layers.get(weights, "")
         if name and _alike(self.modules[name], module):
             return name
@@ -340,8 +343,8 @@ def _check_version(node: Node) -> None:
 def _taken_branch(node: Node) -> onnx.GraphProto:
     if not node.fixed(0):
         raise CannotRun(
-            f"cannot be run: which branch of the If {node.name!r} is taken depends on the input. Where one input decides "
-            "that, give its value: fixed={NAME: VALUE}."
+            f"cannot be run: which branch of the If {node.name!r} is taken depends on the input. Where one input "
+            "decides that, give its value: fixed={NAME: VALUE}."
         )
     graph = node.get("then_branch" if node.constant(0).any() else "else_branch", None)
     if not isinstance(graph, onnx.GraphProto):

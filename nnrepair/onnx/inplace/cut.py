@@ -53,10 +53,10 @@ class Cut:
                 chosen.append(node)
                 later.update(node.output)
         left = [name for node in chosen for name in reads(node)]
-        counting = dict[int, NodeProto]()
+        counting, counts = dict[int, NodeProto](), self._counting()
         while left:
             name = left.pop()
-            if name not in later and name not in graph.fixed and self._counts(name):
+            if name not in later and name in counts:
                 node = graph.producers[name]
                 later.update(node.output)
                 counting[id(node)] = node
@@ -66,13 +66,14 @@ class Cut:
         read = dict.fromkeys(name for node in self.behind for name in reads(node))
         self.crossing = [name for name in read if name not in graph.fixed and name not in later]
 
-    def _counts(self, name: str) -> bool:
-        """Whether a value depends on nothing but the sizes of others."""
-        node = self.graph.producers.get(name)
-        if node is None or operator(node) == "Shape":
-            return node is not None
-        moving = [one for one in reads(node) if one not in self.graph.fixed]
-        return bool(moving) and all(self._counts(one) for one in moving)
+    def _counting(self) -> set[str]:
+        """Return the values that depend on nothing but the sizes of others."""
+        found, fixed = set[str](), self.graph.fixed
+        for node in self.graph.nodes:
+            moving = [name for name in reads(node) if name not in fixed]
+            if operator(node) == "Shape" or (moving and found.issuperset(moving)):
+                found.update(name for name in node.output if name not in fixed)
+        return found
 
     @property
     def constants(self) -> list[str]:
