@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,10 +221,8 @@ class Importer:
                     )
                 if part.numel() == 0:
                     raise CannotRun(f"cannot be run: the result {output!r} of shape {tuple(part.shape)} is empty.")
-        if len(results[0]) == 1:
-            self.examples[output] = [result[0] for result in results]
-        else:
-            self.examples[output] = results  # type: ignore[assignment]  # read by Item alone
+        several: Any = results  # read by Item alone
+        self.examples[output] = [result[0] for result in results] if len(results[0]) == 1 else several
         self.steps[output] = Step(module, tuple(inputs), output)
 
     def _spend(self, size: int, what: str) -> None:
@@ -269,8 +268,7 @@ class Importer:
             name = self.names.free(clean(node.name))
             self._add(name, module)
             return name
-        fixed = [self.roots.get(name, name) for index, name in enumerate(node.names) if node.fixed(index)]
-        weights = (node.op, *fixed)
+        weights = (node.op, *(self.roots.get(name, name) for k, name in enumerate(node.names) if node.fixed(k)))
         name = self.layers.get(weights, "")
         if name and _alike(self.modules[name], module):
             return name
