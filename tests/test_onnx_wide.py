@@ -292,10 +292,10 @@ def test_the_documentation_lists_all_operators() -> None:
 
 def test_a_weight_under_several_names_is_one_layer(tmp_path: Path) -> None:
     nodes = [
-        node("Identity", ["w"], ["again"]),
-        node("MatMul", ["x", "w"], ["h"]),
-        node("Relu", ["h"], ["r"]),
-        node("MatMul", ["r", "again"], ["y"]),
+        node("Identity", "w", "again"),
+        node("MatMul", "x w", "h"),
+        node("Relu", "h", "r"),
+        node("MatMul", "r again"),
     ]
     path = model(tmp_path / "m.onnx", nodes, {"w": normal(5, 5)}, {"x": (TensorProto.FLOAT, ["n", 5])})
     made, x = nonnx.load(path), normal(4, 5)
