@@ -36,7 +36,9 @@ from nnrepair.methods.fine_tune.penalties import (
     between,
 )
 from nnrepair.progress import progress_bar
+from nnrepair.spec.criterion import flat
 from nnrepair.spec.inputs import AnyInputs, appended, independent
+from nnrepair.spec.kinds import Regression
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import call, outputs
@@ -52,6 +54,8 @@ HALVINGS = 10
 #: The loss aims this far beyond the margin asked for, relative to the typical one, so that rounding cannot stall it.
 BEYOND = 1e-5
 ADVICE = "more steps, another lr, more layers, or weaker penalties and less rehearsal"
+#: Numbers that a step looks at for penalties, where outputs are plain numbers: an image tells as much as many of them.
+WATCHED = 2**14
 #: Stands for every larger step size: weights explode all the same, but optimizers refuse what float32 cannot hold.
 LARGEST_LR = 1e30
 
@@ -74,8 +78,8 @@ class FineTune:
         interpolate: "auto" returns the smallest step from the old weights towards the tuned ones under which all edits
             still hold (holding is not monotone: the first on a grid, refined by bisection); "none" takes it whole.
         margin: by how much every edit must hold, in output units.
-        batch_size: edits per step, and locality points per step for penalties that watch them; points that depend on
-            each other (the nodes of a graph) always run together.
+        batch_size: edits per step, and locality points per step for penalties that watch them, of points with many
+            numbers (images) fewer; points that depend on each other (the nodes of a graph) always run together.
 
     Raises:
         InvalidInput: hyper-parameters that cannot be, unknown names, or a missing locality set.
@@ -178,7 +182,7 @@ class _Run:
         self.optimizer = optimizer(groups)
         self.regularizers = [penalty.start(problem, self.old, self.generator) for penalty in method.penalties]
         self.points = _Points(method, problem, self.generator, any(each.watches for each in self.regularizers))
-        y = outputs(problem.model, problem.edits.inputs).double()
+        y = problem.answers.double()
         rounding = 8 * torch.finfo(self.weights[names[0]].dtype).eps * float(y.abs().amax())
         self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
         self.best, self.score, self.steps = self.old, (-1, -1), 0
@@ -364,6 +368,10 @@ class _Points:
             self.locality = problem.locality.inputs
             self.rehearsed = torch.nonzero(problem.locality.holds).flatten().cpu()
         points = [self.edits, *([] if self.locality is None else [self.locality])]
+        #: Points that penalties watch in a step, at most.
+        self.most = method.batch_size
+        if isinstance(problem.kind, Regression):
+            self.most = min(self.most, max(1, WATCHED // max(1, flat(problem.answers).shape[1])))
         #: Whether processes share the points of a step; not where these influence each other.
         self.shared = ranks.count() > 1 and all(map(independent, points))
         #: Whether every step sees all edits.
@@ -379,7 +387,7 @@ class _Points:
         if self.watch:
             assert self.locality is not None
             watch = torch.arange(len(self.locality))
-            watch = self._some(watch) if independent(self.locality) else watch
+            watch = self._some(watch, self.most) if independent(self.locality) else watch
         points, watched_points, several, mine = len(index) + len(rehearsal), len(watch), 1, index
         if self.shared:
             several, mine = ranks.count(), ranks.share(index)
