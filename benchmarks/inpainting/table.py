@@ -130,7 +130,8 @@ stored: without `model.summary` others moved many times as far; 20 kept faces we
 `grace` and `cnp` leave the weights alone: they carry what is to be painted beside the network, and add it where a face
 resembles the edited one. `cnp` is trained first (*trained first*: CPU seconds, once for all edits of a network). With
 other pixels given, what they add does not fit any more. `ft+l2-heavy` shows what a penalty that is too heavy comes to.
-Not tried: `learned-steps` and `editable-training`, whose exercises need gradients of the decoder's gradients.
+Not tried: `learned-steps` and `editable-training`, whose exercises need gradients of the decoder's gradients, and the
+editors in closed form (`rome` and others).
 
 {several()}{listed}
 """
