@@ -24,6 +24,7 @@ from nnrepair.methods.fine_tune.penalties import (
     Penalty,
     Regularizer,
 )
+from nnrepair.methods.fine_tune.points import Points
 from nnrepair.spec.problem import pose
 
 quick = FineTune(lr=0.01)
