@@ -134,24 +134,33 @@ def test_compiled_kernel_is_right_in_exact_arithmetic() -> None:
 #: loose unit leave room for its error, so that lines around it are wrong only where rounding does its very worst.)
 BREAKS = {
     "all rounding": ("gamma = 2 * (most + widest + 64) * EPS", "gamma = 0.0"),
-    "the error of a unit": ("z[ERROR], z[SIZE] = off * UP + UNDERFLOW, size * UP", "z[ERROR], z[SIZE] = 0.0, size"),
-    "errors of the units before": ("off += abs(sums[FACTOR, j]) * before[j, ERROR]", "off += 0.0"),
-    "the line above": ("= slope, -slope * low[i]", "= slope, -slope * low[i] * 0.9"),
-    "the slope above": ("slope = high[i] / span", "slope = 0.9 * high[i] / span"),
-    "the line below": ("1.0 if high[i] > -low[i] else 0.0", "1.2"),
-    "which line": ("if a < 0:", "if a > 0:"),
-    "values of loose units": ("places[WIDTH, s] = high[i], columns", "places[WIDTH, s] = 0.5 * high[i], columns"),
-    "the sign of a row": ("sums[ROW, c] = sign * z[c]", "sums[ROW, c] = z[c]"),
-    "the bias": ("z[0] += bias", "z[0] += 0.99 * bias"),
-    "weights of loose units": ("z[old + s] = w[places[FRESH, s]]", "z[old + s] = 0.0"),
-    "the width of the box": ("value += a * sums[MIDDLE, t] - abs(a) * sums[RADIUS, t]", "value += a * sums[MIDDLE, t]"),
-    "the width in intervals": ("spread += abs(z[1 + t]) * sums[RADIUS, t]", "spread += 0.0"),
-    "intercepts": ("row[0] += a * loose[s, SHIFT]", "row[0] += 0.0"),
-    "units that are off": (
-        "if high[i] <= 0:\n                continue",
-        "if high[i] <= 0.1:\n                continue",
+    "the error of a unit": ("(gamma * (off + size) + error) * UP + UNDERFLOW", "0.0"),
+    "errors of the units before": ("error += abs(part[u, j]) * errors[ERROR, j]", "error += 0.0"),
+    "sizes of the units before": ("off += abs(part[u, j]) * errors[SIZE, j]", "off -= size"),
+    "the line above": ("= slope, -slope * lo[i]", "= slope, -slope * lo[i] * 0.9"),
+    "the slope above": ("slope = hi[i] / span", "slope = 0.9 * hi[i] / span"),
+    "the line below": ("1.0 if hi[i] > -lo[i] else 0.0", "1.2"),
+    "which line": ("if a < 0 else", "if a > 0 else"),
+    "which intercept": ("shift += min(a, 0.0)", "shift += max(a, 0.0)"),
+    "intercepts": ("rows[r, 0] += shift", "rows[r, 0] += 0.0"),
+    "values of loose units": (
+        "ends[REACH, columns + new], fresh[new] = hi[i], i",
+        "ends[REACH, columns + new], fresh[new] = hi[i] / 2, i",
     ),
-    "units that are on": ("if low[i] < 0:\n", "if low[i] < -0.1:\n"),
+    "the sign of a row": ("= Z[open_[r], c], -Z[open_[r], c]", "= Z[open_[r], c], Z[open_[r], c]"),
+    "the bias": ("Z[u, 0] += bias[i]", "Z[u, 0] += 0.99 * bias[i]"),
+    "weights of loose units": ("Z[u, old + s] = weight[i, fresh[s]]", "Z[u, old + s] = 0.0"),
+    "which loose units": ("a, s = rows[r, columns + j], first + j", "a, s = rows[r, columns + j], j"),
+    "the width of the box": ("value += a * ends[MIDDLE, t] - abs(a) * ends[RADIUS, t]", "value += a * ends[MIDDLE, t]"),
+    "the width in intervals": ("spread += abs(z[1 + t]) * ends[RADIUS, t]", "spread += 0.0"),
+    "units that are off": (
+        "if is_bent and hi[i] <= 0:\n                    continue",
+        "if is_bent and hi[i] <= 0.1:\n                    continue",
+    ),
+    "units that are on": (
+        "if is_bent and lo[i] < 0:\n                    span",
+        "if is_bent and lo[i] < -0.1:\n                    span",
+    ),
 }
 
 
