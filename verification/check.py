@@ -133,7 +133,7 @@ class Bounder:
         return steps, on
 
     def between(self, A: Array, c: Array, box: Array, steps: list[Any], lower: Array, upper: Array) -> Any:
-        """Bound A h + c from below and above, each row over its box, where a ReLU of unknown sign is any 0 <= h <= H."""
+        """Bound A h + c from both sides, each row over its box; a ReLU of unknown sign is any 0 <= h <= H."""
         E, least, most = np.abs(c), c, c
         for lines, weight, bias, terms in reversed(steps):
             E = E + np.abs(A) @ terms
