@@ -137,16 +137,13 @@ BREAKS = {
     "the error of a unit": ("(gamma * (off + size) + error) * UP + UNDERFLOW", "0.0"),
     "errors of the units before": ("error += abs(part[u, j]) * errors[ERROR, j]", "error += 0.0"),
     "sizes of the units before": ("off += abs(part[u, j]) * errors[SIZE, j]", "off -= size"),
-    "the line above": ("= slope, -slope * lo[i]", "= slope, -slope * lo[i] * 0.9"),
-    "the slope above": ("slope = hi[i] / span", "slope = 0.9 * hi[i] / span"),
-    "the line below": ("1.0 if hi[i] > -lo[i] else 0.0", "1.2"),
+    "the line above": ("= slope, -slope * low[i]", "= slope, -slope * low[i] * 0.9"),
+    "the slope above": ("slope = high[i] / span", "slope = 0.9 * high[i] / span"),
+    "the line below": ("1.0 if high[i] > -low[i] else 0.0", "1.2"),
     "which line": ("if a < 0 else", "if a > 0 else"),
     "which intercept": ("shift += min(a, 0.0)", "shift += max(a, 0.0)"),
     "intercepts": ("rows[r, 0] += shift", "rows[r, 0] += 0.0"),
-    "values of loose units": (
-        "ends[REACH, columns + new], fresh[new] = hi[i], i",
-        "ends[REACH, columns + new], fresh[new] = hi[i] / 2, i",
-    ),
+    "values of loose units": ("ends[REACH, columns + j] = hi[fresh[j]]", "ends[REACH, columns + j] = hi[fresh[j]] / 2"),
     "the sign of a row": ("= Z[open_[r], c], -Z[open_[r], c]", "= Z[open_[r], c], Z[open_[r], c]"),
     "the bias": ("Z[u, 0] += bias[i]", "Z[u, 0] += 0.99 * bias[i]"),
     "weights of loose units": ("Z[u, old + s] = weight[i, fresh[s]]", "Z[u, old + s] = 0.0"),
@@ -154,13 +151,10 @@ BREAKS = {
     "the width of the box": ("value += a * ends[MIDDLE, t] - abs(a) * ends[RADIUS, t]", "value += a * ends[MIDDLE, t]"),
     "the width in intervals": ("spread += abs(z[1 + t]) * ends[RADIUS, t]", "spread += 0.0"),
     "units that are off": (
-        "if is_bent and hi[i] <= 0:\n                    continue",
-        "if is_bent and hi[i] <= 0.1:\n                    continue",
+        "if is_bent and high[i] <= 0:\n            continue",
+        "if is_bent and high[i] <= 0.1:\n            continue",
     ),
-    "units that are on": (
-        "if is_bent and lo[i] < 0:\n                    span",
-        "if is_bent and lo[i] < -0.1:\n                    span",
-    ),
+    "units that are on": ("if is_bent and low[i] < 0:", "if is_bent and low[i] < -0.1:"),
 }
 
 

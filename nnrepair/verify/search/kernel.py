@@ -121,6 +121,13 @@ def _between(z: Floats, off: float, ends: Floats, inputs: int) -> tuple[float, f
 
 
 @_compiled
+def _narrow(low: Floats, high: Floats, unit: int, ends: tuple[float, float]) -> None:
+    """Take the better bounds of a unit; NaN is none."""
+    low[unit] = ends[0] if ends[0] > low[unit] else low[unit]
+    high[unit] = ends[1] if ends[1] < high[unit] else high[unit]
+
+
+@_compiled
 def _substituted(
     rows: Floats,
     least: Floats,
@@ -161,6 +168,52 @@ def _substituted(
             value += a * ends[MIDDLE, t] - abs(a) * ends[RADIUS, t]
             off += 4 * gamma * abs(a) * ends[REACH, 1 + t]
         least[r] = value - off * UP - UNDERFLOW
+
+
+@_compiled
+def _kept(
+    is_bent: bool,
+    low: Floats,
+    high: Floats,
+    units: Integers,
+    Z: Floats,
+    found: Floats,
+    errors: Floats,
+    places: Integers,
+    fresh: Integers,
+    first: int,
+    lines: Floats,
+    table: Floats,
+    gamma: float,
+) -> tuple[int, int]:
+    """Sort units into those of known sign, which stay in Z, and loose ones, which go into the table; give their counts.
+
+    Args:
+        is_bent, low, high: whether ReLUs follow, and bounds of what goes into them.
+        units, Z, found: places in the layer, T, and e and S.
+        errors, places: of units of known sign; written.
+        fresh, first, lines, table: places of loose units, their numbers, lines and T; written.
+        gamma: see `loose`.
+    """
+    known, new, columns = 0, 0, Z.shape[1]
+    for u in range(len(units)):
+        i = units[u]
+        if is_bent and high[i] <= 0:
+            continue
+        if is_bent and low[i] < 0:
+            s, span = first + new, high[i] - low[i]
+            slope = high[i] / span
+            lines[SLOPE, s], lines[SHIFT, s] = slope, -slope * low[i] + 2e-15 * span
+            lines[FLOOR, s] = 1.0 if high[i] > -low[i] else 0.0
+            lines[LOSS, s] = found[ERROR, u] + gamma * (found[SIZE, u] + 4 * max(high[i], -low[i]))
+            table[new * columns : (new + 1) * columns] = Z[u]
+            fresh[new] = i
+            new += 1
+        else:
+            Z[known], places[known] = Z[u], i
+            errors[ERROR, known], errors[SIZE, known] = found[ERROR, u], found[SIZE, u]
+            known += 1
+    return known, new
 
 
 @njit(
@@ -231,9 +284,8 @@ def tighten(
             for u in range(count):
                 i = units[u]
                 if is_bent and lo[i] < 0:
-                    least_i, most_i = _between(Z[u], found[ERROR, u] + gamma * found[SIZE, u], ends, inputs)
-                    lo[i] = least_i if least_i > lo[i] else lo[i]  # NaN is no bound
-                    hi[i] = most_i if most_i < hi[i] else hi[i]
+                    off = found[ERROR, u] + gamma * found[SIZE, u]
+                    _narrow(lo, hi, i, _between(Z[u], off, ends, inputs))
                     if lo[i] < 0 and hi[i] > 0:
                         open_[loose] = u
                         loose += 1
@@ -244,32 +296,16 @@ def tighten(
                         rows[2 * r, c], rows[2 * r + 1, c] = Z[open_[r], c], -Z[open_[r], c]
                 _substituted(rows, least, inputs, layers, ends, lines, table, blocks, gamma, part, product)
                 for r in range(loose):
-                    u = open_[r]
-                    i = units[u]
-                    least_i, most_i = least[2 * r] - found[ERROR, u], found[ERROR, u] - least[2 * r + 1]
-                    lo[i] = least_i if least_i > lo[i] else lo[i]
-                    hi[i] = most_i if most_i < hi[i] else hi[i]
-            known, new, s = 0, 0, columns - 1 - inputs
+                    off = found[ERROR, open_[r]]
+                    _narrow(lo, hi, units[open_[r]], (least[2 * r] - off, off - least[2 * r + 1]))
+            s = columns - 1 - inputs
             blocks[layers, FIRST], blocks[layers, COLUMNS], blocks[layers, START] = s, columns, start
-            for u in range(count):
-                i = units[u]
-                if is_bent and hi[i] <= 0:
-                    continue
-                if is_bent and lo[i] < 0:
-                    span = hi[i] - lo[i]
-                    slope = hi[i] / span
-                    lines[SLOPE, s + new], lines[SHIFT, s + new] = slope, -slope * lo[i] + 2e-15 * span
-                    lines[FLOOR, s + new] = 1.0 if hi[i] > -lo[i] else 0.0
-                    lines[LOSS, s + new] = found[ERROR, u] + gamma * (found[SIZE, u] + 4 * max(hi[i], -lo[i]))
-                    table[start : start + columns] = Z[u]
-                    ends[REACH, columns + new], fresh[new] = hi[i], i
-                    start += columns
-                    new += 1
-                else:
-                    Z[known], places[known] = Z[u], i
-                    errors[ERROR, known], errors[SIZE, known] = found[ERROR, u], found[SIZE, u]
-                    known += 1
-            blocks[layers, COUNT] = new
+            known, new = _kept(
+                is_bent, lo, hi, units[:count], Z, found, errors, places, fresh, s, lines, table[start:], gamma
+            )
+            for j in range(new):
+                ends[REACH, columns + j] = hi[fresh[j]]
+            start, blocks[layers, COUNT] = start + new * columns, new
             layers += new > 0
             columns += new
             first += m if is_bent else 0
