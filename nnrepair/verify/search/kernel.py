@@ -255,31 +255,19 @@ def tighten(
         places[:inputs] = np.arange(inputs)
         known, new, columns, layers, first, w_at, b_at, start = inputs, 0, 1 + inputs, 0, 0, 0, 0, 0
         for k in range(len(bent)):
-            n, m = sizes[k], sizes[k + 1]
-            is_bent, is_last = bent[k], k == len(bent) - 1
+            n, m, is_bent = sizes[k], sizes[k + 1], bent[k]
             weight, bias = _matrix(weights, w_at, m, n), biases[b_at : b_at + m]
             lo, hi = low[b, first : first + m], high[b, first : first + m]
             count = 0
             for i in range(m):
-                if not is_bent or (hi[i] > 0 and (lo[i] < 0 or not is_last)):
+                if not is_bent or (hi[i] > 0 and (lo[i] < 0 or k < len(bent) - 1)):  # who reads the last?
                     units[count] = i
                     count += 1
             Z = _matrix(after, 0, count, columns)
-            _rows(
-                weight,
-                bias,
-                places[:known],
-                _matrix(before, 0, known, columns - new),
-                errors,
-                fresh[:new],
-                ends,
-                gamma,
-                _matrix(part, 0, count, known),
-                _matrix(product, 0, count, columns - new),
-                Z,
-                found,
-                units[:count],
-            )
+            T, room = _matrix(before, 0, known, columns - new), _matrix(part, 0, count, known)
+            other, these = _matrix(product, 0, count, columns - new), units[:count]
+            here = places[:known]
+            _rows(weight, bias, here, T, errors, fresh[:new], ends, gamma, room, other, Z, found, these)
             loose = 0
             for u in range(count):
                 i = units[u]
