@@ -171,6 +171,51 @@ def _substituted(
 
 
 @_compiled
+def _bounded(
+    units: Integers,
+    low: Floats,
+    high: Floats,
+    Z: Floats,
+    found: Floats,
+    ends: Floats,
+    inputs: int,
+    earlier: tuple[Floats, Floats, Integers],
+    gamma: float,
+    room: tuple[Floats, Floats, Floats],
+    least: Floats,
+    open_: Integers,
+) -> None:
+    """Tighten bounds of units that are loose so far.
+
+    Args:
+        units, Z, found: places in the layer, T, and e and S.
+        low, high: changed in place.
+        ends, inputs, gamma: of the box; how many there are; see `loose`.
+        earlier: lines, table and blocks of loose units before.
+        room, least, open_: room for numbers.
+    """
+    lines, table, blocks = earlier
+    loose = 0
+    for u in range(len(units)):
+        i = units[u]
+        if low[i] < 0:
+            off = found[ERROR, u] + gamma * found[SIZE, u]
+            _narrow(low, high, i, _between(Z[u], off, ends, inputs))
+            if low[i] < 0 and high[i] > 0:
+                open_[loose] = u
+                loose += 1
+    if len(blocks) > 0 and loose > 0:
+        rows = _matrix(room[0], 0, 2 * loose, Z.shape[1])
+        for r in range(loose):
+            for c in range(Z.shape[1]):
+                rows[2 * r, c], rows[2 * r + 1, c] = Z[open_[r], c], -Z[open_[r], c]
+        _substituted(rows, least, inputs, len(blocks), ends, lines, table, blocks, gamma, room[1], room[2])
+        for r in range(loose):
+            off = found[ERROR, open_[r]]
+            _narrow(low, high, units[open_[r]], (least[2 * r] - off, off - least[2 * r + 1]))
+
+
+@_compiled
 def _kept(
     is_bent: bool,
     low: Floats,
@@ -268,24 +313,11 @@ def tighten(
             other, these = _matrix(product, 0, count, columns - new), units[:count]
             here = places[:known]
             _rows(weight, bias, here, T, errors, fresh[:new], ends, gamma, room, other, Z, found, these)
-            loose = 0
-            for u in range(count):
-                i = units[u]
-                if is_bent and lo[i] < 0:
-                    off = found[ERROR, u] + gamma * found[SIZE, u]
-                    _narrow(lo, hi, i, _between(Z[u], off, ends, inputs))
-                    if lo[i] < 0 and hi[i] > 0:
-                        open_[loose] = u
-                        loose += 1
-            if layers > 0 and loose > 0:
-                rows = _matrix(twice, 0, 2 * loose, columns)
-                for r in range(loose):
-                    for c in range(columns):
-                        rows[2 * r, c], rows[2 * r + 1, c] = Z[open_[r], c], -Z[open_[r], c]
-                _substituted(rows, least, inputs, layers, ends, lines, table, blocks, gamma, part, product)
-                for r in range(loose):
-                    off = found[ERROR, open_[r]]
-                    _narrow(lo, hi, units[open_[r]], (least[2 * r] - off, off - least[2 * r + 1]))
+            if is_bent:
+                known_lines = lines, table, blocks[:layers]
+                _bounded(
+                    these, lo, hi, Z, found, ends, inputs, known_lines, gamma, (twice, part, product), least, open_
+                )
             s = columns - 1 - inputs
             blocks[layers, FIRST], blocks[layers, COLUMNS], blocks[layers, START] = s, columns, start
             known, new = _kept(
