@@ -32,7 +32,7 @@ from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.intervals import outputs_over
 
 RESULTS = Path(__file__).parent / "results"
-SEED, BLOCKS, NETWORKS, BOXES, POINTS = 20261130, 22, 46, 40, 2
+SEED, BLOCKS, NETWORKS, BOXES, POINTS = 20261130, 12, 46, 40, 2
 #: Digits of the exact values, and what is below their last ones.
 DIGITS, NOTHING = 40, 1e-30
 Array = Any  # of mpmath numbers
