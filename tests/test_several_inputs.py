@@ -64,3 +64,10 @@ def test_sizes_that_are_left_open_are_refused(tmp_path: Path) -> None:
     path = file(tmp_path / "open.onnx", nodes, {"a": [1, "k"], "b": [1, "k"]}, {"z": [1, "k"]})
     with pytest.raises(InvalidInput, match="leaves the size of its input 'a' open"):
         check(path, prop(4, 0), timeout=20)
+
+
+def test_names_that_readers_change(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["a/b:0", "W"], ["y.1/z:0"])]
+    path = file(tmp_path / "names.onnx", nodes, {"a/b:0": [1, 3]}, {"y.1/z:0": [1, 2]})
+    found = check(path, prop(3, 0.5), timeout=20)
+    assert found.counterexample is not None and "onnxruntime" in found.counterexample.replayed

@@ -236,7 +236,8 @@ def competition() -> dict[str, Any]:
     for row in rows:
         if row["verdict"] not in ("holds", "violated"):
             published = f"{row['published']}, {row['tools_agreeing']} tool{'s' * (row['tools_agreeing'] > 1)}"
-            unsolved.append([row["benchmark"], row["property"], published, " ".join(row["reason"].split())])
+            reason = " ".join(row["reason"].split())
+            unsolved.append([row["benchmark"], row["property"], published, f"{row['cpu_seconds']:.0f}", reason])
     said = Counter(row["verdict"] for row in rows)
     return {
         "rows": rows,
@@ -250,17 +251,21 @@ def competition() -> dict[str, Any]:
         "counted": markdown.table(
             ["benchmark", "instances", "holds", "violated", "unknown", "refused", "median CPU s of solved"], counted
         ),
-        "unsolved": markdown.table(["benchmark", "property", "published", "why not here"], unsolved),
+        "unsolved": markdown.table(["benchmark", "property", "published", "CPU s", "why not here"], unsolved),
     }
 
 
 def told() -> list[str]:
     """Return the checker's lines for docs/results.md."""
-    a = acas()
+    a, v = acas(), competition()
     return [
         f"- All {len(a['rows'])} ACAS Xu instances of VNN-COMP checked over their whole regions: {a['solved']} solved, "
         f"{a['wrong']} wrong, {a['cpu']:.0f} CPU s in all, median {a['median']:.2f} s; {a['accepted']} of "
-        f"{len(a['proved'])} proofs accepted by the independent checker ([results](results-properties.md))."
+        f"{len(a['proved'])} proofs accepted by the independent checker ([results](results-properties.md)).",
+        f"- {len(v['rows'])} instances of {len({row['benchmark'] for row in v['rows']})} other benchmarks of VNN-COMP: "
+        f"{v['said']['holds'] + v['said']['violated']} solved within {v['limit']} s of {v['clock']} time each, "
+        f"{v['wrong']} answered otherwise than published, {v['said']['unknown']} unknown, "
+        f"{v['said']['error']} refused.",
     ]
 
 

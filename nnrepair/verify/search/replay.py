@@ -163,13 +163,14 @@ class Session:
             (name,) = (source.name for source in self._begun.get_inputs())
             return np.asarray(self._begun.run(None, {name: x.numpy()})[0], np.float64).reshape(-1)
         given, start, flat = dict[str, NDArray[Any]](), 0, x.reshape(-1)
-        for each in self.model.inputs:
+        for source, each in zip(self._begun.get_inputs(), self.model.inputs, strict=True):  # readers change names
             size = math.prod(size or 1 for size in each.shape)
             shape = (1, *each.shape) if each.batched else each.shape
-            given[each.name] = flat[start : start + size].reshape([size or 1 for size in shape]).numpy()
+            given[source.name] = flat[start : start + size].reshape([size or 1 for size in shape]).numpy()
             start += size
-        (y,) = self._begun.run([self.model.output_name], given)
-        return np.asarray(y, np.float64).reshape(-1)
+        names = self.model.output_names
+        which = names.index(self.model.output_name) if self.model.output_name in names else 0
+        return np.asarray(self._begun.run(None, given)[which], np.float64).reshape(-1)
 
     @cached_property
     def _begun(self) -> Any:

@@ -45,8 +45,8 @@ from nnrepair.verify.suite.stored import (
 )
 from nnrepair.verify.suite.vnncomp import Instance
 
-#: What every check imports when it first needs it; no instance's time is to be spent on that.
-PRELOAD = ("nnrepair.onnx.reader", "onnxruntime")
+#: What every check imports when it first needs it, or compiles; no instance's time is to be spent on that.
+PRELOAD = ("nnrepair.onnx.reader", "onnxruntime", "nnrepair.verify.search.kernel")
 
 
 @dataclass(frozen=True)
