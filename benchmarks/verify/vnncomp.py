@@ -15,7 +15,7 @@ import argparse
 import csv
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,8 +63,10 @@ def expected(known: dict[tuple[str, str], dict[str, str]], path: Path) -> Path:
     return path
 
 
-def rows(found: tuple[Row, ...], known: dict[tuple[str, str], dict[str, str]], clock: str) -> Iterator[dict[str, Any]]:
-    """Yield what is kept of each result."""
+def rows(
+    found: Iterable[Row], known: dict[tuple[str, str], dict[str, str]], clock: str, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Yield what is kept of each result; of files without the folder where they lie."""
     for row in found:
         said = known[row.onnx, row.vnnlib]
         yield {
@@ -72,7 +74,7 @@ def rows(found: tuple[Row, ...], known: dict[tuple[str, str], dict[str, str]], c
             "network": Path(row.onnx).name.removesuffix(".onnx.gz"),
             "property": Path(row.vnnlib).name.removesuffix(".vnnlib.gz"),
             "verdict": row.status,
-            "reason": row.reason,
+            "reason": row.reason.replace(f"{folder}/", ""),
             "published": {"sat": "violated", "unsat": "holds"}[said["published"]],
             "tools_agreeing": int(said["tools_agreeing"]),
             "fastest_seconds": float(said["fastest_tool_s"]),
@@ -114,7 +116,7 @@ def main() -> None:
         check=by_cpu if arguments.clock == "cpu" else check,
     )
     print(result)
-    measure.save(RESULTS / "vnncomp.json", list(rows(result.rows, known, arguments.clock)), ABOUT)
+    measure.save(RESULTS / "vnncomp.json", list(rows(result.rows, known, arguments.clock, found.parent)), ABOUT)
 
 
 if __name__ == "__main__":
