@@ -131,8 +131,10 @@ stored: without `model.summary` others moved many times as far; 20 kept faces we
 the edited one. `grace` stores its whole completion, which it returns for other pixels of that face too, and for a few
 other faces; `cnp` stores what the patch lacked, given these pixels. It is trained first (*trained first*: CPU seconds,
 once for all edits of a network). `ft+l2-heavy` shows what a penalty that is too heavy comes to.
-Not tried: `learned-steps` and `editable-training`, whose exercises need gradients of the decoder's gradients, and the
-editors in closed form (`rome` and others).
+`minimal-norm` and `minimal-norm-several` are of an earlier descent; that of `minimal-norm-fisher` begins in a network
+with smooth ReLUs ([why](how-minimal.md#hidden-layers-in-the-same-architecture)). Not tried: `learned-steps` and
+`editable-training`, whose exercises need gradients of the decoder's gradients, and the editors in closed form (`rome`
+and others).
 
 {several()}{listed}
 """
