@@ -202,7 +202,7 @@ def _checked(path: Path, network: Shipped, seed: int) -> str:
 def recheck() -> None:
     """Ask the checker about the networks of the result file, but for those that take minutes."""
     rows = measure.load(RESULTS)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: int(row["bytes"])):
         if "checked" not in row and row["name"] not in SLOW:
             network = next(one for one in ALL if one.name == row["name"])
             row["check"], row["checked"] = _checked(_file(network), network, row["seed"]), measure.commit()
