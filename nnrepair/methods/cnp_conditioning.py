@@ -183,6 +183,7 @@ class Encoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             first, last = nn.Linear(numbers + ASKED, method.hidden), nn.Linear(method.hidden, self.widths)
             middle = nn.Linear(method.hidden, method.hidden)
+            self.direct = nn.Linear(ASKED, self.widths, bias=False) if method.each_position else None
         self.values = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
         with torch.no_grad():
             for linear in (first, middle, *(part for part in self.reader.children() if isinstance(part, nn.Linear))):
@@ -190,7 +191,6 @@ class Encoder(nn.Module):
                 linear.bias.zero_()
             last.weight.zero_()
             last.bias.zero_()
-        self.direct = None if not method.each_position else nn.Linear(ASKED, self.widths, bias=False)
         if self.direct is not None:
             nn.init.zeros_(self.direct.weight)
         self.register_buffer("measured", torch.tensor(0))
