@@ -66,7 +66,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     whole = _whole(path, network)
     row["read"] = "" if isinstance(whole, nn.Module) else whole
     row |= _repaired(path, network, seed)
-    return row | {"check": _checked(path, network, seed)}
+    return row | {"check": _checked(path, network, seed), "checked": measure.commit()}
 
 
 def _whole(path: Path, network: Shipped) -> nn.Module | str:
