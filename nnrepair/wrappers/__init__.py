@@ -8,6 +8,20 @@ from nnrepair.wrappers.codebook import Codebook
 from nnrepair.wrappers.conditioned import Conditioned
 from nnrepair.wrappers.decoupled import Decoupled
 from nnrepair.wrappers.inserted import EditingBlock, Inserted
+from nnrepair.wrappers.parallel import Parallel
+from nnrepair.wrappers.scoped import Scoped
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
-__all__ = ["Added", "Codebook", "Conditioned", "Decoupled", "EditingBlock", "Inserted", "OwnMLP", "Stitched", "Wrapper"]
+__all__ = [
+    "Added",
+    "Codebook",
+    "Conditioned",
+    "Decoupled",
+    "EditingBlock",
+    "Inserted",
+    "OwnMLP",
+    "Parallel",
+    "Scoped",
+    "Stitched",
+    "Wrapper",
+]

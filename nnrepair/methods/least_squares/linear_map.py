@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.errors import InvalidInput
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.spec.inputs import AnyInputs, independent
@@ -40,7 +40,7 @@ class LinearMap:
             raise InvalidInput(
                 f"Layer {plain(layer)!r} ({type(model.get_submodule(layer)).__name__}) is no linear map of one key for "
                 f"each position, as linear layers, convolutions without groups, GCN and GraphSAGE have. Choose one of "
-                f"{', '.join(candidates(model)) or 'another network'}."
+                f"{', '.join(layers.weighted(model)) or 'another network'}."
             )
         #: Of the network's parameters, those of the layer.
         self.names = names
@@ -74,38 +74,12 @@ class LinearMap:
         return {name.removeprefix("base."): part for name, part in parts.items()}
 
 
-def chosen(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """Return the names of the layers that are meant, in the network's order; "auto" is the last with a weight.
-
-    Raises:
-        InvalidInput: there is none of such a name.
-    """
-    known = candidates(model)
-    if wanted == "auto":
-        if not known:
-            raise InvalidInput("No trainable layer with a weight matrix was found; name one of the network's modules.")
-        return known[-1:]
-    names = {plain(name): name for name, _ in model.named_modules() if name}
-    listed = [wanted] if isinstance(wanted, str) else list(wanted)
-    for name in listed:
-        if plain(name) not in names:
-            raise InvalidInput(f"Layer {name!r} not found.{near_matches(name, names)} Layers: {', '.join(known)}.")
-    return [name for short, name in names.items() if short in {plain(name) for name in listed}]
-
-
-def candidates(model: nn.Module) -> list[str]:
-    """Return the modules that own, or are made of, a trainable weight matrix, input to output."""
-    modules = dict(model.named_modules())
-    found = dict.fromkeys(layers.whole(model, name) for name in layers.candidates(model))
-    return [name for name in found if name in modules]
-
-
 def _parameters(model: nn.Module, layer: str) -> list[str]:
     """Return the trainable parameters of a module, refusing one without."""
     prefix = f"{layer}."
     names = [name for name, p in model.named_parameters() if p.requires_grad and name.startswith(prefix)]
     if not names:
         raise InvalidInput(
-            f"Layer {plain(layer)!r} has no parameters that may change. Layers: {', '.join(candidates(model))}."
+            f"Layer {plain(layer)!r} has no parameters that may change. Layers: {', '.join(layers.weighted(model))}."
         )
     return names
