@@ -1,8 +1,7 @@
 """Instances of 18 VNN-COMP benchmarks beside the published answers, as `nnrepair check --suite` runs them.
 
     python -m benchmarks.verify.vnncomp                fills build/vnncomp, resuming, and writes results/vnncomp.json
-    python -m benchmarks.verify.vnncomp --clock cpu    lets time limits count the processor's time, and with
-                                                       --patience SECONDS at most so many of wall time, too
+    python -m benchmarks.verify.vnncomp --clock cpu    lets time limits count the processor's time
 
 The files lie in $NNREPAIR_DATA/vnncomp: instances.csv, and published.csv with the answer that most tools of the
 competition agree on, how many they are, and the fastest of them. One instance at a time, one thread. Where other work
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,19 +28,12 @@ from nnrepair.verify.suite.suite import run_suite
 RESULTS = Path(__file__).parent / "results"
 BUILD = measure.ROOT / "build" / "vnncomp"
 LIMIT = 60.0
-#: Names the variable that tells processes how many seconds of wall time an instance may take at most.
-PATIENCE = "NNREPAIR_PATIENCE"
 ABOUT = "instances of VNN-COMP benchmarks, one at a time, beside the published answers"
 
 
 def by_cpu(*arguments: Any, **options: Any) -> CheckResult:
-    """Check with a limit of this process's own time, and of patience with the wall clock."""
-    started, faster = time.monotonic(), options["timeout"] / float(os.environ.get(PATIENCE, "inf"))
-
-    def seconds() -> float:
-        return float(max(time.process_time(), (time.monotonic() - started) * faster))
-
-    setattr(deadline, "time", SimpleNamespace(monotonic=seconds))  # noqa: B010 - mypy
+    """Check with a limit of this process's own time."""
+    setattr(deadline, "time", SimpleNamespace(monotonic=time.process_time))  # noqa: B010 - mypy
     return check(*arguments, **options)
 
 
@@ -97,10 +88,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--patience", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, default=BUILD)
     arguments = parser.parse_args()
-    os.environ[PATIENCE] = str(arguments.patience)
     found = find("vnncomp/instances.csv")
     if found is None:
         raise SystemExit("vnncomp/instances.csv not found: set NNREPAIR_DATA to the folder that holds vnncomp.")
