@@ -122,7 +122,7 @@ def by_lower(path: Path, case: Case) -> Reading:
 
 READERS = {
     "minimality": Reader(by_minimality, (minimality.Unreadable,)),
-    "reading": Reader(by_reading, (reading.Unreadable,)),
+    "reading": Reader(by_reading, (written.Unreadable,)),
     "load": Reader(by_load, (InvalidInput, UnsupportedModel)),
     "lower": Reader(by_lower, (InvalidInput, UnsupportedModel)),
 }
