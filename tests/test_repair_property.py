@@ -302,7 +302,7 @@ def test_property_to_keep_that_is_violated_is_refused() -> None:
 def test_networks_without_linear_bounds_or_last_linear_layer_are_refused() -> None:
     _, wanted = violated()
     with pytest.raises(UnsupportedModel, match=r"nnrepair\.fix repairs points"):
-        repair_property(nn.Sequential(nn.Linear(2, 4), nn.Hardshrink(), nn.Linear(4, 3)), wanted)
+        repair_property(nn.Sequential(nn.Linear(2, 4), nn.Softmin(-1), nn.Linear(4, 3)), wanted)
     with pytest.raises(UnsupportedModel, match="last operation"):
         repair_property(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), label_on([0.0, 0], [1, 1], 1))
 

@@ -50,6 +50,19 @@ class Last(nn.Module):
         return torch.cat([y.flatten(1), h.transpose(0, 1).flatten(1)], 1)
 
 
+class Asked(nn.Module):
+    """Attention of stored queries over points, with heads of three numbers, and its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.queries = nn.MultiheadAttention(6, 2, batch_first=True), nn.Parameter(randn(1, 2, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.queries.to(x).expand(x.shape[0], -1, -1)
+        y, share = self.attention(queries, x, x * 0.5)
+        return torch.cat([y.flatten(1), share.flatten(1)], 1)
+
+
 class Cells(nn.Module):
     """Cells, step by step."""
 
@@ -125,7 +138,7 @@ FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 #: They are enclosed; the others are computed exactly.
 INEXACT = {
     *("attention", "quotients", "log softmax", "layer norm", "group norm", "smooth", "gates", "other powers"),
-    *("transformer", "transformer, normalised first", "LSTM", "GRU", "cells"),
+    *("attention, of queries that are stored", "transformer", "transformer, normalised first", "LSTM", "GRU", "cells"),
     *("exponentials", "other logarithms", "deviations", "dot products", "rounded to even"),
 }
 #: Where floats may be on the other side of a jump.
@@ -148,6 +161,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "GRU": (lambda: Last(nn.GRU(4, 3, batch_first=True)), (3, 4)),
     "RNN": (lambda: Last(nn.RNN(4, 3, nonlinearity="relu", bias=False, batch_first=True)), (3, 4)),
     "cells": (lambda: Cells(), (3, 4)),
+    "attention, of queries that are stored": (lambda: Asked(), (3, 6)),
     "transformer": (lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True).eval(), (3, 4)),
     "transformer, normalised first": (
         lambda: nn.TransformerEncoderLayer(4, 1, 5, activation="gelu", norm_first=True, batch_first=True).eval(),

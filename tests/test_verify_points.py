@@ -237,8 +237,8 @@ class Odd(Criterion):
 def test_unknown_criteria_and_models_are_refused() -> None:
     with pytest.raises(InvalidInput, match="Odd cannot be checked"):
         check_points(nn.Linear(2, 2), torch.zeros(1, 2), Odd())
-    with pytest.raises(Unsupported, match="Hardshrink"):
-        check_points(nn.Sequential(nn.Linear(2, 2), nn.Hardshrink()), torch.zeros(1, 2), Argmax([0]))
+    with pytest.raises(Unsupported, match="Softmin"):
+        check_points(nn.Sequential(nn.Linear(2, 2), nn.Softmin(-1)), torch.zeros(1, 2), Argmax([0]))
     with pytest.raises(InvalidInput, match=r"torch\.nn\.Module"):
         check_points("model.onnx", torch.zeros(1, 2), Argmax([0]))  # type: ignore[arg-type]
 
@@ -394,8 +394,8 @@ def test_what_cannot_be_confirmed_is_refused(tmp_path: Path) -> None:
     decoupled = nnrepair.fix(model, Edits(x, labels), method=MinimalNorm(layer="0", architecture="decoupled"))
     with pytest.raises(Unsupported, match="cannot read"):
         decoupled.verify()
-    smooth = mlp(4, 12, 3, activation=nn.Tanhshrink)
-    with pytest.raises(Unsupported, match="Tanhshrink"):
+    smooth = mlp(4, 12, 3, activation=lambda: nn.Softmin(-1))
+    with pytest.raises(Unsupported, match="Softmin"):
         nnrepair.fix(smooth, Edits(x, mistakes(smooth, x))).verify()
 
 

@@ -138,6 +138,8 @@ def _cast(b: Builder, x: Any, to: Any = None, dtype: Any = None, **settings: Any
     kind = to.dtype if isinstance(to, Symbol | Tensor) else to
     if not isinstance(kind, torch.dtype):
         return x
+    if isinstance(x, Tensor):
+        return x.to(kind)
     if kind == torch.bool and x.dtype != torch.bool:
         return compared("ne")(b, x, 0)
     if kind in (torch.uint8, torch.int8, torch.int16):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.builder import Builder, Unreadable
 from nnrepair.verify.reading.symbols import Symbol, Table
 from nnrepair.verify.reading.tensors.matrices import rows_times
@@ -118,6 +119,15 @@ def _cell(name: str) -> Callable[..., Any]:
     return read
 
 
+def _scores(b: Builder, query: Any, key: Any, scale: float | None = None) -> Any:
+    """Return query key^T, scaled by the root of the size unless told otherwise."""
+    root = 1 / math.sqrt(query.shape[-1])  # no float, in general
+    factor, inexact = (torch.tensor(root, dtype=torch.float64), 4 * EPS) if scale is None else (b.constant(scale), 0.0)
+    if isinstance(query, Symbol):
+        return query.shaped(b.scaled(query.flat, factor, inexact=inexact)) @ key.transpose(-1, -2)
+    return key.shaped(b.scaled(key.flat, factor, inexact=inexact)).transpose(-1, -2).__rmatmul__(query.double())
+
+
 def _dot_product(
     b: Builder,
     query: Any,
@@ -132,8 +142,7 @@ def _dot_product(
     """Return softmax(query key^T / sqrt(size)) value; masks leave entries out."""
     if enable_gqa or dropout_p or (attn_mask is not None and not isinstance(attn_mask, Tensor)):
         raise Unreadable("with dropout, groups of queries, or a mask that depends on the input")
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = (query * torch.tensor(factor, dtype=torch.float64)) @ key.transpose(-1, -2)
+    scores = _scores(b, query, key, scale)
     mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if is_causal else attn_mask
     if mask is not None and (mask.dtype == torch.bool or bool(torch.isinf(mask).any())):
         raise Unreadable("it masks entries, which is not supported")
@@ -171,11 +180,12 @@ def _heads(
         _linear(b, x, w, bias).reshape(x.shape[0], x.shape[1], heads, size // heads).permute(1, 2, 0, 3)
         for x, w, bias in parts
     ]
-    made = _dot_product(b, *projected)
+    share = torch.softmax(_scores(b, projected[0], projected[1]), -1)
+    made = share @ projected[2]
     y = _linear(b, made.permute(2, 0, 1, 3).reshape(length, n, size), out_weight, out_bias)
     if not more.get("need_weights", True):
         return y, None
-    raise Unreadable("it returns the weights of attention: pass need_weights=False")
+    return y, share.mean(1) if more.get("average_attn_weights", True) else share
 
 
 RECURRENT: Table = {
