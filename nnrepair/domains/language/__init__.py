@@ -1,0 +1,1 @@
+"""Language models, edited one fact at a time."""
