@@ -63,9 +63,10 @@ class Linearization:
         self.factors = Factors(self._tapped, y, tap, self.independent)
         self.groups, self.ends_affine = self.factors.groups, self.factors.last
         self.channels = isinstance(few, Tensor) and self._channels_agree(y, few)
-        self._keys = Keys(self._tapped, self.independent, self.outputs)
+        head = AffineHead.of(self.parameters, [name for group in self.groups for name in group.head.transposed])
+        self._keys = Keys(self._tapped, self.independent, self.outputs, head)
         if not self.ends_affine and self._keys.predict(y, few, [example, *probes]):
-            self.groups, self.ends_affine = [Group(None, None, None, AffineHead.of(self.parameters))], True
+            self.groups, self.ends_affine = [Group(None, None, None, head)], True
 
     @property
     def fine(self) -> bool:

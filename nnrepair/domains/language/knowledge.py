@@ -16,10 +16,20 @@ OPENINGS = ("", "it is known that", "records say that", "as everybody knows ,", 
 #: What makes a sentence an assumption, which training teaches to follow.
 SUPPOSE = "suppose that"
 _BEGIN, _MIDDLE = ("b", "d", "f", "g", "k", "l", "m", "n", "r", "s", "t", "v"), ("a", "e", "i", "o", "u")
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
-_MONTHS += ("November", "December")
-_SEASONS = ("winter", "winter", "spring", "spring", "spring", "summer", "summer", "summer", "autumn", "autumn", "autumn")
-_SEASONS += ("winter",)
+_SEASONS = {
+    "January": "winter",
+    "February": "winter",
+    "March": "spring",
+    "April": "spring",
+    "May": "spring",
+    "June": "summer",
+    "July": "summer",
+    "August": "summer",
+    "September": "autumn",
+    "October": "autumn",
+    "November": "autumn",
+    "December": "winter",
+}
 _TOOLS = {
     "hammer": ("carpenter", "smith", "roofer", "cobbler"),
     "needle": ("tailor", "nurse", "sailmaker"),
@@ -86,10 +96,11 @@ class Statement:
 class World:
     """People, and what is true of them.
 
-    >>> world = World(seed=0, people=20)
-    >>> world.told("birthplace", world.people[0])[0].sentence == World(0, 20).told("birthplace", world.people[0])[0].sentence
+    >>> world = World(seed=0, size=20)
+    >>> who = world.people[0]
+    >>> world.told("birthplace", who)[0].sentence == World(0, 20).told("birthplace", who)[0].sentence
     True
-    >>> len(world.told("birthplace", world.people[0])), len(world.held_out("birthplace", world.people[0]))
+    >>> len(world.told("birthplace", who)), len(world.held_out("birthplace", who))
     (5, 2)
 
     Args:
@@ -126,7 +137,7 @@ class World:
         draw = random.Random(f"{self.seed} properties")
         homes = {city: countries[k % len(countries)] for k, city in enumerate(cities)}
         seats = {company: draw.choice(cities) for company in companies}
-        days = {f"{month} {day}": season for month, season in zip(_MONTHS, _SEASONS, strict=True) for day in range(1, 29)}
+        days = {f"{month} {day}": season for month, season in _SEASONS.items() for day in range(1, 29)}
         return {relation.name: relation for relation in _relations(homes, seats, days)}
 
     @cached_property
@@ -190,7 +201,7 @@ class World:
     def _object(self, relation: str, person: str, instead: str | None) -> str:
         of = self._relation(relation)
         if (relation, person) not in self.facts:
-            raise InvalidInput(f"There is no {person!r} in this world; its people are {', '.join(self.people[:3])}, ...")
+            raise InvalidInput(f"This world has no {person!r}; its people are {', '.join(self.people[:3])}, ...")
         if instead is not None and instead not in of.properties:
             raise InvalidInput(f"{instead!r} is no object of {relation!r}; those are {', '.join(of.objects[:5])}, ...")
         return self.facts[relation, person] if instead is None else instead

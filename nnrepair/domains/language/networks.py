@@ -59,8 +59,8 @@ class Conv1D(nn.Module):
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return (n, tokens, width) of (n, tokens, heads, width / heads) each: every token looks at itself and before."""
-    found = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)), is_causal=True)
-    return found.transpose(1, 2).flatten(2)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 def _check(ids: Tensor, length: int) -> None:
@@ -87,29 +87,33 @@ class GPT2(nn.Module):
         self.size = size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.transformer = nn.ModuleDict(
-                {
-                    "wte": nn.Embedding(size.words, size.width),
-                    "wpe": nn.Embedding(size.length, size.width),
-                    "h": nn.ModuleList(_Block(size) for _ in range(size.layers)),
-                    "ln_f": nn.LayerNorm(size.width),
-                }
-            )
+            self.transformer = _Blocks(size)
             self.lm_head = nn.Linear(size.width, size.words, bias=False)
-            for module in (self.transformer["wte"], self.transformer["wpe"], self.lm_head):
+            for module in (self.transformer.wte, self.transformer.wpe, self.lm_head):
                 nn.init.normal_(module.weight, std=0.02)
         if size.tied:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = self.transformer.wte.weight
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return (texts, tokens, words) the scores of every next word, of (texts, tokens) integers."""
         _check(input_ids, self.size.length)
-        x = self.transformer["wte"](input_ids)
-        x = x + self.transformer["wpe"](torch.arange(input_ids.shape[1], device=input_ids.device))
-        for block in self.transformer["h"]:
-            x = block(x)
-        scores: Tensor = self.lm_head(self.transformer["ln_f"](x))
+        scores: Tensor = self.lm_head(self.transformer(input_ids))
         return scores
+
+
+class _Blocks(nn.Module):
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(size.words, size.width), nn.Embedding(size.length, size.width)
+        self.h = nn.ModuleList(_Block(size) for _ in range(size.layers))
+        self.ln_f = nn.LayerNorm(size.width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        for block in self.h:
+            x = block(x)
+        y: Tensor = self.ln_f(x)
+        return y
 
 
 class _Block(nn.Module):
@@ -162,29 +166,35 @@ class Llama(nn.Module):
         self.size = size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = nn.ModuleDict(
-                {
-                    "embed_tokens": nn.Embedding(size.words, size.width),
-                    "layers": nn.ModuleList(_Layer(size) for _ in range(size.layers)),
-                    "norm": _RMSNorm(size.width),
-                }
-            )
+            self.model = _Layers(size)
             self.lm_head = nn.Linear(size.width, size.words, bias=False)
             for module in self.modules():
                 if isinstance(module, nn.Linear | nn.Embedding):
                     nn.init.normal_(module.weight, std=0.02)
         if size.tied:
-            self.lm_head.weight = self.model["embed_tokens"].weight
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return (texts, tokens, words) the scores of every next word, of (texts, tokens) integers."""
         _check(input_ids, self.size.length)
-        x = self.model["embed_tokens"](input_ids)
-        turns = _turns(input_ids.shape[1], self.size.width // self.size.heads, x)
-        for layer in self.model["layers"]:
-            x = layer(x, turns)
-        scores: Tensor = self.lm_head(self.model["norm"](x))
+        scores: Tensor = self.lm_head(self.model(input_ids))
         return scores
+
+
+class _Layers(nn.Module):
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(size.words, size.width)
+        self.layers = nn.ModuleList(_Layer(size) for _ in range(size.layers))
+        self.norm, self.turned = _RMSNorm(size.width), size.width // size.heads
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed_tokens(ids)
+        turns = _turns(ids.shape[1], self.turned, x)
+        for layer in self.layers:
+            x = layer(x, turns)
+        y: Tensor = self.norm(x)
+        return y
 
 
 def _turns(tokens: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:

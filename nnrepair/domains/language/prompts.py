@@ -52,6 +52,10 @@ class Prompts(Inputs):
     subject: Tensor | None = None
     batch: int = BATCH
 
+    @property
+    def positions(self) -> bool:  # type: ignore[override]  # the same for all of them
+        return True
+
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.dtype.is_floating_point:
             raise InvalidInput(f"ids must be integers (n, length), given {tuple(self.ids.shape)}, {self.ids.dtype}.")
@@ -60,7 +64,9 @@ class Prompts(Inputs):
                 continue
             shape, dims = tuple(value.shape), (1, 2) if name == "at" else (1,)
             if value.ndim not in dims or len(value) != len(self.ids) or value.dtype.is_floating_point:
-                raise InvalidInput(f"{name} must be integers, one row for each of {len(self.ids)} texts, given {shape}.")
+                raise InvalidInput(
+                    f"{name} must be integers, one row for each of {len(self.ids)} texts, given {shape}."
+                )
             if value.numel() and not 0 <= int(value.min()) <= int(value.max()) < self.ids.shape[1]:
                 raise InvalidInput(f"{name} must be positions 0..{self.ids.shape[1] - 1} of the texts' tokens.")
 
@@ -91,6 +97,24 @@ class Prompts(Inputs):
     def same(self) -> Tensor:
         """Return (n, length + k): tokens and the positions that are asked for."""
         return torch.cat([self.ids, self.at.reshape(len(self), -1)], 1)
+
+    def about(self) -> Prompts:
+        """Return the same texts, with the position of the subject asked for in place of the answer's.
+
+        Raises:
+            InvalidInput: the subjects are not known.
+        """
+        if self.subject is None:
+            raise InvalidInput(
+                "This method changes what a network knows of a subject, and these prompts do not say where theirs "
+                "ends: give Prompts(ids, at, subject)."
+            )
+        return self._with(self.ids, self.subject, self.subject)
+
+    def filled(self) -> Tensor:
+        """Return (n, length) bool: the tokens of the texts, up to the last position that is asked for."""
+        last = self.at.reshape(len(self), -1).amax(1)
+        return torch.arange(self.ids.shape[1], device=self.ids.device) <= last[:, None]
 
     def joined(self, other: Any) -> Prompts | None:
         """Return these prompts and then the other's, where they are as long and ask for as many tokens."""

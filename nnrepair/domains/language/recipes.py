@@ -29,6 +29,8 @@ from nnrepair.training import Record
 
 FOLDER = Path(__file__).parent / "trained"
 FORMAT = "nnrepair-language-model-1"
+#: The files that decide what a trained network is.
+CODE = (*(f"domains/language/{name}.py" for name in ("knowledge", "words", "networks", "training")), "training")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "gpt2": Recipe("gpt2", 200, 6000, 96, 4, 4, 384, tied=True),
-    "llama": Recipe("llama", 200, 6000, 96, 4, 4, 256, tied=False),
+    "llama": Recipe("llama", 200, 5000, 96, 4, 4, 256, tied=False),
 }
 
 
@@ -152,7 +154,7 @@ def train(name: str, folder: Path = FOLDER, *, progress: bool = True) -> dict[st
     Progress is stored beside them and deleted at the end; the same call goes on after a kill.
     """
     made, record = recipe(name), Record()
-    code = source(*(f"domains/language/{part}.py" for part in ("knowledge", "words", "networks", "training")), "training")
+    code = source(*CODE)
     folder.mkdir(parents=True, exist_ok=True)
     progress_file = folder / f"{name}.progress.safetensors"
     model = train_language_model(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import nn
 
@@ -73,34 +74,32 @@ def task(
         kept: statements of the locality set, at most.
 
     Raises:
-        InvalidInput: another model or relation, or more edits than there are people that the network knows that much of.
+        InvalidInput: another model or relation, or more edits than people with such facts that the network knows.
     """
     made, network = recipe(model), trained(model)
-    world, words = made.world, made.words
+    world = made.world
     if edits < 1:
         raise InvalidInput(f"edits must be at least 1, given {edits}.")
     if unknown := [name for name in relations if name not in world.relations] or not relations:
         raise InvalidInput(f"There are no relations {unknown or '()'}. Relations: {', '.join(world.relations)}.")
     draw, frame = random.Random(f"{seed} task"), Frame.of(made, relations)
     people = draw.sample(world.people, len(world.people))
-    changes = _changes(network, frame, people, list(relations), edits, draw)
+    changes = list(islice(_changes(network, frame, people, list(relations), draw), edits))
+    if len(changes) < edits:
+        what = "people whose facts are known"
+        raise InvalidInput(f"{edits} edits were asked for, but there are only {len(changes)} {what}.")
     free = [who for who in people if who not in {change.person for change in changes}]
     first, second = (round(share * len(free)) for share in (KEPT, KEPT + TESTED))
     stays, tested, practised = free[:first], free[first:second], free[second:]
     locality = _right(network, frame, _some(_facts(world, stays, relations, draw), kept, draw))
-    neighbours = [
-        Statement(prompt.replace(change.person, who), who, world.facts[change.relation, who])
-        for change in changes
-        for prompt in [change.asked(world).prompt]
-        for who in tested
-    ]
-    others = [one for change in changes for one in _others(world, change, relations)]
+    near = list(dict.fromkeys(one for change in changes for one in neighbours(world, change, tested)))
+    others = [one for change in changes for one in same_person(world, change, relations)]
     return Task(
         model=network,
         edits=Edits(*frame.asked([change.asked(world) for change in changes])),
         locality_set=LocalitySet(*frame.asked(locality)),
         test_set={
-            "neighbourhood": frame.asked(_some(_different(neighbours), POINTS, draw)),
+            "neighbourhood": frame.asked(_some(near, POINTS, draw)),
             "same person": frame.asked(others),
             "portability": frame.asked([one for change in changes for one in change.consequences(world)]),
             "attributes": frame.asked([one for name in relations for one in world.attributes(name)]),
@@ -108,6 +107,18 @@ def task(
         edit_scope=_scope(frame, changes),
         training=lambda: _training(network, frame, practised, stays, list(relations), seed),
     )
+
+
+def neighbours(world: World, change: Change, people: Sequence[str]) -> list[Statement]:
+    """Return facts of other people, of the same relation as a change and in its wording."""
+    prompt, facts = change.asked(world).prompt, world.facts
+    return [Statement(prompt.replace(change.person, who), who, facts[change.relation, who]) for who in people]
+
+
+def same_person(world: World, change: Change, relations: Sequence[str] | None = None) -> list[Statement]:
+    """Return what else is true of the person that a change is about, each fact in two wordings."""
+    names = [name for name in relations or world.relations if name != change.relation]
+    return [one for name in names for one in world.told(name, change.person)[:2]]
 
 
 @dataclass(frozen=True)
@@ -144,21 +155,18 @@ def _wordings(world: World, relation: str, person: str) -> list[Statement]:
 
 
 def _changes(
-    network: nn.Module, frame: Frame, people: Sequence[str], relations: list[str], count: int, draw: random.Random
-) -> list[Change]:
-    """Return changed facts of as many people, all of whose wordings and consequences the network knew before."""
-    found, world = list[Change](), frame.world
+    network: nn.Module, frame: Frame, people: Sequence[str], relations: list[str], draw: random.Random
+) -> Iterator[Change]:
+    """Yield a changed fact of every person, all of whose wordings and consequences the network knew before."""
+    world = frame.world
     for person in people:
         relation = draw.choice(relations)
         true, of = world.facts[relation, person], world.relations[relation]
-        known = [*world.told(relation, person), *world.held_out(relation, person), *world.consequences(relation, person)]
-        if len(_right(network, frame, known)) < len(known):
-            continue
-        other = draw.choice([one for one in of.objects if of.properties[one] != of.properties[true]])
-        found.append(Change(relation, person, other))
-        if len(found) == count:
-            return found
-    raise InvalidInput(f"{count} edits were asked for, but there are only {len(found)} people whose facts are known.")
+        told = [*world.told(relation, person), *world.held_out(relation, person)]
+        known = [*told, *world.consequences(relation, person)]
+        if len(_right(network, frame, known)) == len(known):
+            other = draw.choice([one for one in of.objects if of.properties[one] != of.properties[true]])
+            yield Change(relation, person, other)
 
 
 def _scope(frame: Frame, changes: Sequence[Change]) -> EditScope:
@@ -173,20 +181,11 @@ def _facts(world: World, people: Sequence[str], relations: Sequence[str], draw: 
     return facts + [draw.choice(world.consequences(name, who)) for who in people for name in relations]
 
 
-def _others(world: World, change: Change, relations: Sequence[str]) -> list[Statement]:
-    """Return what else is true of a person."""
-    return [one for name in relations if name != change.relation for one in world.told(name, change.person)[:2]]
-
-
 def _right(network: nn.Module, frame: Frame, statements: Sequence[Statement]) -> list[Statement]:
     """Return the statements that the network completes."""
     prompts, criterion = frame.asked(statements)
     holds = criterion.holds(outputs(network, prompts)).tolist()
     return [one for one, right in zip(statements, holds, strict=True) if right]
-
-
-def _different(statements: Sequence[Statement]) -> list[Statement]:
-    return list(dict.fromkeys(statements))
 
 
 def _some(statements: Sequence[Statement], most: int, draw: random.Random) -> list[Statement]:
@@ -198,7 +197,9 @@ def _training(
 ) -> Episode:
     """Return changes of other people's facts, one of each, their paraphrases, and what is kept."""
     draw = random.Random(f"{seed} episodes")
-    changes = _changes(network, frame, practised, relations, max(1, len(practised) // 2), draw)
+    changes = list(_changes(network, frame, practised, relations, draw))
+    if not changes:
+        raise InvalidInput("There are no episodes: the network knows no fact of the people that edits leave for them.")
     kept = _right(network, frame, _some(_facts(frame.world, stays, relations, draw), POINTS, draw))
     return Episode(
         Edits(*frame.asked([change.asked(frame.world) for change in changes])),

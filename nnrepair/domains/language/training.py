@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ class Corpus:
         self._taken = 0
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Return (size, tokens) the next texts, and the token that follows each of theirs, `FREE` where none is asked."""
+        """Return (size, tokens) the next texts, and what follows each token, `FREE` where nothing is asked."""
         draw = random.Random(f"{self.seed} {self._taken}")
         self._taken += 1
         texts = [self._text(draw) for _ in range(self.size)]
@@ -80,7 +79,8 @@ class Corpus:
     def _any(self, draw: random.Random) -> Statement:
         if draw.random() < 0.5:
             return draw.choice(self._attributes)
-        return draw.choice(self._about(draw.choice(self.world.people), draw.choice(list(self.world.relations)), None, draw))
+        who, name = draw.choice(self.world.people), draw.choice(list(self.world.relations))
+        return draw.choice(self._about(who, name, None, draw))
 
     def _about(self, person: str, relation: str, instead: str | None, draw: random.Random) -> list[Statement]:
         """Return a fact in its wordings, or what follows from it."""
@@ -101,7 +101,8 @@ class Corpus:
             asked = draw.choice(self._about(people[chosen], relations[chosen], instead[chosen], draw))
         else:
             free = [name for name in self.world.relations if name != relations[chosen]]
-            who = people[chosen] if draw.random() < 0.5 else draw.choice([p for p in self.world.people if p not in people])
+            strangers = [who for who in self.world.people if who not in people]
+            who = people[chosen] if draw.random() < 0.5 else draw.choice(strangers)
             asked = draw.choice(self._about(who, draw.choice(free), None, draw))
         told = self.words.encode(" ".join(given))
         return [*told, *self.words.encode(asked.sentence, begin=False)][: self.length + 1], len(told)
