@@ -24,6 +24,7 @@ from nnrepair.methods import (
     EditableTraining,
     FineTune,
     LearnedSteps,
+    LeastSquares,
     Method,
     MinimalNorm,
     RandomLabels,
@@ -49,7 +50,13 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "learned-steps": lambda: LearnedSteps(start=0.1, lr=0.2),
     "editable-training": lambda: EditableTraining(start=0.1),
     "cnp": CNPConditioning,
+    "rome": LeastSquares,
+    "memit": lambda: LeastSquares(constraint="ridge", ridge=0.1),
+    "pmet": lambda: LeastSquares(constraint="ridge", ridge=0.1, share="root"),
+    "alphaedit": lambda: LeastSquares(constraint="null-space", ridge=0.1, null=0.02),
 }
+#: Further names of the same.
+ALIASES = {"auto": "minimal-norm", "emmet": "rome"}
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 PARTS = {kind.__name__: kind for kind in (EWC, KL, L2, LInf)}
 
@@ -282,14 +289,15 @@ def test_is_a_method(make: Callable[[], Method | Trainable]) -> None:
 
 
 def test_every_registered_method_has_a_row() -> None:
-    assert set(REGISTRY) == {"auto", *METHODS}
+    assert set(REGISTRY) == {*ALIASES, *METHODS}
+    assert all(REGISTRY[alias] is REGISTRY[name] for alias, name in ALIASES.items())
     for name, make in METHODS.items():
         assert kind_of(REGISTRY[name]) is type(make())
 
 
 def test_the_table_says_what_every_method_declares() -> None:
-    rows = {row[0]: row[2] for row in table()[1:]}
-    assert rows.keys() == {"minimal-norm, auto", *METHODS} - {"minimal-norm"}
+    rows = {name: row[2] for row in table()[1:] for name in row[0].split(", ")}
+    assert rows.keys() == {*ALIASES, *METHODS}
     for name in METHODS:
         trained = issubclass(kind_of(REGISTRY[name]), Trainable)
         assert capabilities_of(REGISTRY[name]).extra_training == trained

@@ -152,6 +152,20 @@ class Linearization:
             found.append(group.applied_to(tap.uses[group.tapped])[0][:, 0].double().cpu())
         return torch.cat(ys), torch.cat(found) if ys[0].ndim == 2 else None
 
+    def by_position(self, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
+        """Return (points, P, inp) what the last map is applied to, at each position, and (points, ...) its outputs.
+
+        They are on the CPU. It must be true that outputs are affine in the parameters (`ends_affine`).
+        """
+        group, found, ys = self.groups[0], list[Tensor](), list[Tensor]()
+        if group.keyed:
+            return self._keys.of(inputs)[:, None], self.outputs_in_batches(inputs)
+        for step in batches(inputs, self.factors.together) if self.independent else [None]:
+            y, tap = self._tapped.run(self.prepare(inputs if step is None else inputs[step]))
+            found.append(group.applied_to(tap.uses[group.tapped])[0].double().cpu())
+            ys.append(y.detach().double().cpu())
+        return torch.cat(found), torch.cat(ys)
+
     def features(self, inputs: AnyInputs) -> Tensor | None:
         """Return (points, inp), the last map's inputs, when `ends_affine` and it is applied once per point."""
         return self._keys.of(inputs) if self.groups[0].keyed else self.with_features(inputs)[1]
@@ -236,15 +250,13 @@ class Linearization:
             fisher: weigh a map's outputs by what they move behind it.
         """
         kind = Regression() if kind is None else kind
+        factors, left = [root(moment) for moment in self.second_moments(inputs, check)], list[Array | None]()
         if self.groups[0].keyed:
-            k = numpy(self._keys.of(inputs))
-            return Metric([root(k.T @ k / len(k))], [root(self._of_outputs(inputs, kind), SURE)] if fisher else ())
+            return Metric(factors, [root(self._of_outputs(inputs, kind), SURE)] if fisher else ())
         maps = [g for g in self.groups if g.plain is None]
         plain = [g.plain for g in self.groups if g.plain is not None]
-        factors, left = list[Array](), list[Array | None]()
         if maps:
             most = self.factors.together
-            factors += [root(m) for m in second_moments(self._tapped, maps, inputs, most, check)]
             if fisher:
                 left += [root(m, SURE) for m in gradient_moments(self._tapped, maps, inputs, kind, most, check)]
                 left += [None] * len(plain)
@@ -254,6 +266,19 @@ class Linearization:
             for diagonal in (numpy(known[name]).ravel() for name in plain):
                 factors.append(np.sqrt(diagonal + RIDGE * max(float(diagonal.mean()), SURE)))
         return Metric(factors, left)
+
+    def second_moments(self, inputs: AnyInputs, check: Callable[[], None] = lambda: None) -> list[Array]:
+        """Return, for each map among the groups, the mean over points of the sum of k k^T over its positions.
+
+        Args:
+            inputs: the points.
+            check: called now and then; may raise.
+        """
+        if self.groups[0].keyed:
+            k = numpy(self._keys.of(inputs))
+            return [k.T @ k / len(k)]
+        maps = [g for g in self.groups if g.plain is None]
+        return second_moments(self._tapped, maps, inputs, self.factors.together, check) if maps else []
 
     def _of_outputs(self, inputs: AnyInputs, kind: Kind) -> Array:
         """Return (outputs, outputs), the mean over points of the Fisher information of outputs."""

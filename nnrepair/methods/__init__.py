@@ -12,6 +12,7 @@ from nnrepair.methods.episodes import AnyEdits, Episode, RandomLabels
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.grace import GRACE
 from nnrepair.methods.learned_steps import LearnedSteps
+from nnrepair.methods.least_squares.method import LeastSquares
 from nnrepair.methods.minimal_norm.method import MinimalNorm
 from nnrepair.methods.trainable import Editor, Trainable
 
@@ -29,6 +30,7 @@ __all__ = [
     "FineTune",
     "KeepZeros",
     "LearnedSteps",
+    "LeastSquares",
     "Method",
     "MinimalNorm",
     "OnGrid",

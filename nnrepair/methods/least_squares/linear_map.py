@@ -1,0 +1,111 @@
+"""One layer of a network as a linear map of keys: what it is applied to, what it says, and how it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.jacobian import layers
+from nnrepair.jacobian.linearize import Linearization
+from nnrepair.spec.inputs import AnyInputs, independent
+from nnrepair.spec.network import plain
+from nnrepair.wrappers.codebook import Seen
+
+
+class LinearMap:
+    """A layer whose outputs are (W k) at one key k of each position; a one in the key stands for a bias.
+
+    Linear layers have a position for each token, convolutions one for each patch, and the layers of graph networks one
+    for each node, whose key is what it gathers from its neighbours.
+
+    Args:
+        model: left alone.
+        layer: the name of a module of it.
+        points: the edits, and further points that will be asked for.
+
+    Raises:
+        InvalidInput: there is no such layer, it is frozen, or it is no linear map.
+        UnsupportedModel: it does not run exactly once in a pass.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, points: Sequence[AnyInputs]) -> None:
+        self.layer = layer
+        names = _parameters(model, layer)
+        seen = Seen(model, layer, output=True).eval()
+        self._linear = Linearization(seen, [f"base.{name}" for name in names], points[0], points[1:])
+        if not self._linear.ends_affine:
+            raise InvalidInput(
+                f"Layer {plain(layer)!r} ({type(model.get_submodule(layer)).__name__}) is no linear map of one key for "
+                f"each position, as linear layers, convolutions without groups, GCN and GraphSAGE have. Choose one of "
+                f"{', '.join(candidates(model)) or 'another network'}."
+            )
+        #: Of the network's parameters, those of the layer.
+        self.names = names
+        self._image = isinstance(model.get_submodule(layer), nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+    def seen(self, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
+        """Return (n, positions, inp) keys and (n, positions, out) values, float64."""
+        keys, values = self._linear.by_position(inputs)
+        return keys, self.by_position(values)
+
+    def by_position(self, values: Tensor) -> Tensor:
+        """Return what the layer returns, (n, ...), or changes of that, as (n, positions, out)."""
+        if self._image:
+            return values.flatten(2).transpose(1, 2)
+        return values.reshape(len(values), -1, values.shape[-1])
+
+    def moment(self, inputs: AnyInputs) -> Tensor:
+        """Return (inp, inp) the mean of k k^T over points and positions, read in batches."""
+        few = inputs[torch.zeros(1, dtype=torch.long)] if independent(inputs) else inputs
+        positions = self._linear.by_position(few)[0].shape[1]
+        return torch.from_numpy(self._linear.second_moments(inputs)[0]) / positions
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers a key has."""
+        return self._linear.groups[0].head.inp
+
+    def change(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Return a change (out, inp) of the map by the names of the network's parameters, differentiable."""
+        parts = self._linear.groups[0].head.apart(matrix)
+        return {name.removeprefix("base."): part for name, part in parts.items()}
+
+
+def chosen(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+    """Return the names of the layers that are meant, in the network's order; "auto" is the last with a weight.
+
+    Raises:
+        InvalidInput: there is none of such a name.
+    """
+    known = candidates(model)
+    if wanted == "auto":
+        if not known:
+            raise InvalidInput("No trainable layer with a weight matrix was found; name one of the network's modules.")
+        return known[-1:]
+    names = {plain(name): name for name, _ in model.named_modules() if name}
+    listed = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in listed:
+        if plain(name) not in names:
+            raise InvalidInput(f"Layer {name!r} not found.{near_matches(name, names)} Layers: {', '.join(known)}.")
+    return [name for short, name in names.items() if short in {plain(name) for name in listed}]
+
+
+def candidates(model: nn.Module) -> list[str]:
+    """Return the modules that own, or are made of, a trainable weight matrix, input to output."""
+    modules = dict(model.named_modules())
+    found = dict.fromkeys(layers.whole(model, name) for name in layers.candidates(model))
+    return [name for name in found if name in modules]
+
+
+def _parameters(model: nn.Module, layer: str) -> list[str]:
+    """Return the trainable parameters of a module, refusing one without."""
+    prefix = f"{layer}."
+    names = [name for name, p in model.named_parameters() if p.requires_grad and name.startswith(prefix)]
+    if not names:
+        raise InvalidInput(
+            f"Layer {plain(layer)!r} has no parameters that may change. Layers: {', '.join(candidates(model))}."
+        )
+    return names

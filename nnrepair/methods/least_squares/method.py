@@ -1,0 +1,249 @@
+"""Edits as keys and values that are inserted in a layer's weights, in closed form: ROME and its relatives.
+
+After Meng et al., "Locating and editing factual associations in GPT" (ROME, NeurIPS 2022) and "Mass-editing memory in a
+transformer" (MEMIT, ICLR 2023); Gupta et al., "A unified framework for model editing" (EMMET, 2024); Li et al., "PMET:
+precise model editing in a transformer" (AAAI 2024); Fang et al., "AlphaEdit: null-space constrained knowledge editing"
+(ICLR 2025). A layer is read as a memory: at the key of an edit, what the layer is applied to, it is to return a value
+with which the edit holds, and at the keys of the points to keep what it returned before.
+
+What differs from the published codes, which are for language models:
+
+* Any linear layer, convolution or layer of a graph network whose outputs are linear in its weights. A bias is part of
+  the map, by a one in every key. Where a layer inside has several positions for an edit, its key is their mean.
+* At the network's end values are found in closed form; inside they come by descent that stops when the edits hold, and
+  that runs the network with the exact insertion of what was found so far: of one edit with one position this is the
+  network with the value put in; of several, and of nodes of a graph, also what they do to each other is seen.
+* Keys to keep are those of the locality set, not of an encyclopedia; without one all directions count alike.
+* Whether the edits hold is measured after the insertion, and what is missing is inserted again, at most `rounds` times.
+* With several layers, which need no residual stream here, each writes its share of what is missing at its own outputs.
+* Weights of ridges, and what counts as null space, are relative to the keys' sizes, which differ between networks.
+* PMET's other half, targets optimised for attention and feed-forward outputs together, is about transformers alone.
+* AlphaEdit's sum over the keys of past edits is `fix(mode="successive", rehearsal=True)`, which gives them again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.jacobian.layers import moved
+from nnrepair.jacobian.moments import root
+from nnrepair.methods.base import Capabilities, Proposal, register
+from nnrepair.methods.least_squares import insertion, targets
+from nnrepair.methods.least_squares.linear_map import LinearMap, chosen
+from nnrepair.spec.network import plain
+from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import call_with, outputs
+from nnrepair.wrappers.codebook import Seen
+
+Constraint = Literal["exact", "ridge", "null-space"]
+Share = Literal["even", "root"]
+#: Outputs aim this far beyond the margin asked for, relative to the typical one, and so many roundings.
+BEYOND, ROUNDINGS = 1e-4, 8
+ADVICE = "a larger margin, more rounds or steps, a smaller ridge, another layer (layers=...), or another method"
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """Give the keys of the edits new values in a layer's weights, in closed form, so that those of others stay.
+
+    Example:
+        >>> LeastSquares(layers="fc3").capabilities.keeps_architecture
+        True
+
+    Args:
+        layers: the name of a layer, or of several, of which each writes its share; "auto" takes the last.
+        constraint: "exact" gives every key its value, with the smallest mean square change of the others' (ROME, and
+            for several edits EMMET); "ridge" weighs both against each other (MEMIT, PMET); "null-space" moves nothing
+            in the directions of the others' keys (AlphaEdit).
+        share: of several layers, a layer with k after it writes 1 / (k + 1) of what is missing ("even", MEMIT), or
+            1 / sqrt(k + 1) ("root", PMET).
+        ridge: the weight of what is to stay: in points for each input of the layer (MEMIT has about 1); for
+            "null-space" of the change itself, relative to the keys' mean square.
+        null: directions that have together at most this share of the kept keys' mean square are "null-space".
+        margin: by how much every edit must hold, in output units.
+        rounds: of insertions, at most; none is made once all edits hold.
+        steps, lr, longest: of values inside the network: Adam's steps and step size, relative to the typical output of
+            the layer; and how many times the layer's output they gain in a round, at most.
+
+    Raises:
+        InvalidInput: hyper-parameters that cannot be, or layers that are not there or no linear maps.
+    """
+
+    layers: str | Sequence[str] = field(default="auto", metadata={"flag": "layer"})
+    constraint: Constraint = "exact"
+    share: Share = "even"
+    ridge: float = 1.0
+    null: float = 0.01
+    margin: float = 0.0
+    rounds: int = 20
+    steps: int = 200
+    lr: float = 0.1
+    longest: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("constraint", get_args(Constraint)), ("share", get_args(Share))):
+            value = getattr(self, name)
+            if value not in known:
+                hint = near_matches(str(value), known)
+                raise InvalidInput(f"Unknown {name} {value!r}.{hint} Choose one of {', '.join(known)}.")
+        for name in ("rounds", "steps"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InvalidInput(f"{name} must be an integer >= 1, got {count!r}.")
+        for name in ("ridge", "null", "margin", "lr", "longest"):
+            number, zero = getattr(self, name), name in ("margin", "null")
+            good = isinstance(number, int | float) and not isinstance(number, bool)
+            if not good or not 0 <= number < math.inf or (number == 0 and not zero):
+                raise InvalidInput(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {number!r}.")
+        if self.null > 1:
+            raise InvalidInput(f"null is a share, at most 1, got {self.null!r}.")
+        names = self.layers if isinstance(self.layers, str) else tuple(self.layers)
+        if not names or not all(isinstance(name, str) for name in ([names] if isinstance(names, str) else names)):
+            raise InvalidInput(f"layers must be a name or several names, got {self.layers!r}.")
+        object.__setattr__(self, "layers", names)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities("direct", False, "same", False, True, True, regions=False)
+
+    def repair(self, problem: Problem) -> Proposal:
+        """Propose the network with the edits' keys and values inserted, see the class."""
+        names = chosen(problem.model, self.layers)
+        task = _Task(self, problem, names)
+        with torch.enable_grad():
+            model, rounds = task.inserted()
+        stats = {"layers": [plain(name) for name in names], "rounds": rounds}
+        return Proposal(model, stats, task.notes, advice=ADVICE)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The keys of the points to keep at one layer: their second moment, with a little ridge, and a root of it."""
+
+    moment: Tensor
+    root: Tensor
+    null: Tensor | None
+
+
+class _Task:
+    """One repair: its layers, and the second moments there."""
+
+    def __init__(self, method: LeastSquares, problem: Problem, names: list[str]) -> None:
+        self.method, self.problem, self.names = method, problem, names
+        self.notes: list[str] = []
+        locality = problem.locality
+        if locality is None:
+            self.notes.append("no locality set: all directions of keys count alike.")
+        self.points = [problem.edits.inputs, *([] if locality is None else [locality.inputs])]
+        key = ("least squares", tuple(names), method.constraint, method.null)
+        self.kept: dict[str, _Kept] = problem.once(key, lambda: {name: self._kept(name) for name in names})
+        y = problem.answers.double()
+        rounding = ROUNDINGS * torch.finfo(problem.answers.dtype).eps * float(y.abs().amax())
+        self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
+
+    def inserted(self) -> tuple[nn.Module, int]:
+        """Return the network in which most edits hold, and after how many rounds that is."""
+        model, best, rounds = self.problem.model, self.problem.model, 0
+        most = self._holding(model)
+        for k in range(self.method.rounds):
+            if most == len(self.problem.edits):
+                break
+            for after, name in reversed(list(enumerate(reversed(self.names)))):
+                share = 1 / (after + 1) ** (1.0 if self.method.share == "even" else 0.5)
+                model = self._written(model, name, share)
+            holding = self._holding(model)
+            if holding > most:
+                best, most, rounds = model, holding, k + 1
+        if most < len(self.problem.edits):
+            self.notes.append(f"returned the weights under which most edits held: {most}.")
+        return moved(best, {}), rounds
+
+    def _holding(self, model: nn.Module) -> int:
+        """Return how many edits hold with the margin asked for."""
+        y = outputs(model, self.problem.edits.inputs).double()
+        criterion = self.problem.edits.criterion
+        return int((criterion.holds(y) & (criterion.margin(y) >= self.method.margin)).sum())
+
+    def _written(self, model: nn.Module, name: str, share: float) -> nn.Module:
+        """Return the network with a share of what is missing at one layer inserted there."""
+        edits, kept = self.problem.edits, self.kept[name]
+        layer = LinearMap(model, name, self.points)
+        keys, values = layer.seen(edits.inputs)
+        if self._is_last(model, name):
+            y = outputs(model, edits.inputs).double()
+            missing = layer.by_position(targets.at_outputs(edits.criterion, y, self.aim) - y).cpu()
+            K, R = keys.flatten(0, 1), missing.flatten(0, 1)
+        else:
+            K = keys.mean(1)
+            R = self._gains(model, layer, K, values.mean(1), kept)
+        matrix = self._change(K, share * R, kept)
+        return moved(model, layer.change(matrix)) if bool(torch.isfinite(matrix).all()) else model
+
+    def _gains(self, model: nn.Module, layer: LinearMap, K: Tensor, values: Tensor, kept: _Kept) -> Tensor:
+        """Return (edits, out) what a layer inside the network should gain at keys, see `targets.inside`."""
+        method, edits = self.method, self.problem.edits
+        each = insertion.exact(K, torch.eye(len(K)).to(K), kept.root)  # what a gain of one at each key makes of weights
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        start = {name: weights[name].detach() for name in layer.names}
+
+        def run(gains: Tensor) -> Tensor:
+            change = layer.change(gains.T @ each)
+            return call_with(model, {n: w + change[n].to(w) for n, w in start.items()}, edits.inputs)
+
+        how = {"steps": method.steps, "lr": method.lr, "longest": method.longest}
+        return targets.inside(run, edits, values, self.aim, **how)  # type: ignore[arg-type]  # of both kinds
+
+    def _change(self, K: Tensor, R: Tensor, kept: _Kept) -> Tensor:
+        """Return (out, inp) by how much the layer's weights change."""
+        if self.method.constraint == "exact":
+            return insertion.exact(K, R, kept.root)
+        if self.method.constraint == "ridge":
+            return insertion.ridge(K, R, kept.moment, self.method.ridge * K.shape[1])
+        assert kept.null is not None
+        mean = float((K @ kept.null).square().sum(1).mean()) or 1.0
+        return insertion.within(K, R, kept.null, self.method.ridge * mean)
+
+    def _is_last(self, model: nn.Module, name: str) -> bool:
+        """Whether what the layer returns is what the network returns."""
+        a, b = (outputs(net, self.problem.edits.inputs) for net in (Seen(model, name, output=True), model))
+        return a.shape == b.shape and torch.equal(a, b)
+
+    def _kept(self, name: str) -> _Kept:
+        layer = LinearMap(self.problem.model, name, self.points)
+        locality = self.problem.locality
+        if locality is None:
+            one = torch.eye(layer.inputs, dtype=torch.float64)
+            return _Kept(one, one, one)
+        moment = layer.moment(locality.inputs)
+        null = insertion.null_space(moment, self.method.null) if self.method.constraint == "null-space" else None
+        lower = torch.from_numpy(root(moment.numpy().copy()))
+        return _Kept(lower @ lower.T, lower, null)
+
+
+def _memit() -> LeastSquares:
+    """New values for the edits' keys in a layer's weights or several layers', weighed against those of other keys."""
+    return LeastSquares(constraint="ridge")
+
+
+def _pmet() -> LeastSquares:
+    """As memit, with less weight on other keys, and layers before the last that write more."""
+    return LeastSquares(constraint="ridge", share="root", ridge=0.4)
+
+
+def _alphaedit() -> LeastSquares:
+    """New values for the edits' keys in a layer's weights, by changes in the null space of the keys to keep."""
+    return LeastSquares(constraint="null-space", ridge=0.1)
+
+
+register("rome", LeastSquares)
+register("emmet", LeastSquares)
+register("memit", _memit)
+register("pmet", _pmet)
+register("alphaedit", _alphaedit)
