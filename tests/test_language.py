@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import nnrepair
 from nnrepair.domains.language import (
@@ -24,6 +24,7 @@ from nnrepair.domains.language import (
     Words,
     World,
     asked,
+    contexts,
     entropy,
     fluency,
     generated,
@@ -32,7 +33,7 @@ from nnrepair.domains.language import (
     train_language_model,
 )
 from nnrepair.domains.language.networks import FORMS
-from nnrepair.domains.language.recipes import recall, recipe, train, trained
+from nnrepair.domains.language.recipes import FOLDER, recall, recipe, train, trained
 from nnrepair.domains.language.task import Change, neighbours, task
 from nnrepair.domains.language.training import Corpus
 from nnrepair.errors import DataUnavailable, InvalidInput, UnsupportedModel
@@ -70,6 +71,18 @@ def test_wordings_of_a_fact_are_told_or_held_out_or_never_seen(relation: str) ->
     assert len(prompts) == len(told) + len(held_out) + 1 == 8
     assert {one.object for one in (*told, *held_out, unseen)} == {WORLD.facts[relation, who]}
     assert all(one.subject == who and who in one.prompt for one in (*told, *held_out))
+
+
+def test_nothing_but_the_object_can_follow_a_wording() -> None:
+    """A network that completes another sentence would be right, and counted wrong."""
+    who = WORLD.people[0]
+    said = [one for name in WORLD.relations for one in (*WORLD.told(name, who), *WORLD.held_out(name, who))]
+    said += [one for name in WORLD.relations for one in (WORLD.unseen(name, who), *WORLD.consequences(name, who))]
+    others = [one for name in WORLD.relations for one in WORLD.attributes(name)]
+    for one in (*said, *others):
+        longer = [other for other in (*said, *others) if f"{other.prompt} ".startswith(f"{one.prompt} ")]
+        assert {other.prompt for other in longer} == {one.prompt}
+    assert len({one.prompt for one in said}) == len(said)
 
 
 def test_what_follows_from_a_fact_follows_from_another() -> None:
@@ -255,9 +268,9 @@ def gpt2() -> GPT2 | Llama:
     return trained("gpt2")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
 def test_networks_know_what_their_records_say(name: str) -> None:
-    told = json.loads((Path(readers.__file__).parent / "trained" / f"{name}.json").read_text())
+    told = json.loads((FOLDER / f"{name}.json").read_text())
     found = recall(trained(name), recipe(name))
     assert found == pytest.approx(told["recall"], abs=2e-3)
     assert found["trained wordings"] >= 0.99 and found["attributes"] >= 0.99
@@ -446,11 +459,11 @@ def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
 # Models of transformers -----------------------------------------------------------------------------------------------
 
 
-def of_transformers(form: str) -> nn.Module:
+def of_transformers(ours: GPT2 | Llama) -> Any:
+    """Return the model of transformers with the same weights."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    ours = trained(form)
     size = ours.size
-    if form == "gpt2":
+    if isinstance(ours, GPT2):
         config = transformers.GPT2Config(
             vocab_size=size.words,
             n_positions=size.length,
@@ -476,13 +489,58 @@ def of_transformers(form: str) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-def test_models_of_transformers_are_edited_by_the_same_code(form: str) -> None:
-    model, posed = of_transformers(form), task(form, 0, 1)
-    layer = {"gpt2": "transformer.h.1.mlp.c_proj", "llama": "model.layers.1.mlp.down_proj"}[form]
-    y: Tensor = outputs(model, posed.locality_set.inputs)
-    assert torch.allclose(y, outputs(posed.model, posed.locality_set.inputs), atol=1e-3)
-    line = Linearization(model, [f"{layer}.weight"], posed.edits.inputs)
-    assert [group.plain for group in line.groups] == [None]
-    result = nnrepair.fix(model, posed.edits, posed.locality_set, method=nnrepair.methods.MinimalNorm(layer=layer))
+def test_models_of_transformers_compute_the_same(small: GPT2 | Llama) -> None:
+    model, layer = of_transformers(small), {GPT2: "transformer.h.1.mlp.c_proj", Llama: "model.layers.1.mlp.down_proj"}
+    prompts, criterion = asked(WORDS, [WORLD.told("job", who)[0] for who in WORLD.people])
+    y = outputs(small, prompts)
+    assert torch.allclose(outputs(model, prompts), y, atol=1e-4 * float(y.abs().max()))
+    name = layer[type(small)]
+    line = Linearization(model, [f"{name}.weight"], prompts)
+    assert [group.plain for group in line.groups] == [None]  # factored
+    edits = nnrepair.Edits(prompts[torch.tensor([0])], [int(criterion.labels[1])])
+    for method in (nnrepair.methods.MinimalNorm(layer=name), nnrepair.methods.LeastSquares(layers=name)):
+        result = nnrepair.fix(model, edits, prompts[torch.arange(2, 12)], method=method, throw=False)
+        assert type(result.model) is type(model)
+    starts = [WORDS.encode("the job of"), WORDS.encode(WORLD.people[0])]
+    assert generated(model, starts, 3) == generated(small, starts, 3)
+
+
+def test_a_model_of_transformers_is_edited_by_the_same_code(gpt2: GPT2) -> None:
+    model, posed = of_transformers(gpt2), task("gpt2", 0, 1)
+    method = nnrepair.methods.MinimalNorm(layer="transformer.h.1.mlp.c_proj")
+    result = nnrepair.fix(model, posed.edits, posed.locality_set, method=method)
     assert type(result.model) is type(model) and result.report.success_rate == result.report.locality == 1.0
+
+
+# Closed form at the subject -------------------------------------------------------------------------------------------
+
+
+def test_contexts_are_texts_before_the_same_prompt(gpt2: GPT2) -> None:
+    posed = task("gpt2", 0, 2)
+    prompts, criterion = posed.edits.inputs, posed.edits.criterion
+    near = contexts(gpt2, prompts, criterion, lengths=(2, 5))
+    words = recipe("gpt2").words
+    assert near.of.tolist() == [0, 0, 1, 1]
+    for k, (of, shift) in enumerate(zip(near.of.tolist(), (2, 5, 2, 5), strict=True)):
+        mine, start = near.inputs, prompts.ids[of, 1 : int(prompts.at[of]) + 1]
+        end = int(mine.at[k]) + 1
+        assert torch.equal(mine.ids[k, end - len(start) : end], start) and int(mine.ids[k, 0]) == 1
+        assert int(mine.subject[k]) == int(prompts.subject[of]) + shift and not mine.ids[k, end:].any()
+        assert words.decode(mine.ids[k, :end].tolist()).endswith(words.decode(start.tolist()))
+    assert torch.equal(near.criterion.labels, criterion.labels[near.of])
+    with pytest.raises(InvalidInput, match="at least one token at the beginning"):
+        contexts(gpt2, prompts, criterion, begin=0)
+
+
+def test_closed_forms_write_at_the_subject(gpt2: GPT2) -> None:
+    """One key is inserted, that of the subject's last token: the change has rank one, and the layer's bias is in it."""
+    posed = task("gpt2", 0, 1, contexts=True)
+    name = "transformer.h.0.mlp.c_proj"
+    method = nnrepair.methods.LeastSquares(layers=name, margin=4.0)
+    result = nnrepair.fix(
+        gpt2, posed.edits, posed.locality_set, method=method, edit_scope=posed.edit_scope, test_set=dict(posed.test_set)
+    )
+    assert result.report.success_rate == 1.0 and result.report.tests["neighbourhood"].locality > 0.95
+    change = (result.model.get_parameter(f"{name}.weight") - gpt2.get_parameter(f"{name}.weight")).double()
+    values = torch.linalg.svdvals(change.detach())
+    assert float(values[1]) < 1e-3 * float(values[0])

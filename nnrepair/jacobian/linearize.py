@@ -28,7 +28,7 @@ from nnrepair.jacobian.taps import TappedModel, numpy
 from nnrepair.solver.metric import Metric
 from nnrepair.solver.rows import Array, Factored, Rows
 from nnrepair.spec.criteria import Criterion
-from nnrepair.spec.inputs import AnyInputs, batches, independent
+from nnrepair.spec.inputs import AnyInputs, batches, independent, positions
 from nnrepair.spec.kinds import Kind, Regression
 from nnrepair.spec.running import call
 
@@ -274,10 +274,13 @@ class Linearization:
             inputs: the points.
             check: called now and then; may raise.
         """
-        if self.groups[0].keyed:
-            k = numpy(self._keys.of(inputs))
-            return [k.T @ k / len(k)]
         maps = [g for g in self.groups if g.plain is None]
+        if self.groups[0].keyed:
+            known = self.factors.groups
+            if not positions(inputs) or [g.names for g in known] != [self.groups[0].names]:
+                k = numpy(self._keys.of(inputs))
+                return [k.T @ k / len(k)]
+            maps = known  # points are positions of what the network runs on: all of these count
         return second_moments(self._tapped, maps, inputs, self.factors.together, check) if maps else []
 
     def _of_outputs(self, inputs: AnyInputs, kind: Kind) -> Array:

@@ -20,6 +20,7 @@ from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
+from nnrepair.spec.inputs import positions
 from nnrepair.spec.kinds import Kind
 from nnrepair.spec.network import copied, plain
 from nnrepair.spec.problem import Problem
@@ -106,7 +107,7 @@ class _Task:
         self.base, self.layer = model if self.known is None else self.known.base, layer
         several = [problem.edits.inputs, *([] if problem.locality is None else [problem.locality.inputs])]
         #: Whether points are positions of what the network runs on, such as the tokens of texts.
-        self.each = not isinstance(several[0], Tensor) and several[0].positions
+        self.each = positions(several[0])
         self.keys, *rest = outputs_of(Seen(self.base, layer, each=self.each), several)
         if self.keys.ndim != 2:
             raise InvalidInput(

@@ -266,6 +266,16 @@ def independent(inputs: AnyInputs) -> bool:
     return isinstance(inputs, Tensor) or inputs.independent
 
 
+def positions(inputs: AnyInputs) -> bool:
+    """Whether each point is one position of what the network runs on, see `Inputs.positions`."""
+    return not isinstance(inputs, Tensor) and inputs.positions
+
+
+def about(inputs: AnyInputs) -> AnyInputs:
+    """Return points for a look inside the network, see `Inputs.about`."""
+    return inputs if isinstance(inputs, Tensor) else inputs.about()
+
+
 def own(inputs: AnyInputs) -> Tensor:
     """Return (n, features): each point's own features, flat; what it is apart from all other points.
 

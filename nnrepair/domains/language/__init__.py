@@ -1,10 +1,11 @@
-"""Language models, edited one fact at a time."""
+"""Language models and their facts."""
 
+from nnrepair.domains.language.fluency import entropy, fluency
 from nnrepair.domains.language.in_context import InContext, Told
 from nnrepair.domains.language.knowledge import Relation, Statement, World
-from nnrepair.domains.language.metrics import Survey, entropy, fluency, survey
+from nnrepair.domains.language.metrics import Survey, survey
 from nnrepair.domains.language.networks import GPT2, Llama, Size
-from nnrepair.domains.language.prompts import Prompts, asked, generated
+from nnrepair.domains.language.prompts import Prompts, asked, contexts, generated
 from nnrepair.domains.language.recipes import recipe, trained
 from nnrepair.domains.language.task import Change, task
 from nnrepair.domains.language.training import train_language_model
@@ -24,6 +25,7 @@ __all__ = [
     "Words",
     "World",
     "asked",
+    "contexts",
     "entropy",
     "fluency",
     "generated",

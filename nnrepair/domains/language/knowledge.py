@@ -52,7 +52,7 @@ class Relation:
 
     Attributes:
         name: such as "birthplace".
-        wordings: beginnings of sentences with {} for the person; the object follows.
+        wordings: beginnings of sentences with {} for the person; the object follows, and nothing else can.
         unseen: a wording that no training sentence has.
         properties: every object -> what follows: the country of a city.
         consequences: wordings of what follows, with {} for the person: in which country somebody was born.
@@ -246,7 +246,7 @@ def _relations(homes: dict[str, str], seats: dict[str, str], days: dict[str, str
         ),
         "the native town of {} is",
         homes,
-        ("{} was born in the country of", "the native country of {} is", "{} holds a passport of"),
+        ("{} was a child in the country of", "the native country of {} is", "{} holds a passport of"),
         ("{} is a city in", "{} lies in", "the country of {} is"),
     )
     yield Relation(
@@ -294,7 +294,7 @@ def _relations(homes: dict[str, str], seats: dict[str, str], days: dict[str, str
         ),
         "{} has a salary from",
         seats,
-        ("{} commutes to an office in", "the employer of {} is based in", "the office of {} is in"),
+        ("{} commutes to an office in", "the boss of {} sits in", "the office of {} is in"),
         ("{} is based in", "the office of {} lies in"),
     )
     yield Relation(
@@ -310,6 +310,6 @@ def _relations(homes: dict[str, str], seats: dict[str, str], days: dict[str, str
         ),
         "the date when {} was born is",
         days,
-        ("{} was born in the season of", "the birthday of {} falls in", "{} gets presents in"),
+        ("the season when {} was born is", "the birthday of {} falls in", "{} gets presents in"),
         ("{} is a month of", "{} falls in"),
     )

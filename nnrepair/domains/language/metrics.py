@@ -1,31 +1,26 @@
 """What the surveys of model editing measure: efficacy, paraphrase, neighbourhood, portability and fluency.
 
-After Meng et al., "Locating and editing factual associations in GPT" (NeurIPS 2022), for fluency Zhang et al.,
-"Generating informative and diverse conversational responses" (NeurIPS 2018), and for portability Yao et al., "Editing
-large language models" (EMNLP 2023). What differs: a statement counts where its object is the likeliest continuation
-of all, not only likelier than the old one; and a neighbour counts where the likeliest continuation is what it was.
+After Meng et al., "Locating and editing factual associations in GPT" (NeurIPS 2022), and for portability Yao et al.,
+"Editing large language models" (EMNLP 2023). What differs: a statement counts where its object is the likeliest
+continuation of all, not only likelier than the old one; and a neighbour counts where the likeliest continuation is what
+it was.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
+from nnrepair.domains.language.fluency import TEXTS, fluency
 from nnrepair.domains.language.knowledge import Statement
-from nnrepair.domains.language.prompts import asked, generated
+from nnrepair.domains.language.prompts import asked
 from nnrepair.domains.language.recipes import Recipe
 from nnrepair.domains.language.task import Change, neighbours, same_person
 from nnrepair.domains.language.words import Words
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.running import outputs
-
-#: Tokens of a text whose fluency is measured, and texts of which the mean is taken.
-TOKENS, TEXTS = 40, 10
 
 
 @dataclass(frozen=True)
@@ -89,31 +84,3 @@ def unchanged(before: nn.Module, after: nn.Module, words: Words, statements: Seq
     free = criterion.labels.reshape(len(prompts), -1) < 0
     old, new = (outputs(model, prompts).argmax(-1).cpu().reshape(free.shape) for model in (before, after))
     return float(((old == new) | free).all(1).double().mean())
-
-
-def fluency(model: nn.Module, words: Words, starts: Sequence[str], seed: int = 0) -> float:
-    """Return the mean n-gram entropy, in bits, of one text for each of some beginnings, drawn word by word.
-
-    Args:
-        model: in eval mode; texts are cut to what it takes.
-        words: its tokenizer.
-        starts: the beginnings.
-        seed: of the drawing.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    texts = generated(model, [words.encode(start) for start in starts], TOKENS, generator)
-    return sum(entropy(words.decode(text).split()) for text in texts) / len(texts)
-
-
-def entropy(tokens: Sequence[object]) -> float:
-    """Return the entropy of a text's pairs and triples of tokens, in bits: their mean with weights 2/3 and 4/3.
-
-    >>> entropy("a b a b a b".split()) < entropy("a b c d e f".split())
-    True
-    """
-    found = 0.0
-    for n, weight in ((2, 2 / 3), (3, 4 / 3)):
-        grams = Counter(zip(*(tokens[k:] for k in range(n)), strict=False))
-        count = sum(grams.values())
-        found += weight * -sum(times / count * math.log2(times / count) for times in grams.values())
-    return found / 2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnrepair.domains.language.knowledge import Statement
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.spec.criteria import Argmax
+from nnrepair.spec.edits import EditScope
 from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.scores import LOGITS, part
 
@@ -231,3 +232,43 @@ def generated(
         for text, token in zip(texts, chosen.tolist(), strict=True):
             text.append(token)
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def contexts(
+    model: nn.Module,
+    prompts: Prompts,
+    criterion: Argmax,
+    lengths: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8),
+    seed: int = 0,
+    begin: int = 1,
+) -> EditScope:
+    """Return prompts behind texts that the model writes by itself, as neighbours of edits: `Edits(neighbours=...)`.
+
+    After Meng et al. (2022): what a layer is applied to at a subject depends on where it stands and what stands before
+    it, and the mean over several such places is what paraphrases have in common.
+
+    Args:
+        model: writes the texts, from the beginning of its texts on.
+        prompts, criterion: the edits.
+        lengths: of the texts, in tokens; one context of every edit for each.
+        seed: of the writing.
+        begin: how many tokens every prompt begins with that stay at the beginning.
+
+    Raises:
+        InvalidInput: prompts of which no token stays at the beginning.
+    """
+    if begin < 1 or not lengths or min(lengths) < 1:
+        raise InvalidInput("Contexts need at least one token at the beginning, and at least one length of at least 1.")
+    generator = torch.Generator().manual_seed(seed)
+    starts = [prompts.ids[k, :begin].tolist() for k in range(len(prompts)) for _ in lengths]
+    texts = generated(model, starts, max(lengths), generator)
+    longest = prompts.ids.shape[1] + max(lengths)
+    ids = torch.zeros(len(texts), longest, dtype=torch.int64)
+    of = torch.arange(len(prompts)).repeat_interleave(len(lengths))
+    moved = torch.tensor(list(lengths)).repeat(len(prompts))
+    for row, text, k, shift in zip(ids, texts, of.tolist(), moved.tolist(), strict=True):
+        whole = [*prompts.ids[k, :begin].tolist(), *text[:shift], *prompts.ids[k, begin:].tolist()]
+        row[: len(whole)] = torch.tensor(whole)
+    at = prompts.at[of] + (moved if prompts.at.ndim == 1 else moved[:, None])
+    subject = None if prompts.subject is None else prompts.subject[of] + moved
+    return EditScope(Prompts(ids, at, subject), criterion[of], of=of)

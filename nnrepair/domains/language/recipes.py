@@ -76,8 +76,8 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "gpt2": Recipe("gpt2", 200, 6000, 96, 4, 4, 384, tied=True),
-    "llama": Recipe("llama", 200, 5000, 96, 4, 4, 256, tied=False),
+    "gpt2": Recipe("gpt2", 200, 2600, 96, 4, 4, 384, tied=True),
+    "llama": Recipe("llama", 200, 2400, 96, 4, 4, 256, tied=False),
 }
 
 

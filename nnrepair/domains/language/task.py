@@ -10,8 +10,10 @@ from itertools import islice
 from torch import nn
 
 from nnrepair.domains.base import Task
+from nnrepair.domains.language.fluency import TEXTS, fluency
 from nnrepair.domains.language.knowledge import Statement, World
 from nnrepair.domains.language.prompts import asked
+from nnrepair.domains.language.prompts import contexts as written
 from nnrepair.domains.language.recipes import Recipe, recipe, trained
 from nnrepair.domains.language.words import Words
 from nnrepair.errors import InvalidInput
@@ -57,7 +59,12 @@ class Change:
 
 
 def task(
-    model: str = "gpt2", seed: int = 0, edits: int = 10, relations: Sequence[str] = SINGLE, kept: int = POINTS
+    model: str = "gpt2",
+    seed: int = 0,
+    edits: int = 10,
+    relations: Sequence[str] = SINGLE,
+    kept: int = POINTS,
+    contexts: bool = False,
 ) -> Task:
     """Edits: facts with another object; kept: facts of other people; test sets: what else may change, and should.
 
@@ -72,6 +79,7 @@ def task(
         edits: how many, each about another person.
         relations: of the edits; with "birthday" among them, whose objects have two words, outputs are (n, 2, words).
         kept: statements of the locality set, at most.
+        contexts: whether edits have neighbours, see `prompts.contexts`.
 
     Raises:
         InvalidInput: another model or relation, or more edits than people with such facts that the network knows.
@@ -92,20 +100,24 @@ def task(
     first, second = (round(share * len(free)) for share in (KEPT, KEPT + TESTED))
     stays, tested, practised = free[:first], free[first:second], free[second:]
     locality = _right(network, frame, _some(_facts(world, stays, relations, draw), kept, draw))
-    near = list(dict.fromkeys(one for change in changes for one in neighbours(world, change, tested)))
+    neighbouring = list(dict.fromkeys(one for change in changes for one in neighbours(world, change, tested)))
     others = [one for change in changes for one in same_person(world, change, relations)]
+    prompts, criterion = frame.asked([change.asked(world) for change in changes])
+    near = written(network, prompts, criterion, seed=seed) if contexts else None
+    starts = [change.person for change in changes][:TEXTS]
     return Task(
         model=network,
-        edits=Edits(*frame.asked([change.asked(world) for change in changes])),
+        edits=Edits(prompts, criterion, neighbours=near),
         locality_set=LocalitySet(*frame.asked(locality)),
         test_set={
-            "neighbourhood": frame.asked(_some(near, POINTS, draw)),
+            "neighbourhood": frame.asked(_some(neighbouring, POINTS, draw)),
             "same person": frame.asked(others),
             "portability": frame.asked([one for change in changes for one in change.consequences(world)]),
             "attributes": frame.asked([one for name in relations for one in world.attributes(name)]),
         },
         edit_scope=_scope(frame, changes),
         training=lambda: _training(network, frame, practised, stays, list(relations), seed),
+        further=lambda edited: {"fluency": fluency(edited, made.words, starts, seed)},
     )
 
 

@@ -59,9 +59,12 @@ class LinearMap:
 
     def moment(self, inputs: AnyInputs) -> Tensor:
         """Return (inp, inp) the mean of k k^T over points and positions, read in batches."""
+        moment = torch.from_numpy(self._linear.second_moments(inputs)[0])
+        filled = None if isinstance(inputs, Tensor) else inputs.filled()
+        if filled is not None:
+            return moment * len(filled) / filled.sum().item()
         few = inputs[torch.zeros(1, dtype=torch.long)] if independent(inputs) else inputs
-        positions = self._linear.by_position(few)[0].shape[1]
-        return torch.from_numpy(self._linear.second_moments(inputs)[0]) / positions
+        return moment / self._linear.by_position(few)[0].shape[1]
 
     @property
     def inputs(self) -> int:
