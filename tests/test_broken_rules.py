@@ -13,7 +13,6 @@ from torch import Tensor
 
 from benchmarks.verify import layers
 from nnrepair.deadline import NEVER
-from nnrepair.verify.parts import Filled
 from nnrepair.verify.reading.activations.base import Activation
 from nnrepair.verify.reading.activations.exponential import Exp, Log
 from nnrepair.verify.reading.activations.gelu import GELU
@@ -26,6 +25,7 @@ from nnrepair.verify.reading.activations.square import Square
 from nnrepair.verify.reading.activations.step import Floor, Step
 from nnrepair.verify.reading.activations.tanh import Tanh
 from nnrepair.verify.reading.graph import Graph, Node
+from nnrepair.verify.reading.partial import Filled
 from nnrepair.verify.reading.sparse import Sparse, Transposed
 from nnrepair.verify.search import intervals, magnitudes
 

@@ -100,6 +100,18 @@ def test_a_property_that_holds(base: Path, tmp_path: Path, capsys) -> None:
     assert out.read_text() == "unsat\n"
 
 
+def test_networks_as_competitions_ship_them(base: Path, tmp_path: Path, capsys) -> None:
+    packed, proof = tmp_path / "net.onnx.gz", tmp_path / "proof.npz"
+    packed.write_bytes(gzip.compress((base / "net.onnx").read_bytes()))
+    assert run(packed, base / "holds.vnnlib", "--certificate", proof) == 0
+    assert cli.main(["certify", str(proof), str(packed), str(base / "holds.vnnlib")]) == 0
+    assert "Accepted: " in capsys.readouterr().out
+    (tmp_path / "list.csv").write_text(f"net.onnx,{base / 'violated.vnnlib'},20\n")
+    assert run("--suite", tmp_path / "list.csv", "--out", tmp_path / "out", "--jobs", 1) == 1
+    (row,) = (tmp_path / "out" / "instances").iterdir()
+    assert '"onnxruntime"' in row.read_text()
+
+
 def test_a_property_that_is_violated(base: Path, tmp_path: Path, capsys) -> None:
     proof, out = tmp_path / "proof.npz", tmp_path / "out.txt"
     options = ["--certificate", proof, "--vnncomp", out]
@@ -259,7 +271,6 @@ class TestRefusals:
         bad.write_text(self.holds.read_text()[:-5])
         assert "bad.vnnlib" in self.refused(self.net, bad)
         assert "torch.export" in self.refused(self.folder / "model.pt", self.holds)
-        assert "gunzip" in self.refused(self.folder / "net.onnx.gz", self.holds)
 
     def test_a_property_for_another_number_of_inputs(self) -> None:
         error = self.refused(self.net, self.base / "wide.vnnlib")

@@ -40,8 +40,8 @@ def content(path: Path, most: int) -> bytes:
     return data
 
 
-def text(data: bytes, most: int) -> str:
-    """Give the text of a file, which may be gzipped, of at most so many bytes."""
+def unpacked(data: bytes, most: int) -> bytes:
+    """Give the bytes of a file, which may be gzipped, of at most so many."""
     if data[:2] == b"\x1f\x8b":
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
@@ -50,7 +50,12 @@ def text(data: bytes, most: int) -> str:
             raise Unreadable(f"it is gzipped, but damaged: {error}") from error
     if len(data) > most:
         raise Unreadable(f"it unpacks to more than {most} bytes, which are read at most")
-    return data.decode("utf-8-sig")
+    return data
+
+
+def text(data: bytes, most: int) -> str:
+    """Give the text of a file, which may be gzipped, of at most so many bytes."""
+    return unpacked(data, most).decode("utf-8-sig")
 
 
 def meta(array: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Check a proof that a property holds for every input of its boxes; trusts neither the search nor the library.
 
-    python verification/check.py CERT.npz NET.onnx PROP.vnnlib[.gz]
+    python verification/check.py CERT.npz NET.onnx[.gz] PROP.vnnlib[.gz]
 
 Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, holds more than reading.py knows (fully
 connected ReLU networks) or more than the limits here and there, or the command line is wrong.
@@ -245,7 +245,7 @@ def replay(bounder: Bounder, nodes: Any, start: int, spare: int) -> int:
 def check(certificate: str, network: str, property_: str) -> str:
     """Say what was proved, or raise Rejected, or another exception where a file cannot be read."""
     data, asked = bounded.content(Path(network), onnx_graph.FILE), bounded.content(Path(property_), MAX_BYTES)
-    layers = read_network(data)
+    layers = read_network(bounded.unpacked(data, onnx_graph.FILE))
     inputs, outputs = layers[0].weight.shape[1], len(layers[-1].bias)
     tasks = read_property(bounded.text(asked, MAX_BYTES), inputs, outputs)
     expected = {f"{k}_sha256": hashlib.sha256(v).hexdigest() for k, v in (("network", data), ("property", asked))}

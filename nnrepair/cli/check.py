@@ -84,9 +84,7 @@ def _single(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _as_onnx(path: Path) -> Iterator[Path]:
     """Yield the ONNX file of a model: itself, or what a .pt2 exports to."""
-    if path.suffix == ".gz":
-        raise InvalidInput(f"{path} is compressed. Networks are read as they are: gunzip it first.")
-    if path.suffix == ".onnx":
+    if path.suffixes[-1:] == [".onnx"] or path.suffixes[-2:] == [".onnx", ".gz"]:
         yield path
         return
     file = ModelFile.load(path)

@@ -264,7 +264,8 @@ exit codes:
 """
 CHECK_EPILOG = """\
 files:
-  MODEL      .onnx, or .pt2 as torch.export.save writes it (open only those you trust; checked as exported to ONNX)
+  MODEL      .onnx or .onnx.gz, or .pt2 as torch.export.save writes it (open only those you trust; checked as exported
+             to ONNX)
   PROPERTY   .vnnlib or .vnnlib.gz
   --suite    a CSV file with the rows onnx,vnnlib,timeout; the files are looked for in its folder, and in onnx/ and
              vnnlib/ there. Each result is written to --out when it is there, so a run that was killed goes on with

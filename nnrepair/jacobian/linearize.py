@@ -140,27 +140,19 @@ class Linearization:
 
         One pass tells both, in batches, before each of which `tick` is called.
         """
-        group = self.groups[0]
-        if not self.ends_affine or group.keyed:
+        if not self.ends_affine or self.groups[0].keyed:
             y = self.outputs_in_batches(inputs, None, tick)
-            return y, self._keys.of(inputs) if group.keyed else None
-        ys, found = list[Tensor](), list[Tensor]()
-        for step in batches(inputs) if self.independent else [None]:
-            tick()
-            y, tap = self._tapped.run(self.prepare(inputs if step is None else inputs[step]))
-            ys.append(y.detach().double().cpu())
-            found.append(group.applied_to(tap.uses[group.tapped])[0][:, 0].double().cpu())
-        return torch.cat(ys), torch.cat(found) if ys[0].ndim == 2 else None
+            return y, self._keys.of(inputs) if self.groups[0].keyed else None
+        found, y = self.by_position(inputs, tick)
+        return y, found[:, 0] if y.ndim == 2 else None
 
-    def by_position(self, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
-        """Return (points, P, inp) what the last map is applied to, at each position, and (points, ...) its outputs.
-
-        They are on the CPU. It must be true that outputs are affine in the parameters (`ends_affine`).
-        """
+    def by_position(self, inputs: AnyInputs, tick: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+        """Return (points, P, inp) what the last map is applied to, if `ends_affine`, and (points, ...) its outputs."""
         group, found, ys = self.groups[0], list[Tensor](), list[Tensor]()
         if group.keyed:
-            return self._keys.of(inputs)[:, None], self.outputs_in_batches(inputs)
-        for step in batches(inputs, self.factors.together) if self.independent else [None]:
+            return self._keys.of(inputs)[:, None], self.outputs_in_batches(inputs, None, tick)
+        for step in batches(inputs) if self.independent else [None]:
+            tick()
             y, tap = self._tapped.run(self.prepare(inputs if step is None else inputs[step]))
             found.append(group.applied_to(tap.uses[group.tapped])[0].double().cpu())
             ys.append(y.detach().double().cpu())
@@ -268,12 +260,7 @@ class Linearization:
         return Metric(factors, left)
 
     def second_moments(self, inputs: AnyInputs, check: Callable[[], None] = lambda: None) -> list[Array]:
-        """Return, for each map among the groups, the mean over points of the sum of k k^T over its positions.
-
-        Args:
-            inputs: the points.
-            check: called now and then; may raise.
-        """
+        """Return, for each map among the groups, the mean over points of the sum of k k^T over its positions."""
         maps = [g for g in self.groups if g.plain is None]
         if self.groups[0].keyed:
             known = self.factors.groups

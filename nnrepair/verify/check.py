@@ -26,7 +26,7 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.network import Network
 from nnrepair.verify.parts import SearchedPart, parts_of
-from nnrepair.verify.property import Case, Conjunction, Exact, Property
+from nnrepair.verify.property import Case, Conjunction, Exact, Halfspace, Property
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
@@ -174,7 +174,11 @@ class _Problem:
         self.replay = network.replay(deadline, graph)
         deadline.check("comparing what was read with the network")
         network.compare(self.property, self.replay, deadline)
-        self.graph = graph if device.type == "cpu" else graph.to(device)
+        #: Which of two probabilities is larger, their scores tell as well.
+        self.compares = all(_compares(row) for case in self.property.cases for ways in case.unsafe for row in ways)
+        searched = self._searched(graph)
+        self.replay.scores = None if searched is graph else searched
+        self.graph = searched.to(device)
         self.work: list[tuple[Case, Conjunction]] = [(c, u) for c in self.property.cases for u in c.unsafe]
         self.empty = 0  # unsafe sets without any output
         self.flat: dict[int, Flat] = {}  # unsafe sets without interior, by job
@@ -253,7 +257,11 @@ class _Problem:
         """Return the network for a region; for most networks it is the same everywhere."""
         if not self.network.graph.regional:
             return self.graph
-        return self.network.read_for(low.cpu(), high.cpu(), self.deadline).to(self.graph.device)
+        return self._searched(self.network.read_for(low.cpu(), high.cpu(), self.deadline)).to(self.graph.device)
+
+    def _searched(self, graph: Graph) -> Graph:
+        """Return what is searched in place of a graph: up to its scores, where these tell what outputs are unsafe."""
+        return graph.scores if self.compares and graph.scores is not None else graph
 
     def _confirming(self, part: SearchedPart) -> Confirm:
         """Return what confirms points of a part."""
@@ -358,10 +366,11 @@ class _Problem:
                 "no certificate: the proof splits ReLUs, and the independent checker reads splits of inputs only",
             )
         dim, cut = found.tree
-        unread = sorted({each.name for each in self.graph.activations if not each.has_certificates})
+        graph = self.replay.graph
+        unread = sorted({each.name for each in graph.activations if not each.has_certificates})
         if unread:
             return None, f"no certificate: the independent checker does not know {', '.join(unread)}"
-        if any(n.activation is None and not _plain(n.affine) for n in self.graph.nodes[1:]):
+        if any(n.activation is None and not _plain(n.affine) for n in graph.nodes[1:]):
             return None, "no certificate: the independent checker reads fully connected chains only"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"
@@ -383,6 +392,12 @@ def _numbered(part: SearchedPart, tree: Tree) -> Tree:
     dim, cut = tree
     free = part.free.cpu().numpy()
     return np.where(dim < 0, -1, free[np.maximum(dim, 0)]).astype(dim.dtype), cut
+
+
+def _compares(row: Halfspace) -> bool:
+    """Tell whether a row only says which of two outputs is larger."""
+    given = [c for c in row.coefficients if c]
+    return row.bound == 0 and len(given) == 2 and sum(given) == 0
 
 
 def _plain(affine: Affine | None) -> bool:

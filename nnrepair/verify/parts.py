@@ -13,25 +13,13 @@ import torch
 from torch import Tensor
 
 from nnrepair.deadline import Deadline
-from nnrepair.verify.reading.affine import Place
 from nnrepair.verify.reading.graph import Graph, Node
+from nnrepair.verify.reading.partial import Filled
 from nnrepair.verify.search.jobs import Jobs
+from nnrepair.verify.thin import thinned
 
 #: So many parts at most; where there would be more, only inputs that are the same in all boxes count as fixed.
 MOST_PARTS = 2000
-
-
-class Filled(Place):
-    """Free inputs at their places in a vector whose other entries are constants, within `off`."""
-
-    off: Tensor
-
-    def __init__(self, free: Tensor, constants: Tensor, off: Tensor) -> None:
-        super().__init__(free, len(constants))
-        self.bias, self.off = constants, off
-
-    def to(self, device: torch.device) -> Filled:
-        return Filled(self.index.to(device), self.bias.to(device), self.off.to(device))
 
 
 @dataclass(frozen=True)
@@ -96,5 +84,6 @@ def parts_of(
         first_nodes = [Node((), len(free)), Node((0,), graph.inputs, Filled(free, middle, off))]
         rest = [replace(node, sources=tuple(s + 1 for s in node.sources)) for node in graph.nodes[1:]]
         thin = Graph([*first_nodes, *rest], graph.device, graph.regional)
+        thin = thinned(thin, ((low + high) / 2)[free], deadline)
         few = replace(mine, lower=mine.lower[:, free], upper=mine.upper[:, free])
         yield SearchedPart(thin, few, index, free, low)

@@ -12,7 +12,7 @@ from torch import nn
 from nnrepair.domains.base import Task
 from nnrepair.domains.language.fluency import TEXTS, fluency
 from nnrepair.domains.language.knowledge import Statement, World
-from nnrepair.domains.language.prompts import asked
+from nnrepair.domains.language.prompts import Prompts, asked
 from nnrepair.domains.language.prompts import contexts as written
 from nnrepair.domains.language.recipes import Recipe, recipe, trained
 from nnrepair.domains.language.words import Words
@@ -20,7 +20,6 @@ from nnrepair.errors import InvalidInput
 from nnrepair.methods.episodes import Episode
 from nnrepair.spec.criteria import Argmax
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
-from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.running import outputs
 
 #: Relations whose objects are single words.
@@ -155,7 +154,7 @@ class Frame:
         tokens = max(len(one.split()) for name in relations for one in world.relations[name].objects)
         return cls(world, made.words, max(len(one.prompt.split()) for one in every) + tokens, tokens)
 
-    def asked(self, statements: Sequence[Statement]) -> tuple[Inputs, Argmax]:
+    def asked(self, statements: Sequence[Statement]) -> tuple[Prompts, Argmax]:
         """Return prompts and what is asked of them."""
         return asked(self.words, statements, self.length, self.tokens)
 

@@ -49,8 +49,9 @@ from nnrepair.wrappers.codebook import Seen
 
 Constraint = Literal["exact", "ridge", "null-space"]
 Share = Literal["even", "root"]
-#: Outputs aim this far beyond the margin asked for, relative to the typical one, and so many roundings.
-BEYOND, ROUNDINGS = 1e-4, 8
+#: Outputs aim this far beyond the margin asked for, relative to the typical one, and so many roundings; with a ridge,
+#: which writes a part of what is missing in each round, farther.
+BEYOND, WITH_RIDGE, ROUNDINGS = 1e-4, 0.05, 8
 ADVICE = "a larger margin, more rounds or steps, a smaller ridge, another layer (layers=...), or another method"
 
 
@@ -87,7 +88,7 @@ class LeastSquares:
     ridge: float = 1.0
     null: float = 0.01
     margin: float = 0.0
-    rounds: int = 20
+    rounds: int = 50
     steps: int = 200
     lr: float = 0.1
     longest: float = 4.0
@@ -130,8 +131,9 @@ class LeastSquares:
 
 @dataclass(frozen=True)
 class _Kept:
-    """The keys of the points to keep at one layer: their second moment, with a little ridge, and a root of it."""
+    """A layer, and the second moment of its keys at the points to keep, with a little ridge, and a root of it."""
 
+    layer: LinearMap
     moment: Tensor
     root: Tensor
     null: Tensor | None
@@ -143,16 +145,19 @@ class _Task:
     def __init__(self, method: LeastSquares, problem: Problem, names: list[str]) -> None:
         self.method, self.problem, self.names = method, problem, names
         self.notes: list[str] = []
+        self._known: tuple[Tensor, Tensor] | None = None
         locality = problem.locality
         if locality is None:
             self.notes.append("no locality set: all directions of keys count alike.")
         self.near = _owned(problem.edits)
         self.points = [part.inputs for part in (problem.edits, self.near, locality) if part is not None]
+        #: What is known of the layers of the network as it was, which all edits of it share.
         key = ("least squares", tuple(names), method.constraint, method.null)
         self.kept: dict[str, _Kept] = problem.once(key, lambda: {name: self._kept(name) for name in names})
         y = problem.answers.double()
         rounding = ROUNDINGS * torch.finfo(problem.answers.dtype).eps * float(y.abs().amax())
-        self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
+        beyond = BEYOND if method.constraint == "exact" else WITH_RIDGE
+        self.aim = method.margin + beyond * problem.edits.criterion.typical_slack(y) + rounding
 
     def inserted(self) -> tuple[nn.Module, int]:
         """Return the network in which most edits hold, and after how many rounds that is."""
@@ -179,19 +184,30 @@ class _Task:
 
     def _written(self, model: nn.Module, name: str, share: float) -> nn.Module:
         """Return the network with a share of what is missing at one layer inserted there."""
-        edits, kept = self.problem.edits, self.kept[name]
+        edits, kept, layer = self.problem.edits, self.kept[name], self.kept[name].layer
         last = self._is_last(model, name)
-        layer = LinearMap(model, name, self.points if last else [about(points) for points in self.points])
-        keys, values = layer.seen(edits.inputs if last else about(edits.inputs))
+        if len(self.names) > 1:  # earlier layers have changed what this one is applied to
+            layer = LinearMap(model, name, [edits.inputs if last else about(edits.inputs)])
+        keys, values = self._seen(layer, last)
         if last:
             y = outputs(model, edits.inputs).double()
             missing = layer.by_position(targets.at_outputs(edits.criterion, y, self.aim) - y).cpu()
             K, R = keys.flatten(0, 1), missing.flatten(0, 1)
         else:
-            K = self._with_neighbours(layer, keys.mean(1))
-            R = self._gains(model, layer, K, values.mean(1), kept)
+            K, R = keys, self._gains(model, layer, keys, values, kept)
         matrix = self._change(K, share * R, kept)
         return moved(model, layer.change(matrix)) if bool(torch.isfinite(matrix).all()) else model
+
+    def _seen(self, layer: LinearMap, last: bool) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the edits at a layer; of the only one that changes they are asked for once.
+
+        (edits, positions, ...) of the last layer; (edits, ...) of one inside, where there is one place to write to.
+        """
+        if len(self.names) > 1 or self._known is None:
+            inputs = self.problem.edits.inputs
+            keys, values = layer.seen(inputs if last else about(inputs))
+            self._known = (keys, values) if last else (self._with_neighbours(layer, keys.mean(1)), values.mean(1))
+        return self._known
 
     def _gains(self, model: nn.Module, layer: LinearMap, K: Tensor, values: Tensor, kept: _Kept) -> Tensor:
         """Return (edits, out) what a layer inside the network should gain at keys, see `targets.inside`."""
@@ -241,15 +257,16 @@ class _Task:
         return a.shape == b.shape and torch.equal(a, b)
 
     def _kept(self, name: str) -> _Kept:
-        layer = LinearMap(self.problem.model, name, self.points)
-        locality = self.problem.locality
+        model, locality = self.problem.model, self.problem.locality
+        last = self._is_last(model, name)
+        layer = LinearMap(model, name, self.points if last else [about(points) for points in self.points])
         if locality is None:
             one = torch.eye(layer.inputs, dtype=torch.float64)
-            return _Kept(one, one, one)
+            return _Kept(layer, one, one, one)
         moment = layer.moment(locality.inputs)
         null = insertion.null_space(moment, self.method.null) if self.method.constraint == "null-space" else None
         lower = torch.from_numpy(root(moment.numpy().copy()))
-        return _Kept(lower @ lower.T, lower, null)
+        return _Kept(layer, lower @ lower.T, lower, null)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Builder:
             self.dtype = torch.float64  # the numbers in its layers are those of the file, not decimals to be rounded
         self.memory: dict[int, int] = {}  # views: whose memory a node's value shares
         self.changed = set[int]()  # nodes whose values were overwritten in place
+        self.ordered: dict[int, int] = {}  # nodes whose entries are in the order of those of another one
 
     def graph(self, output: Value) -> Graph:
         """Return the graph up to `output`, without what it does not need."""
@@ -79,7 +80,16 @@ class Builder:
         if nodes[-1].activation is not None or len(nodes) == 1:  # so that the output is always an affine node or a sum
             same = Diagonal(torch.ones(nodes[-1].size, dtype=torch.float64))
             nodes.append(Node((len(nodes) - 1,), nodes[-1].size, same))
-        return Graph(nodes, regional=self.asked)
+        return Graph(nodes, regional=self.asked, scores=self._scores(output.node))
+
+    def _scores(self, k: int) -> Graph | None:
+        """Return the graph up to what is in the same order as a node, if there is such a node before it."""
+        node = self.nodes[k]
+        before = node.sources[0] if node.activation is not None and node.activation.increases else self.ordered.get(k)
+        if before is None:
+            return None
+        found = self.graph(Value(before, (self.nodes[before].size,)))
+        return found.scores or found
 
     # Building blocks -------------------------------------------------------------------------------------------------
 

@@ -37,10 +37,17 @@ class Graph:
         size: how many values all nodes have together.
         work: how many multiplications one point takes.
         regional: whether another region of inputs would have it written otherwise; see `lower`.
+        scores: the graph of what the outputs are made of where that is in the same order, as before a softmax; or None.
     """
 
-    def __init__(self, nodes: Sequence[Node], device: torch.device | None = None, regional: bool = False) -> None:
-        self.device, self.regional = device or torch.device("cpu"), regional
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        device: torch.device | None = None,
+        regional: bool = False,
+        scores: Graph | None = None,
+    ) -> None:
+        self.device, self.regional, self.scores = device or torch.device("cpu"), regional, scores
         self.nodes = list(nodes)
         self.inputs, self.outputs = nodes[0].size, nodes[-1].size
         self.bent = [k for k, node in enumerate(nodes) if node.activation is not None]
@@ -49,9 +56,11 @@ class Graph:
         self.work = sum(node.affine.work for node in nodes if node.affine is not None)
 
     def to(self, device: torch.device) -> Graph:
-        """Return the graph on another device."""
+        """Return the graph on another device, itself if it is there."""
+        if device == self.device:
+            return self
         moved = [replace(n, affine=n.affine.to(device)) if n.affine else n for n in self.nodes]
-        return Graph(moved, device, self.regional)
+        return Graph(moved, device, self.regional, None if self.scores is None else self.scores.to(device))
 
     @property
     def activations(self) -> list[Activation]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline
-from nnrepair.verify.reading.affine import EPS, in_pieces
+from nnrepair.verify.reading.affine import EPS, Affine, in_pieces
 from nnrepair.verify.reading.graph import Graph
 
 #: Added to every error bound against underflow.
@@ -45,14 +45,7 @@ def values_over(
         deadline.check()
         low, high = values[node.sources[0]]
         if node.affine is not None:
-            gamma = (node.affine.terms + 64) * EPS * 1.01
-            size = torch.maximum(low.abs(), high.abs())
-            spread = (high - low) / 2 + (2 * gamma + node.affine.inexact) * size
-            center = in_pieces(node.affine.apply, (low + high) / 2, node.affine.work, deadline) + node.affine.bias
-            radius = in_pieces(node.affine.magnitude, spread, node.affine.work, deadline)
-            radius = (radius + 2 * gamma * node.affine.bias.abs()) * (1 + 1e-9) + TINY
-            radius = radius if node.affine.off is None else radius + node.affine.off * (1 + 1e-9)
-            ends = (center - radius, center + radius)
+            ends = affine_over(node.affine, low, high, deadline)
         elif node.activation is not None:
             ends = node.activation.enclose(low, high)
         else:
@@ -64,3 +57,15 @@ def values_over(
             ends = (torch.fmax(ends[0], known[k][0]), torch.fmin(ends[1], known[k][1]))
         values.append(ends)
     return values
+
+
+def affine_over(map: Affine, low: Tensor, high: Tensor, deadline: Deadline = NEVER) -> Interval:
+    """Return bounds of an affine map's values over boxes (n, inputs) of what goes into it."""
+    gamma = (map.terms + 64) * EPS * 1.01
+    size = torch.maximum(low.abs(), high.abs())
+    spread = (high - low) / 2 + (2 * gamma + map.inexact) * size
+    center = in_pieces(map.apply, (low + high) / 2, map.work, deadline) + map.bias
+    radius = in_pieces(map.magnitude, spread, map.work, deadline)
+    radius = (radius + 2 * gamma * map.bias.abs()) * (1 + 1e-9) + TINY
+    radius = radius if map.off is None else radius + map.off * (1 + 1e-9)
+    return center - radius, center + radius

@@ -21,6 +21,7 @@ from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import Counterexample
 from nnrepair.verify.search.rational import (
     Enclosure,
+    can_be_exact,
     enclosed,
     enclosure,
     inside,
@@ -40,7 +41,13 @@ class Replay:
         graph: what the checker read, for exact arithmetic.
         path: the ONNX file, if there is one.
         deadline: when to end.
+
+    Attributes:
+        scores: what is computed exactly in place of the outputs, where unsafe sets only compare outputs, and this is in
+            the same order; None for the outputs themselves.
     """
+
+    scores: Graph | None = None
 
     def __init__(
         self,
@@ -103,17 +110,21 @@ class Replay:
 
     def _exactly(self, point: Exact, conjunction: Conjunction) -> tuple[Enclosure | None, str]:
         """Return the outputs of the real-valued function if they are unsafe, and how they were computed."""
-        quick = enclosed(self.graph, point, self.deadline)
+        graph = self.scores or self.graph
+        quick = enclosed(graph, point, self.deadline)
         if outside(conjunction, quick, self.deadline):
             return None, ""
-        try:
-            outputs, is_exact = enclosure(self.graph, point, self.deadline)
-        except OutOfTime:
-            if not inside(conjunction, quick):
-                raise
-            return quick, "enclosure"
-        how = "exact" if is_exact else "enclosure"
-        return (outputs if inside(conjunction, outputs, self.deadline) else None), how
+        found, is_exact = quick, False
+        if can_be_exact(graph) or not inside(conjunction, quick, self.deadline):
+            try:
+                found, is_exact = enclosure(graph, point, self.deadline)
+            except OutOfTime:
+                if not inside(conjunction, quick):
+                    raise
+        if not inside(conjunction, found, self.deadline):
+            return None, ""
+        outputs = found if self.scores is None else enclosed(self.graph, point, self.deadline)
+        return outputs, "exact" if is_exact else "enclosure"
 
     def _is_inside(self, conjunction: Conjunction, y: NDArray[np.float64]) -> bool:
         """Tell whether an output lies in an unsafe set; what is not finite lies nowhere."""
@@ -162,6 +173,6 @@ class Session:
 
 
 def _margin(conjunction: Conjunction, outputs: Enclosure) -> float:
-    """Return how deep outputs lie in an unsafe set, at least."""
+    """Return how deep outputs that are in an unsafe set lie there, at least."""
     depths = [row.bound - largest(row, outputs) for row in conjunction]
-    return nearest(min(depths)) if depths else math.inf
+    return max(0.0, nearest(min(depths))) if depths else math.inf

@@ -66,6 +66,7 @@ class Activation(ABC):
         is_rational: whether rational numbers have rational values, which `exact` then returns.
         has_certificates: whether `verification/check.py` reads it, and can follow proofs about it.
         rounds: whether `enclose` rounds.
+        increases: whether larger numbers always have larger values.
     """
 
     steepest: float
@@ -73,6 +74,7 @@ class Activation(ABC):
     is_rational: bool = False
     has_certificates: bool = False
     rounds: bool = True
+    increases: bool = False
 
     @property
     def name(self) -> str:

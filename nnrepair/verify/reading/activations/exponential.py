@@ -17,6 +17,7 @@ class Exp(Smooth):
 
     convex = (True,)
     monotone, least = True, 0.0
+    increases = True
 
     def apply(self, x: Tensor) -> Tensor:
         return torch.exp(x)

@@ -17,6 +17,7 @@ class Sigmoid(Smooth):
     breaks = ((0.0, 0.0),)
     convex = (True, False)
     monotone, least, most = True, 0.0, 1.0
+    increases = True
 
     def apply(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)

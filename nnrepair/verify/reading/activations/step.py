@@ -16,7 +16,11 @@ from nnrepair.verify.reading.numbers import Numbers
 
 
 class Step(Activation):
-    """1 where z > 0, else 0. Where gradients are asked for, those of z / (1 + |z|) / 2 stand in."""
+    """1 where z > 0, else 0.
+
+    Where gradients are asked for, those of z / (s + |z|) / 2 stand in, s the average of |z| over all entries: with a
+    fixed s they vanish for all but a few of large numbers.
+    """
 
     steepest = 64.0
     is_rational = True
@@ -25,7 +29,7 @@ class Step(Activation):
         value = (x > 0).to(x)
         if not x.requires_grad:
             return value
-        ramp = x / (1 + x.abs()) / 2
+        ramp = x / (x.detach().abs().mean(-1, keepdim=True) + x.abs() + 1e-300) / 2
         return value + ramp - ramp.detach()
 
     def exact(self, x: Numbers) -> Numbers:

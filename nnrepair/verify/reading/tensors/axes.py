@@ -119,7 +119,10 @@ def _softmax(b: Builder, x: Symbol, dim: int, *rest: Any, log: bool = False, **s
     made = b.scaled(b.activation(total, Log()), -1.0) if log else b.activation(total, Reciprocal())
     place = torch.empty(x.numel(), dtype=torch.float64)
     place[groups.reshape(-1)] = torch.arange(1.0, x.numel() + 1, dtype=torch.float64)
-    return x.shaped(made).moved(place.reshape(x.shape))
+    moved = x.shaped(made).moved(place.reshape(x.shape))
+    if rows == 1:
+        b.ordered[moved.node] = x.node
+    return moved
 
 
 AXES: Table = {
