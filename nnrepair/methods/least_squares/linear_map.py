@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.linearize import Linearization
+from nnrepair.jacobian.tangents import canonical
 from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.network import plain
 from nnrepair.wrappers.codebook import Seen
@@ -97,18 +98,28 @@ def chosen(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
 
 
 def candidates(model: nn.Module) -> list[str]:
-    """Return the modules that own, or are made of, a trainable weight matrix, input to output."""
+    """Return the modules that own, or are made of, a trainable weight matrix, input to output.
+
+    A layer that shares it with one before, as a language model's last map may with the words' vectors, is none.
+    """
     modules = dict(model.named_modules())
     found = dict.fromkeys(layers.whole(model, name) for name in layers.candidates(model))
-    return [name for name in found if name in modules]
+    return [name for name in found if name in modules and _own(model, name)]
 
 
 def _parameters(model: nn.Module, layer: str) -> list[str]:
     """Return the trainable parameters of a module, refusing one without."""
-    prefix = f"{layer}."
-    names = [name for name, p in model.named_parameters() if p.requires_grad and name.startswith(prefix)]
+    names = _own(model, layer)
     if not names:
+        first = canonical(model)
+        mine = [f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()]
+        shared = {first[name] for name in mine} - set(mine)
+        why = f" of its own: {', '.join(sorted(shared))} is another layer's too" if shared else ""
         raise InvalidInput(
-            f"Layer {plain(layer)!r} has no parameters that may change. Layers: {', '.join(candidates(model))}."
+            f"Layer {plain(layer)!r} has no parameters that may change{why}. Layers: {', '.join(candidates(model))}."
         )
     return names
+
+
+def _own(model: nn.Module, layer: str) -> list[str]:
+    return [name for name, p in model.named_parameters() if p.requires_grad and name.startswith(f"{layer}.")]
