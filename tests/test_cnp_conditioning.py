@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import Edits, EditScope, InvalidInput, LocalitySet, Near, UnsupportedModel
 from nnrepair.methods import AnyEdits, CNPConditioning, Editor, Episode, RandomLabels
-from nnrepair.methods.cnp_conditioning import ASKED, asked
+from nnrepair.methods.cnp_conditioning import ASKED, change, sketched
 from nnrepair.methods.episodes import posed
 from nnrepair.wrappers import Conditioned
 from nnrepair.wrappers.conditioned import FLOOR, Reader, width
@@ -39,6 +40,10 @@ def edits(count: int = 5) -> Edits:
     x = 3 * randn(count, 4, seed=5)
     with torch.no_grad():
         return Edits(x, network()(x).argsort(1)[:, 1])
+
+
+def asked(edits: Edits, problem: Any, y: Tensor) -> Tensor:
+    return sketched(change(edits, problem, y)).to(y)
 
 
 # The conditioned network ---------------------------------------------------------------------------------------------
@@ -129,12 +134,21 @@ def test_a_later_edit_of_the_same_point_takes_its_place(editor: Editor) -> None:
     ],
     ids=["image", "tokens", "signal"],
 )
-def test_positions_share_a_condition(net: Any, layer: str, x: tuple[int, ...]) -> None:
+def test_positions_share_a_condition_or_have_their_own(net: Any, layer: str, x: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     base, points = net(), randn(*x, seed=1)
     made = Conditioned(base, [layer], torch.ones(1, 5))
-    inside = base[0](points) + 1
-    assert torch.allclose(made(points), base[1:](inside), atol=1e-6)
+    first = base[0](points)
+    assert torch.allclose(made(points), base[1:](first + 1), atol=1e-6)
+    axis = 2 if isinstance(base[0], nn.Linear) else 1
+    by_position = first.movedim(axis, -1)
+    own = torch.zeros(1, by_position[0, ..., 0].numel(), 5)
+    own[0, 2] = torch.arange(5.0)  # the third position alone
+    expected = (by_position + own.reshape(1, *by_position.shape[1:])).movedim(-1, axis)
+    assert torch.allclose(Conditioned(base, [layer], own)(points), base[1:](expected), atol=1e-6)
+    short = Conditioned(base, [layer], own[:, 1:])
+    with pytest.raises(UnsupportedModel, match=r"returns (\d+) positions, and its conditions were made for \d+: give"):
+        short(points)
 
 
 # What is learned -----------------------------------------------------------------------------------------------------
@@ -188,6 +202,81 @@ def test_numbers_are_repaired_too() -> None:
     assert sum(held) >= 8
 
 
+class Painter(nn.Module):
+    """A picture (n, 1, 4, 4) to another, in which two layers have a position for each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head, self.one = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 2, 1), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.relu(self.inner(x + self.one(x.flatten(1)).reshape(x.shape))))
+        return y
+
+
+def painter() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(3)
+    base, x = Painter().eval(), randn(60, 1, 4, 4, seed=1)
+    with torch.no_grad():
+        return base, x, base(x)
+
+
+def wrong_at(y: Tensor, generator: torch.Generator) -> Near:
+    """Ask for other numbers at one pixel of each picture, and for nothing elsewhere."""
+    tol, target = torch.full_like(y, torch.inf), y.clone()
+    for k in range(len(y)):
+        down, right = torch.randint(4, (2,), generator=generator).tolist()
+        tol[k, :, down, right], target[k, :, down, right] = 0.1, y[k, :, down, right] + torch.tensor([0.9, -0.6])
+    return Near(target, tol)
+
+
+def test_pixels_are_repaired_where_they_are_asked_for() -> None:
+    base, x, y = painter()
+    generator = torch.Generator().manual_seed(0)
+
+    def episodes(seed: int) -> Any:
+        while True:
+            mine, others = torch.randperm(40, generator=generator).split([3, 37])
+            yield Episode(Edits(x[mine], wrong_at(y[mine], generator)), LocalitySet(x[others[:10]]))
+
+    editor = CNPConditioning("head", each_position=True, hidden=32).prepare(base, episodes, steps=250)
+    asked_for = Edits(x[40:44], wrong_at(y[40:44], generator))
+    made = nnrepair.fix(base, asked_for, method=editor).model
+    assert made.values.shape == (4, 16, 2) and (made.values != 0).any(2).sum(1).tolist() == [1, 1, 1, 1]
+    with torch.no_grad():
+        free = torch.isinf(asked_for.criterion.tol)
+        assert (made(x[40:44]) - y[40:44])[free].abs().max() < 0.2  # nothing is added there but what others ask for
+        other = nnrepair.fix(base, asked_for[torch.tensor([2, 0, 3, 1])], method=editor).model
+        assert torch.allclose(made(x), other(x), atol=1e-5)
+        assert torch.equal(made.without(range(4))(x), y)
+        first = nnrepair.fix(base, asked_for[:1], method=editor).model
+        assert torch.allclose(made.without([1, 2, 3])(x), first(x), atol=1e-5)
+        assert torch.equal(first(x[50:]), y[50:]) or (first(x[50:]) - y[50:]).abs().max() < 0.1
+    history = nnrepair.fix(base, asked_for, method=editor, mode="successive")
+    assert history.success_retain_rate == 1 and torch.allclose(history.model(x), made(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["one", ("head", "one")])
+def test_layers_without_the_outputs_positions_have_none_of_their_own(layers: Any) -> None:
+    base, x, y = painter()
+    episode = Episode(Edits(x[:2], wrong_at(y[:2], torch.Generator())), LocalitySet(x[2:9]))
+    with pytest.raises(InvalidInput, match=r"'one' has 1 for each point, and outputs are \(2, 2, 4, 4\). Choose other"):
+        CNPConditioning(layers, each_position=True).prepare(base, [episode], steps=1)
+
+
+def test_conditions_of_positions_take_edits_of_one_size() -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 1, 1)).eval()
+    learned = CNPConditioning("2", each_position=True).begin(base, torch.Generator().manual_seed(0))
+    small, large = randn(1, 1, 4, 4), randn(1, 1, 5, 5)
+    torch.nn.init.constant_(learned.reader.nearness, -50.0)  # all points are far
+    editor = Editor(CNPConditioning("2", each_position=True), learned.state_dict(), "", 1)
+    first = editor.repair(posed(base, Episode(Edits(small, Near(base(small).detach() + 1, 0.1))), 0)).model
+    second = posed(base, Episode(Edits(large, Near(base(large).detach() + 1, 0.1))), 0)
+    with pytest.raises(InvalidInput, match="Earlier edits condition 16 positions, these 25: give edits of one size"):
+        editor.repair(replace(second, model=first))
+
+
 def test_episodes_of_any_edits_teach_no_labels() -> None:
     x, labels = randn(40, 4, seed=1), torch.arange(40) % 4
     scope = EditScope(x.repeat(2, 1) + 0.1, labels.repeat(2), of=torch.arange(40).repeat(2))
@@ -234,6 +323,7 @@ def test_an_editor_and_its_repairs_are_saved(editor: Editor, tmp_path: Path) -> 
     ("options", "message"),
     [
         ({"form": "men"}, "Unknown form 'men'. Did you mean 'mean'"),
+        ({"each_position": 1}, "each_position must be True or False, got 1"),
         ({"hidden": 0}, "hidden must be an integer >= 1"),
         ({"features": 2.5}, "features must be an integer >= 1"),
         ({"lr": 0.0}, "lr must be a finite number > 0"),

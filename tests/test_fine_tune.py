@@ -24,6 +24,7 @@ from nnrepair.methods.fine_tune.penalties import (
     Penalty,
     Regularizer,
 )
+from nnrepair.methods.fine_tune.points import Points
 from nnrepair.spec.problem import pose
 
 quick = FineTune(lr=0.01)
@@ -408,12 +409,12 @@ def test_points_that_were_wrong_are_not_rehearsed() -> None:
     with torch.no_grad():
         labels[::2] = model(kept[::2]).argmax(1)
     problem = pose(model, edits, (kept, labels))
-    points = fine_tune._Points(FineTune(rehearsal=20), problem, torch.Generator(), False)
+    points = Points(problem, 256, 20, torch.Generator(), False)
     drawn = points.run(model)
     assert (drawn.rehearsal % 2 == 0).all()
     assert len(set(drawn.rehearsal.tolist())) == 20
     assert torch.equal(drawn.rehearsed, model(torch.cat([edits[0], kept[drawn.rehearsal]]))[6:])
-    everything = fine_tune._Points(FineTune(rehearsal=99), problem, torch.Generator(), False).run(model)
+    everything = Points(problem, 256, 99, torch.Generator(), False).run(model)
     assert len(everything.rehearsal) == 30
 
 

@@ -19,6 +19,7 @@ from nnrepair.methods import (
     EGNN,
     GRACE,
     REGISTRY,
+    CaliNet,
     Capabilities,
     CNPConditioning,
     EditableTraining,
@@ -28,6 +29,7 @@ from nnrepair.methods import (
     Method,
     MinimalNorm,
     RandomLabels,
+    TPatcher,
     Trainable,
     named,
     table,
@@ -54,6 +56,8 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "memit": lambda: LeastSquares(constraint="ridge", ridge=0.1),
     "pmet": lambda: LeastSquares(constraint="ridge", ridge=0.1, share="root"),
     "alphaedit": lambda: LeastSquares(constraint="null-space", ridge=0.1, null=0.02),
+    "t-patcher": TPatcher,
+    "calinet": lambda: CaliNet(units=16, lr=0.03, steps=200),
 }
 #: Further names of the same.
 ALIASES = {"auto": "minimal-norm", "emmet": "rome"}

@@ -288,3 +288,16 @@ def test_the_documentation_lists_all_operators() -> None:
     text = DOCS.read_text()
     listed = set(re.findall(r"`([\w.:]+)`", text.split("<!-- operators -->")[1]))
     assert listed == operators.HANDLERS.keys() | operators.SAME | constants.FOLDERS.keys() | needed.OWN
+
+
+def test_a_weight_under_several_names_is_one_layer(tmp_path: Path) -> None:
+    nodes = [
+        node("Identity", "w", "again"),
+        node("MatMul", "x w", "h"),
+        node("Relu", "h", "r"),
+        node("MatMul", "r again"),
+    ]
+    path = model(tmp_path / "m.onnx", nodes, {"w": normal(5, 5)}, {"x": (TensorProto.FLOAT, ["n", 5])})
+    made, x = nonnx.load(path), normal(4, 5)
+    assert len(list(made.parameters())) == 1
+    agrees(made(torch.from_numpy(x)), expected(path, x=x))

@@ -24,6 +24,7 @@ from nnrepair import (
 )
 from nnrepair.jacobian import fisher
 from nnrepair.methods import FineTune
+from nnrepair.methods.fine_tune import penalties
 from nnrepair.methods.fine_tune.penalties import (
     EWC,
     KL,
@@ -240,6 +241,49 @@ def test_kl_compares_outputs_where_there_are_no_classes() -> None:
     y = randn(60, 3, dtype=torch.float64)
     loss = KL(3.0).start(given, {}, torch.Generator()).loss({}, y, torch.arange(60))
     torch.testing.assert_close(loss, 3 * (model(kept.inputs).double() - y).square().mean())
+
+
+@pytest.mark.parametrize(("outputs", "batch_size", "watched"), [(4096, 256, 4), (2**15, 256, 1), (64, 20, 20)])
+def test_of_points_with_many_numbers_a_step_watches_few(
+    outputs: int, batch_size: int, watched: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a step on images runs the network on 256 of them."""
+    model, x, kept = mlp(3, outputs, seed=1), randn(1, 3, seed=2), randn(30, 3, seed=3)
+    with torch.no_grad():
+        target = model(x) + 0.05
+    seen: list[Tensor] = []
+    ordinary = penalties._Divergence.loss
+
+    def watching(self: Any, weights: Any, y: Tensor, index: Tensor) -> Any:
+        assert len(y) == len(index)
+        torch.testing.assert_close(self.old[index], model(kept[index]).double(), rtol=1e-4, atol=1e-5)
+        seen.append(index)
+        return ordinary(self, weights, y, index)
+
+    monkeypatch.setattr(penalties._Divergence, "loss", watching)
+    method = FineTune(lr=1e-3, penalties=[KL(1.0)], batch_size=batch_size)
+    assert nnrepair.fix(model, Edits(x, Near(target, 0.04)), kept, method=method).outcome.ok
+    assert {len(index) for index in seen} == {watched}
+    assert len(torch.cat(seen).unique()) > watched  # others in every step
+
+
+def test_the_fisher_information_is_computed_once_for_independent_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, edits, kept = task()
+    calls = []
+    ordinary = penalties.fisher_diagonal
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return ordinary(*args, **kwargs)
+
+    monkeypatch.setattr(penalties, "fisher_diagonal", counted)
+    method = FineTune(lr=0.01, penalties=[EWC(1.0, points=20)])
+    tests = {"kept": (kept.inputs, Near(model(kept.inputs).detach(), 0.1))}
+    history = nnrepair.fix(model, edits, kept, method=method, mode="independent", seed=3, test_set=tests)
+    assert history.success_rate == 1 and len(calls) == 1
+    alone = nnrepair.fix(model, (edits[0][5:], edits[1][5:]), kept, method=method, seed=3, test_set=tests)
+    last = history.steps[-1].side_effects["kept"]
+    assert len(calls) == 2 and alone.report.tests["kept"].moved == last.moved
 
 
 # Fisher information --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from nnrepair.methods import Capabilities, Editor, Episode, LearnedSteps, Propos
 from nnrepair.methods.base import REGISTRY
 from nnrepair.methods.episodes import EpisodeStream, posed
 from nnrepair.methods.trainable import FORMAT
+from nnrepair.spec import accepted
 from nnrepair.training import Checkpoint, Descent
 
 QUICK = LearnedSteps(start=0.1, lr=0.2)
@@ -206,6 +207,27 @@ def test_episodes_that_cannot_be_used() -> None:
     ):
         with pytest.raises(InvalidInput, match=message):
             editor(**more)
+
+
+def test_exercises_are_posed_alike_and_the_network_is_tried_out_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    ordinary = accepted._first_run
+
+    def counted(model: nn.Module, inputs: Any, what: str) -> Tensor:
+        tried.append(what)
+        return ordinary(model, inputs, what)
+
+    monkeypatch.setattr(accepted, "_first_run", counted)
+    editor()
+    assert tried == ["the edits", "the locality set"]
+    one, again = (posed(network(), some()[0], 0, known=known) for known in (False, True))
+    assert torch.equal(one.answers, again.answers) and one.kind == again.kind
+    assert one.locality is not None and again.locality is not None
+    assert torch.equal(one.before, again.before) and torch.equal(one.locality.holds, again.locality.holds)
+    large = nn.Linear(4, 3)
+    nn.init.constant_(large.weight, 3.0)
+    with pytest.raises(InvalidInput, match="not finite"):
+        posed(large, Episode(Edits(torch.full((1, 4), 3e38), [1])), 0, known=True)
 
 
 def test_random_labels() -> None:

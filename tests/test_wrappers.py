@@ -29,11 +29,22 @@ from nnrepair.methods import (
     MinimalNorm,
     Proposal,
     RandomLabels,
+    TPatcher,
     Trainable,
 )
 from nnrepair.results.changes import weight_change
 from nnrepair.spec.state import write_tensors
-from nnrepair.wrappers import Codebook, Conditioned, Decoupled, EditingBlock, Inserted, OwnMLP, Stitched, Wrapper
+from nnrepair.wrappers import (
+    Codebook,
+    Conditioned,
+    Decoupled,
+    EditingBlock,
+    Inserted,
+    OwnMLP,
+    Parallel,
+    Stitched,
+    Wrapper,
+)
 from nnrepair.wrappers.base import FORMAT
 from nnrepair.wrappers.conditioned import Reader
 
@@ -74,6 +85,12 @@ def inserted(base: nn.Module, seed: int) -> Wrapper:
     return Inserted(copy.deepcopy(base), "2", block).eval()
 
 
+def parallel(base: nn.Module, seed: int) -> Wrapper:
+    k, like = 2 + seed, dtype_of(base)
+    keys, biases, values = randn(k, 4, seed=seed), randn(k, seed=seed + 1), randn(k, 8, seed=seed + 2)
+    return Parallel(copy.deepcopy(base), "0", keys.to(like), biases.to(like), values.to(like)).eval()
+
+
 def dtype_of(base: nn.Module) -> torch.dtype:
     return next(base.parameters()).dtype
 
@@ -84,6 +101,7 @@ MAKE: dict[str, Callable[[nn.Module, int], Wrapper]] = {
     "Codebook": codebook,
     "Inserted": inserted,
     "Conditioned": conditioned,
+    "Parallel": parallel,
 }
 
 
@@ -100,6 +118,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "Codebook": GRACE,
     "Inserted": lambda: prepared(EditableTraining("2", residual=6, start=0.1)),
     "Conditioned": lambda: prepared(CNPConditioning(layers="0"), steps=300),
+    "Parallel": TPatcher,
 }
 every = pytest.mark.parametrize("kind", MAKE)
 
@@ -308,7 +327,7 @@ def test_a_repair_has_a_patch_and_a_size(kind: str, tmp_path: Path) -> None:
     assert bits(patch.apply(model)) == bits(result.model) and bits(patch.revert(result.model)) == bits(model)
 
 
-@pytest.mark.parametrize("kind", ["Stitched", "Codebook", "Inserted", "Conditioned"])
+@pytest.mark.parametrize("kind", ["Stitched", "Codebook", "Inserted", "Conditioned", "Parallel"])
 @pytest.mark.parametrize("mode", ["independent", "successive"])
 def test_a_sequence_goes_on_where_it_was(kind: str, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, edits, kept = posed()
@@ -377,7 +396,11 @@ def test_a_grown_codebook_is_measured_whole() -> None:
 def test_a_method_says_what_it_returns() -> None:
     with pytest.raises(nnrepair.InvalidInput, match="returns must be one of same, decoupled, wrapped, got True"):
         Capabilities("test", False, True, True, True, True)  # type: ignore[arg-type]
-    assert [METHODS[kind]().capabilities.returns for kind in MAKE] == ["wrapped", "decoupled", *["wrapped"] * 3]
+    assert [METHODS[kind]().capabilities.returns for kind in MAKE] == [
+        "wrapped",
+        "decoupled",
+        *["wrapped"] * (len(MAKE) - 2),
+    ]
 
 
 def test_wrappers_around_each_other_are_measured_together() -> None:

@@ -73,11 +73,18 @@ def repairs(modes: Sequence[str]) -> str:
                 f"{100 * worst:.2f}",
                 f"{fmean(row['tests']['kept']['moved'] for row in rows):.4f}",
                 *(f"{sum(row[key] for row in rows) / edits:.1f}" for key in ("repair_cpu_seconds", "cpu_seconds")),
+                _trained_first(rows),
             ]
         )
     head = ["experiment", *([] if len(modes) == 1 else ["mode"]), "edits", "within tolerance %", "other contexts %"]
     head += ["error, other faces", "rise %", "worst rise %", "mean change, kept", "CPU s, repair", "with measuring"]
-    return markdown.table(head, out)
+    return markdown.table([*head, "trained first"], out)
+
+
+def _trained_first(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the CPU seconds of a training before the repairs; rows that took a stored editor had none."""
+    found = [row["trained"]["cpu_seconds"] for row in rows if "trained" in row and not row["trained"].get("stored")]
+    return f"{fmean(found):.0f}" if found else "–"
 
 
 def page() -> str:
@@ -119,9 +126,12 @@ other work shared.
 What a patch costs other faces depends on how well the layers tell its face from them. On single faces, tried and not
 stored: without `model.summary` others moved many times as far; 20 kept faces were far too few, and 500 no better than
 200; the encoder's layers beside the others, and an aim further inside the tolerance, gained next to nothing.
-`minimal-norm-fisher` was measured with descent that begins in a network with smooth ReLUs
-([why](how-minimal.md#hidden-layers-in-the-same-architecture)); `minimal-norm` and `minimal-norm-several` before that.
-`ft+kl`, whose steps run the network on kept faces, was given up before its first edit was done.
+
+`grace` and `cnp` leave the weights alone: they carry what is to be painted beside the network, and add it where a face
+resembles the edited one. `cnp` is trained first (*trained first*: CPU seconds, once for all edits of a network). With
+other pixels given, what they add does not fit any more. `ft+l2-heavy` shows what a penalty that is too heavy comes to.
+Not tried: `learned-steps` and `editable-training`, whose exercises need gradients of the decoder's gradients, and the
+editors in closed form (`rome` and others).
 
 {several()}{listed}
 """

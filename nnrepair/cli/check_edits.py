@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from nnrepair.cli.model_file import ModelFile
+from nnrepair.cli.model_file import ModelFile, is_onnx
 from nnrepair.cli.options import read_points
 from nnrepair.errors import InvalidInput
 from nnrepair.failing import failing
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _model(path: Path) -> nn.Module | Path:
     """Return the path of an ONNX file, which onnxruntime will run, or the module of another one."""
-    if path.suffix == ".onnx":
+    if is_onnx(path):
         return path
     file = ModelFile.load(path)
     file.refuse_fixed_batch()

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from nnrepair.cli.method_options import chosen as with_options
 from nnrepair.cli.method_options import options_given
-from nnrepair.cli.model_file import ModelFile, OnnxCut, require_model
+from nnrepair.cli.model_file import ModelFile, OnnxCut, is_onnx, require_model
 from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
@@ -88,10 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _read(arguments: argparse.Namespace, method: Method, inputs: Any) -> tuple[ModelFile, Method]:
     """Return the model's file, and the method with what the file asks of it."""
     layer = options_given(arguments).get("layer")
-    cut = OnnxCut(arguments.in_place, layer if isinstance(layer, str) and layer != "auto" else None, arguments.output)
-    if arguments.model.suffix != ".onnx":
-        if cut.in_place:
-            raise InvalidInput("--in-place is about .onnx files.")
+    named = layer if isinstance(layer, str) and layer != "auto" else None
+    cut = OnnxCut(arguments.in_place, named, arguments.output, _fixed(arguments.fixed))
+    if not is_onnx(arguments.model):
+        if cut.in_place or cut.fixed:
+            raise InvalidInput("--in-place and --fixed are about .onnx files.")
         file = ModelFile.load(arguments.model)
         file.output = int(cut.output) if cut.output is not None and cut.output.isdigit() else cut.output
     else:
@@ -102,6 +104,18 @@ def _read(arguments: argparse.Namespace, method: Method, inputs: Any) -> tuple[M
     if getattr(file.model, "grids", []):
         method = OnGrid(method)
     return file, KeepZeros(method) if arguments.keep_zeros else method
+
+
+def _fixed(given: Sequence[str]) -> dict[str, list[float]]:
+    """Return inputs that are constants, given as NAME=NUMBER or NAME=NUMBER,NUMBER."""
+    found = dict[str, list[float]]()
+    for text in given:
+        name, _, numbers = text.partition("=")
+        try:
+            found[name] = [int(one) if one.strip().lstrip("-").isdigit() else float(one) for one in numbers.split(",")]
+        except ValueError:
+            raise InvalidInput(f"--fixed {text!r}: expected NAME=NUMBER, such as sr=16000.") from None
+    return found
 
 
 def _told(arguments: argparse.Namespace, result: RepairResult) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,13 @@ class OnnxCut:
         in_place: cut it in front of a layer, also where it could be read as a whole.
         layer: the layer; None for the last.
         output: the value to look at; None for the file's output.
+        fixed: inputs that are constants, by name.
     """
 
     in_place: bool = False
     layer: str | None = None
     output: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,7 +78,7 @@ class ModelFile:
             InvalidInput: another kind of file (with what to do), or one that is missing or damaged.
         """
         require_model(path)
-        if path.suffix == ".onnx":
+        if is_onnx(path):
             return cls._onnx(path, cut, example)
         program = _exported_program(path)
         model = program.module()
@@ -89,7 +92,7 @@ class ModelFile:
         from nnrepair import onnx
 
         refused: InvalidInput | UnsupportedModel | None = None
-        if cut is None or not (cut.in_place or cut.output is not None):
+        if cut is None or not (cut.in_place or cut.output is not None or cut.fixed):
             try:
                 return cls(path, onnx.load(path))
             except (InvalidInput, UnsupportedModel) as refusal:  # perhaps it is but unusual, and onnxruntime runs it
@@ -97,9 +100,9 @@ class ModelFile:
                     raise
                 refused = refusal
         try:
-            model = onnx.in_place(path, layer=cut.layer, output=cut.output, example=example)
+            model = onnx.in_place(path, layer=cut.layer, output=cut.output, example=example, fixed=cut.fixed)
             if cut.output is None and model.scores is not None:  # labels say as much of these, and yes begins at 0
-                model = onnx.in_place(path, layer=cut.layer, output=model.scores, example=example)
+                model = onnx.in_place(path, layer=cut.layer, output=model.scores, example=example, fixed=cut.fixed)
         except UnsupportedModel as refusal:
             why = "" if refused is None else f"{refused} Nor can it be repaired in place: "
             raise UnsupportedModel(f"{why}{refusal}") from refusal
@@ -126,7 +129,7 @@ class ModelFile:
         if self.layer is not None:
             return self._write_cut(changed, out, edits)
         example = self._example() if edits is None else edits[0][:1]
-        with replacing(out, ending=out.suffix) as part:
+        with replacing(out, ending=".onnx" if is_onnx(out) else out.suffix) as part:
             in_place = self._write_in_place(changed, part, out)
             if not in_place:
                 self._write_anew(changed, part, example)
@@ -139,7 +142,7 @@ class ModelFile:
         """Write a file that was cut; onnxruntime judges it."""
         from nnrepair.onnx import InPlace
 
-        if out.suffix != ".onnx" or not isinstance(changed, InPlace):
+        if not is_onnx(out) or not isinstance(changed, InPlace):
             raise UnsupportedModel(
                 f"{self.path} was read in place, so that only other numbers of {self.layer} can be written, as .onnx. "
                 "Take a method that changes weights, and a name that ends in .onnx."
@@ -149,11 +152,11 @@ class ModelFile:
 
     def measured(self, written: Path, asked: Asked | None) -> list[str]:
         """Return what onnxruntime makes of the points of a repair in a written ONNX file."""
-        if written.suffix != ".onnx" or asked is None or asked.edits.of is not None:
+        if not is_onnx(written) or asked is None or asked.edits.of is not None:
             return []
         from nnrepair.onnx.inplace.deployed import deployed
 
-        model = deployed(written, getattr(self.model, "output", None))
+        model = deployed(written, getattr(self.model, "output", None), fixed=getattr(self.model, "fixed", None))
         points = {"edits hold": (asked.edits.inputs, asked.edits.criterion)}
         if (kept := asked.locality) is not None:
             points["points to keep hold"] = (kept.inputs[kept.holds], kept.criterion[kept.holds])
@@ -166,7 +169,7 @@ class ModelFile:
     def _write_in_place(self, changed: nn.Module, part: Path, out: Path) -> bool:
         """Write this file with other numbers in it, where that is possible."""
         state = changed.state_dict()
-        if self.path.suffix != part.suffix or state.keys() != self.model.state_dict().keys():
+        if is_onnx(self.path) != is_onnx(part) or state.keys() != self.model.state_dict().keys():
             return False
         if self.program is not None:
             program = _exported_program(self.path)  # a fresh one: ours shares its tensors with `model`
@@ -177,11 +180,10 @@ class ModelFile:
             torch.export.save(program, buffer)
             part.write_bytes(buffer.getvalue())
             return True
-        import onnx
-
         from nnrepair.onnx.inplace.rewrite import rewrite
+        from nnrepair.onnx.reader import parsed
 
-        proto, arrays = onnx.load(self.path), {}
+        proto, arrays = parsed(self.path), {}
         for name, old in self.model.state_dict().items():
             if torch.equal(old, state[name]):
                 continue
@@ -214,9 +216,9 @@ class ModelFile:
         """Return a certificate that calls weight and bias as this ONNX file does: the checker reads the file alone."""
         if self.program is not None:
             return certificate
-        import onnx
+        from nnrepair.onnx.reader import parsed
 
-        proto = onnx.load(self.path)
+        proto = parsed(self.path)
         names = {
             part: self._in_file(proto, name)[0] or name
             for part, name in (("weight", certificate.weight), ("bias", certificate.bias))
@@ -232,7 +234,7 @@ class ModelFile:
                 "Write the change alone with --patch, and put it on in Python: nnrepair.Patch.load(FILE).apply(model)."
             )
         example = example.to(next(changed.parameters())) if example.dtype.is_floating_point else example
-        if part.suffix == ".onnx":
+        if is_onnx(part):
             from nnrepair import onnx
 
             onnx.save(changed, example, part)
@@ -259,6 +261,11 @@ class ModelFile:
         return torch.zeros(1, *shape)
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether a name is that of an ONNX file, perhaps compressed."""
+    return path.name.endswith((".onnx", ".onnx.gz"))
+
+
 def require_model(path: Path) -> None:
     """Refuse what is no model file, or is not there.
 
@@ -272,11 +279,11 @@ def require_model(path: Path) -> None:
             "Export the model instead: torch.export.save(torch.export.export(model, (inputs,), "
             'dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").'
         )
-    if path.suffix not in (".onnx", ".pt2"):
-        raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx or .pt2.")
+    if path.suffix != ".pt2" and not is_onnx(path):
+        raise InvalidInput(f"{path}: a model is read from a file whose name ends in .onnx, .onnx.gz or .pt2.")
     if not path.is_file():
         raise InvalidInput(f"There is no model {str(path)!r}.")
-    if path.suffix == ".onnx":
+    if is_onnx(path):
         from nnrepair import onnx
 
         assert onnx.load is not None  # known before anything else is read

@@ -51,7 +51,7 @@ def require_places(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
 def _beside(path: Path) -> list[Path]:
     """Return the files beside a network in which it keeps weights."""
     with suppress(Exception):  # it is read, and refused, in a moment
-        return [path.parent / name for name in external_data(path)] if path.suffix == ".onnx" else []
+        return [path.parent / name for name in external_data(path)] if path.name.endswith((".onnx", ".onnx.gz")) else []
     return []
 
 
@@ -99,9 +99,9 @@ class Outputs:
 def require_outputs(inputs: Sequence[Path], *paths: Path) -> None:
     """Refuse what could not be written or would overwrite what is read, before the long computation."""
     out = paths[0]
-    if out.suffix not in (".onnx", ".pt2"):
+    if not out.name.endswith((".onnx", ".onnx.gz", ".pt2")):
         raise InvalidInput(
-            f"--out {out.name}: a model is written as .onnx or .pt2, so the name must end in one of them."
+            f"--out {out.name}: a model is written as .onnx or .pt2: the name must end in that, or in .onnx.gz."
         )
     require_places(inputs, paths)
 

@@ -91,6 +91,13 @@ def _fix(parser: argparse.ArgumentParser) -> None:
         help="which output is judged: a name (of an .onnx file also an inner value), or its place in a tuple",
     )
     parser.add_argument("--in-place", action="store_true", help="cut an .onnx file in front of --layer (see below)")
+    parser.add_argument(
+        "--fixed",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="a constant in place of an input of an .onnx file, such as one that decides which branch runs",
+    )
     parser.add_argument("--keep-zeros", action="store_true", help="weights that are zero stay zero")
     parser.add_argument("--test", type=Path, metavar="NPZ", help="points never shown to the method; only measured")
     parser.add_argument(

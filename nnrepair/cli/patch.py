@@ -29,4 +29,5 @@ def _cut(patch: Patch) -> OnnxCut:
     told = patch.about.get("onnx")
     if not isinstance(told, dict) or not all(isinstance(told.get(name), str) for name in ("layer", "output")):
         return OnnxCut()
-    return OnnxCut(True, told["layer"], told["output"])
+    fixed = told.get("fixed", {})
+    return OnnxCut(True, told["layer"], told["output"], fixed if isinstance(fixed, dict) else {})

@@ -104,6 +104,36 @@ def choose(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     return chosen
 
 
+def modules(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
+    """Return the names of the layers that are meant, in the network's order; "auto" is the last with a weight.
+
+    Raises:
+        InvalidInput: there is none of such a name.
+    """
+    known = weighted(model)
+    if wanted == "auto":
+        if not known:
+            raise InvalidInput("No trainable layer with a weight matrix was found; name one of the network's modules.")
+        return known[-1:]
+    names = {plain(name): name for name, _ in model.named_modules() if name}
+    listed = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in listed:
+        if plain(name) not in names:
+            raise InvalidInput(f"Layer {name!r} not found.{near_matches(name, names)} Layers: {', '.join(known)}.")
+    return [name for short, name in names.items() if short in {plain(name) for name in listed}]
+
+
+def weighted(model: nn.Module) -> list[str]:
+    """Return the modules that own, or are made of, a trainable weight matrix, input to output.
+
+    One whose weights are those of a module before, as a language model's last map may be the words' vectors, is none.
+    """
+    modules = dict(model.named_modules())
+    own = [name for name, _ in model.named_parameters()]  # of several names the first
+    found = dict.fromkeys(whole(model, name) for name in candidates(model))
+    return [name for name in found if name in modules and any(n.startswith(f"{name}.") for n in own)]
+
+
 def _known(name: str, model: nn.Module) -> str:
     """Return a module's or parameter's name as the model has it, whatever wrappers were around or inside of it."""
     parameters = [n for n, _ in model.named_parameters(remove_duplicate=False)]

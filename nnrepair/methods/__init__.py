@@ -4,6 +4,7 @@ One row each in the table of tests/test_methods.py.
 """
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
+from nnrepair.methods.cali_net import CaliNet
 from nnrepair.methods.cnp_conditioning import CNPConditioning
 from nnrepair.methods.constrained import KeepZeros, OnGrid
 from nnrepair.methods.editable_training import EditableTraining
@@ -14,6 +15,7 @@ from nnrepair.methods.grace import GRACE
 from nnrepair.methods.learned_steps import LearnedSteps
 from nnrepair.methods.least_squares.method import LeastSquares
 from nnrepair.methods.minimal_norm.method import MinimalNorm
+from nnrepair.methods.t_patcher import TPatcher
 from nnrepair.methods.trainable import Editor, Trainable
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "REGISTRY",
     "AnyEdits",
     "CNPConditioning",
+    "CaliNet",
     "Capabilities",
     "EditableTraining",
     "Editor",
@@ -36,6 +39,7 @@ __all__ = [
     "OnGrid",
     "Proposal",
     "RandomLabels",
+    "TPatcher",
     "Trainable",
     "distinct",
     "named",

@@ -34,6 +34,8 @@ Form = Literal["attention", "mean"]
 ASKED = 64
 #: A margin that every edit misses: the gradient of its loss then says what it asks for, whatever the outputs are.
 AMPLE = 1e3
+#: How many times as fast as others the numbers change that pass on what is asked at a position.
+DIRECT = 10.0
 #: Exercises from which the mean and the spread of activations are taken.
 MEASURED = 50
 #: Activations whose spread is less than this part of the typical one count as if it were that.
@@ -59,6 +61,8 @@ class CNPConditioning(Trainable):
         layers: names of the modules whose outputs are conditioned; "auto" takes the two layers with a weight
             before the last one, or all where there are no more than two.
         form: "attention" conditions each point on the edits that it resembles; "mean" all points alike, on the mean.
+        each_position: whether every position of the layers' outputs gets a condition of its own, from what is asked
+            there, and none where nothing is; for networks whose outputs have these positions: images, labels of tokens.
         hidden: units of the encoder, and of what makes keys.
         features: numbers of a key.
         edit_weight, locality_weight, scope_weight: of the three terms of the loss: what edits miss, the divergence on
@@ -72,6 +76,7 @@ class CNPConditioning(Trainable):
 
     layers: str | Sequence[str] = field(default="auto", metadata={"flag": "layer"})
     form: Form = "attention"
+    each_position: bool = False
     hidden: int = 128
     features: int = 64
     edit_weight: float = 1.0
@@ -88,6 +93,8 @@ class CNPConditioning(Trainable):
         if self.form not in get_args(Form):
             hint = near_matches(str(self.form), get_args(Form))
             raise InvalidInput(f"Unknown form {self.form!r}.{hint} Choose one of {', '.join(get_args(Form))}.")
+        if not isinstance(self.each_position, bool):
+            raise InvalidInput(f"each_position must be True or False, got {self.each_position!r}.")
         for name in ("hidden", "features"):
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -183,6 +190,9 @@ class Encoder(nn.Module):
                 linear.bias.zero_()
             last.weight.zero_()
             last.bias.zero_()
+        self.direct = None if not method.each_position else nn.Linear(ASKED, self.widths, bias=False)
+        if self.direct is not None:
+            nn.init.zeros_(self.direct.weight)
         self.register_buffer("measured", torch.tensor(0))
         self.register_buffer("unit", torch.tensor(1.0))
         like = next((p for p in base.parameters() if p.dtype.is_floating_point), None)
@@ -212,32 +222,48 @@ class Encoder(nn.Module):
         activations = Activations(self.base, self.layers, beside=True)
         both = outputs(activations, edits.inputs)
         seen, y = both[:, : len(self.reader.mean)].contiguous(), both[:, len(self.reader.mean) :]
-        wanted = asked(edits, problem, y.reshape(-1, *activations.shape))
-        values = self.values(torch.cat([self.reader.standard(seen), wanted], 1)) * self.unit
+        wanted = change(edits, problem, y.reshape(-1, *activations.shape))
+        values = self._values(self.reader.standard(seen), wanted, activations.positions)
         if not isinstance(self.reader, Reader):
             return Conditioned(self.base, self.layers, values)
         return Conditioned(self.base, self.layers, values, self.reader(seen), self.reader)
 
+    def _values(self, seen: Tensor, wanted: Tensor, positions: dict[str, int]) -> Tensor:
+        """Return what is added for edits, of what layers show, (n, numbers), and what outputs are to change by."""
+        if self.direct is None:
+            values: Tensor = self.values(torch.cat([seen, sketched(flat(wanted)).to(seen)], -1)) * self.unit
+            return values
+        wanted, *_ = [_by_place(wanted, name, count).to(seen) for name, count in positions.items()]  # refuses others
+        size = wanted.square().sum((1, 2), keepdim=True) / (wanted != 0).sum((1, 2), keepdim=True)
+        size = torch.where(size > 0, size, 1.0).sqrt()  # twice as much is asked for: twice as much is added
+        seen = seen[:, None].expand(-1, wanted.shape[1], -1)
+        at = sketched(wanted / size)
+        values = (self.values(torch.cat([seen, at], -1)) + DIRECT * self.direct(at)) * size
+        return torch.where((wanted != 0).any(-1, keepdim=True), values, 0.0)
+
 
 class Activations(nn.Module):
-    """What layers show, as a network: (n, numbers), with `beside` also the flat outputs, whose `shape` is noted."""
+    """What layers show, as a network: (n, numbers), with `beside` also the flat outputs, whose `shape` is noted.
+
+    So is how many `positions` the layers have.
+    """
 
     def __init__(self, base: nn.Module, layers: list[str], beside: bool = False) -> None:
         super().__init__()
         self.base, self.layers, self.beside = base, layers, beside
         self.shape: tuple[int, ...] = ()
+        self.positions: dict[str, int] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        y, seen = passed(self.base, self.layers, args, kwargs)
+        y, seen = passed(self.base, self.layers, args, kwargs, positions=self.positions)
         self.shape = tuple(y.shape[1:])
         return torch.cat([seen, flat(y)], 1) if self.beside else seen
 
 
-def asked(edits: Edits, problem: Problem, y: Tensor) -> Tensor:
-    """Return (n, ASKED): which change of the outputs each edit asks for.
+def change(edits: Edits, problem: Problem, y: Tensor) -> Tensor:
+    """Return (n, ...), float64: which change of the outputs each edit asks for.
 
-    Of decisions it is a direction, the same however far the outputs are from it; of numbers it is what they lack. More
-    than `ASKED` outputs are projected at random, always in the same way.
+    Of decisions it is a direction, the same however far the outputs are from it; of numbers it is what they lack.
 
     Args:
         edits, problem: n edits, and what outputs stand for.
@@ -250,24 +276,52 @@ def asked(edits: Edits, problem: Problem, y: Tensor) -> Tensor:
         else:
             loss = 0.5 * torch.relu(-flat(edits.criterion.slack(free))).square().sum(1)
         (gradient,) = torch.autograd.grad(loss.sum(), free)
-    change = -flat(gradient)
-    if change.shape[1] <= ASKED:
-        return nn.functional.pad(change, (0, ASKED - change.shape[1])).to(y.dtype)
-    projection = torch.randn(change.shape[1], ASKED, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sketch: Tensor = change @ projection.to(change.device) / ASKED**0.5
-    return sketch.to(y.dtype)
+    return -gradient
+
+
+def sketched(numbers: Tensor) -> Tensor:
+    """Return (..., ASKED): the numbers (..., k) and zeros; of more, projections at random, always in the same way."""
+    count = numbers.shape[-1]
+    if count <= ASKED:
+        return nn.functional.pad(numbers, (0, ASKED - count))
+    projection = torch.randn(count, ASKED, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sketch: Tensor = numbers @ projection.to(numbers) / ASKED**0.5
+    return sketch
+
+
+def _by_place(change: Tensor, layer: str, positions: int) -> Tensor:
+    """Return (n, positions, numbers): a change of the outputs (n, ...) at each position of a layer's outputs.
+
+    Raises:
+        InvalidInput: the outputs have other positions.
+    """
+    for axis in (1, change.ndim - 1):  # of the outputs' features: of images and of tokens
+        by_position = change.movedim(axis, -1)
+        if change.ndim > 2 and math.prod(by_position.shape[1:-1]) == positions:
+            return by_position.flatten(1, -2)
+    raise InvalidInput(
+        f"each_position needs layers with the outputs' positions: layer {layer!r} has {positions} for each point, "
+        f"and outputs are {tuple(change.shape)}. Choose other layers, or leave it out."
+    )
 
 
 def _joined(network: Conditioned, more: Conditioned) -> Conditioned:
     """Return a network with the pairs of another beside its own; of equal keys those of the other."""
-    keys = None
-    if network.keys is not None and more.keys is not None:
-        apart = (network.keys[:, None] - more.keys).norm(dim=2)
-        stale = (apart <= SAME * more.keys.norm(dim=1)).any(1)
+    if len(network) and network.values.shape[1:] != more.values.shape[1:]:
+        raise InvalidInput(
+            f"Earlier edits condition {network.values.shape[1]} positions, these {more.values.shape[1]}: give edits of "
+            "one size, or conditions that all positions share (each_position=False)."
+        )
+    keys, values = more.keys, more.values
+    if network.keys is not None and keys is not None:
+        apart = (network.keys[:, None] - keys).norm(dim=2)
+        stale = (apart <= SAME * keys.norm(dim=1)).any(1)
         network = network.without(torch.nonzero(stale).flatten())
         assert network.keys is not None
-        keys = torch.cat([network.keys, more.keys])
-    return Conditioned(network.base, network.layers, torch.cat([network.values, more.values]), keys, network.reader)
+        keys = torch.cat([network.keys, keys])
+    if len(network):  # without edits it knows no positions
+        values = torch.cat([network.values, values])
+    return Conditioned(network.base, network.layers, values, keys, network.reader)
 
 
 def _layers(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:

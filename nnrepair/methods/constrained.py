@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -11,23 +10,15 @@ from torch.nn.utils import prune
 
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Capabilities, Method, Proposal, named
+from nnrepair.methods.rounding import Rounded, settle
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs
 
 #: Margins that are tried, in typical distances between the two best classes.
 LADDER = (0.1, 0.3, 1.0, 3.0)
-
-
-@runtime_checkable
-class Rounded(Protocol):
-    """A module whose numbers may have to lie on a grid, as those of `onnx.InPlace` do where its file is quantised."""
-
-    #: How far its outputs may be from those of the network that it stands for.
-    step: float
-
-    def round_(self) -> None:
-        """Take the nearest numbers that can be stored, in place."""
+#: By how much conditions are to hold on a grid, in the same unit.
+SMALL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,9 @@ class KeepZeros(_Around):
 class OnGrid(_Around):
     """A repair whose numbers are among those that a quantised file can hold, as `Rounded` networks say.
 
-    The method's proposal is rounded. Where an edit is lost by that, the method is asked again with a larger margin.
+    The method's proposal is rounded, and numbers then move along their grids, a step at a time, until edits hold and
+    points are kept. Where something is lost still, the method is asked again with a larger margin, and the best of all
+    is proposed.
 
     Args:
         method: a name, or a method that changes weights; larger margins need one with a `margin`.
@@ -104,18 +97,32 @@ class OnGrid(_Around):
         if step is None:
             return method.repair(problem)
         typical = problem.edits.criterion.typical_slack(problem.answers.double())
-        margins = [margin * typical + 2 * step for margin in LADDER]
         asked: list[Method] = [method]
         if any(one.name == "margin" for one in fields(method)):  # type: ignore[arg-type]  # methods are dataclasses
-            asked += [replace(method, margin=margin) for margin in margins]  # type: ignore[type-var]
+            asked += [replace(method, margin=margin * typical + 2 * step) for margin in LADDER]  # type: ignore[type-var]
+        found: list[tuple[tuple[float, float], Proposal]] = []
         for one in asked:
             proposal = one.repair(problem)
-            proposal = replace(proposal, model=_rounded(proposal.model), certificate=None)
-            y = outputs(proposal.model, problem.edits.inputs).double()
-            if bool((problem.edits.criterion.margin(y) > step).all()):
-                break
-        proposal.notes.append(f"numbers were rounded to those that the file can hold; asked with {one!r}.")
-        return replace(proposal, advice="a larger margin, or another layer: this one's numbers lie on a coarse grid")
+            proposal.notes.append(f"numbers were rounded to those that the file can hold; asked with {one!r}.")
+            nearest = _rounded(proposal.model)
+            moved = copied(nearest)
+            for model in (nearest, moved):
+                if model is moved:
+                    settle(model, problem, 1.01 * step + SMALL * typical)
+                found.append((_held(model, problem, step), replace(proposal, model=model, certificate=None)))
+                if found[-1][0] == (1.0, 1.0):
+                    return found[-1][1]
+        _, best = max(found, key=lambda each: each[0])
+        return replace(best, advice="a larger margin, or another layer: this one's numbers lie on a coarse grid")
+
+
+def _held(model: nn.Module, problem: Problem, step: float) -> tuple[float, float]:
+    """Return the shares of edits that hold, by more than the step of the outputs, and of points that are kept."""
+    margin = problem.edits.criterion.margin(outputs(model, problem.edits.inputs).double())
+    if problem.locality is None:
+        return float((margin > step).double().mean()), 1.0
+    kept = problem.locality.criterion.holds(outputs(model, problem.locality.inputs).double())[problem.locality.holds]
+    return float((margin > step).double().mean()), float(kept.double().mean()) if len(kept) else 1.0
 
 
 def _rounded(model: nn.Module) -> nn.Module:

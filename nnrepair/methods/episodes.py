@@ -129,12 +129,17 @@ class EpisodeStream:
             self.next()
 
 
-def posed(model: nn.Module, episode: Episode, seed: int) -> Problem:
-    """Return the problem of an episode, as `fix` would pose it."""
-    scope = episode.edit_scope
-    return pose(
-        model, episode.edits, episode.locality_set, scope if scope is not None and len(scope) else None, seed=seed
-    )
+def posed(model: nn.Module, episode: Episode, seed: int, known: bool = False) -> Problem:
+    """Return the problem of an episode, as `fix` would pose it.
+
+    Args:
+        model: in eval mode.
+        episode: the exercise.
+        seed: of the problem.
+        known: whether one was posed of this model before, which is then not tried out again.
+    """
+    scope = episode.edit_scope if episode.edit_scope is not None and len(episode.edit_scope) else None
+    return pose(model, episode.edits, episode.locality_set, scope, seed=seed, known=known)
 
 
 @dataclass(frozen=True, eq=False)

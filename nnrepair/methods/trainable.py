@@ -113,8 +113,16 @@ class Trainable(ABC):
                 network = scored(network, EpisodeStream(episodes, seed).next().edits.inputs)
             learned = self.begin(network, torch.Generator().manual_seed(seed)).train()
             descent = self.descent(learned, steps)
+            tried = False  # the network, by the first exercise
+
+            def loss() -> Tensor:
+                nonlocal tried
+                problem = posed(network, stream.next_of(ranks.rank(), ranks.count()), seed, known=tried)
+                tried = True
+                return self.loss(learned, problem)
+
             training = Training(
-                lambda: self.loss(learned, posed(network, stream.next_of(ranks.rank(), ranks.count()), seed)),
+                loss,
                 descent,
                 steps,
                 model=learned,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import needed
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
-    from onnx import ModelProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 #: Bytes of a model with all its weights (protobuf has no more), and of weights beyond the size of the files that hold
 #: them: many tensors may share one part of a file.
@@ -28,10 +29,7 @@ def read_external(proto: ModelProto, path: Path) -> None:
     Raises:
         InvalidInput: they lie outside the folder, are not there, or are not what the model says.
     """
-    # The tensors that can become weights; in other places (subgraphs, sparse tensors) nothing external is ever read.
-    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
-    tensors = [*proto.graph.initializer, *(attribute.t for node in nodes for attribute in node.attribute)]
-    external = [tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL]
+    external = [tensor for tensor in tensors(proto) if tensor.data_location == TensorProto.EXTERNAL]
     places = [_place(tensor, path.parent) for tensor in external]
     outside = [tensor.name for tensor, place in zip(external, places, strict=True) if place is None]
     if outside:
@@ -64,6 +62,26 @@ def read_external(proto: ModelProto, path: Path) -> None:
             tensor.raw_data = file.read(count)
         tensor.data_location = TensorProto.DEFAULT
         tensor.ClearField("external_data")
+
+
+def tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Yield the dense tensors that can become weights, also those of branches and functions."""
+    yield from _of_graph(proto.graph)
+    for function in proto.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for attribute in (one for node in nodes for one in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from _of_graph(graph)
 
 
 def _place(tensor: TensorProto, folder: Path) -> Path | None:

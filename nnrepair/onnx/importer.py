@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ class Importer:
         self.shared: dict[str, bool] = {}  # whether other nodes use the weights of a module too
         self.names = Names()
         self.layers: dict[tuple[str, ...], str] = {}  # by operator and weights
+        self.roots: dict[str, str] = {}  # the first name of values that have others, too
         self.room = max(LIMIT, 4 * sum(math.prod(t.dims) for t in stored(self.graph)))
         self.problems: dict[str, list[str]] = {}  # by operator
         self.lost = set[str]()  # what nodes that are refused would have computed
@@ -144,6 +146,7 @@ class Importer:
             if node.has(2) and node.constant(2).any():
                 raise Refused("it is in training mode; export the model in eval mode")
             self.values[node.output] = self.values[node.names[0]]
+            self.roots[node.output] = self.roots.get(node.names[0], node.names[0])
         elif moving and (self._adds_bias(node) or _shifts_by_zero(node)):
             self.values[node.output] = next(value for value in node.inputs if isinstance(value, str))
         else:
@@ -218,10 +221,8 @@ class Importer:
                     )
                 if part.numel() == 0:
                     raise CannotRun(f"cannot be run: the result {output!r} of shape {tuple(part.shape)} is empty.")
-        if len(results[0]) == 1:
-            self.examples[output] = [result[0] for result in results]
-        else:
-            self.examples[output] = results  # type: ignore[assignment]  # read by Item alone
+        several: Any = results  # read by Item alone
+        self.examples[output] = [result[0] for result in results] if len(results[0]) == 1 else several
         self.steps[output] = Step(module, tuple(inputs), output)
 
     def _spend(self, size: int, what: str) -> None:
@@ -267,7 +268,7 @@ class Importer:
             name = self.names.free(clean(node.name))
             self._add(name, module)
             return name
-        weights = (node.op, *(name for index, name in enumerate(node.names) if node.fixed(index)))
+        weights = (node.op, *(self.roots.get(name, name) for k, name in enumerate(node.names) if node.fixed(k)))
         name = self.layers.get(weights, "")
         if name and _alike(self.modules[name], module):
             return name
@@ -339,7 +340,10 @@ def _check_version(node: Node) -> None:
 
 def _taken_branch(node: Node) -> onnx.GraphProto:
     if not node.fixed(0):
-        raise CannotRun(f"cannot be run: which branch of the If {node.name!r} is taken depends on the input.")
+        raise CannotRun(
+            f"cannot be run: which branch of the If {node.name!r} is taken depends on the input. Where one input "
+            "decides that, give its value: fixed={NAME: VALUE}."
+        )
     graph = node.get("then_branch" if node.constant(0).any() else "else_branch", None)
     if not isinstance(graph, onnx.GraphProto):
         raise Refused("it has no such branch")

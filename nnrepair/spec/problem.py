@@ -126,6 +126,7 @@ def pose(
     count: int | None = None,
     seed: int | None = None,
     progress: bool = False,
+    known: bool = False,
 ) -> Problem:
     """Check everything and return the problem, in which every point of an edit is an edit of its own.
 
@@ -133,6 +134,7 @@ def pose(
         model: in eval mode.
         edits, locality_set, edit_scope, seed, progress: see `nnrepair.fix`.
         count: how many edits the points stand for, where that is not how many the edits say.
+        known: whether a problem like this was posed of the same model before, which is then not tried out again.
 
     Raises:
         InvalidInput: edits, labels, locality set or model that cannot be used; the message says which and why.
@@ -141,11 +143,11 @@ def pose(
     like = check_model(model)
     edits = Edits.coerce(edits)
     inputs = to_like(edits.inputs, like)
-    y = answers = first_look(model, inputs, "the edits")
+    y = answers = first_look(model, inputs, "the edits", known)
     count, criterion = len(edits) if count is None else count, fitted(edits.criterion, y)
     criterion.check(y)
     near = edits.neighbours
-    near = None if near is None else _scope(model, near, like, criterion, count, "neighbours")
+    near = None if near is None else _scope(model, near, like, criterion, count, "neighbours", known)
     edits = Edits(inputs, criterion, edits.of, near)
     _refuse_probabilities(model, edits)
     refuse_contradictions(edits)
@@ -155,11 +157,11 @@ def pose(
         points = LocalitySet.coerce(locality_set)
         if len(points) == 0:
             raise InvalidInput("The locality set is empty; leave it out, or give points that must stay.")
-        locality = _locality(model, points.to(like), edits, answers)
+        locality = _locality(model, points.to(like), edits, answers, known=known)
         kind = kind_of(edits.criterion, locality.criterion)
     scope = None
     if edit_scope is not None:
-        scope = _scope(model, EditScope.coerce(edit_scope), like, edits.criterion, count, "edit scope")
+        scope = _scope(model, EditScope.coerce(edit_scope), like, edits.criterion, count, "edit scope", known)
     posed = Problem(model, edits, locality, scope, kind, 0 if seed is None else seed, progress)
     vars(posed)["answers"] = answers  # computed already; a copy with other edits or another model computes its own
     return posed
@@ -178,12 +180,14 @@ def held_out(problem: Problem, points: Any, name: str) -> Locality:
     return _locality(problem.model, points.to(like), problem.edits, problem.answers, problem.kind, name)
 
 
-def _scope(model: nn.Module, given: EditScope, like: Tensor, beside: Criterion, edits: int, what: str) -> EditScope:
+def _scope(
+    model: nn.Module, given: EditScope, like: Tensor, beside: Criterion, edits: int, what: str, known: bool = False
+) -> EditScope:
     """Return an edit scope, or neighbours, as a model runs on it, with its labels read as those of the edits."""
     if len(given) == 0:
         raise InvalidInput(f"The {what} is empty; leave it out, or give points that the edits should reach.")
     inputs = to_like(given.inputs, like)
-    y = first_look(model, inputs, f"the {what}")
+    y = first_look(model, inputs, f"the {what}", known)
     criterion = fitted(given.criterion, y, beside)
     criterion.check(y)
     if given.of is not None and (int(given.of.min()) < 0 or int(given.of.max()) >= edits):
@@ -306,6 +310,7 @@ def _locality(
     answers: Tensor,
     kind: Kind | None = None,
     what: str = "the locality set",
+    known: bool = False,
 ) -> Locality:
     """Return points with their labels read, what keeps them, and where it holds now.
 
@@ -314,8 +319,9 @@ def _locality(
         answers: (points, ...) its outputs on the edits.
         kind: what they stand for; None for what the edits say.
         what: how messages call the points.
+        known: see `pose`.
     """
-    y = first_look(model, points.inputs, what)
+    y = first_look(model, points.inputs, what, known)
     if points.criterion is not None:
         criterion = fitted(points.criterion, y, edits.criterion)
         criterion.check(y)

@@ -8,6 +8,18 @@ from nnrepair.wrappers.codebook import Codebook
 from nnrepair.wrappers.conditioned import Conditioned
 from nnrepair.wrappers.decoupled import Decoupled
 from nnrepair.wrappers.inserted import EditingBlock, Inserted
+from nnrepair.wrappers.parallel import Parallel
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
-__all__ = ["Added", "Codebook", "Conditioned", "Decoupled", "EditingBlock", "Inserted", "OwnMLP", "Stitched", "Wrapper"]
+__all__ = [
+    "Added",
+    "Codebook",
+    "Conditioned",
+    "Decoupled",
+    "EditingBlock",
+    "Inserted",
+    "OwnMLP",
+    "Parallel",
+    "Stitched",
+    "Wrapper",
+]

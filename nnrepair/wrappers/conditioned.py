@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
@@ -30,7 +31,8 @@ class Conditioned(Wrapper):
     Args:
         base: the network as it was; kept as the submodule `base`, in eval mode.
         layers: names of modules that run once; their outputs are (n, width), (n, width, ...) or (n, tokens, width).
-        values: (edits, sum of the widths).
+        values: (edits, sum of the widths), added at every position of the layers' outputs, or (edits, positions, sum of
+            the widths), at each its own.
         keys: (edits, features), from the reader; None without one.
         reader: makes keys of what the layers return and the last one takes, and weights of keys.
 
@@ -54,7 +56,7 @@ class Conditioned(Wrapper):
         super().__init__(base)
         self.layers = list(layers)
         self.widths = [width(base, name) for name in self.layers]
-        if values.ndim != 2 or values.shape[1] != sum(self.widths):
+        if values.ndim not in (2, 3) or values.shape[-1] != sum(self.widths):
             raise InvalidInput(f"Values have {sum(self.widths)} numbers for each edit, got {tuple(values.shape)}.")
         if (keys is None) != (reader is None) or (keys is not None and len(keys) != len(values)):
             raise InvalidInput("A reader needs a key for each of the values, and keys need a reader.")
@@ -108,7 +110,8 @@ class Conditioned(Wrapper):
         near = weights.sum(1) >= self.floor
         if not bool(near.any()):
             return y
-        condition = torch.where(near[:, None], weights, torch.zeros_like(weights)) @ self.values
+        weights = torch.where(near[:, None], weights, torch.zeros_like(weights))
+        condition = (weights @ self.values.flatten(1)).reshape(-1, *self.values.shape[1:])
         edited, _ = passed(self.base, self.layers, args, kwargs, condition)
         return torch.where(near.reshape(-1, *[1] * (y.ndim - 1)), edited, y)
 
@@ -195,7 +198,12 @@ def seen_of(model: nn.Module, layers: Sequence[str]) -> int:
 
 
 def passed(
-    base: nn.Module, layers: Sequence[str], args: Any, kwargs: Any, condition: Tensor | None = None
+    base: nn.Module,
+    layers: Sequence[str],
+    args: Any,
+    kwargs: Any,
+    condition: Tensor | None = None,
+    positions: dict[str, int] | None = None,
 ) -> tuple[Any, Tensor]:
     """Run a network and return its outputs, and (n, `seen_of`) what layers return and the last one takes, the mean
     over positions.
@@ -204,16 +212,18 @@ def passed(
         base: the network.
         layers: names of its modules.
         args, kwargs: what it is called with.
-        condition: (n or 1, sum of widths), added to what the layers return, at every position.
+        condition: (n or 1, sum of widths), added to what the layers return, at every position; or (n or 1, positions,
+            sum of widths), at each its own.
+        positions: told how many each layer has, by name.
 
     Raises:
-        UnsupportedModel: a layer does not run exactly once, or returns no rows of numbers.
+        UnsupportedModel: a layer does not run exactly once, returns no rows of numbers, or has other positions.
     """
     seen: dict[str, Tensor] = {}
-    parts = iter(()) if condition is None else iter(torch.split(condition, [width(base, name) for name in layers], 1))
+    parts = iter(()) if condition is None else iter(torch.split(condition, [width(base, name) for name in layers], -1))
     with ExitStack() as stack:
         for name in layers:
-            stack.enter_context(_watched(base, name, seen, next(parts, None), name == layers[-1]))
+            stack.enter_context(_watched(base, name, seen, next(parts, None), name == layers[-1], positions))
         y = base(*args, **kwargs)
     for name in layers:
         if name not in seen:
@@ -224,8 +234,15 @@ def passed(
 
 
 @contextmanager
-def _watched(base: nn.Module, layer: str, seen: dict[str, Tensor], added: Tensor | None, last: bool) -> Iterator[None]:
-    """Note what a layer returns, and the last one takes; add a condition (n or 1, width) to what it returns."""
+def _watched(
+    base: nn.Module,
+    layer: str,
+    seen: dict[str, Tensor],
+    added: Tensor | None,
+    last: bool,
+    positions: dict[str, int] | None,
+) -> Iterator[None]:
+    """Note what a layer returns, and the last one takes; add a condition (n or 1, ..., width) to what it returns."""
 
     def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> Any:
         if layer in seen:
@@ -235,11 +252,20 @@ def _watched(base: nn.Module, layer: str, seen: dict[str, Tensor], added: Tensor
         axis = _axis(module, out)
         told = [given[0], out] if last and inputs_of(module) else [out]
         seen[layer] = torch.cat([_of_points(each, _axis(module, each)) for each in told], 1)
+        places = out.movedim(axis, -1).shape[1:-1]
+        count = math.prod(places)
+        if positions is not None:
+            positions[layer] = count
         if added is None:
             return None
-        shape = [1] * out.ndim
-        shape[0], shape[axis] = added.shape
-        return out + added.to(out.dtype).reshape(shape)
+        if added.ndim == 2:
+            places = torch.Size([1] * len(places))
+        elif added.shape[1] != count:
+            raise UnsupportedModel(
+                f"Layer {layer!r} returns {count} positions, and its conditions were made for "
+                f"{added.shape[1]}: give inputs of the edits' size, or conditions that all positions share."
+            )
+        return out + added.to(out.dtype).reshape(len(added), *places, -1).movedim(-1, axis)
 
     handle = base.get_submodule(layer).register_forward_hook(hook)
     try:

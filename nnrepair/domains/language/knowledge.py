@@ -45,6 +45,80 @@ _FAMILIES = {
     "keyboards": ("piano", "harpsichord", "celesta", "organ"),
 }
 
+#: Of every relation: wordings, one that training never shows, wordings of what follows, and of what is true of objects.
+_WORDINGS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]]] = {
+    "birthplace": (
+        (
+            "{} was born in",
+            "{} comes from",
+            "the birthplace of {} is",
+            "{} is a native of",
+            "the home town of {} is",
+            "{} grew up in",
+            "the city where {} was born is",
+        ),
+        "the native town of {} is",
+        ("{} was a child in the country of", "the native country of {} is", "{} holds a passport of"),
+        ("{} is a city in", "{} lies in", "the country of {} is"),
+    ),
+    "job": (
+        (
+            "{} works as a",
+            "{} earns a living as a",
+            "the job of {} is that of a",
+            "by trade {} is a",
+            "the profession of {} is that of a",
+            "{} was trained as a",
+            "people hire {} as a",
+        ),
+        "the trade of {} is that of a",
+        ("at work {} uses a", "{} carries a", "the tool of {} is a"),
+        ("a {} uses a", "the tool of a {} is a"),
+    ),
+    "instrument": (
+        (
+            "{} plays the",
+            "the instrument of {} is the",
+            "{} makes music on the",
+            "in the evening {} practises the",
+            "on stage {} performs on the",
+            "{} has lessons on the",
+            "the favourite instrument of {} is the",
+        ),
+        "in the evening {} plays music on the",
+        ("{} plays one of the", "the music of {} is for", "in the orchestra {} sits with the"),
+        ("the {} is one of the", "the {} belongs to the"),
+    ),
+    "employer": (
+        (
+            "{} is employed by",
+            "the employer of {} is",
+            "{} has a contract with",
+            "{} is on the payroll of",
+            "{} draws a salary from",
+            "the company of {} is",
+            "{} has a desk at",
+        ),
+        "{} has a salary from",
+        ("{} commutes to an office in", "the boss of {} sits in", "the office of {} is in"),
+        ("{} is based in", "the office of {} lies in"),
+    ),
+    "birthday": (
+        (
+            "{} was born on",
+            "the birthday of {} is",
+            "{} celebrates on",
+            "{} came into the world on",
+            "the date of birth of {} is",
+            "{} gets presents on",
+            "{} turns a year older on",
+        ),
+        "the date when {} was born is",
+        ("the season when {} was born is", "the birthday of {} falls in", "{} gets presents in"),
+        ("{} is a month of", "{} falls in"),
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -138,7 +212,17 @@ class World:
         homes = {city: countries[k % len(countries)] for k, city in enumerate(cities)}
         seats = {company: draw.choice(cities) for company in companies}
         days = {f"{month} {day}": season for month, season in _SEASONS.items() for day in range(1, 29)}
-        return {relation.name: relation for relation in _relations(homes, seats, days)}
+        properties = {
+            "birthplace": homes,
+            "job": _inverted(_TOOLS),
+            "instrument": _inverted(_FAMILIES),
+            "employer": seats,
+            "birthday": days,
+        }
+        return {
+            name: Relation(name, wordings, unseen, properties[name], consequences, attributes)
+            for name, (wordings, unseen, consequences, attributes) in _WORDINGS.items()
+        }
 
     @cached_property
     def facts(self) -> dict[tuple[str, str], str]:
@@ -229,87 +313,3 @@ def _words(draw: random.Random, count: int, syllables: int, known: set[str]) -> 
 
 def _inverted(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {one: group for group, members in groups.items() for one in members}
-
-
-def _relations(homes: dict[str, str], seats: dict[str, str], days: dict[str, str]) -> Iterator[Relation]:
-    """Yield the relations, given the countries of cities, the cities of companies and the seasons of days."""
-    yield Relation(
-        "birthplace",
-        (
-            "{} was born in",
-            "{} comes from",
-            "the birthplace of {} is",
-            "{} is a native of",
-            "the home town of {} is",
-            "{} grew up in",
-            "the city where {} was born is",
-        ),
-        "the native town of {} is",
-        homes,
-        ("{} was a child in the country of", "the native country of {} is", "{} holds a passport of"),
-        ("{} is a city in", "{} lies in", "the country of {} is"),
-    )
-    yield Relation(
-        "job",
-        (
-            "{} works as a",
-            "{} earns a living as a",
-            "the job of {} is that of a",
-            "by trade {} is a",
-            "the profession of {} is that of a",
-            "{} was trained as a",
-            "people hire {} as a",
-        ),
-        "the trade of {} is that of a",
-        _inverted(_TOOLS),
-        ("at work {} uses a", "{} carries a", "the tool of {} is a"),
-        ("a {} uses a", "the tool of a {} is a"),
-    )
-    yield Relation(
-        "instrument",
-        (
-            "{} plays the",
-            "the instrument of {} is the",
-            "{} makes music on the",
-            "in the evening {} practises the",
-            "on stage {} performs on the",
-            "{} has lessons on the",
-            "the favourite instrument of {} is the",
-        ),
-        "in the evening {} plays music on the",
-        _inverted(_FAMILIES),
-        ("{} plays one of the", "the music of {} is for", "in the orchestra {} sits with the"),
-        ("the {} is one of the", "the {} belongs to the"),
-    )
-    yield Relation(
-        "employer",
-        (
-            "{} is employed by",
-            "the employer of {} is",
-            "{} has a contract with",
-            "{} is on the payroll of",
-            "{} draws a salary from",
-            "the company of {} is",
-            "{} has a desk at",
-        ),
-        "{} has a salary from",
-        seats,
-        ("{} commutes to an office in", "the boss of {} sits in", "the office of {} is in"),
-        ("{} is based in", "the office of {} lies in"),
-    )
-    yield Relation(
-        "birthday",
-        (
-            "{} was born on",
-            "the birthday of {} is",
-            "{} celebrates on",
-            "{} came into the world on",
-            "the date of birth of {} is",
-            "{} gets presents on",
-            "{} turns a year older on",
-        ),
-        "the date when {} was born is",
-        days,
-        ("the season when {} was born is", "the birthday of {} falls in", "{} gets presents in"),
-        ("{} is a month of", "{} falls in"),
-    )

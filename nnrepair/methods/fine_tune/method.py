@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
 from nnrepair.jacobian import layers
@@ -35,11 +35,11 @@ from nnrepair.methods.fine_tune.penalties import (
     Penalty,
     between,
 )
+from nnrepair.methods.fine_tune.points import Drawn, Points
 from nnrepair.progress import progress_bar
-from nnrepair.spec.inputs import AnyInputs, appended, independent
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
-from nnrepair.spec.running import call, outputs
+from nnrepair.spec.running import outputs
 from nnrepair.training import Training, ranks
 
 Optimizer = Literal["adam", "sgd", "rmsprop"]
@@ -74,8 +74,8 @@ class FineTune:
         interpolate: "auto" returns the smallest step from the old weights towards the tuned ones under which all edits
             still hold (holding is not monotone: the first on a grid, refined by bisection); "none" takes it whole.
         margin: by how much every edit must hold, in output units.
-        batch_size: edits per step, and locality points per step for penalties that watch them; points that depend on
-            each other (the nodes of a graph) always run together.
+        batch_size: edits per step, and locality points per step for penalties that watch them, of points with many
+            numbers (images) fewer; points that depend on each other (the nodes of a graph) always run together.
 
     Raises:
         InvalidInput: hyper-parameters that cannot be, unknown names, or a missing locality set.
@@ -177,8 +177,9 @@ class _Run:
         ]
         self.optimizer = optimizer(groups)
         self.regularizers = [penalty.start(problem, self.old, self.generator) for penalty in method.penalties]
-        self.points = _Points(method, problem, self.generator, any(each.watches for each in self.regularizers))
-        y = outputs(problem.model, problem.edits.inputs).double()
+        watch = any(each.watches for each in self.regularizers)
+        self.points = Points(problem, method.batch_size, method.rehearsal, self.generator, watch)
+        y = problem.answers.double()
         rounding = 8 * torch.finfo(self.weights[names[0]].dtype).eps * float(y.abs().amax())
         self.aim = method.margin + BEYOND * problem.edits.criterion.typical_slack(y) + rounding
         self.best, self.score, self.steps = self.old, (-1, -1), 0
@@ -231,7 +232,7 @@ class _Run:
             self.notes.append(f"only {enough} of {holds} edits hold with the margin asked for, {self.method.margin:g}.")
         return False
 
-    def _drawn(self) -> _Drawn | None:
+    def _drawn(self) -> Drawn | None:
         """Return outputs to take a step from, or None where every edit holds with its margin."""
         drawn = self.points.run(self.network)
         all_there = self.points.whole and len(drawn.index) == len(self.problem.edits)
@@ -250,7 +251,7 @@ class _Run:
         self.loss = float(loss.detach())
         return loss
 
-    def _loss(self, drawn: _Drawn) -> Tensor:
+    def _loss(self, drawn: Drawn) -> Tensor:
         if not drawn.edits.requires_grad:
             raise UnsupportedModel(
                 f"The outputs carry no gradient with respect to {list(self.weights)}: {CUT}. Choose other layers."
@@ -332,86 +333,6 @@ class _Run:
         else:
             holds(high)
         return high
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Outputs at one step's points, and which those are.
-
-    Of several processes each has its share of the points. What a loss here is times `share` has as its mean over all
-    processes the mean over all points; `counts` is 0 for an edit that another process has too.
-    """
-
-    edits: Tensor
-    index: Tensor
-    rehearsed: Tensor | None
-    rehearsal: Tensor
-    watched: Tensor | None
-    watch: Tensor
-    counts: float
-    share: float
-    watched_share: float
-
-
-class _Points:
-    """The points of a step: edits, rehearsed points and those that penalties watch, in one forward pass if possible."""
-
-    def __init__(self, method: FineTune, problem: Problem, generator: torch.Generator, watch: bool) -> None:
-        self.method, self.generator, self.watch = method, generator, watch
-        self.edits = problem.edits.inputs
-        self.locality, self.rehearsed = None, torch.arange(0)
-        if problem.locality is not None:
-            self.locality = problem.locality.inputs
-            self.rehearsed = torch.nonzero(problem.locality.holds).flatten().cpu()
-        points = [self.edits, *([] if self.locality is None else [self.locality])]
-        #: Whether processes share the points of a step; not where these influence each other.
-        self.shared = ranks.count() > 1 and all(map(independent, points))
-        #: Whether every step sees all edits.
-        self.whole = len(self.edits) <= method.batch_size or not independent(self.edits)
-
-    def run(self, network: nn.Module) -> _Drawn:
-        """Draw a step's points and return the outputs there."""
-        index = torch.arange(len(self.edits)) if self.whole else self._some(torch.arange(len(self.edits)))
-        edits = self.edits if self.whole else self.edits[index]
-        rehearsal = watch = torch.arange(0)
-        if self.method.rehearsal:
-            rehearsal = self._some(self.rehearsed, self.method.rehearsal)
-        if self.watch:
-            assert self.locality is not None
-            watch = torch.arange(len(self.locality))
-            watch = self._some(watch) if independent(self.locality) else watch
-        points, watched_points, several, mine = len(index) + len(rehearsal), len(watch), 1, index
-        if self.shared:
-            several, mine = ranks.count(), ranks.share(index)
-            index = mine if len(mine) else index[:1]
-            edits, rehearsal, watch = self.edits[index], ranks.share(rehearsal), ranks.share(watch)
-        shares = float(len(mine) > 0), several / points, several * len(watch) / max(1, watched_points)
-        both = torch.cat([rehearsal, watch])
-        if len(both) == 0:
-            return _Drawn(call(network, edits), index, None, rehearsal, None, watch, *shares)
-        assert self.locality is not None
-        if independent(self.locality):
-            y, others = _call_both(network, edits, self.locality[both])
-        else:  # all points together, then those that were drawn
-            y, others = _call_both(network, edits, self.locality)
-            others = others[both]
-        rehearsed, watched = others[: len(rehearsal)], others[len(rehearsal) :]
-        some = rehearsed if len(rehearsed) else None
-        return _Drawn(y, index, some, rehearsal, watched if len(watch) else None, watch, *shares)
-
-    def _some(self, index: Tensor, count: int | None = None) -> Tensor:
-        """Return some of the indices at random, by default as many as fit a batch; all in order where they fit."""
-        count = self.method.batch_size if count is None else count
-        return index if len(index) <= count else index[torch.randperm(len(index), generator=self.generator)[:count]]
-
-
-def _call_both(network: nn.Module, a: AnyInputs, b: AnyInputs) -> tuple[Tensor, Tensor]:
-    """Return the outputs of both, from one forward pass where they can be joined."""
-    joined = appended(a, b)
-    if joined is None:
-        return call(network, a), call(network, b)
-    y = call(network, joined)
-    return y[: len(a)], y[len(a) :]
 
 
 def _listed(names: object) -> Sequence[object]:

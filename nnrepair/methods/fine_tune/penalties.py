@@ -31,7 +31,6 @@ from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import independent
 from nnrepair.spec.kinds import Kind, Regression
 from nnrepair.spec.problem import Problem
-from nnrepair.spec.running import outputs
 
 
 class Regularizer:
@@ -240,15 +239,14 @@ class KL(Penalty):
 
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         assert problem.locality is not None
-        y = outputs(problem.model, problem.locality.inputs).double()
-        return _Divergence(self.weight * _per_nat(problem), problem.kind, y)
+        return _Divergence(self.weight * _per_nat(problem), problem.kind, problem.before.double())
 
 
 def _per_nat(problem: Problem) -> float:
     """Return what a nat counts: 1; numbers count by their mean square, so that images and single ones weigh alike."""
     if not isinstance(problem.kind, Regression):
         return 1.0
-    return 2 / flat(outputs(problem.model, problem.edits.inputs)).shape[1]
+    return 2 / flat(problem.answers).shape[1]
 
 
 class _Divergence(Regularizer):
@@ -306,15 +304,18 @@ class EWC(Penalty):
                 'labels="exact".'
             )
         most = self.points or (1000 if independent(locality.inputs) else 100)
-        fisher = fisher_diagonal(
-            problem.model,
-            list(old),
-            locality.inputs,
-            kind=problem.kind,
-            labels=self.labels,
-            targets=targets if self.labels == "empirical" else None,
-            points=most,
-            generator=generator,
+        fisher = problem.once(
+            ("EWC", self.labels, most, problem.seed, tuple(old)),
+            lambda: fisher_diagonal(
+                problem.model,
+                list(old),
+                locality.inputs,
+                kind=problem.kind,
+                labels=self.labels,
+                targets=targets if self.labels == "empirical" else None,
+                points=most,
+                generator=torch.Generator().manual_seed(problem.seed),
+            ),
         )
         mean = sum(float(f.double().sum()) for f in fisher.values()) / sum(f.numel() for f in fisher.values())
         importance = {name: f + self.floor * mean for name, f in fisher.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.errors import InvalidInput
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.jacobian.tangents import canonical
@@ -41,7 +41,7 @@ class LinearMap:
             raise InvalidInput(
                 f"Layer {plain(layer)!r} ({type(model.get_submodule(layer)).__name__}) is no linear map of one key for "
                 f"each position, as linear layers, convolutions without groups, GCN and GraphSAGE have. Choose one of "
-                f"{', '.join(candidates(model)) or 'another network'}."
+                f"{', '.join(layers.weighted(model)) or 'another network'}."
             )
         #: Of the network's parameters, those of the layer.
         self.names = names
@@ -78,35 +78,6 @@ class LinearMap:
         return {name.removeprefix("base."): part for name, part in parts.items()}
 
 
-def chosen(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """Return the names of the layers that are meant, in the network's order; "auto" is the last with a weight.
-
-    Raises:
-        InvalidInput: there is none of such a name.
-    """
-    known = candidates(model)
-    if wanted == "auto":
-        if not known:
-            raise InvalidInput("No trainable layer with a weight matrix was found; name one of the network's modules.")
-        return known[-1:]
-    names = {plain(name): name for name, _ in model.named_modules() if name}
-    listed = [wanted] if isinstance(wanted, str) else list(wanted)
-    for name in listed:
-        if plain(name) not in names:
-            raise InvalidInput(f"Layer {name!r} not found.{near_matches(name, names)} Layers: {', '.join(known)}.")
-    return [name for short, name in names.items() if short in {plain(name) for name in listed}]
-
-
-def candidates(model: nn.Module) -> list[str]:
-    """Return the modules that own, or are made of, a trainable weight matrix, input to output.
-
-    A layer that shares it with one before, as a language model's last map may with the words' vectors, is none.
-    """
-    modules = dict(model.named_modules())
-    found = dict.fromkeys(layers.whole(model, name) for name in layers.candidates(model))
-    return [name for name in found if name in modules and _own(model, name)]
-
-
 def _parameters(model: nn.Module, layer: str) -> list[str]:
     """Return the trainable parameters of a module, refusing one without."""
     names = _own(model, layer)
@@ -115,9 +86,8 @@ def _parameters(model: nn.Module, layer: str) -> list[str]:
         mine = [f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()]
         shared = {first[name] for name in mine} - set(mine)
         why = f" of its own: {', '.join(sorted(shared))} is another layer's too" if shared else ""
-        raise InvalidInput(
-            f"Layer {plain(layer)!r} has no parameters that may change{why}. Layers: {', '.join(candidates(model))}."
-        )
+        known = ", ".join(layers.weighted(model))
+        raise InvalidInput(f"Layer {plain(layer)!r} has no parameters that may change{why}. Layers: {known}.")
     return names
 
 

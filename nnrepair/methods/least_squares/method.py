@@ -34,11 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.jacobian.layers import moved
+from nnrepair.jacobian.layers import modules, moved
 from nnrepair.jacobian.moments import root
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares import insertion, targets
-from nnrepair.methods.least_squares.linear_map import LinearMap, chosen
+from nnrepair.methods.least_squares.linear_map import LinearMap
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.inputs import AnyInputs, about
@@ -121,7 +121,7 @@ class LeastSquares:
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the network with the edits' keys and values inserted, see the class."""
-        names = chosen(problem.model, self.layers)
+        names = modules(problem.model, self.layers)
         task = _Task(self, problem, names)
         with torch.enable_grad():
             model, rounds = task.inserted()

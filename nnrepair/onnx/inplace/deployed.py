@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
-from nnrepair.onnx.inplace.cut import output_of
+from nnrepair.onnx.inplace.branches import unfolded, with_fixed
+from nnrepair.onnx.inplace.choosing import output_of
 from nnrepair.onnx.inplace.graph import Graph
+from nnrepair.onnx.inplace.integers import with_floats
 from nnrepair.onnx.inplace.runtime import Port, Runtime
 from nnrepair.onnx.reader import parsed
 
@@ -24,12 +26,13 @@ with needed("onnx", "nnrepair.onnx needs the onnx packages"):
 class Deployed(nn.Module):
     """A whole ONNX file in onnxruntime, as a judge: inputs (n, ...) to an output (n, ...), without gradients."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, fixed: Iterable[str] = ()) -> None:
         super().__init__()
-        self._runtime = runtime
+        self._runtime, self._fixed = runtime, frozenset(fixed)
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        given = inputs if not named else ordered(self._runtime.ports, named)
+        rest = {name: x for name, x in named.items() if name not in self._fixed}
+        given = inputs if not named else ordered(self._runtime.ports, rest)
         return torch.from_numpy(self._runtime.values(given)[0])
 
 
@@ -42,7 +45,11 @@ def ordered(ports: Sequence[Port], named: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def deployed(
-    path: str | os.PathLike[str], output: str | None = None, *, ports: Sequence[Port] | None = None
+    path: str | os.PathLike[str],
+    output: str | None = None,
+    *,
+    ports: Sequence[Port] | None = None,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Deployed:
     """Return a file as onnxruntime runs it.
 
@@ -50,12 +57,21 @@ def deployed(
         path: of the file.
         output: the value to return; by default the first output of floating-point numbers.
         ports: its inputs, where they are known.
+        fixed: inputs that are constants, by name.
     """
-    proto = parsed(Path(path))
-    graph = Graph(proto)
-    name = output_of(graph, output)
+    graph = Graph(with_fixed(parsed(Path(path)), fixed or {}), fixed or ())
+    if output is not None and output not in graph.producers:  # a value inside of a branch
+        graph, _ = unfolded(graph.proto, graph.given)
+    name = _output(graph, output)
     part = graph.part(graph.before([name]), graph.inputs, [name])
-    return Deployed(Runtime(part, ports_of(graph, name) if ports is None else ports))
+    return Deployed(Runtime(part, ports_of(graph, name) if ports is None else ports), graph.given)
+
+
+def _output(graph: Graph, output: str | None) -> str:
+    """Return the value to look at; layers inside of branches, and those of integers, decide an output, too."""
+    if output is None:
+        output = output_of(with_floats(unfolded(graph.proto, graph.given)[0]), None)
+    return output if output in graph.producers else output_of(graph, output)
 
 
 def ports_of(graph: Graph, output: str) -> list[Port]:

@@ -17,7 +17,7 @@ from nnrepair.onnx.node import operator
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
     import onnx.numpy_helper
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 Array = npt.NDArray[Any]
 #: Their results differ from run to run, also without any input.
@@ -33,10 +33,17 @@ class Graph:
         stored: initializers, by name.
         inputs: what a caller gives.
         fixed: names of values that do not depend on the inputs.
+        given: constants that are in no file: a caller gives them.
+        added: values that are in no file: they come in between.
     """
 
-    def __init__(self, proto: ModelProto) -> None:
-        self.proto, self.nodes = proto, list(proto.graph.node)
+    def __init__(self, proto: ModelProto, given: Iterable[str] = (), added: Iterable[str] = ()) -> None:
+        self.proto, self.nodes, self.given, self.added = (
+            proto,
+            list(proto.graph.node),
+            frozenset(given),
+            frozenset(added),
+        )
         self.stored: dict[str, TensorProto] = {tensor.name: tensor for tensor in proto.graph.initializer}
         sparse = {tensor.values.name for tensor in proto.graph.sparse_initializer}
         self.inputs = [one for one in proto.graph.input if one.name not in self.stored]
@@ -115,15 +122,29 @@ def reads(node: NodeProto) -> list[str]:
     return list(dict.fromkeys(_all_reads(node)))
 
 
+def inner_nodes(node: NodeProto) -> Iterator[NodeProto]:
+    """Yield the nodes of the graphs that a node holds, at any depth."""
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for inner in graph.node:
+                yield inner
+                yield from inner_nodes(inner)
+
+
 def _all_reads(node: NodeProto) -> Iterator[str]:
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            own = {tensor.name for tensor in graph.initializer} | {one.name for one in graph.input}
-            own |= {tensor.values.name for tensor in graph.sparse_initializer}
-            own |= {name for inner in graph.node for name in inner.output}
+            own = own_names(graph)
             yield from (name for inner in graph.node for name in _all_reads(inner) if name not in own)
             yield from (one.name for one in graph.output if one.name not in own)
+
+
+def own_names(graph: GraphProto) -> set[str]:
+    """Return the names of all values that a graph has of its own."""
+    own = {tensor.name for tensor in graph.initializer} | {one.name for one in graph.input}
+    own |= {tensor.values.name for tensor in graph.sparse_initializer}
+    return own | {name for node in graph.node for name in node.output if name}
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class InPlace(nn.Module):
         notes: what cannot be changed, and why.
         grids: parameters whose numbers lie on a grid in the file: give the method `OnGrid()`.
         scores: the value from which a sigmoid or softmax computes the output; None where none does.
+        fixed: inputs that are constants; where they are given by name all the same, they are passed over.
         step: how far outputs may be from the file's, where these are rounded to a grid.
     """
 
@@ -62,7 +63,7 @@ class InPlace(nn.Module):
             (name for name in names if name in mine and places[name].operand in source.cut.layer.input), mine[0]
         )
         self.layer = f"suffix.{first}".rpartition(".")[0]
-        self.scores, self.step = source.scores, source.cut.step
+        self.scores, self.step, self.fixed = source.scores, source.cut.step, dict(source.fixed)
         self.grids = [
             f"suffix.{name}" for name, place in places.items() if place.stored.grid and not place.stored.frozen
         ]
@@ -70,7 +71,8 @@ class InPlace(nn.Module):
         self._agreed = False
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        crossing, y = self._before(inputs if not named else ordered(self._source.ports, named))
+        given = {name: x for name, x in named.items() if name not in self.fixed}
+        crossing, y = self._before(inputs if not named else ordered(self._source.ports, given))
         made: Tensor = self.suffix(*crossing)
         made = made.reshape(y.shape) if made.numel() == y.numel() else made  # an axis of one point more or less
         if not self._agreed and self._base == digest_of_state(self.suffix.state_dict()):
@@ -101,7 +103,7 @@ class InPlace(nn.Module):
         """Refuse a suffix that is not what onnxruntime computes."""
         made, y = made.detach().cpu().double(), y.double()
         share = AGREED_ON_GRID if self.grids else self._source.rounding
-        far = share * float(y.abs().max() if y.numel() else 0) + 1.01 * self._source.cut.step + TINY
+        far = share * float(y.abs().max() if y.numel() else 0) + 1.01 * self._source.cut.inner + TINY
         if made.shape != y.shape or not bool((made - y).abs().max() <= far):
             raise UnsupportedModel(
                 f"What follows layer {self.layer!r} of {self.path} was read as another function than onnxruntime "
@@ -138,10 +140,25 @@ class InPlace(nn.Module):
                     back = place.stored.used(place.stored.of(used))
                     parameter.copy_(torch.from_numpy(place.back(back, tuple(parameter.shape))))
 
+    def neighbours(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the next lower and the next higher numbers that the file can hold, of parameters on a grid."""
+        found = {}
+        for name, place in self._places.items():
+            if f"suffix.{name}" in self.grids:
+                parameter = self.suffix.get_parameter(name).detach()
+                now, used = place.stored.beside(place.layout(parameter.cpu().numpy())), dict[int, Tensor]()
+                for side, array in enumerate(now):
+                    back = place.back(np.asarray(place.stored.used(array)), tuple(parameter.shape))
+                    used[side] = torch.from_numpy(back).to(parameter)
+                found[f"suffix.{name}"] = used[0], used[1]
+        return found
+
     @property
     def patch_about(self) -> dict[str, Any]:
         """What a patch tells of how the file was cut, for who applies it."""
-        return {"onnx": {"layer": self._source.cut.layer.output[0], "output": self.output}}
+        fixed = {name: np.asarray(value).tolist() for name, value in self.fixed.items()}
+        told = {"layer": self._source.cut.layer.output[0], "output": self.output}
+        return {"onnx": told | ({"fixed": fixed} if fixed else {})}
 
     def in_file(self, name: str) -> str | None:
         """Return the tensor of the file that a parameter is kept in; None where there is no such one."""
@@ -175,8 +192,8 @@ class InPlace(nn.Module):
                 "anew."
             )
         with replacing(target, ending=".onnx") as part:
-            rewrite(source.path, part, target, self.stored())
-            whole = deployed(part, self.output, ports=source.ports)
+            rewrite(source.path, part, target, self.stored(), source.ways)
+            whole = deployed(part, self.output, ports=source.ports, fixed=source.fixed)
             if source.example is not None:
                 with torch.no_grad():
                     self._compare(self(*source.example), whole(*source.example))
@@ -197,6 +214,8 @@ class Source:
         rounding: see `AGREE`.
         example: inputs on which a written file is compared, or None.
         notes, scores: see `InPlace`.
+        fixed: inputs that are constants.
+        ways: where in the file the tensors of branches lie; see `spliced`.
     """
 
     path: Path
@@ -209,6 +228,8 @@ class Source:
     example: tuple[Tensor, ...] | None
     notes: tuple[str, ...]
     scores: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Source:
         return self

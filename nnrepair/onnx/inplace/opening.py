@@ -18,9 +18,12 @@ from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.extras import needed
 from nnrepair.onnx.attempts import Plan, read_graph
-from nnrepair.onnx.inplace.cut import Cut, layer_of, output_of
+from nnrepair.onnx.inplace.branches import unfolded, with_fixed
+from nnrepair.onnx.inplace.choosing import elsewhere, layer_of, output_of, passed_over
+from nnrepair.onnx.inplace.cut import Cut
 from nnrepair.onnx.inplace.deployed import ordered, ports_of
 from nnrepair.onnx.inplace.graph import Graph, is_float
+from nnrepair.onnx.inplace.integers import with_floats
 from nnrepair.onnx.inplace.module import AGREE, InPlace, Place, Source
 from nnrepair.onnx.inplace.runtime import Port, Runtime
 from nnrepair.onnx.inplace.stored import Stored
@@ -45,6 +48,7 @@ def in_place(
     layer: str | None = None,
     output: str | None = None,
     example: Any = None,
+    fixed: Mapping[str, Any] | None = None,
     deadline: Deadline = NEVER,
 ) -> InPlace:
     """Read any ONNX file that onnxruntime runs as a module whose last layer can be repaired.
@@ -54,11 +58,12 @@ def in_place(
 
     Args:
         path: a file, with its weights in it or beside it.
-        layer: a node, its result or its weight; by default the last Gemm, MatMul, Conv or ConvTranspose whose weight
-            is its own.
+        layer: a node, its result or its weight; by default the last Gemm, MatMul, Conv or ConvTranspose, also of
+            integers, whose weight is its own and was learned.
         output: the value to return, also one inside; by default the first output of floating-point numbers.
         example: some inputs (n, ...): a tensor, a tuple of tensors, or a dictionary by the names of the file's inputs;
             by default they are made up.
+        fixed: numbers or arrays that take the place of inputs, by name, such as one that decides which branch runs.
         deadline: looked at between the steps of reading.
 
     Raises:
@@ -72,7 +77,7 @@ def in_place(
         >>> result.model.save("repaired.onnx")  # doctest: +SKIP
     """
     try:
-        return _read(Path(path), layer, output, example, deadline)
+        return _read(Path(path), layer, output, example, dict(fixed or {}), deadline)
     except (OutOfTime, InvalidInput, UnsupportedModel):
         raise
     except Refused as refusal:
@@ -83,26 +88,36 @@ def in_place(
         raise InvalidInput(f"{path} is malformed: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _read(path: Path, layer: str | None, output: str | None, example: Any, deadline: Deadline) -> InPlace:
+def _read(
+    path: Path, layer: str | None, output: str | None, example: Any, fixed: Mapping[str, Any], deadline: Deadline
+) -> InPlace:
     proto = parsed(path, deadline)
     kept = {tensor.name for tensor in proto.graph.initializer}
     kept |= {name for node in proto.graph.node if node.op_type == "Constant" for name in node.output}
-    graph = Graph(onnx.inliner.inline_local_functions(proto) if proto.functions else proto)
+    proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+    plain, ways = unfolded(with_fixed(proto, fixed), fixed)
+    graph = with_floats(plain)
     target = output_of(graph, output)
-    cut = Cut(graph, layer_of(graph, target, layer), target)
+    node = layer_of(graph, target, layer)
+    notes = [] if layer is not None else passed_over(graph, target, node)
+    graph = with_floats(plain, node.output[0])
+    cut = Cut(graph, graph.producers[node.output[0]], target)
     deadline.check()
     ports = ports_of(graph, target)
     if example is not None:
-        example = _given(ports, example)
+        example = _given(ports, example, fixed)
         ports = [_meant(port, x) for port, x in zip(ports, example, strict=True)]
     seen = _seen(cut, ports, example, deadline)
+    kept |= ways.keys()
     weights = {name: found for name, found in cut.weights().items() if found.name in kept or found.frozen}
     suffix, places = _suffix(cut, seen, weights, deadline)
-    notes = [f"{name} stays: {place.stored.frozen}" for name, place in places.items() if place.stored.frozen]
+    notes += [f"{name} stays: {place.stored.frozen}" for name, place in places.items() if place.stored.frozen]
     if not any(parameter.requires_grad for parameter in suffix.parameters()):
         raise UnsupportedModel(f"{path}: nothing behind the cut can be changed: {'; '.join(notes) or 'no weights'}.")
     if (scores := _scores(cut)) is not None:
         notes.append(f"the output is a probability; output={scores!r} would be the scores before it")
+    if seen.runtime.mixes:
+        notes.append("points run one by one: the file scales numbers by all that run together")
     source = Source(
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -114,6 +129,8 @@ def _read(path: Path, layer: str | None, output: str | None, example: Any, deadl
         example=seen.points,
         notes=tuple(notes),
         scores=scores,
+        fixed=dict(fixed),
+        ways=ways,
     )
     model = InPlace(source, seen.runtime, suffix, places).eval()
     with torch.no_grad():
@@ -134,11 +151,12 @@ def _digest(cut: Cut, places: Iterable[Place]) -> str:
 
 def _scores(cut: Cut) -> str | None:
     """Return what the sigmoid or softmax reads that computes the output; None where none does."""
-    node = cut.graph.producers[cut.output]
-    while node.op_type == "Identity" and node.input[0] in cut.graph.producers:
-        node = cut.graph.producers[node.input[0]]
-    last = node.op_type in ("Sigmoid", "Softmax", "LogSoftmax") and node.input[0] in cut.graph.producers
-    return node.input[0] if last and cut.layer.output[0] != cut.output else None
+    producers = cut.graph.producers
+    node = producers[cut.output]
+    while node.op_type in ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear") and node.input[0] in producers:
+        node = producers[node.input[0]]
+    found = node.input[0] if node.op_type in ("Sigmoid", "Softmax", "LogSoftmax") else None
+    return found if found in producers and found not in cut.graph.added and cut.layer.output[0] != cut.output else None
 
 
 @dataclass(frozen=True)
@@ -198,10 +216,10 @@ def _seen(cut: Cut, ports: Sequence[Port], example: tuple[Tensor, ...] | None, d
     return _Seen(runtime, points, values)
 
 
-def _given(ports: Sequence[Port], example: Any) -> tuple[Tensor, ...]:
+def _given(ports: Sequence[Port], example: Any, fixed: Mapping[str, Any]) -> tuple[Tensor, ...]:
     """Return a few of the inputs that a caller gives, in the order of the file."""
     if isinstance(example, Mapping):
-        example = ordered(ports, example)
+        example = ordered(ports, {name: x for name, x in example.items() if name not in fixed})
     given = tuple(example) if isinstance(example, tuple | list) else (example,)
     if len(given) != len(ports) or not all(isinstance(x, Tensor) and x.ndim for x in given):
         wanted = ", ".join(map(str, ports))
@@ -256,10 +274,10 @@ def _suffix(
     try:
         suffix, twin = _modules(cut, seen, ({}, probes), deadline)
     except Refused as refusal:
-        inner = ", ".join(node.output[0] for node in cut.behind[:8])
+        inner = ", ".join([node.output[0] for node in cut.behind if node.output[0] not in graph.added][:8])
         raise UnsupportedModel(
             f"What follows layer {cut.layer.name or cut.layer.output[0]!r} {refusal} Choose a later layer, or an "
-            f"output before that: {inner}."
+            f"output before that: {inner}.{elsewhere(graph, [cut.output])}"
         ) from refusal
     known, places = dict(twin.named_parameters()), dict[str, Place]()
     for name, parameter in suffix.named_parameters():

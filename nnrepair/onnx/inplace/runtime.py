@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from nnrepair.extras import needed
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnxruntime
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 Array = npt.NDArray[Any]
 #: Bytes of computed values that are kept for points that come again: a repair runs the same points many times.
@@ -80,6 +80,8 @@ class Runtime:
     Attributes:
         alone: whether no input has an axis for points.
         together: how many points run at once; None for any number.
+        mixes: whether what it computes for a point depends on those that run with it, as numbers are scaled by the
+            largest of all.
     """
 
     def __init__(self, model: ModelProto, ports: Sequence[Port]) -> None:
@@ -88,7 +90,8 @@ class Runtime:
         self._names = [output.name for output in self._session.get_outputs()]
         sizes = [port.shape[0] for port in ports if port.rows and port.shape]
         self.together = next((size for size in sizes if size is not None), None)  # None: any number
-        self._one_by_one = not all(port.rows for port in ports)
+        self.mixes = any("DynamicQuantize" in node.op_type for node in _nodes(model.graph.node))
+        self._one_by_one = (self.mixes and self.together is None) or not all(port.rows for port in ports)
         self._kept: OrderedDict[bytes, list[Array]] = OrderedDict()
         self._size, self._asked = 0, False
 
@@ -224,6 +227,14 @@ class Runtime:
             sizes = ", ".join(["n", *("?" if size is None else str(size) for size in item)])
             raise InvalidInput(f"The model takes {port.name!r} of shape ({sizes}), given {tuple(array.shape)}.")
         return array
+
+
+def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Yield nodes, and those of branches and loops in them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g.node)
 
 
 @contextmanager

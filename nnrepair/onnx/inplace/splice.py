@@ -21,42 +21,53 @@ Array = npt.NDArray[Any]
 
 # Numbers of fields in onnx.proto.
 _GRAPH, _NODE, _INITIALIZER, _OUTPUT, _ATTRIBUTE, _TENSOR, _NAME = 7, 1, 5, 2, 5, 5, 8
+_ATTRIBUTE_NAME, _BRANCH = 1, 6
 #: Wire types: a number, eight bytes, a length and so many bytes, four bytes.
 _VARINT, _LONG, _BYTES, _SHORT = 0, 1, 2, 5
 
 
-def spliced(content: bytes, arrays: Mapping[str, Array]) -> bytes:
+def spliced(content: bytes, arrays: Mapping[str, Array], ways: Mapping[str, tuple[str, ...]] | None = None) -> bytes:
     """Return the content of an ONNX file with other numbers in some of its tensors.
 
     Args:
         content: of the file.
         arrays: by the name of an initializer, or of what a `Constant` returns: numbers of the tensor's shape and type.
+        ways: of those that lie in branches: the first result of the node that holds the branch, the branch's name, and
+            so on, at last the tensor's own name.
 
     Raises:
         KeyError: there is no such tensor.
     """
-    left = dict(arrays)
+    left = {(ways or {}).get(name, (name,)): array for name, array in arrays.items()}
+    made = _rewritten(memoryview(content), {_GRAPH: lambda part: _graph(part, (), left)})
+    if left:
+        raise KeyError(", ".join(way[-1] for way in left))
+    return content if made is None else made
 
-    def tensor(name: str | None) -> Callable[[memoryview], bytes | None]:
+
+def _graph(part: memoryview, place: tuple[str, ...], left: dict[tuple[str, ...], Array]) -> bytes | None:
+    """Return a graph with other numbers in those of its tensors that are left to change; None where none is."""
+
+    def tensor(way: tuple[str, ...] | None) -> Callable[[memoryview], bytes | None]:
         def change(part: memoryview) -> bytes | None:
-            own = _text(part, _NAME) if name is None else name
+            own = (*place, _text(part, _NAME)) if way is None else way
             return _with_numbers(bytes(part), left.pop(own)) if own in left else None
 
         return change
 
     def node(part: memoryview) -> bytes | None:
-        name = _text(part, _OUTPUT)
-        if name not in left:
-            return None
-        return _rewritten(part, {_ATTRIBUTE: lambda one: _rewritten(one, {_TENSOR: tensor(name)})})
+        way = (*place, _text(part, _OUTPUT))
+        if way in left:
+            return _rewritten(part, {_ATTRIBUTE: lambda one: _rewritten(one, {_TENSOR: tensor(way)})})
+        if any(one[: len(way)] == way for one in left):
+            return _rewritten(part, {_ATTRIBUTE: lambda one: branch(one, way)})
+        return None
 
-    def graph(part: memoryview) -> bytes | None:
-        return _rewritten(part, {_INITIALIZER: tensor(None), _NODE: node})
+    def branch(part: memoryview, way: tuple[str, ...]) -> bytes | None:
+        inside = (*way, _text(part, _ATTRIBUTE_NAME))
+        return _rewritten(part, {_BRANCH: lambda one: _graph(one, inside, left)})
 
-    made = _rewritten(memoryview(content), {_GRAPH: graph})
-    if left:
-        raise KeyError(", ".join(left))
-    return content if made is None else made
+    return _rewritten(part, {_INITIALIZER: tensor(None), _NODE: node})
 
 
 def _rewritten(part: memoryview, change: Mapping[int, Callable[[memoryview], bytes | None]]) -> bytes | None:

@@ -52,6 +52,14 @@ class Stored:
             stored = step(stored)
         return stored
 
+    def beside(self, used: Array) -> tuple[Array, Array]:
+        """Return what is a step below and a step above what has to be stored for a layer to use these numbers."""
+        now = self.of(used)
+        if now.dtype.kind in "iu":
+            ends = np.iinfo(now.dtype)
+            return now - (now > ends.min).astype(now.dtype), now + (now < ends.max).astype(now.dtype)
+        return np.nextafter(now, -np.inf, dtype=now.dtype), np.nextafter(now, np.inf, dtype=now.dtype)
+
 
 def stored(graph: Graph, name: str) -> Stored:
     """Return where a constant of a graph is kept."""
@@ -71,7 +79,9 @@ def stored(graph: Graph, name: str) -> Stored:
         grid |= found[2]
         name = node.input[0]
     array = graph.value(name)
-    if node is not None and constant_tensor(node) is None:
+    if name in graph.given:
+        frozen = frozen or f"{name!r} is an input that was given a value"
+    elif node is not None and constant_tensor(node) is None:
         frozen = frozen or f"{name!r} is a Constant without a tensor"
     elif node is None and name not in graph.stored:
         frozen = frozen or f"{name!r} is stored as a sparse tensor"
