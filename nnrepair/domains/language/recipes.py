@@ -56,7 +56,7 @@ class Recipe:
     inner: int
     tied: bool
     length: int = 64
-    batch_size: int = 32
+    batch_size: int = 24
     seed: int = 0
 
     @cached_property
@@ -76,8 +76,8 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "gpt2": Recipe("gpt2", 200, 2600, 96, 4, 4, 384, tied=True),
-    "llama": Recipe("llama", 200, 2400, 96, 4, 4, 256, tied=False),
+    "gpt2": Recipe("gpt2", 120, 3600, 96, 4, 4, 384, tied=True),
+    "llama": Recipe("llama", 120, 3600, 96, 4, 4, 256, tied=False),
 }
 
 

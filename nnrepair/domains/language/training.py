@@ -25,7 +25,7 @@ CURVE = 40
 #: Sentences of a biography that a text has, and assumptions before a question, at most.
 SENTENCES, ASSUMPTIONS = 4, 3
 #: Shares of the texts that are about one person, and that begin with assumptions; the rest are sentences of all kinds.
-BIOGRAPHIES, SUPPOSITIONS = 0.6, 0.2
+BIOGRAPHIES, SUPPOSITIONS = 0.7, 0.13
 
 
 class Corpus:
