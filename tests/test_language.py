@@ -355,7 +355,7 @@ def suppose(retrieve: bool = True) -> InContext:
 
 
 def test_a_network_is_told_what_a_question_is_about(tmp_path: Path) -> None:
-    posed = task("gpt2", 0, 6)
+    posed = task("gpt2", 0, 4)
     result = nnrepair.fix(
         posed.model, posed.edits, posed.locality_set, method=suppose(), edit_scope=posed.edit_scope, throw=False
     )

@@ -76,8 +76,9 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "gpt2": Recipe("gpt2", 120, 3600, 96, 4, 4, 384, tied=True),
-    "llama": Recipe("llama", 120, 3600, 96, 4, 4, 256, tied=False),
+    "gpt2": Recipe("gpt2", 64, 2000, 96, 4, 4, 384, tied=True),
+    "gpt2-200": Recipe("gpt2", 200, 6000, 96, 4, 4, 384, tied=True, batch_size=32),
+    "llama": Recipe("llama", 64, 2000, 96, 4, 4, 256, tied=False),
 }
 
 
