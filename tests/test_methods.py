@@ -18,6 +18,8 @@ from nnrepair.fingerprint import fingerprint
 from nnrepair.methods import (
     EGNN,
     GRACE,
+    MALMEN,
+    MEND,
     REGISTRY,
     CaliNet,
     Capabilities,
@@ -57,6 +59,8 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "pmet": lambda: LeastSquares(constraint="ridge", ridge=0.1, share="root"),
     "alphaedit": lambda: LeastSquares(constraint="null-space", ridge=0.1, null=0.02),
     "t-patcher": TPatcher,
+    "mend": lambda: MEND(start=0.1),
+    "malmen": lambda: MALMEN(start=1.0),
     "calinet": lambda: CaliNet(units=16, lr=0.03, steps=200),
 }
 #: Further names of the same.

@@ -17,7 +17,8 @@ corner_d) <= -least; the quotient is enlarged by 4 U, the sum by a float, which 
 Bounds. f is a chain z_k = W_k h_{k-1} + b_k, h_k = z_k or max(z_k, 0), h_0 = x. For l <= z <= u, L = min(l, 0),
 H = max(u, 0) and ANY a, s in [0, 1]: a z <= max(z, 0) <= s z + t if t >= -s L and t >= H - s H (convexity). So a lower
 bound A h_k + c gives one in z_k (sign by sign of A), in h_{k-1}, ..., in x. l and u come from intervals, from boxes
-around this one and, where l < 0 < u, from such bounds of z and -z. As a is free, gradient ascent chooses it.
+around this one and, where l < 0 < u, from such bounds of z and -z: with a = s = 0, t = H at each such h (`between`;
+both bounds have the same coefficients), then with H / (H - L) for s. As a is free, gradient ascent chooses it.
 
 Rounding. Let M_k >= 1 bound |z_k|, |l|, |u| over the root, so |h_k| too, and M_0 bound |x|. The COMPUTED coefficients
 define the bound; each step is charged with what it may be off by. U = 2**-53; g = n U / (1 - n U) holds for a sum of n
@@ -113,6 +114,10 @@ class Bounder:
             for i in range(0, len(boxes), self.chunk):
                 box, unit = boxes[i : i + self.chunk], units[i : i + self.chunk]
                 A, c = weight[unit], layer.bias[unit]
+                least, most = self.between(A, c, box, steps, lower, upper)
+                low[box, unit], high[box, unit] = np.fmax(low[box, unit], least), np.fmin(high[box, unit], most)
+                some = np.flatnonzero((low[box, unit] < 0) & (high[box, unit] > 0))
+                box, unit, A, c = box[some], unit[some], A[some], c[some]
                 low[box, unit] = np.fmax(low[box, unit], self.backward(A, c, box, steps, lower, upper)[1])
                 high[box, unit] = np.fmin(high[box, unit], -self.backward(-A, -c, box, steps, lower, upper)[1])
             below[:], above[:] = low, high
@@ -122,10 +127,25 @@ class Bounder:
                 L, H = np.minimum(low, 0), np.maximum(high, 0)
                 s = H / (H - L + 1e-300)
                 t = np.maximum(-s * L, H - s * H) + 8 * U * H + 1e-300
-                lines = np.where(high > -low, 1.0, 0.0), s, t
+                lines = np.where(high > -low, 1.0, 0.0), s, t, np.where(low < 0, H, 0), np.where(low < 0, 0.0, 1.0)
                 low, high = np.maximum(low, 0), H
             steps.append((lines, weight[on], layer.bias[on], self.terms[k][on]))
         return steps, on
+
+    def between(self, A: Array, c: Array, box: Array, steps: list[Any], lower: Array, upper: Array) -> Any:
+        """Bound A h + c from both sides, each row over its box; a ReLU of unknown sign is any 0 <= h <= H."""
+        E, least, most = np.abs(c), c, c
+        for lines, weight, bias, terms in reversed(steps):
+            E = E + np.abs(A) @ terms
+            if lines is not None:
+                H, on = (np.take(v, box, 0) for v in lines[3:])
+                free = A * H
+                least, most, A = least + np.minimum(free, 0).sum(1), most + np.maximum(free, 0).sum(1), A * on
+            move = A @ bias
+            least, most, A = least + move, most + move, A @ weight
+        E = self.gamma * (E + np.abs(A) @ self.size) + TINY
+        ends = A * lower[box], A * upper[box]
+        return least + np.minimum(*ends).sum(1) - E, most + np.maximum(*ends).sum(1) + E
 
     def backward(self, A: Array, c: Array, box: Array, steps: list[Any], lower: Array, upper: Array, *seen: Any) -> Any:
         """Bound A h + c, each row over its box, h being what the last step gives: (coefficients of x, minimum)."""
@@ -135,7 +155,7 @@ class Bounder:
                 earlier.insert(0, A)
             G = np.abs(A)
             if lines is not None:
-                a, s, t = (np.take(v, box, 0) for v in lines)
+                a, s, t = (np.take(v, box, 0) for v in lines[:3])
                 negative, positive = np.minimum(A, 0), np.maximum(A, 0) * a
                 c = c + np.einsum("rn,rn->r", negative, t)
                 G, A = positive - negative, positive + negative * s
@@ -176,7 +196,7 @@ class Bounder:
         for (lines, weight, bias, _), A in zip(steps, seen, strict=True):
             x = x @ weight.T + bias
             if lines is not None:
-                a, s, t = (v[box] for v in lines)
+                a, s, t = (v[box] for v in lines[:3])
                 slope = np.maximum(A, 0) * x
                 slope[np.where(slope > 0, a >= 1, a <= 0) | (s <= 0) | (s >= 1)] = 0
                 square += np.einsum("rn,rn->r", slope, slope)

@@ -12,6 +12,8 @@ from nnrepair.methods.egnn import EGNN
 from nnrepair.methods.episodes import AnyEdits, Episode, RandomLabels
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.grace import GRACE
+from nnrepair.methods.hypernetworks.malmen import MALMEN
+from nnrepair.methods.hypernetworks.mend import MEND
 from nnrepair.methods.learned_steps import LearnedSteps
 from nnrepair.methods.least_squares.method import LeastSquares
 from nnrepair.methods.minimal_norm.method import MinimalNorm
@@ -22,6 +24,8 @@ __all__ = [
     "EGNN",
     "GRACE",
     "LEGEND",
+    "MALMEN",
+    "MEND",
     "REGISTRY",
     "AnyEdits",
     "CNPConditioning",

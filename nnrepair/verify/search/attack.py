@@ -11,6 +11,9 @@ from nnrepair.verify.search.jobs import Confirm, Jobs, any_confirmed
 
 #: Starts for a job, at least.
 LEAST = 16
+#: A start is given up with the others once its depth is less than so many times what the next step may win. All later
+#: steps together are 5 times as long as the next one.
+HOPE = 10.0
 #: So many starts go together, at most, with so many numbers and multiplications: well under a second for a step.
 TOGETHER, NUMBERS, WORK = 4096, 10_000_000, 200_000_000
 
@@ -72,6 +75,8 @@ def _climbed(
             depth, slope = depth[best], slope[best]
         if any_confirmed(confirm, x, part[job], depth):
             return True
+        if bool((depth + HOPE * (size * slope.abs()).sum(1) < 0).all()):
+            return False  # the steps that are left lead nowhere, by far
         x = torch.clamp(x + size * slope.sign(), lower, upper)
         size = size * 0.8
     return False

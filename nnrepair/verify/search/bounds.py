@@ -26,7 +26,6 @@ class Bounder(Substitution):
         lower, upper: (inputs,), the root box.
         refine: whether to bound the root box backwards too; its values decide how large rounding errors can be.
         deadline: when it has passed, bounding raises OutOfTime, and so does this.
-        compiled: whether the kernel may bound, where it can.
     """
 
     def __init__(
@@ -36,12 +35,11 @@ class Bounder(Substitution):
         upper: Tensor,
         refine: bool = True,
         deadline: Deadline = NEVER,
-        compiled: bool = True,
     ) -> None:
         super().__init__(graph, Rounding(graph, lower, upper, deadline), deadline)
         self.alone = self._linear_before()
         self.chunk = self._chunk()
-        self.chain = Chain.of(graph) if compiled and refine and self.rounding.is_finite else None
+        self.chain = Chain.of(graph) if refine and self.rounding.is_finite else None
         for _ in range(2):  # from coarse magnitudes to those that the bounds themselves give
             relaxation = self.relax(lower[None], upper[None], refine=refine and self.chain is None)
             self.root = relaxation.joined(lower[None])  # hold in every box inside

@@ -123,10 +123,7 @@ class Search(BranchAndBound[_Boxes]):
 
     def _roots(self) -> list[_Boxes]:
         jobs = self.jobs
-        # The independent checker cannot follow bounds as close as the kernel's, from the splits alone.
-        self.bounder = Bounder(
-            self.graph, jobs.lower.amin(0), jobs.upper.amax(0), deadline=self.deadline, compiled=not self.proof
-        )
+        self.bounder = Bounder(self.graph, jobs.lower.amin(0), jobs.upper.amax(0), deadline=self.deadline)
         self.offset = self.bounder.rounding.raised(jobs.rows, jobs.offset)
         n = len(jobs)
         low, high = (end.expand(n, -1) for end in self.bounder.root)

@@ -22,216 +22,243 @@ Integers = NDArray[np.int64]
 _MATH = {"reassoc", "contract", "nsz"}
 _compiled = njit(nogil=True, fastmath=_MATH)
 
-# What is known while a box is worked on, in few arrays: passing one costs as much as a short sum.
-# `before` and `after`: of each unit of known sign of a layer T, and in the last two columns e and S, see `loose`.
-# `loose`: of each loose unit T, and in the last four columns slope and intercept above, slope below, error.
-ERROR, SIZE = -2, -1
-SLOPE, SHIFT, FLOOR, LOSS = -4, -3, -2, -1
-# `sums`: the largest absolute values of (1, x, h); middle and half the width of the box; a row, and factors of rows.
-REACH, MIDDLE, RADIUS, ROW, FACTOR = range(5)
-# `places`: where in their layers units of known sign are, before and after, and loose ones, likewise; how many entries
-# the T of a loose unit has, which is the same for all of one layer; rows to add.
-BEFORE, AFTER, FRESH, FRESHER, WIDTH, WHICH = range(6)
+# Of a box: `ends`: the largest absolute values of (1, x, h); middle and half the width of the box.
+REACH, MIDDLE, RADIUS = range(3)
+# Of units of known sign: `T` (units, columns), and in `errors` e and S, see `loose`.
+ERROR, SIZE = range(2)
+# Of loose units: `lines`: slope and intercept above, slope below, error. All T of one layer are a matrix in `table`.
+SLOPE, SHIFT, FLOOR, LOSS = range(4)
+# Of these matrices: `blocks`: which loose unit is the first, how many there are, columns, and where in the table.
+FIRST, COUNT, COLUMNS, START = range(4)
 
 
 @_compiled
-def _begin(lower: Floats, upper: Floats, before: Floats, sums: Floats, places: Integers) -> None:
+def _matrix(numbers: Floats, start: int, rows: int, columns: int) -> Floats:
+    return numbers[start : start + rows * columns].reshape(rows, columns)
+
+
+@_compiled
+def _product(left: Floats, right: Floats, out: Floats) -> None:
+    if left.shape[1] == 0:
+        out[:] = 0.0
+    elif out.size > 0:
+        np.dot(left, right, out)
+
+
+@_compiled
+def _begin(lower: Floats, upper: Floats, T: Floats, errors: Floats, ends: Floats) -> None:
     """Set up the input: every entry is a unit of known sign, T = (0, 1 at its place)."""
-    sums[REACH, 0] = 1.0
-    for t in range(len(lower)):
-        sums[MIDDLE, t], sums[RADIUS, t] = (lower[t] + upper[t]) / 2, (upper[t] - lower[t]) / 2
-        sums[REACH, 1 + t] = max(abs(lower[t]), abs(upper[t]))
-        before[t, : 1 + len(lower)] = 0.0
-        before[t, 1 + t] = 1.0
-        before[t, ERROR], before[t, SIZE], places[BEFORE, t] = 0.0, sums[REACH, 1 + t], t
+    n = len(lower)
+    ends[REACH, 0] = 1.0
+    for t in range(n):
+        ends[MIDDLE, t], ends[RADIUS, t] = (lower[t] + upper[t]) / 2, (upper[t] - lower[t]) / 2
+        ends[REACH, 1 + t] = max(abs(lower[t]), abs(upper[t]))
+        T[t, :] = 0.0
+        T[t, 1 + t] = 1.0
+        errors[ERROR, t], errors[SIZE, t] = 0.0, ends[REACH, 1 + t]
 
 
 @_compiled
-def _layer(
-    weights: Floats,
-    biases: Floats,
-    low: Floats,
-    high: Floats,
-    before: Floats,
-    after: Floats,
-    loose: Floats,
-    sums: Floats,
-    places: Integers,
-    inputs: int,
-    known: int,
-    new: int,
-    symbols: int,
+def _rows(
+    weight: Floats,
+    bias: Floats,
+    known: Integers,
+    T: Floats,
+    errors: Floats,
+    fresh: Integers,
+    ends: Floats,
     gamma: float,
-) -> tuple[int, int]:
-    """Pass a layer: bound its units, and keep those that may be other than zero.
+    part: Floats,
+    product: Floats,
+    Z: Floats,
+    found: Floats,
+    units: Integers,
+) -> None:
+    """Compute T, e and S of units.
 
     Args:
-        weights, biases: of the matrix before it.
-        low, high: (units,), tightened; empty where no ReLUs follow.
-        before, after, loose, sums, places: see above.
-        inputs: how many there are.
-        known, new: how many units of known sign the last layer has, and how many loose ones.
-        symbols: how many loose units there are so far.
-        gamma: see `loose`.
-
-    Returns:
-        How many units of known sign, and loose ones, this layer has.
+        weight, bias: of the matrix before them.
+        known, T, errors: places in the layer before, T, e and S of its units of known sign.
+        fresh: places of its loose units, whose columns T lacks.
+        ends, gamma: see above, and `loose`.
+        part, product: room for numbers.
+        Z, found: T, and e and S; written.
+        units: which.
     """
-    columns, n, stay, found = 1 + inputs + symbols, len(weights) // len(biases), 0, 0
-    for i in range(len(biases)):
-        if len(low) and high[i] <= 0:
-            continue
-        z = after[stay]
-        _row(weights[i * n : i * n + n], biases[i], before, sums, places, known, new, columns, gamma, z)
-        if len(low) and low[i] < 0:
-            low[i], high[i] = _bounded(z, low[i], high[i], loose, sums, places, inputs, symbols, gamma)
-            if high[i] <= 0:
-                continue
-            if low[i] < 0:
-                s, span = symbols + found, high[i] - low[i]
-                slope = high[i] / span
-                loose[s, :columns] = z[:columns]
-                loose[s, SLOPE], loose[s, SHIFT] = slope, -slope * low[i] + 2e-15 * span
-                loose[s, FLOOR] = 1.0 if high[i] > -low[i] else 0.0
-                loose[s, LOSS] = z[ERROR] + gamma * (z[SIZE] + 4 * max(high[i], -low[i]))
-                sums[REACH, columns + found], places[WIDTH, s] = high[i], columns
-                places[FRESHER, found] = i
-                found += 1
-                continue
-        places[AFTER, stay] = i
-        stay += 1
-    return stay, found
-
-
-@_compiled
-def _row(
-    w: Floats,
-    bias: float,
-    before: Floats,
-    sums: Floats,
-    places: Integers,
-    known: int,
-    new: int,
-    columns: int,
-    gamma: float,
-    z: Floats,
-) -> None:
-    """Set z to T, e and S of a unit."""
-    old, off = columns - new, abs(bias)
-    z[:old] = 0.0
-    for j in range(known):
-        sums[FACTOR, j], places[WHICH, j] = w[places[BEFORE, j]], j
-        off += abs(sums[FACTOR, j]) * before[j, SIZE]
-    _add(before, sums, places, known, old, z)
-    z[0] += bias
-    for s in range(new):
-        z[old + s] = w[places[FRESH, s]]
-    size = 0.0
-    for c in range(columns):
-        size += abs(z[c]) * sums[REACH, c]
-    off = gamma * (off + size)
-    for j in range(known):
-        off += abs(sums[FACTOR, j]) * before[j, ERROR]
-    z[ERROR], z[SIZE] = off * UP + UNDERFLOW, size * UP
-
-
-@_compiled
-def _bounded(
-    z: Floats,
-    low: float,
-    high: float,
-    loose: Floats,
-    sums: Floats,
-    places: Integers,
-    inputs: int,
-    symbols: int,
-    gamma: float,
-) -> tuple[float, float]:
-    """Return better bounds of a unit, given its T, e and S; NaN is none."""
-    columns, off = 1 + inputs + symbols, z[ERROR] + gamma * z[SIZE]
-    least, largest = _ends(z, sums, inputs, columns)
-    low, high = _higher(low, least - off), _lower(high, largest + off)
-    for sign in (1.0, -1.0):
-        if symbols and low < 0 and high > 0:
-            for c in range(columns):
-                sums[ROW, c] = sign * z[c]
-            least = _least(loose, sums, places, inputs, symbols, gamma) - z[ERROR]
-            if sign > 0:
-                low = _higher(low, least)
-            else:
-                high = _lower(high, -least)
-    return low, high
-
-
-@_compiled
-def _higher(low: float, other: float) -> float:
-    """Return the larger of two lower bounds; NaN is none."""
-    return other if other > low else low
-
-
-@_compiled
-def _lower(high: float, other: float) -> float:
-    """Return the smaller of two upper bounds; NaN is none."""
-    return other if other < high else high
-
-
-@_compiled
-def _add(rows: Floats, sums: Floats, places: Integers, count: int, columns: int, z: Floats) -> None:
-    """Add rows to z, each with its factor, four at a time."""
-    j = 0
-    while j + 4 <= count:
-        f0, f1, f2, f3 = sums[FACTOR, j], sums[FACTOR, j + 1], sums[FACTOR, j + 2], sums[FACTOR, j + 3]
-        r0, r1, r2, r3 = places[WHICH, j], places[WHICH, j + 1], places[WHICH, j + 2], places[WHICH, j + 3]
+    old, columns = T.shape[1], Z.shape[1]
+    for u in range(len(units)):
+        for j in range(len(known)):
+            part[u, j] = weight[units[u], known[j]]
+    _product(part, T, product)
+    for u in range(len(units)):
+        i = units[u]
+        Z[u, :old] = product[u]
+        Z[u, 0] += bias[i]
+        for s in range(len(fresh)):
+            Z[u, old + s] = weight[i, fresh[s]]
+        size, off, error = 0.0, abs(bias[i]), 0.0
         for c in range(columns):
-            z[c] += f0 * rows[r0, c] + f1 * rows[r1, c] + f2 * rows[r2, c] + f3 * rows[r3, c]
-        j += 4
-    while j < count:
-        f0, r0 = sums[FACTOR, j], places[WHICH, j]
-        for c in range(columns):
-            z[c] += f0 * rows[r0, c]
-        j += 1
+            size += abs(Z[u, c]) * ends[REACH, c]
+        for j in range(len(known)):
+            off += abs(part[u, j]) * errors[SIZE, j]
+            error += abs(part[u, j]) * errors[ERROR, j]
+        found[ERROR, u] = (gamma * (off + size) + error) * UP + UNDERFLOW
+        found[SIZE, u] = size * UP
 
 
 @_compiled
-def _ends(z: Floats, sums: Floats, inputs: int, columns: int) -> tuple[float, float]:
+def _between(z: Floats, off: float, ends: Floats, inputs: int) -> tuple[float, float]:
     """Return the least and the largest value of z over the box and over loose ReLUs' values, 0 to their reach."""
-    middle, spread, below, above = z[0], 0.0, 0.0, 0.0
+    middle, spread, below, above = z[0], off, 0.0, 0.0
     for t in range(inputs):
-        middle += z[1 + t] * sums[MIDDLE, t]
-        spread += abs(z[1 + t]) * sums[RADIUS, t]
-    for c in range(1 + inputs, columns):
-        v = z[c] * sums[REACH, c]
+        middle += z[1 + t] * ends[MIDDLE, t]
+        spread += abs(z[1 + t]) * ends[RADIUS, t]
+    for c in range(1 + inputs, len(z)):
+        v = z[c] * ends[REACH, c]
         below += min(v, 0.0)
         above += max(v, 0.0)
     return middle - spread + below, middle + spread + above
 
 
 @_compiled
-def _least(loose: Floats, sums: Floats, places: Integers, inputs: int, symbols: int, gamma: float) -> float:
-    """Return a lower bound of the row in `sums`, which is overwritten."""
-    row, off, s = sums[ROW], 0.0, symbols - 1
-    while s >= 0:
-        columns, some = places[WIDTH, s], 0
-        while s >= 0 and places[WIDTH, s] == columns:  # those of one layer do not depend on each other
-            a = row[1 + inputs + s]
-            off += abs(a) * loose[s, LOSS]
-            if a < 0:
-                row[0] += a * loose[s, SHIFT]
-                a *= loose[s, SLOPE]
-            else:
-                a *= loose[s, FLOOR]
-            if a != 0:
-                sums[FACTOR, some], places[WHICH, some] = a, s
-                some += 1
-            s -= 1
-        _add(loose, sums, places, some, columns, row)
-    value: float = row[0]
-    off += gamma * abs(value)
-    for t in range(inputs):
-        a = row[1 + t]
-        value += a * sums[MIDDLE, t] - abs(a) * sums[RADIUS, t]
-        off += 4 * gamma * abs(a) * sums[REACH, 1 + t]
-    return value - off * UP - UNDERFLOW
+def _narrow(low: Floats, high: Floats, unit: int, ends: tuple[float, float]) -> None:
+    """Take the better bounds of a unit; NaN is none."""
+    low[unit] = ends[0] if ends[0] > low[unit] else low[unit]
+    high[unit] = ends[1] if ends[1] < high[unit] else high[unit]
+
+
+@_compiled
+def _substituted(
+    rows: Floats,
+    least: Floats,
+    inputs: int,
+    layers: int,
+    ends: Floats,
+    lines: Floats,
+    table: Floats,
+    blocks: Integers,
+    gamma: float,
+    room: Floats,
+    other: Floats,
+) -> None:
+    """Bound rows over (1, x, h), which are overwritten, from below; loose units of so many layers are in them."""
+    least[: len(rows)] = 0.0
+    for k in range(layers - 1, -1, -1):
+        first, count, columns = blocks[k, FIRST], blocks[k, COUNT], blocks[k, COLUMNS]
+        factors = _matrix(room, 0, len(rows), count)
+        for r in range(len(rows)):
+            shift, off = 0.0, 0.0
+            for j in range(count):  # those of one layer do not depend on each other
+                a, s = rows[r, columns + j], first + j
+                off += abs(a) * lines[LOSS, s]
+                shift += min(a, 0.0) * lines[SHIFT, s]
+                factors[r, j] = a * (lines[SLOPE, s] if a < 0 else lines[FLOOR, s])
+            rows[r, 0] += shift
+            least[r] += off
+        product = _matrix(other, 0, len(rows), columns)
+        _product(factors, _matrix(table, blocks[k, START], count, columns), product)
+        for r in range(len(rows)):
+            for c in range(columns):
+                rows[r, c] += product[r, c]
+    for r in range(len(rows)):
+        value = rows[r, 0]
+        off = least[r] + gamma * abs(value)
+        for t in range(inputs):
+            a = rows[r, 1 + t]
+            value += a * ends[MIDDLE, t] - abs(a) * ends[RADIUS, t]
+            off += 4 * gamma * abs(a) * ends[REACH, 1 + t]
+        least[r] = value - off * UP - UNDERFLOW
+
+
+@_compiled
+def _bounded(
+    units: Integers,
+    low: Floats,
+    high: Floats,
+    Z: Floats,
+    found: Floats,
+    ends: Floats,
+    inputs: int,
+    earlier: tuple[Floats, Floats, Integers],
+    gamma: float,
+    room: tuple[Floats, Floats, Floats],
+    least: Floats,
+    open_: Integers,
+) -> None:
+    """Tighten bounds of units that are loose so far.
+
+    Args:
+        units, Z, found: places in the layer, T, and e and S.
+        low, high: changed in place.
+        ends, inputs, gamma: of the box; how many there are; see `loose`.
+        earlier: lines, table and blocks of loose units before.
+        room, least, open_: room for numbers.
+    """
+    lines, table, blocks = earlier
+    loose = 0
+    for u in range(len(units)):
+        i = units[u]
+        if low[i] < 0:
+            off = found[ERROR, u] + gamma * found[SIZE, u]
+            _narrow(low, high, i, _between(Z[u], off, ends, inputs))
+            if low[i] < 0 and high[i] > 0:
+                open_[loose] = u
+                loose += 1
+    if len(blocks) > 0 and loose > 0:
+        rows = _matrix(room[0], 0, 2 * loose, Z.shape[1])
+        for r in range(loose):
+            for c in range(Z.shape[1]):
+                rows[2 * r, c], rows[2 * r + 1, c] = Z[open_[r], c], -Z[open_[r], c]
+        _substituted(rows, least, inputs, len(blocks), ends, lines, table, blocks, gamma, room[1], room[2])
+        for r in range(loose):
+            off = found[ERROR, open_[r]]
+            _narrow(low, high, units[open_[r]], (least[2 * r] - off, off - least[2 * r + 1]))
+
+
+@_compiled
+def _kept(
+    is_bent: bool,
+    low: Floats,
+    high: Floats,
+    units: Integers,
+    Z: Floats,
+    found: Floats,
+    errors: Floats,
+    places: Integers,
+    fresh: Integers,
+    first: int,
+    lines: Floats,
+    table: Floats,
+    gamma: float,
+) -> tuple[int, int]:
+    """Sort units into those of known sign, which stay in Z, and loose ones, which go into the table; give their counts.
+
+    Args:
+        is_bent, low, high: whether ReLUs follow, and bounds of what goes into them.
+        units, Z, found: places in the layer, T, and e and S.
+        errors, places: of units of known sign; written.
+        fresh, first, lines, table: places of loose units, their numbers, lines and T; written.
+        gamma: see `loose`.
+    """
+    known, new, columns = 0, 0, Z.shape[1]
+    for u in range(len(units)):
+        i = units[u]
+        if is_bent and high[i] <= 0:
+            continue
+        if is_bent and low[i] < 0:
+            s, span = first + new, high[i] - low[i]
+            slope = high[i] / span
+            lines[SLOPE, s], lines[SHIFT, s] = slope, -slope * low[i] + 2e-15 * span
+            lines[FLOOR, s] = 1.0 if high[i] > -low[i] else 0.0
+            lines[LOSS, s] = found[ERROR, u] + gamma * (found[SIZE, u] + 4 * max(high[i], -low[i]))
+            table[new * columns : (new + 1) * columns] = Z[u]
+            fresh[new] = i
+            new += 1
+        else:
+            Z[known], places[known] = Z[u], i
+            errors[ERROR, known], errors[SIZE, known] = found[ERROR, u], found[SIZE, u]
+            known += 1
+    return known, new
 
 
 @njit(
@@ -254,39 +281,53 @@ def tighten(
 
     Args:
         sizes: of the input and of what comes out of each matrix.
-        bent: for each matrix whether ReLUs follow.
+        bent: for each matrix whether ReLUs follow; they do after the last.
         weights, biases: of all matrices, row by row, one after the other.
         lower, upper: (boxes, inputs).
         low, high: (boxes, units), bounds that hold already; changed in place.
     """
-    inputs, units, widest = lower.shape[1], low.shape[1], sizes.max()
-    most = 1 + inputs + units
+    inputs, total, widest = lower.shape[1], low.shape[1], sizes.max()
+    most = 1 + inputs + total
     gamma = 2 * (most + widest + 64) * EPS
-    before, after = np.empty((widest, most + 2)), np.empty((widest, most + 2))
-    loose, sums = np.empty((units, most + 4)), np.empty((5, max(most, widest)))
-    places = np.empty((6, max(most, widest)), np.int64)
+    ends, lines, blocks = np.empty((3, max(most, widest))), np.empty((4, total)), np.empty((len(bent), 4), np.int64)
+    before, after, product = np.empty(widest * most), np.empty(widest * most), np.empty(2 * widest * most)
+    twice, part, table = np.empty(2 * widest * most), np.empty(2 * widest * max(widest, total)), np.empty(total * most)
+    errors, found, least = np.empty((2, widest)), np.empty((2, widest)), np.empty(2 * widest)
+    places, fresh = np.arange(widest), np.empty(widest, np.int64)
+    units, open_ = np.empty(widest, np.int64), np.empty(widest, np.int64)
     for b in range(len(lower)):
-        _begin(lower[b], upper[b], before, sums, places)
-        known, new, symbols, first, w_at, b_at = inputs, 0, 0, 0, 0, 0
+        _begin(lower[b], upper[b], _matrix(before, 0, inputs, 1 + inputs), errors, ends)
+        places[:inputs] = np.arange(inputs)
+        known, new, columns, layers, first, w_at, b_at, start = inputs, 0, 1 + inputs, 0, 0, 0, 0, 0
         for k in range(len(bent)):
-            n, m = sizes[k], sizes[k + 1]
-            last = first + m if bent[k] else first
-            known, new = _layer(
-                weights[w_at : w_at + n * m],
-                biases[b_at : b_at + m],
-                low[b, first:last],
-                high[b, first:last],
-                before,
-                after,
-                loose,
-                sums,
-                places,
-                inputs,
-                known,
-                new,
-                symbols,
-                gamma,
+            n, m, is_bent = sizes[k], sizes[k + 1], bent[k]
+            weight, bias = _matrix(weights, w_at, m, n), biases[b_at : b_at + m]
+            lo, hi = low[b, first : first + m], high[b, first : first + m]
+            count = 0
+            for i in range(m):
+                if not is_bent or (hi[i] > 0 and (lo[i] < 0 or k < len(bent) - 1)):  # who reads the last?
+                    units[count] = i
+                    count += 1
+            Z = _matrix(after, 0, count, columns)
+            T, room = _matrix(before, 0, known, columns - new), _matrix(part, 0, count, known)
+            other, these = _matrix(product, 0, count, columns - new), units[:count]
+            here = places[:known]
+            _rows(weight, bias, here, T, errors, fresh[:new], ends, gamma, room, other, Z, found, these)
+            if is_bent:
+                known_lines = lines, table, blocks[:layers]
+                _bounded(
+                    these, lo, hi, Z, found, ends, inputs, known_lines, gamma, (twice, part, product), least, open_
+                )
+            s = columns - 1 - inputs
+            blocks[layers, FIRST], blocks[layers, COLUMNS], blocks[layers, START] = s, columns, start
+            known, new = _kept(
+                is_bent, lo, hi, units[:count], Z, found, errors, places, fresh, s, lines, table[start:], gamma
             )
-            places[BEFORE, :known], places[FRESH, :new] = places[AFTER, :known], places[FRESHER, :new]
-            w_at, b_at, symbols, first = w_at + n * m, b_at + m, symbols + new, last
+            for j in range(new):
+                ends[REACH, columns + j] = hi[fresh[j]]
+            start, blocks[layers, COUNT] = start + new * columns, new
+            layers += new > 0
+            columns += new
+            first += m if is_bent else 0
+            w_at, b_at = w_at + n * m, b_at + m
             before, after = after, before

@@ -5,8 +5,10 @@ is affine in the input and in the loose ReLUs before it,
 
     z = T . s,      s = (1, x, h),      h the values of earlier loose ReLUs,
 
-and only these are substituted, from the last to the first. T is computed forward, once for both bounds of a unit. For
-a box with few loose ReLUs that is far less work than whole matrices backward.
+and only these are substituted, a layer at a time, from the last to the first; before that, each h is bounded as any
+number from 0 to its upper bound. T is computed forward, once for both bounds of a unit, and the rows of a layer go
+through products of small matrices together. For a box with few loose ReLUs that is far less work than whole matrices
+backward.
 
 Rounding. For every unit let `|z - T . s| <= e` and `|T| . |s| <= S` all over the box, with |h| at most its upper bound.
 With W restricted to units of known sign, a matrix gives T' = fl(W T + b), and so

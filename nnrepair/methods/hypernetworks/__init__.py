@@ -1,0 +1,6 @@
+"""Gradients that networks transform."""
+
+from nnrepair.methods.hypernetworks.malmen import MALMEN
+from nnrepair.methods.hypernetworks.mend import MEND
+
+__all__ = ["MALMEN", "MEND"]
