@@ -106,6 +106,11 @@ class Factors:
         """How many points run together, or copies of points: fewer where a map is used at many positions."""
         return max(1, min(POINTS, ENTRIES // max(1, self._entries)))
 
+    @property
+    def head(self) -> AffineHead:
+        """All chosen parameters side by side."""
+        return AffineHead.of(self._model.parameters, [n for group in self.groups for n in group.head.transposed])
+
     def rows(self, sub: AnyInputs, criterion: Criterion, local: Tensor, point: Tensor, condition: Tensor) -> Rows:
         """Return the rows of conditions, see `Linearization.rows`.
 
