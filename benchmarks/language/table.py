@@ -84,7 +84,15 @@ before a question.
 
 {networks()}
 
-## One fact at a time
+{singles()}{batches()}{listed}
+"""
+
+
+def singles() -> str:
+    """Return the part on one edit at a time, empty where nothing was measured."""
+    if not any(group.finished for group in groups("language")):
+        return ""
+    return f"""## One fact at a time
 
 Each edit gives one fact about a person another object. *Efficacy*: edits that hold. *Paraphrase*: the same in six other
 wordings. *Neighbourhood*: other people's facts of the same relation, in the same wording, whose object stayed.
@@ -94,10 +102,6 @@ the repair alone, on cores that other work shared.
 
 {edited(False)}
 
-Portability is low for every method that changes weights, and that is no wonder: the network learned what follows from a
-fact as a fact of its own, beside the other; nothing asks it to deduce.
-
-{batches()}{listed}
 """
 
 
