@@ -360,7 +360,9 @@ def test_a_network_is_told_what_a_question_is_about(tmp_path: Path) -> None:
         posed.model, posed.edits, posed.locality_set, method=suppose(), edit_scope=posed.edit_scope, throw=False
     )
     told = result.model
-    assert isinstance(told, Told) and result.report.success_rate >= 0.5 and result.report.generalization_rate >= 0.5
+    assert isinstance(told, Told) and result.report.success_rate >= 0.5
+    of = posed.edit_scope.of
+    assert (told.chosen(posed.edit_scope.inputs.ids) == of).double().mean() > 0.5  # names that many share are missed
     far = told.chosen(posed.locality_set.inputs.ids) < 0
     kept = posed.locality_set.inputs
     assert far.float().mean() > 0.9

@@ -169,5 +169,5 @@ class InContext:
         weights = torch.zeros(words)
         for token in set(question) if words else ():
             often = sum(token in text for text in seen)
-            weights[token] = math.log((1 + len(seen)) / (1 + often)) + SMALL
+            weights[token] = math.log((1 + len(seen)) / (1 + often)) ** 2 + SMALL  # names count, relations hardly
         return weights

@@ -100,7 +100,8 @@ def task(
     stays, tested, practised = free[:first], free[first:second], free[second:]
     locality = _right(network, frame, _some(_facts(world, stays, relations, draw), kept, draw))
     neighbouring = list(dict.fromkeys(one for change in changes for one in neighbours(world, change, tested)))
-    others = [one for change in changes for one in same_person(world, change, relations)]
+    short = [name for name in world.relations if _tokens(world, name) <= frame.tokens]
+    others = [one for change in changes for one in same_person(world, change, short)]
     prompts, criterion = frame.asked([change.asked(world) for change in changes])
     near = written(network, prompts, criterion, seed=seed) if contexts else None
     starts = [change.person for change in changes][:TEXTS]
@@ -151,12 +152,17 @@ class Frame:
         """Return the one that all statements of some relations fit into."""
         world, who = made.world, made.world.people[0]
         every = [one for name in world.relations for one in _wordings(world, name, who)]
-        tokens = max(len(one.split()) for name in relations for one in world.relations[name].objects)
+        tokens = max(_tokens(world, name) for name in relations)
         return cls(world, made.words, max(len(one.prompt.split()) for one in every) + tokens, tokens)
 
     def asked(self, statements: Sequence[Statement]) -> tuple[Prompts, Argmax]:
         """Return prompts and what is asked of them."""
         return asked(self.words, statements, self.length, self.tokens)
+
+
+def _tokens(world: World, relation: str) -> int:
+    """Return how many words the longest object of a relation has."""
+    return max(len(one.split()) for one in world.relations[relation].objects)
 
 
 def _wordings(world: World, relation: str, person: str) -> list[Statement]:
