@@ -21,7 +21,7 @@ _MARKERS = "osD^vPX*<>hdp"
 def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return a colour and a marker for each experiment, the baselines first."""
     return {
-        name: {"color": _COLOURS[k % len(_COLOURS)], "marker": _MARKERS[k % len(_MARKERS)]}
+        name: {"color": _COLOURS[k % len(_COLOURS)], "marker": _MARKERS[(k + k // len(_COLOURS)) % len(_MARKERS)]}
         for k, name in enumerate(sorted(set(names), key=rank))
     }
 

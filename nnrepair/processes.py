@@ -91,7 +91,7 @@ def in_processes(
         fresh: whether each job has a process that did nothing before but import `preload`. Otherwise a process does
             one job after another.
         preload: modules to import before the first job, so that no job's time is spent on it; those that are missing
-            are left out.
+            or cannot be imported are left out.
 
     Raises:
         InvalidInput: `work` or a job cannot be pickled.
@@ -376,7 +376,7 @@ def _listen(given: BinaryIO, inbox: queue.SimpleQueue[Any]) -> NoReturn:
 def _prepare(run: _Run) -> None:
     os.chdir(run.folder)
     for name in run.preload:
-        with suppress(ModuleNotFoundError):
+        with suppress(Exception):  # whoever needs it will meet it again
             importlib.import_module(name)
     if run.memory is not None:
         import resource

@@ -205,6 +205,25 @@ ROWS = {
     "GELU": smooth(
         nn.GELU, lambda z: z * mpmath.erfc(-z / mpmath.sqrt(2)) / 2, (F.gelu,), (0.0, math.sqrt(2), -math.sqrt(2))
     ),
+    "GELU by tanh": smooth(
+        lambda: nn.GELU("tanh"),
+        lambda z: z / (1 + mpmath.exp(-2 * mpmath.sqrt(2 / mpmath.pi) * (z + mpmath.mpf("0.044715") * z**3))),
+        (lambda x: F.gelu(x, approximate="tanh"),),
+        (0.0, 1.4185040087908283, -1.4185040087908283),
+    ),
+    "Erf": smooth(lambda: Call(torch.erf), mpmath.erf, (torch.special.erf, lambda x: x.erf()), onnx="Erf"),
+    "Arctangent": smooth(lambda: Call(torch.atan), mpmath.atan, (torch.arctan, lambda x: x.atan()), onnx="Atan"),
+    "Softsign": smooth(nn.Softsign, lambda z: z / (1 + abs(z)), (F.softsign,), onnx="Softsign"),
+    "Round": Row(
+        lambda: Call(torch.round),
+        lambda z: Fraction(round(z)),
+        (lambda x: x.round(),),
+        ("Round", {}, ()),
+        (0.5, 1.0, -1.5),
+        True,
+        False,
+        jumps=True,
+    ),
     "Exp": smooth(lambda: Call(torch.exp), mpmath.exp, (lambda x: x.exp(),), domain=(-math.inf, 300.0)),
     "Log": smooth(lambda: Call(torch.log), mpmath.log, (lambda x: x.log(),), (), (1e-9, math.inf)),
     "Sqrt": smooth(lambda: Call(torch.sqrt), mpmath.sqrt, (lambda x: x**0.5,), (0.0,), (0.0, math.inf)),

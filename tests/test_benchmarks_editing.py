@@ -468,3 +468,9 @@ def test_rows_that_need_the_same_editor_share_it(domain: Domain, here: Any) -> N
     assert first["trained"]["steps"] == second["trained"]["steps"] == 3
     assert "stored" not in first["trained"] and second["trained"]["stored"]
     assert len(list(editing.EDITORS.iterdir())) == 1
+
+
+def test_every_experiment_looks_different() -> None:
+    names = [f"experiment {k}" for k in range(60)]
+    looks = [(style["color"], style["marker"]) for style in figures.styles_of(names).values()]
+    assert len(set(looks)) == len(names)

@@ -13,21 +13,24 @@ from torch import Tensor
 
 from benchmarks.verify import layers
 from nnrepair.deadline import NEVER
+from nnrepair.verify.reading.activations.arctangent import Arctangent
 from nnrepair.verify.reading.activations.base import Activation
-from nnrepair.verify.reading.activations.exponential import Exp, Log
-from nnrepair.verify.reading.activations.gelu import GELU
-from nnrepair.verify.reading.activations.powers import Reciprocal, Sqrt
+from nnrepair.verify.reading.activations.erf import Erf
+from nnrepair.verify.reading.activations.exponential import CappedExp, Exp, Log
+from nnrepair.verify.reading.activations.gelu import GELU, TanhGELU
+from nnrepair.verify.reading.activations.powers import Deviation, Reciprocal, Share, Sqrt
 from nnrepair.verify.reading.activations.sigmoid import Sigmoid
 from nnrepair.verify.reading.activations.silu import SiLU
 from nnrepair.verify.reading.activations.sine import Sin
 from nnrepair.verify.reading.activations.smooth import Smooth
 from nnrepair.verify.reading.activations.square import Square
-from nnrepair.verify.reading.activations.step import Floor, Step
+from nnrepair.verify.reading.activations.step import Floor, Round, Step
 from nnrepair.verify.reading.activations.tanh import Tanh
 from nnrepair.verify.reading.graph import Graph, Node
 from nnrepair.verify.reading.partial import Filled
 from nnrepair.verify.reading.sparse import Sparse, Transposed
-from nnrepair.verify.search import intervals, magnitudes
+from nnrepair.verify.search import bounds, intervals, magnitudes
+from nnrepair.verify.search.forms import Form
 
 #: Networks that are tried before a break counts as not found.
 TRIES = 12
@@ -61,6 +64,12 @@ ALONE: dict[str, tuple[Callable[[], Activation], Callable[[Any], Any], tuple[flo
     "gelu": (GELU, layers.ENTRIES["gelu"][1], (-9, 9)),
     "sign": (Step, lambda z: mpmath.mpf(int(z > 0)), (-2, 2)),
     "floor": (Floor, mpmath.floor, (-4, 4)),
+    "round": (Round, mpmath.nint, (-4, 4)),
+    "erf": (Erf, mpmath.erf, (-4, 4)),
+    "arctangent": (Arctangent, mpmath.atan, (-9, 9)),
+    "gelu by tanh": (TanhGELU, layers.ENTRIES["gelu by tanh"][1], (-9, 9)),
+    "layer norm": (lambda: Deviation(0.125), lambda z: mpmath.sqrt(max(z, 0) + mpmath.mpf(0.125)), (-1, 4)),
+    "softmax": (Share, lambda z: 1 / max(z, mpmath.mpf(1)), (-1, 9)),
 }
 
 
@@ -150,6 +159,22 @@ def _narrow(scale: float) -> Callable[[Patch], None]:
     return patch
 
 
+def _forms(name: str, share: float) -> Callable[[Patch], None]:
+    """Return what lets affine forms bound everything, and leaves out a step's errors."""
+
+    def patch(monkeypatch: Patch) -> None:
+        right = getattr(Form, name)
+
+        def wrong(self: Form, *given: Any) -> Form:
+            made: Form = right(self, *given)
+            return Form(made.middle, made.slope, share * made.error)
+
+        monkeypatch.setattr(bounds, "FORM_WORK", 0)
+        monkeypatch.setattr(Form, name, wrong)
+
+    return patch
+
+
 #: What is broken: the kind of network that shows it, and how.
 BREAKS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "no error of torch's sigmoid": ("sigmoid", instead(Smooth, "off", _no_error)),
@@ -180,6 +205,15 @@ BREAKS: dict[str, tuple[str, Callable[[Patch], None]]] = {
         "sums", instead(Sparse, "back", lambda self, A: A.new_zeros(len(A), self.inputs).index_add(
             1, self.index[:, 0], A)),
     ),
+    "Erf turned around": ("erf", instead(Erf, "convex", (False, True))),
+    "arctangents turned around": ("arctangent", instead(Arctangent, "convex", (False, True))),
+    "GELU by tanh turns elsewhere": ("gelu by tanh", instead(TanhGELU, "breaks", ((-2.0, -2.0), (2.0, 2.0)))),
+    "Round by its ends": ("round", instead(Round, "offsets", _ends_alone)),
+    "a deviation convex": ("layer norm", instead(Deviation, "convex", (True, True))),
+    "a share that is concave": ("softmax", instead(Share, "convex", (True, False))),
+    "exponentials capped at 1": ("softmax", instead(CappedExp, "apply", lambda self, x: torch.exp(x.clamp(max=1)))),
+    "forms without errors, behind bends": ("mish", _forms("bent", 0.0)),
+    "forms without errors, behind maps": ("square", _forms("through", 0.0)),
     "root intervals too narrow": ("sigmoid", _narrow(0.5)),
     "root intervals without rounding": ("hardswish", _narrow(1 - 1e-3)),
 }  # fmt: skip

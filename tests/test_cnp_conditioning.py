@@ -166,6 +166,8 @@ def test_what_an_edit_asks_for_is_a_direction_of_labels_and_a_lack_of_numbers() 
     numbers = posed(model, Episode(Edits(x, Near(y + torch.tensor([1.0, 0.0, -2.0]), 0.5))), 0)
     expected = torch.tensor([0.5, 0.0, -1.5]).expand(2, 3)
     assert torch.allclose(asked(numbers.edits, numbers, y)[:, :3], expected, atol=1e-5)
+    inside = torch.tensor([0.7, 0.0, -1.7]).expand(2, 3)  # by 0.2 more, and nothing where that is so already
+    assert torch.allclose(change(numbers.edits, numbers, y, margin=0.2).to(y), inside, atol=1e-5)
 
 
 def test_many_outputs_are_projected_with_about_their_length() -> None:

@@ -487,8 +487,8 @@ def test_other_images_stay_where_drift_is_small() -> None:
 
 def test_patches_are_conditioned_by_an_editor_of_this_network_alone() -> None:
     posed = task("digits", edits=3)
-    method = CNPConditioning(layers="model.head", each_position=True, lr=6e-3)
-    editor = method.prepare(posed.model, lambda seed: posed.episodes(seed, edits=4, locality=8), steps=160)
+    method = CNPConditioning(layers="model.head", each_position=True, lr=6e-3, margin=0.02)
+    editor = method.prepare(posed.model, lambda seed: posed.episodes(seed, edits=4, locality=8), steps=200)
     result = nnrepair.fix(posed.model, posed.edits, method=editor, test_set=dict(posed.test_set))
     before, after = result.report.tests["error"].measures["mean squared error"]
     assert len(result.model) == 3 and after < 1.02 * before

@@ -294,6 +294,14 @@ def test_the_second_moments_keep_what_is_kept() -> None:
     assert "no locality set" in str(result)
 
 
+def test_without_a_free_direction_nothing_moves_and_that_is_said() -> None:
+    model, x = mlp(6, 8, 3), randn(1, 6)
+    method = LeastSquares(constraint="null-space", null=0.0)
+    result = nnrepair.fix(model, (x, mistakes(model, x)), randn(100, 6, seed=3), method=method, throw=False)
+    assert result.outcome.status == "partly repaired" and "leave no direction free" in str(result)
+    assert not changed(model, result.model)
+
+
 def test_more_keys_than_a_layer_can_hold_is_said() -> None:
     model, x = mlp(3, 4, 3), randn(40, 3)
     result = nnrepair.fix(model, (x, (model(x).argmax(1) + torch.arange(40) % 3) % 3), method="rome", throw=False)

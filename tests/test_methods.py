@@ -21,6 +21,7 @@ from nnrepair.methods import (
     MALMEN,
     MEND,
     REGISTRY,
+    SERAC,
     CaliNet,
     Capabilities,
     CNPConditioning,
@@ -37,7 +38,7 @@ from nnrepair.methods import (
     table,
 )
 from nnrepair.methods.base import capabilities_of, kind_of
-from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
+from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf, Rewired, TopShare
 from nnrepair.provenance import digest
 from nnrepair.spec.running import outputs
 
@@ -49,6 +50,9 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "ft+linf": lambda: FineTune(lr=0.01, steps=200, penalties=(LInf(0.5),)),
     "ft+kl": lambda: FineTune(lr=0.01, steps=200, penalties=(KL(0.1),), interpolate="auto"),
     "ewc": lambda: FineTune(lr=0.01, steps=200, penalties=(EWC(0.1),), rehearsal=8),
+    "gre": lambda: FineTune(lr=0.01, steps=200, penalties=(Rewired(),)),
+    "gre+": lambda: FineTune(lr=0.01, steps=200, penalties=(Rewired(3),)),
+    "ft+mask": lambda: FineTune(lr=0.01, steps=200, penalties=(TopShare(0.3),)),
     "egnn": EGNN,
     "grace": GRACE,
     "learned-steps": lambda: LearnedSteps(start=0.1, lr=0.2),
@@ -59,6 +63,7 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "pmet": lambda: LeastSquares(constraint="ridge", ridge=0.1, share="root"),
     "alphaedit": lambda: LeastSquares(constraint="null-space", ridge=0.1, null=0.02),
     "t-patcher": TPatcher,
+    "serac": SERAC,
     "mend": lambda: MEND(start=0.1),
     "malmen": lambda: MALMEN(start=1.0),
     "calinet": lambda: CaliNet(units=16, lr=0.03, steps=200),
@@ -66,7 +71,7 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
 #: Further names of the same.
 ALIASES = {"auto": "minimal-norm", "emmet": "rome"}
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
-PARTS = {kind.__name__: kind for kind in (EWC, KL, L2, LInf)}
+PARTS = {kind.__name__: kind for kind in (EWC, KL, L2, LInf, Rewired, TopShare)}
 
 
 class Net(nn.Module):

@@ -301,3 +301,23 @@ def test_a_weight_under_several_names_is_one_layer(tmp_path: Path) -> None:
     made, x = nonnx.load(path), normal(4, 5)
     assert len(list(made.parameters())) == 1
     agrees(made(torch.from_numpy(x)), expected(path, x=x))
+
+
+def test_sizes_that_operations_need_to_know_are_those_of_an_example_and_are_told(tmp_path: Path) -> None:
+    # A Reshape to a fixed number of columns: the product of the open sizes must be even, whatever they are alone.
+    nodes = [node("Reshape", "x shape", "h"), node("ReduceMean", "h", axes=[2], keepdims=0)]
+    weights = {"shape": np.array([-1, 2, 18])}
+    path = model(tmp_path / "m.onnx", nodes, weights, {"x": (TensorProto.FLOAT, ["n", "height", "width"])})
+    x = normal(4, 4, 9)
+    made = nonnx.load(path, example=torch.from_numpy(x))
+    assert made.item_shape == (4, 9) and "x (n, 4, 9): those of the points" in made.notes[0]
+    agrees(made(torch.from_numpy(x)), expected(path, x=x))
+    with pytest.raises(InvalidInput, match="example must hold points"):
+        nonnx.load(path, example={"y": torch.zeros(1, 4, 9)})
+
+
+def test_a_size_that_was_tried_is_told(tmp_path: Path) -> None:
+    path = model(
+        tmp_path / "m.onnx", [node("MatMul", "x w")], {"w": normal(28, 3)}, {"x": (TensorProto.FLOAT, ["n", "k"])}
+    )
+    assert nonnx.load(path).notes == ["sizes that the file leaves open are x (n, 28): the first that it runs with"]

@@ -78,6 +78,21 @@ def classes_of(ids: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"ids": (ids["ids"] + 7) % 20, "mask": ids["mask"]}
 
 
+@pytest.mark.parametrize("mode", ["successive", "independent"])
+def test_a_sequence_has_a_page_with_every_step(mode: nnrepair.results.history.Mode, tmp_path: Path) -> None:
+    history = nnrepair.fix(network(), (X, torch.tensor([0, 1, 2])), method=LAST, mode=mode, throw=False)
+    html = history.save_page(
+        tmp_path / "steps.html", about="Three <steps>", commands=["nnrepair patch show"]
+    ).read_text()
+    page = Page(html)
+    cells = [attrs for tag, attrs in page.tags if tag == "td" and "class" in attrs]
+    assert [cell["class"] for cell in cells] == ["ok" if all(step.held) else "not" for step in history.steps]
+    for text in ("Three <steps>", "The steps", "hold so far", "success rate", "nnrepair patch show"):
+        assert text in page.text
+    assert ("2.weight" in page.text) == (history.patch is not None)
+    assert not re.search(r"https?:|<script|<link|@import|url\(", html)
+
+
 def test_only_a_verdict_is_called_proved(tmp_path: Path) -> None:
     result = nnrepair.fix(network(), (X, [0, 1, 2]), method=LAST)
     text = Page(result.save_page(tmp_path / "a.html").read_text()).text

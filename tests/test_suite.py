@@ -322,8 +322,8 @@ def test_the_page(tmp_path: Path, quick: None) -> None:
     assert "3 of 6 instances are solved (50.00%). Of 3 with a published answer 1 is answered otherwise." in page
     assert '<div class="tile"><b>2</b><span>error</span></div>' in page and "ZeroDivisionError: ours" in page
     assert '<td class="not">holds</td><td>violated</td>' in page  # a
-    assert '<td>holds</td><td>holds</td><td class="number">0.25</td><td class="number">20.00</td>' in page  # b
-    assert '<td>unknown</td><td>violated</td><td class="number">9.00</td><td class="number">–</td>' in page  # c
+    assert '<td>holds</td><td>holds</td><td class="number">0.50</td><td class="number">20.00</td>' in page  # b
+    assert '<td>unknown</td><td>violated</td><td class="number">0.50</td><td class="number">–</td>' in page  # c
     assert "&lt;b&gt;&amp;.vnnlib" in page and "<b>&." not in page
     curves = re.findall(r'<polyline class="(\w+)" points="([^"]*)"', page)
     assert [(kind, len(points.split())) for kind, points in curves] == [("here", 4), ("there", 3)]

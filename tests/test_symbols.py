@@ -37,6 +37,36 @@ class Code(nn.Module):
         return self.call(self, x)
 
 
+class Last(nn.Module):
+    """What a recurrent layer returns, and its last state."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer, self.is_pair = layer, isinstance(layer, nn.LSTM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.layer(x)
+        h = state[0] if self.is_pair else state
+        return torch.cat([y.flatten(1), h.transpose(0, 1).flatten(1)], 1)
+
+
+class Cells(nn.Module):
+    """Cells, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.LSTMCell(4, 3), nn.GRUCell(3, 3), nn.RNNCell(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(x.shape[0], 3)
+        g, r = h, x.new_zeros(x.shape[0], 2)
+        for step in x.unbind(1):
+            h, c = self.first(step, (h, c))
+            g = self.second(h, g)
+            r = self.third(g, r)
+        return torch.cat([h, r], 1)
+
+
 PLACES = torch.tensor([[[[3, 0], [1, 1], [2, 2]]] * 2])
 #: Functions of (n, 2, 3, 4), in words, with what they need.
 FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -80,12 +110,26 @@ FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "log softmax": lambda m, x: x.log_softmax(3),
     "layer norm": lambda m, x: F.layer_norm(x, (3, 4)) + F.layer_norm(x, (4,), m.row.new_ones(4) * 2),
     "group norm": lambda m, x: F.group_norm(x, 2, m.row[:2], m.row[1:]) - F.instance_norm(x),
+    "thresholds": lambda m, x: F.hardshrink(x) + 2 * F.softshrink(x, 0.25) - F.threshold(x, 0.5, -1) + F.rrelu(x),
+    "rounded to even": lambda m, x: torch.round(2 * x) + torch.frac(x) - torch.fmod(x, 0.75) + torch.remainder(x, 1.5),
+    "norms": lambda m, x: x.norm(1, 3) + torch.linalg.vector_norm(x, float("inf"), 3),
+    "powers": lambda m, x: x**4 + 0.1 * x**5 - 0.01 * x**6 + x.pow(1),
+    "gates": lambda m, x: F.glu(x, 3) + F.mish(x[..., :2]) - F.logsigmoid(x[..., 2:]) + F.tanhshrink(x[..., 1:3]),
+    "other powers": lambda m, x: (x.abs() + 0.5) ** 1.5 + (x * x + 1) ** -2,
+    "exponentials": lambda m, x: torch.sinh(x) - torch.cosh(x) + torch.exp2(x) + torch.log2(x * x + 1) + x.expm1(),
+    "other logarithms": lambda m, x: torch.log10(x * x + 1) - torch.log1p(x * x) + torch.erfc(x) - F.softsign(x),
+    "deviations": lambda m, x: x / (1 + x.std(3, keepdim=True)) + x.var((2, 3), keepdim=True, unbiased=False),
+    "dot products": lambda m, x: F.scaled_dot_product_attention(x, x.flip(2), x * 2),
     "smooth": lambda m, x: torch.sin(x) * 2 + torch.cos(x / 2) - (x**2 + 0.1).sqrt() + x.exp().log() + F.silu(x),
 }  # fmt: skip
 #: They are enclosed; the others are computed exactly.
-INEXACT = {"attention", "quotients", "log softmax", "layer norm", "group norm", "smooth"}
+INEXACT = {
+    *("attention", "quotients", "log softmax", "layer norm", "group norm", "smooth", "gates", "other powers"),
+    *("transformer", "transformer, normalised first", "LSTM", "GRU", "cells"),
+    *("exponentials", "other logarithms", "deviations", "dot products", "rounded to even"),
+}
 #: Where floats may be on the other side of a jump.
-JUMPS = {"comparisons", "truth values", "places", "rounded"}
+JUMPS = {"comparisons", "truth values", "places", "rounded", "thresholds", "rounded to even"}
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transposed convolution": (lambda: nn.ConvTranspose2d(2, 3, 3, 2, 1, 1), (2, 3, 4)),
     "transposed, dilated, in groups": (lambda: nn.ConvTranspose2d(4, 6, (2, 3), (1, 2), 0, 0, 2, True, 2), (4, 3, 3)),
@@ -100,6 +144,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "normalised": (lambda: nn.LayerNorm(4), (3, 4)),
     "batches of volumes": (lambda: nn.BatchNorm3d(2).eval(), (2, 2, 2, 2)),
     "softmax": (lambda: nn.Softmax(1), (3, 2)),
+    "LSTM": (lambda: Last(nn.LSTM(4, 2, 2, bidirectional=True, batch_first=True)), (3, 4)),
+    "GRU": (lambda: Last(nn.GRU(4, 3, batch_first=True)), (3, 4)),
+    "RNN": (lambda: Last(nn.RNN(4, 3, nonlinearity="relu", bias=False, batch_first=True)), (3, 4)),
+    "cells": (lambda: Cells(), (3, 4)),
+    "transformer": (lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True).eval(), (3, 4)),
+    "transformer, normalised first": (
+        lambda: nn.TransformerEncoderLayer(4, 1, 5, activation="gelu", norm_first=True, batch_first=True).eval(),
+        (2, 4),
+    ),
     "channels shuffled": (lambda: nn.ChannelShuffle(2), (4, 2, 2)),
     "pixels unshuffled": (lambda: nn.PixelUnshuffle(2), (1, 4, 4)),
 }

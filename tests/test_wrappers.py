@@ -21,6 +21,7 @@ from nnrepair.fingerprint import digest_of_state, fingerprint
 from nnrepair.methods import (
     EGNN,
     GRACE,
+    SERAC,
     Capabilities,
     CNPConditioning,
     EditableTraining,
@@ -42,6 +43,7 @@ from nnrepair.wrappers import (
     Inserted,
     OwnMLP,
     Parallel,
+    Scoped,
     Stitched,
     Wrapper,
 )
@@ -91,6 +93,12 @@ def parallel(base: nn.Module, seed: int) -> Wrapper:
     return Parallel(copy.deepcopy(base), "0", keys.to(like), biases.to(like), values.to(like)).eval()
 
 
+def scoped(base: nn.Module, seed: int) -> Wrapper:
+    k, like = 2 + seed, dtype_of(base)
+    parts = randn(5, 4, seed=seed), torch.tensor(0.5), randn(k, 5, seed=seed + 1), randn(k, 3, seed=seed + 2)
+    return Scoped(copy.deepcopy(base), "0", *(part.to(like) for part in parts)).eval()
+
+
 def dtype_of(base: nn.Module) -> torch.dtype:
     return next(base.parameters()).dtype
 
@@ -102,6 +110,7 @@ MAKE: dict[str, Callable[[nn.Module, int], Wrapper]] = {
     "Inserted": inserted,
     "Conditioned": conditioned,
     "Parallel": parallel,
+    "Scoped": scoped,
 }
 
 
@@ -119,6 +128,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "Inserted": lambda: prepared(EditableTraining("2", residual=6, start=0.1)),
     "Conditioned": lambda: prepared(CNPConditioning(layers="0"), steps=300),
     "Parallel": TPatcher,
+    "Scoped": lambda: prepared(SERAC("0")),
 }
 every = pytest.mark.parametrize("kind", MAKE)
 
@@ -327,7 +337,7 @@ def test_a_repair_has_a_patch_and_a_size(kind: str, tmp_path: Path) -> None:
     assert bits(patch.apply(model)) == bits(result.model) and bits(patch.revert(result.model)) == bits(model)
 
 
-@pytest.mark.parametrize("kind", ["Stitched", "Codebook", "Inserted", "Conditioned", "Parallel"])
+@pytest.mark.parametrize("kind", ["Stitched", "Codebook", "Inserted", "Conditioned", "Parallel", "Scoped"])
 @pytest.mark.parametrize("mode", ["independent", "successive"])
 def test_a_sequence_goes_on_where_it_was(kind: str, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, edits, kept = posed()

@@ -2,8 +2,8 @@
 
     python verification/check.py CERT.npz NET.onnx[.gz] PROP.vnnlib[.gz]
 
-Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, holds more than reading.py knows (fully
-connected ReLU networks) or more than the limits here and there, or the command line is wrong.
+Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, holds more than reading.py and written.py
+know (ReLUs; matrices, convolutions, windows, sums), or than the limits there allow, or the command line is wrong.
 
 f is the real-valued function of NET with its constants as stored (a float32 run may round differently). PROP, written
 out, lists boxes and unsafe sets {y: a.y + b <= 0, or < 0 if strict, for all rows}; CERT has a tree for each pair.
@@ -14,7 +14,7 @@ whatever the cut is; an open leaf is halved. Only points where a row is proved >
 >= 0 and strict. From a bound A (x - corner) + least where all A_d (x_d - corner_d) >= 0, unsafe points have A_d (x_d -
 corner_d) <= -least; the quotient is enlarged by 4 U, the sum by a float, which covers their rounding.
 
-Bounds. f is a chain z_k = W_k h_{k-1} + b_k, h_k = z_k or max(z_k, 0), h_0 = x. For l <= z <= u, L = min(l, 0),
+Bounds. f is a chain z_k = W_k h_{k-1} + b_k, each unit h = z or max(z, 0), h_0 = x. For l <= z <= u, L = min(l, 0),
 H = max(u, 0) and ANY a, s in [0, 1]: a z <= max(z, 0) <= s z + t if t >= -s L and t >= H - s H (convexity). So a lower
 bound A h_k + c gives one in z_k (sign by sign of A), in h_{k-1}, ..., in x. l and u come from intervals, from boxes
 around this one and, where l < 0 < u, from such bounds of z and -z: with a = s = 0, t = H at each such h (`between`;
@@ -48,7 +48,8 @@ try:
     import bounded
     import numpy as np
     import onnx_graph
-    from reading import MAX_BYTES, Layer, limit, read_network, read_property
+    from reading import MAX_BYTES, Layer, limit, read_property
+    from written import read_network
 except ImportError as problem:
     if __name__ != "__main__":
         raise
@@ -110,7 +111,8 @@ class Bounder:
             middle = (low + high) / 2 @ weight.T + layer.bias
             spread = (high - low) / 2 @ np.abs(weight).T + self.slack[k]
             low, high = np.fmax(middle - spread, below), np.fmin(middle + spread, above)
-            boxes, units = np.nonzero((low < 0) & (high > 0) & (k > 0 and layer.relu))
+            bends = np.arange(len(layer.bias)) < layer.bent
+            boxes, units = np.nonzero((low < 0) & (high > 0) & (bends & (k > 0)))
             for i in range(0, len(boxes), self.chunk):
                 box, unit = boxes[i : i + self.chunk], units[i : i + self.chunk]
                 A, c = weight[unit], layer.bias[unit]
@@ -121,14 +123,15 @@ class Bounder:
                 low[box, unit] = np.fmax(low[box, unit], self.backward(A, c, box, steps, lower, upper)[1])
                 high[box, unit] = np.fmin(high[box, unit], -self.backward(-A, -c, box, steps, lower, upper)[1])
             below[:], above[:] = low, high
-            on = np.flatnonzero((high > 0).any(0) | (not layer.relu))
-            low, high, lines = low[:, on], high[:, on], None
+            on = np.flatnonzero((high > 0).any(0) | ~bends)
+            low, high, bends, lines = low[:, on], high[:, on], bends[on], None
             if layer.relu:
-                L, H = np.minimum(low, 0), np.maximum(high, 0)
-                s = H / (H - L + 1e-300)
-                t = np.maximum(-s * L, H - s * H) + 8 * U * H + 1e-300
-                lines = np.where(high > -low, 1.0, 0.0), s, t, np.where(low < 0, H, 0), np.where(low < 0, 0.0, 1.0)
-                low, high = np.maximum(low, 0), H
+                L, H, loose = np.minimum(low, 0), np.maximum(high, 0), (low < 0) & bends
+                s = np.where(bends, H / (H - L + 1e-300), 1)
+                t = np.where(bends, np.maximum(-s * L, H - s * H) + 8 * U * H + 1e-300, 0)
+                a = np.where(bends & (high <= -low), 0.0, 1.0)
+                lines = a, s, t, np.where(loose, H, 0), np.where(loose, 0.0, 1.0)
+                low, high = np.where(loose, 0, low), np.where(bends, H, high)
             steps.append((lines, weight[on], layer.bias[on], self.terms[k][on]))
         return steps, on
 

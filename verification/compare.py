@@ -50,7 +50,8 @@ try:
     import numpy as np
     import onnx_graph
     from check import Rejected
-    from reading import Layer, limit, read_network
+    from reading import Layer, limit
+    from written import read_network
 except ImportError as problem:
     if __name__ != "__main__":
         raise
@@ -412,10 +413,12 @@ def check(certificate: str, before: str, after: str) -> str:
     data = [bounded.content(Path(path), onnx_graph.FILE) for path in (before, after)]
     f, g = (read_network(each) for each in data)
     if len(f) != len(g) or not all(
-        a.relu == b.relu and np.array_equal(a.weight, b.weight) and np.array_equal(a.bias, b.bias)
+        a.bent == b.bent and np.array_equal(a.weight, b.weight) and np.array_equal(a.bias, b.bias)
         for a, b in zip(f[:-1], g[:-1], strict=True)
     ):
         raise bounded.Unreadable("the networks differ in other layers than the last one")
+    if any(layer.relu and layer.carried for layer in (*f, *g)):
+        raise bounded.Unreadable("values are carried along to later sums; only chains are compared")
     if f[-1].relu or g[-1].relu or f[-1].weight.shape != g[-1].weight.shape:
         raise bounded.Unreadable("the last layers end with ReLUs, or have different sizes")
     inputs, outputs = f[0].weight.shape[1], len(f[-1].bias)

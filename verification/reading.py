@@ -1,9 +1,8 @@
-"""What a network file and a property file say, for check.py: written out, nothing computed, nothing rounded.
+"""What a property file says, for check.py: written out, nothing computed, nothing rounded.
 
-Networks are those that onnx_graph.py reads, if they are a chain of Gemm, MatMul, Add, Sub, Relu, Flatten, Reshape and
-Identity on one vector at a time. Properties are VNN-LIB 1.0: assertions of <=, <, >=, > between linear terms, joined by
-and and or; words, white space and comments are those of SMT-LIB, without strings and quoted symbols. Whatever else a
-file holds, or more than the limits below, is an error.
+Properties are VNN-LIB 1.0: assertions of <=, <, >=, > between linear terms, joined by and and or; words, white space
+and comments are those of SMT-LIB, without strings and quoted symbols. Whatever else a file holds, or more than the
+limits below, is an error.
 """
 
 from __future__ import annotations
@@ -16,12 +15,9 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import onnx_graph
 from bounded import Unreadable
 
 Array = np.ndarray
-CHAIN = ("Gemm", "MatMul", "Add", "Sub", "Relu", "Flatten", "Reshape", "Identity")
-MAX_WEIGHTS = 2**26  # of a network, with those of a layer for each addition after a ReLU
 MAX_BYTES, MAX_WORDS, MAX_DEPTH = 64 * 2**20, 4_000_000, 200  # of a property; as deeply parentheses may nest
 MAX_PAIRS, MAX_NUMBERS, MAX_DIGITS = 100_000, 5_000_000, 4010  # of boxes and unsafe sets; in all of these; of a number
 
@@ -31,51 +27,17 @@ class Layer:
     weight: Array  # (units, units before)
     bias: Array
     relu: bool = False
+    carried: int = 0  # so many units at the end have no ReLUs, if the others have
+
+    @property
+    def bent(self) -> int:
+        """How many units have ReLUs, the first ones."""
+        return len(self.bias) - self.carried if self.relu else 0
 
 
 def limit(what: str, count: int, most: int) -> None:
     if count > most:
         raise Unreadable(f"there are {count} {what}, or more; at most {most} are read")
-
-
-def read_network(data: bytes) -> list[Layer]:
-    graph = onnx_graph.read(data)
-    name, layers = graph.input, list[Layer]()
-
-    def last(fresh: bool = False) -> Layer:
-        """Give the last layer, or an identity after it."""
-        if fresh or not layers:
-            size = math.prod(graph.shapes[name])
-            limit("weights", sum(layer.weight.size for layer in layers) + size**2, MAX_WEIGHTS)
-            layers.append(Layer(np.eye(size), np.zeros(size)))
-        return layers[-1]
-
-    for node in graph.nodes:
-        constants = [graph.constants[k].astype(float) for k in node.inputs if k in graph.constants]
-        if node.inputs.count(name) != 1 or len(constants) != len(node.inputs) - 1 or node.op not in CHAIN:
-            raise Unreadable(f"{node.op} {node.output[:80]!a}: only chains of {', '.join(CHAIN)} are supported")
-        if node.op in ("Gemm", "MatMul"):
-            weight = constants.pop(0)
-            weight = weight if node.options.get("transB") else np.ascontiguousarray(weight.T)
-            if weight.shape != (math.prod(node.shape), math.prod(graph.shapes[name])):
-                raise Unreadable(f"{node.op} {node.output[:80]!a} multiplies more than one vector")
-            layers.append(Layer(weight, np.zeros(len(weight))))
-        elif node.op == "Relu":
-            last().relu = True
-        elif node.op == "Reshape":
-            constants = []
-        if node.op == "Sub" and node.inputs[0] != name:
-            raise Unreadable(f"Sub {node.output[:80]!a} subtracts from a constant; only the opposite is supported")
-        for constant in constants:
-            bias = np.broadcast_to(constant, (1, *node.shape)).ravel()
-            if bias.any():
-                layer = last(fresh=bool(layers) and (layers[-1].relu or layers[-1].bias.any()))
-                layer.bias = -bias if node.op == "Sub" else bias
-        name = node.output
-    if name != graph.output:
-        raise Unreadable("the output is not the last value")
-    last()
-    return layers
 
 
 def fraction(word: str) -> Fraction:

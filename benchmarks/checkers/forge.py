@@ -34,7 +34,7 @@ from nnrepair.files import write_atomically
 RESULTS = Path(__file__).parent / "results" / "forge.json"
 COUNT, SEED = 20_000, 20261128
 EDITS = ("labels", "lowest", "conditions")
-PROVED = ("mlp", "chain", "shifted")  # networks that check.py reads
+PROVED = ("mlp", "chain", "shifted", "pools", "mirrored", "summed")  # networks that check.py reads
 EACH = 6  # changes of each kind that a valid certificate gets
 PROGRAMS = 300  # forgeries that are also checked by the program, for its exit code
 

@@ -211,6 +211,16 @@ def _shifted(rng: np.random.Generator) -> tuple[Builder, str]:
     return b, "fc2"
 
 
+def _summed(rng: np.random.Generator) -> tuple[Builder, str]:
+    """Values that are added to later ones, the largest of windows, and averages of four."""
+    b = Builder(rng, (1, 4, 4), int(rng.choice([11, 14, 18])))
+    first = b.add("Conv", "x", b.weight("first.weight", 2, 1, 3, 3), b.weight("first.bias", 2), pads=[1] * 4)
+    h = b.add("Conv", b.add("Relu", first), b.weight("conv.weight", 2, 2, 1, 1), b.weight("conv.bias", 2))
+    h = b.add("MaxPool", b.add("Relu", b.add("Add", h, first)), kernel_shape=[2, 2], strides=[2, 2])
+    b.linear("fc", b.add("Flatten", b.add("GlobalAveragePool", h), _axis=1), 2, 3, "plain")
+    return b, "fc"
+
+
 KINDS: dict[str, Callable[[np.random.Generator], tuple[Builder, str]]] = {
     "mlp": _mlp,
     "pools": _pools,
@@ -222,6 +232,7 @@ KINDS: dict[str, Callable[[np.random.Generator], tuple[Builder, str]]] = {
     "residual": _residual,
     "chain": _chain,
     "shifted": _shifted,
+    "summed": _summed,
 }
 
 
@@ -428,16 +439,17 @@ def proof(rng: np.random.Generator, kind: str) -> Proof:
     builder.dtype = rng.choice([np.float16, np.float32, np.float64], p=[0.2, 0.6, 0.2])
     network, size = builder.model(3), math.prod(builder.shape)
     lower = rng.uniform(-1, 0, size)
-    upper = lower + rng.uniform(0.2, 1, size)
+    few = size <= 4  # random points tell little of the least value over wide boxes of many inputs
+    upper = lower + rng.uniform(0.2, 1, size) * (1 if few else 0.1)
     layers = check.read_network(network.SerializeToString())
     h = rng.uniform(lower, upper, (3000, size))
     for layer in layers:
         h = h @ layer.weight.T + layer.bias
-        h = np.maximum(h, 0) if layer.relu else h
+        h[:, : layer.bent] = np.maximum(h[:, : layer.bent], 0)
     sets, dims, cuts = [], list[int](), list[float]()
     for _ in range(int(rng.integers(1, 3))):
         a = np.round(rng.normal(size=3), 3)
-        far = float((h @ a).min()) - 0.05 - 0.1 * float(np.ptp(h @ a))
+        far = float((h @ a).min()) - 0.05 - (0.1 if few else 1.0) * float(np.ptp(h @ a))
         rows = [(a.tolist(), -far)]
         if rng.random() < 0.3:  # one more that does not count
             b = np.round(rng.normal(size=3), 3)

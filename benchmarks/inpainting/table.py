@@ -127,11 +127,14 @@ What a patch costs other faces depends on how well the layers tell its face from
 stored: without `model.summary` others moved many times as far; 20 kept faces were far too few, and 500 no better than
 200; the encoder's layers beside the others, and an aim further inside the tolerance, gained next to nothing.
 
-`grace` and `cnp` leave the weights alone: they carry what is to be painted beside the network, and add it where a face
-resembles the edited one. `cnp` is trained first (*trained first*: CPU seconds, once for all edits of a network). With
-other pixels given, what they add does not fit any more. `ft+l2-heavy` shows what a penalty that is too heavy comes to.
-Not tried: `learned-steps` and `editable-training`, whose exercises need gradients of the decoder's gradients, and the
-editors in closed form (`rome` and others).
+`grace` and `cnp` leave the weights alone: they carry beside the network what is to be painted, for faces that resemble
+the edited one. `grace` stores its whole completion, which it returns for other pixels of that face too, and for a few
+other faces; `cnp` stores what the patch lacked, given these pixels. It is trained first (*trained first*: CPU seconds,
+once for all edits of a network). `ft+l2-heavy` shows what a penalty that is too heavy comes to.
+`minimal-norm` and `minimal-norm-several` are of an earlier descent; that of `minimal-norm-fisher` begins in a network
+with smooth ReLUs ([why](how-minimal.md#hidden-layers-in-the-same-architecture)). Not tried: `learned-steps` and
+`editable-training`, whose exercises need gradients of the decoder's gradients, and the editors in closed form (`rome`
+and others).
 
 {several()}{listed}
 """

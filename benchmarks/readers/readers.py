@@ -21,7 +21,7 @@ from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.verify.reading.lowering import lower
 
 minimality: Any = module_at("minimality", measure.ROOT / "verification" / "minimality.py")
-reading: Any = module_at("reading", measure.ROOT / "verification" / "reading.py")
+written: Any = module_at("written", measure.ROOT / "verification" / "written.py")
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ def by_minimality(path: Path, case: Case) -> Reading:
 
 
 def by_reading(path: Path, case: Case) -> Reading:
-    """verification/reading.py: the layers of a chain."""
-    layers = reading.read_network(path.read_bytes())
+    """verification/written.py: the layers of a chain."""
+    layers = written.read_network(path.read_bytes())
 
     def run(points: Array) -> tuple[Array, Array]:
         y = points.reshape(len(points), -1).astype(np.float64)
         with np.errstate(all="ignore"):
             for layer in layers:
                 y = y @ layer.weight.T + layer.bias
-                y = np.maximum(y, 0) if layer.relu else y
+                y[:, : layer.bent] = np.maximum(y[:, : layer.bent], 0)
         return y, y
 
     return Reading(run, layers[0].weight.shape[1])
@@ -122,7 +122,7 @@ def by_lower(path: Path, case: Case) -> Reading:
 
 READERS = {
     "minimality": Reader(by_minimality, (minimality.Unreadable,)),
-    "reading": Reader(by_reading, (reading.Unreadable,)),
+    "reading": Reader(by_reading, (written.Unreadable,)),
     "load": Reader(by_load, (InvalidInput, UnsupportedModel)),
     "lower": Reader(by_lower, (InvalidInput, UnsupportedModel)),
 }

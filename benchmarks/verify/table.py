@@ -223,13 +223,49 @@ def deadlines() -> str:
     )
 
 
+def competition() -> dict[str, Any]:
+    """Return the verdicts on instances of VNN-COMP beside the published ones, by benchmark and one by one."""
+    rows = _rows("vnncomp.json")
+    counted, unsolved = [], []
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        mine = [row for row in rows if row["benchmark"] == name]
+        solved = [row for row in mine if row["verdict"] in ("holds", "violated")]
+        said = Counter(row["verdict"] for row in mine)
+        times = [f"{statistics.median(row['cpu_seconds'] for row in solved):.2f}"] if solved else ["–"]
+        counted.append([name, len(mine), *(said[v] for v in ("holds", "violated", "unknown", "error")), *times])
+    for row in rows:
+        if row["verdict"] not in ("holds", "violated"):
+            published = f"{row['published']}, {row['tools_agreeing']} tool{'s' * (row['tools_agreeing'] > 1)}"
+            reason = " ".join(row["reason"].split())
+            unsolved.append([row["benchmark"], row["property"], published, f"{row['cpu_seconds']:.0f}", reason])
+    said = Counter(row["verdict"] for row in rows)
+    return {
+        "rows": rows,
+        "said": said,
+        "wrong": sum(row["verdict"] in ("holds", "violated") and row["verdict"] != row["published"] for row in rows),
+        "limit": "/".join(f"{v:g}" for v in sorted({row["limit"] for row in rows})),
+        "clock": "/".join(sorted({"CPU" if row["clock"] == "cpu" else "wall" for row in rows})),
+        "cpu": _total(rows, "cpu_seconds"),
+        "over": max(max(0.0, row["cpu_seconds"] - row["limit"]) for row in rows),
+        "replayed": sum("onnxruntime" in row["replayed"] for row in rows),
+        "counted": markdown.table(
+            ["benchmark", "instances", "holds", "violated", "unknown", "refused", "median CPU s of solved"], counted
+        ),
+        "unsolved": markdown.table(["benchmark", "property", "published", "CPU s", "why not here"], unsolved),
+    }
+
+
 def told() -> list[str]:
     """Return the checker's lines for docs/results.md."""
-    a = acas()
+    a, v = acas(), competition()
     return [
         f"- All {len(a['rows'])} ACAS Xu instances of VNN-COMP checked over their whole regions: {a['solved']} solved, "
         f"{a['wrong']} wrong, {a['cpu']:.0f} CPU s in all, median {a['median']:.2f} s; {a['accepted']} of "
-        f"{len(a['proved'])} proofs accepted by the independent checker ([results](results-properties.md))."
+        f"{len(a['proved'])} proofs accepted by the independent checker ([results](results-properties.md)).",
+        f"- {len(v['rows'])} instances of {len({row['benchmark'] for row in v['rows']})} other benchmarks of VNN-COMP: "
+        f"{v['said']['holds'] + v['said']['violated']} solved within {v['limit']} s of {v['clock']} time each, "
+        f"{v['wrong']} answered otherwise than published, {v['said']['unknown']} unknown, "
+        f"{v['said']['error']} refused.",
     ]
 
 
@@ -240,7 +276,7 @@ def write() -> None:
 
 def page() -> str:
     """Return docs/results-properties.md."""
-    file, a, p, h = _file("acas.json"), acas(), plain(), heldout()
+    file, a, p, h, v = _file("acas.json"), acas(), plain(), heldout(), competition()
     about = ", ".join(f"{k} {v}" for k, v in file["versions"].items())
     campaign = _rows("soundness.json")
     cases, disagreements = sum(r["cases"] for r in campaign), sum(len(r["disagreements"]) for r in campaign)
@@ -287,6 +323,21 @@ longest edge (in units of the property's box), no clipping, no attack but box ce
 **{p["boxes"]:.0f} times the boxes and {p["cpu"]:.1f} times the CPU time**. On the {p["proved"]} that both prove:
 {p["proved_boxes"]:.1f} times the boxes, {p["proved_cpu"]:.1f} times the CPU time; most of these need a handful of
 boxes, where the checker's time is that of its attack.
+
+## Other benchmarks of VNN-COMP
+
+{len(v["rows"])} instances of {len({row["benchmark"] for row in v["rows"]})} benchmarks, drawn beforehand, at most
+{v["limit"]} s of {v["clock"]} time each, one at a time (`benchmarks/verify/vnncomp.py`, which runs
+`nnrepair check --suite`): {v["said"]["holds"]} hold, {v["said"]["violated"]} are violated, {v["said"]["unknown"]} stay
+unknown, {v["said"]["error"]} refused; **{v["wrong"]} answered otherwise** than most of the competition's tools.
+onnxruntime finds {v["replayed"]} of the {v["said"]["violated"]} counterexamples unsafe, too. {v["cpu"]:.0f} CPU s in
+all; limits were exceeded by {v["over"]:.2f} s at most.
+
+{v["counted"]}
+
+What is not solved:
+
+{v["unsolved"]}
 
 ## Held out: random properties
 

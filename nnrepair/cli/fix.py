@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     points = {path for name in _POINTS if (path := getattr(arguments, name)) is not None}
     require_outputs([arguments.model, *points], arguments.out, *others)
-    if arguments.page is not None and (arguments.page.suffix != ".html" or arguments.mode != "batch"):
-        raise InvalidInput(f"--page {arguments.page.name}: a page about a repair (--mode batch) is written as .html.")
+    if arguments.page is not None and arguments.page.suffix != ".html":
+        raise InvalidInput(f"--page {arguments.page.name}: a page about a repair is written as .html.")
     method = _method(arguments)
     require_device(arguments.device)
     require_model(arguments.model)
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         content = _as_json(arguments, result)
         outputs.write(arguments.report, "report", lambda path: write_atomically(path, content))
-    if arguments.page is not None and isinstance(result, RepairResult):
+    if arguments.page is not None:
         outputs.write(arguments.page, "page", lambda path: result.save_page(path, **_told(arguments, result)))
     return outputs.tell(REPAIRED if result.outcome.ok else NOT_REPAIRED, arguments.quiet)
 
@@ -118,7 +118,7 @@ def _fixed(given: Sequence[str]) -> dict[str, list[float]]:
     return found
 
 
-def _told(arguments: argparse.Namespace, result: RepairResult) -> dict[str, Any]:
+def _told(arguments: argparse.Namespace, result: RepairResult | History) -> dict[str, Any]:
     """Return what a page says of the files."""
     model, out, patch = map(str, (arguments.model, arguments.out, arguments.patch or "PATCH.safetensors"))
     commands: list[list[str]] = []

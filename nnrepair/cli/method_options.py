@@ -49,7 +49,8 @@ def options_of(make: Callable[[], Any]) -> list[Option]:
     kind = kind_of(make)
     if not dataclasses.is_dataclass(kind):
         return []
-    hints, told, method = get_type_hints(kind), _told(kind), make()
+    hints, method = get_type_hints(kind), make()
+    told = {name: about for base in reversed(kind.__mro__) for name, about in _told(base).items()}
     found = []
     for field in dataclasses.fields(kind):
         read = _reader(hints[field.name])

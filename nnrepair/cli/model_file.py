@@ -94,7 +94,8 @@ class ModelFile:
         refused: InvalidInput | UnsupportedModel | None = None
         if cut is None or not (cut.in_place or cut.output is not None or cut.fixed):
             try:
-                return cls(path, onnx.load(path))
+                whole = onnx.load(path, example=example if isinstance(example, Tensor) else None)
+                return cls(path, whole, notes=[*whole.notes])
             except (InvalidInput, UnsupportedModel) as refusal:  # perhaps it is but unusual, and onnxruntime runs it
                 if cut is None:
                     raise

@@ -176,13 +176,14 @@ class Encoder(nn.Module):
     def __init__(self, base: nn.Module, layers: list[str], method: CNPConditioning, generator: torch.Generator) -> None:
         super().__init__()
         self.__dict__["base"] = copied(base).requires_grad_(False)
-        self.layers = layers
+        self.layers, self.margin = layers, method.margin
         numbers, self.widths = seen_of(base, layers), sum(width(base, name) for name in layers)
         attends = method.form == "attention"
         self.reader = Reader(numbers, method.hidden, method.features) if attends else Standard(numbers)
         with torch.random.fork_rng(devices=[]):
             first, last = nn.Linear(numbers + ASKED, method.hidden), nn.Linear(method.hidden, self.widths)
             middle = nn.Linear(method.hidden, method.hidden)
+            self.direct = nn.Linear(ASKED, self.widths, bias=False) if method.each_position else None
         self.values = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
         with torch.no_grad():
             for linear in (first, middle, *(part for part in self.reader.children() if isinstance(part, nn.Linear))):
@@ -190,7 +191,6 @@ class Encoder(nn.Module):
                 linear.bias.zero_()
             last.weight.zero_()
             last.bias.zero_()
-        self.direct = None if not method.each_position else nn.Linear(ASKED, self.widths, bias=False)
         if self.direct is not None:
             nn.init.zeros_(self.direct.weight)
         self.register_buffer("measured", torch.tensor(0))
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
         activations = Activations(self.base, self.layers, beside=True)
         both = outputs(activations, edits.inputs)
         seen, y = both[:, : len(self.reader.mean)].contiguous(), both[:, len(self.reader.mean) :]
-        wanted = change(edits, problem, y.reshape(-1, *activations.shape))
+        wanted = change(edits, problem, y.reshape(-1, *activations.shape), self.margin)
         values = self._values(self.reader.standard(seen), wanted, activations.positions)
         if not isinstance(self.reader, Reader):
             return Conditioned(self.base, self.layers, values)
@@ -260,7 +260,7 @@ class Activations(nn.Module):
         return torch.cat([seen, flat(y)], 1) if self.beside else seen
 
 
-def change(edits: Edits, problem: Problem, y: Tensor) -> Tensor:
+def change(edits: Edits, problem: Problem, y: Tensor, margin: float = 0.0) -> Tensor:
     """Return (n, ...), float64: which change of the outputs each edit asks for.
 
     Of decisions it is a direction, the same however far the outputs are from it; of numbers it is what they lack.
@@ -268,13 +268,14 @@ def change(edits: Edits, problem: Problem, y: Tensor) -> Tensor:
     Args:
         edits, problem: n edits, and what outputs stand for.
         y: (n, ...) their outputs.
+        margin: by how much numbers are to lie within their bounds.
     """
     with torch.enable_grad():
         free = y.detach().double().requires_grad_(True)
         if problem.kind.decides:
             loss = edits.criterion.loss(free, AMPLE)
         else:
-            loss = 0.5 * torch.relu(-flat(edits.criterion.slack(free))).square().sum(1)
+            loss = 0.5 * torch.relu(margin - flat(edits.criterion.slack(free))).square().sum(1)
         (gradient,) = torch.autograd.grad(loss.sum(), free)
     return -gradient
 

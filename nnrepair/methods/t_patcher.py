@@ -198,7 +198,8 @@ def silenced(query: Tensor, others: Sequence[Tensor], silence: float) -> tuple[T
         others: several sets (n, features), each of which counts alike, however many it has.
         silence: >= 0.
     """
-    given = [x.double() for x in others if len(x)]
+    given = [x.double().nan_to_num() for x in others if len(x)]
+    query = query.nan_to_num()
     if not given:
         return query / (query.square().sum() or 1.0), True
     apart = [x - query.double() for x in given]

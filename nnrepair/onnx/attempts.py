@@ -5,7 +5,7 @@ Sizes that a file leaves open are tried, two at a time: what differs then depend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,11 @@ class Plan:
 
 
 def read_graph(
-    proto: onnx.ModelProto, output: str, deadline: Deadline, plans: Sequence[Plan] | None = None
+    proto: onnx.ModelProto,
+    output: str,
+    deadline: Deadline,
+    plans: Sequence[Plan] | None = None,
+    seen: Mapping[str, tuple[int, ...]] | None = None,
 ) -> OnnxGraph:
     """Return a graph as a model.
 
@@ -71,6 +75,8 @@ def read_graph(
         output: the value to return.
         deadline: looked at between the steps of reading.
         plans: how it may be meant, where that is known.
+        seen: shapes of single points, by the name of an input: they tell sizes that the file leaves open and that its
+            operations need to know.
 
     Raises:
         Refused: it cannot be read, for the reason given.
@@ -83,7 +89,7 @@ def read_graph(
     failures: list[Refused] = []
     for plan in _plans(given) if plans is None else plans:
         try:
-            return _settled(proto, output, given, plan, deadline)
+            return _settled(proto, output, given, plan, seen or {}, deadline)
         except Refused as failure:
             if isinstance(failure, points.Mixed) and plan.free:
                 raise
@@ -144,15 +150,29 @@ def _plans(given: Sequence[Given]) -> Iterator[Plan]:
     yield Plan(alone=True, bare=frozenset(whole), free=free and not whole)
 
 
-def _settled(proto: onnx.ModelProto, output: str, given: Sequence[Given], plan: Plan, deadline: Deadline) -> OnnxGraph:
+def _settled(
+    proto: onnx.ModelProto,
+    output: str,
+    given: Sequence[Given],
+    plan: Plan,
+    seen: Mapping[str, tuple[int, ...]],
+    deadline: Deadline,
+) -> OnnxGraph:
     """Return the model that a plan makes, for the first sizes that it runs with."""
     open_ = any(not isinstance(size, int) for each in given for size in _item(each, plan))
     failures: list[Refused] = []
-    for sizes in [*OPEN, *((size, size) for size in SINGLE)] if open_ else [(0, 0)]:
+    known: list[Mapping[str, tuple[int, ...]]] = [seen] if seen else []
+    single: list[tuple[tuple[int, int], Mapping[str, tuple[int, ...]]]] = [((0, 0), one) for one in known]
+    single += [((size, size), {}) for size in SINGLE]
+    for sizes, shapes in [*((pair, {}) for pair in OPEN), *single] if open_ else [((0, 0), {})]:
         deadline.check()
-        entries = [_entry(each, given, plan, sizes) for each in given]
+        entries = [_entry(each, given, plan, sizes, shapes.get(each.name)) for each in given]
         try:
-            return _attempt(proto, output, entries, plan, deadline)
+            model = _attempt(proto, output, entries, plan, deadline)
+            if open_ and sizes[0] == sizes[1]:
+                why = "those of the points that were given" if shapes else "the first that it runs with"
+                model.notes.append(f"sizes that the file leaves open are {_sizes(entries)}: {why}")
+            return model
         except points.Mixed as failure:
             if sizes[0] != sizes[1] or not open_:
                 raise
@@ -167,6 +187,10 @@ def _settled(proto: onnx.ModelProto, output: str, given: Sequence[Given], plan: 
         f"leaves sizes of its input open ({', '.join(map(str, shown))}), and runs with none of {tried}; "
         f"the first time it {failures[0]} Fix the sizes in the file."
     )
+
+
+def _sizes(entries: Sequence[Entry]) -> str:
+    return ", ".join(f"{entry.input.name} {('n', *entry.input.shape)}".replace("'n'", "n") for entry in entries)
 
 
 def _attempt(
@@ -199,13 +223,17 @@ def _item(each: Given, plan: Plan) -> tuple[int | str | None, ...]:
     return each.sizes if each.name in plan.bare else each.sizes[1:]
 
 
-def _entry(each: Given, given: Sequence[Given], plan: Plan, sizes: tuple[int, int]) -> Entry:
+def _entry(
+    each: Given, given: Sequence[Given], plan: Plan, sizes: tuple[int, int], seen: tuple[int, ...] | None
+) -> Entry:
     """Return an input with two shapes; the name of the batch stands for 1 where it runs alone."""
     batches: set[str | None] = {
         other.first for other in given if other.name not in plan.bare and isinstance(other.first, str)
     }
     batches |= {None} if plan.alone and each.name in plan.bare and len(given) > 1 else set()
     item = tuple(1 if plan.alone and size in batches else size for size in _item(each, plan))
+    if seen is not None and len(seen) == len(item):
+        item = tuple(size if isinstance(size, int) else now for size, now in zip(item, seen, strict=True))
     same = sizes[0] == sizes[1]
     stated = tuple(size if isinstance(size, int) else sizes[0] if same else None for size in item)
     counts = (1, 1) if plan.alone else (2, 3)

@@ -33,6 +33,7 @@ def load(
     *,
     output: str | None = None,
     fixed: Mapping[str, Any] | None = None,
+    example: Any = None,
 ) -> OnnxGraph:
     """Read an ONNX file as a trainable module in eval mode.
 
@@ -45,6 +46,8 @@ def load(
         deadline: looked at between the steps of reading, and before each operation of the graph.
         output: the value to return: an output of the file, or any value in it. The first output where none is named.
         fixed: numbers or arrays that take the place of inputs, by name, such as a sampling rate that decides what runs.
+        example: some inputs (n, ...): a tensor, a tuple of tensors, or a dictionary by the names of the inputs. They
+            tell sizes that the file leaves open and that its operations need to know; `notes` of the module has them.
 
     Raises:
         OutOfTime: It is too late.
@@ -62,7 +65,7 @@ def load(
             proto = onnx.inliner.inline_local_functions(proto)
         chosen = _chosen(proto.graph, output, path)
         _fix(proto.graph, fixed or {}, path)
-        return read_graph(proto, chosen, deadline)
+        return read_graph(proto, chosen, deadline, seen=_shapes(proto.graph, example, path))
     except (OutOfTime, InvalidInput):
         raise
     except Refused as refusal:
@@ -86,6 +89,20 @@ def _chosen(graph: onnx.GraphProto, output: str | None, path: str | os.PathLike[
             f"any other of its {len(known)} values can be named too."
         )
     return output
+
+
+def _shapes(graph: onnx.GraphProto, example: Any, path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of single points, by input."""
+    if example is None:
+        return {}
+    stored = {tensor.name for tensor in graph.initializer}
+    names = [value.name for value in graph.input if value.name not in stored]
+    if not isinstance(example, Mapping):
+        example = dict(zip(names, example if isinstance(example, tuple | list) else (example,), strict=False))
+    shapes = {name: tuple(getattr(x, "shape", ())) for name, x in example.items() if name in names}
+    if shapes.keys() != set(names) or not all(shapes.values()):
+        raise InvalidInput(f"{path}: example must hold points (n, ...) for each of the inputs {', '.join(names)}.")
+    return {name: shape[1:] for name, shape in shapes.items()}
 
 
 def _fix(graph: onnx.GraphProto, fixed: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -14,10 +14,12 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.files import write_atomically
 from nnrepair.results import metrics
 from nnrepair.results.changes import WeightChange
 from nnrepair.results.effects import Moved, SideEffects
 from nnrepair.results.outcome import Outcome, Status
+from nnrepair.results.page import page, steps_table
 from nnrepair.results.patch import Patch, saved
 from nnrepair.rounding import percent, percentage_points
 
@@ -165,6 +167,49 @@ class History:
             OSError: the file cannot be written.
         """
         return saved(self.patch, path)
+
+    def save_page(
+        self,
+        path: str | Path,
+        *,
+        title: str = "Repairs one after another",
+        about: str = "",
+        commands: Sequence[str] = (),
+    ) -> Path:
+        """Write one HTML page about the sequence, for people; it loads nothing from elsewhere.
+
+        It shows every step, what was measured, how much of which layer changed, and how to apply the patch.
+
+        Args:
+            path: where to write.
+            title, about: heading, and a sentence on network and data.
+            commands: what to type for a review.
+
+        Raises:
+            MissingExtra: Jinja is not installed.
+            OSError: the file cannot be written.
+        """
+        steps = [([self._named(step), step.status, percent(step.retained)], all(step.held)) for step in self.steps]
+        said = "Whether the edits of a step hold right after it, and the share of all edits so far that hold then."
+        text = page(
+            self.outcome,
+            self._rows(),
+            change=[] if self.weight_change is None else self.weight_change.rows(),
+            method=self.method,
+            notes=self.notes,
+            patch=self.patch,
+            certificate=None,
+            table=steps_table(steps, ["edits", "outcome", "hold so far"], said),
+            title=title,
+            about=about,
+            verdict=None,
+            unchecked="Sequences have no certificates.",
+            commands=commands,
+        )
+        return write_atomically(path, text.encode())
+
+    def _named(self, step: Step) -> str:
+        return reprlib.repr(step.edits)[1:-1]
 
     @property
     def success_rate(self) -> float:

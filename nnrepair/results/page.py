@@ -22,6 +22,8 @@ from nnrepair.spec.regions import Regions
 
 #: A page shows at most this many points of edits, outputs of a point, numbers of an input, and changed layers.
 MOST_EDITS, MOST_OUTPUTS, MOST_NUMBERS, MOST_LAYERS = 100, 4, 8, 40
+#: And steps of a sequence.
+MOST_STEPS = 500
 
 Row = dict[str, Any]
 
@@ -35,26 +37,21 @@ def page(
     notes: Sequence[str],
     patch: Patch | None,
     certificate: Certificate | None,
-    edits: Edits | None,
-    before: Tensor | None,
-    after: Tensor | None,
+    table: Row,
     title: str,
     about: str,
     verdict: str | None,
     unchecked: str,
-    classes: Sequence[str] | None,
     commands: Sequence[str],
 ) -> str:
     """Return the page.
 
     Args:
         outcome, rows, change, method, notes, patch, certificate: of a result and its report.
-        edits: with their inputs; None where they are not known.
-        before, after: (n, ...) what both networks return at their points; None where edits are about regions.
+        table: of edits, `edits_table`, or of steps, `steps_table`.
         title, about: heading, and a sentence on network and data.
         verdict: what the independent checker printed when it accepted the certificate. Only this is called proved.
         unchecked: why there is no verdict.
-        classes: names of the classes.
         commands: how to review and apply the repair.
     """
     html: str = template("page.html", Path(__file__).parent).render(
@@ -66,7 +63,7 @@ def page(
         unchecked=unchecked,
         claim="" if certificate is None else certificate.claim,
         measured=rows,
-        edits=_edits(edits, before, after, classes),
+        edits=table,
         layers=_layers(patch),
         change=change,
         method=method,
@@ -76,8 +73,14 @@ def page(
     return html
 
 
-def _edits(edits: Edits | None, before: Tensor | None, after: Tensor | None, classes: Sequence[str] | None) -> Row:
-    """Return the table of the edits' points."""
+def edits_table(edits: Edits | None, before: Tensor | None, after: Tensor | None, classes: Sequence[str] | None) -> Row:
+    """Return the table of the edits' points.
+
+    Args:
+        edits: with their inputs; None where they are not known.
+        before, after: (n, ...) what both networks return at their points; None where edits are about regions.
+        classes: names of the classes.
+    """
     if edits is None or before is None or after is None or isinstance(edits.inputs, Regions):
         return {"rows": [], "more": 0, "said": "", "heads": []}
     criterion, count = edits.criterion, min(len(before), MOST_EDITS)
@@ -88,17 +91,26 @@ def _edits(edits: Edits | None, before: Tensor | None, after: Tensor | None, cla
     rows = [
         {
             "name": f"{k}" if edits.of is None else f"{k} (edit {int(edits.of[k])})",
-            "input": input_text(edits.inputs, k),
-            "wanted": wanted(criterion, k, classes),
-            "before": output_text(criterion, was[k], classes),
-            "after": output_text(criterion, now[k], classes),
-            "margin": f"{margins[0][k]:+.4g} → {margins[1][k]:+.4g}".replace("-", "−"),
+            "cells": [
+                input_text(edits.inputs, k),
+                wanted(criterion, k, classes),
+                output_text(criterion, was[k], classes),
+                output_text(criterion, now[k], classes),
+                f"{margins[0][k]:+.4g} → {margins[1][k]:+.4g}".replace("-", "−"),
+            ],
             "holds": bool(holds[k]),
         }
         for k in range(count)
     ]
     heads = ["input", "wanted", "before", "after", "margin", "holds"]
-    return {"rows": rows, "more": len(before) - count, "said": said, "heads": heads}
+    return {"title": "The edits", "rows": rows, "more": len(before) - count, "said": said, "heads": heads}
+
+
+def steps_table(steps: Sequence[tuple[Sequence[str], bool]], heads: Sequence[str], said: str) -> Row:
+    """Return the table of the steps of a sequence: what is told of each, and whether its edits hold right after it."""
+    rows = [{"name": str(k), "cells": cells, "holds": held} for k, (cells, held) in enumerate(steps[:MOST_STEPS])]
+    more = max(0, len(steps) - MOST_STEPS)
+    return {"title": "The steps", "rows": rows, "more": more, "said": said, "heads": [*heads, "holds"]}
 
 
 def input_text(inputs: AnyInputs, k: int) -> str:

@@ -17,7 +17,7 @@ from nnrepair.results.certificate import Certificate
 from nnrepair.results.changes import WeightChange
 from nnrepair.results.effects import SideEffects
 from nnrepair.results.outcome import Outcome
-from nnrepair.results.page import page
+from nnrepair.results.page import edits_table, page
 from nnrepair.results.patch import Patch, saved
 from nnrepair.rounding import percent
 from nnrepair.spec.edits import Edits, Locality
@@ -259,14 +259,16 @@ class RepairResult:
             notes=self.report.notes,
             patch=self.patch,
             certificate=self.certificate,
-            edits=points,
-            before=None if asked is None else asked.answers,
-            after=None if points is None else outputs(self._scored, to_like(points.inputs, _like(self.model))),
+            table=edits_table(
+                points,
+                None if asked is None else asked.answers,
+                None if points is None else outputs(self._scored, to_like(points.inputs, _like(self.model))),
+                classes,
+            ),
             title=title,
             about=about,
             verdict=verdict,
             unchecked=unchecked or unsaid,
-            classes=classes,
             commands=(REVIEW if self.patch is not None else ()) if commands is None else commands,
         )
         return write_atomically(path, text.encode())

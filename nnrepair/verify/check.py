@@ -27,8 +27,9 @@ from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.network import Network
 from nnrepair.verify.parts import SearchedPart, parts_of
 from nnrepair.verify.property import Case, Conjunction, Exact, Halfspace, Property
-from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
+from nnrepair.verify.reading.affine import Affine, Convolution, Dense, Diagonal, Pick, Place
 from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.sparse import Rowwise, Sparse
 from nnrepair.verify.result import CheckResult, Counterexample, Verdict
 from nnrepair.verify.search.attack import LEAST, attack
 from nnrepair.verify.search.boxes import Search
@@ -370,8 +371,8 @@ class _Problem:
         unread = sorted({each.name for each in graph.activations if not each.has_certificates})
         if unread:
             return None, f"no certificate: the independent checker does not know {', '.join(unread)}"
-        if any(n.activation is None and not _plain(n.affine) for n in graph.nodes[1:]):
-            return None, "no certificate: the independent checker reads fully connected chains only"
+        if any(n.affine is not None and not _is_certified(n.affine) for n in graph.nodes[1:]):
+            return None, "no certificate: the independent checker does not know a map that the network has"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
             return None, f"no certificate: its format numbers at most {np.iinfo(dim.dtype).max} inputs"
         if self.property_sha256 is None:
@@ -400,9 +401,13 @@ def _compares(row: Halfspace) -> bool:
     return row.bound == 0 and len(given) == 2 and sum(given) == 0
 
 
-def _plain(affine: Affine | None) -> bool:
-    """Tell whether the independent checker knows a map: a matrix, or the sum with a constant."""
-    return isinstance(affine, Dense) or (isinstance(affine, Diagonal) and bool((affine.factor == 1).all()))
+def _is_certified(affine: Affine) -> bool:
+    """Tell whether the independent checker may know a map: all its numbers are the file's, 1, -1 or 1 / 2^n."""
+    if isinstance(affine, Diagonal):
+        return bool((affine.factor.abs() == 1).all())
+    if isinstance(affine, Convolution):
+        return int(affine.settings["groups"]) == 1
+    return isinstance(affine, Dense) or (isinstance(affine, Pick | Place | Rowwise | Sparse) and not affine.inexact)
 
 
 @cache

@@ -21,6 +21,7 @@ from nnrepair.network import private_copy
 from nnrepair.spec.network import copied, stated_shape
 from nnrepair.verify.property import Property
 from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.imported import Joined
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.search.replay import Replay
 
@@ -70,8 +71,12 @@ class Network:
         from nnrepair import onnx
 
         loaded = onnx.load(path, deadline)
-        if None in loaded.item_shape:
-            raise InvalidInput(f"{path} leaves the size of its input open ({loaded.item_shape}).")
+        for each in loaded.inputs:
+            if None in each.shape:
+                raise InvalidInput(f"{path} leaves the size of its input {each.name!r} open ({each.shape}).")
+        if len(loaded.inputs) > 1:
+            joined = Joined(loaded).eval()
+            return cls(joined, (sum(joined.sizes),), path, deadline)
         return cls(loaded, tuple(size for size in loaded.item_shape if size is not None), path, deadline)
 
     def read_for(self, low: Tensor, high: Tensor, deadline: Deadline) -> Graph:

@@ -9,6 +9,7 @@ from nnrepair.wrappers.conditioned import Conditioned
 from nnrepair.wrappers.decoupled import Decoupled
 from nnrepair.wrappers.inserted import EditingBlock, Inserted
 from nnrepair.wrappers.parallel import Parallel
+from nnrepair.wrappers.scoped import Scoped
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Inserted",
     "OwnMLP",
     "Parallel",
+    "Scoped",
     "Stitched",
     "Wrapper",
 ]

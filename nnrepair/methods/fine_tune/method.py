@@ -33,6 +33,8 @@ from nnrepair.methods.fine_tune.penalties import (
     L2,
     LInf,
     Penalty,
+    Rewired,
+    TopShare,
     between,
 )
 from nnrepair.methods.fine_tune.points import Drawn, Points
@@ -277,6 +279,10 @@ class _Run:
         for weight, gradient in zip(self.stepped.values(), found, strict=True):
             weight.grad = torch.zeros_like(weight) if gradient is None else gradient.to(weight.dtype)
         ranks.average([weight.grad for weight in self.stepped.values() if weight.grad is not None])
+        for regularizer in self.regularizers:
+            turned = regularizer.redirect({n: w.grad for n, w in self.stepped.items() if w.grad is not None})
+            for name, gradient in turned.items():
+                self.stepped[name].grad = gradient
         self.optimizer.step()
         for regularizer in self.regularizers:
             regularizer.project(self.stepped)
@@ -364,8 +370,26 @@ def _ewc() -> FineTune:
     return FineTune(penalties=(EWC(1000.0),))
 
 
+def _gre() -> FineTune:
+    """Fine-tuning whose steps are turned so that they raise no loss on the points to keep, to first order."""
+    return FineTune(penalties=(Rewired(),))
+
+
+def _gre_plus() -> FineTune:
+    """As gre, with a gradient for each of three parts of the points to keep."""
+    return FineTune(penalties=(Rewired(3),))
+
+
+def _masked() -> FineTune:
+    """Fine-tuning of the tenth of the weights that matter most for the edits, and least for the points to keep."""
+    return FineTune(penalties=(TopShare(0.1),))
+
+
 register("ft", FineTune)
 register("ft+l2", _l2)
 register("ft+linf", _linf)
 register("ft+kl", _kl)
 register("ewc", _ewc)
+register("gre", _gre)
+register("gre+", _gre_plus)
+register("ft+mask", _masked)

@@ -10,6 +10,7 @@ that bounds and references are those of each step):
 
 * `L2`, `LInf`, `L2Ball`: the size of theta - theta0; they need nothing else.
 * `KL`, `EWC`: what the change does on the locality set; they need one.
+* `Rewired`, `TopShare`: which way steps go, and in which weights; they need one too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -27,10 +29,12 @@ from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.fisher import Labels as Labels
 from nnrepair.jacobian.fisher import Weights, at_least_float, known_labels
 from nnrepair.jacobian.fisher import fisher_diagonal as fisher_diagonal
+from nnrepair.jacobian.tangents import gradients
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import independent
 from nnrepair.spec.kinds import Kind, Regression
 from nnrepair.spec.problem import Problem
+from nnrepair.spec.running import call_with
 
 
 class Regularizer:
@@ -50,6 +54,10 @@ class Regularizer:
             index: see y.
         """
         return None
+
+    def redirect(self, gradient: Weights) -> Weights:
+        """Return what is to be stepped along in place of a gradient, by name, before every step."""
+        return gradient
 
     @torch.no_grad()
     def project(self, weights: Weights) -> None:
@@ -323,3 +331,109 @@ class EWC(Penalty):
         if len(locality) > most:
             regularizer.notes = [f"EWC: Fisher information of {most} of {len(locality)} points of the locality set."]
         return regularizer
+
+
+@dataclass(frozen=True)
+class Rewired(Penalty):
+    """Steps that raise no loss on the locality set, to first order.
+
+    After Zhong et al., "Gradient rewiring for editable graph neural network training" (GRE and GRE+, NeurIPS 2024),
+    which works for any network. The locality set is split into parts, each with the gradient of its loss before the
+    repair, a row of G; the gradient g becomes g + G^T v with the v >= 0 that makes it shortest, so that G (g + G^T v)
+    >= 0. One part is GRE, several are GRE+. In the published code the form with one part never projects, and has the
+    opposite sign; what is done here is what the paper says. Its factor of the step size is left to `lr`, and optimizers
+    other than "sgd" may turn steps once more.
+
+    Args:
+        parts: of the locality set, drawn at random.
+        points: of each part, at most.
+    """
+
+    parts: int = 1
+    points: int = 1000
+    needs_locality: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "points"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InvalidInput(f"Rewired: {name} must be an integer >= 1, got {count!r}.")
+
+    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
+        locality = problem.locality
+        assert locality is not None
+        held = torch.nonzero(locality.holds).flatten().cpu()
+        held = held[torch.randperm(len(held), generator=generator)]
+        anchors = []
+        leaves = {name: weight.detach().clone().requires_grad_(True) for name, weight in old.items()}
+        for index in (part[: self.points].sort().values for part in held.tensor_split(self.parts) if len(part)):
+            some = locality.inputs[index]
+            loss = locality.criterion[index].loss(call_with(problem.model, dict(leaves), some).double()).mean()
+            found = gradients(loss, list(leaves.values()), again=False)
+            flat = [torch.zeros_like(w) if g is None else g for w, g in zip(leaves.values(), found, strict=True)]
+            anchors.append(torch.cat([g.double().flatten() for g in flat]))
+        return _Rewiring(anchors)
+
+
+class _Rewiring(Regularizer):
+    def __init__(self, anchors: Sequence[Tensor]) -> None:
+        self.basis: Tensor | None = None
+        self.triangle: Tensor | None = None
+        if anchors:
+            self.basis, self.triangle = torch.linalg.qr(torch.stack(list(anchors), 1))
+
+    @torch.no_grad()
+    def redirect(self, gradient: Weights) -> Weights:
+        if self.basis is None or self.triangle is None:
+            return gradient
+        g = torch.cat([part.double().flatten() for part in gradient.values()])
+        target = -(self.basis.T @ g).cpu().numpy()
+        v, _ = scipy.optimize.nnls(self.triangle.cpu().numpy(), target)
+        turned = g + self.basis @ (self.triangle @ torch.from_numpy(v).to(self.triangle))
+        parts = torch.split(turned, [part.numel() for part in gradient.values()])
+        return {n: t.reshape(g.shape).to(g.dtype) for (n, g), t in zip(gradient.items(), parts, strict=True)}
+
+
+@dataclass(frozen=True)
+class TopShare(Penalty):
+    """Only the weights change that matter most for the edits and least for the locality set.
+
+    They are those of largest |g| / F^1/2, with g the gradient of the first step, and F the diagonal of the Fisher
+    information over the locality set. A mask as in Yang et al., "Where to edit vision transformers" (HPRD, NeurIPS
+    2024), where a trained network chooses units; this is a cheap stand-in for it, and chooses single weights.
+
+    Args:
+        share: of the chosen parameters' weights, how many may change.
+        labels, points: for F, as for `EWC`.
+    """
+
+    share: float = 0.1
+    labels: Labels = "exact"
+    points: int | None = None
+    needs_locality: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _positive(self.share, "TopShare: share", zero=False)
+        if self.share > 1:
+            raise InvalidInput(f"TopShare: share is at most 1, got {self.share!r}.")
+        EWC(1.0, self.labels, self.points)
+
+    def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
+        fisher = EWC(1.0, self.labels, self.points).start(problem, old, generator)
+        assert isinstance(fisher, _Quadratic) and fisher.fisher is not None
+        return _Mask(fisher.fisher, self.share, fisher.notes)
+
+
+class _Mask(Regularizer):
+    def __init__(self, fisher: Weights, share: float, notes: Sequence[str]) -> None:
+        self.fisher, self.share, self.notes = fisher, share, notes
+        self.mask: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def redirect(self, gradient: Weights) -> Weights:
+        if not self.mask:
+            scores = {n: g.abs() / self.fisher[n].to(g).sqrt().clamp(min=1e-30) for n, g in gradient.items()}
+            every = torch.cat([score.flatten() for score in scores.values()])
+            least = every.topk(max(1, int(self.share * every.numel()))).values[-1]
+            self.mask = {n: (score >= least) & (score > 0) for n, score in scores.items()}
+        return {n: g * self.mask[n] for n, g in gradient.items()}

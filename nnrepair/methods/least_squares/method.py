@@ -154,6 +154,8 @@ class _Task:
         #: What is known of the layers of the network as it was, which all edits of it share.
         key = ("least squares", tuple(names), method.constraint, method.null)
         self.kept: dict[str, _Kept] = problem.once(key, lambda: {name: self._kept(name) for name in names})
+        if any(kept.null is not None and not bool(kept.null.any()) for kept in self.kept.values()):
+            self.notes.append(f"the keys to keep leave no direction free: null={method.null:g} is too small a share.")
         y = problem.answers.double()
         rounding = ROUNDINGS * torch.finfo(problem.answers.dtype).eps * float(y.abs().amax())
         beyond = BEYOND if method.constraint == "exact" else WITH_RIDGE
@@ -195,6 +197,8 @@ class _Task:
             K, R = keys.flatten(0, 1), missing.flatten(0, 1)
         else:
             K, R = keys, self._gains(model, layer, keys, values, kept)
+        if not bool(torch.isfinite(K).all() and torch.isfinite(R).all()):
+            return model
         matrix = self._change(K, share * R, kept)
         return moved(model, layer.change(matrix)) if bool(torch.isfinite(matrix).all()) else model
 

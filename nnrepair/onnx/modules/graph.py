@@ -51,6 +51,7 @@ class OnnxGraph(nn.Module):
         inputs: All inputs, in order.
         alone: Whether points run one at a time, since the file says what it computes for a single one only.
         bare: Whether the file's output has no batch: then the result for one point is the whole of it.
+        notes: What was decided while reading that the file does not say.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class OnnxGraph(nn.Module):
         self.item_shape = tuple(item_shape)
         self.inputs = tuple(inputs) or (Input(input_name, self.item_shape),)
         self.output_names = tuple(output_names) or (output_name,)
-        self.alone, self.bare = alone, bare
+        self.alone, self.bare, self.notes = alone, bare, list[str]()
         last = {name: k for k, step in enumerate(self.steps) for name in step.inputs}
         self._done = [[name for name in {*step.inputs} if last[name] == k] for k, step in enumerate(self.steps)]
 

@@ -2,7 +2,7 @@
 
 One short function for each, which puts the file's weights inside. `HANDLERS` says which function reads which operator;
 the files of this folder have it by kind. A new operator is one function and one row in the table of its file, and one
-in benchmarks/readers/wide.py.
+in benchmarks/readers/wide/.
 """
 
 from nnrepair.onnx.operators import (

@@ -1,11 +1,12 @@
-"""Layers of imported ONNX files that would be read less well, or not at all, by running their own code."""
+"""Layers of imported ONNX files that would be read less well by running their own code; files of several inputs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nnrepair.onnx import modules as ops
 from nnrepair.verify.reading.activations.elu import elu
@@ -15,6 +16,25 @@ from nnrepair.verify.reading.builder import Builder, Unreadable
 from nnrepair.verify.reading.symbols import Symbol
 from nnrepair.verify.reading.tensors.arithmetic import add_, multiply_
 from nnrepair.verify.reading.tensors.axes import argmax
+
+
+class Joined(nn.Module):
+    """A file of several inputs as a network of one: all their numbers, one input after the other, as VNN-LIB has them.
+
+    Args:
+        model: whose inputs have no open sizes.
+    """
+
+    def __init__(self, model: ops.OnnxGraph) -> None:
+        super().__init__()
+        self.model = model
+        self.shapes = [tuple(size for size in each.shape if size is not None) for each in model.inputs]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+
+    def forward(self, x: Tensor) -> Any:
+        starts = [sum(self.sizes[:k]) for k in range(len(self.sizes))]
+        parts = [x.narrow(1, start, size) for start, size in zip(starts, self.sizes, strict=True)]
+        return self.model(*(part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)))
 
 
 def _place(b: Builder, layer: Any, x: Symbol) -> Symbol:

@@ -31,6 +31,10 @@ from nnrepair.verify.reading.operations import ACTIVATIONS, CHANGING, FUNCTIONS,
 MOVING = (ops.Concat, ops.Reshape, ops.Permute)
 #: What is known before a model runs.
 KNOWN = Tensor | int | torch.dtype | torch.device
+#: What code raises that cannot run on what stands for a tensor; torch's layers assert, too.
+READING = (
+    *(Unreadable, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+)
 #: Hooks of torch's own that make a weight of other parameters.
 MAKE_WEIGHTS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 
@@ -151,14 +155,16 @@ class _Reader(Builder):
             self.problems.append("it does not return one tensor that depends on its input")
         return output
 
-    def trace_onnx(self, model: ops.OnnxGraph, x: Value) -> Value | None:
+    def trace_onnx(self, model: ops.OnnxGraph, *given: Value) -> Value | None:
         """Read a model from `nnrepair.onnx.load`."""
-        wanted = model.item_shape
-        if None not in wanted:
-            x = reshape(self, x, (0, *wanted))
-        elif len(wanted) != len(x.shape) or any(w not in (None, k) for w, k in zip(wanted, x.shape, strict=True)):
-            raise Unreadable(f"it takes points of shape {wanted}, given {x.shape}")
-        values: dict[str, Any] = {model.input_name: x}
+        values: dict[str, Any] = {}
+        for each, x in zip(model.inputs, given, strict=True):
+            wanted = each.shape
+            if None not in wanted:
+                x = reshape(self, x, (0, *wanted))
+            elif len(wanted) != len(x.shape) or any(w not in (None, k) for w, k in zip(wanted, x.shape, strict=True)):
+                raise Unreadable(f"it takes points of shape {wanted}, given {x.shape}")
+            values[each.name] = x
         for step in model.steps:
             module, inputs = model.get_submodule(step.module), [values.get(name) for name in step.inputs]
             lost = any(value is None for value in inputs)
@@ -242,7 +248,7 @@ class _Reader(Builder):
             elif not lost:
                 settings = {key: value for key, value in (settings or {}).items() if key != "inplace"}
                 values[output] = handler(self, *inputs, **settings)
-        except (Unreadable, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except READING as error:
             reason = str(error) if isinstance(error, Unreadable) else f"not in this form: {_first_line(error)}"
             kind = type(what).__name__ if isinstance(what, nn.Module) else getattr(what, "__name__", str(what))
             self.problems.append(f"{kind} {name!r}: {reason}")
@@ -308,7 +314,7 @@ def _handler(what: Any) -> Callable[..., Any]:
     if isinstance(what, ops.Constant):
         return lambda b: what.value
     if isinstance(what, ops.OnnxGraph):
-        return lambda b, x: b.trace_onnx(what, x)
+        return lambda b, *given: b.trace_onnx(what, *given)
     if isinstance(what, nn.Module):
         return _module(what)
     name = what if isinstance(what, str) else what.__name__

@@ -23,8 +23,10 @@ from nnrepair.verify.reading.sparse import Rowwise
 from nnrepair.verify.reading.symbols import Symbol, apply, lifted, lowered, read_with
 from nnrepair.verify.reading.tensors.arithmetic import ARITHMETIC
 from nnrepair.verify.reading.tensors.axes import AXES
+from nnrepair.verify.reading.tensors.composed import COMPOSED
 from nnrepair.verify.reading.tensors.matrices import MATRICES
 from nnrepair.verify.reading.tensors.moving import MOVING
+from nnrepair.verify.reading.tensors.recurrent import RECURRENT
 from nnrepair.verify.reading.windows import averages, conv, conv_transpose, max_pool, over
 
 
@@ -241,7 +243,7 @@ def _on_value(read: Callable[..., Value]) -> Callable[..., Symbol]:
 # Symbols know all of these, and what is in `tensors`.
 read_with({_name(key): _on_value(read) for key, read in FUNCTIONS.items()})
 read_with({name: _on_entries(read) for name, read in _ENTRYWISE.items()})
-read_with(MOVING | ARITHMETIC | AXES | MATRICES)
+read_with(MOVING | ARITHMETIC | AXES | MATRICES | COMPOSED | RECURRENT)
 
 #: What the layers of torch that are activations are called.
 ACTIVATIONS = sorted({kind.__name__ for kind in _layers})

@@ -96,6 +96,15 @@ class Symbol:
     def requires_grad(self) -> bool:
         return False
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether it holds tensors of several sizes; layers of torch ask."""
+        return False
+
+    @property
+    def is_cuda(self) -> bool:
+        return False
+
     def size(self, dim: int | None = None) -> Any:
         """Return the shape, or the size of an axis."""
         return self.shape if dim is None else self.shape[dim]
@@ -139,6 +148,7 @@ def apply(name: str, arguments: Iterable[Any], settings: dict[str, Any]) -> Any:
     """Return what a function of torch makes of symbols."""
     plain = name.strip("_")
     arguments = list(arguments)
+    settings = {key: value for key, value in settings.items() if key != "inplace" or value is not False}
     if name.endswith("_") and not name.startswith("_"):
         raise Unreadable(f"{name} changes a value in place")
     if plain not in _TABLE:

@@ -11,11 +11,17 @@ from torch import Tensor
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.reading.affine import PIECE_WORK, Dense
 from nnrepair.verify.reading.graph import Graph, Node
+from nnrepair.verify.search.forms import Form
+from nnrepair.verify.search.intervals import Interval
 from nnrepair.verify.search.loose import Chain
 from nnrepair.verify.search.magnitudes import PIECE_SIZE, Rounding
 from nnrepair.verify.search.relaxation import Linear, Relaxation
 from nnrepair.verify.search.slopes import Ascent
 from nnrepair.verify.search.substitution import Substitution
+
+#: Where there are few inputs, and bounding all units of a box backwards would take so many multiplications, values are
+#: followed forward as affine forms instead.
+FORM_INPUTS, FORM_WORK = 24, 1_000_000_000
 
 
 class Bounder(Substitution):
@@ -38,6 +44,7 @@ class Bounder(Substitution):
     ) -> None:
         super().__init__(graph, Rounding(graph, lower, upper, deadline), deadline)
         self.alone = self._linear_before()
+        self.has_forms = refine and graph.inputs <= FORM_INPUTS and graph.hidden * graph.work >= FORM_WORK
         self.chunk = self._chunk()
         self.chain = Chain.of(graph) if refine and self.rounding.is_finite else None
         for _ in range(2):  # from coarse magnitudes to those that the bounds themselves give
@@ -108,7 +115,7 @@ class Bounder(Substitution):
         Args:
             lower, upper: the boxes.
             known: bounds (boxes, units) that hold already, from boxes around these.
-            refine: also bound loose units backwards, not by intervals alone.
+            refine: also bound loose units backwards, or by affine forms, not by intervals alone.
             steps: improvement steps for each of these bounds.
         """
         return self._intervals(lower, upper, known, refine, steps)[0]
@@ -120,9 +127,13 @@ class Bounder(Substitution):
         graph = self.graph
         relaxation = Relaxation()
         values: list[tuple[Tensor, Tensor]] = [(lower, upper)]
+        forms = [Form.of_inputs(lower, upper)] if self.has_forms else []
         for k, node in enumerate(graph.nodes[1:], 1):
             self.deadline.check()
             first = values[node.sources[0]]
+            if forms and node.activation is None:
+                given = [forms[source] for source in node.sources]
+                forms.append(given[0].through(node.affine, self.deadline) if node.affine else Form.total(given))
             if node.affine is not None:
                 middle, radius = (first[0] + first[1]) / 2, (first[1] - first[0]) / 2
                 center = self._pieces(node.affine, node.affine.apply, middle) + node.affine.bias
@@ -133,16 +144,25 @@ class Bounder(Substitution):
                 values.append(self.rounding.clipped(k, low - self.rounding.rho[k], high + self.rounding.rho[k]))
             else:
                 low, high = first
+                if forms:
+                    low, high = self._both((low, high), forms[node.sources[0]].interval())
                 if known is not None:
                     low = torch.maximum(low, known[0][:, node.units])
                     high = torch.minimum(high, known[1][:, node.units])
-                if refine and not self.alone[node.sources[0]]:
+                if refine and not forms and not self.alone[node.sources[0]]:
                     which = node.activation.loose(low, high)
                     low, high = self._refined(relaxation, node.sources[0], which, lower, upper, low, high, steps)
                 relaxation.add(node.activation, low, high)
+                if forms:
+                    forms.append(forms[node.sources[0]].bent(node.activation, low, high))
                 ends = node.activation.enclose(low, high)
                 values.append(self.rounding.clipped(k, *ends) if node.activation.rounds else ends)
         return relaxation, values
+
+    @staticmethod
+    def _both(a: Interval, b: Interval) -> Interval:
+        """Return what two intervals have in common; NaN is no end."""
+        return torch.fmax(a[0], b[0]), torch.fmin(a[1], b[1])
 
     def _refined(
         self,

@@ -27,7 +27,7 @@ class BranchAndBound(ABC, Generic[P]):
 
     #: How many parts are bounded before the first attack, and how many random starts it has for each of them.
     first_attack: ClassVar[int]
-    starts: ClassVar[float] = 0.5
+    starts: ClassVar[int] = 1
     #: How many parts count as bounded before the loop begins.
     counted = 0
 
@@ -53,7 +53,7 @@ class BranchAndBound(ABC, Generic[P]):
                     return open_.found(boxes, limit)
                 current = open_.pop()
                 boxes += len(current)
-                violated = boxes >= next_attack and attack(int(self.starts * next_attack))
+                violated = boxes >= next_attack and attack(self.starts * next_attack)
                 next_attack = next_attack if boxes < next_attack else 2 * next_attack
                 halves = None if violated else self._halves(current, open_.stuck)
                 if halves is None:

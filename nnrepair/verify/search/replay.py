@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.extras import needed
+from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.verify.property import Box, Conjunction, Exact
 from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.imported import Joined
 from nnrepair.verify.result import Counterexample
 from nnrepair.verify.search.rational import (
     Enclosure,
@@ -60,7 +62,7 @@ class Replay:
     ) -> None:
         self.model, self.shape, self.dtype, self.graph = model, shape, dtype, graph
         self.deadline = deadline
-        self.session = None if path is None else Session(path)
+        self.session = None if path is None else Session(path, model.model if isinstance(model, Joined) else model)
 
     def in_box(self, point: Tensor, box: Box, own: bool = True) -> Exact:
         """Return the point (inputs,) of floats as one exactly inside the box.
@@ -143,18 +145,32 @@ class Replay:
 
 
 class Session:
-    """An ONNX file in onnxruntime, which begins at the first run."""
+    """An ONNX file in onnxruntime, which begins at the first run.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: the file.
+        model: the same as it was read, which knows its inputs and which of its outputs is meant.
+    """
+
+    def __init__(self, path: Path, model: nn.Module) -> None:
+        self.path, self.model = path, model
 
     def run(self, x: Tensor) -> NDArray[np.float64] | None:
         """Return the output for one input (1, *shape), flat; None where onnxruntime lacks an operator."""
         if self._begun is None:
             return None
-        (name,) = (source.name for source in self._begun.get_inputs())
-        (y,) = self._begun.run(None, {name: x.numpy()})
-        return np.asarray(y, np.float64).reshape(-1)
+        if not isinstance(self.model, OnnxGraph):
+            (name,) = (source.name for source in self._begun.get_inputs())
+            return np.asarray(self._begun.run(None, {name: x.numpy()})[0], np.float64).reshape(-1)
+        given, start, flat = dict[str, NDArray[Any]](), 0, x.reshape(-1)
+        for source, each in zip(self._begun.get_inputs(), self.model.inputs, strict=True):  # readers change names
+            size = math.prod(size or 1 for size in each.shape)
+            shape = (1, *each.shape) if each.batched else each.shape
+            given[source.name] = flat[start : start + size].reshape([size or 1 for size in shape]).numpy()
+            start += size
+        names = self.model.output_names
+        which = names.index(self.model.output_name) if self.model.output_name in names else 0
+        return np.asarray(self._begun.run(None, given)[which], np.float64).reshape(-1)
 
     @cached_property
     def _begun(self) -> Any:

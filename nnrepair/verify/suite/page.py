@@ -19,6 +19,8 @@ SHEET = """
 table.suite { width: 100%; border-collapse: collapse; font-size: .9rem; }
 table.suite th, table.suite td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
 table.suite td.number { text-align: right; font-variant-numeric: tabular-nums; }
+table.suite th { color: inherit; font-weight: 600; vertical-align: bottom; }
+table.suite td.name { overflow-wrap: anywhere; min-width: 8rem; }
 svg.cactus { width: 100%; max-width: 46rem; height: auto; } svg.cactus text { font-size: 12px; fill: var(--soft); }
 svg.cactus .axis { stroke: var(--line); } svg.cactus polyline { fill: none; stroke-width: 2.5; }
 svg.cactus .here { stroke: var(--now); } svg.cactus .there { stroke: var(--was); stroke-dasharray: 6 4; }
@@ -36,11 +38,13 @@ def page(
         rows: what came out for each instance.
         expected: the published answer of each, None where nobody knows.
         best: the fastest published time of each in seconds, None where nobody says.
+
+    Seconds of this run are of CPU time, which does not depend on what else the machine does.
     """
     solved = [row for row in rows if row.status in ("holds", "violated")]
     known = [(row, answer) for row, answer in zip(rows, expected, strict=True) if answer is not None]
     wrong = sum(row.status in ("holds", "violated") and row.status != answer for row, answer in known)
-    here = sorted(row.wall_seconds for row in solved)
+    here = sorted(row.cpu_seconds for row in solved)
     there = sorted(seconds for seconds in best if seconds is not None)
     lead = f"{len(solved)} of {len(rows)} instances are solved ({percent(len(solved) / max(1, len(rows)))})."
     if known:
@@ -95,7 +99,7 @@ def _cactus(here: Sequence[float], there: Sequence[float]) -> str:
             drawn.append(f'<polyline class="{kind}" points="{x(0):.1f},{y(times[0]):.1f} {points}"/>')
             last = f'x="{x(len(times)) + 6:.1f}" y="{y(times[-1]) + (4 if kind == "here" else -8):.1f}"'
             drawn.append(f'<text class="{kind}" {last}>{name}</text>')
-    words = f"This run solved {len(here)} instances, the slowest in {here[-1]:.3g} s."
+    words = f"This run solved {len(here)} instances, the slowest in {here[-1]:.3g} s of CPU time."
     if there:
         words += (
             f" Published: for {len(there)} instances the fastest time of any tool, each measured on another machine."
@@ -108,15 +112,16 @@ def _cactus(here: Sequence[float], there: Sequence[float]) -> str:
 
 
 def _table(rows: Sequence[Row], expected: Sequence[str | None], best: Sequence[float | None]) -> str:
-    head = "network|property|verdict|published|seconds|fastest elsewhere|why"
+    head = "verdict|published|CPU s|fastest elsewhere, s|network|property|why"
     lines = ["<tr>" + "".join(f'<th scope="col">{name}</th>' for name in head.split("|")) + "</tr>"]
     for row, answer, seconds in zip(rows, expected, best, strict=True):
         is_wrong = answer is not None and row.status in ("holds", "violated") and row.status != answer
         mark = ' class="not"' if is_wrong or row.status == "error" else ""
         reason = escape(row.reason.strip().split("\n")[-1])
         lines.append(
-            f"<tr><td>{escape(row.onnx)}</td><td>{escape(row.vnnlib)}</td><td{mark}>{row.status}</td>"
-            f'<td>{answer or "–"}</td><td class="number">{row.wall_seconds:.2f}</td>'
-            f'<td class="number">{"–" if seconds is None else f"{seconds:.2f}"}</td><td>{reason}</td></tr>'
+            f'<tr><td{mark}>{row.status}</td><td>{answer or "–"}</td><td class="number">{row.cpu_seconds:.2f}</td>'
+            f'<td class="number">{"–" if seconds is None else f"{seconds:.2f}"}</td>'
+            f'<td class="name">{escape(row.onnx)}</td><td class="name">{escape(row.vnnlib)}</td>'
+            f'<td class="name">{reason}</td></tr>'
         )
     return f'<div class="scroll"><table class="suite">\n{chr(10).join(lines)}\n</table></div>'

@@ -45,8 +45,8 @@ from nnrepair.verify.suite.stored import (
 )
 from nnrepair.verify.suite.vnncomp import Instance
 
-#: What every check imports when it first needs it; no instance's time is to be spent on that.
-PRELOAD = ("nnrepair.onnx.reader", "onnxruntime")
+#: What every check imports when it first needs it, or compiles; no instance's time is to be spent on that.
+PRELOAD = ("nnrepair.onnx.reader", "onnxruntime", "nnrepair.verify.search.kernel")
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def _write_summary(result: SuiteResult, folder: Path, instances: Path, options: 
 
 def _page(result: SuiteResult, instances: Path, best: list[float | None]) -> str:
     about = (
-        f"{time.strftime('%Y-%m-%d')}, {_processor()}, {os.cpu_count()} cores. Seconds are wall time of each instance."
+        f"{time.strftime('%Y-%m-%d')}, {_processor()}, {os.cpu_count()} cores. Seconds are CPU time of each instance."
     )
     name = f"{instances.resolve().parent.name}/{instances.name}"
     return page(f"Checked: {name}", about, result.rows, result.expected, best)

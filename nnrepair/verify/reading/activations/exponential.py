@@ -11,6 +11,9 @@ from nnrepair.verify.reading.activations.smooth import Smooth, steepest_left
 from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.builder import Builder, Unreadable, Value
 
+#: See `CappedExp`; exp(-CAP) is below CAPPED.
+CAP, CAPPED = 200.0, 1e-86
+
 
 class Exp(Smooth):
     """The exponential function."""
@@ -30,6 +33,26 @@ class Exp(Smooth):
 
     def touching(self, slope: Tensor, piece: int) -> Tensor:
         return torch.log(slope.clamp(min=1e-300))
+
+
+class CappedExp(Smooth):
+    """exp(min(z, CAP)), in softmax: exp of what lies beyond would be too large for any bound to be finite."""
+
+    breaks = ((CAP, CAP),)
+    convex = (True, True)
+    monotone, least = True, 0.0
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.exp(x.clamp(max=CAP))
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.where(x < CAP, self.apply(x), 0.0)
+
+    def steepness(self, low: Tensor, high: Tensor) -> Tensor:
+        return self.apply(high) * (1 + 1e-12)
+
+    def touching(self, slope: Tensor, piece: int) -> Tensor:
+        return torch.full_like(slope, CAP) if piece else torch.log(slope.clamp(min=1e-300)).clamp(max=CAP)
 
 
 class Log(Smooth):

@@ -7,8 +7,9 @@ its largest value is at an end, and for any place p
 
 so that a place that is only near the lowest point gives a bound that is only a little low. Concave pieces likewise.
 The functions of torch are off by at most LIBM units in the last place: SLEEF, which torch uses on CPUs, states 1 unit
-for exp, expm1, log, log1p, tanh, sin and cos, and 1.5 for erfc; CUDA at most 2 for them (5 for erfc, which counts less
-than the argument's rounding, see `gelu`). `tests/test_activations.py` compares them with arithmetic of 60 digits.
+for exp, expm1, log, log1p, tanh, atan, erf, sin and cos, and 1.5 for erfc; CUDA at most 2 for them (5 for erfc, which
+counts less than the argument's rounding, see `gelu`). `tests/test_activations.py` compares them with arithmetic of 60
+digits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Step: 1 for positive numbers, else 0, of which Sign and comparisons are made; Floor: the whole number below."""
+"""Step: 1 for positive numbers, else 0, of which Sign and comparisons are made; Floor and Round: whole numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from nnrepair.verify.reading.activations import Functions
 from nnrepair.verify.reading.activations.base import Activation
 from nnrepair.verify.reading.affine import EPS
-from nnrepair.verify.reading.builder import Builder, Value
+from nnrepair.verify.reading.builder import Builder, Unreadable, Value
 from nnrepair.verify.reading.numbers import Numbers
 
 
@@ -86,11 +86,41 @@ class Floor(Activation):
         ends, rest = torch.stack([slope * low, slope * high]), torch.stack([(1 - slope) * low, (1 - slope) * high])
         least = torch.maximum(low.floor() - ends.amax(0), rest.amin(0) - 1)
         most = torch.minimum(high.floor() - ends.amin(0), rest.amax(0))
-        off = 8 * EPS * (1 + (1 + slope.abs()) * torch.maximum(low.abs(), high.abs()))
+        size = torch.maximum(low.floor().abs(), high.floor().abs())
+        off = 8 * EPS * (size + (1 + slope.abs()) * torch.maximum(low.abs(), high.abs())) + 1e-300
         return least - off, most + off
 
     def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         slope = (high.floor() - low.floor() > 1).to(low)  # one step is closest to the line through its middle: none
+        return slope, slope
+
+
+class Round(Activation):
+    """The nearest whole number, of two the even one: z - 1/2 <= f(z) <= z + 1/2."""
+
+    steepest = 1.0
+    is_rational = True
+
+    def apply(self, x: Tensor) -> Tensor:
+        value = x.round()
+        return value + x - x.detach() if x.requires_grad else value
+
+    def exact(self, x: Numbers) -> Numbers:
+        return Numbers(np.array([round(v) for v in x.fractions()], object), 0)
+
+    def enclose(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return low.round(), high.round()
+
+    def offsets(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        ends, rest = torch.stack([slope * low, slope * high]), torch.stack([(1 - slope) * low, (1 - slope) * high])
+        least = torch.maximum(low.round() - ends.amax(0), rest.amin(0) - 0.5)
+        most = torch.minimum(high.round() - ends.amin(0), rest.amax(0) + 0.5)
+        size = torch.maximum(low.round().abs(), high.round().abs())
+        off = 8 * EPS * (size + (1 + slope.abs()) * torch.maximum(low.abs(), high.abs())) + 1e-300
+        return least - off, most + off
+
+    def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        slope = (high.round() - low.round() > 1).to(low)
         return slope, slope
 
 
@@ -119,7 +149,15 @@ def truncated(b: Builder, x: Value) -> Value:
     return b.difference(floor(b, b.relu(x)), floor(b, b.relu(b.scaled(x, -1.0))))
 
 
+def rounded(b: Builder, x: Value, decimals: int = 0) -> Value:
+    """Return the nearest whole number."""
+    if decimals:
+        raise Unreadable(f"decimals={decimals}, expected 0")
+    return b.activation(x, Round())
+
+
 FUNCTIONS: Functions = {
+    **dict.fromkeys((torch.round, ".round"), rounded),
     **dict.fromkeys((torch.floor, ".floor"), floor),
     **dict.fromkeys((torch.ceil, ".ceil"), ceil),
     **dict.fromkeys((torch.trunc, ".trunc"), truncated),

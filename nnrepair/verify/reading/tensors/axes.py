@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnrepair.verify.reading.activations.exponential import Exp, Log
-from nnrepair.verify.reading.activations.powers import Reciprocal
+from nnrepair.verify.reading.activations.exponential import CAPPED, CappedExp, Exp, Log
+from nnrepair.verify.reading.activations.powers import Share
 from nnrepair.verify.reading.activations.step import positive
+from nnrepair.verify.reading.affine import Diagonal
 from nnrepair.verify.reading.builder import Builder, Unreadable, Value
+from nnrepair.verify.reading.partial import Shifted
 from nnrepair.verify.reading.sparse import Sparse
 from nnrepair.verify.reading.symbols import Symbol, Table
 from nnrepair.verify.reading.tensors import arithmetic
@@ -102,7 +104,10 @@ def argmax(b: Builder, x: Symbol, dim: Any = None, keepdim: bool = False) -> Sym
 
 
 def _softmax(b: Builder, x: Symbol, dim: int, *rest: Any, log: bool = False, **settings: Any) -> Symbol:
-    """Return 1 / sum_j exp(x_j - x_i), or the logarithm of that."""
+    """Return 1 / sum_j exp(x_j - x_i), or the logarithm of that.
+
+    Where one x_j - x_i is above CAP the first is less than exp(-CAP), and so it is with CAP in place of the difference.
+    """
     groups, _ = grouped(x, dim, False)
     rows, count = groups.shape
     if rows * count * count > arithmetic.MOST:
@@ -112,11 +117,16 @@ def _softmax(b: Builder, x: Symbol, dim: int, *rest: Any, log: bool = False, **s
     pairs = torch.stack([groups[:, None, :].expand(-1, count, -1), groups[:, :, None].expand(-1, -1, count)], -1)
     difference = b.affine(x.flat, Sparse(pairs.reshape(-1, 2), ones, x.numel()), (len(ones),))
     total = b.affine(
-        b.activation(difference, Exp()),
+        b.activation(difference, Exp() if log else CappedExp()),
         Sparse(torch.arange(len(ones)).reshape(-1, count), None, len(ones)),
         (rows * count,),
     )
-    made = b.scaled(b.activation(total, Log()), -1.0) if log else b.activation(total, Reciprocal())
+    if log:
+        made = b.scaled(b.activation(total, Log()), -1.0)
+    else:
+        share = b.activation(total, Share())
+        one, off = torch.ones(x.numel(), dtype=torch.float64), torch.full((x.numel(),), CAPPED, dtype=torch.float64)
+        made = b.affine(share, Shifted(Diagonal(one), torch.zeros_like(one), off), share.shape)
     place = torch.empty(x.numel(), dtype=torch.float64)
     place[groups.reshape(-1)] = torch.arange(1.0, x.numel() + 1, dtype=torch.float64)
     moved = x.shaped(made).moved(place.reshape(x.shape))

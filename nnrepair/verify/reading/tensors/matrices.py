@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnrepair.verify.reading.activations.powers import Reciprocal, Sqrt
+from nnrepair.verify.reading.activations.powers import Deviation, Reciprocal
 from nnrepair.verify.reading.activations.square import SQUARE
 from nnrepair.verify.reading.builder import Builder, Unreadable
 from nnrepair.verify.reading.sparse import Rowwise
@@ -48,7 +48,7 @@ def normalised(b: Builder, x: Symbol, dims: Any, eps: float, centred: bool = Tru
     """Return (x - mean) / sqrt(variance + eps) over some axes."""
     x = subtract_(b, x, mean(b, x, dims, True)) if centred else x
     variance = mean(b, x.shaped(b.activation(x.flat, SQUARE)), dims, True)
-    deviation = b.activation(b.scaled(variance.flat, 1.0, b.constant(eps)), Sqrt())
+    deviation = b.activation(variance.flat, Deviation(float(b.constant(eps))))
     return multiply_(b, x, variance.shaped(b.activation(deviation, Reciprocal())))
 
 
