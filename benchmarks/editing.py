@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import nnrepair
+from benchmarks.language.task import METHODS
 from benchmarks.measure import ROOT, measured
 from nnrepair.domains.base import Task
 from nnrepair.errors import InvalidInput, near_matches
@@ -81,13 +82,13 @@ def method_of(name: str, options: Mapping[str, Any]) -> Method | Trainable:
     'fc3'
 
     Args:
-        name: as `nnrepair methods` lists it.
+        name: as `nnrepair methods` lists it, or a method that only language models have.
         options: its arguments; `penalties` is a list of tables, each with the penalty's class name as `kind`.
 
     Raises:
         InvalidInput: an unknown method, option or penalty (near matches are listed).
     """
-    chosen = entry(name)()
+    chosen = METHODS[name]() if name in METHODS else entry(name)()
     known = {field.name for field in fields(chosen)} if is_dataclass(chosen) else set()
     _refuse_unknown(options, known, f"option of {name}")
     made = {key: tuple(map(_penalty, value)) if key == "penalties" else value for key, value in options.items()}
@@ -168,7 +169,10 @@ def on(
             seed=seed,
             **MODES[mode],
         )
-        return figures(result, list(posed.test_set), len(posed.edits))
+        row = figures(result, list(posed.test_set), len(posed.edits))
+        if posed.further is not None and mode != "independent":  # which has no one network
+            row["further"] = {name: round(value, 4) for name, value in posed.further(result.model).items()}
+        return row
 
     row = measured(work)
     return row | {"repair_cpu_seconds": counted.cpu_seconds} | told

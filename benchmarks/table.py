@@ -17,6 +17,7 @@ from benchmarks.conditioning import table as conditioning
 from benchmarks.engine import table as engine
 from benchmarks.graph import table as graphs
 from benchmarks.inpainting import table as inpainting
+from benchmarks.language import table as language
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.shipped import bert
@@ -328,6 +329,7 @@ def write() -> None:
     editing.write()
     graphs.write()
     inpainting.write()
+    language.write()
     photographs.write()
     for path, lines in ((ROOT / "README.md", figures()), (ROOT / "docs" / "results.md", everything())):
         write_atomically(path, between(path.read_text(), "results", lines).encode())

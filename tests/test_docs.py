@@ -29,7 +29,7 @@ TEXTS = [*PAGES, *(path for path in ROOT.glob("*.md") if path.name != "CHANGELOG
 #: How blocks begin: the first three are run.
 LANGUAGES = {"pycon", "console", "python", "text", "bash", "mermaid", "py", ""}
 #: Blocks of Python that are rows of a table in a test, and not run.
-ROWS = {"add-a-method.md": 1, "add-an-activation.md": 1, "your-model.md": 1}
+ROWS = {"add-a-method.md": 1, "add-an-activation.md": 1, "language.md": 1, "your-model.md": 1}
 #: Files that pages say a reader would add.
 TO_BE = {"nnrepair/domains/tumours/", "benchmarks/tumours/", "benchmarks/mnist/experiments/by-heart.toml"}
 #: What pages add methods, wrappers and activations to; they are gone afterwards.

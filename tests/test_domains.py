@@ -58,6 +58,8 @@ TABLE = {
     "cifar": Row("benchmarks.cifar.task", "resnet20", None, CIFAR, "CACHE"),
     "cora": Row("benchmarks.cora.task", "gcn", "torch_geometric", ("graphs/cora_safe.npz",)),
     "inpainting": Row("nnrepair.domains.inpainting", "digits", "sklearn"),
+    "language": Row("nnrepair.domains.language", "gpt2"),
+    "language benchmark": Row("benchmarks.language.task", "gpt2"),
     "mnist inpainting": Row("benchmarks.inpainting.task", "mnist-attentive", None, MNIST[:1]),
     "snow": Row("benchmarks.vision.task", "squeezenet-snow", "torchvision", IMAGENET, "SAMPLES"),
     "copies": Row("benchmarks.vision.task", "resnet20", "torchvision", COPIES, "COPIES"),

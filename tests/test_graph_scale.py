@@ -24,6 +24,7 @@ from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, Nodes,
 from nnrepair.domains.graphs.large import Csr, LargeGraph
 from nnrepair.domains.graphs.layerwise import evaluate
 from nnrepair.jacobian import keys
+from nnrepair.jacobian.head import AffineHead
 from nnrepair.jacobian.linearize import Linearization
 from nnrepair.methods import FineTune, MinimalNorm
 
@@ -417,7 +418,8 @@ def test_the_last_layer_is_one_linear_map_of_keys_that_are_known(kind: str) -> N
     line = Linearization(network, names, nodes)
     assert line.ends_affine and line.independent
     said = network.keys_of(nodes, names)
-    found = keys.keys(network(nodes), list(network.parameters()))
+    mine = dict(network.named_parameters())
+    found = keys.keys(network(nodes), mine, AffineHead.of(mine))
     assert said is not None and found is not None
     close(said, found)
     for name in names:

@@ -14,7 +14,7 @@ from networks import clusters, mistakes, mlp, randn, seeded
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import AnyOf, Argmax, Edits, InvalidInput, Linear, LocalitySet, Near, Threshold
+from nnrepair import AnyOf, Argmax, Edits, EditScope, InvalidInput, Linear, LocalitySet, Near, Threshold
 from nnrepair.domains.graphs.nodes import NodeEdits, NodeLocality
 from nnrepair.methods import LeastSquares
 from nnrepair.methods.least_squares.insertion import exact, null_space, ridge, within
@@ -141,13 +141,34 @@ def test_values_inside_are_found_and_kept_short() -> None:
     def run(gains: Tensor) -> Tensor:
         return model[1:](out + gains)
 
-    gains = inside(run, edits, out, 1e-3, steps=300, lr=0.1, longest=50.0)
+    def missed(edits: Edits, aim: float) -> Any:
+        def of(gains: Tensor) -> tuple[Tensor, Tensor]:
+            y = run(gains).double()
+            return edits.criterion.loss(y, aim), edits.criterion.margin(y.detach()) >= aim
+
+        return of
+
+    gains = inside(missed(edits, 1e-3), out, steps=300, lr=0.1, longest=50.0)
     assert bool(edits.criterion.holds(run(gains)).all())
-    short = inside(run, edits, out, 1e3, steps=50, lr=0.5, longest=0.5)
+    short = inside(missed(edits, 1e3), out, steps=50, lr=0.5, longest=0.5)
     least = float(out.square().mean().sqrt()) * 40**0.5
     assert bool((short.norm(dim=1) <= 0.5 * out.norm(dim=1).clamp(min=least) * (1 + 1e-4)).all())
     held = Edits(x, model(x).argmax(1))
-    assert not inside(run, held, out, 0.0, steps=50, lr=0.1, longest=4.0).any()
+    assert not inside(missed(held, 0.0), out, steps=50, lr=0.1, longest=4.0).any()
+
+
+def test_neighbours_share_the_key_and_the_value() -> None:
+    """An edit's key inside is the mean of its own and its neighbours', and the value is sought for all of them."""
+    model, x = mlp(6, 40, 30, 3), randn(2, 6, seed=3)
+    near, of = (x[:, None] + 0.5 * randn(2, 4, 6, seed=4)).flatten(0, 1), torch.arange(2).repeat_interleave(4)
+    wanted = mistakes(model, x)
+    method, kept = LeastSquares(layers="2", margin=0.1), randn(300, 6, seed=5)
+    wider = Edits(x, wanted, neighbours=EditScope(near, wanted[of], of=of))
+    alone, beside = (nnrepair.fix(model, edits, kept, method=method) for edits in (Edits(x, wanted), wider))
+    reached = [float((result.model(near).argmax(1) == wanted[of]).double().mean()) for result in (alone, beside)]
+    assert beside.report.success_rate == 1.0 and reached[1] > reached[0] and reached[1] > 0.7
+    with pytest.raises(InvalidInput, match="must say whose each is"):
+        nnrepair.fix(model, Edits(x, wanted, neighbours=(near, wanted[of])), method=method)
 
 
 def images(count: int, seed: int = 0) -> Tensor:

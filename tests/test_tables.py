@@ -11,6 +11,7 @@ from benchmarks.conditioning import table as conditioning
 from benchmarks.engine import table as engine
 from benchmarks.graph import table as graphs
 from benchmarks.inpainting import table as inpainting
+from benchmarks.language import table as language
 from benchmarks.readers import table as readers
 from benchmarks.regions import table as regions
 from benchmarks.shipped import table as shipped
@@ -65,6 +66,10 @@ def test_the_page_about_conditioning_is_what_the_results_say():
 
 def test_the_page_about_graphs_is_what_the_results_say():
     assert (ROOT / "docs" / "results-graphs.md").read_text() == graphs.page()
+
+
+def test_the_page_about_language_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-language.md").read_text() == language.page()
 
 
 def test_the_page_about_inpainting_is_what_the_results_say():

@@ -72,6 +72,7 @@ class Task:
         training: returns all that the network's training data offers to editors that are trained first: its mistakes
             there with their true labels, neighbours of these, with `of`, and labelled points that it gets right. Called
             when the first episode is asked for. None: this domain has none.
+        further: what else is measured of a network with the edits, by name; None: nothing.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class Task:
     test_set: Mapping[str, tuple[Any, Any]]
     edit_scope: EditScope
     training: Callable[[], Episode] | None = None
+    further: Callable[[nn.Module], Mapping[str, float]] | None = None
 
     def episodes(self, seed: int, edits: int = EDITS, locality: int = LOCALITY) -> EpisodeSampler:
         """Return episodes drawn from training data alone; no edit, and no point of a test set, is among them.

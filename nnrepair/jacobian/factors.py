@@ -6,7 +6,7 @@ Every factored row is checked against automatic differentiation before factors a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -106,6 +106,11 @@ class Factors:
         """How many points run together, or copies of points: fewer where a map is used at many positions."""
         return max(1, min(POINTS, ENTRIES // max(1, self._entries)))
 
+    @property
+    def head(self) -> AffineHead:
+        """All chosen parameters side by side."""
+        return AffineHead.of(self._model.parameters, [n for group in self.groups for n in group.head.transposed])
+
     def rows(self, sub: AnyInputs, criterion: Criterion, local: Tensor, point: Tensor, condition: Tensor) -> Rows:
         """Return the rows of conditions, see `Linearization.rows`.
 
@@ -152,7 +157,8 @@ class Factors:
             is_weight = self._model.parameters[name].ndim >= 2
             bias = name.removesuffix("weight") + "bias" if name.endswith("weight") else None
             bias = bias if bias in self._model.parameters and bias not in done else None
-            group = self._group(name, bias) if is_weight else self._group(None, name)
+            turned = [name] if is_weight and all(use.transposed for use in uses) else []
+            group = self._group(name, bias, turned=turned) if is_weight else self._group(None, name)
             seeds = weights.expand_as(y)
             deltas = gradients(y, [u.output for u in uses], seeds)
             parts = [numpy(u.by_position(d, len(y))) for u, d in zip(uses, deltas, strict=True)]
@@ -170,9 +176,11 @@ class Factors:
                 done.update(group.names)
         return groups + [self._group(None, None, n) for n in self._model.names if n not in done]
 
-    def _group(self, weight: str | None, bias: str | None, plain: str | None = None) -> Group:
+    def _group(
+        self, weight: str | None, bias: str | None, plain: str | None = None, turned: Sequence[str] = ()
+    ) -> Group:
         names = [n for n in (weight, bias, plain) if n is not None]
-        return Group(weight, bias, plain, AffineHead.of({n: self._model.parameters[n] for n in names}))
+        return Group(weight, bias, plain, AffineHead.of({n: self._model.parameters[n] for n in names}, turned))
 
     def _shared_maps(self, y: Tensor, tap: Tap, weights: Tensor, true: Callable[[int], dict[str, Tensor]]) -> set[str]:
         """Return the weights of maps which all of a graph's nodes share, and whose uses account for their gradients.

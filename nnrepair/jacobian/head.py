@@ -19,19 +19,22 @@ class AffineHead:
 
     Attributes:
         shapes: of the parameters, by name and in their order; all have one row per output.
+        transposed: the names of those that have one column per output instead, as GPT-2's weights (inp, out).
     """
 
     shapes: dict[str, torch.Size]
+    transposed: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Tensor]) -> AffineHead:
+    def of(cls, parameters: Mapping[str, Tensor], transposed: Iterable[str] = ()) -> AffineHead:
         """Return the head of these parameters."""
-        return cls({name: p.shape for name, p in parameters.items()})
+        return cls({name: p.shape for name, p in parameters.items()}, frozenset(transposed))
 
     @property
     def out(self) -> int:
         """The number of outputs."""
-        return int(next(iter(self.shapes.values()))[0])
+        name, shape = next(iter(self.shapes.items()))
+        return int(shape[-1 if name in self.transposed else 0])
 
     @property
     def inp(self) -> int:
@@ -45,12 +48,16 @@ class AffineHead:
 
     def matrix(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return (out, inp) the parameters' values, or changes, side by side."""
-        return torch.cat([values[name].reshape(self.out, -1) for name in self.shapes], 1)
+        sides = [values[name].T if name in self.transposed else values[name] for name in self.shapes]
+        return torch.cat([side.reshape(self.out, -1) for side in sides], 1)
 
     def apart(self, matrix: Tensor) -> dict[str, Tensor]:
         """Return the parameters' values, or changes, of a matrix: the inverse of `matrix`."""
         parts = torch.split(matrix, [shape.numel() // self.out for shape in self.shapes.values()], 1)
-        return {n: part.reshape(shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {
+            n: part.T.reshape(shape) if n in self.transposed else part.reshape(shape)
+            for (n, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
 def beside(keys: Iterable[Tensor | None], like: Tensor) -> Tensor:

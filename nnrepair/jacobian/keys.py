@@ -15,12 +15,13 @@ are not (attention of a node to itself alone).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from nnrepair.errors import UnsupportedModel
+from nnrepair.jacobian.head import AffineHead
 from nnrepair.jacobian.tangents import gradients
 from nnrepair.jacobian.taps import TappedModel
 from nnrepair.spec.inputs import AnyInputs, batches, independent, together
@@ -37,12 +38,14 @@ MORE_PROBES = 32
 ROUNDING = 1e-9
 
 
-def fits(y: Tensor, parameters: Sequence[Tensor]) -> bool:
+def fits(y: Tensor, head: AffineHead) -> bool:
     """Whether outputs and parameters have the shapes of one linear map: one output per row of every parameter."""
-    return y.ndim == 2 and all(p.ndim >= 1 and p.shape[0] == y.shape[1] for p in parameters)
+    if y.ndim != 2 or any(len(shape) == 0 for shape in head.shapes.values()):
+        return False
+    return all(shape[-1 if n in head.transposed else 0] == y.shape[1] for n, shape in head.shapes.items())
 
 
-def keys(y: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
+def keys(y: Tensor, parameters: Mapping[str, Tensor], head: AffineHead) -> Tensor | None:
     """Return (points, inp) what the map would be applied to, or None where the model cannot be differentiated twice.
 
     With cotangents u (points, out), reverse mode gives sum_v u[v, o] k[v, i] at W[o, i], which is linear in u: its
@@ -52,9 +55,9 @@ def keys(y: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
     out = y.shape[1]
     u = torch.zeros_like(y, requires_grad=True)
     try:
-        grads = gradients(y, parameters, u, create_graph=True)
-        sides = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
-        summed = torch.cat([side.reshape(out, -1) for side in sides], 1)
+        grads = gradients(y, list(parameters.values()), u, create_graph=True)
+        pairs = zip(parameters.items(), grads, strict=True)
+        summed = head.matrix({n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs})
         found = []
         for start in range(0, summed.shape[1], out):
             count = min(out, summed.shape[1] - start)
@@ -68,33 +71,38 @@ def keys(y: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
 
 
 @torch.no_grad()
-def predict(k: Tensor, y: Tensor, parameters: Sequence[Tensor], run: Callable[[], Tensor]) -> bool:
+def predict(
+    k: Tensor, y: Tensor, parameters: Mapping[str, Tensor], head: AffineHead, run: Callable[[], Tensor]
+) -> bool:
     """Whether the outputs at random values of the parameters are those computed from the keys.
 
     Args:
         k, y: (points, inp) the keys and (points, out) the outputs at the present parameters.
         parameters: moved, and put back.
+        head: how they lie side by side.
         run: computes the outputs at whatever values the parameters have.
     """
     generator = torch.Generator().manual_seed(0)
-    start = [p.clone() for p in parameters]
-    size = max(float(torch.cat([p.flatten() for p in start]).square().mean().sqrt()), 1e-3)
+    start = {name: p.clone() for name, p in parameters.items()}
+    size = max(float(torch.cat([p.flatten() for p in start.values()]).square().mean().sqrt()), 1e-3)
     try:
         reaches = REACHES if k.any(1).all() else (*REACHES, FAR)
         for reach, _ in itertools.product(reaches, range(DIRECTIONS)):
-            random = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in start]
+            random = {
+                name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for name, p in start.items()
+            }
             for length in (reach * size, -reach * size):
-                change = [length * r for r in random]
-                for p, before, c in zip(parameters, start, change, strict=True):
-                    p.copy_(before + c)
-                predicted = k @ torch.cat([c.reshape(y.shape[1], -1) for c in change], 1).T
+                change = {name: length * r for name, r in random.items()}
+                for name, p in parameters.items():
+                    p.copy_(start[name] + change[name])
+                predicted = k @ head.matrix(change).T
                 missed = (run() - y - predicted).abs().max()
                 # Not `missed > ...`: NaN must not pass.
                 if not missed <= ROUNDING * max(float(predicted.abs().max()), float(y.abs().max())):
                     return False
     finally:
-        for p, before in zip(parameters, start, strict=True):
-            p.copy_(before)
+        for name, p in parameters.items():
+            p.copy_(start[name])
     return True
 
 
@@ -105,10 +113,13 @@ class Keys:
         model: with the parameters.
         independent: whether points do not influence each other.
         outputs: computes the outputs of prepared inputs at whatever values the parameters have.
+        head: how the parameters lie side by side.
     """
 
-    def __init__(self, model: TappedModel, independent: bool, outputs: Callable[[AnyInputs], Tensor]) -> None:
-        self._model, self.independent, self._outputs = model, independent, outputs
+    def __init__(
+        self, model: TappedModel, independent: bool, outputs: Callable[[AnyInputs], Tensor], head: AffineHead
+    ) -> None:
+        self._model, self.independent, self._outputs, self.head = model, independent, outputs, head
         self._known: dict[int, tuple[AnyInputs, Tensor]] = {}
         self._model_tells = False
 
@@ -119,8 +130,8 @@ class Keys:
             y, few: outputs, with their history, of points of the example.
             given: the example and the probes.
         """
-        parameters = list(self._model.parameters.values())
-        if not fits(y, parameters):
+        parameters = self._model.parameters
+        if not fits(y, self.head):
             return False
         self._model_tells = self._told(few) is not None
         given = [g for g in given if len(g) and independent(g) == self.independent]
@@ -131,7 +142,7 @@ class Keys:
         for inputs, members in parts:
             y = y if inputs is few else self._model.run(inputs)[0]
             k = self._told(inputs) if self._model_tells else None
-            k = keys(y, parameters) if k is None else k
+            k = keys(y, parameters, self.head) if k is None else k
             if k is None:
                 return False
             ys.append(y.detach())
@@ -143,7 +154,7 @@ class Keys:
         def run() -> Tensor:
             return torch.cat([self._outputs(inputs) for inputs, _ in parts])
 
-        if not predict(torch.cat(found), torch.cat(ys), parameters, run):
+        if not predict(torch.cat(found), torch.cat(ys), parameters, self.head, run):
             return False
         if not self.independent:
             self._known |= {id(g): (g, mine[m].cpu()) for m, g in enumerate(given)}
@@ -158,7 +169,7 @@ class Keys:
         found = []
         for step in batches(inputs) if self.independent else [None]:
             y, _ = self._model.run(self._model.prepare(inputs if step is None else inputs[step]))
-            part = keys(y, list(self._model.parameters.values()))
+            part = keys(y, self._model.parameters, self.head)
             assert part is not None  # it could be differentiated twice before
             found.append(part.cpu())
         if not self.independent:

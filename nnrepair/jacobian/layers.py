@@ -124,10 +124,14 @@ def modules(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
 
 
 def weighted(model: nn.Module) -> list[str]:
-    """Return the modules that own, or are made of, a trainable weight matrix, input to output."""
+    """Return the modules that own, or are made of, a trainable weight matrix, input to output.
+
+    One whose weights are those of a module before, as a language model's last map may be the words' vectors, is none.
+    """
     modules = dict(model.named_modules())
+    own = [name for name, _ in model.named_parameters()]  # of several names the first
     found = dict.fromkeys(whole(model, name) for name in candidates(model))
-    return [name for name in found if name in modules]
+    return [name for name in found if name in modules and any(n.startswith(f"{name}.") for n in own)]
 
 
 def _known(name: str, model: nn.Module) -> str:

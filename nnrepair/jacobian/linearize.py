@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from nnrepair.errors import UnsupportedModel
 from nnrepair.jacobian.factors import PROBES, Factors, Group
 from nnrepair.jacobian.fisher import affordable_diagonal
-from nnrepair.jacobian.head import AffineHead
 from nnrepair.jacobian.keys import Keys, spread
 from nnrepair.jacobian.moments import RIDGE, SURE, gradient_moments, root, second_moments, slopes
 from nnrepair.jacobian.tangents import gradients, moved_outputs
@@ -28,7 +27,7 @@ from nnrepair.jacobian.taps import TappedModel, numpy
 from nnrepair.solver.metric import Metric
 from nnrepair.solver.rows import Array, Factored, Rows
 from nnrepair.spec.criteria import Criterion
-from nnrepair.spec.inputs import AnyInputs, batches, independent
+from nnrepair.spec.inputs import AnyInputs, batches, independent, positions
 from nnrepair.spec.kinds import Kind, Regression
 from nnrepair.spec.running import call
 
@@ -63,9 +62,9 @@ class Linearization:
         self.factors = Factors(self._tapped, y, tap, self.independent)
         self.groups, self.ends_affine = self.factors.groups, self.factors.last
         self.channels = isinstance(few, Tensor) and self._channels_agree(y, few)
-        self._keys = Keys(self._tapped, self.independent, self.outputs)
+        self._keys = Keys(self._tapped, self.independent, self.outputs, self.factors.head)
         if not self.ends_affine and self._keys.predict(y, few, [example, *probes]):
-            self.groups, self.ends_affine = [Group(None, None, None, AffineHead.of(self.parameters))], True
+            self.groups, self.ends_affine = [Group(None, None, None, self.factors.head)], True
 
     @property
     def fine(self) -> bool:
@@ -260,10 +259,12 @@ class Linearization:
 
     def second_moments(self, inputs: AnyInputs, check: Callable[[], None] = lambda: None) -> list[Array]:
         """Return, for each map among the groups, the mean over points of the sum of k k^T over its positions."""
-        if self.groups[0].keyed:
+        maps, keyed = [g for g in self.groups if g.plain is None], self.groups[0].keyed
+        if keyed and positions(inputs) and [g.names for g in self.factors.groups] == [self.groups[0].names]:
+            maps, keyed = self.factors.groups, False  # all positions of what the network runs on count
+        if keyed:
             k = numpy(self._keys.of(inputs))
             return [k.T @ k / len(k)]
-        maps = [g for g in self.groups if g.plain is None]
         return second_moments(self._tapped, maps, inputs, self.factors.together, check) if maps else []
 
     def _of_outputs(self, inputs: AnyInputs, kind: Kind) -> Array:

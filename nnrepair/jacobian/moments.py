@@ -48,10 +48,12 @@ def second_moments(
     alone = independent(inputs)
     for index in batches(inputs, most) if alone else [None]:
         check()
-        tap = model.used(model.prepare(inputs if index is None else inputs[index]))
+        some = model.prepare(inputs if index is None else inputs[index])
+        tap, filled = model.used(some), None if isinstance(some, Tensor) else some.filled()
         for k, group in enumerate(groups):
             for a in group.applied_to(tap.uses[group.tapped]):
-                flat = a.reshape(-1, a.shape[-1])
+                own = filled is not None and filled.shape == a.shape[:2]
+                flat = a[filled] if own else a.reshape(-1, a.shape[-1])
                 moments[k] = moments[k] + numpy(flat.T @ flat)
     return [moment / len(inputs) for moment in moments]
 

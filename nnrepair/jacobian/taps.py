@@ -16,22 +16,32 @@ from torch.overrides import TorchFunctionMode
 from nnrepair.errors import UnsupportedModel
 from nnrepair.jacobian.tangents import InFloat64
 from nnrepair.solver.rows import Array
-from nnrepair.spec.inputs import AnyInputs, to_like
+from nnrepair.spec.inputs import AnyInputs, independent, to_like
 from nnrepair.spec.network import copied
 from nnrepair.spec.running import call
 
 _LINEAR = {F.linear, torch.ops.aten.linear.default}
 _CONV2D = {F.conv2d, torch.ops.aten.conv2d.default}
+#: Maps with a weight (inp, out) on all positions of all points in one list of rows, as GPT-2 has them.
+_ADDMM = {torch.addmm, torch.ops.aten.addmm.default}
 
 
 @dataclass
 class Use:
-    """One use of a chosen weight: its input by position (points, P, inp), and its output."""
+    """One use of a chosen weight: its input by position (points, P, inp), and its output.
+
+    Attributes:
+        inputs, output: see there.
+        returned: what the model went on with.
+        is_image: whether positions are the output's last two axes.
+        transposed: whether the weight is (inp, out).
+    """
 
     inputs: Callable[[], Tensor]
     output: Tensor
     returned: Tensor
     is_image: bool
+    transposed: bool = False
 
     def by_position(self, delta: Tensor | None, rows: int) -> Tensor:
         """Return gradients at the output as (rows, P, out); None where there is no effect."""
@@ -50,16 +60,19 @@ class Tap(TorchFunctionMode):
     Args:
         weights: the name of each, by its id.
         enough: after so many uses in all `_Enough` is raised; 0 for never.
+        points: how many there are, where they do not influence each other; 0 otherwise.
     """
 
-    def __init__(self, weights: dict[int, str], enough: int = 0) -> None:
+    def __init__(self, weights: dict[int, str], enough: int = 0, points: int = 0) -> None:
         super().__init__()
-        self.weights, self._left = weights, enough
+        self.weights, self._left, self._points = weights, enough, points
         self.uses: dict[str, list[Use]] = {name: [] for name in weights.values()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         y = func(*args, **kwargs)
+        if func in _ADDMM:
+            return self._of_rows(y, args, kwargs)
         if func not in _LINEAR and func not in _CONV2D:
             return y
         weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
@@ -76,11 +89,29 @@ class Tap(TorchFunctionMode):
                 return y
             inputs = lambda: _patches(x.detach(), weight, options)  # noqa: E731
         returned = y.clone()  # an in-place activation after the map must not overwrite what was recorded
-        self.uses[name].append(Use(inputs, y, returned, func in _CONV2D))
+        return self._noted(name, Use(inputs, y, returned, func in _CONV2D))
+
+    def _of_rows(self, y: Tensor, args: Any, kwargs: Any) -> Tensor:
+        """Record addmm(bias, rows, weight), a map of rows (points * positions, inp), where the rows can be told apart.
+
+        That rows are in the order of their points is not known, but seen when factors are checked.
+        """
+        if kwargs or len(args) != 3 or not y.requires_grad or not self._points or len(y) % self._points:
+            return y
+        name = self.weights.get(id(args[2])) or self.weights.get(id(args[0]))
+        if name is None:
+            return y
+        rows, out = args[1], y.reshape(self._points, -1, y.shape[1])
+        inputs = lambda: rows.detach().reshape(*out.shape[:2], -1)  # noqa: E731
+        return self._noted(name, Use(inputs, out, out.reshape(y.shape).clone(), False, transposed=True))
+
+    def _noted(self, name: str, use: Use) -> Tensor:
+        """Record a use and return what the model goes on with."""
+        self.uses[name].append(use)
         self._left -= 1
         if self._left == 0:
             raise _Enough
-        return returned
+        return use.returned
 
 
 def _patches(x: Tensor, weight: Tensor, options: dict[str, Any]) -> Tensor:
@@ -148,7 +179,7 @@ class TappedModel:
     def run(self, inputs: AnyInputs) -> tuple[Tensor, Tap]:
         """Return the outputs of prepared inputs, with their history, and the uses of the chosen parameters."""
         weights = {id(p): n for n, p in self.parameters.items()}
-        with torch.enable_grad(), self.in_float64(), Tap(weights) as tap:
+        with torch.enable_grad(), self.in_float64(), Tap(weights, points=_alone(inputs)) as tap:
             y = call(self.model, inputs)
         return y, tap
 
@@ -157,7 +188,7 @@ class TappedModel:
 
         What follows the last one does not run, where operations are known not to depend on inputs.
         """
-        tap = Tap({id(p): n for n, p in self.parameters.items()}, self._uses)
+        tap = Tap({id(p): n for n, p in self.parameters.items()}, self._uses, _alone(inputs))
         with torch.enable_grad(), self.in_float64(), suppress(_Enough), tap:
             call(self.model, inputs)
         return tap
@@ -193,6 +224,11 @@ class TappedModel:
                 f"The model cannot run in float64, in which this method computes: {error} Remove casts such as "
                 'x.float() from its forward, or use method="ft", which works in the model\'s own dtype.'
             ) from error
+
+
+def _alone(inputs: AnyInputs) -> int:
+    """Return the number of points, 0 where they influence each other."""
+    return len(inputs) if independent(inputs) else 0
 
 
 def numpy(x: Tensor) -> Array:

@@ -20,6 +20,7 @@ from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
+from nnrepair.spec.inputs import positions
 from nnrepair.spec.kinds import Kind
 from nnrepair.spec.network import copied, plain
 from nnrepair.spec.problem import Problem
@@ -105,9 +106,16 @@ class _Task:
         self.known = model if isinstance(model, Codebook) else None
         self.base, self.layer = model if self.known is None else self.known.base, layer
         several = [problem.edits.inputs, *([] if problem.locality is None else [problem.locality.inputs])]
-        self.keys, *rest = outputs_of(Seen(self.base, layer), several)
+        #: Whether points are positions of what the network runs on, such as the tokens of texts.
+        self.each = positions(several[0])
+        self.keys, *rest = outputs_of(Seen(self.base, layer, each=self.each), several)
+        if self.keys.ndim != 2:
+            raise InvalidInput(
+                f"GRACE keeps one key for each point, and these edits have {self.keys.shape[1]} positions each. Give "
+                "edits that ask for one token, or take another method."
+            )
         self.locality_keys = rest[0] if rest else self.keys[:0]
-        self.out = outputs(Seen(self.base, layer, output=True), problem.edits.inputs)
+        self.out = outputs(Seen(self.base, layer, output=True, each=self.each), problem.edits.inputs)
         size = float(self.keys.double().norm(dim=1).max())
         #: What two keys must differ by to be told apart.
         self.least = ROUNDINGS * torch.finfo(self.keys.dtype).eps * size or torch.finfo(self.keys.dtype).tiny
@@ -203,7 +211,7 @@ class _Task:
         return radii.clamp(min=self.least)
 
     def _book(self, keys: Tensor, values: Tensor, radii: Tensor) -> Codebook:
-        return Codebook(copied(self.base), self.layer, keys, values, radii.to(keys.dtype)).eval()
+        return Codebook(copied(self.base), self.layer, keys, values, radii.to(keys.dtype), self.each).eval()
 
     def _points(self, keys: Tensor) -> Tensor:
         """Return radii of balls that hold their own key alone."""

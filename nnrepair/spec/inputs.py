@@ -32,6 +32,8 @@ class Inputs(ABC):
 
     #: Whether one point's output depends on that point alone (not so for the nodes of a graph).
     independent: bool = True
+    #: Whether each point is one position of what the network runs on, a token of a text, and layers see all of them.
+    positions: bool = False
     #: Points that are in memory at once when nothing but the outputs is needed, where points are independent.
     batch: int = BATCH
 
@@ -72,6 +74,14 @@ class Inputs(ABC):
 
     def whole(self) -> Inputs | None:
         """Return all points of a domain in which they influence each other, since one pass computes them all."""
+        return None
+
+    def about(self) -> Inputs:
+        """Return the points for a look inside the network, at the position that each is about: a text's subject."""
+        return self
+
+    def filled(self) -> Tensor | None:
+        """Return (n, positions) bool, which of the positions that layers work on are a point's own; None where all."""
         return None
 
     def loaded(self) -> AnyInputs:
@@ -144,6 +154,17 @@ class Adapted(Inputs):
     def whole(self) -> Inputs | None:
         every = self._offered("whole", super().whole)()
         return None if every is None else Adapted(every)
+
+    @property
+    def positions(self) -> bool:  # type: ignore[override]  # likewise
+        return bool(getattr(self.given, "positions", False))
+
+    def about(self) -> Inputs:
+        return Adapted(self.given.about()) if hasattr(self.given, "about") else self
+
+    def filled(self) -> Tensor | None:
+        found: Tensor | None = self._offered("filled", super().filled)()
+        return found
 
     def tensors(self) -> list[Tensor]:
         return [value for value in getattr(self.given, "__dict__", {}).values() if isinstance(value, Tensor)]
@@ -243,6 +264,16 @@ def described(inputs: AnyInputs) -> str:
 def independent(inputs: AnyInputs) -> bool:
     """Whether each point's output depends on that point alone."""
     return isinstance(inputs, Tensor) or inputs.independent
+
+
+def positions(inputs: AnyInputs) -> bool:
+    """Whether each point is one position of what the network runs on, see `Inputs.positions`."""
+    return not isinstance(inputs, Tensor) and inputs.positions
+
+
+def about(inputs: AnyInputs) -> AnyInputs:
+    """Return points for a look inside the network, see `Inputs.about`."""
+    return inputs if isinstance(inputs, Tensor) else inputs.about()
 
 
 def own(inputs: AnyInputs) -> Tensor:

@@ -6,5 +6,6 @@ Of small networks, first guesses, fine-tuning, and editors that are trained firs
 from nnrepair.training.batches import Batches
 from nnrepair.training.checkpoint import Checkpoint, Stateful
 from nnrepair.training.loop import Descent, Trained, Training
+from nnrepair.training.record import Record, warmed_cosine
 
-__all__ = ["Batches", "Checkpoint", "Descent", "Stateful", "Trained", "Training"]
+__all__ = ["Batches", "Checkpoint", "Descent", "Record", "Stateful", "Trained", "Training", "warmed_cosine"]

@@ -30,6 +30,8 @@ class Codebook(Wrapper):
         base: the network as it was; kept as the submodule `base`, in eval mode.
         layer: the name of one of its modules.
         keys: (k, features); values: (k, ...), each the layer's output for one point; radii: (k,).
+        each: whether every position of what the layer sees is a point with a key of its own, as the tokens of a text
+            are for a decoder: inputs (n, positions, features). What comes after a stored value may follow from it.
 
     Example:
         >>> base, keys, x = nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2), torch.eye(2)
@@ -43,13 +45,15 @@ class Codebook(Wrapper):
     carries: ClassVar[str] = "the codebook (keys, values, radii) that the network carries beside the original weights"
     exports: ClassVar[bool] = False
 
-    def __init__(self, base: nn.Module, layer: str, keys: Tensor, values: Tensor, radii: Tensor) -> None:
+    def __init__(
+        self, base: nn.Module, layer: str, keys: Tensor, values: Tensor, radii: Tensor, each: bool = False
+    ) -> None:
         super().__init__(base)
         if keys.ndim != 2 or not len(keys) == len(values) == len(radii) or radii.ndim != 1:
             shapes = tuple(keys.shape), tuple(values.shape), tuple(radii.shape)
             raise InvalidInput(f"A codebook has keys (k, features), values (k, ...) and radii (k,), got {shapes}.")
         base.get_submodule(layer)
-        self.layer = layer
+        self.layer, self.each = layer, bool(each)
         self.register_buffer("keys", keys.detach().clone())
         self.values = nn.Parameter(values.detach().clone())
         self.register_buffer("radii", radii.detach().clone())
@@ -59,14 +63,15 @@ class Codebook(Wrapper):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"layer": self.layer}
+        return {"layer": self.layer} | ({"each": True} if self.each else {})
 
     @classmethod
     def around(cls, base: nn.Module, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Codebook:
-        return cls(base, settings["layer"], tensors["keys"], tensors["values"], tensors["radii"])
+        each = settings.get("each", False)
+        return cls(base, settings["layer"], tensors["keys"], tensors["values"], tensors["radii"], each)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        seen = observed(self.base, self.layer, args, kwargs)
+        seen = observed(self.base, self.layer, args, kwargs, each=self.each)
         y, key = seen.y, seen.key
         if not isinstance(y, Tensor) or len(y) != len(key):
             raise UnsupportedModel(
@@ -74,20 +79,22 @@ class Codebook(Wrapper):
                 f"{len(y) if isinstance(y, Tensor) else type(y).__name__}; a codebook needs one for each point. Choose "
                 "another layer."
             )
-        entry, inside = self.nearest(key)
+        rows = key.shape[:-1]
+        entry, inside = (part.reshape(rows) for part in self.nearest(key.flatten(0, -2)))
         if not bool(inside.any()):
             return y
 
         def stored(out: Tensor) -> Tensor:
-            if out.shape[1:] != self.values.shape[1:]:
+            if out.shape[len(rows) :] != self.values.shape[1:]:
                 raise InvalidInput(
                     f"The codebook's values are {tuple(self.values.shape[1:])}, and layer {self.layer!r} returns "
-                    f"{tuple(out.shape[1:])} for each point."
+                    f"{tuple(out.shape[len(rows) :])} for each point."
                 )
             return torch.where(_beside(inside, out), self.values[entry].to(out.dtype), out)
 
         edited = stored(seen.out) if seen.last else observed(self.base, self.layer, args, kwargs, stored).y
-        return torch.where(_beside(inside, y), edited, y)
+        after = inside.cummax(1).values if self.each else inside
+        return torch.where(_beside(after, y), edited, y)
 
     @torch.no_grad()
     def nearest(self, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,14 +123,15 @@ class Seen(nn.Module):
         base: the network.
         layer: the name of one of its modules.
         output: whether its outputs are wanted, in place of the points' keys.
+        each: whether every position has a key, see `Codebook`.
     """
 
-    def __init__(self, base: nn.Module, layer: str, output: bool = False) -> None:
+    def __init__(self, base: nn.Module, layer: str, output: bool = False, each: bool = False) -> None:
         super().__init__()
-        self.base, self.layer, self.output = base, layer, output
+        self.base, self.layer, self.output, self.each = base, layer, output, each
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        seen = observed(self.base, self.layer, args, kwargs)
+        seen = observed(self.base, self.layer, args, kwargs, each=self.each)
         return seen.out if self.output else seen.key
 
 
@@ -133,7 +141,7 @@ class Pass:
 
     Attributes:
         y: its outputs.
-        key: (n, features), its points' keys at a layer.
+        key: (n, features), its points' keys at a layer; (n, positions, features), where each position has one.
         out: what that layer returned.
         last: whether this very tensor, unchanged, is what the network returned: nothing follows the layer.
     """
@@ -145,7 +153,12 @@ class Pass:
 
 
 def observed(
-    base: nn.Module, layer: str, args: Any, kwargs: Any, replace: Callable[[Tensor], Tensor] | None = None
+    base: nn.Module,
+    layer: str,
+    args: Any,
+    kwargs: Any,
+    replace: Callable[[Tensor], Tensor] | None = None,
+    each: bool = False,
 ) -> Pass:
     """Run a network and return its outputs, and what a layer saw and returned.
 
@@ -154,6 +167,7 @@ def observed(
         layer: the name of one of its modules.
         args, kwargs: what the network is called with.
         replace: makes what the network is to see of the layer's outputs.
+        each: whether every position has a key, see `Codebook`.
 
     Raises:
         UnsupportedModel: the layer does not run exactly once, or has no plain outputs.
@@ -163,7 +177,7 @@ def observed(
     def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> Any:
         if not isinstance(out, Tensor) or out.ndim < 2:
             raise UnsupportedModel(f"Layer {layer!r} returns no rows of numbers. Choose another layer.")
-        seen.append((_key(module, given, out), out, _version(out)))
+        seen.append((_key(module, given, out, each), out, _version(out)))
         return None if replace is None else replace(out)
 
     handle = base.get_submodule(layer).register_forward_hook(hook)
@@ -182,8 +196,11 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _key(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
+def _key(module: nn.Module, given: tuple[Any, ...], out: Tensor, each: bool) -> Tensor:
     """Return (n, features): what tells points apart at a layer, see `Codebook`."""
+    if each:
+        seen = given[0].detach() if isinstance(module, nn.Linear) and given else out.detach()
+        return seen.flatten(2) if seen.ndim > 2 else seen[:, None]
     if not isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or not given:
         return out.detach().flatten(1)
     x: Tensor = given[0].detach()
@@ -198,5 +215,5 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _beside(inside: Tensor, y: Tensor) -> Tensor:
-    """Return (n,) with as many dimensions as y (n, ...)."""
-    return inside.reshape(-1, *[1] * (y.ndim - 1))
+    """Return (n,) or (n, positions) with as many dimensions as y (n, ...)."""
+    return inside.reshape(*inside.shape, *[1] * (y.ndim - inside.ndim))

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from nnrepair.domains.inpainting import contexts, data
 from nnrepair.domains.inpainting.networks import CNP, AttentiveCNP
-from nnrepair.domains.inpainting.training import Record, error, train_inpainter
+from nnrepair.domains.inpainting.training import error, train_inpainter
 from nnrepair.errors import DataUnavailable, InvalidInput, PatchError, near_matches
 from nnrepair.files import write_atomically
 from nnrepair.provenance import source, versions
 from nnrepair.spec.state import read_tensors, reading, write_tensors
+from nnrepair.training import Record
 
 FOLDER = Path(__file__).parent / "trained"
 FORMAT = "nnrepair-inpainter-1"

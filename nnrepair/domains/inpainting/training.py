@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +16,12 @@ from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.provenance import digest
 from nnrepair.spec.network import copied
-from nnrepair.training import Batches, Checkpoint, Descent, Training
+from nnrepair.training import Batches, Checkpoint, Descent, Record, Training, warmed_cosine
 
 #: How many points the curve of a training has.
 CURVE = 40
 #: Images that complete together when errors are measured.
 TOGETHER = 50
-
-
-@dataclass
-class Record:
-    """How a training went; a part of its checkpoint.
-
-    Attributes:
-        losses: the mean loss of each part of the training, in nats for a channel of a pixel.
-        cpu_seconds: of all steps, with those before an interruption.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    cpu_seconds: float = 0.0
-    _sum: float = 0.0
-    _count: int = 0
-    _lap: float | None = None
-
-    def add(self, loss: float, part: int) -> None:
-        """Note the loss of a step; `part` steps make a point of the curve."""
-        self._sum, self._count = self._sum + loss, self._count + 1
-        if self._count == part:
-            self.losses.append(round(self._sum / part, 5))
-            self._sum, self._count = 0.0, 0
-
-    def lap(self) -> None:
-        """Count the CPU time since the last call, if there was one in this process."""
-        now = time.process_time()
-        self.cpu_seconds, self._lap = self.cpu_seconds + now - (now if self._lap is None else self._lap), now
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint stores."""
-        return {name: value for name, value in vars(self).items() if name != "_lap"}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it over."""
-        vars(self).update(state)
 
 
 def train_inpainter(
@@ -111,7 +73,7 @@ def train_inpainter(
     generator = torch.Generator().manual_seed(seed)
     batches = Batches(len(images), batch_size, generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    step = Descent(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, steps)), clip=1.0)
+    step = Descent(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warmed_cosine(k, steps)), clip=1.0)
     places = features(grid(*images.shape[2:]))
 
     def loss() -> Tensor:
@@ -165,12 +127,6 @@ def error(model: CNP, images: Tensor, given: Tensor) -> Tensor:
         for some, true in zip(torch.split(masked, TOGETHER), torch.split(images, TOGETHER), strict=True)
     ]
     return torch.cat(found)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Return the share of the step size: 3 % warm-up, then a cosine to zero."""
-    warm = max(1, round(0.03 * steps))
-    return min(1.0, (step + 1) / warm) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.linearize import Linearization
+from nnrepair.jacobian.tangents import canonical
 from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.network import plain
 from nnrepair.wrappers.codebook import Seen
@@ -59,9 +60,12 @@ class LinearMap:
 
     def moment(self, inputs: AnyInputs) -> Tensor:
         """Return (inp, inp) the mean of k k^T over points and positions, read in batches."""
+        moment = torch.from_numpy(self._linear.second_moments(inputs)[0])
+        filled = None if isinstance(inputs, Tensor) else inputs.filled()
+        if filled is not None:
+            return moment * len(filled) / filled.sum().item()
         few = inputs[torch.zeros(1, dtype=torch.long)] if independent(inputs) else inputs
-        positions = self._linear.by_position(few)[0].shape[1]
-        return torch.from_numpy(self._linear.second_moments(inputs)[0]) / positions
+        return moment / self._linear.by_position(few)[0].shape[1]
 
     @property
     def inputs(self) -> int:
@@ -76,10 +80,16 @@ class LinearMap:
 
 def _parameters(model: nn.Module, layer: str) -> list[str]:
     """Return the trainable parameters of a module, refusing one without."""
-    prefix = f"{layer}."
-    names = [name for name, p in model.named_parameters() if p.requires_grad and name.startswith(prefix)]
+    names = _own(model, layer)
     if not names:
-        raise InvalidInput(
-            f"Layer {plain(layer)!r} has no parameters that may change. Layers: {', '.join(layers.weighted(model))}."
-        )
+        first = canonical(model)
+        mine = [f"{layer}.{name}" for name, _ in model.get_submodule(layer).named_parameters()]
+        shared = {first[name] for name in mine} - set(mine)
+        why = f" of its own: {', '.join(sorted(shared))} is another layer's too" if shared else ""
+        known = ", ".join(layers.weighted(model))
+        raise InvalidInput(f"Layer {plain(layer)!r} has no parameters that may change{why}. Layers: {known}.")
     return names
+
+
+def _own(model: nn.Module, layer: str) -> list[str]:
+    return [name for name, p in model.named_parameters() if p.requires_grad and name.startswith(f"{layer}.")]

@@ -13,6 +13,8 @@ What differs from the published codes, which are for language models:
 * At the network's end values are found in closed form; inside they come by descent that stops when the edits hold, and
   that runs the network with the exact insertion of what was found so far: of one edit with one position this is the
   network with the value put in; of several, and of nodes of a graph, also what they do to each other is seen.
+* An edit's key inside is the mean of its own and those of its neighbours, and its value is sought for all of them, as
+  the codes do it with random texts before a prompt.
 * Keys to keep are those of the locality set, not of an encyclopedia; without one all directions count alike.
 * Whether the edits hold is measured after the insertion, and what is missing is inserted again, at most `rounds` times.
 * With several layers, which need no residual stream here, each writes its share of what is missing at its own outputs.
@@ -37,6 +39,9 @@ from nnrepair.jacobian.moments import root
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares import insertion, targets
 from nnrepair.methods.least_squares.linear_map import LinearMap
+from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.edits import Edits
+from nnrepair.spec.inputs import AnyInputs, about
 from nnrepair.spec.network import plain
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import call_with, outputs
@@ -112,7 +117,7 @@ class LeastSquares:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("direct", False, "same", False, True, True, regions=False)
+        return Capabilities("direct", False, "same", False, True, True, regions=False, neighbours=True)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the network with the edits' keys and values inserted, see the class."""
@@ -144,7 +149,8 @@ class _Task:
         locality = problem.locality
         if locality is None:
             self.notes.append("no locality set: all directions of keys count alike.")
-        self.points = [problem.edits.inputs, *([] if locality is None else [locality.inputs])]
+        self.near = _owned(problem.edits)
+        self.points = [part.inputs for part in (problem.edits, self.near, locality) if part is not None]
         #: What is known of the layers of the network as it was, which all edits of it share.
         key = ("least squares", tuple(names), method.constraint, method.null)
         self.kept: dict[str, _Kept] = problem.once(key, lambda: {name: self._kept(name) for name in names})
@@ -181,25 +187,30 @@ class _Task:
     def _written(self, model: nn.Module, name: str, share: float) -> nn.Module:
         """Return the network with a share of what is missing at one layer inserted there."""
         edits, kept, layer = self.problem.edits, self.kept[name], self.kept[name].layer
+        last = self._is_last(model, name)
         if len(self.names) > 1:  # earlier layers have changed what this one is applied to
-            layer = LinearMap(model, name, self.points[:1])
-        keys, values = self._seen(layer)
-        if self._is_last(model, name):
+            layer = LinearMap(model, name, [edits.inputs if last else about(edits.inputs)])
+        keys, values = self._seen(layer, last)
+        if last:
             y = outputs(model, edits.inputs).double()
             missing = layer.by_position(targets.at_outputs(edits.criterion, y, self.aim) - y).cpu()
             K, R = keys.flatten(0, 1), missing.flatten(0, 1)
         else:
-            K = keys.mean(1)
-            R = self._gains(model, layer, K, values.mean(1), kept)
+            K, R = keys, self._gains(model, layer, keys, values, kept)
         if not bool(torch.isfinite(K).all() and torch.isfinite(R).all()):
             return model
         matrix = self._change(K, share * R, kept)
         return moved(model, layer.change(matrix)) if bool(torch.isfinite(matrix).all()) else model
 
-    def _seen(self, layer: LinearMap) -> tuple[Tensor, Tensor]:
-        """Return keys and values of the edits at a layer; of the only one that changes they are asked for once."""
+    def _seen(self, layer: LinearMap, last: bool) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the edits at a layer; of the only one that changes they are asked for once.
+
+        (edits, positions, ...) of the last layer; (edits, ...) of one inside, where there is one place to write to.
+        """
         if len(self.names) > 1 or self._known is None:
-            self._known = layer.seen(self.problem.edits.inputs)
+            inputs = self.problem.edits.inputs
+            keys, values = layer.seen(inputs if last else about(inputs))
+            self._known = (keys, values) if last else (self._with_neighbours(layer, keys.mean(1)), values.mean(1))
         return self._known
 
     def _gains(self, model: nn.Module, layer: LinearMap, K: Tensor, values: Tensor, kept: _Kept) -> Tensor:
@@ -209,12 +220,30 @@ class _Task:
         weights = dict(model.named_parameters(remove_duplicate=False))
         start = {name: weights[name].detach() for name in layer.names}
 
-        def run(gains: Tensor) -> Tensor:
+        def missed(gains: Tensor) -> tuple[Tensor, Tensor]:
             change = layer.change(gains.T @ each)
-            return call_with(model, {n: w + change[n].to(w) for n, w in start.items()}, edits.inputs)
+            weights = {n: w + change[n].to(w) for n, w in start.items()}
+            losses, holds = self._missed(edits, call_with(model, weights, edits.inputs).double())
+            if self.near is None:
+                return losses, holds
+            more, reached = self._missed(self.near, call_with(model, weights, self.near.inputs).double())
+            of = self.near.of.to(losses.device)
+            return losses.index_add(0, of, more), holds & ~torch.isin(torch.arange(len(edits)), of[~reached])
 
-        how = {"steps": method.steps, "lr": method.lr, "longest": method.longest}
-        return targets.inside(run, edits, values, self.aim, **how)  # type: ignore[arg-type]  # of both kinds
+        return targets.inside(missed, values, steps=method.steps, lr=method.lr, longest=method.longest)
+
+    def _missed(self, points: Edits | _Near, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every point's loss at outputs y, and whether it holds by what is aimed at."""
+        criterion = points.criterion
+        return criterion.loss(y, self.aim), criterion.margin(y.detach()) >= self.aim
+
+    def _with_neighbours(self, layer: LinearMap, keys: Tensor) -> Tensor:
+        """Return the mean (edits, inp) of every edit's key (edits, inp) and those of its neighbours."""
+        if self.near is None:
+            return keys
+        of, more = self.near.of, layer.seen(about(self.near.inputs))[0].mean(1)
+        count = 1 + torch.bincount(of, minlength=len(keys))[:, None]
+        return keys.index_add(0, of, more) / count
 
     def _change(self, K: Tensor, R: Tensor, kept: _Kept) -> Tensor:
         """Return (out, inp) by how much the layer's weights change."""
@@ -232,8 +261,9 @@ class _Task:
         return a.shape == b.shape and torch.equal(a, b)
 
     def _kept(self, name: str) -> _Kept:
-        layer = LinearMap(self.problem.model, name, self.points)
-        locality = self.problem.locality
+        model, locality = self.problem.model, self.problem.locality
+        last = self._is_last(model, name)
+        layer = LinearMap(model, name, self.points if last else [about(points) for points in self.points])
         if locality is None:
             one = torch.eye(layer.inputs, dtype=torch.float64)
             return _Kept(layer, one, one, one)
@@ -241,6 +271,30 @@ class _Task:
         null = insertion.null_space(moment, self.method.null) if self.method.constraint == "null-space" else None
         lower = torch.from_numpy(root(moment.numpy().copy()))
         return _Kept(layer, lower @ lower.T, lower, null)
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Neighbours of edits, and whose each is."""
+
+    inputs: AnyInputs
+    criterion: Criterion
+    of: Tensor
+
+
+def _owned(edits: Edits) -> _Near | None:
+    """Return the neighbours of edits.
+
+    Raises:
+        InvalidInput: they do not say whose they are.
+    """
+    near = edits.neighbours
+    if near is None or len(near) == 0:
+        return None
+    if near.of is None and len(edits) > 1:
+        raise InvalidInput("The edits' neighbours must say whose each is: EditScope(inputs, labels, of=...).")
+    of = torch.zeros(len(near), dtype=torch.int64) if near.of is None else near.of.cpu()
+    return _Near(near.inputs, near.criterion, of)
 
 
 def _memit() -> LeastSquares:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from nnrepair.jacobian.tangents import gradients
 from nnrepair.spec.criteria import Criterion, flat
-from nnrepair.spec.edits import Edits
 
 #: Conditions that are met one after another, at most, before the outputs of one point are given up.
 CONDITIONS = 1000
@@ -42,25 +41,16 @@ def at_outputs(criterion: Criterion, y: Tensor, aim: float) -> Tensor:
 
 
 def inside(
-    run: Callable[[Tensor], Tensor],
-    edits: Edits,
-    values: Tensor,
-    aim: float,
-    *,
-    steps: int,
-    lr: float,
-    longest: float,
+    missed: Callable[[Tensor], tuple[Tensor, Tensor]], values: Tensor, *, steps: int, lr: float, longest: float
 ) -> Tensor:
     """Return (edits, out) what a layer's values should gain at the edits' keys, so that the edits hold.
 
-    Adam lowers the edits' loss, as in ROME (Meng et al., 2022), where gains are also pulled towards zero, and grow on
-    after that. Here the gain of an edit is left alone once it holds by `aim`; none is made where all of them do.
+    Adam lowers the edits' loss, as in ROME (Meng et al., 2022), which also pulls gains towards zero and stops late;
+    here the gain of an edit is left alone once it holds, and none is made where all of them do.
 
     Args:
-        run: the network's outputs on the edits, with gradients, for gains (edits, out).
-        edits: what is to hold.
+        missed: for gains (edits, out), every edit's loss (edits,), differentiable, and whether it holds, (edits,) bool.
         values: (edits, out) what the layer returns there now.
-        aim: by how much they are to hold, in output units.
         steps, lr: of Adam, the step size relative to the typical size of the values.
         longest: no gain is longer than so many times its value, or a typical one.
     """
@@ -69,16 +59,15 @@ def inside(
     gains = torch.zeros_like(values).requires_grad_(True)
     optimizer = torch.optim.Adam([gains], lr=lr * typical)
     for step in range(steps + 1):
-        y = run(gains).double()
-        done = edits.criterion.margin(y.detach()).to(values.device) >= aim
-        if bool(done.all()) or step == steps or not bool(torch.isfinite(y.detach()).all()):
+        losses, holds = missed(gains)
+        losses, holds = losses.to(values.device), holds.to(values.device)
+        if bool(holds.all()) or step == steps or not bool(torch.isfinite(losses.detach()).all()):
             break
-        missed = edits.criterion.loss(y, aim).to(values.device)
-        (gradient,) = gradients(missed[~done].sum(), [gains], again=False)
+        (gradient,) = gradients(losses[~holds].sum(), [gains], again=False)
         before = gains.detach().clone()
         gains.grad = torch.zeros_like(gains) if gradient is None else gradient.nan_to_num()
         optimizer.step()
         with torch.no_grad():
-            gains[done] = before[done]
+            gains[holds] = before[holds]
             gains *= (longest * size / gains.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None]
     return gains.detach()

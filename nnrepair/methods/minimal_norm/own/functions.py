@@ -133,5 +133,6 @@ def _matrix(cp: Any, group: Group, change: Mapping[str, Any]) -> Any:
     """Return the change of a group of parameters as a matrix, of a plain one as one row."""
     if group.plain is not None:
         return cp.reshape(change[group.plain], (1, group.head.size), order="C")
-    parts = [cp.reshape(change[n], (group.head.out, -1), order="C") for n in group.head.shapes]
+    sides = [change[n].T if n in group.head.transposed else change[n] for n in group.head.shapes]
+    parts = [cp.reshape(side, (group.head.out, -1), order="C") for side in sides]
     return cp.hstack(parts)
