@@ -75,7 +75,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "celeba-32": Recipe("celeba", 32, False, 20_000, targets=200),
     "celeba-32-attentive": Recipe("celeba", 32, True, 10_000),
-    "mnist-attentive": Recipe("mnist", 28, True, 200, mirrored=False, most=766),
+    "mnist-attentive": Recipe("mnist", 28, True, 6000, mirrored=False, most=766),
     "celeba-64": Recipe("celeba", 64, False, 2500, most=4000),
     "mnist": Recipe("mnist", 28, False, 13_000, mirrored=False, most=766),
     "digits": Recipe("digits", 8, True, 700, 64, 128, targets=200, least=1, most=60, mirrored=False),
