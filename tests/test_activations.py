@@ -436,7 +436,7 @@ def test_verdicts(row: Row, by: Any) -> None:
         # splitting inputs where values jump.
         assert result.verdict in ((verdict, "unknown") if by == "relus" or row.jumps else (verdict,)), str(result)
         if result.certificate is not None:
-            assert set(lower(model, (2,)).activations) == {RELU}
+            assert set(lower(model, (2,)).activations) <= {RELU}
         elif result.holds and by == "inputs":
             assert result.reason.startswith("no certificate: the independent checker")
         if result.verdict == "violated":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import nnrepair
 from nnrepair import Edits, EditScope, InvalidInput, LocalitySet
 from nnrepair.jacobian.fisher import fisher_diagonal
-from nnrepair.methods import EGNN, FineTune, Method, MinimalNorm
+from nnrepair.methods import EGNN, MALMEN, MEND, FineTune, Method, MinimalNorm
 
 
 class TwoInputs(nn.Module):
@@ -87,6 +88,8 @@ def test_every_method_repairs_networks_with_several_arguments(make: Callable[[],
         with pytest.raises(InvalidInput, match=r"input_ids \(3, 5\) torch.int64.*given by keywords: give a tuple"):
             nnrepair.fix(model, edits, locality, method=make())
         return
+    if isinstance(make(), MEND | MALMEN) and task == "tokens and mask":  # steps of the last layer alone do not arrive
+        make = partial(replace, make(), layers=("hidden", "head"))
     method = ready(make, model, locality)
     method = replace(method, lr=0.02, kl=0.01, steps=3000) if isinstance(method, EGNN) else method
     scope = EditScope(few, labels, of=[0, 1, 2])

@@ -319,7 +319,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors, told: told.update(method="mend"), "method 'mend', which is not known here.*learned-steps"),
+        (lambda tensors, told: told.update(method="mendel"), "method 'mendel', which is not known here.*learned-steps"),
         (lambda tensors, told: told.update(method="ft"), "which is not known here"),
         (lambda tensors, told: told.update(network="abc"), "names .* no network"),
         (lambda tensors, told: told.update(about=3), "editor"),

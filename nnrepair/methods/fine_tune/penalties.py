@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -386,9 +385,11 @@ class _Rewiring(Regularizer):
     def redirect(self, gradient: Weights) -> Weights:
         if self.basis is None or self.triangle is None:
             return gradient
+        from scipy.optimize import nnls  # slow to import, and rarely needed
+
         g = torch.cat([part.double().flatten() for part in gradient.values()])
         target = -(self.basis.T @ g).cpu().numpy()
-        v, _ = scipy.optimize.nnls(self.triangle.cpu().numpy(), target)
+        v, _ = nnls(self.triangle.cpu().numpy(), target)
         turned = g + self.basis @ (self.triangle @ torch.from_numpy(v).to(self.triangle))
         parts = torch.split(turned, [part.numel() for part in gradient.values()])
         return {n: t.reshape(g.shape).to(g.dtype) for (n, g), t in zip(gradient.items(), parts, strict=True)}
