@@ -318,7 +318,7 @@ def test_entropy_is_that_of_pairs_and_triples() -> None:
     [
         ("grace", 0.99),
         (nnrepair.methods.MinimalNorm(layer="transformer.h.1.mlp.c_proj"), 1.0),
-        (nnrepair.methods.FineTune("transformer.h.1.mlp", lr=0.01, penalties=[nnrepair.penalties.KL(1.0)]), 0.8),
+        (nnrepair.methods.FineTune("transformer.h.1.mlp", lr=0.01, penalties=[nnrepair.penalties.KL(1.0)]), 0.97),
     ],
 )
 def test_facts_are_edited(gpt2: GPT2, method: Any, stays: float) -> None:
@@ -360,9 +360,9 @@ def test_a_network_is_told_what_a_question_is_about(tmp_path: Path) -> None:
         posed.model, posed.edits, posed.locality_set, method=suppose(), edit_scope=posed.edit_scope, throw=False
     )
     told = result.model
-    assert isinstance(told, Told) and result.report.success_rate >= 0.5
+    assert isinstance(told, Told) and result.report.success_rate >= 0.75
     of = posed.edit_scope.of
-    assert (told.chosen(posed.edit_scope.inputs.ids) == of).double().mean() > 0.5  # names that many share are missed
+    assert (told.chosen(posed.edit_scope.inputs.ids) == of).double().mean() >= 0.75  # names that many share are missed
     far = told.chosen(posed.locality_set.inputs.ids) < 0
     kept = posed.locality_set.inputs
     assert far.float().mean() > 0.9
@@ -552,7 +552,7 @@ def test_closed_forms_write_at_the_subject(gpt2: GPT2) -> None:
     edits = nnrepair.Edits(prompts, criterion, neighbours=contexts(gpt2, prompts, criterion, lengths=(3, 6)))
     method = nnrepair.methods.LeastSquares(layers=name, margin=1.0, steps=100, rounds=2)
     result = nnrepair.fix(gpt2, edits, posed.locality_set, method=method)
-    assert result.report.success_rate == 1.0 and result.report.locality > 0.9
+    assert result.report.success_rate == 1.0 and result.report.locality > 0.97
     change = (result.model.get_parameter(f"{name}.weight") - gpt2.get_parameter(f"{name}.weight")).double()
     values = torch.linalg.svdvals(change.detach())
     assert float(values[1]) < 1e-3 * float(values[0])
