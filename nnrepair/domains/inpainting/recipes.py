@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nnrepair.domains import recipes
 from nnrepair.domains.inpainting import contexts, data
 from nnrepair.domains.inpainting.networks import CNP, AttentiveCNP
 from nnrepair.domains.inpainting.training import error, train_inpainter
-from nnrepair.errors import DataUnavailable, InvalidInput, PatchError, near_matches
-from nnrepair.files import write_atomically
-from nnrepair.provenance import source, versions
-from nnrepair.spec.state import read_tensors, reading, write_tensors
+from nnrepair.provenance import source
 from nnrepair.training import Record
 
 FOLDER = Path(__file__).parent / "trained"
-FORMAT = "nnrepair-inpainter-1"
+FORMAT, COMMAND = "nnrepair-inpainter-1", "python -m nnrepair.domains.inpainting"
 #: Images that a trained network is measured on, at most.
 HELD_OUT = 1000
 #: Contexts that a network is measured at: kind and number of pixels.
@@ -88,11 +82,7 @@ def recipe(name: str) -> Recipe:
     Raises:
         InvalidInput: there is none of that name.
     """
-    if name not in RECIPES:
-        raise InvalidInput(
-            f"There is no network {name!r}.{near_matches(name, RECIPES)} Networks: {', '.join(RECIPES)}."
-        )
-    return RECIPES[name]
+    return recipes.named(name, RECIPES)
 
 
 def trained(name: str, folder: Path = FOLDER) -> CNP:
@@ -105,15 +95,8 @@ def trained(name: str, folder: Path = FOLDER) -> CNP:
         InvalidInput: there is none of that name, or its file is damaged.
         DataUnavailable: it is a recipe whose network does not come with the package; train it first.
     """
-    model, path = recipe(name).untrained(), Path(folder) / f"{name}.safetensors"
-    try:
-        with reading(path, "trained network"):
-            _, tensors, _ = read_tensors(path, "trained network", {FORMAT: ("name",)})
-            model.load_state_dict(tensors)
-    except FileNotFoundError as error:
-        raise DataUnavailable(f"{error} Train it: python -m nnrepair.domains.inpainting {name}") from error
-    except PatchError as error:
-        raise InvalidInput(f"{error} Train it anew: python -m nnrepair.domains.inpainting {name}") from error
+    model = recipe(name).untrained()
+    recipes.load(model, folder, name, FORMAT, COMMAND)
     return model.eval()
 
 
@@ -150,21 +133,8 @@ def train(name: str, folder: Path, *, progress: bool = True) -> dict[str, Any]:
         record=record,
     )
     held_out = data.grey(made.images("test")[:HELD_OUT])
-    told = {
-        "name": name,
-        "recipe": asdict(made),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "cpu_seconds": round(record.cpu_seconds, 1),
-        "losses": record.losses,
-        "held_out_images": len(held_out),
-        "mse": {at: round(value, 5) for at, value in measured(model, held_out).items()},
-        "versions": versions(["torch", "numpy"]),
-        "source": code,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "threads": torch.get_num_threads(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    write_tensors(folder / f"{name}.safetensors", FORMAT, model.state_dict(), {"name": name}, "trained network")
-    write_atomically(folder / f"{name}.json", (json.dumps(told, indent=1) + "\n").encode())
+    mse = {at: round(value, 5) for at, value in measured(model, held_out).items()}
+    figures = {"held_out_images": len(held_out), "mse": mse}
+    told = recipes.store(model, folder, name, FORMAT, made=made, record=record, code=code, figures=figures)
     progress_file.unlink(missing_ok=True)
     return told

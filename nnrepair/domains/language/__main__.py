@@ -5,26 +5,21 @@ Progress is shown and stored; the same command goes on after a kill.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from typing import Any
 
-from nnrepair.domains.language.recipes import FOLDER, RECIPES, train
-from nnrepair.errors import NNRepairError
+from nnrepair.domains import recipes
+from nnrepair.domains.language.recipes import COMMAND, FOLDER, RECIPES, train
+
+
+def said(told: dict[str, Any]) -> str:
+    """Return what a record says of the network's knowledge as text."""
+    shares = (f"  {kind:>17}: {100 * share:.1f} %" for kind, share in told["recall"].items())
+    return "\n".join(["share of statements that it completes", *shares])
 
 
 def main() -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m nnrepair.domains.language", description=__doc__)
-    parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write it (default: where it is read)")
-    given = parser.parse_args()
-    try:
-        told = train(given.name, given.folder)
-    except NNRepairError as error:
-        parser.exit(3, f"{error}\n")
-    print(f"{given.name}: {told['cpu_seconds']:.0f} CPU s; share of statements that it completes")
-    for kind, share in told["recall"].items():
-        print(f"  {kind:>17}: {100 * share:.1f} %")
+    recipes.main(COMMAND, __doc__, RECIPES, FOLDER, train, said)
 
 
 if __name__ == "__main__":

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import random
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nnrepair.domains import recipes
 from nnrepair.domains.language.knowledge import SUPPOSE, Statement, World
 from nnrepair.domains.language.networks import FORMS, GPT2, Llama, Size
 from nnrepair.domains.language.prompts import asked
 from nnrepair.domains.language.training import train_language_model
 from nnrepair.domains.language.words import Words
-from nnrepair.errors import DataUnavailable, InvalidInput, PatchError, near_matches
-from nnrepair.files import write_atomically
-from nnrepair.provenance import source, versions
+from nnrepair.provenance import source
 from nnrepair.spec.running import outputs
-from nnrepair.spec.state import read_tensors, reading, write_tensors
 from nnrepair.training import Record
 
 FOLDER = Path(__file__).parent / "trained"
-FORMAT = "nnrepair-language-model-1"
+FORMAT, COMMAND = "nnrepair-language-model-1", "python -m nnrepair.domains.language"
+#: The weights that are those of the words' vectors, where both are tied.
+TIED = "lm_head.weight"
 #: The files that decide what a trained network is.
 CODE = (*(f"domains/language/{name}.py" for name in ("knowledge", "words", "networks", "training")), "training")
 
@@ -88,11 +84,7 @@ def recipe(name: str) -> Recipe:
     Raises:
         InvalidInput: there is none of that name.
     """
-    if name not in RECIPES:
-        raise InvalidInput(
-            f"There is no language model {name!r}.{near_matches(name, RECIPES)} Models: {', '.join(RECIPES)}."
-        )
-    return RECIPES[name]
+    return recipes.named(name, RECIPES, "language model")
 
 
 def trained(name: str, folder: Path = FOLDER) -> GPT2 | Llama:
@@ -105,16 +97,9 @@ def trained(name: str, folder: Path = FOLDER) -> GPT2 | Llama:
         InvalidInput: there is none of that name, or its file is damaged.
         DataUnavailable: it is a recipe whose network does not come with the package; train it first.
     """
-    model, path = recipe(name).untrained(), Path(folder) / f"{name}.safetensors"
-    try:
-        with reading(path, "trained network"):
-            _, tensors, _ = read_tensors(path, "trained network", {FORMAT: ("name",)})
-            tied = {"lm_head.weight": model.lm_head.weight} if model.size.tied else {}
-            model.load_state_dict(tensors | tied)
-    except FileNotFoundError as error:
-        raise DataUnavailable(f"{error} Train it: python -m nnrepair.domains.language {name}") from error
-    except PatchError as error:
-        raise InvalidInput(f"{error} Train it anew: python -m nnrepair.domains.language {name}") from error
+    model = recipe(name).untrained()
+    tied = {TIED: model.lm_head.weight} if model.size.tied else {}
+    recipes.load(model, folder, name, FORMAT, COMMAND, tied)
     return model.eval()
 
 
@@ -171,22 +156,17 @@ def train(name: str, folder: Path = FOLDER, *, progress: bool = True) -> dict[st
         record=record,
     )
     assert isinstance(model, GPT2 | Llama)
-    told = {
-        "name": name,
-        "recipe": asdict(made),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "cpu_seconds": round(record.cpu_seconds, 1),
-        "losses": record.losses,
-        "facts": len(made.world.facts),
-        "recall": {kind: round(share, 4) for kind, share in recall(model, made).items()},
-        "versions": versions(["torch", "numpy"]),
-        "source": code,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "threads": torch.get_num_threads(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    state = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight" or not made.tied}
-    write_tensors(folder / f"{name}.safetensors", FORMAT, state, {"name": name}, "trained network")
-    write_atomically(folder / f"{name}.json", (json.dumps(told, indent=1) + "\n").encode())
+    shares = {kind: round(share, 4) for kind, share in recall(model, made).items()}
+    told = recipes.store(
+        model,
+        folder,
+        name,
+        FORMAT,
+        made=made,
+        record=record,
+        code=code,
+        figures={"facts": len(made.world.facts), "recall": shares},
+        without=(TIED,) if made.tied else (),
+    )
     progress_file.unlink(missing_ok=True)
     return told
