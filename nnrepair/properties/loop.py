@@ -257,7 +257,7 @@ class HeadRepair:
             self.change = (self.thin + wide) / 2
             model = self.head.moved(self.change)
             self.proofs = {}
-            for task in self.tasks:
+            for task in sorted(self.tasks, key=lambda task: task.name not in self.leaves):  # the likeliest to fail first
                 result = check(model, task.given, timeout=self.timeout, options=short)
                 self.proofs[task.name] = result
                 if not result.holds:
