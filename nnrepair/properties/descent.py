@@ -85,8 +85,8 @@ def descend(
         i = torch.randint(len(inputs), (batch,), generator=generator)
         j = torch.randint(len(near), (max(1, batch // 4),), generator=generator)
         points = torch.cat([inputs[i], near[j], asked])  # together: many small passes cost more than a large one
-        y, around, *parts = run(points).split([batch, len(j), *sizes])
-        total = missed(criterion, i, y, goal[i]) + DRIFT * ((y - before[i]).abs().mean() / typical)
+        y, around, *parts = torch.split(run(points), [batch, len(j), *sizes])
+        total: Tensor = missed(criterion, i, y, goal[i]) + DRIFT * ((y - before[i]).abs().mean() / typical)
         total = total + AROUND * missed(decided, j, around, 0.1)
         for part, found in zip(wanted, parts, strict=True):
             depth = part.jobs.depth(found.double(), part.job)
