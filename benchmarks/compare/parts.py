@@ -12,8 +12,6 @@ order of magnitude. Slabs (parts of which a share is proved) are not counted.
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import measure
-from benchmarks.compare.acas import LIMIT, REPAIRS, RESULTS, materialise, networks
+from benchmarks.compare.acas import REPAIRS, RESULTS, materialise, networks
 from nnrepair.deadline import NEVER
 from nnrepair.domains import acas
 from nnrepair.verify import Box
@@ -87,17 +85,13 @@ def one(network: str, states: int) -> dict[str, Any]:
 
 def run() -> None:
     """Estimate for all networks of which the last layer changed."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
     path = RESULTS / "parts.json"
     rows = measure.load(path)
     cases = [{"network": name, "states": STATES} for name in networks() if name not in LEFT_OUT]
     for case in tqdm(cases, desc="parts"):
         if not any(case.items() <= row.items() for row in rows):
-            rows.append(case | measure.in_fresh_process("benchmarks.compare.parts", case, timeout=LIMIT))
+            rows.append(case | one(**case))
             about = f"halvings of the domain around {STATES} random states (seed {SEED}), {DEEPEST} at most"
             measure.save(path, rows, about)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    print(json.dumps(one(**json.loads(sys.argv[1]))))
