@@ -45,7 +45,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "conditioning": {"cnp": conditioning.run},
     "compare": {
         "acas": comparisons.run,
-        "certified": comparisons.run_certified,
+        "short": comparisons.run_short,
         "baseline": stacked.run,
         "parts": needed.run,
     },

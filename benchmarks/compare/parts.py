@@ -33,7 +33,7 @@ from nnrepair.verify.comparing.search import cuts
 from nnrepair.verify.network import Network
 
 #: States, and halvings at most; shares of the volume to estimate for.
-STATES, SEED, DEEPEST, SHARES = 100, 0, 32, (0.5, 0.8, 0.9)
+STATES, SEED, DEEPEST, SHARES = 64, 0, 32, (0.5, 0.8, 0.9)
 #: All layers of these changed: each box takes several times as long.
 LEFT_OUT = ("1_7", "1_8", "1_9")
 
