@@ -148,7 +148,7 @@ def certified(rows: list[Row]) -> str:
     if not rows:
         return ""
     table = markdown.table(
-        "network|CPU s of the search|claimed: same|claimed: identical|answer|checker, wall s".split("|"),
+        ["network", "CPU s of the search", "claimed: same", "claimed: identical", "answer", "checker, wall s"],
         [
             [
                 shown(row["network"]),
