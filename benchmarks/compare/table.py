@@ -164,8 +164,7 @@ def certified(rows: list[Row]) -> str:
     accepted = sum(row["certificate"].startswith("Accepted") for row in rows)
     return f"""## Certificates over the whole domain
 
-The independent program went through {len(rows)} certificates, most of them of short searches, and accepted {accepted}.
-What is claimed there, of all states outside of the boxes of the repaired properties, is proved.
+The independent program went through {len(rows)} certificates, and accepted {accepted} of them. What is claimed there, of all states outside of the boxes of the repaired properties, is proved.
 
 {table}"""
 

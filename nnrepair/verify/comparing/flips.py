@@ -81,8 +81,8 @@ class Flips:
     def _nearest(self, batch: Batch, each: Shares, lines: Lines, need: list[int], place: dict[int, int]) -> Index:
         """Return for each box the bound to improve: of those that could forbid its hardest flip, the nearest to it.
 
-        The value of a row in the middle of the box says how near: where it is not positive, no bound of the row will be;
-        else what counts is that value, as a share of what lies between it and the bound.
+        The value of a row in the middle of the box says how near: where it is not positive, no bound of the row will
+        be; else what counts is that value, as a share of what lies between it and the bound.
         """
         middle = (batch.lower + batch.upper) / 2
         value = (self.outputs(middle) @ self.A[need].T + self.offset[need]).numpy()
