@@ -31,9 +31,9 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20, kept: int = KEPT
     """Edits: patches that the network completes worst in images to test; kept: completions of images to train on.
 
     Measured besides: "rest", by how much a repaired network moves the edited pictures outside their patches, mean over
-    pixels. Test sets: "error", other images with their true pixels, whose mean squared error is measured; "kept", others again
-    with the network's own completions, which should stay within the tolerance. Edit scope: the edited images, given
-    other pixels at random. Labels are `Near` criteria throughout.
+    pixels. Test sets: "error", other images with their true pixels, whose mean squared error is measured; "kept",
+    others again with the network's own completions, which should stay within the tolerance. Edit scope: the edited
+    images, given other pixels at random. Labels are `Near` criteria throughout.
 
     Args:
         model: "digits" (8 x 8, no download), "mnist-attentive", "celeba-32" or "celeba-32-attentive".
