@@ -54,6 +54,7 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "gre": lambda: FineTune(lr=0.01, steps=200, penalties=(Rewired(),)),
     "gre+": lambda: FineTune(lr=0.01, steps=200, penalties=(Rewired(3),)),
     "ft+mask": lambda: FineTune(lr=0.01, steps=200, penalties=(TopShare(0.3),)),
+    "lora": lambda: FineTune(lr=0.03, steps=300, rank=2),
     "egnn": EGNN,
     "grace": GRACE,
     "learned-steps": lambda: LearnedSteps(start=0.1, lr=0.2),

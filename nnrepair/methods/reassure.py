@@ -92,7 +92,7 @@ class REASSURE:
             y = outputs(made, problem.edits.inputs).double()
         holding = int(_holds(problem, y, 0.0).sum())
         stats = {"patches": len(made), "added": len(groups), "units": z.shape[1]}
-        notes = [f"{len(groups)} linear regions have a new patch; outside of them outputs are what they were, bit for bit."]
+        notes = [f"{len(groups)} linear regions have a new patch; elsewhere outputs are the same bits."]
         if holding < len(problem.edits):
             lost = len(problem.edits) - holding
             notes.append(f"{lost} edits share a linear region with others that need another shift.")
