@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from kernels import plain
 from networks import mlp, randn, seeded
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import nnrepair.verify.search as search
 from nnrepair import Linear
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.verify import Box, Options, Property, check
@@ -25,21 +25,12 @@ from nnrepair.verify.search import loose
 from nnrepair.verify.search.bounds import Bounder
 from nnrepair.verify.search.loose import Chain
 
-KERNEL = Path(search.__file__).with_name("kernel.py")
 Kernel = Any
 
 
 def kernel(*changes: tuple[str, str]) -> ModuleType:
     """Return the kernel as plain Python, with changes of its text."""
-    text = KERNEL.read_text().replace(
-        "from numba import njit", "njit = lambda *types, **options: lambda function: function"
-    )
-    for old, new in changes:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    made = ModuleType("kernel")
-    exec(compile(text, str(KERNEL), "exec", dont_inherit=True), vars(made))
-    return made
+    return plain("kernel", *changes)
 
 
 def compiled() -> ModuleType:
@@ -194,14 +185,14 @@ def test_chains_that_overflow_prove_nothing() -> None:
 
 
 def test_only_chains_of_matrices_and_relus_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loose, "_kernel", lambda: print)
+    monkeypatch.setattr(loose, "compiled", lambda: print)
     chain = lower(mlp(3, 4, 2), (3,))
     assert Chain.of(chain) is not None
     image = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)))
     for model, shape in ((image, (1, 3, 3)), (mlp(3, 4, 2, activation=nn.Hardswish), (3,)), (nn.Linear(3, 2), (3,))):
         assert Chain.of(lower(model, shape)) is None
     assert Chain.of(lower(mlp(3, 1001, 2), (3,))) is None
-    monkeypatch.setattr(loose, "_kernel", lambda: None)
+    monkeypatch.setattr(loose, "compiled", lambda: None)
     assert Chain.of(chain) is None
 
 
@@ -209,11 +200,11 @@ def test_only_chains_of_matrices_and_relus_have_one(monkeypatch: pytest.MonkeyPa
 def test_without_a_kernel_that_works_there_is_none(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loose, "find_spec", lambda name: there or None)
     monkeypatch.setitem(sys.modules, "nnrepair.verify.search.kernel", None)  # an import of it fails
-    assert loose._kernel.__wrapped__() is None
+    assert loose.compiled.__wrapped__() is None
 
 
 def test_deadline_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loose, "_kernel", lambda: kernel().tighten)
+    monkeypatch.setattr(loose, "compiled", lambda: kernel().tighten)
     graph, low, high = cases(1)
     known = [torch.from_numpy(end) for end in whole(graph, low, high)]
     with pytest.raises(OutOfTime):
@@ -224,6 +215,11 @@ def test_deadline_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool((found[0] >= known[0]).all()) and bool((found[1] <= known[1]).all())
 
 
+def compiled_as(module: str = "kernel", name: str = "tighten") -> Callable[..., None]:
+    found: Callable[..., None] = getattr(plain(module), name)
+    return found
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_check_says_the_same_with_and_without(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mlp(3, 10, 10, 2, seed=seed)
@@ -231,6 +227,6 @@ def test_check_says_the_same_with_and_without(seed: int, monkeypatch: pytest.Mon
     claim = Property.on(Box([-1.0] * 3, [1.0] * 3), Linear([[-1.0, 0.0]], [-most], points=1), outputs=2)
     verdicts = []
     for there in (True, False):
-        monkeypatch.setattr(loose, "_kernel", lambda there=there: kernel().tighten if there else None)
+        monkeypatch.setattr(loose, "compiled", lambda *names, there=there: compiled_as(*names) if there else None)
         verdicts.append(check(model, claim, options=Options(most=400)).verdict)
     assert verdicts[0] == verdicts[1] != "unknown"

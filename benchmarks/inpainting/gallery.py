@@ -24,6 +24,8 @@ from nnrepair.methods import MinimalNorm
 
 #: How many images, and how many edits, a picture has.
 SHOWN, EDITED = 6, 3
+#: So often an edited picture counts among those that the norm spares; else what is around its patch would be spoiled.
+OWN = 40
 #: The decoder, and what it is told of the context; attentive networks have one layer more. See docs/inpainting.md.
 DECODER = ("model.summary", "model.decoder.1", "model.decoder.3", "model.decoder.5", "model.head")
 
@@ -49,7 +51,7 @@ def completed(name: str, path: Path, size: int | None = None) -> None:
 
 def repaired(name: str, path: Path) -> None:
     """Draw edits, each repaired alone, beside an image that was to stay."""
-    posed = task(name, 0, EDITED)
+    posed = task(name, 0, EDITED, own=OWN)
     method = MinimalNorm(
         layer=("model.seen", *DECODER) if recipe(name).attentive else DECODER, norm="fisher", locality="none"
     )

@@ -72,13 +72,21 @@ def repairs(modes: Sequence[str]) -> str:
                 f"{100 * (errors[1] / errors[0] - 1):.2f}",
                 f"{100 * worst:.2f}",
                 f"{fmean(row['tests']['kept']['moved'] for row in rows):.4f}",
+                *([] if len(modes) == 1 else [_rest(rows)]),
                 *(f"{sum(row[key] for row in rows) / edits:.1f}" for key in ("repair_cpu_seconds", "cpu_seconds")),
                 _trained_first(rows),
             ]
         )
     head = ["experiment", *([] if len(modes) == 1 else ["mode"]), "edits", "within tolerance %", "other contexts %"]
-    head += ["error, other faces", "rise %", "worst rise %", "mean change, kept", "CPU s, repair", "with measuring"]
-    return markdown.table([*head, "trained first"], out)
+    head += ["error, other faces", "rise %", "worst rise %", "mean change, kept"]
+    head += [] if len(modes) == 1 else ["mean change, around"]
+    return markdown.table([*head, "CPU s, repair", "with measuring", "trained first"], out)
+
+
+def _rest(rows: Sequence[dict[str, Any]]) -> str:
+    """Return by how much edited pictures move around their patches; earlier rows did not look."""
+    found = [row["further"]["rest"] for row in rows if "further" in row]
+    return f"{fmean(found):.3f}" if found else "–"
 
 
 def _trained_first(rows: Sequence[dict[str, Any]]) -> str:
@@ -131,8 +139,7 @@ stored: without `model.summary` others moved many times as far; 20 kept faces we
 the edited one. `grace` stores its whole completion, which it returns for other pixels of that face too, and for a few
 other faces; `cnp` stores what the patch lacked, given these pixels. It is trained first (*trained first*: CPU seconds,
 once for all edits of a network). `ft+l2-heavy` shows what a penalty that is too heavy comes to.
-`minimal-norm` and `minimal-norm-several` are of an earlier descent; that of `minimal-norm-fisher` begins in a network
-with smooth ReLUs ([why](how-minimal.md#hidden-layers-in-the-same-architecture)). Not tried: `learned-steps` and
+Not tried: `learned-steps` and
 `editable-training`, whose exercises need gradients of the decoder's gradients, and the editors in closed form (`rome`
 and others).
 

@@ -73,6 +73,8 @@ def descend(
         decided = kind_of(criterion).unchanged(answers, typical)
         goal = (criterion.slack(before.double()) / typical).clamp(max=1.0) / 2
     batch = min(batch, len(inputs))
+    sizes = [len(part.x) for part in wanted]
+    asked = torch.cat([inputs[:0], *(part.x for part in wanted)])
     optimizer = torch.optim.Adam([p for p in twin.parameters() if p.requires_grad], lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
 
@@ -82,11 +84,12 @@ def descend(
     def loss() -> Tensor:
         i = torch.randint(len(inputs), (batch,), generator=generator)
         j = torch.randint(len(near), (max(1, batch // 4),), generator=generator)
-        y = run(inputs[i])
-        total = missed(criterion, i, y, goal[i]) + DRIFT * ((y - before[i]).abs().mean() / typical)
-        total = total + AROUND * missed(decided, j, run(near[j]), 0.1)
-        for part in wanted:
-            depth = part.jobs.depth(run(part.x).double(), part.job)
+        points = torch.cat([inputs[i], near[j], asked])  # together: many small passes cost more than a large one
+        y, around, *parts = torch.split(run(points), [batch, len(j), *sizes])
+        total: Tensor = missed(criterion, i, y, goal[i]) + DRIFT * ((y - before[i]).abs().mean() / typical)
+        total = total + AROUND * missed(decided, j, around, 0.1)
+        for part, found in zip(wanted, parts, strict=True):
+            depth = part.jobs.depth(found.double(), part.job)
             total = total + 0.3 * ((part.margin + depth) / typical).clamp(min=0).mean()
         return total
 

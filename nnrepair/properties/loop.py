@@ -257,7 +257,8 @@ class HeadRepair:
             self.change = (self.thin + wide) / 2
             model = self.head.moved(self.change)
             self.proofs = {}
-            for task in self.tasks:
+            likeliest_to_fail_first = sorted(self.tasks, key=lambda task: task.name not in self.leaves)
+            for task in likeliest_to_fail_first:
                 result = check(model, task.given, timeout=self.timeout, options=short)
                 self.proofs[task.name] = result
                 if not result.holds:

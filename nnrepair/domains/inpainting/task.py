@@ -27,10 +27,11 @@ OTHERS = 2
 KEPT, TESTED, WATCHED, PRACTISED = 300, 500, 50, 200
 
 
-def task(model: str = "digits", seed: int = 0, edits: int = 20, kept: int = KEPT) -> Task:
+def task(model: str = "digits", seed: int = 0, edits: int = 20, kept: int = KEPT, own: int = 0) -> Task:
     """Edits: patches that the network completes worst in images to test; kept: completions of images to train on.
 
-    Test sets: "error", other images with their true pixels, whose mean squared error is measured; "kept", others again
+    Measured besides: "rest", by how much a repaired network moves the edited pictures outside their patches, mean over
+    pixels. Test sets: "error", other images with their true pixels, whose mean squared error is measured; "kept", others again
     with the network's own completions, which should stay within the tolerance. Edit scope: the edited images, given
     other pixels at random. Labels are `Near` criteria throughout.
 
@@ -39,6 +40,8 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20, kept: int = KEPT
         seed: of contexts and drawing.
         edits: how many.
         kept: size of the locality set.
+        own: so often each completion that is edited is in the locality set besides, as it is. An edit asks nothing of
+            the picture around its patch; a norm that looks at the locality set spares it then.
 
     Raises:
         InvalidInput: another model, or more edits than there are images that it completes wrongly.
@@ -55,16 +58,27 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20, kept: int = KEPT
     some = torch.randperm(len(train), generator=generator)
     stays, practised = some[:kept], some[kept : kept + PRACTISED]
     truth = grey(test[tested])
+    stay, completions = _completed(network, grey(train[stays]), generator)
+    before = _outputs(network, asked.inputs)
+    if own:
+        again_and_again = torch.cat([completions.target, before.repeat(own, 1, 1, 1)])
+        stay, completions = torch.cat([stay, asked.inputs.repeat(own, 1, 1, 1)]), Near(again_and_again, TOLERANCE)
+
+    def further(repaired: nn.Module) -> dict[str, float]:
+        free = torch.isinf(asked.criterion.tol)
+        return {"rest": float((_outputs(repaired, asked.inputs) - before).abs()[free].mean())}
+
     return Task(
         model=network,
         edits=asked,
-        locality_set=LocalitySet(*_completed(network, grey(train[stays]), generator)),
+        locality_set=LocalitySet(stay, completions),
         test_set={
             "error": (shown(truth, generator), Near(truth, 1.0)),
             "kept": _completed(network, grey(test[watched]), generator),
         },
         edit_scope=again(test[mine], asked, generator),
         training=lambda: _training(network, train[practised], train[stays], seed),
+        further=further,
     )
 
 
@@ -149,12 +163,15 @@ def worst_patch(found: Tensor, true: Tensor, side: int) -> Tensor:
     return torch.stack([place // off.shape[3], place % off.shape[3]], 1)
 
 
-@torch.no_grad()
 def _completed(network: nn.Module, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Near]:
     """Return masked images, and that their completions stay."""
     masked = shown(images, generator)
-    found = torch.cat([network(some) for some in torch.split(masked, TOGETHER)])
-    return masked, Near(found, TOLERANCE)
+    return masked, Near(_outputs(network, masked), TOLERANCE)
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, masked: Tensor) -> Tensor:
+    return torch.cat([network(some) for some in torch.split(masked, TOGETHER)])
 
 
 def _training(network: nn.Module, practised: Tensor, kept: Tensor, seed: int) -> Episode:

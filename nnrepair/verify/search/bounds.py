@@ -11,12 +11,13 @@ from torch import Tensor
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.reading.affine import PIECE_WORK, Dense
 from nnrepair.verify.reading.graph import Graph, Node
+from nnrepair.verify.search import loose
 from nnrepair.verify.search.forms import Form
 from nnrepair.verify.search.intervals import Interval
 from nnrepair.verify.search.loose import Chain
 from nnrepair.verify.search.magnitudes import PIECE_SIZE, Rounding
 from nnrepair.verify.search.relaxation import Linear, Relaxation
-from nnrepair.verify.search.slopes import Ascent
+from nnrepair.verify.search.slopes import Ascent, Stack
 from nnrepair.verify.search.substitution import Substitution
 
 #: Where there are few inputs, and bounding all units of a box backwards would take so many multiplications, values are
@@ -216,4 +217,7 @@ class Bounder(Substitution):
         coefficients: list[Tensor | None] | None = None,
     ) -> tuple[Tensor, Linear]:
         """Choose the slopes of the lower lines so that rows become positive, one row for each box; see `Ascent`."""
+        ascend = None if self.chain is None or phase is not None else loose.compiled("slope_kernel", "ascend")
+        if ascend is not None and coefficients is None and node > 0:
+            return Stack(self, node).ascended(ascend, relaxation, A, offset, lower, upper, steps, ahead)
         return Ascent(self, relaxation, node, A, offset, lower, upper, phase).run(steps, ahead, coefficients)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -57,7 +58,7 @@ class Chain:
                 continue
             sizes.append(node.size)
             bent.append(False)
-            weights.append(_matrix(node.affine).reshape(-1))
+            weights.append(matrix(node.affine).reshape(-1))
             biases.append(node.affine.bias)
         while not bent[-1]:  # outputs are nothing that a ReLU reads
             for part in (sizes, bent, weights, biases):
@@ -69,7 +70,7 @@ class Chain:
     @classmethod
     def of(cls, graph: Graph) -> Chain | None:
         """Return the matrices of a network; None where the kernel cannot read them, or there is none."""
-        return cls(graph) if _is_readable(graph) and _kernel() is not None else None
+        return cls(graph) if _is_readable(graph) and compiled() is not None else None
 
     def tightened(
         self, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor, deadline: Deadline
@@ -81,7 +82,7 @@ class Chain:
             low, high: bounds that hold already.
             deadline: when it has passed, this raises OutOfTime.
         """
-        tighten = _kernel()
+        tighten = compiled()
         assert tighten is not None
         low, high = (end.clone(memory_format=torch.contiguous_format) for end in (low, high))
         lower, upper = lower.contiguous(), upper.contiguous()
@@ -92,19 +93,19 @@ class Chain:
 
 
 @cache
-def _kernel() -> Callable[..., None] | None:
-    """Return the kernel; None without numba, or where it cannot compile or keep what it compiled."""
+def compiled(module: str = "kernel", name: str = "tighten") -> Callable[..., None] | None:
+    """Return a compiled function; None without numba, or where it cannot compile or keep what it compiled."""
     if find_spec("numba") is None:
         return None
     try:
-        from nnrepair.verify.search.kernel import tighten
+        found: Callable[..., None] = getattr(import_module(f"nnrepair.verify.search.{module}"), name)
     except Exception:  # of many kinds, and whole matrices do as well
         return None
-    found: Callable[..., None] = tighten
     return found
 
 
-def _matrix(affine: Affine) -> Tensor:
+def matrix(affine: Affine) -> Tensor:
+    """Return the matrix (outputs, inputs) of a map of a chain."""
     return affine.weight if isinstance(affine, Dense) else torch.diag(affine.apply(torch.ones_like(affine.bias)))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nnrepair.verify.search.intervals import TINY
+from nnrepair.verify.search.loose import matrix
 from nnrepair.verify.search.relaxation import Linear, Relaxation
 from nnrepair.verify.search.substitution import Force, Substitution
 
@@ -179,3 +181,52 @@ def _copied(coefficients: list[Tensor | None], found: Sequence[Tensor | None], l
         old = coefficients[i]
         if part is not None and old is not None:
             coefficients[i] = old.index_copy(0, live, part)
+
+
+class Stack:
+    """A chain's matrices up to a node and what rounding takes at them, as the compiled ascent reads them.
+
+    Args:
+        lines: of a network that has a compiled kernel, see `Chain`.
+        node: where rows are about.
+    """
+
+    def __init__(self, lines: Substitution, node: int) -> None:
+        rho, folded = lines.rounding.rho, lines.rounding.folded
+        sizes, bent, parts = [lines.graph.inputs], list[bool](), list[tuple[Tensor, ...]]()
+        for k, each in enumerate(lines.graph.nodes[1 : node + 1], 1):
+            if each.affine is None:
+                bent[-1], parts[-1] = True, (*parts[-1][:-1], rho[k])
+                continue
+            sizes.append(each.size)
+            bent.append(False)
+            none = torch.zeros_like(rho[k])
+            parts.append((matrix(each.affine).reshape(-1), each.affine.bias, none if folded[k] else rho[k], none))
+        self.sizes, self.bent = np.array(sizes), np.array(bent, dtype=np.bool_)
+        weights, biases, linear, after = zip(*parts, strict=True)
+        self.weights, self.biases = torch.cat(weights).numpy(), torch.cat(biases).numpy()
+        longer = 1 + 4 * sum(sizes) / 64  # one sum of all there is, where `magnitudes` counts 64 terms at the least
+        self.rho = (torch.stack([torch.cat(linear), torch.cat(after)]) * longer).numpy()
+        self.first = (rho[0] * longer).numpy()
+
+    def ascended(
+        self,
+        ascend: Callable[..., None],
+        relaxation: Relaxation,
+        A: Tensor,
+        offset: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        steps: int,
+        ahead: float,
+    ) -> tuple[Tensor, Linear]:
+        """Return what `Ascent.run` does, by `slope_kernel.ascend`."""
+        between = relaxation.lines[: int(self.bent.sum())]
+        columns = [torch.cat([getattr(each, name) for each in between], 1) for name in ("slope", "shift", "floor")]
+        loose = torch.cat([each.loose for each in between], 1)
+        best, found = A.new_empty(len(A)), Linear(torch.empty_like(lower), A.new_empty(len(A)))
+        made = [torch.stack(columns, 1), loose]
+        ends = [each.contiguous().numpy() for each in (A, offset, lower, upper, *made)]
+        numbers = self.sizes, self.bent, self.weights, self.biases, self.rho, self.first
+        ascend(*numbers, *ends, steps, ahead, best.numpy(), found.A.numpy(), found.c.numpy())
+        return best, found
