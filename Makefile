@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo classroom test test-wheel docs docs-tables clean
+.PHONY: help demo classroom test lint types unit test-wheel docs docs-tables clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -30,11 +30,17 @@ demo: $(STAMP) ## Repair a real digits classifier, prove it, write a report
 classroom: $(STAMP) ## Open the classroom: repair digits in the browser
 	$(BIN)/nnrepair classroom
 
-test: export OMP_NUM_THREADS = 1
-test: $(STAMP) ## Lint, check types and run the tests
+test: lint types unit ## Lint, check types and run the tests
+
+lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: $(STAMP)
 	$(BIN)/mypy
+
+unit: export OMP_NUM_THREADS = 1
+unit: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-wheel: export OMP_NUM_THREADS = 1

@@ -15,6 +15,7 @@ from benchmarks.acas import tradeoff
 from benchmarks.cifar import editable
 from benchmarks.compare import acas as comparisons
 from benchmarks.compare import baseline as stacked
+from benchmarks.compare import parts as needed
 from benchmarks.conditioning import run as conditioning
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.generality import run as generality
@@ -42,7 +43,12 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
     "cifar": {"editable-training": editable.run},
     "vision": {"streams": photographs.run, "blocks": blocks.run, "gallery": gallery.run},
     "conditioning": {"cnp": conditioning.run},
-    "compare": {"acas": comparisons.run, "baseline": stacked.run},
+    "compare": {
+        "acas": comparisons.run,
+        "short": comparisons.run_short,
+        "baseline": stacked.run,
+        "parts": needed.run,
+    },
     "robust": {"kills": kills.run},
     "shipped": {"networks": shipped.run},
 }

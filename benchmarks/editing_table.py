@@ -239,11 +239,10 @@ def told() -> list[str]:
         ("cora", "papers that a graph network mislabels"),
     ):
         found = [g for g in groups(domain) if g.mode == "successive" and g.finished]
-        if not found:
-            continue
-        model = found[0].model
-        found = [group for group in found if group.model == model]
         base = next((group for group in found if group.experiment == "ft"), None)
+        if base is None:
+            continue
+        found = [group for group in found if group.model == base.model and len(group.finished) >= len(base.finished)]
         ours = next((group for group in found if group.experiment == "minimal-norm"), None)
         rest = [group for group in found if group not in (base, ours)]
         best = max(
@@ -251,7 +250,7 @@ def told() -> list[str]:
         )
         chosen = [group for group in (base, ours, best) if group is not None]
         told = [f"`{group.experiment}` {_left(group)}" for group in chosen]
-        count, seeds = found[0].finished[0]["edits"], min(len(group.finished) for group in chosen)
+        count, seeds = base.finished[0]["edits"], min(len(group.finished) for group in chosen)
         lines.append(
             f"- {count} {what}, repaired one after another ({seeds} seeds): {'; '.join(told)} (plain fine-tuning, the "
             "default, and the best of the others here; [results](results-editing.md))."

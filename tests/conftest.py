@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from devices import tested
+from exporting import install
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,6 +21,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_exports() -> None:
+    install()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,14 @@ from nnrepair.verify import Box, Property, check, vnnlib
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """Write a model, a property that it violates, one that it satisfies, and points to keep."""
+def files(written: Path, tmp_path: Path) -> Path:
+    """Copy a model, a property that it violates, one that it satisfies, and points to keep."""
+    return Path(shutil.copytree(written, tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("repair")
     model = mlp(2, 12, 12, 3, seed=3)
     x = randn(1, 2, seed=1)[0] / 2
     with torch.no_grad():

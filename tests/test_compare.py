@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -172,6 +173,34 @@ def test_shares_bracket_what_sampling_finds(layers: tuple[int, ...], bias: bool,
     found = compare(before, after, box, until=0.05, timeout=20)
     assert_right(found, before, after, box)
     assert found.unknown <= 0.05
+
+
+@pytest.mark.parametrize("decision", ["argmax", "argmin"])
+def test_decisions_alone_take_fewer_boxes_than_outputs_too(decision: Literal["argmax", "argmin"]) -> None:
+    before = network((2, 8, 8, 3), 16)
+    after = changed(before, (4,), 100, 0.5, False)
+    box = Box([-1, -1], [1, 1])
+    both, alone = (compare(before, after, box, decision=decision, until=0.01, identical=way) for way in (True, False))
+    assert alone.unknown <= 0.01
+    assert alone.boxes <= both.boxes
+    assert alone.identical <= alone.same
+    if decision == "argmax":
+        assert_right(alone, before, after, box)
+
+
+def test_bounds_that_no_flip_needs_are_not_split_for() -> None:
+    before = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    with torch.no_grad():
+        before[0].weight.copy_(torch.eye(2))
+        before[0].bias.zero_()
+        before[2].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+        before[2].bias.copy_(torch.tensor([0.0, 0.0, 5.0]))  # the last output always wins, by 4 and more
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after[2].weight[0, 0] = 1.5
+        after[2].bias[0] = 0.1
+    found = compare(before, after, Box([0, 0], [1, 1]))
+    assert (found.same, found.boxes) == (1, 1)
 
 
 def test_it_converges_to_the_exact_shares() -> None:

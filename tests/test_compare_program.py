@@ -84,6 +84,18 @@ def test_it_is_accepted_and_says_what_it_proves(case: tuple[Path, Path, Comparis
     assert loaded.boxes == tuple(BOXES)
 
 
+def test_nothing_claimed_of_a_box_that_is_no_floats_is_nothing_to_prove(tmp_path: Path) -> None:
+    before = network((2, 6, 3), 3)
+    after = changed(before, (2,), 100, 0.1, True)  # a bias moved: no outputs are identical
+    files = [written(model, tmp_path / name) for name, model in (("f.onnx", before), ("g.onnx", after))]
+    found = compare(files[0], files[1], Box([0, Fraction(-1, 3)], [Fraction(1, 7), 1]), until=0.2)
+    proof = found.certificate
+    assert proof is not None and proof.identical == 0
+    code, said = judged(proof, (files[0], files[1], found), tmp_path / "c.npz")
+    assert code == 0, said
+    assert "0 halved further" in said
+
+
 def test_the_command_line_takes_it(
     case: tuple[Path, Path, Comparison], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

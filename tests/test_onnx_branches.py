@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import nnrepair
 from nnrepair.cli import main
 from nnrepair.errors import InvalidInput, UnsupportedModel
+from nnrepair.failing import failing
 from nnrepair.onnx import in_place
 
 Array = npt.NDArray[Any]
@@ -107,6 +108,15 @@ def test_the_command_line_fixes_inputs_and_reads_compressed_files(branching: Pat
     assert call("fix", "m.onnx.gz", *told.split()) == 0
     assert call("check-edits", "out.onnx.gz", "edits.npz") == 0
     assert call("check-edits", "m.onnx.gz", "edits.npz") == 1
+    np.savez(tmp_path / "alone.npz", inputs=X, labels=run(branching, X, 16).argsort(1)[:, 1])
+    assert call("check-edits", "out.onnx.gz", "alone.npz", "--fixed", "rate=16") == 0
+    assert call("check-edits", "m.onnx.gz", "alone.npz", "--fixed", "rate=16") == 1
+    for wrong in ("rate=fast", "rat=16"):
+        assert call("check-edits", "out.onnx.gz", "alone.npz", "--fixed", wrong) == 3
+    edits = (X, run(branching, X, 16).argsort(1)[:, 1])
+    assert failing(tmp_path / "out.onnx.gz", edits, fixed={"rate": 16}) == []
+    with pytest.raises(InvalidInput, match="fixed= makes constants of an ONNX file's inputs"):
+        failing(torch.nn.Linear(2, 2), edits, fixed={"rate": 16})
     assert call("patch", "apply", "fix.safetensors", "m.onnx.gz", "--out", "again.onnx") == 0
     assert (tmp_path / "again.onnx").read_bytes() == gzip.decompress((tmp_path / "out.onnx.gz").read_bytes())
     assert call("fix", "m.onnx.gz", *told.replace("=16", "=fast").split()) == 3
@@ -143,3 +153,9 @@ def test_weights_in_loops_and_other_operators_are_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.onnx", nodes, {"three": np.int64(3)}, [value("x", "n", 5)])
     with pytest.raises(UnsupportedModel, match="in the body of Loop 'steps', which runs several times"):
         in_place(path)
+    nodes[0].output[0] = "z"
+    nodes.append(helper.make_node("MatMul", ["z", "v"], ["y"], name="head"))
+    path = saved(tmp_path / "m.onnx", nodes, {"three": np.int64(3), "v": number(5, 2)}, [value("x", "n", 5)])
+    assert in_place(path).layer == "suffix.head"
+    with pytest.raises(InvalidInput, match="its 1 layers: head. Here layers lie in the body of Loop 'steps'"):
+        in_place(path, layer="g")

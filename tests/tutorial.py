@@ -7,15 +7,21 @@ in the block `text` below it, if there is one, and may differ in its digits.
 from __future__ import annotations
 
 import doctest
+import io
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nnrepair.cli import main
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -50,6 +56,28 @@ def commands(block: str) -> list[tuple[str, str]]:
 
 
 def run(command: str, shown: str, folder: Path) -> None:
+    """Run a command in a shell; `nnrepair` with nothing but arguments in this process, as a new one imports torch."""
+    if command.startswith("nnrepair ") and not set(command) & set("|<>&;$`*?~\n"):
+        output, code, errors = in_this_process(shlex.split(command)[1:])
+    else:
+        output, code, errors = in_a_shell(command, folder)
+    said = output + (f"exit code {code}\n" if code else "")
+    assert doctest.OutputChecker().check_output(shown, said, FLAGS), f"$ {command}\n{said}{errors}"
+
+
+def in_this_process(arguments: list[str]) -> tuple[str, int, str]:
+    """Return what a command prints, its exit code, and what it says on stderr."""
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+    return output.getvalue(), code, errors.getvalue()
+
+
+def in_a_shell(command: str, folder: Path) -> tuple[str, int, str]:
     environment = os.environ | {
         "PATH": f"{folder / '.bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -58,8 +86,7 @@ def run(command: str, shown: str, folder: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    said = done.stdout + (f"exit code {done.returncode}\n" if done.returncode else "")
-    assert doctest.OutputChecker().check_output(shown, said, FLAGS), f"$ {command}\n{said}{done.stderr}"
+    return done.stdout, done.returncode, done.stderr
 
 
 def run_as_written(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

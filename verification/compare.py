@@ -391,9 +391,9 @@ def prove(claims: dict[str, Fraction], boxes: Any, sums: list[Sums], roots: Any,
         sure = sum(max(total[SURE] - e, Fraction(0)) for total, e in zip(totals, beyond, strict=True))
         maybe, differs = (sum(total[q] for total in totals) for q in (MAYBE, DIFFERS))
         met = {
-            MAYBE: maybe <= (1 - claims["same"]) * whole,
+            MAYBE: not claims["same"] or maybe <= (1 - claims["same"]) * whole,
             SURE: sure >= claims["changed"] * whole,
-            DIFFERS: differs <= (1 - claims["identical"]) * whole,
+            DIFFERS: not claims["identical"] or differs <= (1 - claims["identical"]) * whole,
         }
         if all(met.values()):
             return halved

@@ -3,7 +3,8 @@
     python -m benchmarks.verify.repairs         resumes where it was stopped
 
 A unit is a network with all that is violated there; what holds is kept. Patches are not kept and locality is not
-measured: that is what `verification/acas/repair.py` does, by the same calls. File: benchmarks/verify/results/repairs.json.
+measured: that is what `verification/acas/repair.py` does, by the same calls.
+File: benchmarks/verify/results/repairs.json.
 """
 
 from __future__ import annotations

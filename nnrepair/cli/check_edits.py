@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from nnrepair.cli.model_file import ModelFile, is_onnx
-from nnrepair.cli.options import read_points
+from nnrepair.cli.options import constants, read_points
 from nnrepair.errors import InvalidInput
 from nnrepair.failing import failing
 from nnrepair.judge import NAMED
@@ -24,12 +24,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Count, tell, and return the exit code."""
     if not 0 <= arguments.at_least <= 1:
         raise InvalidInput(f"--at-least is {arguments.at_least:g}; expected a share between 0 and 1.")
-    model = _model(arguments.model)
+    model, fixed = _model(arguments.model), constants(arguments.fixed)
+    if fixed and not is_onnx(arguments.model):
+        raise InvalidInput("--fixed is about inputs of .onnx files.")
     code = HOLD
     for path in arguments.edits:
         inputs, labels = read_points(path, str(path), labelled=True)
         wanted: Any = labels if arguments.threshold is None else Threshold(labels, arguments.threshold)
-        lost, count = failing(model, Edits(inputs, wanted), output=arguments.output), len(labels)
+        lost, count = failing(model, Edits(inputs, wanted), output=arguments.output, fixed=fixed), len(labels)
         share = 1 - len(lost) / count if count else 1.0
         enough = share >= arguments.at_least
         code = code if enough else FAIL

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from nnrepair.cli.method_options import chosen as with_options
 from nnrepair.cli.method_options import options_given
 from nnrepair.cli.model_file import ModelFile, OnnxCut, is_onnx, require_model
-from nnrepair.cli.options import Outputs, read_points, require_device, require_outputs
+from nnrepair.cli.options import Outputs, constants, read_points, require_device, require_outputs
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
 from nnrepair.files import plain, write_atomically
@@ -90,7 +89,7 @@ def _read(arguments: argparse.Namespace, method: Method, inputs: Any) -> tuple[M
     """Return the model's file, and the method with what the file asks of it."""
     layer = options_given(arguments).get("layer")
     named = layer if isinstance(layer, str) and layer != "auto" else None
-    cut = OnnxCut(arguments.in_place, named, arguments.output, _fixed(arguments.fixed))
+    cut = OnnxCut(arguments.in_place, named, arguments.output, constants(arguments.fixed))
     if not is_onnx(arguments.model):
         if cut.in_place or cut.fixed:
             raise InvalidInput("--in-place and --fixed are about .onnx files.")
@@ -106,18 +105,6 @@ def _read(arguments: argparse.Namespace, method: Method, inputs: Any) -> tuple[M
     return file, KeepZeros(method) if arguments.keep_zeros else method
 
 
-def _fixed(given: Sequence[str]) -> dict[str, list[float]]:
-    """Return inputs that are constants, given as NAME=NUMBER or NAME=NUMBER,NUMBER."""
-    found = dict[str, list[float]]()
-    for text in given:
-        name, _, numbers = text.partition("=")
-        try:
-            found[name] = [int(one) if one.strip().lstrip("-").isdigit() else float(one) for one in numbers.split(",")]
-        except ValueError:
-            raise InvalidInput(f"--fixed {text!r}: expected NAME=NUMBER, such as sr=16000.") from None
-    return found
-
-
 def _told(arguments: argparse.Namespace, result: RepairResult | History) -> dict[str, Any]:
     """Return what a page says of the files."""
     model, out, patch = map(str, (arguments.model, arguments.out, arguments.patch or "PATCH.safetensors"))
@@ -126,7 +113,8 @@ def _told(arguments: argparse.Namespace, result: RepairResult | History) -> dict
         commands = [["patch", "show", patch, "--numbers", "5"], ["patch", "apply", patch, model, "--out", out]]
         commands.append(["patch", "revert", patch, out, "--out", f"original{arguments.model.suffix}"])
     if result.outcome.ok:
-        commands.append(["check-edits", out, str(arguments.edits)])
+        fixed = [word for text in arguments.fixed for word in ("--fixed", text)]
+        commands.append(["check-edits", out, str(arguments.edits), *fixed])
     about = f"{model}, repaired for {arguments.edits}."
     shown = [shlex.join(["nnrepair", *command]) for command in commands]
     return {"title": f"Repair of {arguments.model.name}", "about": about, "commands": shown}

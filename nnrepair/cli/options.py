@@ -137,3 +137,15 @@ def read_points(path: Path, option: str, *, labelled: bool) -> Any:
 def _wanted(names: Sequence[str]) -> list[str]:
     """Return the arrays to read: labels, and inputs or, without these, all others: a model's arguments by name."""
     return [name for name in names if name == "labels" or name == "inputs" or "inputs" not in names]
+
+
+def constants(given: Sequence[str]) -> dict[str, list[float]]:
+    """Return inputs that are constants, given as NAME=NUMBER or NAME=NUMBER,NUMBER."""
+    found = dict[str, list[float]]()
+    for text in given:
+        name, _, numbers = text.partition("=")
+        try:
+            found[name] = [int(one) if one.strip().lstrip("-").isdigit() else float(one) for one in numbers.split(",")]
+        except ValueError:
+            raise InvalidInput(f"--fixed {text!r}: expected NAME=NUMBER, such as sr=16000.") from None
+    return found

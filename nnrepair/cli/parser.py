@@ -92,13 +92,7 @@ def _fix(parser: argparse.ArgumentParser) -> None:
         help="which output is judged: a name (of an .onnx file also an inner value), or its place in a tuple",
     )
     parser.add_argument("--in-place", action="store_true", help="cut an .onnx file in front of --layer (see below)")
-    parser.add_argument(
-        "--fixed",
-        action="append",
-        default=[],
-        metavar="NAME=NUMBER",
-        help="a constant in place of an input of an .onnx file, such as one that decides which branch runs",
-    )
+    _fixed(parser)
     parser.add_argument("--keep-zeros", action="store_true", help="weights that are zero stay zero")
     parser.add_argument("--test", type=Path, metavar="NPZ", help="points never shown to the method; only measured")
     parser.add_argument(
@@ -194,7 +188,18 @@ def _check_edits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at-least", type=float, default=1.0, metavar="SHARE", help="of each file; default: 1, all")
     parser.add_argument("--threshold", type=float, help="where yes begins, for answers that are probabilities")
     parser.add_argument("--output", metavar="NAME", help="which output (or inner value) of an .onnx file is looked at")
+    _fixed(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _fixed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fixed",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="a constant in place of an input of an .onnx file, such as one that decides which branch runs",
+    )
 
 
 def _certify(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import flat
+from nnrepair.spec.dense import dense
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
-from nnrepair.spec.given import as_inputs, dense
+from nnrepair.spec.given import as_inputs
 from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.problem import Problem, pose
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
-from nnrepair.spec.inputs import AnyInputs, described, independent, words
+from nnrepair.spec.inputs import AnyInputs, described, independent, some_of, words
 from nnrepair.spec.running import call, outputs
 
 #: By how much a point's outputs may differ from those among other points, relative to the largest output.
@@ -119,7 +119,7 @@ def _refuse_random(inputs: AnyInputs, what: str) -> None:
     """Refuse points that change when they are read again."""
     if isinstance(inputs, Tensor):
         return
-    some = inputs[torch.arange(min(READ_TWICE, len(inputs)))]
+    some = some_of(inputs, torch.arange(min(READ_TWICE, len(inputs))))
     once, again = some.loaded(), some.loaded()
     if once is again:
         return

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criterion import Criterion, flat
+from nnrepair.spec.dense import dense
 
 #: What `Criterion.measures` calls its numbers; shares are between 0 and 1.
 ERROR, WITHIN, WITHIN_BOUNDS = "mean squared error", "share within tolerance", "share within bounds"
@@ -81,9 +82,9 @@ class Near(Criterion):
     """
 
     def __init__(self, target: Tensor, tol: float | Tensor, *, units: Any = None) -> None:
-        target = torch.as_tensor(target)
+        target = dense(target, "Near: the target", "a tensor")
         target = target if target.dtype.is_floating_point else target.to(torch.get_default_dtype())
-        tol = torch.as_tensor(tol, dtype=target.dtype, device=target.device)
+        tol = dense(tol, "Near: tol", "a number, or a tensor", target.dtype).to(target.device)
         try:
             tol = tol.broadcast_to(target.shape)
         except RuntimeError:
@@ -168,7 +169,7 @@ class Between(Criterion):
         at: tuple[int, ...] | int | None = None,
         units: Any = None,
     ) -> None:
-        bounds = [torch.as_tensor(v, dtype=torch.float64).detach() for v in (low, high)]
+        bounds = [dense(v, "Between: bounds", "numbers, or tensors", torch.float64) for v in (low, high)]
         try:
             shape = np.broadcast_shapes(*(tuple(v.shape) for v in bounds))
             low, high = (v.expand(shape) for v in bounds)

@@ -13,6 +13,7 @@ from torch import Tensor
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.bounds import WITHIN_BOUNDS, Between, Near
 from nnrepair.spec.criterion import AllOf, AnyOf, Chosen, Criterion, flat
+from nnrepair.spec.dense import dense
 
 __all__ = [
     "AllOf", "AnyOf", "Argmax", "Argmin", "Between", "Chosen", "Criterion", "Linear", "Near", "Threshold", "flat",
@@ -41,7 +42,7 @@ class Argmax(Criterion):
     def __init__(
         self, labels: Tensor | Sequence[Any], margin: float = 0.0, *, axis: int | None = None, ignore: int = -100
     ) -> None:
-        labels = torch.as_tensor(labels)
+        labels = dense(labels, f"{type(self).__name__}: labels", "integers")
         if labels.ndim == 0 or labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
             given = f"shape {tuple(labels.shape)}, {labels.dtype}"
             raise InvalidInput(
@@ -217,7 +218,7 @@ class Threshold(Criterion):
     """
 
     def __init__(self, labels: Any, threshold: Any = 0.0, margin: float = 0.0) -> None:
-        labels = torch.as_tensor(labels)
+        labels = dense(labels, "Threshold: labels", "booleans, or the integers 0, 1 and -1")
         if labels.ndim == 0 or labels.dtype.is_floating_point or labels.dtype.is_complex:
             given = f"shape {tuple(labels.shape)}, {labels.dtype}"
             raise InvalidInput(
@@ -235,7 +236,7 @@ class Threshold(Criterion):
             raise InvalidInput(f"Threshold: every output of points {empty[:10]} is free (-1); leave these points out.")
         if not 0 <= margin < float("inf"):
             raise InvalidInput(f"A margin must be a finite number >= 0, got {margin}.")
-        threshold = torch.as_tensor(threshold, dtype=torch.float64).detach().cpu().flatten()
+        threshold = dense(threshold, "Threshold: thresholds", "numbers", torch.float64).cpu().flatten()
         outputs = labels[0].numel() if len(labels) else len(threshold)
         if len(threshold) not in (1, outputs) or not torch.isfinite(threshold).all():
             raise InvalidInput(
@@ -306,7 +307,7 @@ class Linear(Criterion):
     """
 
     def __init__(self, A: Any, b: Any, points: int | None = None) -> None:
-        A, b = torch.as_tensor(A), torch.as_tensor(b)
+        A, b = dense(A, "Linear: A", "a tensor"), dense(b, "Linear: b", "a tensor")
         if A.ndim not in (2, 3) or b.shape != A.shape[:-1]:
             raise InvalidInput(
                 "Linear(A, b) needs A of shape (conditions, outputs) or (points, conditions, outputs) and b of A's "

@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import Criterion
+from nnrepair.spec.dense import dense
 from nnrepair.spec.given import are_items, as_criterion, as_points
 from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.streams import Stream
@@ -30,8 +31,8 @@ def _as_index(index: Any, count: int) -> Tensor:
 
 def _owners(of: Any, points: int, what: str) -> Tensor:
     """Return (points,) int64 on the CPU: the edit that each point belongs to."""
-    found: Tensor = torch.as_tensor(of)
-    if found.shape != (points,) or found.dtype.is_floating_point or found.dtype == torch.bool:
+    found = dense(of, f"{what}: `of`", f"one edit, an integer, for each of the {points} points")
+    if found.shape != (points,) or found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
         raise InvalidInput(
             f"{what}: `of` must name one edit, an integer, for each of the {points} points; got shape "
             f"{tuple(found.shape)}, {found.dtype}."
@@ -172,7 +173,7 @@ class Edits(_Points):
             object.__setattr__(self, "inputs", stream.loaded() if read is None else read)
         object.__setattr__(self, "of", None if of is None else _owners(of, len(self.inputs), "Edits"))
         object.__setattr__(self, "neighbours", None if neighbours is None else EditScope.coerce(neighbours))
-        if len(self) == 0:
+        if len(self.inputs) == 0:
             raise InvalidInput("There is nothing to repair: the edits are empty.")
         if self.of is not None and not torch.equal(torch.unique(self.of), torch.arange(len(self))):
             raise InvalidInput(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nnrepair.errors import InvalidInput, first_line
 from nnrepair.spec.criteria import Argmax, Criterion, Threshold, flat
+from nnrepair.spec.dense import dense, refuse_names
 from nnrepair.spec.inputs import Adapted, AnyInputs, Arguments, Inputs
 from nnrepair.spec.pyg import Graphs, is_batch, is_graph
 from nnrepair.spec.regions import Regions
@@ -68,6 +69,7 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
             )
         return inputs
     if isinstance(inputs, Inputs):
+        _refuse_no_length(inputs, what)
         return inputs
     if isinstance(inputs, Mapping):
         return _as_arguments(dict(inputs), what)
@@ -83,8 +85,19 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
     if isinstance(inputs, Dataset | DataLoader) or are_items(inputs) or _has_rows(inputs):
         return streamed(inputs, lambda x: as_inputs(tuple(x) if isinstance(x, list) else x, what), apart, what)
     if not isinstance(inputs, Tensor) and Adapted.fits(inputs):
+        _refuse_no_length(inputs, what)
         return Adapted(inputs)
     return _rows(inputs, f"{what}: inputs", "a tensor or an Inputs object")
+
+
+def _refuse_no_length(inputs: Any, what: str) -> None:
+    try:
+        len(inputs)
+    except Exception as error:  # a user's class may raise anything
+        raise InvalidInput(
+            f"{what}: {type(inputs).__name__} does not say how many points it has: len() raised "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def are_items(given: Any) -> bool:
@@ -146,70 +159,11 @@ def _rows(given: Any, what: str, expected: str) -> Tensor:
     return points
 
 
-def dense(value: Any, what: str, expected: str) -> Tensor:
-    """Return a tensor of plain numbers without a history, from a tensor, array, data frame or list.
-
-    Args:
-        value: what was given.
-        what, expected: how the message calls it, and what it should have been.
-
-    Raises:
-        InvalidInput: it holds no such numbers, or is a tensor without them (meta), sparse, nested or of eight bits.
-    """
-    advice = " Stack the items of a data set: torch.stack([x for x, _ in items])." if _holds_items(value) else ""
-    try:
-        found = value if isinstance(value, Tensor) else _converted(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        given = f"{type(value).__name__}" + (f" of {value.dtype}" if isinstance(value, np.ndarray) else "")
-        reason = f" ({first_line(error)})" if isinstance(value, list | tuple | np.ndarray) else ""
-        if _is_ragged(value):
-            advice = (
-                " Rows are of different lengths: pad them to one, with a mask, as by tokenizer(texts, padding=True, "
-                'return_tensors="pt").'
-            )
-        if hasattr(value, "dtypes") and hasattr(value, "columns"):
-            advice = f" Its columns must be numbers: {_not_numbers(value)}."
-        raise InvalidInput(f"{what} must be {expected}, got {given}{reason}.{advice}") from None
-    if found.layout != torch.strided or found.is_nested:
-        raise InvalidInput(f"{what} are {'nested' if found.is_nested else 'sparse'}; give a dense tensor (to_dense()).")
-    if found.is_meta or found.is_quantized or (found.dtype.is_floating_point and found.element_size() < 2):
-        kind = "on the meta device, without numbers" if found.is_meta else f"{found.dtype}"
-        raise InvalidInput(f"{what} are {kind}; give a tensor of plain numbers.")
-    return found.detach() if found.requires_grad else found
-
-
-def _converted(value: Any) -> Tensor:
-    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor | np.ndarray) for part in value):
-        return torch.stack([dense(part, "parts", "tensors or arrays") for part in value])
-    if not hasattr(value, "__array__"):
-        return torch.as_tensor(value)
-    array = np.asarray(value)
-    kind = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
-    return torch.from_numpy(np.array(array, kind, order="C"))  # a copy: torch takes no array that must not be written
-
-
-def _is_ragged(value: Any) -> bool:
-    sized = isinstance(value, list | tuple) and all(
-        hasattr(row, "__len__") and not isinstance(row, str) for row in value
-    )
-    return sized and len({len(row) for row in value}) > 1
-
-
-def _not_numbers(frame: Any) -> str:
-    """Name the columns of a data frame that hold no numbers."""
-    wrong = [f"{name!r} ({kind})" for name, kind in frame.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
-    return f"{', '.join(wrong[:5])} {'holds' if len(wrong) == 1 else 'hold'} others"
-
-
-def _holds_items(value: Any) -> bool:
-    return isinstance(value, Dataset | DataLoader | Iterator)
-
-
 def as_criterion(target: Any, what: str) -> Criterion:
     """Return a criterion as it is, and labels as a criterion that is marked as made from labels."""
     if isinstance(target, Criterion):
         return target
-    _refuse_names(target, what)
+    refuse_names(target, what)
     labels = dense(target, f"{what}: labels", "a tensor of labels, or a Criterion")
     if labels.dtype.is_floating_point:
         raise InvalidInput(f"{what}: {_advice_on_floats(labels)}")
@@ -222,19 +176,6 @@ def as_criterion(target: Any, what: str) -> Criterion:
         return made
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"{what}: {error}") from None
-
-
-def _refuse_names(labels: Any, what: str) -> None:
-    """Refuse names of classes, with a way to numbers."""
-    if not isinstance(labels, list | tuple | Tensor) and hasattr(labels, "__array__"):
-        array = np.asarray(labels)
-        labels = array.flatten()[:1].tolist() if array.dtype.kind in "OSUT" else []
-    if isinstance(labels, list | tuple) and labels and isinstance(labels[0], str | bytes):
-        raise InvalidInput(
-            f"{what}: labels are names, and a model numbers its classes: [names.index(label) for label in labels], "
-            "with names in the order of its outputs (weights.meta['categories'] of torchvision; of transformers "
-            "model.config.label2id[label])."
-        )
 
 
 def _advice_on_floats(labels: Tensor) -> str:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, NNRepairError, first_line
 
 #: Points per forward pass when nothing but the outputs is needed.
 BATCH = 4096
@@ -297,7 +297,36 @@ def own(inputs: AnyInputs) -> Tensor:
 
 def to_like(inputs: AnyInputs, like: Tensor) -> AnyInputs:
     """Move inputs to the device and floating dtype of `like`."""
-    return tensor_like(inputs, like) if isinstance(inputs, Tensor) else inputs.to(like)
+    return tensor_like(inputs, like) if isinstance(inputs, Tensor) else _answer(inputs, "to()", lambda: inputs.to(like))
+
+
+def some_of(inputs: Inputs, index: Tensor) -> Inputs:
+    """Return the points `index`, (k,) int64, of inputs that nothing was asked of before.
+
+    Raises:
+        InvalidInput: they are no inputs, or not as many; a user's own class may do anything.
+    """
+    found = _answer(inputs, "indexing by a tensor", lambda: inputs[index])
+    if len(found) != len(index):
+        raise InvalidInput(f"Inputs {described(inputs)}: indexing by {len(index)} numbers gave {len(found)} points.")
+    return found
+
+
+def _answer(inputs: Inputs, what: str, ask: Callable[[], Any]) -> Inputs:
+    """Return the inputs that others make of themselves, or say what they made instead."""
+    try:
+        found = ask()
+        if isinstance(found, Adapted):
+            len(found), found.independent
+    except NNRepairError:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise InvalidInput(
+            f"Inputs {described(inputs)}: {what} raised {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(found, Inputs):
+        raise InvalidInput(f"Inputs {described(inputs)}: {what} must return such inputs, got {type(found).__name__}.")
+    return found
 
 
 def tensor_like(x: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ Labels (`y`) never reach it.
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import sys
 import weakref
@@ -15,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
-from nnrepair.fingerprint import raw_bytes
+from nnrepair.errors import InvalidInput, first_line
+from nnrepair.fingerprint import digest_of_state
+from nnrepair.spec.dense import dense, refuse_names
 from nnrepair.spec.inputs import Inputs, tensor_like
 
 #: Graphs that run together.
@@ -99,16 +100,25 @@ class Graphs(Inputs):
         Raises:
             InvalidInput: features that are not finite, or labels that are not one per graph.
         """
-        graphs = list(given.to_data_list()) if is_batch(given) else list(given)
+        try:
+            graphs = list(given.to_data_list()) if is_batch(given) else list(given)
+        except RuntimeError as error:  # PyTorch Geometric: a batch that was put together by hand
+            raise InvalidInput(
+                f"{what}: the batch cannot be taken apart ({first_line(error)}). Give a list of graphs, or "
+                "Batch.from_data_list(graphs)."
+            ) from None
         kinds = {type(graph).__name__ for graph in graphs}
         if len(kinds) != 1:
             raise InvalidInput(f"{what}: all graphs must be of one kind, got {' and '.join(sorted(kinds))}.")
         for k, graph in enumerate(graphs):
-            _refuse_not_finite(graph, f"{what}: graph {k}")
-        labels = [_label(graph) for graph in graphs]
+            _refuse_no_numbers(graph, f"{what}: graph {k}")
+        labels = [_label(graph, f"{what}: graph {k}") for k, graph in enumerate(graphs)]
         bare = cls(tuple(_unlabelled(graph) for graph in graphs))
-        if any(label is None for label in labels):
+        without = [k for k, label in enumerate(labels) if label is None]
+        if len(without) == len(labels):
             return bare, None
+        if without:
+            raise InvalidInput(f"{what}: graphs {without[:10]} have no label y, and the others have; give all or none.")
         per_node = [k for k, (g, y) in enumerate(zip(graphs, labels, strict=True)) if y is not None and len(y) != 1]
         if per_node:
             raise InvalidInput(
@@ -255,12 +265,14 @@ def _tensors(graph: Any) -> list[tuple[str, Tensor]]:
     return [(name, part) for store in _stores(graph) for name, part in store.items() if isinstance(part, Tensor)]
 
 
-def _label(graph: Any) -> Tensor | None:
+def _label(graph: Any, what: str) -> Tensor | None:
     """Return (1, ...) the label of a graph."""
     y = getattr(graph, "y", None)
-    if isinstance(y, int | float):
-        y = torch.tensor([y])
-    return y.reshape(1) if isinstance(y, Tensor) and y.ndim == 0 else y if isinstance(y, Tensor) else None
+    if y is None:
+        return None
+    refuse_names([y] if isinstance(y, str | bytes) else y, what)
+    label = dense(y, f"{what}: y", "a number, or a tensor")
+    return label.reshape(1) if label.ndim == 0 else label
 
 
 def _unlabelled(graph: Any) -> Any:
@@ -271,14 +283,20 @@ def _unlabelled(graph: Any) -> Any:
     return twin
 
 
-def _refuse_not_finite(graph: Any, what: str) -> None:
+def _refuse_no_numbers(graph: Any, what: str) -> None:
+    for store in _stores(graph):
+        for name in ("x", "edge_index"):
+            if name in store and isinstance(store[name], list | tuple | np.ndarray):
+                raise InvalidInput(f"{what} has {name!r} as {type(store[name]).__name__}: models take tensors.")
     for name, part in _tensors(graph):
+        if part.is_meta:
+            raise InvalidInput(f"{what} has {name!r} on the meta device, without numbers.")
+        if part.layout != torch.strided:
+            part = (part.coalesce() if part.is_sparse else part).values()
         if part.is_floating_point() and name != "y" and not bool(torch.isfinite(part).all()):
             raise InvalidInput(f"{what} has NaN or infinity in {name!r}.")
 
 
 def _digest(graph: Any) -> bytes:
-    told = hashlib.sha256()
-    for name, part in sorted(_tensors(graph), key=lambda item: item[0]):
-        told.update(f"{name} {part.dtype} {tuple(part.shape)}\n".encode() + raw_bytes(part).numpy().tobytes())
-    return told.digest()
+    parts = {f"{k}.{name}": part for k, (name, part) in enumerate(sorted(_tensors(graph), key=lambda item: item[0]))}
+    return bytes.fromhex(digest_of_state(parts))

@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 from nnrepair.errors import InvalidInput, first_line
+from nnrepair.spec.dense import dense, refuse_names
 from nnrepair.spec.inputs import AnyInputs, Inputs, batches, numbers, to_like
 from nnrepair.spec.pyg import Graphs, is_graph
 from nnrepair.spec.running import joined
@@ -90,7 +91,14 @@ class Source:
         if len(inputs) != len(numbers):
             raise InvalidInput(f"The data set's loader made {len(inputs)} points of {len(numbers)} items.")
         if self.labelled:
-            self.met.meet(numbers, torch.as_tensor(parts[1]), len(self.dataset))
+            refuse_names(parts[1], "The data set")
+            labels = dense(parts[1], "Labels of the data set", "numbers, one or more for each item")
+            if labels.shape[:1] != numbers.shape:
+                raise InvalidInput(
+                    f"The data set's loader made labels of shape {tuple(labels.shape)} of {len(numbers)} items; the "
+                    "first axis must be the items."
+                )
+            self.met.meet(numbers, labels, len(self.dataset))
         return inputs
 
     def batch(self, numbers: Sequence[int]) -> Any:
@@ -109,7 +117,10 @@ class Source:
         elif is_graph(batch):
             x, labels = Graphs.of(batch, "The data set")
         else:
-            return list(batch) if isinstance(batch, tuple | list) else [batch]
+            parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+            if parts and isinstance(parts[0], str | bytes):
+                raise InvalidInput("The items of the data set are text, and models take numbers: tokenize them.")
+            return parts
         return [x] if labels is None else [x, labels]
 
     def _why_not(self, numbers: Sequence[int], error: Exception) -> str:
@@ -125,6 +136,11 @@ class Source:
                 return (
                     f"Item {k} of the data set is a picture, not a tensor: give the data set a transform, such as "
                     "ImageFolder(root, transform=weights.transforms())."
+                )
+            if is_graph(first):
+                return (
+                    f"Items {list(numbers[:5])} of the data set make no batch: they are graphs. Give a list of them, "
+                    "or torch_geometric.loader.DataLoader."
                 )
         if isinstance(error, InvalidInput):
             return f"Items {list(numbers[:5])} of the data set make no batch: {error}"
@@ -265,7 +281,14 @@ def streamed(
             f"{what}: {type(dataset).__name__} has no items by number, so no order that can be read again. Give a data "
             "set with __len__ and __getitem__, or stack what it yields: torch.stack([x for x, _ in items])."
         )
-    index = torch.arange(len(dataset)) if loader is None else _order(loader, what)
+    try:
+        count = len(dataset)
+    except Exception as error:  # a user's data set may raise anything
+        raise InvalidInput(
+            f"{what}: {type(dataset).__name__} does not say how many items it has: len() raised "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    index = torch.arange(count) if loader is None else _order(loader, what)
     if not len(index):
         raise InvalidInput(f"{what}: the data set {type(dataset).__name__} has no items.")
     if loader is None or loader.batch_size is None:
@@ -292,7 +315,7 @@ def collated(items: Sequence[Any]) -> Any:
         return Batch.from_data_list(list(items))
     if isinstance(first, Mapping):
         return {name: _column(name, [item[name] for item in items]) for name in first}
-    if isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[0], Mapping):
+    if isinstance(first, tuple | list) and len(first) == 2 and (isinstance(first[0], Mapping) or is_graph(first[0])):
         return [collated(column) for column in zip(*items, strict=True)]
     return default_collate(list(items))
 
@@ -332,7 +355,7 @@ def _order(loader: DataLoader[Any], what: str) -> Tensor:
         if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == count:
             return torch.arange(count)
         if isinstance(sampler, SubsetRandomSampler):
-            return torch.as_tensor(list(sampler.indices), dtype=torch.long)
+            return dense(list(sampler.indices), f"{what}: the sampler's indices", "integers", torch.long)
     by = sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
     raise InvalidInput(
         f"{what}: a loader that takes items by {type(by).__name__} has no order of its own that can be read again. "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nnrepair.domains.graphs.checks import as_index, check_graph, check_nodes, few, refuse_not_finite, refuse_weights
 from nnrepair.domains.graphs.known import converted
 from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.spec.dense import dense
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.pyg import GraphNodes, is_graph
@@ -244,6 +245,10 @@ def inputs_of(data: Any, nodes: Any, node_type: str | None = None) -> Any:
         raise InvalidInput(f"node_type={node_type!r} is for a HeteroData; this graph has nodes of one type.")
     if callable(getattr(data, "nodes", None)):
         return data.nodes(nodes)
+    if not (hasattr(data, "x") and hasattr(data, "edge_index")):
+        raise InvalidInput(
+            f"The graph must have x and edge_index, as a Graph or a Data object has; got {type(data).__name__}."
+        )
     refuse_weights(data)
     return Nodes(data.x, data.edge_index, nodes)
 
@@ -276,7 +281,7 @@ def labels_of(data: Any, index: Tensor, target: Any) -> Tensor:
         if y.ndim != 1 or len(y) != count:
             raise InvalidInput(f"The graph's labels must be one per node ({count},), got {tuple(y.shape)}.")
         target = y[index.to(y.device)]
-    labels: Tensor = torch.as_tensor(target)
+    labels = dense(target, "Labels", "integers (k,)")
     if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise InvalidInput(f"Labels must be integers (k,), got {tuple(labels.shape)} of {labels.dtype}.")
     if len(labels) != len(index):

@@ -31,9 +31,9 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20, kept: int = KEPT
     """Edits: patches that the network completes worst in images to test; kept: completions of images to train on.
 
     Measured besides: "rest", by how much a repaired network moves the edited pictures outside their patches, mean over
-    pixels. Test sets: "error", other images with their true pixels, whose mean squared error is measured; "kept", others again
-    with the network's own completions, which should stay within the tolerance. Edit scope: the edited images, given
-    other pixels at random. Labels are `Near` criteria throughout.
+    pixels. Test sets: "error", other images with their true pixels, whose mean squared error is measured; "kept",
+    others again with the network's own completions, which should stay within the tolerance. Edit scope: the edited
+    images, given other pixels at random. Labels are `Near` criteria throughout.
 
     Args:
         model: "digits" (8 x 8, no download), "mnist-attentive", "celeba-32" or "celeba-32-attentive".
@@ -59,14 +59,19 @@ def task(model: str = "digits", seed: int = 0, edits: int = 20, kept: int = KEPT
     stays, practised = some[:kept], some[kept : kept + PRACTISED]
     truth = grey(test[tested])
     stay, completions = _completed(network, grey(train[stays]), generator)
-    before = _outputs(network, asked.inputs)
+    given = asked.inputs
+    assert isinstance(given, Tensor)
+    before = _outputs(network, given)
     if own:
         again_and_again = torch.cat([completions.target, before.repeat(own, 1, 1, 1)])
-        stay, completions = torch.cat([stay, asked.inputs.repeat(own, 1, 1, 1)]), Near(again_and_again, TOLERANCE)
+        stay, completions = torch.cat([stay, given.repeat(own, 1, 1, 1)]), Near(again_and_again, TOLERANCE)
+
+    wanted = asked.criterion
+    assert isinstance(wanted, Near)
+    free = torch.isinf(wanted.tol)
 
     def further(repaired: nn.Module) -> dict[str, float]:
-        free = torch.isinf(asked.criterion.tol)
-        return {"rest": float((_outputs(repaired, asked.inputs) - before).abs()[free].mean())}
+        return {"rest": float((_outputs(repaired, given) - before).abs()[free].mean())}
 
     return Task(
         model=network,

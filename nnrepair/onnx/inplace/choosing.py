@@ -157,4 +157,5 @@ def layer_of(graph: Graph, output: str, wanted: str | None) -> NodeProto:
     shown = ", ".join(names[-LISTED:])
     raise InvalidInput(
         f"The model has no layer {wanted!r}.{near_matches(wanted, names)} The last of its {len(names)} layers: {shown}."
+        f"{elsewhere(graph, [output])}"
     )

@@ -79,7 +79,8 @@ class Comparing:
         lowered = 2 * offset - self.bounder.rounding.raised(A, offset)
         later = np.arange(n)
         later[touched.numpy()] = n + np.arange(len(touched))
-        self.flips = Flips(rows, A, lowered, later, [flip for flip in rows.flips if later[flip[0]] >= n])
+        changing = [flip for flip in rows.flips if later[flip[0]] >= n]
+        self.flips = Flips(rows, A, lowered, later, changing, lambda x: pair.graph(x, deadline))
         self.generator = torch.Generator().manual_seed(0)
 
     @property
@@ -94,13 +95,16 @@ class Comparing:
             return torch.ones(self.pair.outputs, dtype=torch.bool)
         return (moved.change != 0).any(1) | (moved.bias != 0)
 
-    def judge(self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor], flips: Mask) -> Judged:
+    def judge(
+        self, lower: Tensor, upper: Tensor, known: tuple[Tensor, Tensor], flips: Mask, identical: bool = True
+    ) -> Judged:
         """Bound boxes (boxes, inputs).
 
         Args:
             lower, upper: the boxes.
             known: bounds (units,) that hold in all of them.
             flips: (flips,), what may happen there at all.
+            identical: whether splits are for identical outputs even where only some of the outputs can be.
         """
         batch, moved = self._batch(lower, upper, known), self.pair.moved
         units = None if moved is None else Units.of(batch, moved, self.pair.graph)
@@ -110,8 +114,8 @@ class Comparing:
         if shares is not None:
             differs = np.minimum(shares.may.sum(1), UNIT)
             moves = np.minimum(shares.does.max(1, initial=0), differs)
-            loose = differs > moves
             mine = shares.splits(batch)
+            loose = (differs > moves) & (identical | (maybe == 0) | (moves == 0))
             splits.put(loose, Splits(mine.next[loose], mine.effort[loose]))
         maybe = np.minimum(maybe, differs)
         points, box = self._points(batch, maybe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ class Flips:
         A, offset: rows (k, 2 outputs) of the joint outputs, and offsets, lowered by what rounding may take.
         later: (rows,), where the bound of each row of the network after is among these.
         flips: see `Rows`.
+        outputs: returns the joint outputs at points (n, inputs).
     """
 
     rows: Rows
@@ -34,6 +36,7 @@ class Flips:
     offset: Tensor
     later: Index
     flips: list[tuple[int, int, int, int]]
+    outputs: Callable[[Tensor], Tensor]
 
     def may(
         self, batch: Batch, possible: Mask, units: Units | None, shares: UnitShares | None
@@ -67,14 +70,33 @@ class Flips:
                 lowering = units.lowering(self.rows.weight[row])
                 each[box, f] = np.minimum(each[box, f], shares.may[box][:, lowering].sum(1))
         maybe = np.minimum(self._together(each, lines, place, 0), self._together(each, lines, place, 1))
-        best, every = each.argmax(1), np.arange(len(batch))
-        top = np.array([place.get(int(self.later[row]), 0) for row, *_ in self.flips])[best]
+        top = self._nearest(batch, each, lines, need, place)
+        every = np.arange(len(batch))
         pick = torch.from_numpy(every * len(need) + top)
         some = [None if a is None else a[pick] for a in found]
-        least = np.where(each[every, best] == UNIT, lines.least[every, top], 0.0)
         steep = 1e-3 * torch.from_numpy(np.abs(lines.rise[every, top]))
-        splits = batch.splits(torch.arange(len(batch)), some, least, steep)
+        splits = batch.splits(torch.arange(len(batch)), some, np.minimum(lines.least[every, top], 0.0), steep)
         return np.minimum(maybe, UNIT), open_, splits
+
+    def _nearest(self, batch: Batch, each: Shares, lines: Lines, need: list[int], place: dict[int, int]) -> Index:
+        """Return for each box the bound to improve: of those that could forbid its hardest flip, the nearest to it.
+
+        The value of a row in the middle of the box says how near: where it is not positive, no bound of the row will
+        be; else what counts is that value, as a share of what lies between it and the bound.
+        """
+        middle = (batch.lower + batch.upper) / 2
+        value = (self.outputs(middle) @ self.A[need].T + self.offset[need]).numpy()
+        near = np.where(value > 0, value / (value - np.minimum(lines.least, 0.0) + 1e-300), -1.0)
+        hardest = np.full(len(batch), np.inf)
+        top = np.zeros(len(batch), np.int64)
+        for f in np.flatnonzero(each.any(0)).tolist():
+            rows = np.array([place[row] for row in self._asked(f)])
+            mine = near[:, rows]
+            key = mine.max(1) - 2.0 * each[:, f] / UNIT
+            some = (each[:, f] > 0) & (key < hardest)
+            at = np.where(mine.max(1) > 0, rows[mine.argmax(1)], place[int(self.later[self.flips[f][0]])])
+            hardest[some], top[some] = key[some], at[some]
+        return top
 
     def sure(self, batch: Batch, box: Index, open_: Mask) -> Shares:
         """Return at most the shares of some boxes that surely decide differently, given the flips possible there."""

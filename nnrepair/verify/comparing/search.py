@@ -105,14 +105,14 @@ class Search:
             raise
 
     def _halved(self, parts: Index, dim: Index) -> Index:
-        cut = _cuts(self.tree.lower[parts], self.tree.upper[parts])[np.arange(len(parts)), dim]
+        cut = cuts(self.tree.lower[parts], self.tree.upper[parts])[np.arange(len(parts)), dim]
         return self.tree.split(parts, dim, cut)
 
     def _judge(self, parts: Index, around: Cluster) -> None:
         """Bound parts, and open clusters of those that leave something unknown."""
         tree = self.tree
         lower, upper = (torch.from_numpy(end[parts]) for end in (tree.lower, tree.upper))
-        judged = self.comparing.judge(lower, upper, around.known, around.flips)
+        judged = self.comparing.judge(lower, upper, around.known, around.flips, self.identical)
         tree.own[parts] = np.stack([judged.maybe, judged.sure, judged.differs], 1)
         tree.moves[parts], tree.next[parts], tree.effort[parts] = judged.moves, judged.splits.next, judged.splits.effort
         self.boxes += len(parts)
@@ -132,7 +132,7 @@ class Search:
     def _can_split(self, parts: Index, nexts: Index) -> NDArray[np.bool_]:
         """Tell which parts have room for their next splits between floats."""
         lower, upper = self.tree.lower[parts], self.tree.upper[parts]
-        fits = (_cuts(lower, upper) > lower) & (_cuts(lower, upper) < upper)
+        fits = (cuts(lower, upper) > lower) & (cuts(lower, upper) < upper)
         each = np.arange(len(parts))
         narrow = 2 * (upper - lower) <= np.spacing(np.maximum(np.abs(lower), np.abs(upper))) * 8
         return fits[each, nexts[:, 0]] & ~narrow[each, nexts[:, 0]] & ((nexts[:, 1] < 0) | ~narrow[each, nexts[:, 1]])
@@ -154,7 +154,7 @@ class Search:
         return unknown
 
 
-def _cuts(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.float64]:
+def cuts(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return where to halve boxes along each input, in short numbers if possible."""
     middle = (lower + upper) / 2
     short = middle.astype(np.float32).astype(np.float64)
