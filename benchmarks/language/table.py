@@ -145,11 +145,12 @@ def gates() -> str:
     near = [g for g in found if all(g.mean(key) >= least - 0.02 for key, least in GATES.items())]
     told = [f"`{g.experiment}` {' / '.join(f'{100 * g.mean(key):.1f}' for key in GATES)}" for g in near]
     asked = " / ".join(f"{100 * least:.0f}" for least in GATES.values())
-    return f"""Set beforehand for single edits were {asked} % of efficacy, paraphrase and neighbourhood: reached by
-{", ".join(whole) or "no experiment"}; within two points of all three: {", ".join(told) or "none"}. Whichever method
-reaches other wordings here loses something else: look at all columns, *same person* above all, since editors in closed
-form write at the last word of a name, where this network has the person's other facts too. Layers, margins
-and step sizes of `rome` were chosen in a few trials with other seeds."""
+    return f"""Set beforehand for single edits were {asked} % of efficacy, paraphrase and neighbourhood.
+
+* Reached by {", ".join(whole) or "no experiment"}; within two points of all three: {", ".join(told) or "none"}.
+* Whichever method reaches other wordings here loses something else: look at all columns, *same person* above all, as
+  editors in closed form write at the last word of a name, whatever is asked of it.
+* Layers, margins and step sizes of `rome` were chosen in a few trials with other seeds."""
 
 
 def batches() -> str:
