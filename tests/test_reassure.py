@@ -50,13 +50,13 @@ def test_edits_of_one_region_share_its_patch_and_those_that_cannot_are_told_of()
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0], [1.0]]))
         model[0].bias.copy_(torch.tensor([0.0, 1.0]))
-    x = torch.tensor([[1.0], [1.5]])
-    wrong = model(x).argmin(1)
-    result = nnrepair.fix(model, (x, wrong), method="reassure")
+        model[2].weight.zero_()
+        model[2].bias.copy_(torch.tensor([1.0, 0.0]))
+    result = nnrepair.fix(model, (torch.tensor([[1.0], [1.5]]), [1, 1]), method="reassure")
     assert isinstance(result.model, Regional)
     assert len(result.model) == 1
-    model[2].weight.data.zero_()
-    failed = nnrepair.fix(model, (x, [0, 1]), method="reassure", throw=False)
+    near = torch.tensor([[1.0], [1.0001]])  # what one needs reaches the other
+    failed = nnrepair.fix(model, (near, [0, 1]), method="reassure", throw=False)
     assert failed.report.success_rate == 0.5
     assert any("share a linear region" in note for note in failed.report.notes)
 
