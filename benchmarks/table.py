@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import comparison_table as editors
 from benchmarks import editing_table as editing
 from benchmarks.acas import table as acas
 from benchmarks.checkers import table as checkers
@@ -327,6 +328,7 @@ def write() -> None:
     acas.write()
     comparisons.write()
     editing.write()
+    editors.write()
     graphs.write()
     inpainting.write()
     language.write()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from nnrepair.failing import failing
     from nnrepair.fix import fix
+    from nnrepair.locating import locate
     from nnrepair.properties import repair_property
     from nnrepair.results.effects import SideEffects
     from nnrepair.results.failed import RepairFailed
@@ -92,6 +93,7 @@ __all__ = [
     "UnsupportedModel",
     "failing",
     "fix",
+    "locate",
     "methods",
     "repair_property",
 ]
@@ -111,6 +113,7 @@ _HOMES = {
     ),
     "failing": ("failing",),
     "fix": ("fix",),
+    "locating": ("locate",),
     "results.failed": ("RepairFailed",),
     "results.history": ("History", "Step"),
     "results.outcome": ("Outcome",),

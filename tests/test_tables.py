@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmarks import comparison_table as editors
 from benchmarks import editing_table as editing
 from benchmarks import table as mnist
 from benchmarks.acas import table as acas
@@ -54,6 +55,10 @@ def test_the_page_about_acas_is_what_the_results_say():
 
 def test_the_page_about_editing_is_what_the_results_say():
     assert (ROOT / "docs" / "results-editing.md").read_text() == editing.page()
+
+
+def test_the_page_about_every_editor_is_what_the_results_say():
+    assert (ROOT / "docs" / "results-editors.md").read_text() == editors.page()
 
 
 def test_the_page_about_editable_training_is_what_the_results_say():

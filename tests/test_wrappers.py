@@ -21,6 +21,7 @@ from nnrepair.fingerprint import digest_of_state, fingerprint
 from nnrepair.methods import (
     EGNN,
     GRACE,
+    REASSURE,
     SERAC,
     Capabilities,
     CNPConditioning,
@@ -43,6 +44,7 @@ from nnrepair.wrappers import (
     Inserted,
     OwnMLP,
     Parallel,
+    Regional,
     Scoped,
     Stitched,
     Wrapper,
@@ -99,6 +101,11 @@ def scoped(base: nn.Module, seed: int) -> Wrapper:
     return Scoped(copy.deepcopy(base), "0", *(part.to(like) for part in parts)).eval()
 
 
+def regional(base: nn.Module, seed: int) -> Wrapper:
+    k, like = 2 + seed, dtype_of(base)
+    return Regional(copy.deepcopy(base), randn(k, 8, seed=seed).to(like), randn(k, 3, seed=seed + 1).to(like)).eval()
+
+
 def dtype_of(base: nn.Module) -> torch.dtype:
     return next(base.parameters()).dtype
 
@@ -111,6 +118,7 @@ MAKE: dict[str, Callable[[nn.Module, int], Wrapper]] = {
     "Conditioned": conditioned,
     "Parallel": parallel,
     "Scoped": scoped,
+    "Regional": regional,
 }
 
 
@@ -129,6 +137,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "Conditioned": lambda: prepared(CNPConditioning(layers="0"), steps=300),
     "Parallel": TPatcher,
     "Scoped": lambda: prepared(SERAC("0")),
+    "Regional": REASSURE,
 }
 every = pytest.mark.parametrize("kind", MAKE)
 

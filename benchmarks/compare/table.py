@@ -164,7 +164,10 @@ def certified(rows: list[Row]) -> str:
     accepted = sum(row["certificate"].startswith("Accepted") for row in rows)
     return f"""## Certificates over the whole domain
 
-The independent program went through {len(rows)} certificates, and accepted {accepted} of them. What is claimed there, of all states outside of the boxes of the repaired properties, is proved.
+The independent program went through {len(rows)} certificates, and accepted {accepted} of them. What is claimed
+there, of all states outside of the boxes of the repaired properties, is proved{
+        "" if accepted == len(rows) else " where it was accepted"
+    }.
 
 {table}"""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +16,8 @@ from nnrepair.results import markdown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 KINDS = ("trained wordings", "held-out wordings", "new wordings", "consequences", "attributes", "assumptions")
+#: Wall seconds of ten edits on GPT-J in the survey's Table 4, by method.
+SURVEY = {"ft": 35.9, "serac": 5.3, "calinet": 1.9, "t-patcher": 1865.0, "mend": 0.51, "rome": 147.0, "memit": 143.0}
 
 
 def records() -> dict[str, dict[str, Any]]:
@@ -59,6 +63,31 @@ def _measures(group: Group) -> list[str]:
     return [*(f"{100 * share:.1f}" for share in shares), f"{fluency:.2f}", seconds]
 
 
+def ordering() -> str:
+    """Return how long methods take here and in the survey, and how often both have two of them in the same order."""
+    ours: dict[str, float] = {}
+    for group in groups("language"):
+        method = str(group.rows[0]["method"])
+        if group.finished and group.finished[0]["edits"] == 1 and method in SURVEY:
+            ours[method] = min(group.mean("repair_cpu_seconds"), ours.get(method, math.inf))
+    if len(ours) < 2:
+        return ""
+    pairs = list(combinations(ours, 2))
+    same = sum((SURVEY[a] < SURVEY[b]) == (ours[a] < ours[b]) for a, b in pairs)
+    rows = [[f"`{name}`", f"{SURVEY[name]:g}", f"{ours[name]:.2f}"] for name in sorted(ours, key=SURVEY.__getitem__)]
+    head = ["method", "survey: s, 10 edits of GPT-J", "here: CPU s, 1 edit"]
+    return f"""## Beside a survey
+
+Yao et al., "Editing large language models: problems, methods, and opportunities" (EMNLP 2023), give wall times of ten
+edits of GPT-J in their Table 4. The order is the same here for {same} of {len(pairs)} pairs of methods; of a method
+with several experiments the quickest counts. No more than the order can be compared: their network is some ten thousand
+times as large, and edits there are of other facts. The training of editors that are trained first is not counted here.
+
+{markdown.table(head, rows)}
+
+"""
+
+
 def page() -> str:
     """Return docs/results-language.md."""
     files = result_files("language")
@@ -84,7 +113,7 @@ before a question.
 
 {networks()}
 
-{singles()}{batches()}{listed}
+{singles()}{batches()}{ordering()}{listed}
 """
 
 

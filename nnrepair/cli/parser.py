@@ -41,6 +41,7 @@ def command_line(method_options: Callable[[argparse.ArgumentParser], None] | Non
     if method_options is not None:
         method_options(fix)
         method_options(prepare)
+    _locate(_added(commands, "locate", "find the layer in which edits would best be made", LOCATE_EPILOG))
     _repair(_added(commands, "repair", "repair a model so that properties hold on whole regions", REPAIR_EPILOG))
     _check(_added(commands, "check", "prove or refute a property of a model on whole regions", CHECK_EPILOG))
     _compare(_added(commands, "compare", "bound what stays the same between two models", COMPARE_EPILOG))
@@ -119,6 +120,14 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn; default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _locate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the model that makes mistakes: .onnx or .pt2")
+    parser.add_argument("--edits", type=Path, required=True, metavar="NPZ", help="the mistakes, with the right labels")
+    parser.add_argument("--locality", type=Path, required=True, metavar="NPZ", help="points whose decisions must stay")
+    parser.add_argument("--layer", nargs="+", metavar="NAME", help="try these alone; default: all with a weight matrix")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice; default: %(default)s")
 
 
 def _repair(parser: argparse.ArgumentParser) -> None:
@@ -226,6 +235,14 @@ exit codes:
   3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
 
 nnrepair check, compare, repair and certify have exit codes of their own: see nnrepair check --help.
+"""
+LOCATE_EPILOG = """\
+Each layer is tuned alone, just far enough that the edits hold; the one under which least changes elsewhere comes first.
+
+exit codes:
+  0  all edits hold where the best layer was tuned
+  1  they do not, in any layer
+  3  an input cannot be used; stderr says which and why
 """
 FIX_FILES = """\
 files:

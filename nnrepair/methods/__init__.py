@@ -17,6 +17,7 @@ from nnrepair.methods.hypernetworks.mend import MEND
 from nnrepair.methods.learned_steps import LearnedSteps
 from nnrepair.methods.least_squares.method import LeastSquares
 from nnrepair.methods.minimal_norm.method import MinimalNorm
+from nnrepair.methods.reassure import REASSURE
 from nnrepair.methods.serac import SERAC
 from nnrepair.methods.t_patcher import TPatcher
 from nnrepair.methods.trainable import Editor, Trainable
@@ -27,6 +28,7 @@ __all__ = [
     "LEGEND",
     "MALMEN",
     "MEND",
+    "REASSURE",
     "REGISTRY",
     "SERAC",
     "AnyEdits",

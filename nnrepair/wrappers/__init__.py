@@ -9,6 +9,7 @@ from nnrepair.wrappers.conditioned import Conditioned
 from nnrepair.wrappers.decoupled import Decoupled
 from nnrepair.wrappers.inserted import EditingBlock, Inserted
 from nnrepair.wrappers.parallel import Parallel
+from nnrepair.wrappers.regional import Regional
 from nnrepair.wrappers.scoped import Scoped
 from nnrepair.wrappers.stitched import OwnMLP, Stitched
 
@@ -21,6 +22,7 @@ __all__ = [
     "Inserted",
     "OwnMLP",
     "Parallel",
+    "Regional",
     "Scoped",
     "Stitched",
     "Wrapper",

@@ -26,18 +26,10 @@ from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.fisher import at_least_float
 from nnrepair.jacobian.tangents import CUT, gradients
-from nnrepair.methods.base import Capabilities, Proposal, register
-from nnrepair.methods.fine_tune.penalties import (
-    EWC,
-    KL,
-    L2,
-    LInf,
-    Penalty,
-    Rewired,
-    TopShare,
-    between,
-)
+from nnrepair.methods.base import Capabilities, Proposal
+from nnrepair.methods.fine_tune.penalties import Penalty, between
 from nnrepair.methods.fine_tune.points import Drawn, Points
+from nnrepair.methods.fine_tune.steps import LowRank, Whole
 from nnrepair.progress import progress_bar
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
@@ -78,6 +70,8 @@ class FineTune:
         margin: by how much every edit must hold, in output units.
         batch_size: edits per step, and locality points per step for penalties that watch them, of points with many
             numbers (images) fewer; points that depend on each other (the nodes of a graph) always run together.
+        rank: each chosen matrix changes by a product of two thin ones with so many columns and rows, and nothing else
+            does (LoRA, see `steps.LowRank`); 0 changes weights one by one.
 
     Raises:
         InvalidInput: hyper-parameters that cannot be, unknown names, or a missing locality set.
@@ -92,6 +86,7 @@ class FineTune:
     interpolate: Interpolate = "none"
     margin: float = 0.0
     batch_size: int = 256
+    rank: int = 0
 
     def __post_init__(self) -> None:
         for value, known, what in (
@@ -104,6 +99,7 @@ class FineTune:
         for count, least, what in (
             (self.steps, 0, "steps"),
             (self.rehearsal, 0, "rehearsal"),
+            (self.rank, 0, "rank"),
             (self.batch_size, 1, "batch_size"),
         ):
             if not isinstance(count, int) or isinstance(count, bool) or count < least:
@@ -124,6 +120,10 @@ class FineTune:
                     f"penalties must be Penalty objects such as L2(0.1) or KL(1.0) from nnrepair.penalties, "
                     f"got {penalty!r}."
                 )
+            if self.rank and penalty.bounds:
+                raise InvalidInput(
+                    f"{penalty!r} bounds single weights, which rank={self.rank} moves together. Leave one of both out."
+                )
         names = tuple(self.layers) if isinstance(self.layers, (list, tuple)) else self.layers
         if not isinstance(names, str) and not all(isinstance(name, str) for name in _listed(names)):
             raise InvalidInput(f"layers must be a name or several names, got {self.layers!r}.")
@@ -142,6 +142,11 @@ class FineTune:
         """Propose fine-tuned weights, see the class."""
         self._check_locality(problem)
         names = layers.tunable(problem.model, self.layers)
+        if self.rank:
+            sizes = dict(problem.model.named_parameters(remove_duplicate=False))
+            names = [name for name in names if sizes[name].ndim > 1]
+            if not names:
+                raise InvalidInput(f"rank={self.rank} changes matrices, and {self.layers!r} has none: name others.")
         with torch.enable_grad():
             return _Run(self, problem, names).proposal()
 
@@ -171,11 +176,11 @@ class _Run:
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         self.weights = {name: parameters[name].requires_grad_(True) for name in names}
         self.old = self._snapshot()
-        self.stepped = {n: at_least_float(p.detach()) for n, p in self.weights.items()}
+        self.place = LowRank(self.weights, method.rank, self.generator) if method.rank else Whole(self.weights)
         optimizer = _OPTIMIZERS[method.optimizer]
         groups = [
-            {"params": [p], "lr": min(rate, LARGEST_LR)}
-            for p, rate in zip(self.stepped.values(), self._rates(), strict=True)
+            {"params": moved, "lr": min(rate, LARGEST_LR)}
+            for moved, rate in zip(self.place.stepped.values(), self._rates(), strict=True)
         ]
         self.optimizer = optimizer(groups)
         self.regularizers = [penalty.start(problem, self.old, self.generator) for penalty in method.penalties]
@@ -276,17 +281,18 @@ class _Run:
 
     def _step(self, loss: Tensor) -> None:
         found = gradients(loss, list(self.weights.values()), again=False)
-        for weight, gradient in zip(self.stepped.values(), found, strict=True):
-            weight.grad = torch.zeros_like(weight) if gradient is None else gradient.to(weight.dtype)
-        ranks.average([weight.grad for weight in self.stepped.values() if weight.grad is not None])
+        given: dict[str, Tensor] = {}
+        for (name, weight), gradient in zip(self.weights.items(), found, strict=True):
+            given[name] = at_least_float(torch.zeros_like(weight) if gradient is None else gradient)
+        ranks.average(list(given.values()))
         for regularizer in self.regularizers:
-            turned = regularizer.redirect({n: w.grad for n, w in self.stepped.items() if w.grad is not None})
-            for name, gradient in turned.items():
-                self.stepped[name].grad = gradient
+            given |= regularizer.redirect(given)
+        self.place.take(given)
         self.optimizer.step()
+        made = self.place.weights()
         for regularizer in self.regularizers:
-            regularizer.project(self.stepped)
-        self._set(self.stepped)
+            regularizer.project(made)
+        self._set(made)
 
     def _reached(self, y: Tensor) -> bool:
         """Whether all edits hold at outputs y, and again when they run alone, as they will be judged (it may round)."""
@@ -347,49 +353,3 @@ def _listed(names: object) -> Sequence[object]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-# Weights at which 50 foggy digits still hold on an MNIST network; other models will want others.
-def _l2() -> FineTune:
-    """Fine-tuning in which every weight is pulled back to what it was."""
-    return FineTune(penalties=(L2(0.1),))
-
-
-def _linf() -> FineTune:
-    """Fine-tuning in which no weight may move by more than a tenth of what is usual in its tensor."""
-    return FineTune(penalties=(LInf(0.1, relative=True),))
-
-
-def _kl() -> FineTune:
-    """Fine-tuning in which outputs on the points to keep are pulled back to what they were."""
-    return FineTune(penalties=(KL(10.0),))
-
-
-def _ewc() -> FineTune:
-    """Fine-tuning in which the weights that decide about the points to keep are pulled back to what they were."""
-    return FineTune(penalties=(EWC(1000.0),))
-
-
-def _gre() -> FineTune:
-    """Fine-tuning whose steps are turned so that they raise no loss on the points to keep, to first order."""
-    return FineTune(penalties=(Rewired(),))
-
-
-def _gre_plus() -> FineTune:
-    """As gre, with a gradient for each of three parts of the points to keep."""
-    return FineTune(penalties=(Rewired(3),))
-
-
-def _masked() -> FineTune:
-    """Fine-tuning of the tenth of the weights that matter most for the edits, and least for the points to keep."""
-    return FineTune(penalties=(TopShare(0.1),))
-
-
-register("ft", FineTune)
-register("ft+l2", _l2)
-register("ft+linf", _linf)
-register("ft+kl", _kl)
-register("ewc", _ewc)
-register("gre", _gre)
-register("gre+", _gre_plus)
-register("ft+mask", _masked)

@@ -70,6 +70,8 @@ class Penalty(ABC):
     """Something that holds weights, or what they do, near their old values."""
 
     needs_locality: ClassVar[bool] = False
+    #: Whether it says of single weights where they may go.
+    bounds: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
@@ -136,6 +138,7 @@ class LInf(Penalty):
 
     radius: float
     relative: bool = False
+    bounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _positive(self.radius, "LInf: radius", zero=False)
@@ -187,6 +190,7 @@ class L2Ball(Penalty):
     """
 
     radius: float
+    bounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _positive(self.radius, "L2Ball: radius", zero=False)
@@ -412,6 +416,7 @@ class TopShare(Penalty):
     labels: Labels = "exact"
     points: int | None = None
     needs_locality: ClassVar[bool] = True
+    bounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _positive(self.share, "TopShare: share", zero=False)

@@ -163,10 +163,10 @@ class _Task:
 
     def inserted(self) -> tuple[nn.Module, int]:
         """Return the network in which most edits hold, and after how many rounds that is."""
-        model, best, rounds = self.problem.model, self.problem.model, 0
+        model, best, rounds, count = self.problem.model, self.problem.model, 0, len(self.problem.edits)
         most = self._holding(model)
         for k in range(self.method.rounds):
-            if most == len(self.problem.edits):
+            if most == (count, count):
                 break
             for after, name in reversed(list(enumerate(reversed(self.names)))):
                 share = 1 / (after + 1) ** (1.0 if self.method.share == "even" else 0.5)
@@ -174,15 +174,19 @@ class _Task:
             holding = self._holding(model)
             if holding > most:
                 best, most, rounds = model, holding, k + 1
-        if most < len(self.problem.edits):
-            self.notes.append(f"returned the weights under which most edits held: {most}.")
+        holds, enough = most
+        if holds < count:
+            self.notes.append(f"returned the weights under which most edits held: {holds}.")
+        elif enough < count:
+            self.notes.append(f"only {enough} of {holds} edits hold with the margin asked for, {self.method.margin:g}.")
         return moved(best, {}), rounds
 
-    def _holding(self, model: nn.Module) -> int:
-        """Return how many edits hold with the margin asked for."""
+    def _holding(self, model: nn.Module) -> tuple[int, int]:
+        """Return how many edits hold, and how many do so with the margin asked for."""
         y = outputs(model, self.problem.edits.inputs).double()
         criterion = self.problem.edits.criterion
-        return int((criterion.holds(y) & (criterion.margin(y) >= self.method.margin)).sum())
+        holds = criterion.holds(y)
+        return int(holds.sum()), int((holds & (criterion.margin(y) >= self.method.margin)).sum())
 
     def _written(self, model: nn.Module, name: str, share: float) -> nn.Module:
         """Return the network with a share of what is missing at one layer inserted there."""

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, torch.ops.aten.relu.default}
+from nnrepair.jacobian.relus import RELUS
 
 
 class _Instead(TorchFunctionMode):
     """Run something in place of every ReLU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _RELUS:
+        if func in RELUS:
             return self.instead(args[0] if args else kwargs["input"])
         return func(*args, **(kwargs or {}))
 
