@@ -108,15 +108,15 @@ def test_a_stream_is_the_same_as_the_points_in_memory(make: Callable[[], Method]
 )
 def test_no_more_than_a_few_batches_are_ever_held(method: Method) -> None:
     # In the solver's dtype: what it keeps of a batch keeps the batch.
-    model, edits, kept, labels = task(2000, torch.float64)
+    model, edits, kept, labels = task(800, torch.float64)
     items = Items(kept, labels)
     loader = DataLoader(items, batch_size=20, collate_fn=items.collate)
     result = nnrepair.fix(model, edits, loader, method=method, test_set=loader, throw=False)
     gc.collect()
-    assert result.report.locality_points == 2000
+    assert result.report.locality_points == 800
     # A batch, one that is read anew, and the points whose rows are computed together.
     assert items.most <= 2 * 20 + 256
-    assert set(items.read) == set(range(2000))
+    assert set(items.read) == set(range(800))
     assert items.alive == 0
 
 
