@@ -203,14 +203,14 @@ def test_outputs_that_are_no_scores(name: str) -> None:
         nnrepair.fix(seeded(Words).eval(), ({"input_ids": Y[:, None]}, Y), method=SHORT, output=output)
 
 
-@pytest.mark.parametrize("of", ["a", [0], [-1] * 6, [0.0] * 6, object(), [None] * 6, [[1], [1, 2]] * 3])
+@pytest.mark.parametrize("of", ["a", [0], [-1] * 6, [0.0] * 6, object(), [None] * 6, [[1], [1, 2]] * 3], ids=range(7))
 def test_whose_points_are(of: Any) -> None:
     for ask in (lambda: Edits(X, Y, of=of), lambda: nnrepair.fix(classifier(), (X, Y), edit_scope=EditScope(X, Y, of))):
         with pytest.raises(InvalidInput, match="`of`"):
             ask()
 
 
-@pytest.mark.parametrize("given", ["a", object(), [None], [[1.0], [1.0, 2.0]], X.to("meta"), drawn()], ids=repr)
+@pytest.mark.parametrize("given", ["a", object(), [None], [[1.0], [1.0, 2.0]], X.to("meta"), drawn()], ids=range(6))
 @pytest.mark.parametrize(
     "criterion",
     [
