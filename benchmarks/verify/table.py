@@ -154,6 +154,25 @@ def images(file: str = "images.json") -> str:
     return markdown.table(head.split("|"), out)
 
 
+def marabou() -> str:
+    """Marabou's answers beside the checker's on the same images."""
+    ours = {(row["network"], row["radius"], row["image"]): row for row in _rows("images-hundred.json")}
+    rows = _rows("images-marabou.json")
+    out = []
+    for name, radius in dict.fromkeys((row["network"], row["radius"]) for row in rows):
+        mine = [row for row in rows if (row["network"], row["radius"]) == (name, radius)]
+        beside = [ours[name, radius, row["image"]] for row in mine]
+        both = {frozenset((a["verdict"], b["verdict"])) for a, b in zip(mine, beside, strict=True)}
+        out.append([name, f"{radius:.4g}", len(mine)])
+        for some in (beside, mine):
+            counts = Counter(row["verdict"] for row in some)
+            out[-1] += [" / ".join(str(counts[v]) for v in ("holds", "violated", "unknown"))]
+            out[-1] += [f"{statistics.median(row['cpu_seconds'] for row in some):.2f}"]
+        out[-1].append("none" if frozenset(("holds", "violated")) not in both else "yes")
+    head = ["network", "radius", "images", "checker: holds / violated / unknown", "median CPU s"]
+    return markdown.table([*head, "Marabou: the same", "median CPU s", "conflicts"], out)
+
+
 def soundness() -> str:
     """Counts of the campaign against exact answers."""
     rows = _rows("soundness.json")
@@ -412,6 +431,11 @@ The fully connected networks with units tried before each split, 5 s of CPU time
 little on a busy machine; as far as that was run (`python -m benchmarks.verify.images hundred` goes on):
 
 {images("images-hundred.json")}
+
+Marabou 2.0 (Wu et al., CAV 2024) on the first of these images, 5 s of wall time each, on the same machine beside other
+work (`benchmarks/verify/marabou.py`):
+
+{marabou()}
 
 Beyond these radii most answers are `unknown`. Proofs that split ReLUs have no certificate.
 """

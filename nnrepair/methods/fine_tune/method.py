@@ -55,6 +55,7 @@ class FineTune:
     """Gradient descent on the edits until all of them hold, held back by penalties and rehearsal.
 
     Example:
+        >>> from nnrepair.penalties import KL
         >>> FineTune(lr=0.01, penalties=[KL(10.0)], rehearsal=64).capabilities.only_edit_pair
         False
 
