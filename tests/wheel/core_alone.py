@@ -67,8 +67,8 @@ def test_every_module_can_be_imported_or_names_its_extra() -> None:
             missing[module.name] = str(error)
     reading = [name for name in missing if name.startswith("nnrepair.onnx.")]
     assert reading and not any(name.startswith("nnrepair.onnx.modules") for name in reading)  # a loaded model works
-    extras = {"nnrepair.domains.images.folder": "vision", "nnrepair.verify.search.kernel": "fast"}
-    extras |= dict.fromkeys(reading, "onnx")
+    extras = {"nnrepair.domains.images.folder": "vision"} | dict.fromkeys(reading, "onnx")
+    extras |= {f"nnrepair.verify.search.{name}": "fast" for name in ("kernel", "slope_kernel")}
     extras |= {f"nnrepair.classroom.{name}": "classroom" for name in ("layout", "page", "server")}
     assert set(missing) == set(extras)
     assert all(f"pip install 'nnrepair[{extras[name]}]'" in said for name, said in missing.items())
