@@ -49,6 +49,26 @@ def by_operator(rows: list[Row]) -> str:
     return markdown.table(["operator", *READERS.values()], out)
 
 
+def later() -> str:
+    """Return what a smaller campaign found with the readers as they became after the large one."""
+    path = RESULTS.with_name("readers-later.json")
+    if not path.exists():
+        return ""
+    file = json.loads(path.read_text())
+    rows: list[Row] = file["rows"]
+    graphs, styles = sum(row["graphs"] for row in rows), ", ".join(dict.fromkeys(row["style"] for row in rows))
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    found = "\n".join(f"* `{fault}`" for row in rows for fault in row["faults"])
+    return f"""
+The importer reads more since then. {graphs} graphs of the styles {styles} (seed {rows[0]["seed"]}, {file["date"]},
+commit {commits}):
+
+{by_reader(rows)}
+
+{"No faults." if not found else "Faults, as they were told:" + chr(10) + chr(10) + found}
+"""
+
+
 def page() -> str:
     """Return docs/results-readers.md."""
     file = json.loads(RESULTS.read_text())
@@ -82,7 +102,7 @@ and free batches, branches, odd names. Values are drawn with ties, zeros of both
 
 "Equal" is up to about fifty units in the last place of the largest number on the way; enclosures must hold
 onnxruntime's value and be narrow. "Not comparable": onnxruntime refuses the graph, or its numbers overflow.
-
+{later()}
 How many graphs with an operator each reader has read:
 
 {by_operator(rows)}

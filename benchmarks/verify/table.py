@@ -433,7 +433,8 @@ little on a busy machine; as far as that was run (`python -m benchmarks.verify.i
 {images("images-hundred.json")}
 
 Marabou 2.0 (Wu et al., CAV 2024) on the first of these images, 5 s of wall time each, on the same machine beside other
-work (`benchmarks/verify/marabou.py`):
+work (`benchmarks/verify/marabou.py`); as its wheel has it, with its own LP solver and default options, one query for an
+image:
 
 {marabou()}
 
