@@ -58,7 +58,7 @@ def later() -> str:
     rows: list[Row] = file["rows"]
     graphs, styles = sum(row["graphs"] for row in rows), ", ".join(dict.fromkeys(row["style"] for row in rows))
     commits = ", ".join(sorted({row["commit"] for row in rows}))
-    found = "\n".join(f"* `{fault}`" for row in rows for fault in row["faults"])
+    found = "\n".join(f"* `{' '.join(fault.split())}`" for row in rows for fault in row["faults"])
     return f"""
 The importer reads more since then. {graphs} graphs of the styles {styles} (seed {rows[0]["seed"]}, {file["date"]},
 commit {commits}):
