@@ -20,7 +20,7 @@ class Net(nn.Module):
     def __init__(self, transposed: bool) -> None:
         super().__init__()
         self.first = Conv1D(6, 7) if transposed else nn.Linear(7, 6)
-        self.last = nn.Linear(6, 3)
+        self.last = Conv1D(3, 6) if transposed else nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.last(torch.tanh(self.first(x))).mean(1)
@@ -31,7 +31,8 @@ def pair() -> tuple[Net, Net, Tensor]:
     """Return the same network in both forms, and inputs."""
     torch.manual_seed(0)
     plain, turned = Net(False), Net(True)
-    turned.load_state_dict({**plain.state_dict(), "first.weight": plain.first.weight.T})
+    weights = {name: value.T if value.ndim == 2 else value for name, value in plain.state_dict().items()}
+    turned.load_state_dict(weights)
     return plain.eval(), turned.eval(), torch.randn(30, 5, 7)
 
 
@@ -55,19 +56,24 @@ def test_rows_moments_and_keys_are_those_of_the_plain_map() -> None:
     assert np.array_equal(lines[1].flatten(changes[1]), d)
 
 
-@pytest.mark.parametrize("norm", ["l2", "drift", "nuclear", "l1"])
-def test_repairs_are_those_of_the_plain_map(norm: str) -> None:
+@pytest.mark.parametrize(
+    ("layer", "norm"),
+    [  # by l1 the descent of a curved layer ends within some thousandths of the least, by the order of its columns
+        *(("first", norm) for norm in ("l2", "drift", "nuclear")),
+        *(("last", norm) for norm in ("l2", "drift", "nuclear", "l1", "linf")),
+    ],
+)
+def test_repairs_are_those_of_the_plain_map(layer: str, norm: str) -> None:
     plain, turned, x = pair()
+    plain, turned, x = plain.double(), turned.double(), x.double()
     wrong = plain(x[:2]).argmin(1)
-    method = MinimalNorm(layer="first", norm=norm)
+    method = MinimalNorm(layer=layer, norm=norm)
     sizes = []
     for model in (plain, turned):
         result = nnrepair.fix(model, (x[:2], wrong), x[10:], method=method)
         assert torch.equal(result.model(x[:2]).argmax(1), wrong)
-        change = result.report.weight_change
-        sizes.append(change.l1 if norm == "l1" else change.l2)
-    # By l1 a hidden layer's conditions have several near optima, and the last digits decide which of them is reached.
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.05 if norm == "l1" else 1e-3)
+        sizes.append(getattr(result.report.weight_change, norm if norm in ("l1", "linf") else "l2"))
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
 
 
 def test_rows_in_another_order_are_not_taken_for_points() -> None:

@@ -97,8 +97,9 @@ def compare(
     >>> after = torch.nn.Linear(2, 2, bias=False)
     >>> with torch.no_grad():
     ...     _ = after.weight.copy_(torch.tensor([[1.25, 0.0], [0.0, 1.0]]))
-    >>> found = compare(before, after, Box([0, 0], [1, 1]))  # decided by y > x before, and by y > 1.25 x after
-    >>> round(float(found.same), 4), round(float(found.changed), 4)
+    >>> square = Box([0, 0], [1, 1])  # decided by y > x before, and by y > 1.25 x after
+    >>> found = compare(before, after, square, until=1e-7)
+    >>> round(float(found.same), 6), round(float(found.changed), 6)
     (0.9, 0.1)
     """
     started, cpu = time.monotonic(), time.process_time()
