@@ -28,6 +28,7 @@ from nnrepair.methods import (
     CNPConditioning,
     EditableTraining,
     FineTune,
+    KnowledgeEditor,
     LearnedSteps,
     LeastSquares,
     Method,
@@ -69,6 +70,7 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "serac": SERAC,
     "mend": lambda: MEND(start=0.1),
     "malmen": lambda: MALMEN(start=1.0),
+    "knowledge-editor": lambda: KnowledgeEditor(start=0.1),
     "calinet": lambda: CaliNet(units=16, lr=0.03, steps=200),
 }
 #: Further names of the same.

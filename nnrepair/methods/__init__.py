@@ -12,6 +12,7 @@ from nnrepair.methods.egnn import EGNN
 from nnrepair.methods.episodes import AnyEdits, Episode, RandomLabels
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.grace import GRACE
+from nnrepair.methods.hypernetworks.knowledge_editor import KnowledgeEditor
 from nnrepair.methods.hypernetworks.malmen import MALMEN
 from nnrepair.methods.hypernetworks.mend import MEND
 from nnrepair.methods.learned_steps import LearnedSteps
@@ -40,6 +41,7 @@ __all__ = [
     "Episode",
     "FineTune",
     "KeepZeros",
+    "KnowledgeEditor",
     "LearnedSteps",
     "LeastSquares",
     "Method",
