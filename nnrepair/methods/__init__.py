@@ -19,6 +19,7 @@ from nnrepair.methods.learned_steps import LearnedSteps
 from nnrepair.methods.least_squares.method import LeastSquares
 from nnrepair.methods.minimal_norm.method import MinimalNorm
 from nnrepair.methods.reassure import REASSURE
+from nnrepair.methods.rewriting import Rewriting
 from nnrepair.methods.serac import SERAC
 from nnrepair.methods.t_patcher import TPatcher
 from nnrepair.methods.trainable import Editor, Trainable
@@ -49,6 +50,7 @@ __all__ = [
     "OnGrid",
     "Proposal",
     "RandomLabels",
+    "Rewriting",
     "TPatcher",
     "Trainable",
     "distinct",
