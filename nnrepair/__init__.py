@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Threshold,
     )
     from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+    from nnrepair.spec.exemplars import Exemplars
     from nnrepair.spec.inputs import Inputs
     from nnrepair.spec.ranks import Above, TopK
     from nnrepair.spec.regions import Polygons, Segments
@@ -69,6 +70,7 @@ __all__ = [
     "Decoupled",
     "EditScope",
     "Edits",
+    "Exemplars",
     "History",
     "Inputs",
     "InvalidInput",
@@ -123,6 +125,7 @@ _HOMES = {
     "results.result": ("RepairResult", "Report"),
     "spec.regions": ("Polygons", "Segments"),
     "spec.edits": ("EditScope", "Edits", "LocalitySet"),
+    "spec.exemplars": ("Exemplars",),
     "spec.inputs": ("Inputs",),
     "spec.scores": ("Scores",),
 }

@@ -1,7 +1,11 @@
-"""MEND and MALMEN: before training plain steps, after training better ones; MALMEN's merge is a ridge regression."""
+"""MEND, MALMEN and KnowledgeEditor: before training plain steps, after training better ones.
+
+MALMEN's merge is a ridge regression; what KnowledgeEditor adds has low rank, and its constraint a multiplier.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -16,11 +20,12 @@ from networks import mistakes, mlp, randn, seeded
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Edits, InvalidInput, LocalitySet
+from nnrepair import Edits, EditScope, InvalidInput, LocalitySet
 from nnrepair.domains.graphs.nodes import NodeEdits, NodeLocality
-from nnrepair.methods import MALMEN, MEND, Editor, Episode, RandomLabels
+from nnrepair.methods import MALMEN, MEND, Editor, Episode, KnowledgeEditor, RandomLabels
 from nnrepair.methods.hypernetworks.base import Learned
 from nnrepair.methods.hypernetworks.factors import GradientFactors
+from nnrepair.methods.hypernetworks.knowledge_editor import EXERCISES, FALLS, Conditioner, Constraint
 from nnrepair.methods.hypernetworks.malmen import merged
 from nnrepair.spec.problem import pose
 
@@ -53,11 +58,12 @@ def test_factors_are_the_gradient(case: int) -> None:
     assert bool(found.d.any(1).all())
 
 
+@pytest.mark.parametrize("kind", [MEND, KnowledgeEditor])
 @pytest.mark.parametrize("case", range(3))
 @pytest.mark.parametrize("trained", [False, True])
-def test_mend_at_its_start_is_a_step_of_gradient_descent(case: int, trained: bool) -> None:
+def test_at_its_start_a_step_is_one_of_gradient_descent(kind: Any, case: int, trained: bool) -> None:
     model, x, layer = cases()[case]
-    edits, name, method = Edits(x, mistakes(model, x)), f"{layer}.weight", MEND(layer, start=0.02, rounds=1)
+    edits, name, method = Edits(x, mistakes(model, x)), f"{layer}.weight", kind(layer, start=0.02, rounds=1)
     learned = method.begin(model, torch.Generator().manual_seed(0))
     assert isinstance(learned, Learned)
     if trained:  # seen, but nothing learned: spreads that differ change nothing
@@ -95,7 +101,115 @@ def test_edits_whose_keys_agree_do_not_add_up() -> None:
     assert torch.allclose(one, ten, rtol=0.01)
 
 
-@pytest.mark.parametrize(("kind", "start"), [(MEND, 0.1), (MALMEN, 0.5)])
+def said(inp: int, out: int) -> Conditioner:
+    """Return what masks and shifts as if it were trained."""
+    conditioner = Conditioner(inp, out, 16, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        conditioner.last.weight.copy_(randn(2 * (inp + out) + 1, 16, seed=5))
+        conditioner.spread.copy_(randn(inp + out, seed=6).abs() + 0.1)
+    return conditioner
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_the_knowledge_editor_is_the_paper_s_update(case: int) -> None:
+    model, x, layer = cases()[case]
+    edits, name = Edits(x[:1], mistakes(model, x)[:1]), f"{layer}.weight"
+    weight = model.get_parameter(name)
+    found = GradientFactors(model, [name]).at({name: weight}, edits, 0.0)[name]
+    inp, out = found.u.shape[1], found.d.shape[1]
+    conditioner = said(inp, out)
+    with torch.no_grad():
+        change, (gate, mask, shift) = conditioner(found), conditioner.said(found)
+        rows = conditioner.standard(torch.cat([found.u, found.d], 1)).mean(0)
+        c, r, q, s, e = conditioner.last(torch.tanh(conditioner.first(rows))).split([inp, out, inp, out, 1])
+    G = torch.autograd.grad(edits.criterion.loss(model(x[:1])).sum(), weight)[0].flatten(1)
+    a = torch.outer(torch.softmax(r, 0), 1 + c)
+    b = torch.outer(torch.softmax(s, 0) * conditioner.spread[inp:], q * conditioner.spread[:inp])
+    assert torch.allclose(change, 2 * out * torch.sigmoid(e) * (G * a + b), atol=1e-5)
+    assert 0 < float(gate) < 2
+    rank = [int(torch.linalg.matrix_rank(part.double(), rtol=1e-5)) for part in (mask, shift)]
+    assert rank == [1, 1]
+    if len(found.u) == 1:  # the gradient of one edit in a linear layer is of rank 1, and so is what is left of it
+        assert int(torch.linalg.matrix_rank(change.double(), rtol=1e-5)) == 2
+
+
+def test_what_has_no_gradient_is_not_changed() -> None:
+    nothing = GradientFactors(mlp(5, 3), ["0.weight"]).at(
+        {"0.weight": torch.eye(3, 5) * 100}, Edits(torch.eye(5)[:1], [0]), -1e9
+    )["0.weight"]
+    assert len(nothing.u) == 0 and not said(5, 3)(nothing).any()
+
+
+def test_the_multiplier_climbs_while_the_constraint_is_violated_and_is_never_negative() -> None:
+    constraint = Constraint(1.0, 0.01)
+    optimizer = torch.optim.Adam([constraint.multiplier], lr=0.1)
+    for moved, up, steps in ((5.0, True, 50), (0.0, False, 300)):
+        before = float(constraint.multiplier.detach())
+        for _ in range(steps):
+            optimizer.zero_grad()
+            divergence = torch.tensor(moved, requires_grad=True)
+            loss = constraint(divergence, 0.0)
+            loss.backward()
+            assert divergence.grad == constraint.multiplier.detach()  # what the network is taught is the Lagrangian
+            assert float(loss.detach()) == pytest.approx(float(constraint.multiplier.detach()) * (moved - 1.0))
+            optimizer.step()
+        assert (float(constraint.multiplier.detach()) > before) is up
+    constraint.look(0.0)
+    assert float(constraint.multiplier.detach()) == 0.0
+
+
+def test_less_is_allowed_once_most_edits_hold() -> None:
+    constraint = Constraint(1.0, 0.7)
+    limits = []
+    for held in (0.5, 1.0, 0.8, 1.0):
+        for _ in range(EXERCISES):
+            constraint.look(held)
+        limits.append(float(constraint.limit))
+    assert limits == pytest.approx([70.0, 70 * FALLS, 70 * FALLS, 70 * FALLS**2])
+    for _ in range(30 * EXERCISES):
+        constraint.look(1.0)
+    assert float(constraint.limit) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("kind", [MEND, MALMEN, KnowledgeEditor])
+@pytest.mark.parametrize("owners", [True, False])
+def test_successive_training_asks_for_all_edits_so_far_in_the_network_that_the_last_one_left(
+    kind: Any, owners: bool
+) -> None:
+    model, x, near = mlp(5, 8, 3), randn(3, 5, seed=1), randn(6, 5, seed=2)
+    labels, of = mistakes(model, x), torch.tensor([2, 0, 1, 0, 2, 1])
+    scope = EditScope(near, labels[of], of if owners else None)
+    problem = pose(model, Edits(x, labels), LocalitySet(randn(9, 5, seed=3)), scope)
+    method = kind("2", start=0.3, successive=True, locality_weight=0.5)
+    learned = method.begin(model, torch.Generator().manual_seed(0))
+    first = copy.deepcopy(learned)
+    found = float(method.loss(learned, problem).detach())
+    name, slow, network = "2.weight", [], copy.deepcopy(model)
+    for k in range(3):
+        factors = GradientFactors(network, [name]).at({name: network.get_parameter(name)}, problem.edits[[k]], 0.0)
+        first.transforms[0].measure(factors[name])
+        with torch.no_grad():
+            network.get_parameter(name).add_(method.change(first, 0, factors[name]))
+            so_far = torch.arange(k + 1)
+            total = problem.edits.criterion[so_far].loss(network(x[: k + 1]).double()).mean()
+            mine = of <= k if owners else torch.full((6,), k == 2)
+            if bool(mine.any()):
+                total += EditScope(near, labels[of]).criterion[mine].loss(network(near[mine]).double()).mean()
+            y = network(problem.locality.inputs).double()
+            total += 0.5 * problem.kind.divergence(problem.before.double(), y).mean()
+            total -= 0.5 * 0.1 if kind is KnowledgeEditor else 0.0  # what is allowed
+        slow.append(float(total))
+    assert found == pytest.approx(sum(slow) / 3, rel=1e-5)
+
+
+def test_one_edit_is_trained_alike_in_either_way() -> None:
+    model, x = mlp(5, 8, 3), randn(30, 5)
+    episodes = RandomLabels(x, model(x).argmax(1), edits=1, locality=9)
+    a, b = (MEND("2", successive=way).prepare(model, episodes, steps=5) for way in (True, False))
+    assert all(torch.equal(a.learned[name], b.learned[name]) for name in a.learned)
+
+
+@pytest.mark.parametrize(("kind", "start"), [(MEND, 0.1), (MALMEN, 0.5), (KnowledgeEditor, 0.1)])
 def test_training_makes_a_step_do_more_of_what_is_wanted(kind: Any, start: float) -> None:
     model, x = mlp(6, 24, 4, seed=2), randn(120, 6, seed=3)
     labels = model(x).argmax(1)
@@ -115,7 +229,7 @@ def test_training_makes_a_step_do_more_of_what_is_wanted(kind: Any, start: float
     assert losses[1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("kind", [MEND, MALMEN])
+@pytest.mark.parametrize("kind", [MEND, MALMEN, KnowledgeEditor])
 def test_saved_editors_edit_alike_and_convolutions_and_several_layers_are_edited(kind: Any, tmp_path: Path) -> None:
     model, x = seeded(Vision).eval(), randn(30, 2, 7, 7)
     method = kind(["conv", "head"], start=1.0)
@@ -140,9 +254,14 @@ def test_graphs() -> None:
 
 
 def test_options_and_layers_that_cannot_be() -> None:
-    for options, message in (({"rank": 0}, "rank must be an integer >= 1"), ({"start": 0}, "start must be a finite")):
+    for options, message in (
+        ({"rank": 0}, "rank must be an integer >= 1"),
+        ({"start": 0}, "start must be a finite"),
+        ({"successive": 3}, "successive must be True or False, got 3"),
+        ({"allowed": 0.0}, "allowed must be a number > 0 of nats, got 0.0"),
+    ):
         with pytest.raises(InvalidInput, match=message):
-            MEND(**options)  # type: ignore[arg-type]
+            KnowledgeEditor(**options)  # type: ignore[arg-type]
     model, x = mlp(4, 5, 3), randn(20, 4)
     episodes = RandomLabels(x, model(x).argmax(1), edits=1, locality=5)
     with pytest.raises(InvalidInput, match="has no weight matrix"):

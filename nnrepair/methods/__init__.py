@@ -12,12 +12,14 @@ from nnrepair.methods.egnn import EGNN
 from nnrepair.methods.episodes import AnyEdits, Episode, RandomLabels
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.grace import GRACE
+from nnrepair.methods.hypernetworks.knowledge_editor import KnowledgeEditor
 from nnrepair.methods.hypernetworks.malmen import MALMEN
 from nnrepair.methods.hypernetworks.mend import MEND
 from nnrepair.methods.learned_steps import LearnedSteps
 from nnrepair.methods.least_squares.method import LeastSquares
 from nnrepair.methods.minimal_norm.method import MinimalNorm
 from nnrepair.methods.reassure import REASSURE
+from nnrepair.methods.rewriting import Rewriting
 from nnrepair.methods.serac import SERAC
 from nnrepair.methods.t_patcher import TPatcher
 from nnrepair.methods.trainable import Editor, Trainable
@@ -40,6 +42,7 @@ __all__ = [
     "Episode",
     "FineTune",
     "KeepZeros",
+    "KnowledgeEditor",
     "LearnedSteps",
     "LeastSquares",
     "Method",
@@ -47,6 +50,7 @@ __all__ = [
     "OnGrid",
     "Proposal",
     "RandomLabels",
+    "Rewriting",
     "TPatcher",
     "Trainable",
     "distinct",

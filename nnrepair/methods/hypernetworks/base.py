@@ -1,10 +1,10 @@
-"""Editors that learn what to make of gradients: what MEND and MALMEN have in common."""
+"""Editors that learn what to make of gradients: what MEND, MALMEN and KnowledgeEditor have in common."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Capabilities, Proposal
-from nnrepair.methods.hypernetworks.factors import Factors, GradientFactors, Transform, weights_of
+from nnrepair.methods.hypernetworks.factors import Factors, GradientFactors, Standard, Transform, weights_of
 from nnrepair.methods.trainable import Trainable
 from nnrepair.spec.edits import Edits, EditScope
 from nnrepair.spec.network import copied
@@ -40,6 +40,11 @@ class Hypernetwork(Trainable):
         lr: Adam's, on what transforms; that of step sizes is ten times as large.
         locality_weight: what one nat of divergence on the locality set costs, in units of the edits' loss.
         margin: by how much every edit must hold, in output units.
+        successive: whether an exercise makes its edits one after another, each in the network that the last one left,
+            and asks every time for all edits so far. This is the training of Hase et al., "Do language models have
+            beliefs?" (SLAG, 2021), with their edit scopes and points to keep; they do not ask for past edits again, and
+            compare points to keep with the last network, where here it is the first. Gradients flow through the newest
+            edit alone, as there.
 
     Raises:
         InvalidInput: hyper-parameters that cannot be, or unknown layers.
@@ -52,6 +57,7 @@ class Hypernetwork(Trainable):
     lr: float = 1e-3
     locality_weight: float = 10.0
     margin: float = 0.0
+    successive: bool = False
 
     capabilities: ClassVar[Capabilities] = Capabilities("meta-learning", True, "same", True, True, True)
 
@@ -65,6 +71,8 @@ class Hypernetwork(Trainable):
             good = isinstance(number, int | float) and not isinstance(number, bool)
             if not good or not 0 <= number < math.inf or (number == 0 and not zero):
                 raise InvalidInput(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {number!r}.")
+        if not isinstance(self.successive, bool):
+            raise InvalidInput(f"successive must be True or False, got {self.successive!r}.")
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
 
@@ -78,10 +86,21 @@ class Hypernetwork(Trainable):
             factors: of the gradient of the edits' loss there.
         """
 
+    def transform(self, inp: int, out: int, generator: torch.Generator) -> Standard:
+        """Return what will see the factors of a weight (out, inp), and changes nothing of them yet."""
+        return Transform(inp, out, self.rank, generator)
+
+    def price(self, learned: Learned, divergence: Tensor, held: float) -> Tensor:
+        """Return what a mean divergence on the points to keep costs, where this share of an exercise's edits held."""
+        return self.locality_weight * divergence
+
     def begin(self, model: nn.Module, generator: torch.Generator) -> Learned:
         """Return what changes nothing of the gradients yet."""
         names = weights_of(model, self.layers)
-        return Learned(model, names, self.rank, self.start, generator)
+        known = dict(model.named_parameters(remove_duplicate=False))
+        sizes = [(known[name].numel() // len(known[name]), len(known[name])) for name in names]
+        transforms = [self.transform(inp, out, generator) for inp, out in sizes]
+        return Learned(names, transforms, self.start).to(known[names[0]])
 
     def descent(self, learned: nn.Module, steps: int) -> Descent:
         """Return Adam's steps; those of the logarithms of step sizes are larger."""
@@ -93,20 +112,42 @@ class Hypernetwork(Trainable):
     def loss(self, learned: nn.Module, problem: Problem) -> Tensor:
         """Return what edits and their scope miss after a step, and the divergence on the points to keep."""
         assert isinstance(learned, Learned)
-        start = learned.weights(problem.model)
-        found = GradientFactors(problem.model, learned.names).at(start, problem.edits, self.margin)
-        for transform, name in zip(learned.transforms, learned.names, strict=True):
-            assert isinstance(transform, Transform)
-            if transform.measured < MEASURED:
-                transform.measure(found[name])
-        after = self._stepped(learned, start, found)
-        points: list[Edits | EditScope] = [problem.edits, *([] if problem.scope is None else [problem.scope])]
-        terms = [p.criterion.loss(call_with(problem.model, after, p.inputs).double(), self.margin) for p in points]
-        total = torch.stack([term.mean() for term in terms]).sum()
+        weights, factors = learned.weights(problem.model), GradientFactors(problem.model, learned.names)
+        terms = []
+        for newest, edits, scope in self._turns(problem):
+            start = {name: weight.detach() for name, weight in weights.items()}
+            found = factors.at(start, newest, self.margin)
+            for transform, name in zip(learned.transforms, learned.names, strict=True):
+                assert isinstance(transform, Standard)
+                if transform.measured < MEASURED:
+                    transform.measure(found[name])
+            weights = self._stepped(learned, start, found)
+            terms.append(self._missed(learned, problem, weights, edits, scope))
+        return torch.stack(terms).mean()
+
+    def _turns(self, problem: Problem) -> Iterator[tuple[Edits, Edits, EditScope | None]]:
+        """Yield the edits that an exercise makes together, all edits so far, and the edit scope of these."""
+        edits, scope = problem.edits, problem.scope
+        for k in range(len(edits) - 1) if self.successive else []:
+            so_far = torch.arange(k + 1)
+            near = scope.near(so_far) if scope is not None and scope.of is not None else None
+            yield edits[so_far[k:]], edits[so_far], near
+        yield edits[torch.tensor([len(edits) - 1])] if self.successive else edits, edits, scope
+
+    def _missed(
+        self, learned: Learned, problem: Problem, weights: dict[str, Tensor], edits: Edits, scope: EditScope | None
+    ) -> Tensor:
+        """Return the loss under some weights."""
+        y = call_with(problem.model, weights, edits.inputs).double()
+        total = edits.criterion.loss(y, self.margin).mean()
+        if scope is not None:
+            near = call_with(problem.model, weights, scope.inputs).double()
+            total = total + scope.criterion.loss(near, self.margin).mean()
+        divergence = total.new_zeros(())
         if problem.locality is not None and self.locality_weight:
-            y = call_with(problem.model, after, problem.locality.inputs).double()
-            total = total + self.locality_weight * problem.kind.divergence(problem.before.double(), y).mean()
-        return total
+            kept = call_with(problem.model, weights, problem.locality.inputs).double()
+            divergence = problem.kind.divergence(problem.before.double(), kept).mean()
+        return total + self.price(learned, divergence, float(edits.criterion.holds(y.detach()).double().mean()))
 
     def edit(self, learned: nn.Module, problem: Problem) -> Proposal:
         """Propose what the learned step makes of the network, taken again while edits miss."""
@@ -149,24 +190,22 @@ class Hypernetwork(Trainable):
 
 
 class Learned(nn.Module):
-    """What is learned: for each weight what transforms its factors, a step size, and the logarithm of a ridge.
+    """What is learned: for each weight what sees its factors, a step size, and the logarithm of a ridge.
 
     Args:
-        model: whose weights.
-        names: these.
-        rank, start: see `Hypernetwork`.
-        generator: of the first values.
+        names: of the weights.
+        transforms: one for each.
+        start: see `Hypernetwork`.
     """
 
-    def __init__(self, model: nn.Module, names: list[str], rank: int, start: float, generator: torch.Generator) -> None:
+    constraint: nn.Module  # of `KnowledgeEditor`: what is allowed on the points to keep
+
+    def __init__(self, names: list[str], transforms: Sequence[nn.Module], start: float) -> None:
         super().__init__()
         self.names = names
-        weights = self.weights(model)
-        sizes = [(w.numel() // len(w), len(w)) for w in weights.values()]
-        self.transforms = nn.ModuleList(Transform(inp, out, rank, generator) for inp, out in sizes)
+        self.transforms = nn.ModuleList(transforms)
         self.rates = nn.Parameter(torch.full((len(names),), math.log(start)))
         self.ridges = nn.Parameter(torch.zeros(len(names)))
-        self.to(next(iter(weights.values())))
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the weights that are changed, as they are in a network."""

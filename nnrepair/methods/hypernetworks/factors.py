@@ -86,35 +86,22 @@ def weights_of(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     return found
 
 
-class Transform(nn.Module):
-    """Changes rows of factors; at first it changes nothing.
-
-    Two residual blocks of low rank see u and d side by side, in units of their spread in training.
+class Standard(nn.Module):
+    """Rows of factors, u beside d, in units of their spread in training.
 
     Args:
         inp, out: numbers of a row of u, and of d.
-        rank: hidden units of a block, at most inp + out.
-        generator: of the first weights.
     """
 
     mean: Tensor
     spread: Tensor
     measured: Tensor
 
-    def __init__(self, inp: int, out: int, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, inp: int, out: int) -> None:
         super().__init__()
-        self.inp, size = inp, inp + out
-        rank = min(rank, size)
-        with torch.random.fork_rng(devices=[]):
-            self.down = nn.ModuleList(nn.Linear(size, rank) for _ in range(2))
-            self.up = nn.ModuleList(nn.Linear(rank, size) for _ in range(2))
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.zero_()
-            for linear in self.down:
-                linear.get_parameter("weight").normal_(0, size**-0.5, generator=generator)
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("spread", torch.ones(size))
+        self.inp, self.out, self.size = inp, out, inp + out
+        self.register_buffer("mean", torch.zeros(self.size))
+        self.register_buffer("spread", torch.ones(self.size))
         self.register_buffer("measured", torch.tensor(0))
 
     @torch.no_grad()
@@ -131,11 +118,46 @@ class Transform(nn.Module):
         apart = torch.cat([apart[: self.inp].clamp(min=float(least[0])), apart[self.inp :].clamp(min=float(least[1]))])
         self.spread.lerp_(apart.clamp(min=1e-12), share)
 
+    def standard(self, rows: Tensor) -> Tensor:
+        """Return rows (n, inp + out) less their mean, in units of their spread."""
+        return (rows - self.mean) / self.spread
+
+
+class Transform(Standard):
+    """Changes rows of factors; at first it changes nothing.
+
+    Two residual blocks of low rank see u and d side by side, in units of their spread in training.
+
+    Args:
+        inp, out: numbers of a row of u, and of d.
+        rank: hidden units of a block, at most inp + out.
+        generator: of the first weights.
+    """
+
+    def __init__(self, inp: int, out: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__(inp, out)
+        rank = min(rank, self.size)
+        self.down = nn.ModuleList(linear(self.size, rank, generator) for _ in range(2))
+        self.up = nn.ModuleList(linear(rank, self.size) for _ in range(2))
+
     def forward(self, factors: Factors) -> Factors:
         rows = torch.cat([factors.u, factors.d], 1)
-        start = (rows - self.mean) / self.spread
+        start = self.standard(rows)
         h = start
         for down, up in zip(self.down, self.up, strict=True):
             h = h + up(torch.relu(down(h)))
         rows = rows + self.spread * (h - start)
         return Factors(rows[:, : self.inp], rows[:, self.inp :])
+
+
+def linear(inp: int, out: int, generator: torch.Generator | None = None) -> nn.Linear:
+    """Return an affine map that is zero, or whose weights are drawn; the state of torch's own generator stays."""
+    with torch.random.fork_rng(devices=[]):
+        made = nn.Linear(inp, out)
+    with torch.no_grad():
+        made.bias.zero_()
+        if generator is None:
+            made.weight.zero_()
+        else:
+            made.weight.normal_(0, inp**-0.5, generator=generator)
+    return made

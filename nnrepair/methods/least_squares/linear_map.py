@@ -15,6 +15,13 @@ from nnrepair.spec.inputs import AnyInputs, independent
 from nnrepair.spec.network import plain
 from nnrepair.wrappers.codebook import Seen
 
+#: What says, for so many dimensions, which parts of a picture hold something.
+_POOLED = {
+    1: nn.functional.adaptive_max_pool1d,
+    2: nn.functional.adaptive_max_pool2d,
+    3: nn.functional.adaptive_max_pool3d,
+}
+
 
 class LinearMap:
     """A layer whose outputs are (W k) at one key k of each position; a one in the key stands for a bias.
@@ -57,6 +64,34 @@ class LinearMap:
         if self._image:
             return values.flatten(2).transpose(1, 2)
         return values.reshape(len(values), -1, values.shape[-1])
+
+    def places(self, inputs: AnyInputs, marked: Tensor | None) -> Tensor:
+        """Return (n, positions) bool, at which positions the layer sees something of marked places.
+
+        Args:
+            inputs: n points.
+            marked: (n, ...) bool: pixels, where the layer is a convolution, of which a position sees its share of the
+                picture; else as many places as the layer has positions. Without them all positions count.
+
+        Raises:
+            InvalidInput: other numbers of places.
+        """
+        keys, values = self._linear.by_position(inputs)
+        count = (len(keys), keys.shape[1])
+        filled = None if isinstance(inputs, Tensor) else inputs.filled()
+        if marked is None:
+            return filled.cpu() if filled is not None and filled.shape == count else torch.ones(count, dtype=torch.bool)
+        marked, size = marked.cpu(), values.shape[2:]
+        if count[1] == 1:
+            return torch.ones(count, dtype=torch.bool)
+        if self._image and marked.ndim == values.ndim - 1 and len(size) in _POOLED:
+            return _POOLED[len(size)](marked.double(), size).flatten(1) > 0
+        if marked.flatten(1).shape != count:
+            raise InvalidInput(
+                f"Layer {plain(self.layer)!r} works on {count[1]} positions, and places are marked in "
+                f"{tuple(marked.shape)}. Mark pixels where it is a convolution, else one place for each position."
+            )
+        return marked.flatten(1)
 
     def moment(self, inputs: AnyInputs) -> Tensor:
         """Return (inp, inp) the mean of k k^T over points and positions, read in batches."""
