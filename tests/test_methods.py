@@ -58,6 +58,7 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "ft+mask": lambda: FineTune(lr=0.01, steps=200, penalties=(TopShare(0.3),)),
     "lora": lambda: FineTune(lr=0.03, steps=300, rank=2),
     "egnn": lambda: EGNN(lr=0.01, steps=300),
+    "seed-gnn": lambda: EGNN(lr=0.01, steps=300, near=0.25, kl=0.0, rehearsal=20),
     "grace": GRACE,
     "learned-steps": lambda: LearnedSteps(start=0.1, lr=0.2),
     "editable-training": lambda: EditableTraining(start=0.1),
