@@ -12,6 +12,7 @@ import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, Near
 from nnrepair.domains.graphs.graph import Graph, NodeEdits, NodeLocality, Nodes
 from nnrepair.methods import EGNN, named
+from nnrepair.methods.egnn import _Seen
 from nnrepair.methods.fine_tune.penalties import EWC, KL, L2, LInf
 from nnrepair.spec.inputs import own
 from nnrepair.spec.problem import pose
@@ -351,3 +352,68 @@ def test_named() -> None:
 def test_numbers_of_points_are_no_features() -> None:
     with pytest.raises(InvalidInput, match="no features"):
         own(torch.arange(4))
+
+
+# Near the edits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("form", ["edges", "dense", "coo", "csr"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_hops_are_those_of_a_search(form: str, most: int) -> None:
+    data = graph(40, 50)
+    edges = data.edge_index
+    if form != "edges":
+        dense = torch.zeros(40, 40).index_put((edges[0], edges[1]), torch.ones(50))
+        edges = {"dense": lambda: dense, "coo": dense.to_sparse_coo, "csr": dense.to_sparse_csr}[form]()
+    beside: dict[int, set[int]] = {k: set() for k in range(40)}
+    for a, b in data.edge_index.T.tolist():
+        beside[a].add(b)
+        beside[b].add(a)
+    away, last = {3: 0, 8: 0}, {3, 8}
+    for step in range(1, most + 1):
+        last = {b for a in last for b in beside[a]} - away.keys()
+        away |= dict.fromkeys(last, step)
+    some = Nodes(data.x, edges, [3, 8])
+    others = Nodes(data.x, edges, torch.arange(40))
+    assert some.hops(others, most).tolist() == [away.get(k, most + 1) for k in range(40)]
+    assert some.hops(Nodes(data.x, edges.clone(), [0]), most) is None
+
+
+def drawn_near(method: EGNN, problem: Any, near: Tensor) -> float:
+    """Return which share of what is rehearsed is near, on average."""
+    rows = torch.arange(len(problem.locality))
+    features = own(problem.locality.inputs)
+    often = method._often(
+        problem.edits.inputs,
+        problem.locality,
+        _Seen(own(problem.edits.inputs), rows),
+        _Seen(features, rows),
+    )
+    assert torch.equal(often[: len(rows)], rows)
+    rehearsed = often[problem.locality.holds[often]]
+    return float(torch.isin(rehearsed, near).double().mean())
+
+
+def test_a_share_of_what_is_rehearsed_is_near_the_edits() -> None:
+    model, data = Spread().eval(), graph(200, 400)
+    edited = wrong(model, data, 3)
+    keep = NodeLocality(data, torch.arange(200)[~torch.isin(torch.arange(200), edited)], labels=None)
+    problem = pose(model, NodeEdits(data, edited), keep)
+    away = problem.edits.inputs.hops(problem.locality.inputs, 4)
+    near = torch.nonzero(away <= 1).flatten()
+    assert 5 <= len(near) <= 30
+    assert abs(drawn_near(EGNN(near=0.25, rehearsal=4 * len(near)), problem, near) - 0.25) < 0.05
+    assert drawn_near(EGNN(near=0.0, rehearsal=20), problem, near) == pytest.approx(len(near) / 197)
+    method = EGNN(lr=0.01, steps=5, near=0.25, kl=0.0, rehearsal=20)
+    assert nnrepair.fix(model, NodeEdits(data, edited), keep, method=method, throw=False).stats["steps"] == 5
+
+
+def test_points_of_no_graph_are_near_where_their_features_are_alike() -> None:
+    model, edits, kept = points()
+    kept = torch.cat([kept, edits.inputs[:2] + 0.01])
+    problem = pose(model, edits, LocalitySet(kept))
+    near = torch.tensor([len(kept) - 2, len(kept) - 1])
+    assert abs(drawn_near(EGNN(near=0.5, rehearsal=4), problem, near) - 0.5) < 0.05
+    with pytest.raises(InvalidInput, match="near is a share of the rehearsed points"):
+        EGNN(near=1.0)

@@ -495,7 +495,10 @@ def test_cached_nodes_are_inputs() -> None:
     assert nodes.to(torch.zeros(1)) is nodes and repr(nodes) == "CachedNodes(3 of 40 nodes)"
     both = nodes.joined(network.nodes([7]))
     assert isinstance(both, CachedNodes) and both.index.tolist() == [0, 1, 2, 7]
-    assert nodes.joined(torch.zeros(1)) is None
+    graph = messy()
+    plain = Nodes(graph.x, graph.edge_index, [0, 1, 2]), Nodes(graph.x, graph.edge_index, torch.arange(40))
+    assert torch.equal(nodes.hops(network.nodes(range(40)), 2), plain[0].hops(plain[1], 2))
+    assert nodes.joined(torch.zeros(1)) is None and nodes.hops(plain[1], 2) is None
     assert nodes.joined(cached(net("GCN", messy()), messy()).nodes([7])) is None
 
 

@@ -16,6 +16,7 @@ import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet, RepairFailed
 from nnrepair.fingerprint import fingerprint
 from nnrepair.methods import (
+    BIRDNN,
     EGNN,
     GRACE,
     MALMEN,
@@ -57,7 +58,9 @@ METHODS: dict[str, Callable[[], Method | Trainable]] = {
     "gre+": lambda: FineTune(lr=0.01, steps=200, penalties=(Rewired(3),)),
     "ft+mask": lambda: FineTune(lr=0.01, steps=200, penalties=(TopShare(0.3),)),
     "lora": lambda: FineTune(lr=0.03, steps=300, rank=2),
+    "birdnn": lambda: BIRDNN(lr=0.01),
     "egnn": lambda: EGNN(lr=0.01, steps=300),
+    "seed-gnn": lambda: EGNN(lr=0.01, steps=300, near=0.25, kl=0.0, rehearsal=20),
     "grace": GRACE,
     "learned-steps": lambda: LearnedSteps(start=0.1, lr=0.2),
     "editable-training": lambda: EditableTraining(start=0.1),

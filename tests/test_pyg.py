@@ -15,6 +15,7 @@ import nnrepair
 from nnrepair import Edits, InvalidInput, LocalitySet
 from nnrepair.domains.graphs import NodeEdits, NodeLocality
 from nnrepair.methods import FineTune, MinimalNorm
+from nnrepair.spec.hops import hops
 from nnrepair.spec.pyg import Graphs
 
 pyg = pytest.importorskip("torch_geometric.data", reason="it comes with the extra [graph]")
@@ -107,7 +108,9 @@ def test_nodes_of_a_graph_with_all_that_a_model_takes(kind: type[Net]) -> None:
     data, model = graph(20, torch.arange(5) % 3), seeded(kind).eval()
     y = model.run(data.x, data.edge_index, data.weight, None).detach()
     edits = NodeEdits(data, [0, 1], y.argsort(1)[:2, 1])
-    result = nnrepair.fix(model, edits, NodeLocality(data, torch.arange(5) > 2, None), method=LAST)
+    kept = NodeLocality(data, torch.arange(5) > 2, None)
+    assert torch.equal(edits.inputs.hops(kept.inputs, 2), hops(data.edge_index, 5, torch.tensor([0, 1]), 2)[3:])
+    result = nnrepair.fix(model, edits, kept, method=LAST)
     new = result.model.run(data.x, data.edge_index, data.weight, None)
     assert torch.equal(new[:2].argmax(1), y.argsort(1)[:2, 1]) and torch.equal(new[3:].argmax(1), y[3:].argmax(1))
 

@@ -4,6 +4,7 @@ One row each in the table of tests/test_methods.py.
 """
 
 from nnrepair.methods.base import LEGEND, REGISTRY, Capabilities, Method, Proposal, distinct, named, register, table
+from nnrepair.methods.birdnn import BIRDNN
 from nnrepair.methods.cali_net import CaliNet
 from nnrepair.methods.cnp_conditioning import CNPConditioning
 from nnrepair.methods.constrained import KeepZeros, OnGrid
@@ -25,6 +26,7 @@ from nnrepair.methods.t_patcher import TPatcher
 from nnrepair.methods.trainable import Editor, Trainable
 
 __all__ = [
+    "BIRDNN",
     "EGNN",
     "GRACE",
     "LEGEND",

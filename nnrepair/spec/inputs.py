@@ -84,6 +84,13 @@ class Inputs(ABC):
         """Return (n, positions) bool, which of the positions that layers work on are a point's own; None where all."""
         return None
 
+    def hops(self, others: Any, most: int) -> Tensor | None:
+        """Return (len(others),) along how many edges each of other points is from the nearest of these, at most so far.
+
+        `most + 1` where it is farther; None where points are no nodes of one graph.
+        """
+        return None
+
     def loaded(self) -> AnyInputs:
         """Return the points in memory."""
         return self
@@ -164,6 +171,11 @@ class Adapted(Inputs):
 
     def filled(self) -> Tensor | None:
         found: Tensor | None = self._offered("filled", super().filled)()
+        return found
+
+    def hops(self, others: Any, most: int) -> Tensor | None:
+        given = others.given if isinstance(others, Adapted) else others
+        found: Tensor | None = self._offered("hops", super().hops)(given, most)
         return found
 
     def tensors(self) -> list[Tensor]:

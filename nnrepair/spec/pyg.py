@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, first_line
 from nnrepair.fingerprint import digest_of_state
 from nnrepair.spec.dense import dense, refuse_names
+from nnrepair.spec.hops import hops
 from nnrepair.spec.inputs import Inputs, tensor_like
 
 #: Graphs that run together.
@@ -227,6 +228,12 @@ class GraphNodes(Inputs):
         if not isinstance(other, GraphNodes) or other.data is not self.data or other.node_type != self.node_type:
             return None
         return replace(self, index=torch.cat([self.index, other.index]))
+
+    def hops(self, others: Any, most: int) -> Tensor | None:
+        """Return (len(others),) along how many edges other nodes are from the nearest of these, see `Inputs.hops`."""
+        edges = getattr(self.data, "edge_index", None)
+        same = isinstance(others, GraphNodes) and others.data is self.data and self.node_type is None
+        return hops(edges, self.count, self.index, most)[others.index] if same and isinstance(edges, Tensor) else None
 
     def tensors(self) -> list[Tensor]:
         return [part for _, part in _tensors(self.data)]

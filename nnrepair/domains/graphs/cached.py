@@ -27,6 +27,7 @@ from nnrepair.domains.graphs.layerwise import BLOCK, Convolution, Layer, _checke
 from nnrepair.domains.graphs.nodes import picked
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.head import AffineHead, beside
+from nnrepair.spec.hops import hops
 from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.network import copied
 
@@ -329,6 +330,13 @@ class CachedNodes(Inputs):
     def same(self) -> Tensor:
         """Return (k,) what is equal for two points where they are the same node."""
         return self.index
+
+    def hops(self, others: Any, most: int) -> Tensor | None:
+        """Return (len(others),) along how many edges other nodes are from the nearest of these, see `Inputs.hops`."""
+        if not isinstance(others, CachedNodes) or others.cache is not self.cache:
+            return None
+        graph = self.cache.graph
+        return hops(graph.edge_index, len(graph.x), self.index, most)[others.index]
 
     def frozen(self) -> Tensor:
         """Return (k, classes) the outputs of these nodes before any edit."""

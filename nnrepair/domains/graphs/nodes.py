@@ -19,6 +19,7 @@ from nnrepair.domains.graphs.known import converted
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.spec.dense import dense
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
+from nnrepair.spec.hops import hops
 from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.pyg import GraphNodes, is_graph
 
@@ -93,6 +94,12 @@ class Nodes(Inputs):
         if not isinstance(other, Nodes) or other.x is not self.x or other.edge_index is not self.edge_index:
             return None
         return self._with(self.x, self.edge_index, torch.cat([self.index, other.index]))
+
+    def hops(self, others: Any, most: int) -> Tensor | None:
+        """Return (len(others),) along how many edges other nodes are from the nearest of these, see `Inputs.hops`."""
+        if not isinstance(others, Nodes) or others.edge_index is not self.edge_index:
+            return None
+        return hops(self.edge_index, len(self.x), self.index, most)[others.index]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} of {len(self.x)} nodes)"
