@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from test_methods import METHODS
 from torch import Tensor, nn
 
 import nnrepair
 from nnrepair.domains.language.networks import Conv1D
 from nnrepair.jacobian.linearize import Linearization
-from nnrepair.methods import MinimalNorm
+from nnrepair.methods import MinimalNorm, RandomLabels, Trainable
 from nnrepair.spec.criteria import Argmax
 
 
@@ -74,6 +75,39 @@ def test_repairs_are_those_of_the_plain_map(layer: str, norm: str) -> None:
         assert torch.equal(result.model(x[:2]).argmax(1), wrong)
         sizes.append(getattr(result.report.weight_change, norm if norm in ("l1", "linf") else "l2"))
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
+
+
+#: One method of every kind that has to know which side of a weight is which.
+SIDED = ["rome", "memit", "rewriting", "mend", "malmen", "knowledge-editor", "grace", "serac", "t-patcher", "birdnn"]
+
+
+@pytest.mark.parametrize("name", SIDED)
+def test_methods_make_of_them_what_they_make_of_the_plain_map(name: str) -> None:
+    plain, turned, x = pair()
+    plain, turned, x = plain.double(), turned.double(), x.double()
+    said = []
+    for model in (plain, turned):
+        method = METHODS[name]()
+        if isinstance(method, Trainable):
+            labels = RandomLabels(x, plain(x).argmax(1), edits=2, locality=8)
+            method = method.prepare(model, labels, steps=20)
+        result = nnrepair.fix(model, (x[:2], plain(x[:2]).argmin(1)), x[10:], method=method, throw=False)
+        said.append(result.model(x).detach())
+        assert (said[-1] != model(x)).any()
+    assert torch.allclose(*said, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", [1, 5])
+def test_a_network_that_ends_with_one_is_affine_in_it(positions: int) -> None:
+    torch.manual_seed(0)
+    for layer in (nn.Linear(7, 3), Conv1D(3, 7)):
+        line = Linearization(layer.eval(), ["weight", "bias"], torch.randn(4, positions, 7))
+        assert line.ends_affine
+        keys, y = line.by_position(torch.ones(2, positions, 7))
+        assert keys.shape == (2, positions, 8) and y.shape == (2, positions, 3)
+    moved = nn.Sequential(Conv1D(3, 7), nn.Flatten(0, 1), nn.Unflatten(0, (positions, -1))).eval()  # points mixed
+    if positions > 1:
+        assert not Linearization(moved, ["0.weight", "0.bias"], torch.randn(4, positions, 7)).ends_affine
 
 
 def test_rows_in_another_order_are_not_taken_for_points() -> None:

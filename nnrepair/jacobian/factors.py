@@ -99,7 +99,7 @@ class Factors:
         self.groups = self._plan(y, tap)
         uses = [] if len(self.groups) > 1 else tap.uses.get(self.groups[0].tapped, [])
         # A version above 0: the output was changed in place after the map.
-        self.last = len(uses) == 1 and uses[0].returned is y and y._version == 0
+        self.last = len(uses) == 1 and uses[0].is_returned(y) and y._version == 0
 
     @property
     def together(self) -> int:

@@ -43,6 +43,12 @@ class Use:
     is_image: bool
     transposed: bool = False
 
+    def is_returned(self, y: Tensor) -> bool:
+        """Whether y is what the map returned, perhaps as (points, ..., out) where it works on one list of rows."""
+        same = y.shape[-1:] == self.output.shape[-1:] and len(y) == len(self.output)
+        reshaped = self.transposed and same and y._base is self.returned and y.numel() == self.returned.numel()
+        return y is self.returned or (reshaped and y.is_contiguous() and self.returned.is_contiguous())
+
     def by_position(self, delta: Tensor | None, rows: int) -> Tensor:
         """Return gradients at the output as (rows, P, out); None where there is no effect."""
         if delta is None:

@@ -198,15 +198,23 @@ def _version(tensor: Tensor) -> int | None:
 
 def _key(module: nn.Module, given: tuple[Any, ...], out: Tensor, each: bool) -> Tensor:
     """Return (n, features): what tells points apart at a layer, see `Codebook`."""
+    linear = bool(given) and is_linear(module, given[0], out)
     if each:
-        seen = given[0].detach() if isinstance(module, nn.Linear) and given else out.detach()
+        seen = given[0].detach() if linear else out.detach()
         return seen.flatten(2) if seen.ndim > 2 else seen[:, None]
-    if not isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or not given:
+    if not (linear or isinstance(module, _CONVOLUTIONS)) or not given:
         return out.detach().flatten(1)
     x: Tensor = given[0].detach()
-    if isinstance(module, nn.Linear):
+    if linear:
         return x if x.ndim == 2 else x.flatten(1, -2).mean(1)
     return x.flatten(2).mean(2)
+
+
+def is_linear(module: nn.Module, x: Tensor, out: Tensor) -> bool:
+    """Whether a layer maps the last axis of x, which for GPT-2's it does with a weight (inputs, outputs)."""
+    weight = getattr(module, "weight", None)
+    turned = isinstance(weight, Tensor) and weight.shape == (x.shape[-1], out.shape[-1])
+    return isinstance(module, nn.Linear) or (turned and x.shape[:-1] == out.shape[:-1])
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:

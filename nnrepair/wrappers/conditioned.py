@@ -189,7 +189,12 @@ def width(model: nn.Module, layer: str) -> int:
 def inputs_of(module: nn.Module) -> int:
     """Return how many numbers of each position a layer is known to take; 0 where that is not known."""
     told = (getattr(module, name, None) for name in ("in_features", "in_channels"))
-    return next((count for count in told if isinstance(count, int)), 0)
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if isinstance(weight, Tensor) and isinstance(bias, Tensor) and bias.ndim == 1 and weight.ndim == 2:
+        of_its_shape = weight.numel() // len(bias) if len(bias) in weight.shape else 0  # GPT-2's have no such names
+    else:
+        of_its_shape = 0
+    return next((count for count in told if isinstance(count, int)), of_its_shape)
 
 
 def seen_of(model: nn.Module, layers: Sequence[str]) -> int:

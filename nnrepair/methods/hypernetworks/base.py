@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Capabilities, Proposal
-from nnrepair.methods.hypernetworks.factors import Factors, GradientFactors, Standard, Transform, weights_of
+from nnrepair.methods.hypernetworks.factors import Factors, GradientFactors, Standard, Transform, sizes_of, weights_of
 from nnrepair.methods.trainable import Trainable
 from nnrepair.spec.edits import Edits, EditScope
 from nnrepair.spec.network import copied
@@ -98,7 +98,7 @@ class Hypernetwork(Trainable):
         """Return what changes nothing of the gradients yet."""
         names = weights_of(model, self.layers)
         known = dict(model.named_parameters(remove_duplicate=False))
-        sizes = [(known[name].numel() // len(known[name]), len(known[name])) for name in names]
+        sizes = [sizes_of(model, name) for name in names]
         transforms = [self.transform(inp, out, generator) for inp, out in sizes]
         return Learned(names, transforms, self.start).to(known[names[0]])
 
@@ -183,10 +183,12 @@ class Hypernetwork(Trainable):
 
     def _stepped(self, learned: Learned, start: dict[str, Tensor], found: dict[str, Factors]) -> dict[str, Tensor]:
         """Return the weights after a step, as functions of what is learned."""
-        return {
-            name: start[name] + self.change(learned, k, found[name]).reshape(start[name].shape).to(start[name])
-            for k, name in enumerate(learned.names)
-        }
+        stepped = {}
+        for k, name in enumerate(learned.names):
+            change = self.change(learned, k, found[name])
+            change = change.T if found[name].transposed else change.reshape(start[name].shape)
+            stepped[name] = start[name] + change.to(start[name])
+        return stepped
 
 
 class Learned(nn.Module):

@@ -22,10 +22,12 @@ class Factors:
     Attributes:
         u: (rows, inp) what the map is applied to: one row for each point and position, without those of no effect.
         d: (rows, out) the gradient at its outputs.
+        transposed: whether the weight is stored as (inp, out), as GPT-2's are.
     """
 
     u: Tensor
     d: Tensor
+    transposed: bool = False
 
 
 class GradientFactors:
@@ -69,7 +71,19 @@ class GradientFactors:
             d = use.by_position(gradient, rows).flatten(0, 1).detach()
             moves = d.any(1)
             parts[name].append((u[moves].to(self._like), d[moves].to(self._like)))
-        return {n: Factors(torch.cat([u for u, _ in p]), torch.cat([d for _, d in p])) for n, p in parts.items()}
+        turned = {name: all(use.transposed for use in uses) for name, uses in tap.uses.items()}
+        return {
+            n: Factors(torch.cat([u for u, _ in p]), torch.cat([d for _, d in p]), turned[n]) for n, p in parts.items()
+        }
+
+
+def sizes_of(model: nn.Module, name: str) -> tuple[int, int]:
+    """Return how many numbers a weight's map takes and returns; its layer's bias says which is which, if it has one."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    shape, bias = known[name].shape, known.get(name.removesuffix("weight") + "bias")
+    turned = len(shape) == 2 and bias is not None and bias.shape == shape[1:] != shape[:1]
+    out = shape[1 if turned else 0]
+    return known[name].numel() // out, out
 
 
 def weights_of(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
@@ -107,6 +121,12 @@ class Standard(nn.Module):
     @torch.no_grad()
     def measure(self, factors: Factors) -> None:
         """Let the mean and the spread of rows follow what is seen."""
+        widths = factors.u.shape[1], factors.d.shape[1]
+        if widths != (self.inp, self.out):
+            raise InvalidInput(
+                f"A weight of {self.inp} inputs and {self.out} outputs, as its shape and its bias say, is used with "
+                f"{widths[0]} inputs and {widths[1]} outputs. Choose other layers."
+            )
         rows = torch.cat([factors.u, factors.d], 1)
         if len(rows) == 0:
             return
