@@ -5,12 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from nnrepair.errors import InvalidInput
 
 T = TypeVar("T")
 
 #: Seconds between two lines of progress.
 INTERVAL = 0.2
+
+
+def required_seconds(timeout: Any) -> None:
+    """Require a time limit that can be one.
+
+    Raises:
+        InvalidInput: it is neither a positive number nor None.
+    """
+    good = isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout > 0
+    if timeout is not None and not good:
+        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout!r}.")
 
 
 class OutOfTime(Exception):

@@ -23,6 +23,21 @@ from nnrepair.errors import InvalidInput
 T = TypeVar("T")
 
 
+def as_path(given: Any, what: str) -> Path:
+    """Return where a file is.
+
+    Args:
+        given: a path.
+        what: what messages call it.
+
+    Raises:
+        InvalidInput: it is something else.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InvalidInput(f"{what}: expected a path, a str or pathlib.Path, got {type(given).__name__}.")
+    return Path(os.fsdecode(given))
+
+
 def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write `content` to `path` through a temporary file beside it; return the path.
 

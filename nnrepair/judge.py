@@ -21,6 +21,7 @@ from nnrepair.results.patch import Patch
 from nnrepair.results.result import Asked, RepairResult, Report
 from nnrepair.spec.accepted import differ_by_rounding
 from nnrepair.spec.criteria import Argmax, Criterion, Near, Threshold, flat
+from nnrepair.spec.duplicates import edits_in_locality
 from nnrepair.spec.edits import EditScope, Locality
 from nnrepair.spec.inputs import AnyInputs, to_like
 from nnrepair.spec.kinds import Binary, Kind, kind_of, leaves
@@ -237,7 +238,8 @@ def judge(
         scope_edits=None if problem.scope is None or problem.scope.of is None else len(torch.unique(problem.scope.of)),
     )
     lost = found.lost if proposal.keeps_locality and not failing else 0
-    outcome = outcome_of(proposal, before, failing, lost)
+    clash = "".join(edits_in_locality(posed.edits, problem.locality)) if lost and problem.locality is not None else ""
+    outcome = outcome_of(proposal, before, failing, lost, clash)
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = like(model, repaired)
@@ -251,14 +253,15 @@ def judge(
     return RepairResult(bare(final), outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
 
-def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int) -> Outcome:
-    """Say what happened, with advice."""
+def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int, clash: str = "") -> Outcome:
+    """Say what happened, with advice; `clash` says what edits ask the opposite of what is to be kept."""
     count = len(before)
     if bool(before.all()):
         return Outcome("nothing to do", "every edit already holds; the network is returned unchanged.")
     if not failing and lost:
         advice = f"all {count} edits hold, but {lost} points of the locality set that were to be kept do not. "
-        return Outcome("partly repaired", advice + 'Try another layer, a larger margin, or locality="soft".')
+        how = f"{clash[0].upper()}{clash[1:]}" if clash else 'Try another layer, a larger margin, or locality="soft".'
+        return Outcome("partly repaired", advice + how)
     if not failing:
         return Outcome("repaired", f"all {count} edits hold.")
     if proposal.infeasible:

@@ -118,3 +118,13 @@ def test_edits_are_checked_in_a_file_of_any_operators(network: Path, call: Calla
     assert call("check-edits", "out.onnx", "wrong.npz", "--at-least", "0", "--quiet") == (0, "")
     assert call("check-edits", "out.onnx", "wrong.npz", "--at-least", "2")[0] == 3
     assert call("check-edits", "none.onnx", "wrong.npz")[0] == 3
+
+
+def test_kept_points_of_which_none_is_right_today(network: Path, call: Callable[..., tuple[int, str]]) -> None:
+    """They bind nothing, and there is nothing of them to count."""
+    kept = dict(np.load(network.parent / "kept.npz"))
+    (p,) = onnxruntime.InferenceSession(str(network)).run(["p"], kept)
+    np.savez(network.parent / "wrong.npz", **kept, labels=p.argmin(1))
+    code, said = call("fix", "model.onnx", *"--edits edits.npz --locality wrong.npz --out out.onnx".split())
+    assert code == 0, said
+    assert "1 of 1 edits hold" in said and "points to keep" not in said.split("onnxruntime, ")[1]

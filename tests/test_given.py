@@ -18,6 +18,7 @@ from nnrepair import Above, Argmax, Between, Edits, EditScope, Inputs, Linear, L
 from nnrepair.errors import InvalidInput, NNRepairError
 from nnrepair.methods import FineTune
 from nnrepair.spec.pyg import Graphs
+from nnrepair.verify import Box
 
 X, NAN = randn(6, 4, seed=1), float("nan")
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -277,3 +278,55 @@ def test_nodes_of_what_is_no_graph() -> None:
         for door in (NodeEdits, NodeLocality):
             with pytest.raises(InvalidInput, match=said):
                 door(data, nodes, True if labels is None and door is NodeLocality else labels)
+
+
+# Other doors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda net, patch: patch.apply("model.onnx"), r"torch.nn.Module, got str. .*onnx.load"),
+        (lambda net, patch: patch.revert(net.state_dict()), "torch.nn.Module, got OrderedDict"),
+        (lambda net, patch: nnrepair.Patch.load(3), "patch: expected a path, .* got int"),
+        (lambda net, patch: nnrepair.onnx.load(torch.ones(2)), "onnx.load: expected a path, .* got Tensor"),
+        (lambda net, patch: nnrepair.onnx.in_place(None), "onnx.in_place: expected a path, .* got NoneType"),
+        (lambda net, patch: nnrepair.onnx.save(net, X, None), "onnx.save: expected a path, .* got NoneType"),
+        (lambda net, patch: nnrepair.onnx.load("."), r"\. is a folder. Expected an ONNX file"),
+        (lambda net, patch: nnrepair.fix(net, (X[0], Y[0])), r"For a single point give a batch of one: x\[None\]"),
+        (
+            lambda net, patch: nnrepair.verify.check(net, "p.vnnlib", timeout="10"),
+            "timeout must be a positive .* got '10'",
+        ),
+        (
+            lambda net, patch: nnrepair.verify.compare(net, net, Box([0], [1]), timeout=True),
+            "timeout must be .* got True",
+        ),
+    ],
+)
+def test_things_of_another_kind_are_named(call: Callable[[nn.Module, nnrepair.Patch], Any], said: str) -> None:
+    net = classifier()
+    patch = nnrepair.fix(net, (X[:1], net(X[:1]).argmin(1))).patch
+    assert patch is not None
+    with pytest.raises(InvalidInput, match=said):
+        call(net, patch)
+
+
+def test_edits_that_are_points_to_keep_are_the_reason_that_is_given() -> None:
+    net = classifier()
+    result = nnrepair.fix(net, (X[:2], net(X[:2]).argmin(1)), X, throw=False)
+    assert result.outcome.status == "partly repaired"
+    assert "Edits 0, 1 are points of the locality set too" in str(result.outcome) and "layer" not in str(result.outcome)
+
+
+def test_a_patch_says_why_an_exported_twin_is_another_model() -> None:
+    """Exports fold BatchNorm into what comes before it: other tensors, though the changed layer is the same."""
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))).eval()
+    patch = nnrepair.fix(net, (X[:1], net(X[:1]).argmin(1)), method=nnrepair.methods.MinimalNorm(layer="3")).patch
+    folded = nn.Sequential(nn.Linear(4, 8), nn.Identity(), nn.ReLU(), nn.Linear(8, 3)).eval()
+    folded[3].load_state_dict(net[3].state_dict())
+    assert patch is not None
+    with pytest.raises(nnrepair.PatchError, match="apply the patch to the model in torch, and export that"):
+        patch.apply(folded)
+    with pytest.raises(nnrepair.PatchError, match="Give the model it was made for"):
+        patch.apply(classifier())

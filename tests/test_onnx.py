@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -624,3 +625,18 @@ def test_a_file_larger_than_onnx_has_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(2**31)  # takes no room
     with pytest.raises(InvalidInput, match="has 2147483648 bytes; an ONNX file has at most 2147483647"):
         nonnx.load(tmp_path / "large.onnx")
+
+
+def test_what_exporters_log_stays_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any) -> None:
+    """Packages that are not installed are none of the user's business, and tracebacks come with errors of our own."""
+    export = torch.onnx.export
+
+    def loud(*arguments: Any, **options: Any) -> Any:
+        logging.getLogger("torch.onnx.anything").warning("torchvision is not installed")
+        return export(*arguments, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", loud)
+    nonnx.save(nn.Linear(2, 2), torch.zeros(1, 2), tmp_path / "quiet.onnx")
+    assert "torchvision" not in caplog.text
+    logging.getLogger("torch.onnx.anything").warning("heard again")
+    assert "heard again" in caplog.text

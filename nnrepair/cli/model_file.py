@@ -164,6 +164,7 @@ class ModelFile:
         counts = [
             f"{int(criterion.holds(outputs(model, inputs).double()).sum())} of {len(inputs)} {what}"
             for what, (inputs, criterion) in points.items()
+            if len(inputs)
         ]
         return [f"onnxruntime, {written}: {', '.join(counts)}"]
 

@@ -15,6 +15,7 @@ import numpy as np
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
+from nnrepair.files import as_path
 from nnrepair.onnx.attempts import read_graph
 from nnrepair.onnx.external import MAX_BYTES, read_external
 from nnrepair.onnx.modules import OnnxGraph
@@ -59,7 +60,7 @@ def load(
     >>> model(torch.zeros(7, 5)).shape  # doctest: +SKIP
     torch.Size([7, 5])
     """
-    proto = _read(Path(path), deadline)
+    proto = _read(as_path(path, "onnx.load"), deadline)
     try:
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
@@ -141,7 +142,8 @@ def parsed(path: Path, deadline: Deadline = NEVER) -> onnx.ModelProto:
         OutOfTime: it is too late.
     """
     if not path.is_file():
-        raise InvalidInput(f"There is no file {str(path)!r}. Expected an ONNX file.")
+        what = f"{path} is a folder" if path.is_dir() else f"There is no file {str(path)!r}"
+        raise InvalidInput(f"{what}. Expected an ONNX file.")
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise InvalidInput(f"{path} has {size} bytes; an ONNX file has at most {MAX_BYTES}. Keep weights beside it.")

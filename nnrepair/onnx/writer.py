@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.extras import needed
-from nnrepair.files import write_atomically
+from nnrepair.files import as_path, write_atomically
 from nnrepair.spec.network import copied
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
@@ -42,7 +44,7 @@ def save(model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]) 
         raise InvalidInput(f"example_input must be a tensor, given {given}: call save(model, example_input, path).")
     if example_input.ndim < 2 or len(example_input) == 0:
         raise InvalidInput(f"example_input needs shape (n, ...) with n >= 1, given {tuple(example_input.shape)}.")
-    target = Path(path)
+    target = as_path(path, "onnx.save")
     if not target.parent.is_dir():
         raise InvalidInput(f"There is no folder {str(target.parent)!r} to write {target.name!r} to.")
     example = example_input.detach().cpu()
@@ -61,7 +63,7 @@ def save(model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]) 
 
 def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
     try:
-        with _EXPORTER, warnings.catch_warnings():
+        with _EXPORTER, warnings.catch_warnings(), _no_log():
             warnings.simplefilter("ignore")  # about the exporter's own insides
             program = torch.onnx.export(
                 model,
@@ -78,6 +80,17 @@ def _exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
         raise UnsupportedModel(
             f"The model could not be exported to ONNX with a free batch size: {_reason(error)}"
         ) from error
+
+
+@contextmanager
+def _no_log() -> Iterator[None]:
+    """Keep what exporters log to themselves: packages that are not installed, and tracebacks of what is raised too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _reason(error: BaseException) -> str:

@@ -145,6 +145,7 @@ class Patch:
             PatchError: `model` is not the model that this patch was made for, or the patch does not make the model
                 whose fingerprint is in it.
         """
+        _require_module(model, "apply")
         what = "was made for", "the model it was made for"
         if self.added or self.removed:
             return self._wrap(model, (self.base, self.repaired), self.new, (self.removed, self.added), what)
@@ -159,6 +160,7 @@ class Patch:
         Raises:
             PatchError: `model` is not what this patch produced, or the patch does not make the original again.
         """
+        _require_module(model, "revert")
         what = "produced", "the model it produced"
         if self.added or self.removed:
             return self._wrap(model, (self.repaired, self.base), self.old, (self.added, self.removed), what)
@@ -196,7 +198,7 @@ class Patch:
         state = model.state_dict()
         names = self._names(state, expected)
         if names is None:
-            raise self._another(what, expected, state)
+            raise self._another(what, expected, state, values)
         twin = _with_values(model, values, names)
         if digest_of_state({names.get(name, name): value for name, value in twin.state_dict().items()}) != made:
             raise PatchError(
@@ -205,12 +207,25 @@ class Patch:
             )
         return twin
 
-    @staticmethod
-    def _another(what: tuple[str, str], expected: str, state: Mapping[str, Any]) -> PatchError:
-        """Return what is said about a model that is another one."""
+    def _another(
+        self, what: tuple[str, str], expected: str, state: Mapping[str, Any], values: Mapping[str, Tensor] | None = None
+    ) -> PatchError:
+        """Return what is said about a model that is another one; `values` are those that it was to get."""
+        known = self.old if values is self.new else self.new
+        same = values is not None and all(
+            isinstance(state.get(name), Tensor) and torch.equal(state[name].cpu(), value.cpu())
+            for name, value in known.items()
+        )
+        advice = f"Give {what[1]}, with its weights unchanged and in the same dtype."
+        if same and known:
+            advice = (
+                "What it changes is the same in both; other tensors are not. A file that was exported is another model "
+                "where the export merged layers (BatchNorm into what comes before it): apply the patch to the model in "
+                "torch, and export that."
+            )
         return PatchError(
             f"This patch {what[0]} a model with fingerprint {expected[:12]}..., the given one has "
-            f"{digest_of_state(state)[:12]}.... Give {what[1]}, with its weights unchanged and in the same dtype."
+            f"{digest_of_state(state)[:12]}.... {advice}"
         )
 
     def _names(self, state: Mapping[str, Any], expected: str) -> dict[str, str] | None:
@@ -254,6 +269,19 @@ class Patch:
             if isinstance(value, dict):
                 lines += [_line(f"    {k}: {_text(v)}") for k, v in value.items() if not isinstance(v, (list, dict))]
         return "\n".join(lines)
+
+
+def _require_module(model: Any, call: str) -> None:
+    """Require a network, and say how to get one from a file.
+
+    Raises:
+        InvalidInput: it is something else.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(
+            f"{call} takes the network itself, a torch.nn.Module, got {type(model).__name__}. An ONNX file becomes one "
+            "by nnrepair.onnx.load(path), or use `nnrepair patch` on the command line; a state by load_state_dict."
+        )
 
 
 def _form(layer: Added) -> tuple[Any, ...]:

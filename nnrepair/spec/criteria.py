@@ -45,9 +45,10 @@ class Argmax(Criterion):
         labels = dense(labels, f"{type(self).__name__}: labels", "integers")
         if labels.ndim == 0 or labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
             given = f"shape {tuple(labels.shape)}, {labels.dtype}"
+            how = "For a single point give a batch of one: x[None], [label]." if labels.ndim == 0 else ""
             raise InvalidInput(
                 "Labels must be integers, one per point (n,) or per position (n, ...), got "
-                f"{given}. Use labels.long() for classes."
+                f"{given}. {how or 'Use labels.long() for classes.'}"
             )
         if not 0 <= margin < float("inf"):
             raise InvalidInput(f"A margin must be a finite number >= 0, got {margin}.")
@@ -182,7 +183,8 @@ def by_position(y: Tensor, axis: int) -> Tensor:
     >>> by_position(torch.zeros(5, 3, 8, 8), 1).shape
     torch.Size([5, 64, 3])
     """
-    return y.movedim(axis, -1).reshape(len(y), -1, y.shape[axis])
+    moved = y.movedim(axis, -1)
+    return moved.reshape(len(y), math.prod(moved.shape[1:-1]), y.shape[axis])  # also of no points
 
 
 def _advice_on_labels(labels: Tensor, wrong: Tensor, classes: int) -> str:

@@ -14,7 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from nnrepair.errors import PatchError, printable
-from nnrepair.files import write_atomically
+from nnrepair.files import as_path, write_atomically
 from nnrepair.fingerprint import digest_of_state
 
 
@@ -59,7 +59,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     Raises:
         FileNotFoundError: no such file.
     """
-    path = Path(path)
+    path = as_path(path, what)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:

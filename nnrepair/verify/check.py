@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
@@ -97,8 +97,7 @@ def check(
     'holds'
     """
     started, cpu = time.monotonic(), time.process_time()
-    if timeout is not None and not timeout > 0:
-        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
+    required_seconds(timeout)
     place, problem = _device(device), None
     with torch.no_grad(), one_thread(place), progress_bar("check", progress, counts=False) as say:
         deadline = Deadline(timeout, say)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
@@ -103,8 +103,7 @@ def compare(
     (0.9, 0.1)
     """
     started, cpu = time.monotonic(), time.process_time()
-    if timeout is not None and not timeout > 0:
-        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
+    required_seconds(timeout)
     if not 0 <= until < 1:
         raise InvalidInput(f"until must be a share of the region from 0 to less than 1, got {until}.")
     asked = Asked(decision, until, identical, witnesses, certificate)

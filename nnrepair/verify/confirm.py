@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.inputs import AnyInputs
@@ -46,8 +46,7 @@ def confirm(
     `Regions`; each is then checked as a property is.
     """
     started, cpu = time.monotonic(), time.process_time()
-    if timeout is not None and not timeout > 0:
-        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
+    required_seconds(timeout)
     deadline = Deadline(timeout)
     over = [(name, inputs, criterion) for name, inputs, criterion, _ in points if isinstance(inputs, Regions)]
     sets = [Points(*each) for each in points if not isinstance(each[1], Regions)]

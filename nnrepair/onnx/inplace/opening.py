@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.extras import needed
+from nnrepair.files import as_path
 from nnrepair.onnx.attempts import Plan, read_graph
 from nnrepair.onnx.inplace.branches import unfolded, with_fixed
 from nnrepair.onnx.inplace.choosing import elsewhere, layer_of, output_of, passed_over
@@ -77,7 +78,7 @@ def in_place(
         >>> result.model.save("repaired.onnx")  # doctest: +SKIP
     """
     try:
-        return _read(Path(path), layer, output, example, dict(fixed or {}), deadline)
+        return _read(as_path(path, "onnx.in_place"), layer, output, example, dict(fixed or {}), deadline)
     except (OutOfTime, InvalidInput, UnsupportedModel):
         raise
     except Refused as refusal:
@@ -92,6 +93,8 @@ def _read(
     path: Path, layer: str | None, output: str | None, example: Any, fixed: Mapping[str, Any], deadline: Deadline
 ) -> InPlace:
     proto = parsed(path, deadline)
+    if not proto.graph.output:
+        raise InvalidInput(f"{path} is not an ONNX model, or it was cut short: it returns nothing.")
     kept = {tensor.name for tensor in proto.graph.initializer}
     kept |= {name for node in proto.graph.node if node.op_type == "Constant" for name in node.output}
     proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
