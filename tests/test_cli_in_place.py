@@ -125,6 +125,6 @@ def test_kept_points_of_which_none_is_right_today(network: Path, call: Callable[
     kept = dict(np.load(network.parent / "kept.npz"))
     (p,) = onnxruntime.InferenceSession(str(network)).run(["p"], kept)
     np.savez(network.parent / "wrong.npz", **kept, labels=p.argmin(1))
-    code, said = call("fix", "model.onnx", *"--edits edits.npz --locality wrong.npz --out out.onnx".split())
+    code, said = call("fix", "model.onnx", *["--edits", "edits.npz", "--locality", "wrong.npz", "--out", "out.onnx"])
     assert code == 0, said
     assert "1 of 1 edits hold" in said and "points to keep" not in said.split("onnxruntime, ")[1]
