@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair import onnx
+from nnrepair.cli import main
 from nnrepair.deadline import NEVER
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.results import checkers
-from nnrepair.verify import Box, Equivalence, EquivalenceCertificate, equivalent
+from nnrepair.verify import Box, Case, Equivalence, EquivalenceCertificate, Halfspace, Property, equivalent, vnnlib
 from nnrepair.verify.comparing.agreement import apart, elsewhere
 from nnrepair.verify.comparing.twins import Twins
 from nnrepair.verify.reading.lowering import lower
@@ -265,6 +266,26 @@ def test_a_proof_is_accepted_and_a_larger_claim_is_not(
     code, said = judged(flips, case, tmp_path / "w.npz")
     assert code == checkers.REJECTED
     assert "not proved" in said
+
+
+def test_on_the_command_line(
+    case: tuple[Path, Path, Equivalence, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    region, proof, far = tmp_path / "region.vnnlib", tmp_path / "c.npz", case[3]
+    region.write_text(vnnlib.dumps(Property([Case(SQUARE, ((Halfspace((1, 0, 0), 0),),))], 3)))
+    given = ["compare", *map(str, case[:2]), str(region)]
+    assert main([*given, "--tolerance", f"{1.05 * far}", "--certificate", str(proof)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("holds")
+    assert main(["certify", str(proof), str(case[0]), "--repaired", str(case[1])]) == 0
+    assert "no output differs by more" in capsys.readouterr().out
+    assert main([*given, "--tolerance", f"{0.5 * far}"]) == 1
+    assert "replayed by: network, onnxruntime, exact" in capsys.readouterr().out
+    assert main([*given, "--margin", f"{4 * far}"]) == 0
+    assert main([*given, "--tolerance", "little"]) == 3
+    assert "tolerance must be a finite number" in capsys.readouterr().err
+    assert main([*given, "--tolerance", "1", "--report", str(tmp_path / "r.json")]) == 3
+    assert "--report" in capsys.readouterr().err
 
 
 def test_proofs_of_decisions(tmp_path: Path) -> None:

@@ -5,18 +5,21 @@
 Tasks after Paulsen et al. (2020, ReluDiff and NeuroDiff): ACAS Xu networks with weights rounded to float16, on the
 boxes of the properties, and MNIST digits, of which all pixels move a little or some pixels move freely. There one
 output is bounded; here all are. Everything is measured in one process, one task after the other, by either program in
-turn; limits are wall seconds of the machine as it is, and the same for both.
+turn; limits are CPU seconds, and the same for both.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from benchmarks import measure
 from benchmarks.compare.acas import RESULTS
 from benchmarks.compare.baseline import Both
 from nnrepair import onnx
+from nnrepair.deadline import Deadline
 from nnrepair.domains import acas
 from nnrepair.domains.vision import mnist, relu_mlp
 from nnrepair.results import checkers
@@ -35,15 +39,15 @@ from nnrepair.verify.comparing.agreement import apart, elsewhere
 from nnrepair.verify.comparing.regions import boxes_of
 from nnrepair.verify.equivalent import Asked
 
-#: Wall seconds for a task, and for the check of its certificate.
-LIMIT, CHECKING = 10.0, 300.0
+#: CPU seconds for a task, and wall seconds for the check of its certificate.
+LIMIT, CHECKING = 5.0, 300.0
 #: Of ACAS Xu: property by property the networks it was specified for, as in the published scripts.
-EVERY = [(a, b) for a in range(1, 6) for b in range(1, 10)]
-MOST = [pair for pair in EVERY if pair not in ((1, 7), (1, 8), (1, 9))]
-ACAS = {1: EVERY, 3: MOST, 4: MOST, 5: [(1, 1)], 6: [(1, 1)], 7: [(1, 9)], 8: [(2, 9)], 9: [(3, 3)], 10: [(4, 5)]}
+#: A few of those that were for all networks or most.
+SOME, FEW = [(a, b) for a in range(1, 6) for b in (1, 5, 9)], [(a, a) for a in range(1, 6)]
+ACAS = {1: SOME, 3: FEW, 4: FEW, 5: [(1, 1)], 6: [(1, 1)], 7: [(1, 9)], 8: [(2, 9)], 9: [(3, 3)], 10: [(4, 5)]}
 TOLERANCES = ("1/20", "1/100")
 #: Of MNIST: digits, how far all pixels move, in steps of 1/255, and how many pixels move freely.
-DIGITS, RADII, PIXELS, SEED = 4, (3, 10), (3, 18), 0
+DIGITS, RADII, PIXELS, SEED = 2, (3, 10), (3, 18), 0
 CHANGES = ("float16", "int8", "pruned")
 PRUNED = 0.1
 
@@ -84,7 +88,7 @@ def tasks() -> Iterator[dict[str, Any]]:
             yield task | {"tolerance": "1"}
             if region == regions[0]:
                 yield task | {"tolerance": None}  # the decision
-    for a, b in EVERY:
+    for a, b in SOME:
         yield {"network": f"{a}_{b}", "change": "float16", "region": "property 1", "tolerance": TOLERANCES[1]}
 
 
@@ -109,7 +113,14 @@ def models(task: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
 
 
 def one(task: dict[str, Any], stacked: bool) -> dict[str, Any]:
-    """Measure one task by one program."""
+    """Measure one task by one program, within CPU seconds."""
+    clock = partial(Deadline, clock=time.process_time)
+    door = sys.modules[check.__module__ if stacked else equivalent.__module__]
+    with patch.object(door, "Deadline", clock):
+        return _measured(task, stacked)
+
+
+def _measured(task: dict[str, Any], stacked: bool) -> dict[str, Any]:
     before, after = models(task)
     boxes, tolerance = region_of(task), task["tolerance"]
     outputs = 10 if "digit" in task else 5
@@ -156,7 +167,7 @@ def checked(found: Equivalence, before: nn.Module, after: nn.Module, shape: tupl
 def run() -> None:
     """Measure all tasks by both programs."""
     path, rows = RESULTS / "equivalence.json", measure.load(RESULTS / "equivalence.json")
-    about = f"equivalent, and check of both networks stacked; {LIMIT:g} wall s a task; pixels drawn with seed {SEED}"
+    about = f"equivalent, and check of both networks stacked; {LIMIT:g} CPU s a task; pixels drawn with seed {SEED}"
     one({"network": "1_1", "change": "float16", "region": "property 3", "tolerance": "1/20"}, False)  # compiles
     one({"network": "1_1", "change": "float16", "region": "property 3", "tolerance": "1/20"}, True)
     for task in tqdm(list(tasks()), desc="equivalence"):
