@@ -44,10 +44,10 @@ LIMIT, CHECKING = 5.0, 300.0
 #: Of ACAS Xu: property by property the networks it was specified for, as in the published scripts.
 #: A few of those that were for all networks or most.
 SOME, FEW = [(a, b) for a in range(1, 6) for b in (1, 5, 9)], [(a, a) for a in range(1, 6)]
-ACAS = {1: SOME, 3: FEW, 4: FEW, 5: [(1, 1)], 6: [(1, 1)], 7: [(1, 9)], 8: [(2, 9)], 9: [(3, 3)], 10: [(4, 5)]}
+ACAS = {1: FEW, 3: FEW, 4: FEW, 5: [(1, 1)], 6: [(1, 1)], 7: [(1, 9)], 8: [(2, 9)], 9: [(3, 3)], 10: [(4, 5)]}
 TOLERANCES = ("1/20", "1/100")
 #: Of MNIST: digits, how far all pixels move, in steps of 1/255, and how many pixels move freely.
-DIGITS, RADII, PIXELS, SEED = 2, (3, 10), (3, 18), 0
+DIGITS, RADII, PIXELS, SEED = 1, (3, 10), (3, 18), 0
 CHANGES = ("float16", "int8", "pruned")
 PRUNED = 0.1
 
@@ -171,7 +171,8 @@ def run() -> None:
     one({"network": "1_1", "change": "float16", "region": "property 3", "tolerance": "1/20"}, False)  # compiles
     one({"network": "1_1", "change": "float16", "region": "property 3", "tolerance": "1/20"}, True)
     for task in tqdm(list(tasks()), desc="equivalence"):
-        for stacked in (False, True):
+        few = task["tolerance"] != TOLERANCES[1] or task["network"] in [f"{a}_{b}" for a, b in FEW]
+        for stacked in (False, True) if few else (False,):
             case = task | {"program": "check" if stacked else "equivalent"}
             if not any(case.items() <= row.items() for row in rows):
                 rows.append(case | one(task, stacked) | {"commit": measure.commit()})
