@@ -81,6 +81,8 @@ def tasks() -> Iterator[dict[str, Any]]:
                 "region": f"property {number}",
                 "tolerance": TOLERANCES[0],
             }
+    for a, b in SOME:
+        yield {"network": f"{a}_{b}", "change": "float16", "region": "property 1", "tolerance": TOLERANCES[1]}
     regions = [*(f"all pixels {r}/255" for r in RADII), *(f"{n} pixels" for n in PIXELS)]
     for network, how, region in itertools.product(("3x100", "9x100"), CHANGES, regions):
         for digit in range(DIGITS):
@@ -88,8 +90,6 @@ def tasks() -> Iterator[dict[str, Any]]:
             yield task | {"tolerance": "1"}
             if region == regions[0]:
                 yield task | {"tolerance": None}  # the decision
-    for a, b in SOME:
-        yield {"network": f"{a}_{b}", "change": "float16", "region": "property 1", "tolerance": TOLERANCES[1]}
 
 
 def region_of(task: dict[str, Any]) -> list[Box]:
