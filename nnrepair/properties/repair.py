@@ -139,12 +139,7 @@ def repair_property(
         raise InvalidInput(f"most_boxes must be at least 1, got {most_boxes!r}.")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InvalidInput(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}.")
-    if locality not in ("decisions", "outputs"):
-        raise InvalidInput(f"locality must be 'decisions' or 'outputs', got {locality!r}.")
-    if locality == "outputs" and (locality_set is None or layer == "all"):
-        raise InvalidInput('locality="outputs" keeps outputs of a locality set: give one, and leave layer at "auto".')
-    if layer == "all" and locality_set is None:
-        raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
+    _refuse_missing(layer, locality, locality_set)
     started = time.perf_counter()
     with undisturbed(seed), progress_bar("repair", progress) as say:
         private = private_copy(model).cpu()
@@ -178,6 +173,16 @@ def repair_property(
     if throw and not result.outcome.ok:
         raise RepairFailed(result)
     return result
+
+
+def _refuse_missing(layer: str, locality: str, locality_set: Any) -> None:
+    """Refuse what asks for a locality set where there is none."""
+    if locality not in ("decisions", "outputs"):
+        raise InvalidInput(f"locality must be 'decisions' or 'outputs', got {locality!r}.")
+    if locality == "outputs" and (locality_set is None or layer == "all"):
+        raise InvalidInput('locality="outputs" keeps outputs of a locality set: give one, and leave layer at "auto".')
+    if layer == "all" and locality_set is None:
+        raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
 
 
 def _refuse_broken(tasks: Sequence[Task], first: Sequence[CheckResult]) -> None:
