@@ -15,6 +15,7 @@ from benchmarks.acas import tradeoff
 from benchmarks.cifar import editable
 from benchmarks.compare import acas as comparisons
 from benchmarks.compare import baseline as stacked
+from benchmarks.compare import equivalence, locality
 from benchmarks.compare import parts as needed
 from benchmarks.conditioning import run as conditioning
 from benchmarks.editing import DOMAINS, MODES
@@ -48,6 +49,8 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
         "short": comparisons.run_short,
         "baseline": stacked.run,
         "parts": needed.run,
+        "equivalence": equivalence.run,
+        "locality": locality.run,
     },
     "robust": {"kills": kills.run},
     "shipped": {"networks": shipped.run},

@@ -116,6 +116,35 @@ def test_decisions_of_the_locality_set_are_kept() -> None:
     assert careful.report.locality is not None and careful.report.locality > 0.97
 
 
+def test_outputs_of_the_locality_set_stay_bit_for_bit() -> None:
+    """Where units that are off at most points can do it, they are changed, and neither a bias nor the others."""
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2))
+    values = [
+        [[1.0], [1]],
+        [3.0, -0.9],
+        [[0.0, 0], [0, 0]],
+        [1.0, 0],
+    ]  # one unit is on, one off below 0.9
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), values, strict=True):
+            p.copy_(torch.tensor(value))
+    wanted, points = label_on([1.0], [1.1], 1, outputs=2), torch.linspace(-2, 0, 200)[:, None]
+    small, exact = (
+        repair_property(model, wanted, locality_set=points, layer="last", locality=what)  # type: ignore[arg-type]
+        for what in ("decisions", "outputs")
+    )
+    assert exact.outcome.ok
+    assert "locality='outputs'" in exact.report.method
+    with torch.no_grad():
+        same = [(model(points) == each.model(points)).all(1).double().mean() for each in (small, exact)]
+    assert same[0] < 0.5 < same[1]
+    assert exact.report.weight_change.l1 >= small.report.weight_change.l1  # what it costs
+    with pytest.raises(InvalidInput, match="give one"):
+        repair_property(model, wanted, locality="outputs")
+    with pytest.raises(InvalidInput, match="'decisions' or 'outputs'"):
+        repair_property(model, wanted, locality="weights")  # type: ignore[arg-type]
+
+
 def test_a_report_counts_properties_and_says_which_points_were_left_out() -> None:
     model, wanted = violated()
     lower, upper = (torch.from_numpy(end) for end in wanted.cases[0].box.outer)

@@ -141,7 +141,7 @@ class Bounder:
         for lines, weight, bias, terms in reversed(steps):
             E = E + np.abs(A) @ terms
             if lines is not None:
-                H, on = (np.take(v, box, 0) for v in lines[3:])
+                H, on = (np.take(v, box, 0) for v in lines[3:5])
                 free = A * H
                 least, most, A = least + np.minimum(free, 0).sum(1), most + np.maximum(free, 0).sum(1), A * on
             move = A @ bias

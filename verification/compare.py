@@ -28,6 +28,10 @@ of y_j - y_k for all pairs of outputs of f and of g, and of units that the chang
 Two bounds p, q with p + q >= s on the part are both <= 0 only where s <= p <= 0, and both > 0 at least where 0 < p < s:
 slabs, or half-spaces, of the part.
 
+Equivalence. Another kind of CERT claims of all points of its boxes that f and g agree: that no output differs by more
+than a tolerance, or that the decision is the same where it is made by a margin. It is proved box by box and tree by
+tree as a property is by check.py, with the bounds of twins.py, for networks with equally many units in every layer.
+
 Shares. In u = (x - corner) / width a bound is least + r . u with r >= 0. The volume of {r . u <= t} in the unit cube is
 the sum over subsets V of (-1)^|V| max(t - r(V), 0)^n / (n! prod r), here for integers, to which r and t are rounded so
 that the share can only grow, or only shrink; 1e-12 of their size covers how they were computed in float64.
@@ -49,6 +53,7 @@ try:
     import check as bounds
     import numpy as np
     import onnx_graph
+    import twins
     from check import Rejected
     from reading import Layer, limit
     from written import read_network
@@ -59,7 +64,7 @@ except ImportError as problem:
     sys.exit(2)
 
 Array = np.ndarray
-FORMAT = "nnrepair-comparison-1"
+FORMAT, EQUIVALENCE = "nnrepair-comparison-1", "nnrepair-comparison-equivalence-1"
 ONE, GRID, ROUNDED = 2**40, 2**28, 1e-12  # shares are multiples of 1 / ONE; grid of r; see above
 MAYBE, SURE, DIFFERS = range(3)
 NODES, BOXES, DIGITS, INPUTS, OUTPUTS = 2**22, 1000, 1000, 6, 64
@@ -256,16 +261,17 @@ def exact(text: Any) -> Fraction:
     return Fraction(text)
 
 
-def read_boxes(given: Any, inputs: int) -> list[tuple[tuple[Fraction, ...], tuple[Fraction, ...]]]:
-    """Give the boxes of the region, which must have a volume and share no inside."""
+def read_boxes(given: Any, inputs: int, flat: bool = False) -> list[tuple[tuple[Fraction, ...], tuple[Fraction, ...]]]:
+    """Give the boxes of the region, which must have a volume and share no inside; unless they may be `flat`."""
     if not isinstance(given, list) or not all(isinstance(box, list) and len(box) == 2 for box in given) or not given:
         raise Rejected("the boxes are no list of lower and upper ends")
     limit("boxes", len(given), BOXES)
     boxes = [tuple(tuple(exact(v) for v in end) if isinstance(end, list) else () for end in box) for box in given]
     for low, high in boxes:
-        if len(low) != inputs or len(high) != inputs or not all(a < b for a, b in zip(low, high, strict=True)):
+        wrong = len(low) != inputs or len(high) != inputs
+        if wrong or not all(a < b or (flat and a == b) for a, b in zip(low, high, strict=True)):
             raise Rejected(f"a box has no volume, or other than {inputs} inputs")
-    for i, one in enumerate(boxes):
+    for i, one in enumerate(boxes if not flat else ()):
         for other in boxes[:i]:
             if all(max(a, c) < min(b, d) for a, b, c, d in zip(*one, *other, strict=True)):
                 raise Rejected("two boxes of the region overlap")
@@ -412,6 +418,13 @@ def check(certificate: str, before: str, after: str) -> str:
     """Say what was proved, or raise Rejected, or another exception where a file cannot be read."""
     data = [bounded.content(Path(path), onnx_graph.FILE) for path in (before, after)]
     f, g = (read_network(each) for each in data)
+    hashes = {f"{k}_sha256": hashlib.sha256(v).hexdigest() for k, v in zip(("before", "after"), data, strict=True)}
+    arrays = bounded.arrays(Path(certificate))
+    if "meta" not in arrays:
+        raise bounded.Unreadable(f"the certificate has the arrays {sorted(arrays)}, without meta")
+    meta = bounded.meta(arrays["meta"])
+    if meta.get("format") == EQUIVALENCE:
+        return equivalence(certificate, meta, hashes, f, g)
     if len(f) != len(g) or not all(
         a.bent == b.bent and np.array_equal(a.weight, b.weight) and np.array_equal(a.bias, b.bias)
         for a, b in zip(f[:-1], g[:-1], strict=True)
@@ -425,11 +438,8 @@ def check(certificate: str, before: str, after: str) -> str:
     limit("outputs", outputs, OUTPUTS)
     if outputs < 2:
         raise bounded.Unreadable("one output decides nothing")
-    arrays = bounded.arrays(Path(certificate))
-    if not arrays.keys() >= {"meta", "dim", "cut", "taken"}:
+    if not arrays.keys() >= {"dim", "cut", "taken"}:
         raise bounded.Unreadable(f"the certificate has the arrays {sorted(arrays)}, not meta, dim, cut and taken")
-    meta = bounded.meta(arrays["meta"])
-    hashes = {f"{k}_sha256": hashlib.sha256(v).hexdigest() for k, v in zip(("before", "after"), data, strict=True)}
     claims, boxes = read_claims(meta, hashes, inputs)
     roots = [(bounds.outward(low, -1)[0], bounds.outward(high, +1)[0]) for low, high in boxes]
     tasks, sign = read_tasks(arrays, roots, inputs), 1 if meta["decision"] == "argmin" else -1
@@ -453,6 +463,45 @@ def check(certificate: str, before: str, after: str) -> str:
         f"{shares} of it, for the real-valued functions of the stored constants ({len(arrays['dim'])} nodes, "
         f"{halved} halved further)."
     )
+
+
+def equivalence(certificate: str, meta: dict[str, Any], hashes: Any, f: list[Layer], g: list[Layer]) -> str:
+    """Say what was proved of two networks that agree, or raise Rejected."""
+    shapes = [[(layer.weight.shape, layer.bent, layer.carried) for layer in layers] for layers in (f, g)]
+    if shapes[0] != shapes[1] or any(layer.carried for layer in f) or f[-1].relu:
+        raise bounded.Unreadable("the networks are no two chains of layers of the same sizes that end without ReLUs")
+    inputs, outputs = f[0].weight.shape[1], len(f[-1].bias)
+    limit("outputs", outputs, OUTPUTS)
+    boxes = read_boxes(meta.get("boxes"), inputs, flat=True)
+    tolerance, decision, margin = meta.get("tolerance"), meta.get("decision"), exact(meta.get("margin"))
+    if margin < 0 or (tolerance is None) == (decision is None):
+        raise Rejected("the claim is neither a tolerance nor a decision, or its margin is below 0")
+    if decision is None:
+        at_most = exact(tolerance)
+        if at_most < 0 or margin:
+            raise Rejected("the tolerance is below 0, or has a margin")
+        unsafe, what = twins.far(outputs, at_most), f"no output differs by more than {above(at_most)}"
+    elif decision in ("argmin", "argmax") and outputs > 1:
+        unsafe, what = twins.others(outputs, -1 if decision == "argmin" else 1, margin), f"the {decision} is the same"
+        what += f" wherever it wins before by at least {above(margin)}" if margin else ""
+    else:
+        raise Rejected(f"the decision {decision!r:.80} is neither argmin nor argmax, or there is one output")
+    starts, nodes = bounds.read_certificate(certificate, hashes | {"format": EQUIVALENCE, "trees": len(boxes)}, inputs)
+    with np.errstate(all="ignore"):
+        halved = twins.prove(f, g, boxes, unsafe, starts, nodes)
+    region = ", ".join(
+        f"[{float(min(low)):.9g}, {float(max(high)):.9g}]" for low, high in list(zip(*ends(boxes), strict=True))[:8]
+    )
+    return (
+        f"Accepted: proved of all points of {len(boxes)} boxes within {region}{', ...' if inputs > 8 else ''}: {what}, "
+        f"for the real-valued functions of the stored constants ({len(nodes[0]) - 1} nodes, {halved} halved further)."
+    )
+
+
+def above(value: Fraction) -> str:
+    """Give a number, rounded up where it is long."""
+    text = f"{float(value):.9g}"
+    return text if Fraction(text) == value else f"{math.nextafter(float(value), math.inf)!r}"
 
 
 def ends(boxes: Any) -> tuple[list[Any], list[Any]]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import parts
+from benchmarks.compare import agreement, locality_table, parts
 from nnrepair.files import write_atomically
 from nnrepair.results import markdown
 from nnrepair.rounding import percent
@@ -214,6 +214,10 @@ At least so much has the same decision, after so many seconds:
 {certified([*rows, *brief])}
 
 {against(stacked["rows"])}
+
+{agreement.section()}
+
+{locality_table.section()}
 """
 
 

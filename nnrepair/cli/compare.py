@@ -1,4 +1,4 @@
-"""`nnrepair compare`: what stays the same between two networks, over a region's volume."""
+"""`nnrepair compare`: what stays the same between two networks, over a region's volume; or whether they agree."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dataclasses import asdict
 from nnrepair.cli.options import Outputs, require_places
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
-from nnrepair.verify import Comparison, compare
+from nnrepair.verify import Comparison, Equivalence, compare, equivalent
 from nnrepair.verify.comparing.regions import boxes_of
+
+EXIT_CODES = {"holds": 0, "violated": 1, "unknown": 2}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     before, after, region = arguments.before, arguments.after, arguments.region
     asked = [path for path in (arguments.certificate, arguments.report) if path is not None]
     require_places([before, after, region, *arguments.outside], asked)
+    if arguments.tolerance is not None or arguments.margin is not None:
+        return _agree(arguments)
     found = compare(
         before,
         after,
@@ -33,19 +37,44 @@ def run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet and sys.stderr.isatty(),
     )
     outputs = Outputs(str(found))
+    _certificate(arguments, found, outputs)
+    if arguments.report is not None:
+        text = json.dumps(_report(found), indent=2) + "\n"
+        outputs.write(arguments.report, "report", lambda path: write_atomically(path, text.encode()))
+    return outputs.tell(1 if found.changed else 0, arguments.quiet)
+
+
+def _agree(arguments: argparse.Namespace) -> int:
+    """Say whether two networks agree on every point of a region, and return the exit code."""
+    if arguments.outside or arguments.report is not None:
+        raise InvalidInput("--outside and --report are about shares of a volume; leave out --tolerance and --margin.")
+    found = equivalent(
+        arguments.before,
+        arguments.after,
+        arguments.region,
+        tolerance=arguments.tolerance,
+        decision="argmin" if arguments.lowest else "argmax",
+        margin=arguments.margin or 0,
+        timeout=arguments.timeout,
+        certificate=arguments.certificate is not None,
+        progress=not arguments.quiet and sys.stderr.isatty(),
+    )
+    outputs = Outputs(str(found))
+    _certificate(arguments, found, outputs)
+    return outputs.tell(EXIT_CODES[found.verdict], arguments.quiet)
+
+
+def _certificate(arguments: argparse.Namespace, found: Comparison | Equivalence, outputs: Outputs) -> None:
+    """Write the certificate, if it was asked for."""
     if arguments.certificate is not None and found.certificate is not None:
         proof = outputs.write(arguments.certificate, "certificate, not yet checked", found.certificate.save)
         if proof is not None:
-            command = ["nnrepair", "certify", str(proof), str(before), "--repaired", str(after)]
+            command = ["nnrepair", "certify", str(proof), str(arguments.before), "--repaired", str(arguments.after)]
             outputs.lines.append(f"check it: {shlex.join(command)}")
     elif arguments.certificate is not None:
         outputs.lines.append(f"not written: {arguments.certificate}")
         if arguments.quiet:  # a file that was asked for is missing: --quiet does not hide that
             print(outputs.lines[-1], file=sys.stderr)
-    if arguments.report is not None:
-        text = json.dumps(_report(found), indent=2) + "\n"
-        outputs.write(arguments.report, "report", lambda path: write_atomically(path, text.encode()))
-    return outputs.tell(1 if found.changed else 0, arguments.quiet)
 
 
 def _report(found: Comparison) -> dict[str, object]:

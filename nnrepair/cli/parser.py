@@ -176,6 +176,11 @@ def _compare(parser: argparse.ArgumentParser) -> None:
         "--outside", type=Path, nargs="+", action="extend", default=[], metavar="REGION", help="leave these boxes out"
     )
     parser.add_argument("--lowest", action="store_true", help="the smallest output decides (as in ACAS Xu)")
+    everywhere = parser.add_argument_group("a verdict about every point (models with the same layers)")
+    everywhere.add_argument("--tolerance", metavar="NUMBER", help="whether no output differs by more than this")
+    everywhere.add_argument(
+        "--margin", metavar="NUMBER", help="whether the decision is the same wherever it is made by this margin before"
+    )
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof (.npz)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the shares, and how they grew (.json)")
@@ -316,10 +321,12 @@ Shares of the region's volume are printed, at least so much: where all outputs a
 output that wins), where it is another one, and what is left. They are proved once `nnrepair certify` accepts the
 certificate. More time says more.
 
+With --tolerance or --margin there is a verdict about every point instead: holds, violated (with a point), or unknown.
+
 exit codes:
-  0  no decision surely changes
-  1  some do
-  2  the command line is wrong
+  0  no decision surely changes; the models agree
+  1  some do; they do not
+  2  it is unknown whether they agree, or the command line is wrong
   3  an input cannot be used, or an output not be written; stderr says which and why, and where the result is
 """
 CHECK_EDITS_EPILOG = """\

@@ -87,6 +87,7 @@ class HeadRepair:
         enough: give up when points alone cost more of the locality set than leaves this share.
         thicker: how often a margin may be doubled where that makes a proof shorter.
         price: the penalty for missing a point of the locality set, see `PRICE`; the lower, the smaller the change.
+        cost: (outputs, width), of changing each weight; None is 1.
     """
 
     head: Head
@@ -99,6 +100,7 @@ class HeadRepair:
     enough: float = 0.0
     thicker: int = THICKER
     price: float = PRICE
+    cost: Tensor | None = None
     change: Tensor = field(init=False)
     thin: Tensor = field(init=False)  # what points alone asked for
     proofs: dict[str, CheckResult] = field(init=False, default_factory=dict)
@@ -109,11 +111,16 @@ class HeadRepair:
         self.change = torch.zeros_like(self.head.weight)
         thinnest = min(task.margin for task in self.tasks)
         self.unit = min(max(thinnest, 1e-12), float(self.head.weight.abs().max()) or 1.0)
-        self.program = Program(self.change.numel(), self.unit)
+        self.program = self._program()
         self.levels: dict[str, int] = {}
         self.doubled: dict[str, int] = {}
         self.stats = {"rounds": 0, "points": 0, "programs": 0, "parts": 0}
         self.points = {task.name: list[tuple[Tensor, Tensor]]() for task in self.tasks}
+
+    def _program(self) -> Program:
+        """Return a program without rows."""
+        cost = None if self.cost is None else self.cost.flatten().numpy()
+        return Program(self.change.numel(), self.unit, cost)
 
     def run(self) -> bool:
         """Change the last weights; return whether all properties are proved, see `proofs`.
@@ -230,7 +237,7 @@ class HeadRepair:
         self.doubled[task.name] = self.doubled.get(task.name, 0) + 1
         task.margin *= 2
         self.say(f"{task.name}: margin {task.margin:.3g}")
-        self.program = Program(self.change.numel(), self.unit)  # rows of parts come back where they are missed
+        self.program = self._program()  # rows of parts come back where they are missed
         for each in self.tasks:
             for keys, job in self.points[each.name]:
                 self._require(each, keys, job)

@@ -57,6 +57,8 @@ from nnrepair.verify.search.jobs import Options
 MARGIN = 0.125
 #: Kept points keep this share of the locality set's typical slack, or what they had if that is less.
 KEPT_MARGIN = 0.05
+#: With locality="outputs" a weight costs this at least, and at most.
+RARE, DEAR = 0.01, 100.0
 #: Learning rates with which all layers are moved; the second where the first is not good enough.
 RATES = (1e-4, 1e-3)
 
@@ -68,6 +70,7 @@ def repair_property(
     keep: Sequence[Any] = (),
     locality_set: Any = None,
     layer: Literal["auto", "last", "all"] = "auto",
+    locality: Literal["decisions", "outputs"] = "decisions",
     margin: float | None = None,
     most_boxes: int = 100_000,
     timeout: float | None = None,
@@ -94,6 +97,10 @@ def repair_property(
             "all" where that cannot be proved, keeps less than 99.8 % of the locality set, or changes weights by more
             than three times what they are. Of what was proved, the answer is taken that loses least, where a change as
             large as the layer itself counts as much as 0.1 % of the locality set; the notes list the others.
+        locality: what is to stay on the locality set: "decisions"; or "outputs", bit for bit at as many points as
+            possible. Then a weight costs as much as the odds that it is multiplied by something other than zero at one
+            of these points (a bias always is), and so units are changed that are off at most of them: what
+            `result.prove_locality` can see. The last layer alone is changed then.
         margin: the slack that counterexamples must reach, in output units. A smaller one makes a smaller change with a
             longer proof, until parts of the region must become conditions (see `most_boxes`), which costs more again.
             None takes 1/8 of the median distance between outputs and unsafe set over the region, and doubles it (twice
@@ -132,8 +139,7 @@ def repair_property(
         raise InvalidInput(f"most_boxes must be at least 1, got {most_boxes!r}.")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InvalidInput(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}.")
-    if layer == "all" and locality_set is None:
-        raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
+    _refuse_missing(layer, locality, locality_set)
     started = time.perf_counter()
     with undisturbed(seed), progress_bar("repair", progress) as say:
         private = private_copy(model).cpu()
@@ -146,13 +152,15 @@ def repair_property(
             head = Head.of(private, shape_of(private, tasks))
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{error}\nnnrepair.fix repairs points of such a model, and measures.") from error
-        locality = _locality(locality_set, head.graph, tasks)
+        kept = _locality(locality_set, head.graph, tasks)
         first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
         _refuse_broken(tasks, first)
         held = [result.holds for task, result in zip(tasks, first, strict=True) if task.role == "repair"]
         call = f"repair_property(layer={layer!r}, margin={margin}, most_boxes={most_boxes}, seed={seed})"
+        if locality == "outputs":
+            call, layer = call.replace("margin=", "locality='outputs', margin="), "last"
         thicker = THICKER if margin is None else 0
-        work = _Work(head, tasks, locality, options, timeout, thicker, seed, say)
+        work = _Work(head, tasks, kept, options, timeout, thicker, seed, say, locality == "outputs")
         if all(held):
             notes = ["every property held before; nothing was changed."]
             answer = Answer(private, {t.name: r for t, r in zip(tasks, first, strict=True)}, True, 1.0, notes, {})
@@ -165,6 +173,16 @@ def repair_property(
     if throw and not result.outcome.ok:
         raise RepairFailed(result)
     return result
+
+
+def _refuse_missing(layer: str, locality: str, locality_set: Any) -> None:
+    """Refuse what asks for a locality set where there is none."""
+    if locality not in ("decisions", "outputs"):
+        raise InvalidInput(f"locality must be 'decisions' or 'outputs', got {locality!r}.")
+    if locality == "outputs" and (locality_set is None or layer == "all"):
+        raise InvalidInput('locality="outputs" keeps outputs of a locality set: give one, and leave layer at "auto".')
+    if layer == "all" and locality_set is None:
+        raise InvalidInput('layer="all" measures change on the locality set: give one, or choose layer="last".')
 
 
 def _refuse_broken(tasks: Sequence[Task], first: Sequence[CheckResult]) -> None:
@@ -239,6 +257,7 @@ class _Work:
     thicker: int
     seed: int
     say: Callable[[str], None]
+    by_activity: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -299,16 +318,19 @@ class _Work:
         """Repair the last layer of a network; give up when that keeps less than `enough` of the locality set."""
         for task in self.tasks:
             task.margin = task.asked  # an attempt before may have doubled it
-        states = None
+        states, cost = None, None
         if self.locality is not None:
             keys, criterion = head.keys(self.locality.inputs), self.locality.criterion
             before = self.head.graph(self.locality.inputs)
             typical = criterion.typical_slack(before)
             need = criterion.slack(before).clamp(max=KEPT_MARGIN * typical)
             states = LocalityStates(keys, keys @ head.weight.T, criterion, need)
+            if self.by_activity:
+                on = (keys != 0).double().mean(0)
+                cost = (on / (1 - on)).clamp(RARE, DEAR).expand_as(head.weight)
         generator = torch.Generator().manual_seed(self.seed)
         work = HeadRepair(
-            head, self.tasks, states, self.options, self.timeout, generator, self.say, enough, self.thicker, price
+            head, self.tasks, states, self.options, self.timeout, generator, self.say, enough, self.thicker, price, cost
         )
         try:
             proved = work.run()

@@ -22,20 +22,22 @@ class Contradiction(Exception):
 
 
 class Program:
-    """min |d|_1 + price . missed, such that rows . d >= need, `missed` (with the penalty `price`) for soft rows alone.
+    """min cost . |d| + price . missed, rows . d >= need; `missed` (with the penalty `price`) for soft rows alone.
 
     Rows are added between solves and never leave; the dual simplex method goes on from the last answer.
 
     Args:
         size: of d.
         unit: rows are divided by it, so that the solver's tolerances mean the same whatever the network's scale.
+        cost: (size,), of each entry of d; 1 if left out, which makes the change with the smallest l1 norm.
     """
 
-    def __init__(self, size: int, unit: float) -> None:
+    def __init__(self, size: int, unit: float, cost: Array | None = None) -> None:
         self.size, self.unit, self.soft = size, unit, 0
+        self.cost = np.ones(size) if cost is None else cost
         self._hard: list[tuple[str, Array, Array]] = []
         self._solver = highs.solver(presolve="off")
-        self._columns(np.ones(2 * size))
+        self._columns(np.concatenate([self.cost, self.cost]))
 
     def add(self, tag: str, rows: Array, need: Array, price: float | None = None) -> None:
         """Add rows (m, size) with what they need (m,); they may be missed at `price` per unit, or not at all."""
@@ -92,7 +94,7 @@ class Program:
 
     def without(self, ending: str) -> Program:
         """Return a new program with the hard rows whose tag does not end so."""
-        rest = Program(self.size, self.unit)
+        rest = Program(self.size, self.unit, self.cost)
         for tag, rows, need in self._hard:
             if not tag.endswith(ending):
                 rest.add(tag, rows, need)

@@ -10,11 +10,21 @@ from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
 from nnrepair.verify.compare import compare
-from nnrepair.verify.comparing.certificate import ComparisonCertificate
-from nnrepair.verify.comparing.result import Comparison, Moment, Witness
+from nnrepair.verify.comparing.certificate import ComparisonCertificate, EquivalenceCertificate
+from nnrepair.verify.comparing.result import Comparison, Equivalence, Moment, Witness
+from nnrepair.verify.equivalent import equivalent
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 from nnrepair.verify.result import CheckResult, Counterexample
 from nnrepair.verify.search.jobs import Options
 
 __all__ = ["Box", "Case", "CheckResult", "Counterexample", "Halfspace", "Options", "Property", "PropertyCertificate"]
-__all__ += ["Comparison", "ComparisonCertificate", "Moment", "Witness", "check", "compare", "vnnlib"]
+__all__ += [
+    "Comparison",
+    "ComparisonCertificate",
+    "Equivalence",
+    "EquivalenceCertificate",
+    "Moment",
+    "Witness",
+    "check",
+]
+__all__ += ["compare", "equivalent", "vnnlib"]

@@ -50,17 +50,18 @@ class Counterexample:
         return any(Fraction(v) != exact for v, exact in zip(self.input.tolist(), self.exact_input, strict=True))
 
     def __str__(self) -> str:
-        lines = [f"input  {_shown(self.input)}", f"output {_shown(self.output)}"]
+        lines = [f"input  {shown(self.input)}", f"output {shown(self.output)}"]
         if self.is_rounded:
             lines[0] += ", the nearest numbers of the network's own precision to the exact input, which is in the box"
         lines.append(f"{self.margin:.3g} inside the unsafe set; replayed by: {', '.join(self.replayed)}")
         if self.replayed[:1] in (("exact",), ("enclosure",)):
             exact = np.array([nearest((low + high) / 2) for low, high in self.exact_output])
-            lines.append(f"the real-valued function has the unsafe output {_shown(exact)}; a run rounds it away")
+            lines.append(f"the real-valued function has the unsafe output {shown(exact)}; a run rounds it away")
         return "\n".join(lines)
 
 
-def _shown(values: NDArray[np.float64]) -> str:
+def shown(values: NDArray[np.float64]) -> str:
+    """Return numbers as text, the first of many."""
     text = ", ".join(f"{v:.9g}" for v in values[:12])
     return f"[{text}{', ...' if len(values) > 12 else ''}]"
 

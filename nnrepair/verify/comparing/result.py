@@ -1,4 +1,4 @@
-"""What a comparison found: how much of a region is surely the same, how much is changed, and where."""
+"""What a comparison found: how much of a region is surely the same, how much is changed, and where; or a verdict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from nnrepair.errors import InvalidInput
 from nnrepair.rounding import percent
-from nnrepair.verify.comparing.certificate import ComparisonCertificate
+from nnrepair.verify.comparing.certificate import ComparisonCertificate, EquivalenceCertificate
+from nnrepair.verify.result import Verdict, shown
 
 
 @dataclass(frozen=True)
@@ -103,4 +104,47 @@ class Comparison:
             f"unknown            {percent(float(self.unknown))}",
             f"{len(self.witnesses)} witnesses of other decisions; {self.boxes} boxes, {self.cpu_seconds:.2f} CPU s",
         ]
+        return "\n".join([*lines, *([self.reason] if self.reason else [])])
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The verdict on whether two networks agree, about every point of a region.
+
+    Attributes:
+        verdict: "holds" (for the real-valued functions of the stored weights, with all rounding accounted for),
+            "violated" (see `witness`) or "unknown" (see `reason`).
+        witness: present when violated: an input at which the networks disagree in their own precision and exactly.
+        boxes: how many parts of the region were bounded.
+        cpu_seconds, wall_seconds: what it took.
+        certificate: the proof, which `nnrepair certify` checks; it is proved once that program has accepted it.
+        proved: the share of the region that is proved, 0 to 1; boxes count alike, halves half.
+        worst_bound: the lowest bound on what is still open, in units of the outputs; positive would be proved.
+        reason: why the verdict is unknown, or why there is no certificate.
+    """
+
+    verdict: Verdict
+    witness: Witness | None = None
+    boxes: int = 0
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    certificate: EquivalenceCertificate | None = field(default=None, repr=False)
+    proved: float = 0.0
+    worst_bound: float | None = None
+    reason: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the networks agree."""
+        return self.verdict == "holds"
+
+    def __str__(self) -> str:
+        lines = [f"{self.verdict} ({self.boxes} boxes, {self.cpu_seconds:.2f} CPU s)"]
+        if self.witness is not None:
+            for name, values in (("input ", self.witness.input), ("before", self.witness.before)):
+                lines.append(f"{name} {shown(values)}")
+            lines.append(f"after  {shown(self.witness.after)}; replayed by: {', '.join(self.witness.replayed)}")
+        if self.verdict == "unknown":
+            worst = "" if self.worst_bound is None else f", worst remaining bound {self.worst_bound:.3g}"
+            lines.append(f"proved for {percent(self.proved, 1)} of the region{worst}")
         return "\n".join([*lines, *([self.reason] if self.reason else [])])

@@ -42,7 +42,7 @@ class _Boxes(Part):
 
 
 @dataclass
-class _Tree:
+class SplitTree:
     """The splits, in the order in which they were made; without them if they are not `wanted`."""
 
     size: int
@@ -86,6 +86,14 @@ class _Tree:
         return dim[order], cut[order][dim[order] >= 0]
 
 
+def cuts(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where to cut boxes along each input, in short numbers if possible, and where that halves them."""
+    middle = (lower + upper) / 2
+    cut = middle.float().double()
+    cut = torch.where((cut > lower) & (cut < upper), cut, middle)
+    return cut, (cut > lower) & (cut < upper)
+
+
 class Search(BranchAndBound[_Boxes]):
     """The search over boxes.
 
@@ -111,7 +119,7 @@ class Search(BranchAndBound[_Boxes]):
     ) -> None:
         super().__init__(graph, jobs, confirm, options.most, deadline)
         self.options, self.proof = options, proof
-        self.splits = _Tree(len(jobs), proof)
+        self.splits = SplitTree(len(jobs), proof)
         self.reach = torch.maximum(jobs.lower.abs(), jobs.upper.abs()).amax(0)
 
     def _batch(self) -> int:
@@ -229,7 +237,7 @@ class Search(BranchAndBound[_Boxes]):
             score = opened.bounder.attribution(opened.relaxation, opened.coefficients, width)
         else:
             score = width / (self.jobs.upper - self.jobs.lower)[opened.boxes.job].clamp(min=1e-300)
-        cut, can = self._cuts(opened.lower, opened.upper)
+        cut, can = cuts(opened.lower, opened.upper)
         score = torch.where(can, torch.fmax(score, width * 1e-12), -1.0)
         good = can.any(1)
         lost = opened[(~good).nonzero()[:, 0]]
@@ -245,21 +253,13 @@ class Search(BranchAndBound[_Boxes]):
             score[torch.arange(len(dim), device=dim.device), dim] /= 2
             again = hopeless.repeat(2).nonzero()[:, 0]
             parents, dim = halves[again], score.argmax(1).repeat(2)[again]
-            cut, can = self._cuts(parents.lower, parents.upper)
+            cut, can = cuts(parents.lower, parents.upper)
             fits = can.gather(1, dim[:, None])[:, 0]
             quarters = self._halved(parents[fits], dim[fits], cut[fits])
             stays = torch.ones(len(halves), dtype=torch.bool, device=dim.device)
             stays[again[fits]] = False
             halves = _Boxes.joined([halves[stays], quarters])
         return halves, lost
-
-    @staticmethod
-    def _cuts(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where to cut boxes along each input, in short numbers if possible, and where that halves them."""
-        middle = (lower + upper) / 2
-        cut = middle.float().double()
-        cut = torch.where((cut > lower) & (cut < upper), cut, middle)
-        return cut, (cut > lower) & (cut < upper)
 
     def _halved(self, boxes: _Boxes, dim: Tensor, cuts: Tensor) -> _Boxes:
         """Return the lower halves, then the upper ones."""
