@@ -102,6 +102,18 @@ def test_verdicts_are_those_of_samples() -> None:
         assert SQUARE.contains(found.witness.input)
 
 
+def test_networks_whose_units_are_all_off() -> None:
+    """Nothing is left of them to bound, but what their last biases say."""
+    first, second = (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)) for _ in range(2))
+    with torch.no_grad():
+        for net in (first, second):
+            net[0].bias.fill_(-10)
+        second[2].bias.copy_(first[2].bias + 0.25)
+    box = Box([-1, -1], [1, 1])
+    assert equivalent(first, second, box, tolerance=0.375).verdict == "holds"
+    assert equivalent(first, second, box, tolerance=0.125).verdict == "violated"
+
+
 def test_a_decision_is_the_same_where_it_is_made_by_a_margin() -> None:
     before = network((2, 16, 16, 3), 1)
     after = moved(before, 1e-3)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnrepair.deadline import Deadline, OutOfTime
+from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
@@ -92,8 +92,7 @@ def equivalent(
     'violated'
     """
     started, cpu = time.monotonic(), time.process_time()
-    if timeout is not None and not timeout > 0:
-        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout}.")
+    required_seconds(timeout)
     asked = Asked.of(tolerance, decision, margin)
     boxes = boxes_of(region)
     with torch.no_grad(), one_thread(torch.device("cpu")), progress_bar("equivalent", progress, counts=False) as say:

@@ -187,7 +187,8 @@ class Bounds:
 
     @property
     def _together(self) -> int:
-        return max(16, CACHE // (4 * max(step.rho.shape[1] for step in self.steps[1:])))
+        widest = max(1, *(step.rho.shape[1] for step in self.steps[1:]))  # 0 where all units are off
+        return max(16, CACHE // (4 * widest))
 
     def rows(self, A: Tensor, box: Tensor) -> Linear:
         """Return lower bounds of rows A (k, 2 outputs) of both networks' outputs, over boxes (k,)."""
