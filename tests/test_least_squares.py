@@ -213,6 +213,23 @@ def test_convolutions(layer: str, constraint: Any) -> None:
     assert {name.partition(".")[0] for name in changed(model, result.model)} == {layer}
 
 
+@pytest.mark.parametrize("layer", ["0", "3"])
+def test_activations_that_work_in_place_are_no_obstacle(layer: str) -> None:
+    """In torchvision's networks many convolutions are followed by one, also the last of SqueezeNet."""
+    x, seen = images(2), []
+    for inplace in (False, True):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            layers = [nn.Conv2d(2, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 3, 1), nn.ELU(1.0, inplace)]
+            model = nn.Sequential(*layers[:2], nn.Dropout(), *layers[2:])
+        seen.append(LinearMap(model.eval(), layer, [x]).seen(x))
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    assert float(seen[0][1].min()) < 0  # before the activation
+    pooled = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    result = nnrepair.fix(pooled, (x, mistakes(pooled, x)), images(9, seed=7), method=LeastSquares("2"), throw=False)
+    assert changed(pooled, result.model)
+
+
 def test_a_convolution_inserts_what_was_asked() -> None:
     model, x = seeded(Vision).eval(), randn(2, 2, 5, 5)
     layer = LinearMap(model, "second", [x])

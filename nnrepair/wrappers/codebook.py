@@ -131,7 +131,8 @@ class Seen(nn.Module):
         self.base, self.layer, self.output, self.each = base, layer, output, each
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        seen = observed(self.base, self.layer, args, kwargs, each=self.each)
+        # What follows gets a copy: an activation that works in place would overwrite what the layer returned.
+        seen = observed(self.base, self.layer, args, kwargs, torch.clone if self.output else None, each=self.each)
         return seen.out if self.output else seen.key
 
 
