@@ -314,6 +314,15 @@ def test_a_repaired_model_can_be_repaired_again(make: Callable[[], Method | Trai
 
 
 @every_method
+def test_edits_one_after_another(make: Callable[[], Method | Trainable]) -> None:
+    model, edits, locality = task()
+    method = ready(make, model, locality)
+    some, sequence = edits[torch.arange(3)], {"mode": "successive", "rehearsal": False, "throw": False}
+    history = nnrepair.fix(model, some, locality, method=method, **sequence)  # which may forget
+    assert history.success_rate == 1.0 and len(history.steps) == 3
+
+
+@every_method
 def test_is_a_method(make: Callable[[], Method | Trainable]) -> None:
     method = make()
     assert isinstance(method, Method | Trainable)

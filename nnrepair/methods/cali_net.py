@@ -72,6 +72,8 @@ class CaliNet:
         """Propose the network with units beside a layer, see the class."""
         network = started(problem.model, self.layer, problem)
         network = network if len(network) else self._drawn(network, problem)
+        for units in (network.keys, network.biases, network.values):
+            units.requires_grad_(True)  # repaired networks come with units that are frozen
         proposal = self._tuning(problem.locality is not None).repair(replace(problem, model=network.eval()))
         if problem.locality is None and self.kl:
             proposal.notes.append("no locality set: nothing keeps other decisions as they are.")

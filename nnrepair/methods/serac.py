@@ -85,8 +85,8 @@ class SERAC(Trainable):
 
     def begin(self, model: nn.Module, generator: torch.Generator) -> Scope:
         """Return a scope that nothing has been learned about."""
-        base = model.base if isinstance(model, Scoped) else model
-        layer = modules(base, self.layer)[0]
+        # A network that was repaired before is frozen, and would have no layer to choose from.
+        base, layer = (model.base, model.layer) if isinstance(model, Scoped) else (model, modules(model, self.layer)[0])
         numbers = inputs_of(base.get_submodule(layer))
         if not numbers:
             kind = type(base.get_submodule(layer)).__name__

@@ -113,13 +113,13 @@ class Hypernetwork(Trainable):
         """Return what edits and their scope miss after a step, and the divergence on the points to keep."""
         assert isinstance(learned, Learned)
         weights, factors = learned.weights(problem.model), GradientFactors(problem.model, learned.names)
-        terms = []
+        terms: list[Tensor] = []
         for newest, edits, scope in self._turns(problem):
             start = {name: weight.detach() for name, weight in weights.items()}
             found = factors.at(start, newest, self.margin)
             for transform, name in zip(learned.transforms, learned.names, strict=True):
                 assert isinstance(transform, Standard)
-                if transform.measured < MEASURED:
+                if transform.measured < MEASURED and not terms:  # later edits share what gradients flow through
                     transform.measure(found[name])
             weights = self._stepped(learned, start, found)
             terms.append(self._missed(learned, problem, weights, edits, scope))

@@ -139,7 +139,8 @@ class Constraint(nn.Module):
     @torch.no_grad()
     def look(self, held: float) -> None:
         """Be told which share of an exercise's edits held, and allow less where most did for long enough."""
-        self.multiplier.clamp_(min=0.0)
+        if float(self.multiplier) < 0:  # after a step, not between the edits of one exercise, which share it
+            self.multiplier.zero_()
         share = torch.full_like(self.held, held)
         ranks.average([share])
         self.seen += 1
