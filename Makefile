@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO := $(VENV)/.demo
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -12,19 +13,27 @@ JOBS ?= 2
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
 
-# The stamp depends on pyproject.toml alone: a second run reuses the environment unless the dependencies changed.
-$(STAMP): pyproject.toml
+# What is installed depends on pyproject.toml alone: a second run reuses the environment unless that changed.
+$(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
 	  echo "'$(PYTHON)' was not found. nnrepair needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "nnrepair needs Python 3.11 or newer, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1)."; \
 	  echo "Name a newer one: make PYTHON=python3.11 ..."; exit 1; }
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
+	@"$(PYTHON)" -m venv $(VENV) || { \
 	  echo "'$(PYTHON) -m venv' failed. On Debian or Ubuntu its files come with the package python3-venv."; exit 1; }
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	@echo "Installing what developers need; this takes some minutes."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## Repair a real digits classifier, prove it, write a report
+$(DEMO): pyproject.toml | $(BIN)/python
+	@test -e $(STAMP) || echo "Installing torch and what the demonstration needs; this takes some minutes."
+	@test -e $(STAMP) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+demo: $(DEMO) ## Repair a real digits classifier, prove it, write a report
 	$(BIN)/nnrepair demo
 
 classroom: $(STAMP) ## Open the classroom: repair digits in the browser
