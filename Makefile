@@ -49,8 +49,8 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: export OMP_NUM_THREADS = 1
-unit: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS)
+unit: $(STAMP) # by worksteal most files run in one process, so that what their tests share is made once
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-wheel: export OMP_NUM_THREADS = 1
 test-wheel: $(STAMP) ## Test the package as installed, without extras, outside the checkout
