@@ -9,7 +9,7 @@ from networks import mistakes, mlp, randn
 from torch import Tensor, nn
 
 import nnrepair
-from nnrepair import Edits, EditScope, InvalidInput, LocalitySet
+from nnrepair import Edits, EditScope, InvalidInput, LocalitySet, UnsupportedModel
 from nnrepair.domains.graphs.nodes import NodeEdits, NodeLocality
 from nnrepair.methods import SERAC, Editor, Episode, RandomLabels
 from nnrepair.spec.inputs import AnyInputs
@@ -102,3 +102,10 @@ def test_options_that_cannot_be() -> None:
     model, x = mlp(4, 5, 3), randn(20, 4)
     with pytest.raises(InvalidInput, match="Layer 'fc' not found"):
         SERAC("fc").prepare(model, RandomLabels(x, model(x).argmax(1), edits=1, locality=5), steps=1)
+
+
+def test_answers_to_parts_of_what_a_network_returns_are_refused() -> None:
+    model = mlp(4, 5, 3)
+    scoped = Scoped(model, "0", torch.eye(2, 4), torch.tensor(1.0), torch.zeros(1, 2), torch.zeros(1, 2))
+    with pytest.raises(UnsupportedModel, match=r"returns \(3,\) for a point, and its answers are \(2,\)"):
+        scoped(randn(6, 4))

@@ -100,6 +100,11 @@ class Scoped(Wrapper):
                 f"Layer {self.layer!r} does not run exactly once with one row for each of the network's outputs. "
                 "Choose another layer."
             )
+        if y.shape[1:] != self.answers.shape[1:]:
+            raise UnsupportedModel(
+                f"The network returns {tuple(y.shape[1:])} for a point, and its answers are "
+                f"{tuple(self.answers.shape[1:])}: they were made where parts of what it returns were asked for, as of texts. Choose another method."
+            )
         apart, nearest = distances(seen[0].to(self.projection) @ self.projection.T, self.keys).min(1)
         inside = self.sharpness.double() * apart.square() < -math.log(INSIDE)
         answers = self.answers[nearest].to(y.dtype)
