@@ -95,6 +95,30 @@ def test_graphs_for_a_single_point(name: str, tmp_path: Path) -> None:
     assert loaded(points[:0]).shape == (0, *made.shape[1:])
 
 
+def test_a_batch_of_two_that_is_written_into_a_table_is_one_point(tmp_path: Path) -> None:
+    nodes = [node("Shape", "x", "s"), node("Slice", "s zero one", "n"), node("Slice", "c zero n", "rows")]
+    weights = {"zero": np.array([0]), "one": np.array([1]), "c": np.zeros((3, 4), np.float32)}
+    path = graph(tmp_path / "m.onnx", [*nodes, node("Add", "x rows")], weights, (2, 4), 17)
+    loaded, x = nonnx.load(path), torch.randn(5, 2, 4)
+    for k, y in enumerate(loaded(x)):
+        agrees(y, expected(path, x=x[k].numpy()))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_batch_of_one_is_lost_where_all_axes_of_size_one_are(axis: int, tmp_path: Path) -> None:
+    nodes = [node("Squeeze", "x", "s"), node("Softmax", "s", axis=axis)]
+    path = graph(tmp_path / "m.onnx", nodes, {}, (1, 2, 1, 3), 17)
+    loaded, x = nonnx.load(path), torch.randn(4, 2, 1, 3)
+    for k, y in enumerate(loaded(x)):
+        agrees(y, expected(path, x=x[k : k + 1].numpy()))
+
+
+def test_numbers_that_hardly_vary_are_standardised(tmp_path: Path) -> None:
+    path = graph(tmp_path / "m.onnx", [node("MeanVarianceNormalization", "x", axes=[2])], {}, ("n", 2, 3), 17)
+    x = 1 + 1e-3 * torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(nonnx.load(path)(x), torch.from_numpy(expected(path, x=x.numpy())), rtol=2e-3, atol=1e-3)
+
+
 def test_a_batch_is_put_in_front_of_a_vector_where_that_means_the_same(tmp_path: Path) -> None:
     layers = [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r v")]
     weights = {"w": normal(4, 3), "v": normal(3, 2)}

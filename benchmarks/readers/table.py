@@ -21,6 +21,8 @@ READERS = {
     "lower": "`nnrepair.verify`",
 }
 WRONG = ("difference", "crash")
+#: Graphs that onnx, or onnxruntime, refuses.
+UNDECIDED = ("invalid", "unconfirmed")
 Row = dict[str, Any]
 
 
@@ -36,10 +38,13 @@ def totals(rows: list[Row], key: str) -> dict[str, Counter[str]]:
 def by_reader(rows: list[Row]) -> str:
     out = []
     for reader, counts in totals(rows, "outcomes").items():
-        known = {"agrees", "refused", *WRONG}
+        known = {"agrees", "refused", "reference agrees", *WRONG, *UNDECIDED}
         rest = sum(n for word, n in counts.items() if word not in known)
-        out.append([READERS[reader], counts["agrees"], *(counts[word] for word in WRONG), rest, counts["refused"]])
-    return markdown.table(["reader", "read, equal", "different", "foreign errors", "not comparable", "refused"], out)
+        undecided = sum(counts[word] for word in UNDECIDED)
+        equal = [counts["agrees"], counts["reference agrees"]]
+        out.append([READERS[reader], *equal, *(counts[word] for word in WRONG), counts["refused"], undecided, rest])
+    header = ["reader", "read, equal", "equal to onnx's evaluator", "different", "foreign errors", "refused"]
+    return markdown.table([*header, "no graph of ONNX", "overflow"], out)
 
 
 def by_operator(rows: list[Row]) -> str:
@@ -58,7 +63,8 @@ def later() -> str:
     rows: list[Row] = file["rows"]
     graphs, styles = sum(row["graphs"] for row in rows), ", ".join(dict.fromkeys(row["style"] for row in rows))
     commits = ", ".join(sorted({row["commit"] for row in rows}))
-    found = "\n".join(f"* `{' '.join(fault.split())}`" for row in rows for fault in row["faults"])
+    faults = [fault for row in rows for fault in row["faults"] if fault.split(":")[0].split()[-1] in WRONG]
+    found = "\n".join(f"* `{' '.join(fault.split())}`" for fault in faults)
     return f"""
 The importer reads more since then. {graphs} graphs of the styles {styles} (seed {rows[0]["seed"]}, {file["date"]},
 commit {commits}):
@@ -101,7 +107,9 @@ and free batches, branches, odd names. Values are drawn with ties, zeros of both
 {by_reader(rows)}
 
 "Equal" is up to about fifty units in the last place of the largest number on the way; enclosures must hold
-onnxruntime's value and be narrow. "Not comparable": onnxruntime refuses the graph, or its numbers overflow.
+onnxruntime's value and be narrow, but where a value jumps: there rounding decides, and both sides must be in it. Where
+onnxruntime has no kernel, onnx's own evaluator tells. "No graph of ONNX": drawn with an attribute, a type or a shape
+that onnx's checker or onnxruntime refuses; there is nothing to compare with. "Overflow": numbers that are not finite.
 {later()}
 How many graphs with an operator each reader has read:
 

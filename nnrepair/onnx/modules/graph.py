@@ -29,11 +29,13 @@ class Input:
         name: what the file calls it.
         shape: of one point, without the batch; None where the file leaves a size open.
         batched: whether the file's own tensor has the batch as its first axis.
+        dtype: of its numbers in the file.
     """
 
     name: str
     shape: tuple[int | None, ...]
     batched: bool = True
+    dtype: torch.dtype = torch.float32
 
 
 class OnnxGraph(nn.Module):
