@@ -59,6 +59,12 @@ def test_a_rounding_to_a_shorter_type_is_part_of_the_network(wide: int, short: i
     assert check(path, above(0, 2, 0.5), timeout=10).verdict == "violated"
 
 
+def test_verdicts_say_where_a_run_may_jump(tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("Floor", ["x"], ["y"])]
+    found = check(file(tmp_path / "m.onnx", nodes, KIND.FLOAT, KIND.FLOAT), above(1.5, 1.9, 0.5), timeout=10)
+    assert found.verdict == "holds" and "crosses a jump (Floor)" in found.reason
+
+
 def test_a_cast_to_a_longer_type_changes_nothing(tmp_path: Path) -> None:
     path = file(tmp_path / "m.onnx", [cast("x", "h", KIND.DOUBLE), cast("h", "y", KIND.FLOAT)], KIND.FLOAT, KIND.FLOAT)
     assert check(path, above(0.5, 2, 0.499), timeout=10).verdict == "holds"

@@ -132,21 +132,32 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], Inp
 }
 
 
-def exported(model: nn.Module, inputs: Inputs, dynamo: bool) -> bytes:
-    """Return the file that an exporter writes, with a free batch."""
+def exported(model: nn.Module, inputs: Inputs, dynamo: bool, opset: int | None = None) -> bytes:
+    """Return the file that an exporter writes, with a free batch, in the operator set that it chooses or is told."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
             batch = torch.export.Dim("batch")
             program = torch.onnx.export(
-                model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), dynamo=True, verbose=False
+                model,
+                inputs,
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
             )
             assert program is not None
             made: bytes = program.model_proto.SerializeToString()
             return made
         buffer, names = io.BytesIO(), [f"input{k}" for k in range(len(inputs))]
         torch.onnx.export(
-            model, inputs, buffer, dynamo=False, input_names=names, dynamic_axes={n: {0: "batch"} for n in names}
+            model,
+            inputs,
+            buffer,
+            dynamo=False,
+            input_names=names,
+            dynamic_axes={n: {0: "batch"} for n in names},
+            opset_version=opset,
         )
         return buffer.getvalue()
 

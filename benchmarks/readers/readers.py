@@ -21,14 +21,10 @@ from benchmarks.verify.cases import module_at
 from nnrepair import onnx as loader
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.verify.reading.activations.cast import Narrowed
-from nnrepair.verify.reading.activations.step import Floor, Round, Step
 from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
 from nnrepair.verify.search.intervals import affine_over
-
-#: Activations whose enclosures are as wide as a jump, or as a rounding to a shorter type.
-JUMPS = (Step, Floor, Round, Narrowed)
 
 minimality: Any = module_at("minimality", measure.ROOT / "verification" / "minimality.py")
 written: Any = module_at("written", measure.ROOT / "verification" / "written.py")
@@ -123,7 +119,7 @@ def by_load(path: Path, case: Case) -> Reading:
 def by_lower(path: Path, case: Case) -> Reading:
     """nnrepair.verify.reading.lowering.lower: enclosures by the graph of that module."""
     graph = lower(_loaded(path, case.data), case.shape)
-    jumps = any(isinstance(each, JUMPS) for each in graph.activations)
+    jumps = any(each.jumps or isinstance(each, Narrowed) for each in graph.activations)
     shorter = [torch.empty(0, dtype=a.kind).numpy().dtype for a in graph.activations if isinstance(a, Narrowed)]
     rounding = max(ROUNDING.get(kind, ROUNDING[np.dtype(np.float32)]) for kind in (case.points.dtype, *shorter))
 
@@ -153,7 +149,7 @@ def _enclosed(graph: Graph, x: Tensor, rounding: float) -> tuple[Tensor, Tensor]
         if node.affine is not None:
             values.append(affine_over(node.affine, low, high))
         elif node.activation is not None:
-            near = rounding * largest if isinstance(node.activation, JUMPS) else 0.0
+            near = rounding * largest if node.activation.jumps else 0.0
             values.append(node.activation.enclose(low - near, high + near))
         else:
             parts = [values[source] for source in node.sources]

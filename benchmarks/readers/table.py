@@ -20,6 +20,7 @@ READERS = {
     "load": "`nnrepair.onnx.load`",
     "lower": "`nnrepair.verify`",
 }
+WRITERS = {"hand": "by hand", "script": "`dynamo=False`", "dynamo": "`dynamo=True`"}
 WRONG = ("difference", "crash")
 #: Graphs that onnx, or onnxruntime, refuses.
 UNDECIDED = ("invalid", "unconfirmed")
@@ -75,6 +76,61 @@ commit {commits}):
 """
 
 
+def opsets() -> str:
+    """Return the section about operator sets."""
+    rows, measured = _rows("opsets")
+    table = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        cells = []
+        for writer in WRITERS:
+            mine = [row for row in rows if (row["name"], row["writer"]) == (name, writer)]
+            counts = Counter(row["outcome"] for row in mine)
+            right = f"{counts.pop('right', 0)} of {len(mine)}" if mine else "–"
+            cells.append("; ".join([right, *(f"{n} {word}" for word, n in sorted(counts.items()))]))
+        table.append([name, *cells])
+    asked = sorted({row["asked"] for row in rows})
+    return f"""## Operator sets
+
+`python -m benchmarks.readers.opsets` ({measured}). Small networks of usual kinds in operator sets {asked[0]} to
+{asked[-1]}: written by hand in the forms that operators had in each, or by torch's two exporters, of which the newer
+begins at {min(row["asked"] for row in rows if row["writer"] == "dynamo")}. Counted are operator sets in which `load`
+computes what onnxruntime does, and a repair of the last layer in place makes {rows[0]["edits"]} points get another
+answer and {rows[0]["kept"]} others keep theirs, as onnxruntime runs the file that was written. "Not exported": torch
+refuses to write it.
+
+{markdown.table(["network", *WRITERS.values()], table)}
+"""
+
+
+def exports() -> str:
+    """Return the section about what torch exports."""
+    rows, measured = _rows("exports")
+    table = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        mine = {row["exporter"]: row for row in rows if row["model"] == name}
+        cells = [_exported(mine[exporter]) if exporter in mine else "not measured" for exporter in ("script", "dynamo")]
+        table.append([name, next((row["of"] for row in mine.values() if "of" in row), "–"), *cells])
+    return f"""## Networks of torch and torchvision
+
+`python -m benchmarks.readers.exports` ({measured}). Random weights, written with a free batch, read back, and compared
+with onnxruntime on other points: the largest difference, relative to the largest output.
+
+{markdown.table(["network", "parameters", WRITERS["script"], WRITERS["dynamo"]], table)}
+"""
+
+
+def _exported(row: Row) -> str:
+    found = row.get("difference")
+    return str(row["outcome"]) if found is None else f"{row['outcome']}, {found:.0e}"
+
+
+def _rows(name: str) -> tuple[list[Row], str]:
+    """Return the rows of a result file, and with what and when they were measured."""
+    file = json.loads(RESULTS.with_name(f"{name}.json").read_text())
+    about = f"torch {file['versions']['torch']}, {file['date']}, commit "
+    return file["rows"], about + ", ".join(sorted({row["commit"][:7] for row in file["rows"]}))
+
+
 def page() -> str:
     """Return docs/results-readers.md."""
     file = json.loads(RESULTS.read_text())
@@ -111,6 +167,10 @@ onnxruntime's value and be narrow, but where a value jumps: there rounding decid
 onnxruntime has no kernel, onnx's own evaluator tells. "No graph of ONNX": drawn with an attribute, a type or a shape
 that onnx's checker or onnxruntime refuses; there is nothing to compare with. "Overflow": numbers that are not finite.
 {later()}
+{opsets()}
+{exports()}
+## Operators
+
 How many graphs with an operator each reader has read:
 
 {by_operator(rows)}
