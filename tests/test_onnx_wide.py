@@ -340,6 +340,14 @@ def test_sizes_that_operations_need_to_know_are_those_of_an_example_and_are_told
         nonnx.load(path, example={"y": torch.zeros(1, 4, 9)})
 
 
+def test_open_sizes_that_do_not_fit_are_refused_by_the_model(tmp_path: Path) -> None:
+    nodes = [node("MaxPool", "x", kernel_shape=[2], dilations=[2])]
+    loaded = nonnx.load(graph(tmp_path / "m.onnx", nodes, {}, ("n", 1, "width"), 17))
+    assert loaded(torch.randn(2, 1, 3)).shape == (2, 1, 1)
+    with pytest.raises(InvalidInput, match=r"these sizes \(x \(2, 1, 2\)\), which its file leaves open: "):
+        loaded(torch.randn(2, 1, 2))
+
+
 def test_a_size_that_was_tried_is_told(tmp_path: Path) -> None:
     path = model(
         tmp_path / "m.onnx", [node("MatMul", "x w")], {"w": normal(28, 3)}, {"x": (TensorProto.FLOAT, ["n", "k"])}
