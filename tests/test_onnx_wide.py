@@ -225,6 +225,16 @@ def test_inputs_may_be_fixed_and_decide_what_runs(tmp_path: Path) -> None:
         nonnx.load(path, fixed={"speed": 1})
 
 
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
+def test_the_least_whole_number_is_divided_by_minus_one(kind: int, tmp_path: Path) -> None:
+    # Files in which NaN is cast to whole numbers do that; torch would end the process.
+    nodes = [node("Cast", "x", "i", to=kind), node("Cast", "c", "d", to=kind), node("Div", "i d")]
+    loaded = nonnx.load(graph(tmp_path / "m.onnx", nodes, {"c": np.array([-1.0, 2], np.float32)}, ("n", 2), 17))
+    least = torch.iinfo(loaded(torch.zeros(1, 2)).dtype).min
+    assert loaded(torch.tensor([[7.0, -7.0]])).tolist() == [[-7, -3]]
+    assert loaded(torch.full((1, 2), torch.nan)).tolist() == [[least, least // 2]]
+
+
 def test_compressed_files_are_read(tmp_path: Path) -> None:
     path = graph(tmp_path / "m.onnx", [node("Relu", "x")], {}, ("n", 4), 17)
     packed = tmp_path / "m.onnx.gz"
