@@ -41,7 +41,7 @@ AIMS = {"chain": "reading", "images": "minimality", "linear": "lower", "all": "l
 #: How many faults of a reader in a block are kept in words; all are counted.
 SHOWN = 20
 #: What becomes of graphs that are no faults of a reader; onnx, or onnxruntime, refuses those that are undecided.
-SETTLED, UNDECIDED = ("agrees", "refused", "reference agrees", "overflow"), ("invalid", "unconfirmed")
+SETTLED, UNDECIDED = ("agrees", "refused", "reference agrees", "overflow", "wide"), ("invalid", "unconfirmed")
 #: How wide an enclosure may be, relative to the numbers in it, before it is called wide.
 WIDE = 1e-6
 #: Numbers that lead to overflow soon.
@@ -163,11 +163,13 @@ def difference(reading: Reading, truth: Truth, points: Any, wanted: Any) -> str:
         return (
             f"difference: {low[k]!r} to {high[k]!r} at {[int(i) for i in k]}, expected {wanted[k]!r}, +-{tolerance:.2g}"
         )
-    if reading.wide:
-        return ""
     with np.errstate(all="ignore"):
-        wide = (high - low > WIDE * (1 + np.abs(low))).any() and (high - low).max() > WIDE * (1 + truth.scale)
-    return f"wide: {(high - low).max():.2g}" if wide else ""
+        width = float((high - low).max(initial=0.0))
+        wide = (high - low > WIDE * (1 + np.abs(low))).any() and width > WIDE * (1 + truth.scale)
+    if wide and reading.near is not None:  # true, but nothing was compared closely
+        low, high = (end.reshape(wanted.shape) for end in reading.near(points))
+        wide = apart(low, high, wanted, max(tolerance, truth.scale * truth.coarsest)).any()
+    return f"wide: {width:.2g}" if wide else ""
 
 
 def unconfirmed(case: Case, reading: Reading, truth: Truth) -> str:

@@ -42,7 +42,7 @@ class Reading:
             stands in that of the file for this point alone.
         bare: whether the file's whole input is one point.
         alone: whether the file says what it computes for one point at a time only.
-        wide: whether enclosures may be wide: where rounding may go either way, and around products.
+        near: gives numbers in place of bounds, for points at which these are wide.
         shape: of one point as it is read, where the file leaves sizes open; else None.
     """
 
@@ -52,7 +52,7 @@ class Reading:
     single: Callable[[Array], Array] | None = None
     bare: bool = False
     alone: bool = False
-    wide: bool = False
+    near: Callable[[Array], tuple[Array, Array]] | None = None
     shape: tuple[int, ...] | None = None
 
 
@@ -119,26 +119,23 @@ def by_load(path: Path, case: Case) -> Reading:
 def by_lower(path: Path, case: Case) -> Reading:
     """nnrepair.verify.reading.lowering.lower: enclosures by the graph of that module."""
     graph = lower(_loaded(path, case.data), case.shape)
-    jumps = any(each.jumps or isinstance(each, Narrowed) for each in graph.activations)
     shorter = [torch.empty(0, dtype=a.kind).numpy().dtype for a in graph.activations if isinstance(a, Narrowed)]
     rounding = max(ROUNDING.get(kind, ROUNDING[np.dtype(np.float32)]) for kind in (case.points.dtype, *shorter))
 
     def run(points: Array) -> tuple[Array, Array]:
         x = torch.from_numpy(points.reshape(len(points), -1).astype(np.float64))
         with torch.no_grad():
-            low, high = _enclosed(graph, x, rounding) if jumps or not graph.regional else _near(graph, x)
+            low, high = _enclosed(graph, x, rounding)
         return low.numpy(), high.numpy()
+
+    def near(points: Array) -> tuple[Array, Array]:
+        with torch.no_grad():
+            y = graph(torch.from_numpy(points.reshape(len(points), -1).astype(np.float64))).numpy()
+        return y, y
 
     model = _loaded(path, case.data)
     bare = not model.inputs[0].batched
-    return Reading(run, graph.inputs, bare=bare, single=by_load(path, case).single, wide=jumps or graph.regional)
-
-
-def _near(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bounds of the outputs at points: products are differences of squares, whose intervals are much wider."""
-    values = graph.values(x)
-    off = 16 * EPS * torch.stack([v.abs().amax() for v in values if v.numel()]).amax()
-    return values[-1] - off, values[-1] + off
+    return Reading(run, graph.inputs, bare=bare, single=by_load(path, case).single, near=near)
 
 
 def _enclosed(graph: Graph, x: Tensor, rounding: float) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ def by_reader(rows: list[Row]) -> str:
         equal = [counts["agrees"], counts["reference agrees"]]
         out.append([READERS[reader], *equal, *(counts[word] for word in WRONG), counts["refused"], undecided, rest])
     header = ["reader", "read, equal", "equal to onnx's evaluator", "different", "foreign errors", "refused"]
-    return markdown.table([*header, "no graph of ONNX", "overflow"], out)
+    return markdown.table([*header, "no graph of ONNX", "overflow, or wide"], out)
 
 
 def by_operator(rows: list[Row]) -> str:
@@ -66,9 +66,10 @@ def later() -> str:
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     faults = [fault for row in rows for fault in row["faults"] if fault.split(":")[0].split()[-1] in WRONG]
     found = "\n".join(f"* `{' '.join(fault.split())}`" for fault in faults)
+    seeds = ", ".join(sorted({str(row["seed"]) for row in rows}))
     return f"""
-The importer reads more since then. {graphs} graphs of the styles {styles} (seed {rows[0]["seed"]}, {file["date"]},
-commit {commits}):
+The importer reads more since then. {graphs} graphs of the styles {styles} (seed {seeds}, {file["date"]}, commit
+{commits}), of which the last commits hold what mends the faults:
 
 {by_reader(rows)}
 
@@ -163,9 +164,10 @@ and free batches, branches, odd names. Values are drawn with ties, zeros of both
 {by_reader(rows)}
 
 "Equal" is up to about fifty units in the last place of the largest number on the way; enclosures must hold
-onnxruntime's value and be narrow, but where a value jumps: there rounding decides, and both sides must be in it. Where
-onnxruntime has no kernel, onnx's own evaluator tells. "No graph of ONNX": drawn with an attribute, a type or a shape
-that onnx's checker or onnxruntime refuses; there is nothing to compare with. "Overflow": numbers that are not finite.
+onnxruntime's value, and be narrow or else around a number that equals it. Where a value jumps, rounding decides: both
+sides must be in the enclosure. Where onnxruntime has no kernel, onnx's own evaluator tells. "No graph of ONNX": drawn
+with an attribute, a type or a shape that onnx's checker or onnxruntime refuses; there is nothing to compare with.
+"Overflow, or wide": numbers that are not finite, or enclosures that hold the value and are too wide to say more.
 {later()}
 {opsets()}
 {exports()}
