@@ -321,6 +321,10 @@ def row(writer: str, name: str, opset: int) -> dict[str, Any]:
             return {"outcome": "not exported", "why": f"{type(error).__name__}: {first_line(error)}"[:200]}
     found: dict[str, Any] = {"opset": next(o.version for o in proto.opset_import if o.domain == "")}
     x = points(shape)
+    try:
+        run(proto, x)
+    except Exception as error:  # onnxruntime raises many kinds
+        return found | {"outcome": "not run by onnxruntime", "why": first_line(error)[:200]}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         path.write_bytes(proto.SerializeToString())
