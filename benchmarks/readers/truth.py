@@ -150,7 +150,7 @@ class Truth:
     @cached_property
     def scale(self) -> float:
         """The largest product, sum or value on the way to the outputs."""
-        return max((_largest(self.case.model.graph, values) for values in self.values), default=0.0)
+        return max((_largest(self.model.graph, values) for values in self.values), default=0.0)
 
     @cached_property
     def values(self) -> list[dict[str, Array]]:
