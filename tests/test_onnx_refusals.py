@@ -112,6 +112,27 @@ MISREAD = {
         17,
         "one by one",
     ),
+    "half the number of points": (
+        [
+            *size(),
+            node("Div", "n two", "half"),
+            node("Reshape", "half one", "first"),
+            node("Concat", "first left", "s", axis=0),
+            node("Reshape", "x s"),
+        ],
+        ZERO | {"two": np.array(2), "one": np.array([1]), "left": np.array([-1])},
+        ("n", 1),
+        17,
+        "one by one",
+    ),
+    "a table of three rows": (
+        [*size(), node("Reshape", "n one", "end"), node("Slice", "c start end", "rows"), node("Add", "x rows")],
+        ZERO | {"one": np.array([1]), "start": np.array([0]), "c": np.zeros((3, 4), np.float32)},
+        ("n", 4),
+        17,
+        "one by one",
+    ),
+    "an axis that a batch of one loses": ([node("Squeeze", "x")], {}, ("n", 3, 1), 17, "one by one"),
     "a row for every point": (
         [*size(), node("Reshape", "n one", "end"), node("Slice", "c start end", "rows"), node("Add", "x rows")],
         ZERO | {"one": np.array([1]), "start": np.array([0]), "c": normal(9, 4)},

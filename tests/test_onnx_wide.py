@@ -95,6 +95,30 @@ def test_graphs_for_a_single_point(name: str, tmp_path: Path) -> None:
     assert loaded(points[:0]).shape == (0, *made.shape[1:])
 
 
+def test_a_batch_of_two_that_is_written_into_a_table_is_one_point(tmp_path: Path) -> None:
+    nodes = [node("Shape", "x", "s"), node("Slice", "s zero one", "n"), node("Slice", "c zero n", "rows")]
+    weights = {"zero": np.array([0]), "one": np.array([1]), "c": np.zeros((3, 4), np.float32)}
+    path = graph(tmp_path / "m.onnx", [*nodes, node("Add", "x rows")], weights, (2, 4), 17)
+    loaded, x = nonnx.load(path), torch.randn(5, 2, 4)
+    for k, y in enumerate(loaded(x)):
+        agrees(y, expected(path, x=x[k].numpy()))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_batch_of_one_is_lost_where_all_axes_of_size_one_are(axis: int, tmp_path: Path) -> None:
+    nodes = [node("Squeeze", "x", "s"), node("Softmax", "s", axis=axis)]
+    path = graph(tmp_path / "m.onnx", nodes, {}, (1, 2, 1, 3), 17)
+    loaded, x = nonnx.load(path), torch.randn(4, 2, 1, 3)
+    for k, y in enumerate(loaded(x)):
+        agrees(y, expected(path, x=x[k : k + 1].numpy()))
+
+
+def test_numbers_that_hardly_vary_are_standardised(tmp_path: Path) -> None:
+    path = graph(tmp_path / "m.onnx", [node("MeanVarianceNormalization", "x", axes=[2])], {}, ("n", 2, 3), 17)
+    x = 1 + 1e-3 * torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(nonnx.load(path)(x), torch.from_numpy(expected(path, x=x.numpy())), rtol=2e-3, atol=1e-3)
+
+
 def test_a_batch_is_put_in_front_of_a_vector_where_that_means_the_same(tmp_path: Path) -> None:
     layers = [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r v")]
     weights = {"w": normal(4, 3), "v": normal(3, 2)}
@@ -199,6 +223,16 @@ def test_inputs_may_be_fixed_and_decide_what_runs(tmp_path: Path) -> None:
         nonnx.load(path)
     with pytest.raises(InvalidInput, match="has no input 'speed'. Its inputs are 'x', 'rate'"):
         nonnx.load(path, fixed={"speed": 1})
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
+def test_the_least_whole_number_is_divided_by_minus_one(kind: int, tmp_path: Path) -> None:
+    # Files in which NaN is cast to whole numbers do that; torch would end the process.
+    nodes = [node("Cast", "x", "i", to=kind), node("Cast", "c", "d", to=kind), node("Div", "i d")]
+    loaded = nonnx.load(graph(tmp_path / "m.onnx", nodes, {"c": np.array([-1.0, 2], np.float32)}, ("n", 2), 17))
+    least = torch.iinfo(loaded(torch.zeros(1, 2)).dtype).min
+    assert loaded(torch.tensor([[7.0, -7.0]])).tolist() == [[-7, -3]]
+    assert loaded(torch.full((1, 2), torch.nan)).tolist() == [[least, least // 2]]
 
 
 def test_compressed_files_are_read(tmp_path: Path) -> None:
@@ -314,6 +348,14 @@ def test_sizes_that_operations_need_to_know_are_those_of_an_example_and_are_told
     agrees(made(torch.from_numpy(x)), expected(path, x=x))
     with pytest.raises(InvalidInput, match="example must hold points"):
         nonnx.load(path, example={"y": torch.zeros(1, 4, 9)})
+
+
+def test_open_sizes_that_do_not_fit_are_refused_by_the_model(tmp_path: Path) -> None:
+    nodes = [node("MaxPool", "x", kernel_shape=[2], dilations=[2])]
+    loaded = nonnx.load(graph(tmp_path / "m.onnx", nodes, {}, ("n", 1, "width"), 17))
+    assert loaded(torch.randn(2, 1, 3)).shape == (2, 1, 1)
+    with pytest.raises(InvalidInput, match=r"these sizes \(x \(2, 1, 2\)\), which its file leaves open: "):
+        loaded(torch.randn(2, 1, 2))
 
 
 def test_a_size_that_was_tried_is_told(tmp_path: Path) -> None:

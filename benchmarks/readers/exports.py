@@ -86,6 +86,18 @@ class Upsampled(nn.Module):
         return nn.functional.interpolate(self.head(y), x.shape[-2:], mode="bilinear", align_corners=False)
 
 
+class Scores(nn.Module):
+    """The scores of a segmentation network, which returns a dictionary."""
+
+    def __init__(self, make: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.model = make(weights=None, weights_backbone=None, num_classes=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.model(x)["out"]
+        return scores
+
+
 class Bag(nn.Module):
     """Words, weighed by a mask and averaged: two inputs."""
 
@@ -121,6 +133,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], Inp
     "densenet121": (lambda: vision.densenet121(num_classes=10), images(64)),
     "googlenet": (lambda: vision.googlenet(num_classes=10, aux_logits=False, init_weights=False), images(64)),
     "vit": (lambda: vision.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10), images(32)),
+    "vit_b_16": (lambda: vision.vit_b_16(num_classes=10, image_size=64), images(64)),
+    "lraspp_mobilenet_v3_large": (lambda: Scores(vision.segmentation.lraspp_mobilenet_v3_large), images(64)),
     "swin_t": (lambda: vision.swin_t(num_classes=10), images(64)),
     "convnext_tiny": (lambda: vision.convnext_tiny(num_classes=10), images(64)),
     "LSTM": (lambda: Sequences(nn.LSTM), tokens),
@@ -132,21 +146,32 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], Inp
 }
 
 
-def exported(model: nn.Module, inputs: Inputs, dynamo: bool) -> bytes:
-    """Return the file that an exporter writes, with a free batch."""
+def exported(model: nn.Module, inputs: Inputs, dynamo: bool, opset: int | None = None) -> bytes:
+    """Return the file that an exporter writes, with a free batch, in the operator set that it chooses or is told."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
             batch = torch.export.Dim("batch")
             program = torch.onnx.export(
-                model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), dynamo=True, verbose=False
+                model,
+                inputs,
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
             )
             assert program is not None
             made: bytes = program.model_proto.SerializeToString()
             return made
         buffer, names = io.BytesIO(), [f"input{k}" for k in range(len(inputs))]
         torch.onnx.export(
-            model, inputs, buffer, dynamo=False, input_names=names, dynamic_axes={n: {0: "batch"} for n in names}
+            model,
+            inputs,
+            buffer,
+            dynamo=False,
+            input_names=names,
+            dynamic_axes={n: {0: "batch"} for n in names},
+            opset_version=opset,
         )
         return buffer.getvalue()
 

@@ -20,7 +20,10 @@ READERS = {
     "load": "`nnrepair.onnx.load`",
     "lower": "`nnrepair.verify`",
 }
+WRITERS = {"hand": "by hand", "script": "`dynamo=False`", "dynamo": "`dynamo=True`"}
 WRONG = ("difference", "crash")
+#: Graphs that onnx, or onnxruntime, refuses.
+UNDECIDED = ("invalid", "unconfirmed")
 Row = dict[str, Any]
 
 
@@ -36,10 +39,13 @@ def totals(rows: list[Row], key: str) -> dict[str, Counter[str]]:
 def by_reader(rows: list[Row]) -> str:
     out = []
     for reader, counts in totals(rows, "outcomes").items():
-        known = {"agrees", "refused", *WRONG}
+        known = {"agrees", "refused", "reference agrees", *WRONG, *UNDECIDED}
         rest = sum(n for word, n in counts.items() if word not in known)
-        out.append([READERS[reader], counts["agrees"], *(counts[word] for word in WRONG), rest, counts["refused"]])
-    return markdown.table(["reader", "read, equal", "different", "foreign errors", "not comparable", "refused"], out)
+        undecided = sum(counts[word] for word in UNDECIDED)
+        equal = [counts["agrees"], counts["reference agrees"]]
+        out.append([READERS[reader], *equal, *(counts[word] for word in WRONG), counts["refused"], undecided, rest])
+    header = ["reader", "read, equal", "equal to onnx's evaluator", "different", "foreign errors", "refused"]
+    return markdown.table([*header, "no graph of ONNX", "overflow, or wide"], out)
 
 
 def by_operator(rows: list[Row]) -> str:
@@ -58,15 +64,72 @@ def later() -> str:
     rows: list[Row] = file["rows"]
     graphs, styles = sum(row["graphs"] for row in rows), ", ".join(dict.fromkeys(row["style"] for row in rows))
     commits = ", ".join(sorted({row["commit"] for row in rows}))
-    found = "\n".join(f"* `{' '.join(fault.split())}`" for row in rows for fault in row["faults"])
+    faults = [fault for row in rows for fault in row["faults"] if fault.split(":")[0].split()[-1] in WRONG]
+    found = "\n".join(f"* `{' '.join(fault.split())}`" for fault in faults)
+    seeds = ", ".join(sorted({str(row["seed"]) for row in rows}))
     return f"""
-The importer reads more since then. {graphs} graphs of the styles {styles} (seed {rows[0]["seed"]}, {file["date"]},
-commit {commits}):
+The importer reads more since then. {graphs} graphs of the styles {styles} (seed {seeds}, {file["date"]}, commit
+{commits}), of which the last commits hold what mends the faults:
 
 {by_reader(rows)}
 
 {"No faults." if not found else "Faults, as they were told:" + chr(10) + chr(10) + found}
 """
+
+
+def opsets() -> str:
+    """Return the section about operator sets."""
+    rows, measured = _rows("opsets")
+    table = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        cells = []
+        for writer in WRITERS:
+            mine = [row for row in rows if (row["name"], row["writer"]) == (name, writer)]
+            counts = Counter(row["outcome"] for row in mine)
+            right = f"{counts.pop('right', 0)} of {len(mine)}" if mine else "–"
+            cells.append("; ".join([right, *(f"{n} {word}" for word, n in sorted(counts.items()))]))
+        table.append([name, *cells])
+    asked = sorted({row["asked"] for row in rows})
+    return f"""## Operator sets
+
+`python -m benchmarks.readers.opsets` ({measured}). Small networks of usual kinds in operator sets {asked[0]} to
+{asked[-1]}: written by hand in the forms that operators had in each, or by torch's two exporters, of which the newer
+begins at {min(row["asked"] for row in rows if row["writer"] == "dynamo")}. Counted are operator sets in which `load`
+computes what onnxruntime does, and a repair of the last layer in place makes {rows[0]["edits"]} points get another
+answer and {rows[0]["kept"]} others keep theirs, as onnxruntime runs the file that was written. "Not exported": torch
+refuses to write it.
+
+{markdown.table(["network", *WRITERS.values()], table)}
+"""
+
+
+def exports() -> str:
+    """Return the section about what torch exports."""
+    rows, measured = _rows("exports")
+    table = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        mine = {row["exporter"]: row for row in rows if row["model"] == name}
+        cells = [_exported(mine[exporter]) if exporter in mine else "not measured" for exporter in ("script", "dynamo")]
+        table.append([name, next((row["of"] for row in mine.values() if "of" in row), "–"), *cells])
+    return f"""## Networks of torch and torchvision
+
+`python -m benchmarks.readers.exports` ({measured}). Random weights, written with a free batch, read back, and compared
+with onnxruntime on other points: the largest difference, relative to the largest output.
+
+{markdown.table(["network", "parameters", WRITERS["script"], WRITERS["dynamo"]], table)}
+"""
+
+
+def _exported(row: Row) -> str:
+    found = row.get("difference")
+    return str(row["outcome"]) if found is None else f"{row['outcome']}, {found:.0e}"
+
+
+def _rows(name: str) -> tuple[list[Row], str]:
+    """Return the rows of a result file, and with what and when they were measured."""
+    file = json.loads(RESULTS.with_name(f"{name}.json").read_text())
+    about = f"torch {file['versions']['torch']}, {file['date']}, commit "
+    return file["rows"], about + ", ".join(sorted({row["commit"][:7] for row in file["rows"]}))
 
 
 def page() -> str:
@@ -101,8 +164,15 @@ and free batches, branches, odd names. Values are drawn with ties, zeros of both
 {by_reader(rows)}
 
 "Equal" is up to about fifty units in the last place of the largest number on the way; enclosures must hold
-onnxruntime's value and be narrow. "Not comparable": onnxruntime refuses the graph, or its numbers overflow.
+onnxruntime's value, and be narrow or else around a number that equals it. Where a value jumps, rounding decides: both
+sides must be in the enclosure. Where onnxruntime has no kernel, onnx's own evaluator tells. "No graph of ONNX": drawn
+with an attribute, a type or a shape that onnx's checker or onnxruntime refuses; there is nothing to compare with.
+"Overflow, or wide": numbers that are not finite, or enclosures that hold the value and are too wide to say more.
 {later()}
+{opsets()}
+{exports()}
+## Operators
+
 How many graphs with an operator each reader has read:
 
 {by_operator(rows)}

@@ -26,9 +26,9 @@ ROUNDING = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 6e-6, np.dtype(np
 
 
 #: Operators that onnx's own evaluator computes wrongly below an opset (onnx 1.23): it takes the statistics of
-#: BatchNormalization for those of training, puts the axes of Unsqueeze and Squeeze one after the other, and drops axes
-#: in GlobalMaxPool.
-UNTRUSTED = {"BatchNormalization": 14, "Unsqueeze": 13, "Squeeze": 13, "GlobalMaxPool": 99}
+#: BatchNormalization for those of training, puts the axes of Unsqueeze and Squeeze one after the other, drops axes in
+#: GlobalMaxPool, and forgets the absolute value in the norm of LpNormalization.
+UNTRUSTED = {"BatchNormalization": 14, "Unsqueeze": 13, "Squeeze": 13, "GlobalMaxPool": 99, "LpNormalization": 99}
 
 
 #: Operators that divide by the deviation of what they read.
@@ -62,7 +62,7 @@ class Truth:
             self.session: Any = session(self.model)
         except Exception as error:  # onnxruntime raises many kinds
             self.session, self.refusal = None, str(error)
-        if self.session is None and self.dtype in (np.float64, np.float16):  # it has kernels for float32
+        if self.session is None and _has_single(self.model, self.dtype):  # it has kernels for float32
             try:
                 self.model = in_single(self.model)
                 self.session, self.single = session(self.model), True
@@ -76,7 +76,7 @@ class Truth:
             return None
         try:
             output = np.asarray(self.session.run(None, {self.name: self._given(batch)})[0])
-            return output.astype(self.case.points.dtype) if self.single and output.dtype.kind == "f" else output
+            return output.astype(_kind(self.case.model.graph.output[0])) if self.single else output
         except Exception as error:  # onnxruntime raises many kinds
             self.refusal = str(error)
             return None
@@ -116,11 +116,18 @@ class Truth:
     def _close(self, a: Array, b: Array) -> bool:
         if not apart(b, b, a, self.tolerance(a)).any():
             return True
-        return not self.finite or not apart(b, b, a, self.scale * self.rounding).any()
+        return not self.finite or not apart(b, b, a, self.scale * self.coarsest).any()
 
     @property
     def rounding(self) -> float:
         return ROUNDING.get(self.dtype, 0.0)
+
+    @cached_property
+    def coarsest(self) -> float:
+        """The rounding of the shortest floating-point type on the way to the outputs."""
+        stored = {tensor.name for tensor in self.case.model.graph.initializer}
+        kinds = {array.dtype for values in self.values for name, array in values.items() if name not in stored}
+        return max([self.rounding, *(ROUNDING.get(kind, 0.0) for kind in kinds)])
 
     @cached_property
     def whole(self) -> tuple[Array, Array] | None:
@@ -143,7 +150,7 @@ class Truth:
     @cached_property
     def scale(self) -> float:
         """The largest product, sum or value on the way to the outputs."""
-        return max((_largest(self.case.model.graph, values) for values in self.values), default=0.0)
+        return max((_largest(self.model.graph, values) for values in self.values), default=0.0)
 
     @cached_property
     def values(self) -> list[dict[str, Array]]:
@@ -201,6 +208,16 @@ def in_single(model: onnx.ModelProto) -> onnx.ModelProto:
             if attribute.name == "to" and attribute.i in others:
                 attribute.i = onnx.TensorProto.FLOAT
     return twin
+
+
+def _has_single(model: onnx.ModelProto, dtype: Any) -> bool:
+    """Tell whether float32 in place of a model's own types means the same, but for rounding."""
+    casts = {a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
+    return dtype == np.float16 or (dtype == np.float64 and onnx.TensorProto.FLOAT16 not in casts)
+
+
+def _kind(value: onnx.ValueInfoProto) -> Any:
+    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
 
 
 def _largest(graph: onnx.GraphProto, values: dict[str, Array]) -> float:
@@ -266,6 +283,12 @@ def by_reference(case: Case) -> Array | None:
     except Exception:  # it raises what its operators raise
         return None
     return made[:POINTS] if len(made) == len(parts) * batch else None
+
+
+def opened(model: onnx.ModelProto) -> list[int | None]:
+    """Return the sizes of a model's input; None for those that it leaves open."""
+    dims = _input(model).type.tensor_type.shape.dim
+    return [int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims]
 
 
 def _input(model: onnx.ModelProto) -> onnx.ValueInfoProto:

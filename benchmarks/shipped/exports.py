@@ -65,6 +65,35 @@ def _torchvision(name: str, classes: int = 20) -> nn.Module:
     return made
 
 
+class Segmented(nn.Module):
+    """The scores of a segmentation network, which returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import segmentation
+
+        self.model = segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.model(x)["out"]
+        return scores
+
+
+def _googlenet() -> nn.Module:
+    from torchvision import models
+
+    made: nn.Module = models.googlenet(weights=None, num_classes=20, aux_logits=False, init_weights=False)
+    return made
+
+
+def _vit_b_16() -> nn.Module:
+    from torchvision import models
+
+    model = models.vit_b_16(weights=None, image_size=96, num_classes=20)
+    nn.init.normal_(model.heads[-1].weight, std=0.3)  # zeros, as they are made, decide nothing
+    return model
+
+
 def _vision_transformer() -> nn.Module:
     from torchvision.models.vision_transformer import VisionTransformer
 
@@ -78,6 +107,9 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "mobilenet": (lambda: _torchvision("mobilenet_v3_small"), torch.rand(2, 3, 96, 96)),
     "squeezenet": (lambda: _torchvision("squeezenet1_1"), torch.rand(2, 3, 96, 96)),
     "efficientnet": (lambda: _torchvision("efficientnet_b0"), torch.rand(2, 3, 96, 96)),
+    "googlenet": (_googlenet, torch.rand(2, 3, 96, 96)),
+    "vit_b_16": (_vit_b_16, torch.rand(2, 3, 96, 96)),
+    "lraspp": (Segmented, torch.rand(2, 3, 64, 64)),
     "vision_transformer": (_vision_transformer, torch.rand(2, 3, 32, 32)),
     "lstm": (lambda: Recurrent(False), torch.ones(2, 12, dtype=torch.int64)),
     "tagger": (lambda: Recurrent(True), torch.ones(2, 12, dtype=torch.int64)),

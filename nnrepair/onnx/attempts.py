@@ -17,7 +17,7 @@ from nnrepair.onnx.importer import Importer
 from nnrepair.onnx.modules import Input, OnnxGraph
 from nnrepair.onnx.node import DTYPES, LIMIT, Refused
 from nnrepair.onnx.nodes import listed, opset, unsupported
-from nnrepair.onnx.trying import CannotRun, Entry
+from nnrepair.onnx.trying import CannotRun, Entry, Mixed
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
@@ -91,10 +91,10 @@ def read_graph(
         try:
             return _settled(proto, output, given, plan, seen or {}, deadline)
         except Refused as failure:
-            if isinstance(failure, points.Mixed) and plan.free:
+            if isinstance(failure, Mixed) and plan.free:
                 raise
             failures.append(failure)
-    certain = [failure for failure in failures if not isinstance(failure, CannotRun | points.Mixed)]
+    certain = [failure for failure in failures if not isinstance(failure, CannotRun | Mixed)]
     raise (certain or failures)[-1]
 
 
@@ -173,7 +173,7 @@ def _settled(
                 why = "those of the points that were given" if shapes else "the first that it runs with"
                 model.notes.append(f"sizes that the file leaves open are {_sizes(entries)}: {why}")
             return model
-        except points.Mixed as failure:
+        except Mixed as failure:
             if sizes[0] != sizes[1] or not open_:
                 raise
             failures.append(failure)
@@ -206,16 +206,14 @@ def _attempt(
     model = build(plan)
     points.check(model, entries, deadline)
     if plan.lifted:
-        one = [Entry(e.input, e.dtype, ((1, *e.shapes[0][1:]), (1, *e.shapes[1][1:]))) for e in entries]
+        one = [Entry(e.input, ((1, *e.shapes[0][1:]), (1, *e.shapes[1][1:]))) for e in entries]
         exact = Importer(proto, one, output, None, True, False, deadline).build()
         if not points.same(model, exact, one):
-            raise points.Mixed("has inputs without a batch, and means another axis if they get one.")
+            raise Mixed("has inputs without a batch, and means another axis if they get one.")
     if plan.alone and plan.free:
         more = points.runs_on_more(model, entries)
         if more is not None:
-            raise points.Mixed(
-                f"does not treat the inputs of a batch one by one: it runs on {more} of them in its own way."
-            )
+            raise Mixed(f"does not treat the inputs of a batch one by one: it runs on {more} of them in its own way.")
     return model
 
 
@@ -241,4 +239,4 @@ def _entry(
         (n, *(size if isinstance(size, int) else open_ for size in item))
         for n, open_ in zip(counts, sizes, strict=True)
     ]
-    return Entry(Input(each.name, stated, each.name not in plan.bare), each.dtype, (shapes[0], shapes[1]))
+    return Entry(Input(each.name, stated, each.name not in plan.bare, each.dtype), (shapes[0], shapes[1]))

@@ -21,7 +21,7 @@ from nnrepair.onnx.node import BATCH, LIMIT, Array, File, Node, Refused, Use, de
 from nnrepair.onnx.nodes import listed, opset, read_by, required, stored
 from nnrepair.onnx.operators import HANDLERS, SAME
 from nnrepair.onnx.sizes import Size
-from nnrepair.onnx.trying import CannotRun, Entry, run, weightless
+from nnrepair.onnx.trying import CannotRun, Entry, Mixed, run, weightless
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx
@@ -126,7 +126,7 @@ class Importer:
                 try:
                     self._take(node, missing)
                     continue
-                except CannotRun:
+                except (CannotRun, Mixed):
                     raise
                 except Refused as refusal:
                     self.problems.setdefault(node.op, []).append(f"{node.name!r}: {refusal}")

@@ -10,18 +10,15 @@ from torch import Tensor
 from nnrepair.deadline import Deadline
 from nnrepair.errors import first_line
 from nnrepair.onnx.modules import OnnxGraph
-from nnrepair.onnx.node import Refused
-from nnrepair.onnx.trying import CannotRun, Entry, weightless
+from nnrepair.onnx.trying import CannotRun, Entry, Mixed, weightless
 from nnrepair.spec.network import copied
 
 #: How often points are drawn.
 DRAWS = 2
 #: Sizes of batches that a file may mean beside those that were tried.
 OTHERS = (2, 3, 4, 5, 6, 7, 8, 16)
-
-
-class Mixed(Refused):
-    """The points of a batch influence each other."""
+#: Sizes of batches that every model has to run on: even, odd, and larger than what a table may have for each point.
+BATCHES = (4, 5, 1009)
 
 
 def check(model: OnnxGraph, entries: Sequence[Entry], deadline: Deadline) -> None:
@@ -39,6 +36,8 @@ def check(model: OnnxGraph, entries: Sequence[Entry], deadline: Deadline) -> Non
             break
         deadline.check()
         run(model, [torch.zeros(1, *item, dtype=entry.dtype) for item, entry in zip(items, entries, strict=True)])
+        if not model.alone:
+            _check_batches(model, entries, items, deadline)
         for draw in range(DRAWS):
             deadline.check()
             _check_pair(double, drawn(entries, items, draw), poison=draw == 0)
@@ -72,6 +71,30 @@ def run(model: OnnxGraph, inputs: Sequence[Tensor]) -> Tensor:
     return y
 
 
+def _check_batches(
+    model: OnnxGraph, entries: Sequence[Entry], items: Sequence[Sequence[int]], deadline: Deadline
+) -> None:
+    """Run a model on batches of other sizes, for shapes alone."""
+    twin = weightless(model)
+
+    def shape(n: int) -> torch.Size:
+        given = [torch.empty(n, *item, dtype=e.dtype, device="meta") for item, e in zip(items, entries, strict=True)]
+        return twin.run(*given).shape
+
+    one = shape(1)
+    for n in BATCHES:
+        deadline.check()
+        try:
+            made = shape(n)
+        except Exception as error:  # torch raises many kinds
+            raise CannotRun(f"runs on a few points together, but not on {n}: {first_line(error)}") from error
+        if made != (n, *one[1:]):
+            raise Mixed(
+                f"does not treat the inputs of a batch one by one: {n} inputs give {tuple(made)} together, one "
+                f"{tuple(one)} alone. The first axis must be the batch throughout."
+            )
+
+
 def _check_pair(model: OnnxGraph, pair: list[Tensor], poison: bool) -> None:
     together = run(model, pair)
     alone = [run(model, [x[k : k + 1] for x in pair]) for k in range(2)]
@@ -81,6 +104,10 @@ def _check_pair(model: OnnxGraph, pair: list[Tensor], poison: bool) -> None:
             f"does not treat the inputs of a batch one by one: two inputs give {tuple(together.shape)} together "
             f"and {', '.join(str(tuple(y.shape)) for y in alone)} alone. The first axis must be the batch throughout."
         )
+    if not (poison or model.alone):
+        five = [0, 1, 0, 1, 0]
+        if not _close(run(model, [x[five] for x in pair]), together[five]):
+            raise Mixed("does not treat the inputs of a batch one by one: one of five gives something else than alone.")
     floating = [x.is_floating_point() for x in pair]
     if not poison or not any(floating) or model.alone:
         return

@@ -22,19 +22,26 @@ class CannotRun(Refused):
     """A step does not run on values of the shapes that are tried."""
 
 
+class Mixed(Refused):
+    """The points of a batch influence each other."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One input of the graph, and two shapes that it is tried with while reading: what differs depends on the input.
 
     Attributes:
         input: what the model says of it.
-        dtype: of its numbers.
         shapes: with the points first.
     """
 
     input: Input
-    dtype: torch.dtype
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its numbers."""
+        return self.input.dtype
 
 
 def run(module: nn.Module, inputs: Sequence[Tensor], what: Node | str) -> list[Tensor]:

@@ -369,7 +369,7 @@ class _Problem:
         graph = self.replay.graph
         unread = sorted({each.name for each in graph.activations if not each.has_certificates})
         if unread:
-            return None, f"no certificate: the independent checker does not know {', '.join(unread)}"
+            return None, f"no certificate: the independent checker does not know {', '.join(unread)}{_jumps(graph)}"
         if any(n.affine is not None and not _is_certified(n.affine) for n in graph.nodes[1:]):
             return None, "no certificate: the independent checker does not know a map that the network has"
         if self.graph.inputs > np.iinfo(dim.dtype).max:
@@ -392,6 +392,13 @@ def _numbered(part: SearchedPart, tree: Tree) -> Tree:
     dim, cut = tree
     free = part.free.cpu().numpy()
     return np.where(dim < 0, -1, free[np.maximum(dim, 0)]).astype(dim.dtype), cut
+
+
+def _jumps(graph: Graph) -> str:
+    """Say where a run may differ much from the function that a verdict is about."""
+    found = sorted({each.name for each in graph.activations if each.jumps})
+    many = f"; a run whose rounding crosses a jump ({', '.join(found)}) computes another function there"
+    return many if found else ""
 
 
 def _compares(row: Halfspace) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nnrepair.deadline import Deadline
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.network import private_copy
+from nnrepair.onnx.modules import OnnxGraph
 from nnrepair.spec.network import copied, stated_shape
 from nnrepair.verify.property import Property
 from nnrepair.verify.reading.graph import Graph
@@ -41,11 +42,12 @@ class Network:
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...], path: Path | None, deadline: Deadline) -> None:
         self.model, self.shape, self.path = model, shape, path
-        dtypes = [p.dtype for p in model.parameters()]
-        other = {str(dtype) for dtype in dtypes} - {"torch.float32", "torch.float64"}
+        tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.numel()]
+        other = {str(t.dtype) for t in tensors} - {"torch.float32", "torch.float64"}
         if other:
             raise InvalidInput(f"The model has {sorted(other)[0]} parameters; the checker reads float32 and float64.")
-        self.dtype = dtypes[0] if dtypes else torch.float32
+        self.dtype = next((p.dtype for p in model.parameters()), torch.float32)
+        self._check_inputs()
         self._check_shape()
         deadline.check()
         self.graph = lower(model, shape, deadline)
@@ -97,6 +99,19 @@ class Network:
     @cached_property
     def _double(self) -> nn.Module:
         return copied(self.model).double()
+
+    def _check_inputs(self) -> None:
+        """Refuse inputs of other numbers than boxes hold."""
+        file = self.model.model if isinstance(self.model, Joined) else self.model
+        inputs = file.inputs if isinstance(file, OnnxGraph) else ()
+        self.dtype = max((each.dtype for each in inputs), key=lambda kind: kind.itemsize, default=self.dtype)
+        for each in inputs:
+            if each.dtype not in (torch.float32, torch.float64):
+                raise InvalidInput(
+                    f"The input {each.name!r} has numbers of type {str(each.dtype).removeprefix('torch.')}; a property "
+                    "is about boxes of float32 or float64. Where other inputs move, give this one a value: check "
+                    f"nnrepair.onnx.load(PATH, fixed={{{each.name!r}: VALUE}})."
+                )
 
     def _check_shape(self) -> None:
         """Call the model once, so that inputs that do not fit are reported with its own error."""

@@ -37,9 +37,12 @@ class Div(nn.Module):
     """Divide two tensors elementwise with broadcasting; whole numbers towards zero."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        if not a.is_floating_point():
-            return torch.div(a, b, rounding_mode="trunc")
-        return a / b
+        if a.is_floating_point():
+            return a / b
+        # The least whole number, which NaN is cast to, divided by -1 is none; torch ends the process (signal 8) there.
+        turned = (b < 0) & (b == -1)  # 255 is -1 in uint8
+        quotient = torch.div(a, torch.where(turned, torch.ones_like(b), b), rounding_mode="trunc")
+        return torch.where(turned, -quotient, quotient)
 
 
 class Neg(nn.Module):

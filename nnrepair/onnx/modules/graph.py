@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
+from nnrepair.errors import InvalidInput, first_line
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Input:
         name: what the file calls it.
         shape: of one point, without the batch; None where the file leaves a size open.
         batched: whether the file's own tensor has the batch as its first axis.
+        dtype: of its numbers in the file.
     """
 
     name: str
     shape: tuple[int | None, ...]
     batched: bool = True
+    dtype: torch.dtype = torch.float32
 
 
 class OnnxGraph(nn.Module):
@@ -78,13 +80,27 @@ class OnnxGraph(nn.Module):
 
     def forward(self, x: Tensor | None = None, *others: Tensor, **named: Tensor) -> Tensor:
         whole, tensors = self._taken((*([] if x is None else [x]), *others), named)
-        if tensors[0].shape[0] == 0:  # what one point would give, and none of it
-            y = self.run(*(x.new_zeros(1, *x.shape[1:]) for x in tensors))[:0]
-        elif self.alone:
-            y = torch.cat([self.run(*(x[k : k + 1] for x in tensors)) for k in range(len(tensors[0]))])
-        else:
-            y = self.run(*tensors)
+        try:
+            y = self._points(tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, ValueError) as error:  # what layers of torch raise
+            if all(None not in each.shape for each in self.inputs):
+                raise
+            shapes = ", ".join(f"{each.name} {tuple(x.shape)}" for each, x in zip(self.inputs, tensors, strict=True))
+            raise InvalidInput(
+                f"The model does not run on inputs of these sizes ({shapes}), which its file leaves open: "
+                f"{first_line(error)}"
+            ) from error
         return y.squeeze(0) if whole and self.bare else y
+
+    def _points(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the outputs for points, together or one by one."""
+        if tensors[0].shape[0] == 0:  # what one point would give, and none of it
+            return self.run(*(x.new_zeros(1, *x.shape[1:]) for x in tensors))[:0]
+        if self.alone:
+            return torch.cat([self.run(*(x[k : k + 1] for x in tensors)) for k in range(len(tensors[0]))])
+        return self.run(*tensors)
 
     def run(self, *given: Tensor) -> Tensor:
         """Run the operations on inputs that are as the file wants them, with the batch first."""

@@ -145,8 +145,8 @@ class Standardize(Operation):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(self.dims, True)
-        variance = x.square().mean(self.dims, True) - x.mean(self.dims, True).square()
-        return centred / (variance.sqrt() + 1e-9)
+        # As onnxruntime does; ONNX subtracts mean(x)^2 from mean(x^2), of which little is left where x hardly varies.
+        return centred / (centred.square().mean(self.dims, True).sqrt() + 1e-9)
 
 
 class Einsum(Operation):

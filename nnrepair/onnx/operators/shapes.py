@@ -14,6 +14,7 @@ from nnrepair.onnx import modules as ops
 from nnrepair.onnx.node import Array, Node, Refused, Use, depends, tensor
 from nnrepair.onnx.operators.building import Handler, Made, joined
 from nnrepair.onnx.sizes import Size
+from nnrepair.onnx.trying import CannotRun, Mixed
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnx.numpy_helper
@@ -92,6 +93,13 @@ def _squeeze(node: Node) -> Made:
     if axes is None:
         if None in shape[1:]:
             raise Refused("which of its axes have size 1 is not known before the model runs; name them")
+        if None in shape and node.batch is None:
+            raise Mixed(
+                f"does not treat the inputs of a batch one by one: {node.name!r} names no axes, so that it takes that "
+                "of a batch of one away, and that of no other. Name its axes."
+            )
+        if None in shape and node.batch == 1:
+            raise CannotRun(f"cannot be run: {node.name!r} names no axes, so that it takes that of the batch away.")
         axes = [axis for axis, size in enumerate(shape) if size == 1]
     dims = sorted(node.axis(axis) for axis in axes)
     wrong = [dim for dim in dims if shape[dim] != 1]

@@ -57,6 +57,9 @@ class Builder:
         self.dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
         self.precision = self.dtype  # of the values
         if isinstance(model, OnnxGraph):
+            kinds = [each.dtype for each in model.inputs] + [t.dtype for t in (*model.parameters(), *model.buffers())]
+            floats = [kind for kind in kinds if kind.is_floating_point]
+            self.precision = max(floats, key=lambda kind: torch.finfo(kind).bits, default=self.precision)
             self.dtype = torch.float64  # the numbers in its layers are those of the file, not decimals to be rounded
         self.memory: dict[int, int] = {}  # views: whose memory a node's value shares
         self.changed = set[int]()  # nodes whose values were overwritten in place

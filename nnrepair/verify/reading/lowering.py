@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -164,7 +165,7 @@ class _Reader(Builder):
                 x = reshape(self, x, (0, *wanted))
             elif len(wanted) != len(x.shape) or any(w not in (None, k) for w, k in zip(wanted, x.shape, strict=True)):
                 raise Unreadable(f"it takes points of shape {wanted}, given {x.shape}")
-            values[each.name] = x
+            values[each.name] = x if each.dtype.is_floating_point else replace(x, dtype=each.dtype)
         for step in model.steps:
             module, inputs = model.get_submodule(step.module), [values.get(name) for name in step.inputs]
             lost = any(value is None for value in inputs)

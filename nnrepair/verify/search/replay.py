@@ -166,7 +166,8 @@ class Session:
         for source, each in zip(self._begun.get_inputs(), self.model.inputs, strict=True):  # readers change names
             size = math.prod(size or 1 for size in each.shape)
             shape = (1, *each.shape) if each.batched else each.shape
-            given[source.name] = flat[start : start + size].reshape([size or 1 for size in shape]).numpy()
+            mine = flat[start : start + size].to(each.dtype)
+            given[source.name] = mine.reshape([size or 1 for size in shape]).numpy()
             start += size
         names = self.model.output_names
         which = names.index(self.model.output_name) if self.model.output_name in names else 0

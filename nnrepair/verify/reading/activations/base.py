@@ -67,6 +67,7 @@ class Activation(ABC):
         has_certificates: whether `verification/check.py` reads it, and can follow proofs about it.
         rounds: whether `enclose` rounds.
         increases: whether larger numbers always have larger values.
+        jumps: whether it is no continuous function, so that rounding before it may change its value by much.
     """
 
     steepest: float
@@ -75,6 +76,7 @@ class Activation(ABC):
     has_certificates: bool = False
     rounds: bool = True
     increases: bool = False
+    jumps: bool = False
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ class Step(Activation):
 
     steepest = 64.0
     is_rational = True
+    jumps = True
 
     def apply(self, x: Tensor) -> Tensor:
         value = (x > 0).to(x)
@@ -71,6 +72,7 @@ class Floor(Activation):
 
     steepest = 1.0
     is_rational = True
+    jumps = True
 
     def apply(self, x: Tensor) -> Tensor:
         value = x.floor()
@@ -100,6 +102,7 @@ class Round(Activation):
 
     steepest = 1.0
     is_rational = True
+    jumps = True
 
     def apply(self, x: Tensor) -> Tensor:
         value = x.round()

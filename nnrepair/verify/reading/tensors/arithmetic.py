@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnrepair.verify.reading.activations.cast import cast
 from nnrepair.verify.reading.activations.powers import Reciprocal, Sqrt
 from nnrepair.verify.reading.activations.square import SQUARE
 from nnrepair.verify.reading.activations.step import positive, truncated
@@ -17,6 +18,8 @@ from nnrepair.verify.reading.symbols import Symbol, Table
 
 #: Nodes have so many entries at most.
 MOST = 5_000_000
+#: Whole numbers of these types leave their range soon, and become others.
+SHORT = (torch.uint8, torch.int8, torch.int16)
 
 
 def aligned(b: Builder, *parts: Any) -> tuple[torch.Size, list[Any]]:
@@ -37,6 +40,9 @@ def elementwise(compute: Callable[..., Value]) -> Callable[..., Symbol]:
     def read(b: Builder, *parts: Any, out: Any = None, **settings: Any) -> Symbol:
         if all(_is_truth(part) for part in parts):
             raise Unreadable("it computes with truth values, which torch does in its own way; cast them first")
+        short = next((part.dtype for part in parts if isinstance(part, Symbol) and part.dtype in SHORT), None)
+        if short is not None and all(_is_whole(part) for part in parts):
+            raise Unreadable(f"it computes with numbers of {short}, of which large ones become others")
         shape, flat = aligned(b, *parts)
         whole = all(_is_whole(part) for part in parts)
         made = compute(b, *flat, **settings)
@@ -142,14 +148,17 @@ def _cast(b: Builder, x: Any, to: Any = None, dtype: Any = None, **settings: Any
         return x.to(kind)
     if kind == torch.bool and x.dtype != torch.bool:
         return compared("ne")(b, x, 0)
-    if kind in (torch.uint8, torch.int8, torch.int16):
+    if kind in SHORT:
         raise Unreadable(f"it casts to {kind}, where large numbers become others")
     if not kind.is_floating_point and x.dtype.is_floating_point:
         stored = b.fixed(x.flat)
         if stored is not None:
             return stored.reshape(x.shape).to(kind)
         return x.shaped(truncated(b, x.flat), kind)
-    return Symbol(b, x.node, x.shape, b.precision if kind.is_floating_point else kind)
+    if kind.is_floating_point:
+        made = x.flat if x.dtype == torch.bool else cast(b, x.flat, kind, whole=not x.dtype.is_floating_point)
+        return x.shaped(made)
+    return Symbol(b, x.node, x.shape, kind)
 
 
 def beyond(b: Builder, x: Any, y: Any, sign: float = 1.0) -> Value:
