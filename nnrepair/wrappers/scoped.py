@@ -103,7 +103,8 @@ class Scoped(Wrapper):
         if y.shape[1:] != self.answers.shape[1:]:
             raise UnsupportedModel(
                 f"The network returns {tuple(y.shape[1:])} for a point, and its answers are "
-                f"{tuple(self.answers.shape[1:])}: they were made where parts of what it returns were asked for, as of texts. Choose another method."
+                f"{tuple(self.answers.shape[1:])}: they were made where "
+                "parts of what it returns were asked for, as of texts. Choose another method."
             )
         apart, nearest = distances(seen[0].to(self.projection) @ self.projection.T, self.keys).min(1)
         inside = self.sharpness.double() * apart.square() < -math.log(INSIDE)
