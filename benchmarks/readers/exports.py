@@ -123,6 +123,13 @@ def masked(g: torch.Generator) -> Inputs:
     return (*tokens(g), (torch.rand(3, 7, generator=g) > 0.3).float())
 
 
+def _transformer(model: Any) -> nn.Module:
+    """Return a vision transformer that decides something: its head is made of zeros."""
+    nn.init.normal_(model.heads[-1].weight, std=0.3)
+    made: nn.Module = model
+    return made
+
+
 vision: Any = torchvision.models
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], Inputs]]] = {
     "resnet18": (lambda: vision.resnet18(num_classes=10), images(64)),
@@ -132,8 +139,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], Inp
     "efficientnet_b0": (lambda: vision.efficientnet_b0(num_classes=10), images(64)),
     "densenet121": (lambda: vision.densenet121(num_classes=10), images(64)),
     "googlenet": (lambda: vision.googlenet(num_classes=10, aux_logits=False, init_weights=False), images(64)),
-    "vit": (lambda: vision.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10), images(32)),
-    "vit_b_16": (lambda: vision.vit_b_16(num_classes=10, image_size=64), images(64)),
+    "vit": (lambda: _transformer(vision.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)), images(32)),
+    "vit_b_16": (lambda: _transformer(vision.vit_b_16(num_classes=10, image_size=64)), images(64)),
     "lraspp_mobilenet_v3_large": (lambda: Scores(vision.segmentation.lraspp_mobilenet_v3_large), images(64)),
     "swin_t": (lambda: vision.swin_t(num_classes=10), images(64)),
     "convnext_tiny": (lambda: vision.convnext_tiny(num_classes=10), images(64)),
