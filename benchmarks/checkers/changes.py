@@ -808,7 +808,7 @@ def input_that_is_not_there(rng: Rng, made: Proof) -> Any:
     if not (made.dim >= 0).any():
         return False
     made.dim = made.dim.copy()
-    made.dim[int(pick(rng, np.flatnonzero(made.dim >= 0)))] = int(pick(rng, [4, 99, -2, 32767]))
+    made.dim[int(pick(rng, np.flatnonzero(made.dim >= 0)))] = int(pick(rng, [len(made.lower), 99, -2, 32767]))
 
 
 def cut_that_is_none(rng: Rng, made: Proof) -> Any:
