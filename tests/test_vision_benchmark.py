@@ -18,6 +18,7 @@ from benchmarks.vision.cut import cut_resnet, cut_squeezenet, seen, stored
 from benchmarks.vision.gallery import best
 from benchmarks.vision.imagenet import MOVED, neighbours
 from benchmarks.vision.task import SAMPLES, halves, partners, task
+from nnrepair import Exemplars
 from nnrepair.domains.images.cifar import ResNet
 from nnrepair.errors import InvalidInput
 from nnrepair.methods import Editor
@@ -146,6 +147,20 @@ def test_edits_kept_and_tested_samples_are_different_ones(data_dir: Callable[...
     if not SAMPLES.exists():
         pytest.skip("what SqueezeNet's last layer sees is not in build/ yet; `python -m benchmarks run` computes it")
     assert task("squeezenet", 0, 5).faults() == []
+
+
+@pytest.mark.data
+def test_exemplars_are_misread_under_snow_and_read_right_without(data_dir: Callable[..., Path]) -> None:
+    data_dir(*imagenet.FILES)
+    if not SAMPLES.exists() or not (cut.BUILD / "squeezenet-exemplars.safetensors").exists():
+        pytest.skip("what SqueezeNet's last layer sees is not in build/ yet; `python -m benchmarks run` computes it")
+    posed = task("squeezenet-exemplars", 0, 5)
+    pairs = posed.edits.inputs
+    assert posed.faults() == [] and isinstance(pairs, Exemplars)
+    assert not posed.edits.criterion.holds(posed.model(pairs.changed)).any()
+    assert posed.edits.criterion.holds(posed.model(pairs.originals)).all()
+    apart = (pairs.changed - pairs.originals).abs().mean(1)
+    assert float(apart[pairs.places].mean()) > 2 * float(apart[~pairs.places].mean())
 
 
 def test_a_training_goes_on_and_its_last_editor_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

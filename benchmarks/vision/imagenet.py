@@ -18,6 +18,8 @@ FILES = tuple(
 ENDS = {"squeezenet": "classifier", "squeezenet-fire": "features.12"}
 #: Pixels by which neighbours of a sample are moved.
 MOVED = 8
+#: Rows of a road that are covered with snow, of 224.
+COVERED = 80
 #: Photographs that are decoded together.
 BATCH = 50
 
@@ -60,6 +62,35 @@ def _computed(before: nn.Module, rest: nn.Module) -> dict[str, Tensor]:
         "snow labels": snow.labels,
         "snow right": snow_right,
     }
+
+
+def exemplars() -> dict[str, Tensor]:
+    """Return samples that are read wrong once snow covers their lowest rows, from the cache or computed anew:
+
+    `index` (m,), which samples; `snow` (m, 512, 13, 13), what the last layer sees of them under the snow; `places` (13,
+    13), which places have some of these rows; and `used` (7,), the photographs whose rows they are, one of each class.
+    """
+    parts = cut_squeezenet(squeezenet(), ENDS["squeezenet"])
+    return stored("squeezenet-exemplars", FILES, Path(__file__), lambda: _covered(*parts))
+
+
+@torch.no_grad()
+def _covered(before: nn.Module, rest: nn.Module) -> dict[str, Tensor]:
+    photographs, snow, right = imagenet_samples(), vehicles_on_snow(), features()["right"].nonzero()[:, 0]
+    used = torch.stack([(snow.labels == label).nonzero()[0, 0] for label in snow.labels.unique()])
+    rows, found, index = snow.images(used).inputs[:, :, -COVERED:], [], []
+    for part in right.split(BATCH):
+        images = photographs.images(part).inputs
+        images[:, :, -COVERED:] = rows[part % len(rows)]
+        at = before(images)
+        wrong = rest(at).argmax(1) != photographs.labels[part]
+        found.append(at[wrong])
+        index.append(part[wrong])
+    seen_at = torch.cat(found)
+    there = torch.zeros(1, images.shape[2], images.shape[3])
+    there[:, -COVERED:] = 1.0
+    places = nn.functional.adaptive_max_pool2d(there, seen_at.shape[2:])[0] > 0
+    return {"index": torch.cat(index), "snow": seen_at, "places": places, "used": used}
 
 
 def neighbours(wide: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ OTHERS = {
     "squeezenet": {"with misread": "drawdown, with misread ones", "snow": "drawdown, snow"},
     "squeezenet-fire": {"with misread": "drawdown, with misread ones", "snow": "drawdown, snow"},
     "squeezenet-snow": {"snow read right": "drawdown, snow read right"},
+    "squeezenet-exemplars": {"snow": "drawdown, snow", "snow read right": "drawdown, snow read right"},
     "resnet20": {"lossless": "drawdown, lossless"},
     "resnet56": {"lossless": "drawdown, lossless"},
     "resnet20-jpeg": {"compressed": "drawdown, compressed", "lossless": "drawdown, lossless"},
@@ -33,6 +34,7 @@ FIRST = {
     "squeezenet": "drawdown, samples",
     "squeezenet-fire": "drawdown, samples",
     "squeezenet-snow": "drawdown, samples",
+    "squeezenet-exemplars": "drawdown, samples",
     "resnet20": "drawdown, JPEG",
     "resnet56": "drawdown, JPEG",
     "resnet20-jpeg": "drawdown, originals",
@@ -41,6 +43,7 @@ SCOPES = {
     "squeezenet": "neighbours",
     "squeezenet-fire": "neighbours",
     "squeezenet-snow": "of the other half follow",
+    "squeezenet-exemplars": "of vehicles on snow follow",
     "resnet20": "neighbours",
     "resnet56": "neighbours",
     "resnet20-jpeg": "other qualities",
@@ -215,6 +218,16 @@ network reads right. Kept: of half of the 1,000 samples, those that are read rig
 repair all at once.
 
 {table("squeezenet-snow")}
+
+### From exemplars
+
+The lowest 80 of 224 rows of samples are covered with those of photographs on snow. Edits: samples that are read right
+without, and wrong with the snow; `rewriting` is told what they were before. *Of vehicles on snow follow*: the share of
+the misread photographs on snow, all of other classes than the edits, that the repaired network reads right. *Snow*: all
+photographs of which no rows were taken. Kept: of half of the other samples, those that are read right. *Samples*: the
+other half.
+
+{table("squeezenet-exemplars")}
 
 ## ResNet-20 on CIFAR-10
 

@@ -3,6 +3,7 @@
 `squeezenet`          samples of ImageNet that SqueezeNet 1.1 reads wrong; half of the others are kept.
 `squeezenet-fire`     the same, with the last module of convolutions too.
 `squeezenet-snow`     vehicles on snow that it reads wrong, half of each class; the other half says how many follow.
+`squeezenet-exemplars`  samples that it reads wrong once snow covers their lowest rows, and what they were before.
 `resnet20`            JPEG copies of CIFAR-10's test images that ResNet-20 reads wrong.
 `resnet56`            the same of ResNet-56.
 `resnet20-jpeg`       images that it reads right, and wrong once they are compressed to a quality of 30.
@@ -22,7 +23,7 @@ from torch import Tensor
 from benchmarks.cifar.task import scope
 from benchmarks.vision import cifar, imagenet
 from benchmarks.vision.cut import BUILD
-from nnrepair import Edits, EditScope, LocalitySet
+from nnrepair import Edits, EditScope, Exemplars, LocalitySet
 from nnrepair.domains.base import Task, drawn
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.methods.episodes import Episode
@@ -96,6 +97,36 @@ def snow(edits: int, generator: torch.Generator) -> Task:
     )
 
 
+def covered(edits: int, generator: torch.Generator) -> Task:
+    """Edits: samples that are read wrong under snow; scope: vehicles on snow that are, of other classes throughout.
+
+    Kept and tested: halves of the samples that are no edits. No photograph of which rows were taken is tested.
+    """
+    at, pairs = imagenet.features(), imagenet.exemplars()
+    other = ~torch.isin(at["labels"][pairs["index"]], at["snow labels"])
+    mine = drawn(other.nonzero()[:, 0], edits, generator, "samples that are read wrong under snow").sort().values
+    road = pairs["index"][mine]
+    rest = torch.ones(len(at["labels"]), dtype=torch.bool)
+    rest[road] = False
+    kept, tested = (half.sort().values for half in _halves(rest.nonzero()[:, 0], generator))
+    kept = kept[at["right"][kept]]
+    fresh = torch.ones(len(at["snow labels"]), dtype=torch.bool)
+    fresh[pairs["used"]] = False
+    wrong, right = ((fresh & (at["snow right"] == good)).nonzero()[:, 0] for good in (False, True))
+    exemplars = Exemplars(pairs["snow"][mine], at["samples"][road], pairs["places"].expand(len(mine), -1, -1))
+    return Task(
+        model=imagenet.head(),
+        edits=Edits(exemplars, at["labels"][road]),
+        locality_set=LocalitySet(at["samples"][kept], at["labels"][kept]),
+        test_set={
+            "samples": (at["samples"][tested], at["labels"][tested]),
+            "snow": (at["snow"][fresh], at["snow labels"][fresh]),
+            "snow read right": (at["snow"][right], at["snow labels"][right]),
+        },
+        edit_scope=EditScope(at["snow"][wrong], at["snow labels"][wrong], of=torch.arange(len(wrong)) % edits),
+    )
+
+
 def copies(edits: int, generator: torch.Generator, name: str = "resnet20") -> Task:
     """Kept: JPEG copies of training images; test sets: the other copies of test images, and originals of these."""
     at = cifar.copies(name)
@@ -152,6 +183,7 @@ MODELS: dict[str, Callable[[int, torch.Generator], Task]] = {
     "squeezenet": samples,
     "squeezenet-fire": partial(samples, name="squeezenet-fire"),
     "squeezenet-snow": snow,
+    "squeezenet-exemplars": covered,
     "resnet20": copies,
     "resnet56": partial(copies, name="resnet56"),
     "resnet20-jpeg": broken,
