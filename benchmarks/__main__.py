@@ -21,7 +21,7 @@ from benchmarks.conditioning import run as conditioning
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.generality import run as generality
 from benchmarks.graph import scale
-from benchmarks.mnist import long, streams
+from benchmarks.mnist import balls, long, streams
 from benchmarks.regions import run as regions
 from benchmarks.robust import kills
 from benchmarks.shipped import run as shipped
@@ -36,6 +36,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
         "growth": run.run_growth,
         "long": long.run_long,
         "streams": streams.run_streams,
+        "balls": balls.run,
     },
     "regions": {"slices": regions.run_slices, "lines": regions.run_lines},
     "acas": {"tradeoff": tradeoff.run},

@@ -145,6 +145,24 @@ def test_outputs_of_the_locality_set_stay_bit_for_bit() -> None:
         repair_property(model, wanted, locality="weights")  # type: ignore[arg-type]
 
 
+def test_a_ball_of_many_inputs_is_repaired_and_other_balls_are_proved_again_or_named() -> None:
+    """Inputs too many to split: proofs split ReLUs. What cannot be kept is listed, and the outcome says so."""
+    model, x = mlp(30, 10, 3, seed=5), randn(7, 30, seed=2)
+    with torch.no_grad():
+        order = model(x).argsort(1, descending=True)
+    around = [Box.around(each, 0.02) for each in x]
+    wanted = Property.on(around[0], Argmax([int(order[0, 1])]), outputs=3)
+    balls = [Property.on(box, Argmax([int(label)]), outputs=3) for box, label in zip(around, order[:, 0], strict=True)]
+    keep = [each for each in balls[1:] if check(model, each, timeout=10).holds]
+    assert len(keep) >= 3
+    result = repair_property(model, wanted, keep=keep, locality_set=x[1:], throw=False)
+    assert result.outcome.status == "repaired"
+    roles = [proof.role for proof in result.proofs]
+    assert roles == ["repair", *["keep"] * len(keep)]
+    assert all(proof.result.holds for proof in result.proofs)
+    assert all(check(result.model, each).holds for each in (wanted, *keep))
+
+
 def test_a_report_counts_properties_and_says_which_points_were_left_out() -> None:
     model, wanted = violated()
     lower, upper = (torch.from_numpy(end) for end in wanted.cases[0].box.outer)

@@ -47,6 +47,18 @@ def section() -> str:
             "`python -m benchmarks run --domain compare --part locality` goes on."
         )
     )
+    tried = [row for row in rows if "volume_identical" in row]
+    shares = "; ".join(
+        f"N_{{{row['unit'][2:].replace('_', ',')}}} {percent(row['volume_identical'], 1)} in "
+        f"{row['volume_seconds']:.0f} CPU s"
+        for row in tried
+    )
+    volumes = (
+        f"\n\n`compare` finds outputs to be identical on so much of the volume there (the aim was 70 %): {shares}. "
+        "[Why that stalls](#why-it-stalls) holds for these repairs, too."
+        if tried
+        else ""
+    )
     return f"""## Repairs that keep outputs
 
 `repair_property(locality="outputs")` changes weights of units that are off at most states, and a bias only where
@@ -56,6 +68,6 @@ not proved.{todo}
 
 At least {percent(AIM, 0)} of the states have the same outputs under {after} of these {len(rows)} repairs, and under
 {before} of those that are stored. All properties are proved to hold, those to keep among them, under {whole}.
-Decisions stay at fewer states than under the stored repair in {worse} cases.
+Decisions stay at fewer states than under the stored repair in {worse} cases.{volumes}
 
 {table(rows)}"""

@@ -15,7 +15,7 @@ from nnrepair.properties.leaves import Leaves
 from nnrepair.properties.task import Task
 from nnrepair.solver.program import Contradiction, Program
 from nnrepair.spec.criteria import Criterion
-from nnrepair.verify.check import check
+from nnrepair.verify.check import WIDE, check
 from nnrepair.verify.result import CheckResult
 from nnrepair.verify.search.jobs import Jobs, Options
 
@@ -212,9 +212,12 @@ class HeadRepair:
                 self._solve()
                 return True
             if not result.holds:
-                nearly = result.proved >= NEARLY and task.role == "repair" and task.name not in self.leaves
+                wide = task.jobs.lower.shape[1] > WIDE  # then inputs are not split, and there are no parts to prove
+                nearly = task.role == "repair" and task.name not in self.leaves and (wide or result.proved >= NEARLY)
                 if nearly and self.doubled.get(task.name, 0) < self.thicker:
                     self._thicken(task)
+                elif wide:
+                    raise Unproved(task.name)
                 else:
                     self._divide(task)
                 return True
