@@ -117,7 +117,7 @@ with the smaller tolerance only. About the file: {file["about"]}. Measured on {f
 Of {len(counts["equivalent"])} tasks `equivalent` solves {known["equivalent"]}, `check` {known["check"]} of
 {len(counts["check"])}. Where both do, `check` takes {ratio:.1f} times the CPU time (median). Figures below are medians
 over the tasks of a row, also over those that are not solved. {
-        "Every certificate was accepted." if not wrong else f"{wrong} certificates were not accepted."
+        "All certificates that were checked were accepted." if not wrong else f"{wrong} certificates were not accepted."
     }
 
 {table(rows)}
