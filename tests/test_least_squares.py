@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import nnrepair
 from nnrepair import AnyOf, Argmax, Edits, EditScope, InvalidInput, Linear, LocalitySet, Near, Threshold
 from nnrepair.domains.graphs.nodes import NodeEdits, NodeLocality
 from nnrepair.methods import LeastSquares
+from nnrepair.methods.least_squares import stored
 from nnrepair.methods.least_squares.insertion import exact, null_space, ridge, within
 from nnrepair.methods.least_squares.linear_map import LinearMap
 from nnrepair.methods.least_squares.targets import at_outputs, inside
@@ -370,3 +372,39 @@ def test_frozen_layers_are_refused() -> None:
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         LeastSquares(**options)
+
+
+# Moments in a file ---------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_read_once_for_all_repairs_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, kept, file = mlp(4, 6, 3), randn(2, 4), randn(60, 4, seed=3), tmp_path / "moments.safetensors"
+    edits = Edits(x, mistakes(model, x))
+    method = LeastSquares("2", moments=str(file))
+    first = nnrepair.fix(model, edits, kept, method=method)
+    plain = nnrepair.fix(model, edits, kept, method=LeastSquares("2"))
+    assert torch.equal(first.model(kept), plain.model(kept))
+    monkeypatch.setattr(LinearMap, "moment", None)  # nothing is computed any more
+    again = nnrepair.fix(model, edits, kept, method=method)
+    alone = nnrepair.fix(model, edits, method=method)  # nor is a locality set needed
+    assert torch.equal(again.model(kept), plain.model(kept)) and torch.equal(alone.model(kept), plain.model(kept))
+    assert any("are those of" in note for note in alone.report.notes)
+
+
+def test_moments_of_other_networks_and_layers_are_not_taken(tmp_path: Path) -> None:
+    model, x, kept, file = mlp(4, 6, 3), randn(2, 4), randn(60, 4, seed=3), tmp_path / "moments.safetensors"
+    edits = Edits(x, mistakes(model, x))
+    nnrepair.fix(model, edits, kept, method=LeastSquares("2", moments=str(file)))
+    before, other = file.read_bytes(), mlp(4, 6, 3, seed=5)
+    asked = Edits(x, mistakes(other, x))
+    result = nnrepair.fix(other, asked, kept, method=LeastSquares("2", moments=str(file)), throw=False)
+    assert any("is of another network" in note for note in result.report.notes) and file.read_bytes() == before
+    plain = nnrepair.fix(other, asked, kept, method=LeastSquares("2"), throw=False)
+    assert torch.equal(result.model(kept), plain.model(kept))
+    nnrepair.fix(model, edits, kept, method=LeastSquares("0", moments=str(file)), throw=False)
+    assert set(stored.read(file, model) or {}) == {"0", "2"}
+    file.write_bytes(before[:-9])
+    with pytest.raises(nnrepair.PatchError, match="truncated"):
+        nnrepair.fix(model, edits, kept, method=LeastSquares("2", moments=str(file)))
+    with pytest.raises(InvalidInput, match="moments: expected a path"):
+        LeastSquares("2", moments=3)  # type: ignore[arg-type]

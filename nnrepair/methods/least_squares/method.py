@@ -28,16 +28,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.files import as_path
 from nnrepair.jacobian.layers import modules, moved
 from nnrepair.jacobian.moments import root
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares import insertion, targets
+from nnrepair.methods.least_squares import stored as moments
 from nnrepair.methods.least_squares.linear_map import LinearMap
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import Edits
@@ -77,9 +80,13 @@ class LeastSquares:
         rounds: of insertions, at most; none is made once all edits hold.
         steps, lr, longest: of values inside the network: Adam's steps and step size, relative to the typical output of
             the layer; and how many times the layer's output they gain in a round, at most.
+        moments: a file of the second moments of keys to keep, which takes the place of the locality set's where it has
+            them of this very network and layer; else they are computed and written there. So the keys of a large set
+            are read once for all repairs of a network.
 
     Raises:
         InvalidInput: hyper-parameters that cannot be, or layers that are not there or no linear maps.
+        PatchError: the file of moments is damaged.
     """
 
     layers: str | Sequence[str] = field(default="auto", metadata={"flag": "layer"})
@@ -92,6 +99,7 @@ class LeastSquares:
     steps: int = 200
     lr: float = 0.1
     longest: float = 4.0
+    moments: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("constraint", get_args(Constraint)), ("share", get_args(Share))):
@@ -110,6 +118,8 @@ class LeastSquares:
                 raise InvalidInput(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {number!r}.")
         if self.null > 1:
             raise InvalidInput(f"null is a share, at most 1, got {self.null!r}.")
+        if self.moments is not None:
+            object.__setattr__(self, "moments", str(as_path(self.moments, "moments")))
         names = self.layers if isinstance(self.layers, str) else tuple(self.layers)
         if not names or not all(isinstance(name, str) for name in ([names] if isinstance(names, str) else names)):
             raise InvalidInput(f"layers must be a name or several names, got {self.layers!r}.")
@@ -147,12 +157,12 @@ class _Task:
         self.notes: list[str] = []
         self._known: tuple[Tensor, Tensor] | None = None
         locality = problem.locality
-        if locality is None:
+        if locality is None and method.moments is None:
             self.notes.append("no locality set: all directions of keys count alike.")
         self.near = _owned(problem.edits)
         self.points = [part.inputs for part in (problem.edits, self.near, locality) if part is not None]
         #: What is known of the layers of the network as it was, which all edits of it share.
-        key = ("least squares", tuple(names), method.constraint, method.null)
+        key = ("least squares", tuple(names), method.constraint, method.null, method.moments)
         self.kept: dict[str, _Kept] = problem.once(key, lambda: {name: self._kept(name) for name in names})
         if any(kept.null is not None and not bool(kept.null.any()) for kept in self.kept.values()):
             self.notes.append(f"the keys to keep leave no direction free: null={method.null:g} is too small a share.")
@@ -265,16 +275,36 @@ class _Task:
         return a.shape == b.shape and torch.equal(a, b)
 
     def _kept(self, name: str) -> _Kept:
-        model, locality = self.problem.model, self.problem.locality
+        model = self.problem.model
         last = self._is_last(model, name)
         layer = LinearMap(model, name, self.points if last else [about(points) for points in self.points])
-        if locality is None:
+        moment = self._moment(name, layer)
+        if moment is None:
             one = torch.eye(layer.inputs, dtype=torch.float64)
             return _Kept(layer, one, one, one)
-        moment = layer.moment(locality.inputs)
         null = insertion.null_space(moment, self.method.null) if self.method.constraint == "null-space" else None
         lower = torch.from_numpy(root(moment.numpy().copy()))
         return _Kept(layer, lower @ lower.T, lower, null)
+
+    def _moment(self, name: str, layer: LinearMap) -> Tensor | None:
+        """Return the second moment of the keys to keep, as a file has it, or of the locality set; None without both."""
+        model, locality, file = self.problem.model, self.problem.locality, self.method.moments
+        stored = {} if file is None else moments.read(Path(file), model)
+        if stored is not None and name in stored:
+            self.notes.append(f"the keys to keep at {plain(name)} are those of {file}.")
+            if stored[name].shape != (layer.inputs, layer.inputs):
+                raise InvalidInput(
+                    f"{file} has a moment {tuple(stored[name].shape)} of {plain(name)}, whose keys have {layer.inputs} "
+                    "numbers. Delete the file, and it is made anew."
+                )
+            return stored[name]
+        found = None if locality is None else layer.moment(locality.inputs)
+        if file is not None and found is not None and stored is not None:
+            moments.write(Path(file), model, stored | {name: found})
+        elif file is not None:
+            why = "is of another network, and stays as it is" if stored is None else "has no such layer"
+            self.notes.append(f"{file} {why}; the keys to keep at {plain(name)} are those of the locality set, if any.")
+        return found
 
 
 @dataclass(frozen=True)
