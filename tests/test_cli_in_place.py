@@ -60,7 +60,9 @@ def test_repair_apply_and_revert(network: Path, call: Callable[..., tuple[int, s
     told = "--edits edits.npz --locality kept.npz --out out.onnx --patch fix.safetensors --report report.json"
     code, said = call("fix", "model.onnx", *told.split(), "--output", "y", "--keep-zeros")
     assert code == 0, said
-    assert "onnxruntime runs what comes before layer suffix.head" in said
+    assert "onnxruntime runs what comes before layer suffix.head (--layer v names it), torch up to y" in said
+    again = call("fix", "model.onnx", *["--edits", "edits.npz", "--out", "named.onnx", "--output", "y", "--layer", "v"])
+    assert again[0] == 0, again[1]
     assert "1 of 1 edits hold, 24 of 24 points to keep hold" in said
     before, after = (
         {t.name: numpy_helper.to_array(t) for t in onnx.load(network.parent / name).graph.initializer}

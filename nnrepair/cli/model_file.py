@@ -107,7 +107,10 @@ class ModelFile:
         except UnsupportedModel as refusal:
             why = "" if refused is None else f"{refused} Nor can it be repaired in place: "
             raise UnsupportedModel(f"{why}{refusal}") from refusal
-        how = f"read in place: onnxruntime runs what comes before layer {model.layer}, torch up to {model.output}"
+        stored = model.in_file(f"{model.layer}.weight")
+        named = "" if stored is None else f" (--layer {stored} names it)"
+        before = f"onnxruntime runs what comes before layer {model.layer}{named}"
+        how = f"read in place: {before}, torch up to {model.output}"
         return cls(path, model, layer=model.layer, notes=[how, *model.notes])
 
     def refuse_fixed_batch(self) -> None:

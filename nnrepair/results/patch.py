@@ -212,12 +212,13 @@ class Patch:
     ) -> PatchError:
         """Return what is said about a model that is another one; `values` are those that it was to get."""
         known = self.old if values is self.new else self.new
-        same = values is not None and all(
-            isinstance(state.get(name), Tensor) and torch.equal(state[name].cpu(), value.cpu())
+        there = values is not None and all(
+            isinstance(state.get(name), Tensor)
+            and digest_of_state({name: state[name]}) == digest_of_state({name: value})
             for name, value in known.items()
         )
         advice = f"Give {what[1]}, with its weights unchanged and in the same dtype."
-        if same and known:
+        if there and known:
             advice = (
                 "What it changes is the same in both; other tensors are not. A file that was exported is another model "
                 "where the export merged layers (BatchNorm into what comes before it): apply the patch to the model in "

@@ -42,7 +42,8 @@ class Network:
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...], path: Path | None, deadline: Deadline) -> None:
         self.model, self.shape, self.path = model, shape, path
-        tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.numel()]
+        buffers = [t for t in model.buffers() if t.is_floating_point() and t.numel()]
+        tensors = [*model.parameters(), *buffers]
         other = {str(t.dtype) for t in tensors} - {"torch.float32", "torch.float64"}
         if other:
             raise InvalidInput(f"The model has {sorted(other)[0]} parameters; the checker reads float32 and float64.")
