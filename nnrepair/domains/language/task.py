@@ -73,7 +73,7 @@ def task(
     "attributes", what is true of objects.
 
     Args:
-        model: "gpt2"; or "llama" and "gpt2-200", with 200 people, once they were trained.
+        model: "gpt2", with 64 people, or "gpt2-200"; or "llama", once it was trained.
         seed: of drawing.
         edits: how many, each about another person.
         relations: of the edits; with "birthday" among them, whose objects have two words, outputs are (n, 2, words).
