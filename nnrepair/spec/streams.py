@@ -290,7 +290,8 @@ def streamed(
         ) from error
     index = torch.arange(count) if loader is None else _order(loader, what)
     if not len(index):
-        raise InvalidInput(f"{what}: the data set {type(dataset).__name__} has no items.")
+        kind = type(dataset).__name__
+        raise InvalidInput(f"{what}: the data set {kind} has no items. Give some points, or leave it out.")
     if loader is None or loader.batch_size is None:
         source = Source(dataset, collated, arguments, apart)
     else:
