@@ -442,6 +442,13 @@ REFUSED: dict[str, tuple[list[Any], Constants, list[Any], int, str]] = {
         13,
         "nothing but padding",
     ),
+    "AveragePool with padding as wide as its windows": (  # of which none holds that alone
+        [node("AveragePool", "x", "h", kernel_shape=[2, 2], strides=[2, 2], pads=[1, 0, 0, 2]), *TAIL],
+        {},
+        ["n", 2, 3, 3],
+        19,
+        "padding of 2 beside windows of 2",
+    ),
     "MaxPool without a window": ([node("MaxPool", "x", "h"), *TAIL], {}, IMAGE, 13, "a window"),
     "MaxPool, dilated too early": (
         [node("MaxPool", "x", "h", kernel_shape=[2, 2], dilations=[2, 2]), *TAIL],

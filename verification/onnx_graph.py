@@ -217,7 +217,7 @@ def _spread(x: np.ndarray, shape: Shape) -> None:
         raise Unreadable(f"a constant of shape {x.shape} does not fit {_said(shape)}")
 
 
-def _windows(shape: Shape, kernel: Any, o: dict[str, Any], hold: bool) -> Shape:
+def _windows(shape: Shape, kernel: Any, o: dict[str, Any], pool: bool) -> Shape:
     """Give the grid of windows of an image, and write all that describes them into the options."""
     o["kernel_shape"] = tuple(kernel)
     for name, default in (("pads", (0,) * 4), ("strides", (1, 1)), ("dilations", (1, 1))):
@@ -237,8 +237,10 @@ def _windows(shape: Shape, kernel: Any, o: dict[str, Any], hold: bool) -> Shape:
             )
         start = np.arange(0, room + 1, stride) - before
         inside = np.maximum(0, -(start // dilation))  # the first entry of a window that does not lie before the image
-        if hold and not ((inside < k) & (start + inside * dilation < size)).all():
+        if pool and not ((inside < k) & (start + inside * dilation < size)).all():
             raise Unreadable("a window holds nothing but padding")
+        if pool and max(before, after) >= k:
+            raise Unreadable(f"a pool's padding of {max(before, after)} beside windows of {k}: onnxruntime runs no such")
         grid.append(len(start))
         padded *= size + before + after
     if padded > VALUES:
