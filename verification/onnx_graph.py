@@ -240,7 +240,7 @@ def _windows(shape: Shape, kernel: Any, o: dict[str, Any], pool: bool) -> Shape:
         if pool and not ((inside < k) & (start + inside * dilation < size)).all():
             raise Unreadable("a window holds nothing but padding")
         if pool and max(before, after) >= k:
-            raise Unreadable(f"a pool's padding of {max(before, after)} beside windows of {k}: onnxruntime runs no such")
+            raise Unreadable(f"a pool has padding of {max(before, after)} beside windows of {k}: onnxruntime runs none")
         grid.append(len(start))
         padded *= size + before + after
     if padded > VALUES:
