@@ -544,7 +544,7 @@ def test_acas_violated(data_dir: Callable[..., Path], tmp_path: Path, network: s
     tasks = checker.read_property(prop.read_text(), 5, 5)
     rng = np.random.default_rng(0)
     root = checker.Bounder(checker.read_network(net.read_bytes()), *tasks[0]).root
-    for depth in (0, 7):
+    for depth in (0, 3, 6, 9):
         dim, cut = [], []
         for _ in tasks:
             tree = complete(depth, root, rng)

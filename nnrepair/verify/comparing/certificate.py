@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,33 @@ FORMAT, EQUIVALENCE = "nnrepair-comparison-1", "nnrepair-comparison-equivalence-
 GRID = 10**9
 
 
+class _OfTwo:
+    """A certificate about two networks, of which the hashes of their files are known, or not yet."""
+
+    before_sha256: str | None
+    after_sha256: str | None
+
+    def for_networks(self, before: str | Path, after: str | Path) -> Self:
+        """Return the certificate for the ONNX files that the models were written to."""
+        found: Self = dataclasses.replace(self, before_sha256=sha256(before), after_sha256=sha256(after))  # type: ignore[type-var]
+        return found
+
+    def _hashes(self) -> dict[str, str]:
+        """Return the hashes of both files, by name.
+
+        Raises:
+            InvalidInput: they are not known.
+        """
+        if self.before_sha256 is None or self.after_sha256 is None:
+            raise InvalidInput(
+                "This certificate is about a model in memory. Write both with nnrepair.onnx.save(...) and use "
+                "certificate.for_networks(before, after)."
+            )
+        return {"before_sha256": self.before_sha256, "after_sha256": self.after_sha256}
+
+
 @dataclass(frozen=True)
-class ComparisonCertificate:
+class ComparisonCertificate(_OfTwo):
     """One split tree for each box of the region.
 
     Attributes:
@@ -54,20 +79,10 @@ class ComparisonCertificate:
     after_sha256: str | None
     versions: dict[str, str]
 
-    def for_networks(self, before: str | Path, after: str | Path) -> ComparisonCertificate:
-        """Return the certificate for the ONNX files that the models were written to."""
-        return dataclasses.replace(self, before_sha256=sha256(before), after_sha256=sha256(after))
-
     def save(self, path: str | Path) -> Path:
         """Write the certificate (.npz, no pickle), atomically."""
-        if self.before_sha256 is None or self.after_sha256 is None:
-            raise InvalidInput(
-                "This certificate is about a model in memory. Write both with nnrepair.onnx.save(...) and use "
-                "certificate.for_networks(before, after)."
-            )
         meta = {
-            "before_sha256": self.before_sha256,
-            "after_sha256": self.after_sha256,
+            **self._hashes(),
             "decision": self.decision,
             "boxes": [[_texts(box.lower), _texts(box.upper)] for box in self.boxes],
             "grid": GRID,
@@ -102,7 +117,7 @@ class ComparisonCertificate:
 
 
 @dataclass(frozen=True)
-class EquivalenceCertificate:
+class EquivalenceCertificate(_OfTwo):
     """One split tree for each box of the region, on all of which two networks agree.
 
     Attributes:
@@ -125,20 +140,10 @@ class EquivalenceCertificate:
     after_sha256: str | None
     versions: dict[str, str]
 
-    def for_networks(self, before: str | Path, after: str | Path) -> EquivalenceCertificate:
-        """Return the certificate for the ONNX files that the models were written to."""
-        return dataclasses.replace(self, before_sha256=sha256(before), after_sha256=sha256(after))
-
     def save(self, path: str | Path) -> Path:
         """Write the certificate (.npz, no pickle), atomically."""
-        if self.before_sha256 is None or self.after_sha256 is None:
-            raise InvalidInput(
-                "This certificate is about a model in memory. Write both with nnrepair.onnx.save(...) and use "
-                "certificate.for_networks(before, after)."
-            )
         meta = {
-            "before_sha256": self.before_sha256,
-            "after_sha256": self.after_sha256,
+            **self._hashes(),
             "tolerance": None if self.tolerance is None else str(self.tolerance),
             "decision": self.decision,
             "margin": str(self.margin),
