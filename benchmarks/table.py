@@ -194,7 +194,7 @@ def balls() -> str:
             f"{r['digit']} ({r['label']})",
             r["outcome"],
             f"{r['kept']} of {r['to_keep']}",
-            f"{r['others_before']} → {r['others_after']}",
+            f"{r['others_before']} → {r['others_after']}" + (f" of {r['others']}" if "others" in r else ""),
             r["weights"],
             _number(100 * (r["accuracy_before"] - r["accuracy_after"]), ".2f"),
             _number(r["cpu_seconds"], ".1f"),
@@ -206,8 +206,8 @@ def balls() -> str:
 
 One repair for each misread test digit (`benchmarks/mnist/balls.py`): *all* images within a radius of it are to be read
 right, which `check` proves by splitting ReLUs (by this package's bounds: there is no certificate). Balls around ten
-other digits that were proved to be read right before were given as properties to keep, and are proved again or named;
-twenty more balls were not mentioned. {file["about"]}.
+other digits were given as properties to keep where they were proved to be read right before, and are proved again or
+named; others were not mentioned: twenty, or of how many it says. {file["about"]}.
 
 {sum(r["outcome"] == "repaired" for r in rows)} of {len(rows)} are repaired, {sum(r["kept"] for r in rows)} of
 {sum(r["to_keep"] for r in rows)} balls to keep are proved again, and of those not mentioned {lost} that were proved are

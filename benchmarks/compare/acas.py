@@ -43,8 +43,9 @@ STATES, SEED = 100_000, 2
 #: A repaired property about so much of the domain leaves no outside.
 WHOLE = 0.9
 LIMIT = 3000.0
-#: CPU seconds of short comparisons, and their networks.
-BRIEF, SHORT = 15.0, ("1_5", "2_8", "5_3")
+#: CPU seconds of the comparisons whose certificates are all checked; of the long ones those of the networks above are,
+#: as the independent program takes up to seven minutes for one.
+BRIEF = 15.0
 
 
 def materialise() -> ModuleType:
@@ -74,7 +75,7 @@ def region(network: str) -> list[Box]:
     return pieces(whole, [box for box in holes if volume(box) < WHOLE * volume(whole)])
 
 
-def one(network: str, seconds: float) -> dict[str, Any]:
+def one(network: str, seconds: float, checked: bool = True) -> dict[str, Any]:
     """Compare one repaired network with its original, and have the certificate checked; that takes more time."""
     a, b = map(int, network.split("_"))
     before, boxes, rows = acas.network(a, b), region(network), rows_of(network)
@@ -86,7 +87,7 @@ def one(network: str, seconds: float) -> dict[str, Any]:
         found = compared(before, after, boxes, Asked("argmin", identical=False), deadline)
         cpu = time.process_time() - started
         answer: dict[str, Any] = {"certificate": None}
-        if found.certificate is not None:
+        if checked and found.certificate is not None:
             answer = judged(found.certificate.save(Path(folder) / "c.npz"), before, after)
             answer |= {f"claimed_{name}": getattr(found.certificate, name) / GRID for name in ("same", "identical")}
         same = sampled(onnx.load(before), onnx.load(after), boxes)
@@ -146,14 +147,15 @@ def _run(model: nn.Module, x: Tensor) -> Tensor:
 def run() -> None:
     """Compare all networks."""
     about = f"compare, argmin, {SECONDS:g} CPU s, outside of the repaired boxes; {STATES} states (seed {SEED})"
-    names = [*FIRST, *(name for name in networks() if name not in FIRST)]
-    _measured("acas", [{"network": name, "seconds": SECONDS} for name in names], about)
+    first = [{"network": name, "seconds": SECONDS} for name in FIRST]
+    others = [name for name in networks() if name not in FIRST]
+    _measured("acas", first + [{"network": name, "seconds": SECONDS, "checked": False} for name in others], about)
 
 
 def run_short() -> None:
-    """Compare some networks briefly."""
+    """Compare all networks briefly."""
     about = f"compare, argmin, {BRIEF:g} CPU s, outside of the repaired boxes"
-    _measured("short", [{"network": name, "seconds": BRIEF} for name in SHORT], about)
+    _measured("short", [{"network": name, "seconds": BRIEF} for name in networks()], about)
 
 
 def _measured(file: str, cases: list[dict[str, Any]], about: str) -> None:

@@ -23,7 +23,10 @@ def _file(name: str) -> dict[str, Any]:
 
 def kind(row: Row) -> tuple[str, ...]:
     """Return what a row is about: networks, how their weights were changed, region and question."""
-    asked = "the decision" if row["tolerance"] is None else f"by {number_of(row['tolerance']):g}"
+    if "delta" in row:
+        asked = f"the decision, if softmax > {row['delta']:g}"
+    else:
+        asked = "the decision" if row["tolerance"] is None else f"by {number_of(row['tolerance']):g}"
     if "digit" in row:
         return row["network"], "float16, int8, pruned", row["region"], asked
     region = "properties 5 to 10" if row["region"] in [f"property {n}" for n in range(5, 11)] else row["region"]
@@ -99,7 +102,7 @@ def section() -> str:
         for a in counts["equivalent"]
         for b in counts["check"]
         if {**a, "program": 0}.items() >= {k: b[k] for k in ("network", "change", "region", "tolerance")}.items()
-        and a.get("digit") == b.get("digit")
+        and all(a.get(what) == b.get(what) for what in ("digit", "delta"))
         and "unknown" not in (a["verdict"], b["verdict"])
     ]
     ratio = statistics.median(b / a for a, b in both) if both else float("nan")
@@ -109,7 +112,8 @@ def section() -> str:
 [`equivalent`](what-stayed.md#do-they-agree-everywhere) on the tasks of ReluDiff and NeuroDiff: networks with weights
 rounded to float16 (also to int8, and with a tenth of each matrix pruned) against their originals; ACAS Xu on boxes of
 the properties, MNIST digits of which all pixels move a little, or some move freely. All outputs are bounded, where
-ReluDiff's program bounds one. `check` is asked the same of both networks stacked, in the same run, of two of the tasks
+ReluDiff's program bounds one. And VeryDiff's question: whether what the first network is sure of stays decided so
+(delta-Top-1 equivalence; of these networks, as its authors' are not at hand). `check` is asked the same of both networks stacked, in the same run, of two of the tasks
 with the smaller tolerance only. About the file: {file["about"]}. Measured on {file["machine"]}, Python {
         file["python"]
     }, {about}, one thread, {file["date"]}, beside other work.

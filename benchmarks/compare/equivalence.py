@@ -4,7 +4,8 @@
 
 Tasks after Paulsen et al. (2020, ReluDiff and NeuroDiff): ACAS Xu networks with weights rounded to float16, on the
 boxes of the properties, and MNIST digits, of which all pixels move a little or some pixels move freely. There one
-output is bounded; here all are. Everything is measured in one process, one task after the other, by either program in
+output is bounded; here all are. After Teuber et al. (2024, VeryDiff) whether digits of which the first network is sure
+stay what they are, by a softmax of more than delta. Everything is measured in one process, one task after the other, by either program in
 turn; limits are CPU seconds, and the same for both.
 """
 
@@ -50,6 +51,8 @@ TOLERANCES = ("1/20", "1/100")
 DIGITS, RADII, PIXELS, SEED = 1, (3, 10), (3, 18), 0
 CHANGES = ("float16", "int8", "pruned")
 PRUNED = 0.1
+#: Below log(delta / (1 - delta)), so that a softmax of more than delta is a margin of more than this.
+SURE = {0.9: "2.197", 0.99: "4.595"}
 
 
 def changed(model: nn.Module, how: str) -> nn.Module:
@@ -90,6 +93,8 @@ def tasks() -> Iterator[dict[str, Any]]:
             yield task | {"tolerance": "1"}
             if region == regions[0]:
                 yield task | {"tolerance": None}  # the decision
+            if region.startswith("all"):
+                yield from (task | {"tolerance": None, "delta": delta} for delta in SURE)
 
 
 def region_of(task: dict[str, Any]) -> list[Box]:
@@ -122,16 +127,16 @@ def one(task: dict[str, Any], stacked: bool) -> dict[str, Any]:
 
 def _measured(task: dict[str, Any], stacked: bool) -> dict[str, Any]:
     before, after = models(task)
-    boxes, tolerance = region_of(task), task["tolerance"]
+    boxes, tolerance, margin = region_of(task), task["tolerance"], SURE.get(task.get("delta", 0.0), "0")
     outputs = 10 if "digit" in task else 5
     if stacked:
-        asked = Asked.of(tolerance, "argmax", 0)
+        asked = Asked.of(tolerance, "argmax", margin)
         unsafe = apart(outputs, asked.tolerance) if asked.tolerance else elsewhere(outputs, "argmax", asked.margin)
         shape = () if "digit" in task else (1, 1, 5)
         cases = [Case(_shaped(box, shape), unsafe) for box in boxes]
         result = check(Both(before, after), Property(cases, 2 * outputs), timeout=LIMIT, certificate=False)
         return _row(result) | {"proved": result.proved}
-    found = equivalent(before, after, boxes, tolerance=tolerance, timeout=LIMIT)
+    found = equivalent(before, after, boxes, tolerance=tolerance, margin=margin, timeout=LIMIT)
     answer = _row(found) | {"proved": found.proved}
     if found.holds and tolerance != TOLERANCES[1]:
         answer |= checked(found, before, after, () if "digit" in task else (1, 1, 5))
@@ -174,7 +179,7 @@ def run() -> None:
         few = task["tolerance"] != TOLERANCES[1] or task["network"] in [f"{a}_{b}" for a, b in FEW]
         for stacked in (False, True) if few else (False,):
             case = task | {"program": "check" if stacked else "equivalent"}
-            if not any(case.items() <= row.items() for row in rows):
+            if not any(case.items() <= row.items() and case.get("delta") == row.get("delta") for row in rows):
                 rows.append(case | one(task, stacked) | {"commit": measure.commit()})
                 measure.save(path, rows, about)
 

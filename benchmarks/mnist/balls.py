@@ -22,9 +22,10 @@ from nnrepair import Argmax, repair_property
 from nnrepair.domains.vision import mnist, relu_mlp
 from nnrepair.verify import Box, Property, check
 
-#: Misread digits, balls to keep, balls not mentioned, points of the locality set; seconds for each check.
-DIGITS, KEPT, OTHERS, LOCALITY, LIMIT = 10, 10, 20, 2000, 30.0
-RADII = (0.01,)
+#: Balls to keep, balls not mentioned, points of the locality set; seconds for each repair and each check.
+KEPT, OTHERS, LOCALITY, LIMIT = 10, 20, 2000, 30.0
+#: Radius -> how many misread digits; of the first one a hundred balls are looked at, too.
+DIGITS, HUNDRED = {0.01: 10, 0.02: 5, 0.03: 5}, 90
 
 
 def ball(x: Tensor, label: Tensor, radius: float) -> Property:
@@ -37,14 +38,14 @@ def proved(model: nn.Module, balls: list[Property]) -> list[bool]:
     return [check(model, each, timeout=LIMIT, certificate=False).holds for each in balls]
 
 
-def one(model: nn.Module, number: int, radius: float) -> dict[str, Any]:
-    """Repair the ball around one of the misread digits."""
+def one(model: nn.Module, number: int, radius: float, others: int = OTHERS) -> dict[str, Any]:
+    """Repair the ball around one of the misread digits; look at so many balls that are not mentioned to the repair."""
     test, train = mnist("test"), mnist("train")
     x, y = test.inputs.reshape(-1, 784), test.labels
     with torch.no_grad():
         right = model(x).argmax(1) == y
     digit = int((~right).nonzero()[number, 0])
-    balls = [ball(x[i], y[i], radius) for i in right.nonzero()[: KEPT + OTHERS, 0].tolist()]
+    balls = [ball(x[i], y[i], radius) for i in right.nonzero()[: KEPT + others, 0].tolist()]
     before = proved(model, balls)
     keep = [each for each, holds in zip(balls[:KEPT], before, strict=False) if holds]
     started = time.process_time()
@@ -85,9 +86,10 @@ def run() -> None:
     torch.set_num_threads(1)
     path, model = RESULTS / "balls.json", relu_mlp("3x100")
     rows = measure.load(path)
-    cases = [{"number": number, "radius": radius} for radius in RADII for number in range(DIGITS)]
+    cases = [{"number": number, "radius": radius} for radius, count in DIGITS.items() for number in range(count)]
+    cases.append({"number": 0, "radius": min(DIGITS), "others": HUNDRED})
     about = f"repair_property on 3x100, {KEPT} balls kept, {LOCALITY} training digits as locality set"
     for case in tqdm(cases, desc="balls"):
-        if not any(case.items() <= row.items() for row in rows):
-            rows.append(case | one(model, case["number"], case["radius"]))
+        if not any(case.items() <= row.items() and case.get("others") == row.get("others") for row in rows):
+            rows.append(case | one(model, **case))
             measure.save(path, rows, about)
