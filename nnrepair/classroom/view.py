@@ -14,10 +14,10 @@ from nnrepair.classroom import words
 from nnrepair.classroom.lesson import ODDS, Changed, Digit, Lesson, Reading, Repair
 from nnrepair.classroom.material import COPIES, Material
 from nnrepair.classroom.proof import Proof
+from nnrepair.pages.pictures import png
 from nnrepair.pages.templates import style, template
 from nnrepair.plot import page as plot_page
 from nnrepair.plot.maps import Part, maps
-from nnrepair.plot.pixels import png
 
 FOLDER = Path(__file__).parent
 #: Folders of our templates and of those that reports share with us.

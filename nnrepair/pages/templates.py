@@ -35,3 +35,8 @@ def template(name: str, *folders: Path, **filters: Any) -> Any:
 def style(*sheets: Path) -> str:
     """Return the style sheet that all pages share, and others after it."""
     return "\n".join(sheet.read_text(encoding="utf-8") for sheet in (SHARED / "page.css", *sheets))
+
+
+def accepted(verdict: str | None) -> list[str]:
+    """Return the lines of what an independent checker printed when it accepted a certificate, for `proved.html`."""
+    return [line for line in (verdict or "").splitlines() if line.strip() and line.strip() != "ACCEPTED"]

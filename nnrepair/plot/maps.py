@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from nnrepair.plot.pixels import Array, heat, png
+from nnrepair.pages.pictures import png
+from nnrepair.plot.pixels import Array, heat
 from nnrepair.results.result import RepairResult
 
 #: What a part of a page shows, by the names that its template gives it.

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
-from nnrepair.pages.templates import style, template
+from nnrepair.pages.pictures import png
+from nnrepair.pages.templates import accepted, style, template
 from nnrepair.plot.maps import Part, maps
-from nnrepair.plot.pixels import pictures, png
+from nnrepair.plot.pixels import pictures
 from nnrepair.results.certificate import at_least, at_most
 from nnrepair.results.result import RepairResult
 from nnrepair.rounding import percent, percentage_points
@@ -71,7 +72,7 @@ def html_report(
         about=about,
         outcome=_outcome(result),
         tiles=list(_tiles(page, verdict)),
-        verdict=[line for line in (verdict or "").splitlines() if line.strip() and line.strip() != "ACCEPTED"],
+        verdict=accepted(verdict),
         unchecked=unchecked,
         measured=list(_measured(page)),
         mistakes=_mistakes(page),

@@ -1,9 +1,7 @@
-"""Images and heat maps as PNGs inside a page. Needs the extra `nnrepair[plot]`."""
+"""Images and heat maps as colours, for pictures inside a page."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
-from nnrepair.extras import needed
 from nnrepair.spec.inputs import described
 
 Array = npt.NDArray[np.float64]
@@ -21,7 +18,6 @@ Array = npt.NDArray[np.float64]
 MOST_CELLS = 512
 
 _POSITIVE, _NEGATIVE = (217, 95, 2), (44, 112, 201)  # orange and blue: told apart by colour-blind readers too
-_NO_METADATA: Any = {"Software": None}  # the same page for every version of matplotlib
 
 
 def pictures(inputs: Any) -> Array:
@@ -65,14 +61,3 @@ def pooled(matrix: Array) -> Array:
             rows = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], 1)[:, 0]
             matrix = np.asarray(np.moveaxis(rows, 0, axis))
     return matrix
-
-
-def png(colours: Array) -> str:
-    """Return grey levels (height, width) or colours (height, width, 3 or 4) in [0, 1] as a data URL."""
-    with needed("plot", "Reports need matplotlib"):
-        from matplotlib.image import imsave
-    if colours.ndim == 2:
-        colours = np.repeat(colours[..., None], 3, 2)
-    buffer = io.BytesIO()
-    imsave(buffer, np.round(255 * colours).astype(np.uint8), format="png", metadata=_NO_METADATA)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnrepair.pages.templates import style, template
+from nnrepair.pages.templates import accepted, style, template
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
@@ -59,7 +59,7 @@ def page(
         styles=style(),
         about=about,
         outcome=outcome,
-        verdict=[line for line in (verdict or "").splitlines() if line.strip() and line.strip() != "ACCEPTED"],
+        verdict=accepted(verdict),
         unchecked=unchecked,
         claim="" if certificate is None else certificate.claim,
         measured=rows,
