@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 
 #: No more digits than this are shown; what they would show is the rounding of an average.
 MOST_DIGITS = 8
@@ -15,6 +18,33 @@ def percent(share: float, digits: int = 2) -> str:
     ('50.00%', '100.00%', '99.996%', '0.001%')
     """
     return f"{_shown(100 * share, digits, 100.0)}%"
+
+
+def percent_at_least(share: Fraction, digits: int = 2) -> str:
+    """Return a share from 0 to 1 that is claimed as a lower bound: rounded down, with more digits before it says 0 %.
+
+    >>> percent_at_least(Fraction(2, 3)), percent_at_least(Fraction(1)), percent_at_least(Fraction(1, 80000))
+    ('66.66%', '100.00%', '0.001%')
+    """
+    return _whole(share, digits, math.floor)
+
+
+def percent_at_most(share: Fraction, digits: int = 2) -> str:
+    """Return a share from 0 to 1 that is claimed as an upper bound: rounded up, with more digits before it says 100 %.
+
+    >>> percent_at_most(Fraction(2, 3)), percent_at_most(Fraction(0)), percent_at_most(1 - Fraction(1, 80000))
+    ('66.67%', '0.00%', '99.999%')
+    """
+    return _whole(share, digits, math.ceil)
+
+
+def _whole(share: Fraction, digits: int, whole: Callable[[Fraction], int]) -> str:
+    found = Decimal(0)
+    for more in range(digits, MOST_DIGITS + 1):
+        found = Decimal(whole(100 * share * 10**more)).scaleb(-more)
+        if share in (0, 1) or found not in (0, 100):
+            break
+    return f"{found:f}%"
 
 
 def percentage_points(value: float, digits: int = 2) -> str:

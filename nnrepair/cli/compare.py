@@ -7,6 +7,8 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from nnrepair.cli.options import Outputs, require_places
 from nnrepair.errors import InvalidInput
@@ -22,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.timeout > 0:
         raise InvalidInput(f"--timeout is {arguments.timeout:g}; expected seconds, more than 0.")
     before, after, region = arguments.before, arguments.after, arguments.region
-    asked = [path for path in (arguments.certificate, arguments.report) if path is not None]
+    asked = [path for path in (arguments.certificate, arguments.report, arguments.page) if path is not None]
     require_places([before, after, region, *arguments.outside], asked)
     if arguments.tolerance is not None or arguments.margin is not None:
         return _agree(arguments)
@@ -41,13 +43,33 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         text = json.dumps(_report(found), indent=2) + "\n"
         outputs.write(arguments.report, "report", lambda path: write_atomically(path, text.encode()))
+    if arguments.page is not None:
+        outputs.write(arguments.page, "page", lambda path: found.save_page(path, **_told(arguments, found)))
     return outputs.tell(1 if found.changed else 0, arguments.quiet)
+
+
+def _told(arguments: argparse.Namespace, found: Comparison) -> dict[str, Any]:
+    """Return what a page says of the files."""
+    outside = f", outside of {', '.join(path.name for path in arguments.outside)}" if arguments.outside else ""
+    about = f"{arguments.before} and {arguments.after} over {arguments.region}{outside}."
+    told: dict[str, Any] = {"title": f"What stayed the same in {arguments.after.name}", "about": about}
+    if arguments.certificate is None:
+        return told | {"unchecked": "No certificate was asked for: --certificate FILE writes one."}
+    return told | ({} if found.certificate is None else {"commands": [_check(arguments, arguments.certificate)]})
+
+
+def _check(arguments: argparse.Namespace, proof: Path) -> str:
+    """Return the command that checks a certificate."""
+    command = ["nnrepair", "certify", str(proof), str(arguments.before), "--repaired", str(arguments.after)]
+    return shlex.join(command)
 
 
 def _agree(arguments: argparse.Namespace) -> int:
     """Say whether two networks agree on every point of a region, and return the exit code."""
-    if arguments.outside or arguments.report is not None:
-        raise InvalidInput("--outside and --report are about shares of a volume; leave out --tolerance and --margin.")
+    if arguments.outside or arguments.report is not None or arguments.page is not None:
+        raise InvalidInput(
+            "--outside, --report and --page are about shares of a volume; leave out --tolerance and --margin."
+        )
     found = equivalent(
         arguments.before,
         arguments.after,
@@ -69,8 +91,7 @@ def _certificate(arguments: argparse.Namespace, found: Comparison | Equivalence,
     if arguments.certificate is not None and found.certificate is not None:
         proof = outputs.write(arguments.certificate, "certificate, not yet checked", found.certificate.save)
         if proof is not None:
-            command = ["nnrepair", "certify", str(proof), str(arguments.before), "--repaired", str(arguments.after)]
-            outputs.lines.append(f"check it: {shlex.join(command)}")
+            outputs.lines.append(f"check it: {_check(arguments, proof)}")
     elif arguments.certificate is not None:
         outputs.lines.append(f"not written: {arguments.certificate}")
         if arguments.quiet:  # a file that was asked for is missing: --quiet does not hide that

@@ -184,6 +184,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof (.npz)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the shares, and how they grew (.json)")
+    parser.add_argument("--page", "--html", type=Path, metavar="FILE", help="write a page about it, for people (.html)")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 

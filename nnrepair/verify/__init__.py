@@ -11,7 +11,8 @@ from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
 from nnrepair.verify.compare import compare
 from nnrepair.verify.comparing.certificate import ComparisonCertificate, EquivalenceCertificate
-from nnrepair.verify.comparing.result import Comparison, Equivalence, Moment, Witness
+from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
+from nnrepair.verify.comparing.result import Comparison, Equivalence
 from nnrepair.verify.equivalent import equivalent
 from nnrepair.verify.property import Box, Case, Halfspace, Property
 from nnrepair.verify.result import CheckResult, Counterexample
@@ -24,6 +25,7 @@ __all__ += [
     "Equivalence",
     "EquivalenceCertificate",
     "Moment",
+    "Subject",
     "Witness",
     "check",
 ]

@@ -19,6 +19,7 @@ from torch import nn
 
 from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
+from nnrepair.fingerprint import fingerprint
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
 from nnrepair.verify.certificate import sha256
@@ -26,9 +27,10 @@ from nnrepair.verify.check import one_thread
 from nnrepair.verify.comparing.bounds import Comparing
 from nnrepair.verify.comparing.certificate import GRID, ComparisonCertificate
 from nnrepair.verify.comparing.decision import Decision, Rows, rows_of
+from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
 from nnrepair.verify.comparing.pair import Pair, paired
 from nnrepair.verify.comparing.regions import Region, free, pieces, volume
-from nnrepair.verify.comparing.result import Comparison, Moment, Witness
+from nnrepair.verify.comparing.result import Comparison
 from nnrepair.verify.comparing.search import Search
 from nnrepair.verify.comparing.tree import Tree
 from nnrepair.verify.comparing.witnesses import Witnesses
@@ -162,6 +164,8 @@ class _Problem:
         if graphs[0].inputs > MOST_INPUTS:
             raise InvalidInput(f"{graphs[0].inputs} inputs are too many to split; at most {MOST_INPUTS} are compared.")
         self.rows: Rows = rows_of(asked.decision, graphs[0].outputs)
+        (one, first), (other, second) = map(_named, (before, after))
+        self.subject = Subject(one, other, (first, second), tuple(boxes), asked.decision)
         about = Property([Case(box, ()) for box in boxes], graphs[0].outputs)
         for network in self.networks:
             deadline.check("comparing what was read with the networks")
@@ -266,6 +270,7 @@ class _Problem:
             history=tuple(history),
             certificate=proof,
             reason="; ".join(filter(None, (reason, why))),
+            subject=self.subject,
             state=State(state.trees, state.about, tuple(self.witnesses.found), tuple(history)),
         )
 
@@ -297,6 +302,13 @@ class _Problem:
             ),
             "",
         )
+
+
+def _named(model: Model) -> tuple[str, str]:
+    """Return what a network is called, and its hash."""
+    if isinstance(model, nn.Module):
+        return type(model).__name__, fingerprint(model)
+    return Path(model).name, sha256(model)
 
 
 @cache

@@ -23,9 +23,10 @@ from nnrepair.verify.certificate import sha256
 from nnrepair.verify.check import one_thread
 from nnrepair.verify.comparing.agreement import AgreementSearch, apart, elsewhere
 from nnrepair.verify.comparing.certificate import EquivalenceCertificate
+from nnrepair.verify.comparing.evidence import Witness
 from nnrepair.verify.comparing.pair import paired
 from nnrepair.verify.comparing.regions import Region, boxes_of
-from nnrepair.verify.comparing.result import Equivalence, Witness
+from nnrepair.verify.comparing.result import Equivalence
 from nnrepair.verify.comparing.twins import require_twins
 from nnrepair.verify.network import Network
 from nnrepair.verify.property import Box, Case, Property

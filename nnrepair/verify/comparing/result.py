@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnrepair.errors import InvalidInput
-from nnrepair.rounding import percent
+from nnrepair.files import write_atomically
+from nnrepair.rounding import percent, percent_at_least, percent_at_most
 from nnrepair.verify.comparing.certificate import ComparisonCertificate, EquivalenceCertificate
+from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
+from nnrepair.verify.comparing.page import page
 from nnrepair.verify.result import Verdict, shown
-
-
-@dataclass(frozen=True)
-class Witness:
-    """An input at which the networks decide differently, in their own precision and in exact arithmetic.
-
-    Attributes:
-        input: (inputs,), a number of the networks' own precision for each input.
-        before, after: (outputs,), what the networks return there.
-        replayed: what agreed that the decision is another: "network" (torch), "onnxruntime", "exact".
-    """
-
-    input: NDArray[np.float64]
-    before: NDArray[np.float64]
-    after: NDArray[np.float64]
-    replayed: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What was known after so many seconds and boxes, as shares of the region; floats, for curves.
-
-    Attributes:
-        cpu_seconds, boxes: since the comparison began.
-        identical, same, changed: as in `Comparison`.
-    """
-
-    cpu_seconds: float
-    boxes: int
-    identical: float
-    same: float
-    changed: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +35,7 @@ class Comparison:
         history: what was known meanwhile.
         certificate: the proof, which `nnrepair certify` checks; None where there is none, see `reason`.
         reason: why there is no certificate, or why the search ended early.
+        subject: what was compared; None where time was over before networks were read.
         state: what `compare(resume=)` goes on from.
     """
 
@@ -76,6 +50,7 @@ class Comparison:
     history: tuple[Moment, ...] = field(default=(), repr=False)
     certificate: ComparisonCertificate | None = field(default=None, repr=False)
     reason: str = ""
+    subject: Subject | None = field(default=None, repr=False)
     state: Any = field(default=None, repr=False, compare=False)
 
     @property
@@ -96,12 +71,67 @@ class Comparison:
         kinds: NDArray[np.str_] = np.array(["unknown", "changed", "same", "identical", "outside"])[codes]
         return kinds
 
+    def save_page(
+        self,
+        path: str | Path,
+        *,
+        title: str = "What stayed the same",
+        about: str = "",
+        verdict: str | None = None,
+        unchecked: str = "",
+        commands: Sequence[str] | None = None,
+        inputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+        axes: tuple[int, int] | None = None,
+    ) -> Path:
+        """Write one HTML page about this comparison, for people; it loads nothing from elsewhere.
+
+        It has the shares and how they grew, a map of two inputs, witnesses, what was compared, and how to check the
+        certificate.
+
+        Args:
+            path: where to write.
+            title, about: heading, and a sentence on the networks and the region.
+            verdict: what the independent program printed when it accepted the certificate; only this is called proved.
+            unchecked: why there is no verdict.
+            commands: what to type to check the certificate.
+            inputs, outputs: their names; X_0, X_1, ... and Y_0, Y_1, ... by default, as in VNN-LIB.
+            axes: the inputs of the map, across and up; the first two that vary by default.
+
+        Raises:
+            InvalidInput: time was over before anything was compared, or names or axes do not fit.
+            MissingExtra: Jinja or matplotlib is not installed.
+            OSError: the file cannot be written.
+        """
+        if self.subject is None or self.state is None:
+            raise InvalidInput(
+                "This comparison has no page: it ended before it began, or was stored. Compare again, with more time."
+            )
+        text = page(
+            self.subject,
+            (self.identical, self.same, self.changed, self.volume),
+            self.state.trees,
+            history=self.history,
+            witnesses=self.witnesses,
+            certificate=self.certificate,
+            numbers=(self.boxes, self.cpu_seconds),
+            reason=self.reason,
+            title=title,
+            about=about,
+            verdict=verdict,
+            unchecked=unchecked,
+            commands=commands,
+            names=(inputs, outputs),
+            axes=axes,
+        )
+        return write_atomically(path, text.encode())
+
     def __str__(self) -> str:
         lines = [
-            f"identical outputs  {percent(float(self.identical))} of the volume, at least",
-            f"same decision      {percent(float(self.same))}, at least",
-            f"changed decision   {percent(float(self.changed))}, at least; {percent(float(1 - self.same))} at most",
-            f"unknown            {percent(float(self.unknown))}",
+            f"identical outputs  {percent_at_least(self.identical)} of the volume, at least",
+            f"same decision      {percent_at_least(self.same)}, at least",
+            f"changed decision   {percent_at_least(self.changed)}, at least; {percent_at_most(1 - self.same)} at most",
+            f"unknown            {percent_at_most(self.unknown)}",
             f"{len(self.witnesses)} witnesses of other decisions; {self.boxes} boxes, {self.cpu_seconds:.2f} CPU s",
         ]
         return "\n".join([*lines, *([self.reason] if self.reason else [])])

@@ -152,8 +152,7 @@ class Tree:
 
         A part tells something of its points only where it does so of all of them.
         """
-        own = self.own[: self.size]
-        tells = np.where(own[:, SURE] == UNIT, 1, np.where(own[:, DIFFERS] == 0, 3, np.where(own[:, MAYBE] == 0, 2, 0)))
+        tells = self._tells()
         inside = ((points >= self.lower[0]) & (points <= self.upper[0])).all(1)
         node, found = np.zeros(len(points), np.int64), np.where(inside, tells[0], -1)
         while (inner := np.flatnonzero(inside & (self.dim[node] >= 0))).size:
@@ -162,6 +161,22 @@ class Tree:
             found[inner] = np.maximum(found[inner], tells[node[inner]])
             inside[np.setdiff1d(np.flatnonzero(inside), inner)] = False
         return found
+
+    def leaves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the ids of all leaves, and what is known all over each of them, as `known` says it."""
+        tells = self._tells()
+        for here in self.levels():
+            inner = here[self.dim[here] >= 0]
+            for side in (0, 1):
+                part = self.child[inner] + side
+                tells[part] = np.maximum(tells[part], tells[inner])
+        found = np.flatnonzero(self.dim[: self.size] < 0)
+        return found, tells[found]
+
+    def _tells(self) -> NDArray[np.int64]:
+        """Return what the bounds of each part itself say all over it, (nodes,), as `known` says it."""
+        own = self.own[: self.size]
+        return np.where(own[:, SURE] == UNIT, 1, np.where(own[:, DIFFERS] == 0, 3, np.where(own[:, MAYBE] == 0, 2, 0)))
 
     def box(self, node: int) -> Box:
         """Return a part as a box."""

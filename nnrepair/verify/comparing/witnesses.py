@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnrepair.deadline import Deadline
 from nnrepair.verify.comparing.decision import Rows
-from nnrepair.verify.comparing.result import Witness
+from nnrepair.verify.comparing.evidence import Witness
 from nnrepair.verify.network import Network
 from nnrepair.verify.property import Box
 from nnrepair.verify.search.rational import Enclosure, enclosure
