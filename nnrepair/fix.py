@@ -95,7 +95,8 @@ def fix(
             Inputs may be `Segments` or `Polygons`: each label or condition is then about every point of its region.
             `Edits(..., neighbours=...)` names points that a repair should reach too, without having to.
         locality_set: points that must stay: inputs, a pair (inputs, labels), or a `LocalitySet`. With labels, points
-            that the model gets wrong are free and drawdown is measured.
+            that the model gets wrong are free and drawdown is measured. `Segments` or `Polygons` with labels are kept
+            at every point of them.
         output: which part of what the model returns are the scores: a name, a place in a tuple, or a function that
             makes one tensor (points, ...) of it. By default the tensor that it returns, or "logits", or the only part
             that can be scores; where several can, an error names them.

@@ -237,9 +237,12 @@ def judge(
         scope_points=0 if problem.scope is None else len(problem.scope),
         scope_edits=None if problem.scope is None or problem.scope.of is None else len(torch.unique(problem.scope.of)),
     )
-    lost = found.lost if proposal.keeps_locality and not failing else 0
-    clash = "".join(edits_in_locality(posed.edits, problem.locality)) if lost and problem.locality is not None else ""
-    outcome = outcome_of(proposal, before, failing, lost, clash)
+    lost = found.lost if posed.kept is None else int((~posed.kept.judge(repaired).holds).sum())
+    lost = lost if proposal.keeps_locality and not failing else 0
+    points = problem.locality if posed.kept is None else None
+    clash = "".join(edits_in_locality(posed.edits, points)) if lost and points is not None else ""
+    what = "points of the locality set" if posed.kept is None else "regions"
+    outcome = outcome_of(proposal, before, failing, lost, clash, what)
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
         final = like(model, repaired)
@@ -249,17 +252,25 @@ def judge(
     if isinstance(problem.model, Scores) and isinstance(final, Wrapper):
         report.notes.append("the network returns its scores alone; its patch goes on nnrepair.Scores(model, output).")
     answers = problem.answers if posed.regions is None else None
-    asked = Asked(posed.edits, problem.locality, answers, output_of(problem.model))
+    whole = None if posed.kept is None else posed.kept.asked
+    asked = Asked(posed.edits, points, answers, output_of(problem.model), whole)
     return RepairResult(bare(final), outcome, report, patch, proposal.certificate, proposal.stats, asked)
 
 
-def outcome_of(proposal: Proposal, before: Tensor, failing: list[int], lost: int, clash: str = "") -> Outcome:
-    """Say what happened, with advice; `clash` says what edits ask the opposite of what is to be kept."""
+def outcome_of(
+    proposal: Proposal,
+    before: Tensor,
+    failing: list[int],
+    lost: int,
+    clash: str = "",
+    what: str = "points of the locality set",
+) -> Outcome:
+    """Say what happened, with advice; `clash` says what edits ask the opposite of `what` is to be kept."""
     count = len(before)
     if bool(before.all()):
         return Outcome("nothing to do", "every edit already holds; the network is returned unchanged.")
     if not failing and lost:
-        advice = f"all {count} edits hold, but {lost} points of the locality set that were to be kept do not. "
+        advice = f"all {count} edits hold, but {lost} {what} that were to be kept do not. "
         how = f"{clash[0].upper()}{clash[1:]}" if clash else 'Try another layer, a larger margin, or locality="soft".'
         return Outcome("partly repaired", advice + how)
     if not failing:

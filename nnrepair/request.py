@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.edits import RegionEdits
 from nnrepair.spec.duplicates import edits_in_locality, shared_points
-from nnrepair.spec.edits import Edits, EditScope
+from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.problem import Problem, kind_notes, pose
 from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import outputs
@@ -25,11 +26,13 @@ class Posed:
         problem: the task, about points.
         edits: as the caller gave them: over regions, not the corners that a method sees, and each with all its points.
         regions: what its points are corners of, or None where the edits are points.
+        kept: what the points to keep are corners of, or None where they are points.
     """
 
     problem: Problem
     edits: Edits
     regions: RegionEdits | None = None
+    kept: RegionEdits | None = None
 
     def holds(self, network: nn.Module) -> Tensor:
         """Return (edits,) bool: which edits hold, over their whole regions where they are about regions."""
@@ -55,14 +58,15 @@ class Posed:
 
     def notes(self, repaired: nn.Module) -> list[str]:
         """Return what a report says of edits that are kept too, or of the regions."""
+        kept = [] if self.kept is None else [f"to keep: {note}" for note in self.kept.notes(repaired)]
         if self.regions is not None:
-            return self.regions.notes(repaired)
-        posed, notes = self.problem, list[str]()
+            return self.regions.notes(repaired) + kept
+        posed, notes = self.problem, kept
         if self.edits.of is not None:
             notes.append(
                 f"an edit holds where all of its points do; the {len(self.edits)} edits have {len(posed.edits)}."
             )
-        if posed.locality is not None:
+        if posed.locality is not None and self.kept is None:
             notes += edits_in_locality(self.edits, posed.locality)
         return notes + ([] if posed.edits.neighbours is None else self._notes_on(posed.edits.neighbours, repaired))
 
@@ -99,7 +103,9 @@ class Request:
 
     def pose(self, network: nn.Module) -> Posed:
         """Check everything against a network and return the problem."""
-        return self._posed(network, self.edits, self.edit_scope)
+        kept = self._kept(network)
+        stays = self.locality_set if kept is None else LocalitySet(kept.points().inputs, kept.points().criterion)
+        return replace(self._posed(network, self.edits, self.edit_scope, stays), kept=kept)
 
     def pose_again(self, first: Posed, network: nn.Module, which: Tensor, seed: int) -> Posed:
         """Ask for some of the edits in another network.
@@ -112,15 +118,41 @@ class Request:
         """
         if first.regions is None:  # checked before
             edits = first.edits[which]
-            again = Posed(replace(first.problem, edits=edits.points()), edits)
+            again = Posed(replace(first.problem, edits=edits.points()), edits, kept=first.kept)
         else:  # what linear regions there are depends on the network
-            again = self._posed(network, self.edits[which], None)
+            again = replace(self._posed(network, self.edits[which], None, None), kept=first.kept)
         stays = first.problem.locality
         if stays is not None and network is not first.problem.model:
             stays = replace(stays, before=None)
         return replace(again, problem=replace(again.problem, model=network, locality=stays, scope=None, seed=seed))
 
-    def _posed(self, network: nn.Module, edits: Edits, scope: Any) -> Posed:
+    def _kept(self, network: nn.Module) -> RegionEdits | None:
+        """Return the regions that are to be kept, None where points are."""
+        stays = None if self.locality_set is None else LocalitySet.coerce(self.locality_set)
+        if stays is None or not isinstance(stays.inputs, Regions):
+            return None
+        if stays.criterion is None:
+            raise InvalidInput("Regions to keep need labels or a criterion: LocalitySet(Segments(start, end), labels).")
+        inside = self._able_of_regions("what is to be kept is")
+        kept = RegionEdits(network, Edits(stays.inputs, stays.criterion), inside, "what is to be kept")
+        if not bool((holds := kept.judge(network).holds).all()):
+            raise InvalidInput(
+                f"Regions to keep: {torch.nonzero(~holds).flatten().tolist()[:10]} do not hold at every point today. "
+                "Give them as edits, or leave them out."
+            )
+        return kept
+
+    def _able_of_regions(self, what: str) -> bool:
+        """Return whether corners must be seen from inside of their pieces; refuse methods that repair points alone."""
+        able = self.method.capabilities
+        if not able.regions:
+            raise InvalidInput(
+                f"{type(self.method).__name__} repairs points, but {what} about regions: what it adds bends the "
+                "network inside of them. Give points, or use MinimalNorm."
+            )
+        return able.returns == "decoupled"
+
+    def _posed(self, network: nn.Module, edits: Edits, scope: Any, stays: Any) -> Posed:
         regions, points = None, edits
         able, name = self.method.capabilities, type(self.method).__name__
         if edits.neighbours is not None and (not able.neighbours or isinstance(edits.inputs, Regions)):
@@ -130,17 +162,9 @@ class Request:
                 "Edits(points, labels, of=...), or use MinimalNorm on points."
             )
         if isinstance(edits.inputs, Regions):
-            if not able.regions:
-                raise InvalidInput(
-                    f"{name} repairs points, but these edits are about regions: what it adds bends the network inside "
-                    "of them. Give points, or use MinimalNorm."
-                )
-            inside = able.returns == "decoupled"
-            regions = RegionEdits(network, edits.points(), inside)
+            regions = RegionEdits(network, edits.points(), self._able_of_regions("these edits are"))
             points = regions.points()
-        problem = pose(
-            network, points, self.locality_set, scope, count=len(edits), seed=self.seed, progress=self.progress
-        )
+        problem = pose(network, points, stays, scope, count=len(edits), seed=self.seed, progress=self.progress)
         read = problem.edits if regions is None else regions.asked
         near = read.neighbours
         if near is not None and near.of is not None and edits.of is not None:

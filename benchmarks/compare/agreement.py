@@ -113,7 +113,8 @@ def section() -> str:
 rounded to float16 (also to int8, and with a tenth of each matrix pruned) against their originals; ACAS Xu on boxes of
 the properties, MNIST digits of which all pixels move a little, or some move freely. All outputs are bounded, where
 ReluDiff's program bounds one. And VeryDiff's question: whether what the first network is sure of stays decided so
-(delta-Top-1 equivalence; of these networks, as its authors' are not at hand). `check` is asked the same of both networks stacked, in the same run, of two of the tasks
+(delta-Top-1 equivalence; of these networks, as its authors' are not at hand). `check` is asked the same of both
+networks stacked, in the same run, of two of the tasks
 with the smaller tolerance only. About the file: {file["about"]}. Measured on {file["machine"]}, Python {
         file["python"]
     }, {about}, one thread, {file["date"]}, beside other work.

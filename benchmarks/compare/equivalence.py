@@ -5,8 +5,8 @@
 Tasks after Paulsen et al. (2020, ReluDiff and NeuroDiff): ACAS Xu networks with weights rounded to float16, on the
 boxes of the properties, and MNIST digits, of which all pixels move a little or some pixels move freely. There one
 output is bounded; here all are. After Teuber et al. (2024, VeryDiff) whether digits of which the first network is sure
-stay what they are, by a softmax of more than delta. Everything is measured in one process, one task after the other, by either program in
-turn; limits are CPU seconds, and the same for both.
+stay what they are, by a softmax of more than delta. Everything is measured in one process, one task after the other,
+by either program in turn; limits are CPU seconds, and the same for both.
 """
 
 from __future__ import annotations

@@ -258,8 +258,8 @@ class Factors:
         One backward pass serves one row of every point. For several rows of a point the model runs on copies of it; for
         the map that is the model's last operation no pass is needed.
         """
-        if self.last:
-            return [numpy(tap.uses[self.groups[0].tapped][0].by_position(cotangents, len(local)))]
+        if self.last and len(uses := tap.uses[self.groups[0].tapped]) == 1:  # other points may need it more than once
+            return [numpy(uses[0].by_position(cotangents, len(local)))]
         if len(torch.unique(local)) < len(local):
             assert self.independent
             y, tap = self._model.run(sub[local])

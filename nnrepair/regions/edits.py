@@ -131,7 +131,8 @@ class Points(Inputs):
     def call(self, model: nn.Module) -> Tensor:
         like = self.point if self.like is None else self.like
         if self.center is None:
-            return call(model, self.point.to(like))
+            y: Tensor = model(self.point.to(like))  # a part of a network may return several
+            return y
         between = (self.point + self.center) / 2
         return 2 * call(model, between.to(like)) - call(model, self.center.to(like))
 
@@ -163,19 +164,19 @@ class RegionEdits:
     changed there would be a tie, which is no decision.
 
     Attributes:
-        asked: the edits as given.
+        asked: the edits as given; or what is to be kept, which is asked for alike.
         inside: whether the method keeps the original's activations (a decoupled network), so that corners must be seen
             from inside their pieces.
         corners: what the method gets to see.
     """
 
-    def __init__(self, model: nn.Module, asked: Edits, inside: bool) -> None:
+    def __init__(self, model: nn.Module, asked: Edits, inside: bool, what: str = "the edits") -> None:
         assert isinstance(asked.inputs, Regions)
         like = check_model(model)
         _refuse_contradictions(asked)
         self.inside, self.regions, self._like = inside, asked.inputs, like
         some = torch.stack([corners[0] for corners in self.regions.corners])
-        y = first_look(model, Points(some).to(like), "the edits")
+        y = first_look(model, Points(some).to(like), what)
         self.asked = Edits(asked.inputs, fitted(asked.criterion, y))
         self.asked.criterion.check(y)
         self._pieces = self._split(model)

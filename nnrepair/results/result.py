@@ -152,12 +152,14 @@ class Asked:
         locality: points to keep, or None.
         answers: (n, ...) what the original network returned at the edits' points; None where they are regions.
         output: which part of what the network returns are its scores, see `fix`; None where it is all of that.
+        regions: regions to keep, or None; there is no `locality` then.
     """
 
     edits: Edits
     locality: Locality | None = None
     answers: Tensor | None = None
     output: Output | None = None
+    regions: Edits | None = None
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,8 @@ class RepairResult:
         )
         if (kept := asked.locality) is not None:
             points.append(("points to keep", kept.inputs, kept.criterion, kept.holds))
+        if (whole := asked.regions) is not None:
+            points.append(("regions to keep", whole.inputs, whole.criterion, None))
         return confirm(
             self._scored,
             points,

@@ -235,7 +235,8 @@ class LocalitySet(_Points):
 
     Args:
         inputs: as for `Edits`, points in any number: a data set or a loader is read a batch at a time, whenever points
-            are needed, and never held in memory. Its items are x, or (x, y) with labels.
+            are needed, and never held in memory. Its items are x, or (x, y) with labels. Or regions, `Segments` or
+            `Polygons`, with labels or a criterion: what holds at every point of them must still do so.
         target: labels or a `Criterion`, as for `Edits`; by default a data set's own labels.
         labels: whether the labels of a data set are taken for right; without, the model's own decisions stay.
     """

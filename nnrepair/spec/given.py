@@ -56,16 +56,17 @@ def as_inputs(inputs: Any, what: str) -> AnyInputs:
         inputs: a tensor, or what becomes one, with one point per row; several as a tuple, `model(*inputs)`, or by name
             in a dictionary, `model(**inputs)`; a data set, a list of items (x, label) or of dictionaries, or a loader,
             which is read a batch at a time; graphs of PyTorch Geometric; an `Inputs` object or what can do the same; or
-            regions, for edits.
+            regions, for edits and what is to be kept.
         what: how the message calls it.
 
     Raises:
         InvalidInput: it is none of these, holds NaN, or arguments of unequal lengths.
     """
     if isinstance(inputs, Regions):
-        if what != "Edits":
+        if what not in ("Edits", "LocalitySet"):
             raise InvalidInput(
-                f"{what}: {inputs!r} cannot be used here; only edits can be about whole regions. Give points."
+                f"{what}: {inputs!r} cannot be used here; only edits, and what is to be kept, can be about whole "
+                "regions. Give points."
             )
         return inputs
     if isinstance(inputs, Inputs):

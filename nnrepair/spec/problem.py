@@ -31,6 +31,7 @@ from nnrepair.spec.kinds import (
     leaves,
 )
 from nnrepair.spec.network import refuse_kinds
+from nnrepair.spec.regions import Regions
 from nnrepair.spec.running import call, outputs
 
 #: The label of positions without one, as in torch.
@@ -321,6 +322,10 @@ def _locality(
         what: how messages call the points.
         known: see `pose`.
     """
+    if isinstance(points.inputs, Regions):
+        raise InvalidInput(
+            f"{what} is {points.inputs!r}: only what nnrepair.fix keeps can be whole regions. Give points."
+        )
     y = first_look(model, points.inputs, what, known)
     if points.criterion is not None:
         criterion = fitted(points.criterion, y, edits.criterion)
