@@ -141,13 +141,17 @@ the repair alone, on cores that other work shared.
 def gates() -> str:
     """Return which experiments reach all that was set beforehand, which nearly do, and what that costs elsewhere."""
     found = [group for group in groups("language") if group.finished and group.finished[0]["edits"] == 1]
-    whole = [f"`{g.experiment}`" for g in found if all(g.mean(key) >= least for key, least in GATES.items())]
-    near = [g for g in found if all(g.mean(key) >= least - 0.02 for key, least in GATES.items())]
-    told = [f"`{g.experiment}` {' / '.join(f'{100 * g.mean(key):.1f}' for key in GATES)}" for g in near]
+
+    def within(points: float) -> list[str]:
+        near = [g for g in found if all(g.mean(key) >= least - points for key, least in GATES.items())]
+        return [f"`{g.experiment}` {' / '.join(f'{100 * g.mean(key):.1f}' for key in GATES)}" for g in near]
+
+    whole = within(0)
+    near = [said for said in within(0.02) if said not in whole]
     asked = " / ".join(f"{100 * least:.0f}" for least in GATES.values())
     return f"""Set beforehand for single edits were {asked} % of efficacy, paraphrase and neighbourhood.
 
-* Reached by {", ".join(whole) or "no experiment"}; within two points of all three: {", ".join(told) or "none"}.
+* Reached by {", ".join(whole) or "no experiment"}; others within two points of all three: {", ".join(near) or "none"}.
 * Whichever method reaches other wordings here loses something else: look at all columns, *same person* above all, as
   editors in closed form write at the last word of a name, whatever is asked of it.
 * Layers, margins and step sizes of `rome` were chosen in a few trials with other seeds."""
