@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import io
 import re
 from collections.abc import Callable
@@ -189,6 +190,10 @@ def test_lines_criteria_and_equal_networks_have_pages(tmp_path: Path) -> None:
     found = compare(model, copy.deepcopy(model), Box([0] * 3, [1] * 3))
     text = " ".join(read(found, tmp_path)[0].text.split())
     assert "the same on at least 100.00%" in text and "None was found" in text
+    found = compare(*pair((4, 60, 60, 3), 2.0), Box([-9] * 4, [9] * 4), timeout=3)  # so far from any proof
+    moments = [dataclasses.replace(moment, same=2.0**-53, identical=2.0**-53) for moment in found.history]
+    text = read(dataclasses.replace(found, history=tuple(moments)), tmp_path)[0].text
+    assert "e-" not in text.partition("How it grew")[2].partition("Inputs with")[0]
 
 
 def test_what_never_began_has_no_page(tmp_path: Path) -> None:

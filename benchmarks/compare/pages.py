@@ -119,14 +119,14 @@ def one(network: str, part: str, seconds: float, out: Path) -> dict[str, Any]:
     }
 
 
-def index(rows: Sequence[dict[str, Any]], seconds: float, out: Path) -> Path:
+def index(rows: Sequence[dict[str, Any]], out: Path) -> Path:
     """Write the index of what is there."""
     named: dict[str, dict[str, dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: str(row["network"])):
         named.setdefault(row["network"], {})[row["part"]] = row
     title = "ACAS Xu: what stayed the same"
     html: str = template("pages.html", Path(__file__).parent).render(
-        title=title, styles=style(), networks=named, seconds=seconds, parts=("plane", "domain")
+        title=title, styles=style(), networks=named, parts=("plane", "domain")
     )
     return write_atomically(out / "index.html", html.encode())
 
@@ -152,7 +152,7 @@ def main(given: Sequence[str] | None = None) -> None:
         row = case | one(network, part, asked.seconds, asked.out)
         rows = [other for other in rows if other["page"] != row["page"]] + [row]
         measure.save(stored, rows, "pages about what stayed the same in repaired networks")
-    print(index(rows, asked.seconds, asked.out))
+    print(index(rows, asked.out))
 
 
 if __name__ == "__main__":

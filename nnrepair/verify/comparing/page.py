@@ -43,8 +43,8 @@ FINE, COARSE, FEW = 200, 64, 4
 #: What is drawn for each of KINDS: red, green, blue, and how opaque. page.css has the same. Colour-blind readers tell
 #: blue from orange too.
 COLOURS = np.array([[128, 128, 128, 90], [217, 95, 2, 255], [116, 173, 235, 255], [44, 112, 201, 255]]) / 255
-#: Rows of the table of the curve, about.
-MOMENTS = 8
+#: Rows of the table of the curve, about; and smaller shares of a moment, which are sums in float64, are zero.
+MOMENTS, ROUNDING = 8, 1e-12
 REPLAYED = {"network": "torch", "exact": "exact arithmetic", "enclosure": "float64 with its rounding bounded"}
 
 
@@ -72,7 +72,7 @@ def page(
         subject, history, witnesses, certificate, reason: of a comparison.
         shares: identical, same, changed, and the volume.
         trees: the parts of the region.
-        numbers: boxes, and CPU seconds.
+        numbers: boxes, and CPU seconds, of everything since the comparison began.
         title, about: heading, and a sentence on the networks and the region.
         verdict: what the independent program printed when it accepted the certificate. Only this is called proved.
         unchecked: why there is no verdict.
@@ -251,28 +251,34 @@ def _curve(history: Sequence[Moment]) -> Part | None:
     end = history[-1].cpu_seconds if history else 0.0
     if end <= 0:
         return None
-    top = _top(max(moment.same for moment in history))
+    top = _top(max(_share(moment, "same") for moment in history))
     lines = []
     for kind, name in (("same", "same decision"), ("identical", "identical outputs"), ("changed", "another decision")):
         points, level = ["0,100"], 0.0
         for moment in history:  # a step: what was known stays known until more is
-            at, height = 100 * moment.cpu_seconds / end, 100 - 100 * getattr(moment, kind) / top
+            at, height = 100 * moment.cpu_seconds / end, 100 - 100 * _share(moment, kind) / top
             points += [f"{at:.2f},{100 - level:.2f}", f"{at:.2f},{height:.2f}"]
             level = 100 - height
         lines.append({"kind": kind, "name": name, "points": " ".join(points)})
     chosen = dict.fromkeys(round(k * (len(history) - 1) / (MOMENTS - 1)) for k in range(MOMENTS))
     words = ("identical", "same", "changed")
     rows = [
-        (f"{m.cpu_seconds:.2f}", f"{m.boxes:,}", [percent_at_least(Fraction(getattr(m, word))) for word in words])
+        (f"{m.cpu_seconds:.2f}", f"{m.boxes:,}", [percent(_share(m, word)) for word in words])
         for m in (history[k] for k in chosen)
     ]
     last = history[-1]
     alt = (
         f"The share of the region with surely the same decision over CPU seconds: it grows to "
-        f"{percent_at_least(Fraction(last.same))} after {last.cpu_seconds:.3g} s. The table below has it in numbers."
+        f"{percent(_share(last, 'same'))} after {last.cpu_seconds:.3g} s. The table below has it in numbers."
     )
     marks = [f"{100 * top:.3g} %", f"{50 * top:.3g} %", "0"]
     return {"lines": lines, "rows": rows, "alt": alt, "marks": marks, "end": f"{end:.3g} s", "half": f"{end / 2:.3g} s"}
+
+
+def _share(moment: Moment, kind: str) -> float:
+    """Return a share of a moment, without what is the rounding of a sum."""
+    value: float = getattr(moment, kind)
+    return value if value > ROUNDING else 0.0
 
 
 def _top(most: float) -> float:

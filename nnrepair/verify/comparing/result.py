@@ -114,7 +114,7 @@ class Comparison:
             history=self.history,
             witnesses=self.witnesses,
             certificate=self.certificate,
-            numbers=(self.boxes, self.cpu_seconds),
+            numbers=(self.boxes, max([self.cpu_seconds, *(moment.cpu_seconds for moment in self.history[-1:])])),
             reason=self.reason,
             title=title,
             about=about,
