@@ -10,21 +10,35 @@ import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-from benchmarks.checkers import forge, fuzz, table
+from benchmarks.checkers import changes, forge, fuzz, table
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_forged_certificates_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("of_pairs", [False, True])
+def test_forged_certificates_are_refused(of_pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forge, "EACH", 2)
-    campaign = forge.Campaign(seed=1)
-    campaign.run(200, tmp_path)
+    campaign = forge.Campaign(seed=1, of_pairs=of_pairs)
+    campaign.run(80 if of_pairs else 200, tmp_path)
     found = campaign.summary()
     assert not found["wrong"], found["wrong"]
-    assert found["forgeries"] == sum(found["verdicts"].values()) == 200
+    assert found["forgeries"] == sum(found["verdicts"].values()) >= 80
     assert found["verdicts"].keys() == {"rejected", "unreadable"}
     assert all(verdicts.keys() == {"accepted"} for verdicts in found["valid"].values())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_campaign_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forge, "EACH", 2)
+    monkeypatch.setattr(changes, "NETWORK", changes.NETWORK[:2])
+    whole, first = forge.Campaign(seed=3), forge.Campaign(seed=3)
+    whole.run(100, tmp_path)
+    first.run(1, tmp_path)
+    assert 0 < first.forgeries < whole.forgeries
+    second = forge.Campaign(3, False, json.loads(json.dumps(first.summary())))
+    second.run(100, tmp_path)
+    assert second.summary() == whole.summary()
 
 
 def test_a_forgery_by_the_command_line(tmp_path: Path) -> None:
@@ -52,10 +66,15 @@ def test_the_committed_texts_have_one_meaning() -> None:
 def test_the_committed_forgeries_are_about_both() -> None:
     forged = table.totals(json.loads((ROOT / "benchmarks" / "checkers" / "results" / "forge.json").read_text()))
     assert forged["property"] >= 5_000 and forged["repair"] >= 5_000
+    forged = table.totals(json.loads((ROOT / "benchmarks" / "checkers" / "results" / "forge-pairs.json").read_text()))
+    assert forged["shares"] >= 2_000 and forged["agreement"] >= 2_000
 
 
-@pytest.mark.parametrize(("name", "count"), [("forge", "forgeries"), ("fuzz", "files")])
-def test_the_committed_campaigns_found_nothing(name: str, count: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "count", "least"),
+    [("forge", "forgeries", 20_000), ("forge-pairs", "forgeries", 4_000), ("fuzz", "files", 20_000)],
+)
+def test_the_committed_campaigns_found_nothing(name: str, count: str, least: int) -> None:
     log = json.loads((ROOT / "benchmarks" / "checkers" / "results" / f"{name}.json").read_text())
-    assert log["wrong"] == [] and log[count] >= 20_000
+    assert log["wrong"] == [] and log[count] >= least
     assert len(log["commit"]) == 40

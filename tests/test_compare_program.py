@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from nnrepair import onnx
 from nnrepair.cli import main
@@ -140,6 +141,59 @@ def test_what_it_computes_brackets_samples_part_by_part(case: tuple[Path, Path, 
     assert (shares[:, 1] <= other + spread).all()
     assert (shares[:, 2] >= differs - spread * (shares[:, 2] > 0)).all()
     assert 0 < shares[:, 1].mean() < other.mean() + 0.02 < shares[:, 0].mean() + 0.04
+
+
+def test_parts_that_are_halved_keep_their_volumes(case: tuple[Path, Path, Comparison]) -> None:
+    """Whatever leaves most open: each half is asked for what its whole was asked for, and no other."""
+    program = checker()
+    layers = tuple(program.read_network(path.read_bytes()) for path in case[:2])
+    pair = program.Pair(layers, -1, (Fraction(-1),) * 2, (Fraction(1),) * 2)
+    ticks = np.linspace(-1, 1, 5)[:-1]
+    tasks = [
+        (low, low + 0.5, int(bits)) for bits in (1, 2, 4) for low in np.array([[x, y] for x in ticks for y in ticks])
+    ]
+    with np.errstate(all="ignore"):
+        sums = program.Sums(pair, tasks)
+        before = sums.totals()
+        assert sums.refine([0, 1, 2], 30) > 10
+    for bits in (1, 2, 4):
+        parts = sums.bits == bits
+        assert sums.volume[parts].sum() == 4, "the parts of a volume do not cover the region once"
+        assert len(np.unique(np.hstack([sums.low, sums.high])[parts], axis=0)) == parts.sum()
+    after = sums.totals()
+    assert after[0] <= before[0] and after[1] >= before[1] and after[2] <= before[2]
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-200])
+def test_a_change_whose_products_are_no_floats_is_one(tiny: float, tmp_path: Path) -> None:
+    """Before, both outputs are 0, and the first is the largest; after, the second is above 0 almost everywhere."""
+    nets = [nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).double() for _ in range(2)]
+    with torch.no_grad():
+        for net, value in zip(nets, (0.0, tiny), strict=True):
+            for parameter in net.parameters():
+                parameter.zero_()
+            net[0].weight.fill_(1.0 if tiny < 1e-300 else tiny)
+            net[2].weight[1] = value
+    files = [tmp_path / name for name in ("f.onnx", "g.onnx")]
+    for net, file in zip(nets, files, strict=True):
+        onnx.save(net, torch.zeros(1, 1, dtype=torch.float64), file)
+    found = compare(files[0], files[1], Box([0], [Fraction(1, 4)]), until=0.1, timeout=2)
+    assert found.same < 0.01
+    proof = ComparisonCertificate(
+        "argmax",
+        (Box([0], [Fraction(1, 4)]),),
+        0,
+        GRID,
+        0,
+        np.array([-1], np.int16),
+        np.zeros(0),
+        np.array([7], np.uint8),
+        None,
+        None,
+        {},
+    ).for_networks(*files)
+    code, said = judged(proof, (files[0], files[1], found), tmp_path / "c.npz")
+    assert code == checkers.REJECTED, said
 
 
 def more(name: str) -> Callable[[ComparisonCertificate], dict[str, Any]]:

@@ -6,9 +6,10 @@ Exit 0: accepted. 1: rejected, with the reason. 2: a file cannot be read, holds 
 know (fully connected ReLU networks, equal but for their last layer), or the command line is wrong.
 
 f and g are the real-valued functions of the networks with their constants as stored (a float32 run may round
-differently). CERT has the boxes of a region, a split tree for each, and three claims, which are printed. Acceptance
-proves of the region's volume: at least so much has f(x) = g(x); at least so much has one decision, the first smallest
-(argmin) or largest output (argmax), in both; at least so much has another decision in g.
+differently), of one list of numbers, in the order in which each network stores its input. CERT has the boxes of a
+region, a split tree for each, and three claims, which are printed. Acceptance proves of the region's volume: at least
+so much has f(x) = g(x); at least so much has one decision, the first smallest (argmin) or largest output (argmax), in
+both; at least so much has another decision in g.
 
 Cover. The root is the box, rounded outward. An inner node hands x_d <= cut to one child and x_d >= cut to the other;
 cuts outside of a node are refused. Bits of a node say which of the three volumes are taken from its own bounds; every
@@ -217,7 +218,9 @@ class Pair:
             with np.errstate(invalid="ignore"):
                 falls = np.where(pull < 0, pull * high, 0).sum(1)
                 grows = np.where(pull > 0, pull * low, 0).sum(1) + shift
-            steady = ((falls == 0) & (grows >= 0)) | (grows + falls > ROUNDED * (np.abs(grows) - falls + abs(shift)))
+            may_fall = ((pull < 0) & (high > 0)).any(1)  # by signs: products may be too small for a float
+            steady = (shift >= 0) & ~may_fall
+            steady |= grows + falls > ROUNDED * (np.abs(grows) - falls + abs(shift)) + bounds.TINY
             p, q = self.place[j, k], at + place
             i = np.flatnonzero(~positive[:, p] & ~positive[:, q] & first[k] & last[j] & ~steady)
             if len(i):
@@ -360,15 +363,16 @@ class Sums:
         middle = (low[each, d] + high[each, d]) / 2
         splits = (middle > low[each, d]) & (middle < high[each, d])
         worst, low, high, d, middle = (v[splits] for v in (worst, low, high, d, middle))
+        if not len(worst):
+            return 0
         each, below, above = np.arange(len(worst)), high.copy(), low.copy()
         below[each, d], above[each, d] = middle, middle
-        halves = [(low, below), (above, high)]
-        new = [(a, b, self.bounded(a, b), self.volumes(a, b)) for a, b in halves if len(a)]
+        halves, bits = [(low, below), (above, high)], self.bits[worst]
+        new = [(a, b, bits, self.bounded(a, b), self.volumes(a, b)) for a, b in halves]
         stay = np.ones(len(self.bits), bool)
         stay[worst] = False
-        for name, parts in zip(("low", "high", "value", "volume"), zip(*new, strict=True), strict=True):
+        for name, parts in zip(("low", "high", "bits", "value", "volume"), zip(*new, strict=True), strict=True):
             setattr(self, name, np.concatenate([getattr(self, name)[stay], *parts]))
-        self.bits = np.concatenate([self.bits[stay], *[self.bits[~stay]] * len(new)])
         return len(worst)
 
 

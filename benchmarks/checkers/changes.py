@@ -610,7 +610,7 @@ def meta_missing(rng: Rng, made: Repair) -> Any:
     del made.meta[name]
 
 
-def _archive(rng: Rng, made: Any) -> Any:
+def spoil_archive(rng: Rng, made: Any) -> Any:
     """Spoil the archive: cut it, flip its bits, or have it announce what it does not hold."""
     how, seed = int(rng.integers(4)), int(rng.integers(2**31))
 
@@ -638,7 +638,7 @@ def _archive(rng: Rng, made: Any) -> Any:
 
 
 def archive_spoiled(rng: Rng, made: Repair) -> Any:
-    _archive(rng, made)
+    spoil_archive(rng, made)
 
 
 MUST: list[Change] = [
@@ -841,7 +841,7 @@ def property_spoiled(rng: Rng, made: Proof) -> Any:
 
 
 def proof_archive_spoiled(rng: Rng, made: Proof) -> Any:
-    _archive(rng, made)
+    spoil_archive(rng, made)
 
 
 PROOF_MUST: list[Change] = [

@@ -1,6 +1,9 @@
 """Forged certificates: the checkers of `verification/` must refuse every one.
 
     python -m benchmarks.checkers.forge [--count 20000] [--seed 0] [--path FILE]
+    python -m benchmarks.checkers.forge --pairs [--count 10000]
+
+Of repairs and properties; with --pairs, of what two networks have in common. It goes on where it ended, from FILE.
 
 A valid certificate with its files is changed in one place (changes.py). Where onnxruntime shows a claim of the changed
 certificate to be clearly false (truth.py), or where the change makes the files contradict each other, it is a forgery,
@@ -12,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,18 +29,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.checkers import changes, truth
+from benchmarks.checkers import changes, pair_changes, pairs, truth
+from benchmarks.checkers.pairs import Pair, compare, pair
 from benchmarks.checkers.valid import KINDS, NORMS, VERIFICATION, Proof, Repair, check, minimality, proof, repair
 from nnrepair.files import write_atomically
 
-RESULTS = Path(__file__).parent / "results" / "forge.json"
+FOLDER = Path(__file__).parent / "results"
+RESULTS = {False: FOLDER / "forge.json", True: FOLDER / "forge-pairs.json"}  # about pairs of networks or not
 COUNT, SEED = 20_000, 20261128
 EDITS = ("labels", "lowest", "conditions")
 PROVED = ("mlp", "chain", "shifted", "pools", "mirrored", "summed")  # networks that check.py reads
 EACH = 6  # changes of each kind that a valid certificate gets
 PROGRAMS = 300  # forgeries that are also checked by the program, for its exit code
 
-Made = Repair | Proof
+SAVED = 60.0  # seconds from one time that results are written to the next
+
+Made = Repair | Proof | Pair
 KINK, NOT_RUN = "a kink is near", "onnxruntime does not run it"  # not decided
 
 
@@ -49,6 +55,8 @@ def verdict(made: Made, folder: Path) -> str:
         with np.errstate(all="ignore"):
             if isinstance(made, Proof):
                 check.check(*arguments)
+            elif isinstance(made, Pair):
+                compare.check(*arguments)
             else:
                 paths = [Path(a) for a in arguments if a != "--repaired"]
                 minimality.check(paths[0], paths[1], paths[2] if len(paths) > 2 else None)
@@ -63,7 +71,7 @@ def verdict(made: Made, folder: Path) -> str:
 
 def exit_code(made: Made, folder: Path) -> int:
     """Run the checker as a program."""
-    program = VERIFICATION / ("check.py" if isinstance(made, Proof) else "minimality.py")
+    program = VERIFICATION / {Proof: "check.py", Pair: "compare.py", Repair: "minimality.py"}[type(made)]
     done = subprocess.run([sys.executable, program, *made.write(folder)], capture_output=True, text=True, check=False)
     if "Traceback" in done.stderr + done.stdout:
         return -1
@@ -73,7 +81,7 @@ def exit_code(made: Made, folder: Path) -> int:
 def false(made: Made, rng: np.random.Generator) -> str:
     """Say what onnxruntime shows to be false, or why it shows nothing."""
     try:
-        return truth.false(made, rng)
+        return pairs.false(made, rng) if isinstance(made, Pair) else truth.false(made, rng)
     except truth.Kink:
         return KINK
     except Exception:  # files that onnx and onnxruntime do not take, or outputs that fit nothing, raise many kinds
@@ -82,9 +90,10 @@ def false(made: Made, rng: np.random.Generator) -> str:
 
 def of_networks(change: changes.Change, rng: np.random.Generator, made: Made) -> str | None:
     """Change one network, or both in the same way; say which."""
-    which = changes.pick(rng, ["both", "both", "base", "repaired"]) if len(made.networks) == 2 else "network"
+    one, two = ("before", "after") if isinstance(made, Pair) else ("base", "repaired")
+    which = changes.pick(rng, ["both", "both", one, two]) if len(made.networks) == 2 else "network"
     seed = int(rng.integers(2**31))
-    chosen = {"base": made.networks[:1], "repaired": made.networks[1:]}.get(which, made.networks)
+    chosen = {one: made.networks[:1], two: made.networks[1:]}.get(which, made.networks)
     before = [proto.SerializeToString() for proto in chosen]
     for proto in chosen:
         if change(np.random.default_rng(seed), proto) is False:
@@ -92,13 +101,19 @@ def of_networks(change: changes.Change, rng: np.random.Generator, made: Made) ->
     return which if before != [proto.SerializeToString() for proto in chosen] else None
 
 
-def valid(rng: np.random.Generator, index: int) -> Made:
-    """Make a certificate that is valid, as far as onnxruntime can tell: of a repair, every other time of a property."""
+def valid(rng: np.random.Generator, index: int, of_pairs: bool = False) -> Made:
+    """Make a certificate that is valid, as far as onnxruntime can tell.
+
+    Every other one is of a repair, the others of a property; or of shares, and of an agreement.
+    """
     kinds, norms, turn = list(KINDS), list(NORMS), index // 2
     kind, norm = kinds[turn % len(kinds)], norms[turn // len(kinds) % len(norms)]
     while True:
-        if index % 2:
-            made: Made = proof(rng, PROVED[turn % len(PROVED)])
+        if of_pairs:
+            two = list(pairs.NETWORKS)
+            made: Made = pair(rng, ("shares", "agreement")[index % 2], two[turn % len(two)])
+        elif index % 2:
+            made = proof(rng, PROVED[turn % len(PROVED)])
         else:
             made = repair(rng, kind, norm, str(rng.choice(EDITS)))
         if false(made, rng) != KINK:
@@ -107,12 +122,17 @@ def valid(rng: np.random.Generator, index: int) -> Made:
 
 def forged(rng: np.random.Generator, start: Made) -> Iterator[tuple[str, Made, bool]]:
     """Give changed certificates: the kind of change, and whether it must be refused whatever is true."""
-    about = "proof" if isinstance(start, Proof) else "repair"
+    about = start.about if isinstance(start, Pair) else "proof" if isinstance(start, Proof) else "repair"
     for change in changes.NETWORK * EACH:
         made = start.copy()
         if (which := of_networks(change, rng, made)) is not None:
             yield f"{about}, {which}: {change.__name__}", made, False
-    may, must = (changes.PROPERTY, changes.PROOF_MUST) if about == "proof" else (changes.REPAIR, changes.MUST)
+    may, must = {
+        "proof": (changes.PROPERTY, changes.PROOF_MUST),
+        "repair": (changes.REPAIR, changes.MUST),
+        "shares": (pair_changes.SHARES, pair_changes.SHARES_MUST),
+        "agreement": (pair_changes.AGREEMENT, pair_changes.AGREEMENT_MUST),
+    }[about]
     for change in [*may, *must] * (EACH // 2):
         made = start.copy()
         if change(rng, made) is not False:
@@ -122,7 +142,7 @@ def forged(rng: np.random.Generator, start: Made) -> Iterator[tuple[str, Made, b
 def harmless(rng: np.random.Generator, start: Made) -> Iterator[tuple[str, Made]]:
     """Give the certificate as it is, and with changes that leave its claims true and its files sound."""
     yield "unchanged", start
-    extra = changes.HARMLESS_REPAIR if isinstance(start, Repair) else []
+    extra = {Repair: changes.HARMLESS_REPAIR, Pair: pair_changes.HARMLESS, Proof: []}[type(start)]
     for change in (*changes.HARMLESS, *extra):
         made = start.copy()
         change(rng, made)
@@ -130,25 +150,37 @@ def harmless(rng: np.random.Generator, start: Made) -> Iterator[tuple[str, Made]
 
 
 class Campaign:
-    """Counts, and everything that went wrong."""
+    """Counts, and everything that went wrong.
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.forgeries, self.programs = seed, 0, Counter[str]()
-        self.kinds: dict[str, Counter[str]] = defaultdict(Counter)
-        self.reasons, self.controls = Counter[str](), defaultdict[str, Counter[str]](Counter)
-        self.wrong: list[str] = []
+    Args:
+        seed: of all that is random.
+        of_pairs: whether certificates are about two networks.
+        found: the summary of a campaign that ended, or was ended, to go on with.
+    """
 
-    def run(self, count: int, folder: Path, programs: int = 0) -> None:
-        """Make and check so many forgeries."""
-        every = max(1, count // programs) if programs else 0
-        for index in itertools.count():
-            rng = np.random.default_rng([self.seed, index])
-            start = valid(rng, index)
-            self.control(rng, start, index, folder)
+    def __init__(self, seed: int, of_pairs: bool = False, found: dict[str, Any] | None = None) -> None:
+        self.seed, self.of_pairs, found = seed, of_pairs, found or {}
+        self.next, self.forgeries = found.get("next", 0), found.get("forgeries", 0)
+        self.programs, self.reasons = Counter[str](found.get("programs", {})), Counter[str](found.get("why_false", {}))
+        self.kinds, self.controls = (
+            defaultdict[str, Counter[str]](Counter, {k: Counter(v) for k, v in found.get(name, {}).items()})
+            for name in ("kinds", "valid")
+        )
+        self.wrong: list[str] = found.get("wrong", [])
+
+    def run(self, count: int, folder: Path, programs: int = 0, save: Callable[[], None] = lambda: None) -> None:
+        """Make and check so many forgeries, or more until all of one certificate are; save results now and then."""
+        every, saved = max(1, count // programs) if programs else 0, time.monotonic()
+        while self.forgeries < count:
+            rng = np.random.default_rng([self.seed, self.next])
+            start = valid(rng, self.next, self.of_pairs)
+            self.control(rng, start, self.next, folder)
             for kind, made, must in forged(rng, start):
-                self.one(f"{index}, {kind}", kind, made, must, rng, folder, every)
-                if self.forgeries >= count:
-                    return
+                self.one(f"{self.next}, {kind}", kind, made, must, rng, folder, every)
+            self.next += 1
+            if time.monotonic() - saved > SAVED:
+                save()
+                saved = time.monotonic()
 
     def control(self, rng: np.random.Generator, start: Made, index: int, folder: Path) -> None:
         for name, made in harmless(rng, start):
@@ -182,6 +214,7 @@ class Campaign:
         refused = Counter(said.split(",")[0] for c in self.kinds.values() for said in c.elements() if said[:2] != "no")
         return {
             "seed": self.seed,
+            "next": self.next,
             "forgeries": self.forgeries,
             "verdicts": dict(refused),
             "wrong": self.wrong,
@@ -197,18 +230,27 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--programs", type=int, default=PROGRAMS)
-    parser.add_argument("--path", type=Path, default=RESULTS)
+    parser.add_argument("--pairs", action="store_true")
+    parser.add_argument("--path", type=Path)
     given = parser.parse_args()
-    campaign, started, of = Campaign(given.seed), time.process_time(), measure.commit()
+    path = given.path or RESULTS[given.pairs]
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if before.get("seed") != given.seed or "next" not in before or before.get("commit") != measure.commit():
+        before = {}  # of other forgeries, or of other checkers
+    campaign, started = Campaign(given.seed, given.pairs, before), time.process_time()
+
+    def save() -> None:
+        about = {"about": "forged certificates; all must be refused", **measure.machine()}
+        about["versions"] |= {name: version(name) for name in ("onnx", "onnxruntime")}
+        spent = before.get("cpu_seconds", 0.0) + time.process_time() - started
+        about |= {"commit": measure.commit(), "cpu_seconds": round(spent, 1)}
+        write_atomically(path, (json.dumps(about | campaign.summary(), indent=1) + "\n").encode())
+
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # three small files for every forgery
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        campaign.run(given.count, Path(folder), given.programs)
-    about = {"about": "forged certificates; all must be refused", **measure.machine()}
-    about["versions"] |= {name: version(name) for name in ("onnx", "onnxruntime")}
-    about |= {"commit": of, "cpu_seconds": round(time.process_time() - started, 1)}
-    found = campaign.summary()
-    write_atomically(given.path, (json.dumps(about | found, indent=1) + "\n").encode())
-    print(json.dumps({k: v for k, v in found.items() if k not in ("kinds",)}, indent=1))
+        campaign.run(given.count, Path(folder), given.programs, save)
+    save()
+    print(json.dumps({k: v for k, v in campaign.summary().items() if k not in ("kinds",)}, indent=1))
     sys.exit(bool(campaign.wrong))
 
 

@@ -422,14 +422,14 @@ class Proof:
         return [str(path) for path in paths]
 
 
-def _tree(rng: np.random.Generator, lower: Array, upper: Array, depth: int) -> tuple[list[int], list[float]]:
+def tree(rng: np.random.Generator, lower: Array, upper: Array, depth: int) -> tuple[list[int], list[float]]:
     """Halve a box at random edges: a whole tree in preorder."""
     if depth == 0:
         return [-1], []
     axis, high, low = int(rng.integers(len(lower))), upper.copy(), lower.copy()
     middle = float((lower[axis] + upper[axis]) / 2)
     high[axis] = low[axis] = middle
-    halves = [_tree(rng, a, b, depth - 1) for a, b in ((lower, high), (low, upper))]
+    halves = [tree(rng, a, b, depth - 1) for a, b in ((lower, high), (low, upper))]
     return [axis, *halves[0][0], *halves[1][0]], [middle, *halves[0][1], *halves[1][1]]
 
 
@@ -456,7 +456,7 @@ def proof(rng: np.random.Generator, kind: str) -> Proof:
             b = np.round(rng.normal(size=3), 3)
             rows.insert(int(rng.integers(2)), (b.tolist(), -float((h @ b).max())))
         sets.append(rows)
-        dim, cut = _tree(rng, lower, upper, int(rng.integers(0, 4)))
+        dim, cut = tree(rng, lower, upper, int(rng.integers(0, 4)))
         dims, cuts = dims + dim, cuts + cut
     return Proof(
         kind, network, lower.tolist(), upper.tolist(), sets, np.array(dims, np.int16), np.array(cuts, float), {}

@@ -15,6 +15,9 @@ from nnrepair.verify.comparing.volumes import UNIT, Shares, at_most
 from nnrepair.verify.reading.affine import EPS
 from nnrepair.verify.reading.graph import Graph
 
+#: More than the underflow of some products and sums, and less than what counts.
+TINY = 1e-290
+
 
 @dataclass
 class Units:
@@ -52,16 +55,17 @@ class Units:
 
     def rise(self, weight: Tensor) -> NDArray[np.float64]:
         """Return (boxes, rows): lower bounds of how much rows (rows, outputs) of the outputs grow by the change."""
-        pull = rounded_down(weight[:, :, None] * self.moved.change[:, self.columns])  # (rows, units)
-        shift = rounded_down((weight * self.moved.bias)[:, :, None])[:, 0]
+        pull = sums_below(weight[:, :, None], self.moved.change[:, self.columns])  # (rows, units)
+        shift = sums_below(weight[:, :, None], self.moved.bias[:, None])[:, 0]
         up, down = self.low.clamp(min=0) @ pull.clamp(min=0).T, self.high.clamp(min=0) @ pull.clamp(max=0).T
         total, size = up + down + shift, up - down + shift.abs()
-        sure = (down == 0) & (shift >= 0)  # sums of what is not negative
-        return torch.where(sure, total, total - 64 * (len(self.columns) + 1) * EPS * size).numpy()
+        falling = (self.high > 0).double() @ (pull < 0).double().T > 0  # their products may be too small for a float
+        sure = ~falling & (shift >= 0)  # sums of what is not negative
+        return torch.where(sure, total, total - 64 * (len(self.columns) + 1) * EPS * size - TINY).numpy()
 
     def lowering(self, row: Tensor) -> NDArray[np.bool_]:
         """Tell which units may lower a row (outputs,) of the outputs."""
-        pull = rounded_down(row[None, :, None] * self.moved.change[:, self.columns])[0]
+        pull = sums_below(row[None, :, None], self.moved.change[:, self.columns])[0]
         return (pull < 0).numpy()
 
     def shares(self) -> UnitShares:
@@ -122,8 +126,10 @@ class UnitShares:
         return found
 
 
-def rounded_down(terms: Tensor) -> Tensor:
-    """Return sums over axis 1 of products that may be rounded, rounded down; exactly so if none is negative."""
+def sums_below(a: Tensor, b: Tensor) -> Tensor:
+    """Return sums over axis 1 of products, rounded down; not below 0 if no product is, but for some below TINY."""
+    terms = a * b
+    terms = torch.where((terms.abs() < TINY) & (a.abs() != 1) & (a != 0) & (b != 0), -TINY, terms)  # underflow
     total = terms.sum(1)
     slack = 2 * (terms.shape[1] + 1) * EPS * terms.abs().sum(1)
     return torch.where((terms >= 0).all(1), total, total - slack)
