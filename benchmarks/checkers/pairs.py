@@ -65,7 +65,11 @@ class Pair:
             path.write_bytes(proto.SerializeToString())
         meta = {"format": compare.FORMAT, "boxes": self.boxes}
         if self.about == "agreement":
-            meta |= {"format": compare.EQUIVALENCE, "trees": len(self.boxes), "nodes": len(self.arrays.get("dim", ()))}
+            meta |= {
+                "format": compare.EQUIVALENCE,
+                "trees": len(self.boxes or ()),
+                "nodes": len(self.arrays.get("dim", ())),
+            }
         meta |= self.digests() | self.meta
         np.savez(paths[0], meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **self.arrays)
         paths[0].write_bytes(self.archive(paths[0].read_bytes()))
