@@ -226,6 +226,13 @@ class Campaign:
         }
 
 
+def unchanged(commit: str) -> bool:
+    """Tell whether the checkers, and what forges certificates, are those of a commit."""
+    forging = [f"benchmarks/checkers/{name}.py" for name in ("changes", "pair_changes", "pairs", "truth", "valid")]
+    command = ["git", "diff", "--quiet", commit, "--", ":(glob)verification/*.py", *forging]
+    return subprocess.run(command, cwd=VERIFICATION.parent, capture_output=True, check=False).returncode == 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkers.forge", description=__doc__)
     parser.add_argument("--count", type=int, default=COUNT)
@@ -236,15 +243,15 @@ def main() -> None:
     given = parser.parse_args()
     path = given.path or RESULTS[given.pairs]
     before = json.loads(path.read_text()) if path.exists() else {}
-    if before.get("seed") != given.seed or "next" not in before or before.get("commit") != measure.commit():
-        before = {}  # of other forgeries, or of other checkers
-    campaign, started = Campaign(given.seed, given.pairs, before), time.process_time()
+    if before.get("seed") != given.seed or "next" not in before or not unchanged(before["commit"]):
+        before = {}
+    campaign, started, of = Campaign(given.seed, given.pairs, before), time.process_time(), measure.commit()
 
     def save() -> None:
         about = {"about": "forged certificates; all must be refused", **measure.machine()}
         about["versions"] |= {name: version(name) for name in ("onnx", "onnxruntime")}
         spent = before.get("cpu_seconds", 0.0) + time.process_time() - started
-        about |= {"commit": measure.commit(), "cpu_seconds": round(spent, 1)}
+        about |= {"commit": of, "cpu_seconds": round(spent, 1)}
         write_atomically(path, (json.dumps(about | campaign.summary(), indent=1) + "\n").encode())
 
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # three small files for every forgery
