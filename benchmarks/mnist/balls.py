@@ -22,10 +22,10 @@ from nnrepair import Argmax, repair_property
 from nnrepair.domains.vision import mnist, relu_mlp
 from nnrepair.verify import Box, Property, check
 
-#: Balls to keep, balls not mentioned, points of the locality set; seconds for each repair and each check.
-KEPT, OTHERS, LOCALITY, LIMIT = 10, 20, 2000, 30.0
+#: Balls to keep, balls not mentioned, points of the locality set; seconds for each check of a repair, and of others.
+KEPT, OTHERS, LOCALITY, LIMIT, LOOKING = 10, 20, 2000, 30.0, 10.0
 #: Radius -> how many misread digits; of the first one a hundred balls are looked at, too.
-DIGITS, HUNDRED = {0.01: 10, 0.02: 5, 0.03: 5}, 90
+DIGITS, HUNDRED = {0.01: 10, 0.02: 5, 0.03: 3}, 90
 
 
 def ball(x: Tensor, label: Tensor, radius: float) -> Property:
@@ -35,7 +35,7 @@ def ball(x: Tensor, label: Tensor, radius: float) -> Property:
 
 def proved(model: nn.Module, balls: list[Property]) -> list[bool]:
     """Return of which balls it is proved, in the time of a check each."""
-    return [check(model, each, timeout=LIMIT, certificate=False).holds for each in balls]
+    return [check(model, each, timeout=LOOKING, certificate=False).holds for each in balls]
 
 
 def one(model: nn.Module, number: int, radius: float, others: int = OTHERS) -> dict[str, Any]:
