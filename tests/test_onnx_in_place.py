@@ -19,6 +19,7 @@ import nnrepair
 from nnrepair.errors import InvalidInput, PatchError, UnsupportedModel
 from nnrepair.methods import MinimalNorm, OnGrid
 from nnrepair.onnx import in_place
+from nnrepair.onnx.inplace.module import InPlace
 from nnrepair.onnx.inplace.splice import spliced
 
 Array = npt.NDArray[Any]
@@ -255,6 +256,25 @@ def test_a_layer_before_the_last(layer: str, tmp_path: Path) -> None:
     out = result.model.save(tmp_path / "out.onnx")
     assert differing(path, out) == ["w"]
     assert torch.equal(run(out, X).argmax(1), labels)
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_what_rounding_decides_behind_a_layer_is_refused_for_that(
+    cancels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = InPlace._before
+
+    def doubled(model: InPlace, inputs: Any) -> tuple[list[Tensor], Tensor]:  # which sum comes first differs by machine
+        crossing, y = before(model, inputs)
+        return crossing, 2 * y
+
+    monkeypatch.setattr(InPlace, "_before", doubled)
+    big = (1e9 * V).astype(np.float32)
+    both = np.concatenate([big, np.nextafter(-big, np.float32(0)) if cancels else big])
+    head = [helper.make_node("Concat", ["t", "t"], ["tt"], axis=1), helper.make_node("MatMul", ["tt", "v"], ["y"])]
+    path = written(tmp_path, network(head, [stored(both, "v")]))
+    with pytest.raises(UnsupportedModel, match="Rounding decides what follows" if cancels else "another function"):
+        in_place(path)(X)
 
 
 def test_a_layer_that_shares_its_weight_keeps_it(tmp_path: Path) -> None:

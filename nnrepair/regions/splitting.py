@@ -23,6 +23,7 @@ from nnrepair.spec.network import copied, shape_of_one
 from nnrepair.spec.regions import Regions
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.runs import rounding_explains
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -98,7 +99,7 @@ def split(model: nn.Module, regions: Regions, then: Callable[[Mesh], None] | Non
     each = torch.split(torch.arange(len(regions)), step)
     parts = [_split(graph, [regions.corners[k] for k in some.tolist()], int(some[0]), then) for some in each]
     pieces = _joined(parts, regions.shape)
-    _compare(model, pieces)
+    _compare(model, graph, pieces)
     return pieces
 
 
@@ -271,7 +272,7 @@ def _lowered(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     return graph
 
 
-def _compare(model: nn.Module, pieces: Pieces) -> None:
+def _compare(model: nn.Module, graph: Graph, pieces: Pieces) -> None:
     """Compare what was read with the model itself: hooks, for example, are not seen when a model is read."""
     some = torch.linspace(0, len(pieces.points) - 1, min(PROBES, len(pieces.points))).long()
     try:
@@ -288,6 +289,7 @@ def _compare(model: nn.Module, pieces: Pieces) -> None:
         )
     if not torch.allclose(y, read, rtol=1e-6, atol=1e-6 * float(read.abs().max())):
         raise UnsupportedModel(
-            "The model computes another function than was read from it. Forward hooks, randomness and operations that "
-            "change tensors in place may do that; remove them, or write the model to ONNX and load it again."
+            rounding_explains(graph, pieces.points[some].flatten(1).double(), y, torch.float64, "the model")
+            or "The model computes another function than was read from it. Forward hooks, randomness and operations "
+            "that change tensors in place may do that; remove them, or write the model to ONNX and load it again."
         )

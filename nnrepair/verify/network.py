@@ -24,6 +24,7 @@ from nnrepair.verify.property import Property
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.reading.imported import Joined
 from nnrepair.verify.reading.lowering import lower
+from nnrepair.verify.runs import rounding_explains
 from nnrepair.verify.search.replay import Replay
 
 #: So many files are remembered, with so many bytes together, and none that is larger than a quarter of that.
@@ -143,12 +144,17 @@ class Network:
             with torch.no_grad(), torch.random.fork_rng([]):
                 values = graph.values(x, deadline)
                 try:
-                    y, tolerance = self._double(x.reshape(-1, *self.shape).clone()), 1e-6
+                    y, tolerance, kind = self._double(x.reshape(-1, *self.shape).clone()), 1e-6, torch.float64
                 except RuntimeError:  # it has constants of its own type
-                    y, tolerance = self.model(x.reshape(-1, *self.shape).to(self.dtype)).double(), 1e-3
+                    y, tolerance, kind = (
+                        self.model(x.reshape(-1, *self.shape).to(self.dtype)).double(),
+                        1e-3,
+                        self.dtype,
+                    )
             if not _same(values, y, tolerance):
                 raise UnsupportedModel(
-                    "The checker read this model as another function than it computes. Randomness, operations that "
+                    rounding_explains(graph, x, y, kind, "the model", deadline)
+                    or "The checker read this model as another function than it computes. Randomness, operations that "
                     "change tensors in place, and sums over a batch may do that; remove them, or write the model to "
                     "ONNX (nnrepair.onnx.save) and check the file."
                 )
@@ -156,7 +162,10 @@ class Network:
         point = replay.rounded(replay.in_box(points[0], cases[0].box))
         run = replay.onnxruntime(point)
         if run is not None and not _same(graph.values(point[None].double()), run, 1e-3):
-            raise UnsupportedModel(f"The checker read {self.path} as another function than onnxruntime computes.")
+            raise UnsupportedModel(
+                rounding_explains(graph, point[None].double(), run, self.dtype, f"onnxruntime, {self.path},", deadline)
+                or f"The checker read {self.path} as another function than onnxruntime computes."
+            )
 
 
 def _same(values: list[Tensor], y: Any, tolerance: float) -> bool:

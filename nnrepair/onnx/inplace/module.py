@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ class InPlace(nn.Module):
         made: Tensor = self.suffix(*crossing)
         made = made.reshape(y.shape) if made.numel() == y.numel() else made  # an axis of one point more or less
         if not self._agreed and self._base == digest_of_state(self.suffix.state_dict()):
-            self._compare(made, y)
+            self._compare(crossing, made, y)
             self._agreed = True
         return made
 
@@ -99,19 +101,33 @@ class InPlace(nn.Module):
         found = [value.to(device, dtype if value.dtype.is_floating_point else value.dtype) for value in found]
         return found, torch.from_numpy(made[self.output])
 
-    def _compare(self, made: Tensor, y: Tensor) -> None:
-        """Refuse a suffix that is not what onnxruntime computes."""
+    def _compare(self, crossing: Sequence[Tensor], made: Tensor, y: Tensor) -> None:
+        """Refuse a suffix that makes of what crosses the cut another output than onnxruntime does."""
         made, y = made.detach().cpu().double(), y.double()
         share = AGREED_ON_GRID if self.grids else self._source.rounding
         far = share * float(y.abs().max() if y.numel() else 0) + 1.01 * self._source.cut.inner + TINY
         if made.shape != y.shape or not bool((made - y).abs().max() <= far):
             raise UnsupportedModel(
-                f"What follows layer {self.layer!r} of {self.path} was read as another function than onnxruntime "
+                self._rounds(crossing, made, far)
+                or f"What follows layer {self.layer!r} of {self.path} was read as another function than onnxruntime "
                 f"computes (outputs {tuple(made.shape)} and {tuple(y.shape)}). Choose a later layer, or an output "
                 "before the operations that differ."
             )
         if self.grids and made.numel():
             self.step = max(self.step, 2 * float((made - y).abs().max()))
+
+    def _rounds(self, crossing: Sequence[Tensor], made: Tensor, far: float) -> str:
+        """Return that rounding alone takes outputs further apart than may be, and what to do; nothing otherwise."""
+        with torch.no_grad(), suppress(RuntimeError):  # it may have constants of a type of its own
+            given = [x.double() if x.dtype.is_floating_point else x for x in crossing]
+            off = float((copied(self.suffix).double()(*given).cpu().reshape(made.shape) - made).abs().max())
+            if math.isfinite(off) and off > far:
+                return (
+                    f"Rounding decides what follows layer {self.layer!r} of {self.path}: in its own precision and in "
+                    f"float64 outputs are {off:.3g} apart. Numbers much larger than the outputs cancel there, so no "
+                    "repair would say what runs do. Scale weights so that less cancels, or choose a later layer."
+                )
+        return ""
 
     def stored(self) -> dict[str, Array]:
         """Return the tensors of the file that have to change, by name, as they will be stored."""
@@ -196,7 +212,7 @@ class InPlace(nn.Module):
             whole = deployed(part, self.output, ports=source.ports, fixed=source.fixed)
             if source.example is not None:
                 with torch.no_grad():
-                    self._compare(self(*source.example), whole(*source.example))
+                    self._compare(self._before(source.example)[0], self(*source.example), whole(*source.example))
             if judge is not None:
                 judge(whole)
         return target

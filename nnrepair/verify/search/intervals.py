@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.reading.affine import EPS, Affine, in_pieces
-from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.reading.graph import Graph, Node
 
 #: Added to every error bound against underflow.
 TINY = 1e-280
@@ -43,20 +43,24 @@ def values_over(
     values = [(lower, upper)]
     for k, node in enumerate(graph.nodes[1:], 1):
         deadline.check()
-        low, high = values[node.sources[0]]
-        if node.affine is not None:
-            ends = affine_over(node.affine, low, high, deadline)
-        elif node.activation is not None:
-            ends = node.activation.enclose(low, high)
-        else:
-            each = [values[source] for source in node.sources]
-            size = sum((torch.maximum(a.abs(), b.abs()) for a, b in each), torch.zeros_like(low))
-            error = 4 * len(each) * EPS * size + TINY
-            ends = (sum((a for a, _ in each[1:]), low) - error, sum((b for _, b in each[1:]), high) + error)
+        ends = step_over(node, values, deadline)
         if known is not None:
             ends = (torch.fmax(ends[0], known[k][0]), torch.fmin(ends[1], known[k][1]))
         values.append(ends)
     return values
+
+
+def step_over(node: Node, values: Sequence[Interval], deadline: Deadline = NEVER) -> Interval:
+    """Return bounds of a node's values, given those of all nodes before it."""
+    low, high = values[node.sources[0]]
+    if node.affine is not None:
+        return affine_over(node.affine, low, high, deadline)
+    if node.activation is not None:
+        return node.activation.enclose(low, high)
+    each = [values[source] for source in node.sources]
+    size = sum((torch.maximum(a.abs(), b.abs()) for a, b in each), torch.zeros_like(low))
+    error = 4 * len(each) * EPS * size + TINY
+    return sum((a for a, _ in each[1:]), low) - error, sum((b for _, b in each[1:]), high) + error
 
 
 def affine_over(map: Affine, low: Tensor, high: Tensor, deadline: Deadline = NEVER) -> Interval:
