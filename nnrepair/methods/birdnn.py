@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.fisher import Weights
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.fine_tune.penalties import Penalty, Regularizer
@@ -65,10 +66,8 @@ class BIRDNN:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.units, bool) or not isinstance(self.units, int) or self.units < 0:
-            raise InvalidInput(f"units must be an integer >= 0, got {self.units!r}.")
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 < self.weight < 1e9:
-            raise InvalidInput(f"weight must be a number > 0, got {self.weight!r}.")
+        options.whole(self, "units", least=0)
+        options.number(self, "weight", below=1e9)
         object.__setattr__(self, "layers", self._tuning.layers)
 
     @property

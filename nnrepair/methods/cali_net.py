@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nnrepair.errors import InvalidInput
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.fine_tune.penalties import KL
@@ -52,10 +52,8 @@ class CaliNet:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, str):
-            raise InvalidInput(f"layer must be the name of a module, got {self.layer!r}.")
-        if isinstance(self.units, bool) or not isinstance(self.units, int) or self.units < 1:
-            raise InvalidInput(f"units must be an integer >= 1, got {self.units!r}.")
+        options.one_layer(self)
+        options.whole(self, "units")
         self._tuning(True)
 
     def _tuning(self, locality: bool) -> FineTune:

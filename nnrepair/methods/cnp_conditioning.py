@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian.layers import layers, whole
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.trainable import Trainable
 from nnrepair.spec.criterion import flat
@@ -90,20 +91,11 @@ class CNPConditioning(Trainable):
     )
 
     def __post_init__(self) -> None:
-        if self.form not in get_args(Form):
-            hint = near_matches(str(self.form), get_args(Form))
-            raise InvalidInput(f"Unknown form {self.form!r}.{hint} Choose one of {', '.join(get_args(Form))}.")
-        if not isinstance(self.each_position, bool):
-            raise InvalidInput(f"each_position must be True or False, got {self.each_position!r}.")
-        for name in ("hidden", "features"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InvalidInput(f"{name} must be an integer >= 1, got {count!r}.")
-        for name in ("edit_weight", "locality_weight", "scope_weight", "lr", "margin"):
-            number, zero = getattr(self, name), name != "lr"
-            good = isinstance(number, int | float) and not isinstance(number, bool)
-            if not good or not 0 <= number < math.inf or (number == 0 and not zero):
-                raise InvalidInput(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {number!r}.")
+        options.one_of(self, form=get_args(Form))
+        options.flag(self, "each_position")
+        options.whole(self, "hidden", "features")
+        options.number(self, "edit_weight", "locality_weight", "scope_weight", "margin", zero=True)
+        options.number(self, "lr")
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
 

@@ -24,6 +24,7 @@ from nnrepair.fingerprint import digest_of_state
 from nnrepair.jacobian.layers import tunable
 from nnrepair.jacobian.suffix import Behind
 from nnrepair.jacobian.tangents import gradients
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.trainable import Editor, Trainable
 from nnrepair.spec.criterion import Criterion
@@ -92,24 +93,14 @@ class EditableTraining(Trainable):
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        for value, known, what in ((self.update, Update, "update"), (self.base, Base, "base")):
-            if value not in get_args(known):
-                hint = near_matches(str(value), get_args(known))
-                raise InvalidInput(f"Unknown {what} {value!r}.{hint} Choose one of {', '.join(get_args(known))}.")
-        for name, least in (("residual", 0), ("steps", 0), ("unrolled", 1)):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise InvalidInput(f"{name} must be an integer >= {least}, got {count!r}.")
-        weights = ("base_weight", "edit_weight", "locality_weight", "margin")
-        for name in ("start", "lr", "rate_lr", "decay", *weights):
-            number, zero = getattr(self, name), name in weights
-            good = isinstance(number, int | float) and not isinstance(number, bool)
-            if not good or not 0 <= number < math.inf or (number == 0 and not zero):
-                raise InvalidInput(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {number!r}.")
+        options.one_of(self, update=get_args(Update), base=get_args(Base))
+        options.whole(self, "residual", "steps", least=0)
+        options.whole(self, "unrolled")
+        options.number(self, "start", "lr", "rate_lr", "decay")
+        options.number(self, "base_weight", "edit_weight", "locality_weight", "margin", zero=True)
         if self.decay >= 1:
             raise InvalidInput(f"decay must lie between 0 and 1, got {self.decay!r}.")
-        if not isinstance(self.second_order, bool):
-            raise InvalidInput(f"second_order must be True or False, got {self.second_order!r}.")
+        options.flag(self, "second_order")
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
         if self.residual and (not isinstance(self.layers, str) or self.layers == "all"):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.fine_tune.penalties import KL, Penalty
@@ -84,10 +85,8 @@ class EGNN:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        for count, what in ((self.hidden, "hidden"), (self.depth, "depth")):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise InvalidInput(f"{what} must be an integer >= 1, got {count!r}.")
-        if isinstance(self.near, bool) or not isinstance(self.near, int | float) or not 0 <= self.near < 1:
+        options.whole(self, "hidden", "depth")
+        if not options.is_number(self.near) or not 0 <= self.near < 1:
             raise InvalidInput(f"near is a share of the rehearsed points, from 0 to less than 1, got {self.near!r}.")
         KL(self.kl)
         object.__setattr__(self, "penalties", self._tuning(False).penalties)  # a tuple, so that methods have a hash

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, near_matches
 from nnrepair.jacobian import layers
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.spec.inputs import positions
@@ -69,8 +70,7 @@ class GRACE:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, str):
-            raise InvalidInput(f"layer must be the name of a module, got {self.layer!r}.")
+        options.one_layer(self)
         if self.radius is not None and not 0 < self.radius < math.inf:
             raise InvalidInput(f"radius must be a finite number > 0, or None, got {self.radius!r}.")
         FineTune(steps=self.steps, lr=self.lr, margin=self.margin)

@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.layers import tunable
 from nnrepair.jacobian.tangents import gradients
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.trainable import Trainable
@@ -59,11 +59,8 @@ class LearnedSteps(Trainable):
     capabilities: ClassVar[Capabilities] = Capabilities("meta-learning", True, "same", True, True, True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.unrolled, bool) or not isinstance(self.unrolled, int) or self.unrolled < 1:
-            raise InvalidInput(f"unrolled must be an integer >= 1, got {self.unrolled!r}.")
-        for value, what in ((self.start, "start"), (self.lr, "lr"), (self.locality_weight, "locality_weight")):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InvalidInput(f"{what} must be a finite number > 0, got {value!r}.")
+        options.whole(self, "unrolled")
+        options.number(self, "start", "lr", "locality_weight")
         tuned = FineTune(layers=self.layers, steps=self.steps, lr=self.start, optimizer="sgd", margin=self.margin)
         object.__setattr__(self, "layers", tuned.layers)
 

@@ -14,14 +14,13 @@ linear region. What differs from the paper:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares.targets import at_outputs
 from nnrepair.spec.network import copied
@@ -60,9 +59,7 @@ class REASSURE:
     )
 
     def __post_init__(self) -> None:
-        good = isinstance(self.margin, int | float) and not isinstance(self.margin, bool)
-        if not good or not 0 <= self.margin < math.inf:
-            raise InvalidInput(f"margin must be a finite number >= 0, got {self.margin!r}.")
+        options.number(self, "margin", zero=True)
 
     def repair(self, problem: Problem) -> Proposal:
         """Propose the network with patches, see the class."""

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.layers import modules, moved
 from nnrepair.jacobian.moments import root
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.least_squares import insertion
@@ -71,10 +71,8 @@ class Rewriting:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, str):
-            raise InvalidInput(f"layer must be the name of a module, got {self.layer!r}.")
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise InvalidInput(f"rank must be an integer >= 1, got {self.rank!r}.")
+        options.one_layer(self)
+        options.whole(self, "rank")
         FineTune(steps=self.steps, lr=self.lr, margin=self.margin)
 
     @property

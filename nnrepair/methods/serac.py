@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.layers import modules
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares.targets import at_outputs
 from nnrepair.methods.trainable import Trainable
@@ -73,15 +74,10 @@ class SERAC(Trainable):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, str):
-            raise InvalidInput(f"layer must be the name of a module, got {self.layer!r}.")
-        if isinstance(self.features, bool) or not isinstance(self.features, int) or self.features < 1:
-            raise InvalidInput(f"features must be an integer >= 1, got {self.features!r}.")
-        for name in ("lr", "margin"):
-            number = getattr(self, name)
-            good = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf
-            if not good or (number == 0 and name == "lr"):
-                raise InvalidInput(f"{name} must be a finite number, got {number!r}.")
+        options.one_layer(self)
+        options.whole(self, "features")
+        options.number(self, "lr")
+        options.number(self, "margin", zero=True)
 
     def begin(self, model: nn.Module, generator: torch.Generator) -> Scope:
         """Return a scope that nothing has been learned about."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.layers import modules
 from nnrepair.jacobian.tangents import gradients
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.spec.edits import Edits
@@ -77,12 +78,9 @@ class TPatcher:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, str):
-            raise InvalidInput(f"layer must be the name of a module, got {self.layer!r}.")
-        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
-            raise InvalidInput(f"most must be an integer >= 1, got {self.most!r}.")
-        if isinstance(self.silence, bool) or not isinstance(self.silence, int | float) or not 0 <= self.silence < 1e6:
-            raise InvalidInput(f"silence must be a number >= 0, got {self.silence!r}.")
+        options.one_layer(self)
+        options.whole(self, "most")
+        options.number(self, "silence", zero=True, below=1e6)
         FineTune(steps=self.steps, lr=self.lr, margin=self.margin)
 
     @property

@@ -22,10 +22,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from nnrepair.errors import InvalidInput, UnsupportedModel, near_matches
+from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.jacobian import layers
 from nnrepair.jacobian.fisher import at_least_float
 from nnrepair.jacobian.tangents import CUT, gradients
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal
 from nnrepair.methods.fine_tune.penalties import Penalty, between
 from nnrepair.methods.fine_tune.points import Drawn, Points
@@ -90,28 +91,15 @@ class FineTune:
     rank: int = 0
 
     def __post_init__(self) -> None:
-        for value, known, what in (
-            (self.optimizer, get_args(Optimizer), "optimizer"),
-            (self.interpolate, get_args(Interpolate), "interpolate"),
-        ):
-            if value not in known:
-                hint = near_matches(str(value), known)
-                raise InvalidInput(f"Unknown {what} {value!r}.{hint} Choose one of {', '.join(known)}.")
-        for count, least, what in (
-            (self.steps, 0, "steps"),
-            (self.rehearsal, 0, "rehearsal"),
-            (self.rank, 0, "rank"),
-            (self.batch_size, 1, "batch_size"),
-        ):
-            if not isinstance(count, int) or isinstance(count, bool) or count < least:
-                raise InvalidInput(f"{what} must be an integer >= {least}, got {count!r}.")
+        options.one_of(self, optimizer=get_args(Optimizer), interpolate=get_args(Interpolate))
+        options.whole(self, "steps", "rehearsal", "rank", least=0)
+        options.whole(self, "batch_size")
         if isinstance(self.lr, Mapping):
             object.__setattr__(self, "lr", tuple(self.lr.items()))
         rates: list[Any] = [rate for _, rate in self.lr] if isinstance(self.lr, tuple) else [self.lr]
-        if not all(_is_number(rate) and rate > 0 for rate in rates):
+        if not all(options.is_number(rate) and rate > 0 for rate in rates):
             raise InvalidInput(f"lr must be a finite number > 0, got {self.lr!r}.")
-        if not _is_number(self.margin) or self.margin < 0:
-            raise InvalidInput(f"margin must be a finite number >= 0, got {self.margin!r}.")
+        options.number(self, "margin", zero=True)
         listed = (self.penalties,) if isinstance(self.penalties, Penalty) else self.penalties
         if not isinstance(listed, (list, tuple)):
             raise InvalidInput(f"penalties must be a list of Penalty objects, got {listed!r}.")
@@ -350,7 +338,3 @@ class _Run:
 
 def _listed(names: object) -> Sequence[object]:
     return names if isinstance(names, tuple) else [names]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -15,7 +15,6 @@ that bounds and references are those of each step):
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from nnrepair.jacobian.fisher import Labels as Labels
 from nnrepair.jacobian.fisher import Weights, at_least_float, known_labels
 from nnrepair.jacobian.fisher import fisher_diagonal as fisher_diagonal
 from nnrepair.jacobian.tangents import gradients
+from nnrepair.methods import options
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.inputs import independent
 from nnrepair.spec.kinds import Kind, Regression
@@ -84,12 +84,6 @@ class Penalty(ABC):
         """
 
 
-def _positive(value: float, what: str, *, zero: bool) -> None:
-    good = isinstance(value, (int, float)) and math.isfinite(value) and (value >= 0 if zero else value > 0)
-    if not good:
-        raise InvalidInput(f"{what} must be a finite number {'>=' if zero else '>'} 0, got {value!r}.")
-
-
 @dataclass(frozen=True)
 class L2(Penalty):
     """`weight * ||theta - theta0||^2`: small changes all over.
@@ -103,7 +97,7 @@ class L2(Penalty):
     weight: float
 
     def __post_init__(self) -> None:
-        _positive(self.weight, "L2: weight", zero=True)
+        options.number(self, "weight", zero=True, where="L2: ")
 
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         return _Quadratic(old, self.weight, None)
@@ -141,7 +135,7 @@ class LInf(Penalty):
     bounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _positive(self.radius, "LInf: radius", zero=False)
+        options.number(self, "radius", where="LInf: ")
 
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         return _Box({name: (weight, self.radius * self._unit(weight)) for name, weight in old.items()})
@@ -193,7 +187,7 @@ class L2Ball(Penalty):
     bounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _positive(self.radius, "L2Ball: radius", zero=False)
+        options.number(self, "radius", where="L2Ball: ")
 
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         return _Ball(old, self.radius)
@@ -246,7 +240,7 @@ class KL(Penalty):
     needs_locality: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _positive(self.weight, "KL: weight", zero=True)
+        options.number(self, "weight", zero=True, where="KL: ")
 
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         assert problem.locality is not None
@@ -298,8 +292,7 @@ class EWC(Penalty):
     needs_locality: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _positive(self.weight, "EWC: weight", zero=True)
-        _positive(self.floor, "EWC: floor", zero=True)
+        options.number(self, "weight", "floor", zero=True, where="EWC: ")
         known_labels(self.labels)
         if self.points is not None and (not isinstance(self.points, int) or self.points < 1):
             raise InvalidInput(f"EWC: points must be an integer >= 1 or None, got {self.points!r}.")
@@ -357,10 +350,7 @@ class Rewired(Penalty):
     needs_locality: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("parts", "points"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InvalidInput(f"Rewired: {name} must be an integer >= 1, got {count!r}.")
+        options.whole(self, "parts", "points", where="Rewired: ")
 
     def start(self, problem: Problem, old: Weights, generator: torch.Generator) -> Regularizer:
         locality = problem.locality
@@ -419,7 +409,7 @@ class TopShare(Penalty):
     bounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _positive(self.share, "TopShare: share", zero=False)
+        options.number(self, "share", where="TopShare: ")
         if self.share > 1:
             raise InvalidInput(f"TopShare: share is at most 1, got {self.share!r}.")
         EWC(1.0, self.labels, self.points)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal
 from nnrepair.methods.hypernetworks.factors import Factors, GradientFactors, Standard, Transform, sizes_of, weights_of
 from nnrepair.methods.trainable import Trainable
@@ -62,17 +62,10 @@ class Hypernetwork(Trainable):
     capabilities: ClassVar[Capabilities] = Capabilities("meta-learning", True, "same", True, True, True)
 
     def __post_init__(self) -> None:
-        for name in ("rank", "rounds"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InvalidInput(f"{name} must be an integer >= 1, got {count!r}.")
-        for name in ("start", "lr", "locality_weight", "margin"):
-            number, zero = getattr(self, name), name in ("margin", "locality_weight")
-            good = isinstance(number, int | float) and not isinstance(number, bool)
-            if not good or not 0 <= number < math.inf or (number == 0 and not zero):
-                raise InvalidInput(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {number!r}.")
-        if not isinstance(self.successive, bool):
-            raise InvalidInput(f"successive must be True or False, got {self.successive!r}.")
+        options.whole(self, "rank", "rounds")
+        options.number(self, "start", "lr")
+        options.number(self, "locality_weight", "margin", zero=True)
+        options.flag(self, "successive")
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
 

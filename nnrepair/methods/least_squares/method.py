@@ -25,7 +25,6 @@ What differs from the published codes, which are for language models:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +33,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.errors import InvalidInput
 from nnrepair.files import as_path
 from nnrepair.jacobian.layers import modules, moved
 from nnrepair.jacobian.moments import root
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares import insertion, targets
 from nnrepair.methods.least_squares import stored as moments
@@ -102,20 +102,10 @@ class LeastSquares:
     moments: str | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("constraint", get_args(Constraint)), ("share", get_args(Share))):
-            value = getattr(self, name)
-            if value not in known:
-                hint = near_matches(str(value), known)
-                raise InvalidInput(f"Unknown {name} {value!r}.{hint} Choose one of {', '.join(known)}.")
-        for name in ("rounds", "steps"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InvalidInput(f"{name} must be an integer >= 1, got {count!r}.")
-        for name in ("ridge", "null", "margin", "lr", "longest"):
-            number, zero = getattr(self, name), name in ("margin", "null")
-            good = isinstance(number, int | float) and not isinstance(number, bool)
-            if not good or not 0 <= number < math.inf or (number == 0 and not zero):
-                raise InvalidInput(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {number!r}.")
+        options.one_of(self, constraint=get_args(Constraint), share=get_args(Share))
+        options.whole(self, "rounds", "steps")
+        options.number(self, "ridge", "lr", "longest")
+        options.number(self, "null", "margin", zero=True)
         if self.null > 1:
             raise InvalidInput(f"null is a share, at most 1, got {self.null!r}.")
         if self.moments is not None:
