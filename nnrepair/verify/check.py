@@ -123,10 +123,7 @@ def _answer(
     elif problem is not None and verdict == "violated":
         reason = problem.remark
     elif verdict == "unknown":
-        limits = [found.limit] if found.limit else []
-        if deadline.passed:
-            where = f" while {deadline.doing}" if not found.boxes else ""
-            limits = [f"the time limit of {timeout:g} s was reached{where}"]
+        limits = found.limits(deadline, timeout)
         reason = "; ".join(limits if problem is None else [*limits, *problem.why_open(found)])
     return CheckResult(
         verdict=verdict,

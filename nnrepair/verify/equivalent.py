@@ -20,7 +20,7 @@ from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import percent
 from nnrepair.verify.certificate import sha256
-from nnrepair.verify.check import one_thread
+from nnrepair.verify.check import FIRST, MOST_STARTS, STARTS, one_thread
 from nnrepair.verify.comparing.agreement import AgreementSearch, apart, elsewhere
 from nnrepair.verify.comparing.certificate import EquivalenceCertificate
 from nnrepair.verify.comparing.evidence import Witness
@@ -33,10 +33,6 @@ from nnrepair.verify.property import Box, Case, Property
 from nnrepair.verify.search.attack import LEAST, attack
 from nnrepair.verify.search.jobs import NOTHING, Found, Jobs
 from nnrepair.verify.search.rational import Enclosure, enclosure, inside
-
-#: The first attack may take this share of the time that is left; so many starts, or enough for all jobs, but at most
-#: so many.
-FIRST, STARTS, MOST_STARTS = 0.5, 256, 65_536
 
 
 def equivalent(
@@ -259,10 +255,7 @@ def _answer(
     if problem is not None and found.closed:
         kept, reason = problem.certificate(found) if certificate else (None, "")
         return Equivalence("holds", None, found.boxes, certificate=kept, proved=1.0, reason=reason)
-    said = [found.limit] if found.limit else []
-    if deadline.passed:
-        where = f" while {deadline.doing}" if not found.boxes else ""
-        said = [f"the time limit of {timeout:g} s was reached{where}"]
+    said = found.limits(deadline, timeout)
     if found.stuck:
         said.append(f"{found.stuck} parts that cannot be split further touch the border")
     if problem is not None and problem.refused:

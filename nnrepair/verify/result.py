@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
@@ -66,8 +67,32 @@ def shown(values: NDArray[np.float64]) -> str:
     return f"[{text}{', ...' if len(values) > 12 else ''}]"
 
 
+class Answer:
+    """What is told of a verdict about every point of a region, whatever it is about."""
+
+    verdict: Verdict
+    boxes: int
+    cpu_seconds: float
+    proved: float
+    worst_bound: float | None
+    reason: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether what was asked is true of every point."""
+        return self.verdict == "holds"
+
+    def _told(self, point: Sequence[str], of: str) -> str:
+        """Return the verdict as text: with lines about a point that violates, and the share that is proved of what."""
+        lines = [f"{self.verdict} ({self.boxes} boxes, {self.cpu_seconds:.2f} CPU s)", *point]
+        if self.verdict == "unknown":
+            worst = "" if self.worst_bound is None else f", worst remaining bound {self.worst_bound:.3g}"
+            lines.append(f"proved for {percent(self.proved, 1)} of the {of}{worst}")
+        return "\n".join([*lines, self.reason] if self.reason else lines)
+
+
 @dataclass(frozen=True)
-class CheckResult:
+class CheckResult(Answer):
     """The verdict on one property, about every point of its region.
 
     Attributes:
@@ -94,18 +119,5 @@ class CheckResult:
     worst_bound: float | None = None
     reason: str = ""
 
-    @property
-    def holds(self) -> bool:
-        """Whether the property holds."""
-        return self.verdict == "holds"
-
     def __str__(self) -> str:
-        lines = [f"{self.verdict} ({self.boxes} boxes, {self.cpu_seconds:.2f} CPU s)"]
-        if self.counterexample is not None:
-            lines.append(str(self.counterexample))
-        if self.verdict == "unknown":
-            worst = "" if self.worst_bound is None else f", worst remaining bound {self.worst_bound:.3g}"
-            lines.append(f"proved for {percent(self.proved, 1)} of the volume{worst}")
-        if self.reason:
-            lines.append(self.reason)
-        return "\n".join(lines)
+        return self._told([] if self.counterexample is None else [str(self.counterexample)], "volume")

@@ -17,7 +17,7 @@ from nnrepair.rounding import percent, percent_at_least, percent_at_most
 from nnrepair.verify.comparing.certificate import ComparisonCertificate, EquivalenceCertificate
 from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
 from nnrepair.verify.comparing.page import page
-from nnrepair.verify.result import Verdict, shown
+from nnrepair.verify.result import Answer, Verdict, shown
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Equivalence:
+class Equivalence(Answer):
     """The verdict on whether two networks agree, about every point of a region.
 
     Attributes:
@@ -163,18 +163,9 @@ class Equivalence:
     worst_bound: float | None = None
     reason: str = ""
 
-    @property
-    def holds(self) -> bool:
-        """Whether the networks agree."""
-        return self.verdict == "holds"
-
     def __str__(self) -> str:
-        lines = [f"{self.verdict} ({self.boxes} boxes, {self.cpu_seconds:.2f} CPU s)"]
-        if self.witness is not None:
-            for name, values in (("input ", self.witness.input), ("before", self.witness.before)):
-                lines.append(f"{name} {shown(values)}")
-            lines.append(f"after  {shown(self.witness.after)}; replayed by: {', '.join(self.witness.replayed)}")
-        if self.verdict == "unknown":
-            worst = "" if self.worst_bound is None else f", worst remaining bound {self.worst_bound:.3g}"
-            lines.append(f"proved for {percent(self.proved, 1)} of the region{worst}")
-        return "\n".join([*lines, *([self.reason] if self.reason else [])])
+        lines, found = list[str](), self.witness
+        if found is not None:
+            lines = [f"input  {shown(found.input)}", f"before {shown(found.before)}"]
+            lines.append(f"after  {shown(found.after)}; replayed by: {', '.join(found.replayed)}")
+        return self._told(lines, "region")

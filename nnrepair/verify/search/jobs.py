@@ -199,6 +199,13 @@ class Found:
     tree: tuple[NDArray[np.int16], NDArray[np.float64]] | None
     limit: str = ""
 
+    def limits(self, deadline: Deadline, timeout: float | None) -> list[str]:
+        """Return what ended the search, where that was no verdict: at most one limit."""
+        if deadline.passed:
+            where = f" while {deadline.doing}" if not self.boxes else ""
+            return [f"the time limit of {timeout:g} s was reached{where}"]
+        return [self.limit] if self.limit else []
+
 
 #: The end of a search that had no time to bound anything.
 NOTHING = Found(False, False, 0, 0.0, -math.inf, 0, None)
