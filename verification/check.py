@@ -106,23 +106,9 @@ class Bounder:
         """Tighten bounds of all z over boxes; give what `backward` needs per layer, and units that are not always 0."""
         steps, low, high, on = list[Any](), lower, upper, np.arange(lower.shape[1])
         known = zip(np.split(lows, self.ends, 1), np.split(highs, self.ends, 1), strict=True)
-        for k, (layer, (below, above)) in enumerate(zip(self.layers, known, strict=True)):
-            weight = layer.weight[:, on]
-            middle = (low + high) / 2 @ weight.T + layer.bias
-            spread = (high - low) / 2 @ np.abs(weight).T + self.slack[k]
-            low, high = np.fmax(middle - spread, below), np.fmin(middle + spread, above)
-            bends = np.arange(len(layer.bias)) < layer.bent
-            boxes, units = np.nonzero((low < 0) & (high > 0) & (bends & (k > 0)))
-            for i in range(0, len(boxes), self.chunk):
-                box, unit = boxes[i : i + self.chunk], units[i : i + self.chunk]
-                A, c = weight[unit], layer.bias[unit]
-                least, most = self.between(A, c, box, steps, lower, upper)
-                low[box, unit], high[box, unit] = np.fmax(low[box, unit], least), np.fmin(high[box, unit], most)
-                some = np.flatnonzero((low[box, unit] < 0) & (high[box, unit] > 0))
-                box, unit, A, c = box[some], unit[some], A[some], c[some]
-                low[box, unit] = np.fmax(low[box, unit], self.backward(A, c, box, steps, lower, upper)[1])
-                high[box, unit] = np.fmin(high[box, unit], -self.backward(-A, -c, box, steps, lower, upper)[1])
-            below[:], above[:] = low, high
+        for k, (layer, ends) in enumerate(zip(self.layers, known, strict=True)):
+            weight, bends = layer.weight[:, on], np.arange(len(layer.bias)) < layer.bent
+            low, high = self.tighten(k, weight, low, high, ends, steps, lower, upper)
             on = np.flatnonzero((high > 0).any(0) | ~bends)
             low, high, bends, lines = low[:, on], high[:, on], bends[on], None
             if layer.relu:
@@ -134,6 +120,28 @@ class Bounder:
                 low, high = np.where(loose, 0, low), np.where(bends, H, high)
             steps.append((lines, weight[on], layer.bias[on], self.terms[k][on]))
         return steps, on
+
+    def tighten(
+        self, k: int, weight: Array, low: Array, high: Array, known: Any, steps: list[Any], lower: Array, upper: Array
+    ) -> tuple[Array, Array]:
+        """Bound a layer's z over boxes, from bounds of what goes into it and what is known; make that known."""
+        layer, (below, above) = self.layers[k], known
+        middle = (low + high) / 2 @ weight.T + layer.bias
+        spread = (high - low) / 2 @ np.abs(weight).T + self.slack[k]
+        low, high = np.fmax(middle - spread, below), np.fmin(middle + spread, above)
+        bends = np.arange(len(layer.bias)) < layer.bent
+        boxes, units = np.nonzero((low < 0) & (high > 0) & (bends & (k > 0)))
+        for i in range(0, len(boxes), self.chunk):
+            box, unit = boxes[i : i + self.chunk], units[i : i + self.chunk]
+            A, c = weight[unit], layer.bias[unit]
+            least, most = self.between(A, c, box, steps, lower, upper)
+            low[box, unit], high[box, unit] = np.fmax(low[box, unit], least), np.fmin(high[box, unit], most)
+            some = np.flatnonzero((low[box, unit] < 0) & (high[box, unit] > 0))
+            box, unit, A, c = box[some], unit[some], A[some], c[some]
+            low[box, unit] = np.fmax(low[box, unit], self.backward(A, c, box, steps, lower, upper)[1])
+            high[box, unit] = np.fmin(high[box, unit], -self.backward(-A, -c, box, steps, lower, upper)[1])
+        below[:], above[:] = low, high
+        return low, high
 
     def between(self, A: Array, c: Array, box: Array, steps: list[Any], lower: Array, upper: Array) -> Any:
         """Bound A h + c from both sides, each row over its box; a ReLU of unknown sign is any 0 <= h <= H."""

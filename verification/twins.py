@@ -53,22 +53,9 @@ class Twins(bounds.Bounder):
         """Tighten bounds of all z and z' over boxes; give what `backward` needs per layer, and units not always 0."""
         steps, low, high, on = list[Any](), lower, upper, np.arange(lower.shape[1])
         known = zip(np.split(lows, self.ends, 1), np.split(highs, self.ends, 1), strict=True)
-        for k, (layer, (below, above)) in enumerate(zip(self.layers, known, strict=True)):
+        for k, (layer, ends) in enumerate(zip(self.layers, known, strict=True)):
             n, weight = self.half[k], layer.weight[:, on]
-            middle = (low + high) / 2 @ weight.T + layer.bias
-            spread = (high - low) / 2 @ np.abs(weight).T + self.slack[k]
-            low, high = np.fmax(middle - spread, below), np.fmin(middle + spread, above)
-            boxes, units = np.nonzero((low < 0) & (high > 0) & (layer.relu and k > 0))
-            for i in range(0, len(boxes), self.chunk):
-                box, unit = boxes[i : i + self.chunk], units[i : i + self.chunk]
-                A, c = weight[unit], layer.bias[unit]
-                least, most = self.between(A, c, box, steps, lower, upper)
-                low[box, unit], high[box, unit] = np.fmax(low[box, unit], least), np.fmin(high[box, unit], most)
-                some = np.flatnonzero((low[box, unit] < 0) & (high[box, unit] > 0))
-                box, unit, A, c = box[some], unit[some], A[some], c[some]
-                low[box, unit] = np.fmax(low[box, unit], self.backward(A, c, box, steps, lower, upper)[1])
-                high[box, unit] = np.fmin(high[box, unit], -self.backward(-A, -c, box, steps, lower, upper)[1])
-            below[:], above[:] = low, high
+            low, high = self.tighten(k, weight, low, high, ends, steps, lower, upper)
             if not layer.relu:
                 on, lines = np.arange(2 * n), None
             else:
