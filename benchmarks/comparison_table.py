@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import nnrepair
 from benchmarks.editing import DOMAINS, MODES
-from benchmarks.figures import finish, in_points, new_panels, styles_of
+from benchmarks.figures import FAMILIES, dot, finish_parts, new_parts, panels
 from benchmarks.language.task import METHODS as OF_LANGUAGE
 from benchmarks.rows import Group, groups, rank, result_files
 from nnrepair.files import write_atomically
@@ -74,28 +75,36 @@ def missing(domain: str) -> str:
 
 
 def figure(path: Path) -> None:
-    """Draw edits that hold in the end against drawdown: a row for each domain, a panel for each mode."""
+    """Draw drawdown, a row for each method, and how many edits hold in the end as how full its dots are.
+
+    A part for each domain with a panel for each mode that was measured there; colours are families of methods.
+    """
     found = {domain: of(domain) for domain in TITLES if domain in DOMAINS}
-    found = {domain: some for domain, some in found.items() if some}
-    methods = [group.rows[0]["method"] for some in found.values() for group in some]
-    styles = styles_of(methods)
-    fig, axes = new_panels(len(found), len(MODES), (3.2, 2.4))
-    for row, (domain, some) in zip(axes, found.items(), strict=True):
-        for axis, mode in zip(row, MODES, strict=True):
-            mine = [group for group in some if group.mode == mode]
-            axis.set_visible(bool(mine))
-            for group in mine:
-                left = "success_retain_rate" if mode.startswith("successive") else "success_rate"
-                style = styles[group.rows[0]["method"]]
-                axis.plot(group.mean("drawdown_points"), 100 * group.mean(left), **style, linestyle="none")
-            axis.set_xscale("symlog", linthresh=1)
-            in_points(axis.xaxis)
-            axis.axvline(0, color="0.6", linewidth=0.8)
-            axis.set(
-                ylim=(-4, 104), title=f"{domain}, {mode}", xlabel="drawdown (points)", ylabel="hold at the end (%)"
-            )
-            axis.title.set_fontsize("medium")
-    finish(fig, styles, path, line=False)
+    rows = {domain: _by_family({group.rows[0]["method"] for group in some}) for domain, some in found.items() if some}
+    fig, parts = new_parts([len(names) for names in rows.values()])
+    for part, (domain, names) in zip(parts, rows.items(), strict=True):
+        modes = [mode for mode in MODES if any(group.mode == mode for group in found[domain])]
+        for axis, mode in zip(panels(part, len(modes), names, TITLES[domain]), modes, strict=True):
+            for group in found[domain]:
+                if group.mode == mode:
+                    name = group.rows[0]["method"]
+                    left = "success_retain_rate" if mode.startswith("successive") else "success_rate"
+                    dot(axis, group.mean("drawdown_points"), names.index(name), group.mean(left), _families()[name])
+            axis.set_title(mode, fontsize="medium")
+    finish_parts(fig, path)
+
+
+@cache
+def _families() -> dict[str, str]:
+    """Return the family of each method, by each of its names."""
+    _, *rows = nnrepair.methods.table()
+    known = {name: family for names, family, *_ in rows for name in names.split(", ")}
+    return known | {name: make().capabilities.family for name, make in OF_LANGUAGE.items()}
+
+
+def _by_family(names: set[str]) -> list[str]:
+    """Return methods, those of a family together."""
+    return sorted(names, key=lambda name: ([*FAMILIES].index(_families()[name]), name))
 
 
 def page() -> str:
@@ -122,7 +131,10 @@ and papers](results-editing.md), [other graphs](results-graphs.md), [vehicles](r
 [faces](results-inpainting.md) and [facts](results-language.md) have the others, options, spreads, and what follows from
 an edit (portability).
 
-![Edits that hold at the end against drawdown, a row for each domain](results-editors.png)
+![Drawdown of every method in every domain and mode; full dots: all edits hold at the end](results-editors.png)
+
+In the picture every method has a row, in the colour of its family, and every experiment with it a dot, the fuller the
+more of the edits hold at the end.
 
 Minimality is proved, with a certificate that an independent program checks, for `minimal-norm` alone, where it changes
 one layer under conditions that are linear in it; outside of their scope `grace`, `serac` and `reassure` leave every bit

@@ -60,6 +60,82 @@ def finish(fig: Any, styles: dict[str, dict[str, Any]], path: Path, line: bool) 
     _save(fig, path)
 
 
+#: Families of methods, as they declare them, in the order of the picture of all editors.
+FAMILIES = {
+    "optimisation": "#332288",
+    "regularisation": "#CC6677",
+    "direct": "#117733",
+    "architectural": "#EE7733",
+    "meta-learning": "#0077BB",
+    "memory": "#882255",
+}
+
+
+def new_parts(rows: Sequence[int]) -> tuple[Any, Any]:
+    """Return a figure with a part for each number of rows, one below the other, and room for a legend below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    heights = [0.2 * count + 0.75 for count in rows]
+    fig = plt.figure(figsize=(14, sum(heights) + 0.7), layout="constrained")
+    return fig, fig.subfigures(len(rows), 1, height_ratios=heights)
+
+
+def panels(part: Any, count: int, names: Sequence[str], title: str) -> Any:
+    """Return panels beside each other, with drawdown along them, whose rows have names and the colours of families."""
+    part.suptitle(title, fontsize="medium", fontweight="bold", x=0.01, ha="left")
+    axes = part.subplots(1, count, sharey=True, squeeze=False)[0]
+    for axis in axes:
+        axis.set_xscale("symlog", linthresh=1)
+        in_points(axis.xaxis)
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.set(ylim=(len(names) - 0.4, -0.6), xlabel="drawdown (points)")
+        axis.set_yticks(range(len(names)), names, fontsize="small")
+    return axes
+
+
+def dot(axis: Any, x: float, row: int, share: float, family: str) -> None:
+    """Draw one result: as full as the share of edits that hold."""
+    from matplotlib.colors import to_rgba
+
+    style = {"markeredgecolor": FAMILIES[family], "markerfacecolor": to_rgba(FAMILIES[family], share)}
+    axis.plot(x, row, marker="o", markersize=7, clip_on=False, zorder=3, linestyle="none", **style)
+
+
+def finish_parts(fig: Any, path: Path) -> None:
+    """Add the legend of families and shares, write the picture and close it."""
+    for axis in fig.axes:
+        low, high = axis.get_xlim()
+        axis.set_xlim(min(low, -0.2), max(high, 1.2))  # a drawdown of nothing is not to look like much
+    from matplotlib.colors import to_rgba
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=colour, marker="o", markersize=7, linestyle="none", label=name)
+        for name, colour in FAMILIES.items()
+    ]
+    for share in (1.0, 0.5, 0.0):
+        style = {"markeredgecolor": "0.2", "markerfacecolor": to_rgba("0.2", share)}
+        lines.append(
+            Line2D(
+                [],
+                [],
+                marker="o",
+                markersize=7,
+                linestyle="none",
+                label=f"{share:.0%} of edits hold at the end",
+                **style,
+            )
+        )
+    fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize="small")
+    _save(fig, path)
+
+
 def _save(fig: Any, path: Path) -> None:
     from matplotlib import pyplot as plt
 
