@@ -19,6 +19,7 @@ from nnrepair.results.effects import Moved, SideEffects
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.patch import Patch
 from nnrepair.results.result import Asked, RepairResult, Report
+from nnrepair.rounding import counted
 from nnrepair.spec.accepted import differ_by_rounding
 from nnrepair.spec.criteria import Argmax, Criterion, Near, Threshold, flat
 from nnrepair.spec.duplicates import edits_in_locality
@@ -34,6 +35,8 @@ from nnrepair.wrappers.base import Wrapper
 LOCALITY, TEST = "locality set", "test set"
 #: Edits that a message names; the outcome has all of them.
 NAMED = 20
+#: What is to be kept, one or several of them.
+POINT, REGION = "point{} of the locality set that {}", "region{} that {}"
 
 
 class Watched:
@@ -241,7 +244,7 @@ def judge(
     lost = lost if proposal.keeps_locality and not failing else 0
     points = problem.locality if posed.kept is None else None
     clash = "".join(edits_in_locality(posed.edits, points)) if lost and points is not None else ""
-    what = "points of the locality set" if posed.kept is None else "regions"
+    what = POINT if posed.kept is None else REGION
     outcome = outcome_of(proposal, before, failing, lost, clash, what)
     final = repaired
     if repaired.state_dict().keys() == model.state_dict().keys():
@@ -263,18 +266,20 @@ def outcome_of(
     failing: list[int],
     lost: int,
     clash: str = "",
-    what: str = "points of the locality set",
+    what: str = POINT,
 ) -> Outcome:
     """Say what happened, with advice; `clash` says what edits ask the opposite of `what` is to be kept."""
     count = len(before)
+    every = "the edit holds" if count == 1 else f"all {count} edits hold"
     if bool(before.all()):
         return Outcome("nothing to do", "every edit already holds; the network is returned unchanged.")
     if not failing and lost:
-        advice = f"all {count} edits hold, but {lost} {what} that were to be kept do not. "
+        some = counted(lost, what.format("", "was"), what.format("s", "were"))
+        advice = f"{every}, but {some} to be kept {'does' if lost == 1 else 'do'} not. "
         how = f"{clash[0].upper()}{clash[1:]}" if clash else 'Try another layer, a larger margin, or locality="soft".'
         return Outcome("partly repaired", advice + how)
     if not failing:
-        return Outcome("repaired", f"all {count} edits hold.")
+        return Outcome("repaired", f"{every}.")
     if proposal.infeasible:
         advice = "no change of the chosen layer satisfies all edits with their margin; "
         also = "the locality set (hard)" if proposal.with_locality else "each other"
@@ -299,7 +304,8 @@ def outcome_of(
         if proposal.untried:
             advice += f"{' ' * bool(proposal.layers)}No time was left to try {', '.join(proposal.untried)}."
         return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
-    advice = f"{len(failing)} of {count} edits do not hold: {_first(failing)}. Try {proposal.advice}."
+    these = "the edit does" if count == 1 else f"{len(failing)} of {count} edits do"
+    advice = f"{these} not hold: {_first(failing)}. Try {proposal.advice}."
     return Outcome("partly repaired", advice, failing)
 
 

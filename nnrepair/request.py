@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.edits import RegionEdits
+from nnrepair.rounding import counted
 from nnrepair.spec.duplicates import edits_in_locality, shared_points
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.problem import Problem, kind_notes, pose
@@ -63,9 +64,8 @@ class Posed:
             return self.regions.notes(repaired) + kept
         posed, notes = self.problem, kept
         if self.edits.of is not None:
-            notes.append(
-                f"an edit holds where all of its points do; the {len(self.edits)} edits have {len(posed.edits)}."
-            )
+            edits = counted(len(self.edits), "edit has", "edits have")
+            notes.append(f"an edit holds where all of its points do; the {edits} {len(posed.edits)}.")
         if posed.locality is not None and self.kept is None:
             notes += edits_in_locality(self.edits, posed.locality)
         return notes + ([] if posed.edits.neighbours is None else self._notes_on(posed.edits.neighbours, repaired))
@@ -79,9 +79,8 @@ class Posed:
         notes = [f"neighbours: {now} of {len(near)} hold, {before} did before; no rate counts them."]
         scope = self.problem.scope
         if scope is not None and (shared := shared_points(scope.inputs, near.inputs)):
-            notes.append(
-                f"{shared} points of the edit scope are neighbours that the method worked towards; measure on others."
-            )
+            are = counted(shared, "point of the edit scope is a neighbour", "points of the edit scope are neighbours")
+            notes.append(f"{are} that the method worked towards; measure on others.")
         return notes
 
 

@@ -1,4 +1,4 @@
-"""Figures as text: a share is never rounded to 0 % or 100 % unless it is exactly that."""
+"""Figures as text: a share is never rounded to 0 % or 100 % unless it is exactly that, and one thing is no plural."""
 
 from __future__ import annotations
 
@@ -54,6 +54,26 @@ def percentage_points(value: float, digits: int = 2) -> str:
     ('3.14', '0.00', '-0.0004')
     """
     return _shown(value, digits, 100.0)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a count and what is counted.
+
+    >>> counted(1, "edit"), counted(0, "edit"), counted(2, "box", "boxes")
+    ('1 edit', '0 edits', '2 boxes')
+    """
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def that_hold(hold: int, count: int, one: str, many: str = "") -> str:
+    """Return how many of some things hold.
+
+    >>> that_hold(2, 2, "edit"), that_hold(1, 1, "edit"), that_hold(0, 1, "property")
+    ('2 of 2 edits hold', 'the edit holds', 'the property does not hold')
+    """
+    if count == 1:
+        return f"the {one} {'holds' if hold else 'does not hold'}"
+    return f"{hold} of {counted(count, one, many)} hold"
 
 
 def _shown(value: float, digits: int, end: float) -> str:

@@ -197,12 +197,15 @@ class Sequence:
 
     def _outcome(self, holds: list[bool]) -> Outcome:
         failing = [index for index, held in enumerate(holds) if not held]
-        where = "in the last network" if self.mode == "successive" else "right after their own step"
+        alone = len(holds) == 1
+        their = "its" if alone else "their"
+        where = "in the last network" if self.mode == "successive" else f"right after {their} own step"
         if all(step.status == "nothing to do" for step in self._steps):
             return Outcome("nothing to do", "every edit already held when its turn came; nothing was changed.")
         if not failing:
-            return Outcome("repaired", f"all {len(holds)} edits hold {where}.")
-        advice = f"{len(failing)} of {len(holds)} edits do not hold {where}: {failing[:20]}. "
+            return Outcome("repaired", f"{'the edit holds' if alone else f'all {len(holds)} edits hold'} {where}.")
+        these = "the edit does" if alone else f"{len(failing)} of {len(holds)} edits do"
+        advice = f"{these} not hold {where}: {failing[:20]}. "
         forgets = self.mode == "successive" and not self.rehearsal
         advice += f"Try {'rehearsal=True' if forgets else 'mode=' + repr('batch')}, {self._advice}."
         return Outcome("partly repaired", advice, failing)

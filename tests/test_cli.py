@@ -211,7 +211,7 @@ def test_the_certificate_of_a_file_with_other_names_is_accepted(tmp_path: Path, 
     assert Certificate.load(tmp_path / "c.npz").weight == "W2"
     (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("check it: nnrepair "))
     assert run(*shlex.split(told)[3:]) == 0
-    assert capsys.readouterr().out.startswith("ACCEPTED\nAll 1 edits hold")
+    assert capsys.readouterr().out.startswith("ACCEPTED\nThe edit holds")
 
 
 @pytest.mark.parametrize(("kind", "other"), [("pt2", "onnx"), ("onnx", "pt2")])

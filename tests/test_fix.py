@@ -346,6 +346,23 @@ def test_what_a_method_claims_is_measured_again() -> None:
     assert caught.value.result.outcome.failing == [0, 1, 2, 3]
 
 
+def test_one_edit_is_no_plural() -> None:
+    class Boasting(MinimalNorm):
+        def repair(self, problem: Any) -> Any:
+            return nnrepair.methods.Proposal(problem.model, {})
+
+    one, kept = X[:1], LocalitySet(X[1:2], net()(X[1:2]).argmax(1))
+    result = nnrepair.fix(net(), (one, labels()[:1]), kept, method=LAST)
+    assert str(result).startswith("repaired: the edit holds.\nsuccess rate         100.00% (the edit holds)")
+    assert "measured on 1 edit and 1 locality point, in" in str(result) and "of 1 decision unchanged" in str(result)
+    failed = nnrepair.fix(net(), (one, labels()[:1]), method=Boasting(), throw=False)
+    assert failed.outcome.message.startswith("the edit does not hold: [0]. Try ")
+    for mode in ("independent", "successive"):
+        steps = nnrepair.fix(net(), (one, labels()[:1]), method=LAST, mode=mode)
+        where = "right after its own step" if mode == "independent" else "in the last network"
+        assert steps.outcome.message == f"the edit holds {where}." and f"{mode}, 1 edit in 1 step" in str(steps)
+
+
 def test_a_method_cannot_reach_the_users_model() -> None:
     class Vandal(MinimalNorm):
         def repair(self, problem: Any) -> Any:

@@ -131,7 +131,7 @@ def test_the_command_line_takes_a_suite_to_a_cluster(tmp_path: Path, capsys: pyt
         code = main(
             ["check", "--suite", str(path), "--out", str(tmp_path / "out"), "--dask", cluster.scheduler_address]
         )
-    assert code == 3 and "1 errors" in capsys.readouterr().out
+    assert code == 3 and "1 error\n" in capsys.readouterr().out
 
 
 def test_answers_come_as_they_are_there() -> None:

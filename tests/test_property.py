@@ -146,7 +146,7 @@ def test_cases_on_the_same_box_are_joined() -> None:
     assert prop.cases == (Case(one, (a, b)), Case(other, (a,)))
     assert prop == Property(prop.cases, 1) and hash(prop) == hash(Property(prop.cases, 1))
     assert prop != Property(prop.cases[:1], 1)
-    assert repr(prop) == "Property of 1 inputs and 1 outputs: 2 boxes, 3 ways to be unsafe"
+    assert repr(prop) == "Property of 1 input and 1 output: 2 boxes, 3 ways to be unsafe"
 
 
 def test_an_empty_conjunction_contains_everything_and_no_conjunction_nothing() -> None:

@@ -58,7 +58,7 @@ def test_edits_of_one_region_share_its_patch_and_those_that_cannot_are_told_of()
     near = torch.tensor([[1.0], [1.0001]])  # what one needs reaches the other
     failed = nnrepair.fix(model, (near, [0, 1]), method="reassure", throw=False)
     assert failed.report.success_rate == 0.5
-    assert any("share a linear region" in note for note in failed.report.notes)
+    assert any("1 edit shares a linear region" in note for note in failed.report.notes)
 
 
 def test_a_sequence_extends_what_is_there() -> None:

@@ -187,7 +187,7 @@ def test_a_report_counts_properties_and_says_which_points_were_left_out() -> Non
         same = float((result.model(x[kept]).argmax(1) == labels[kept]).double().mean())
     assert report.locality == same and report.drawdown_points == pytest.approx(100 * (1 - same))
     text = str(result)
-    assert "1 of 1 properties hold" in text and " edits" not in text
+    assert "the property holds" in text and " edits" not in text
     assert f"{int((right & violates).sum())} more left out: they violate a property" in text
     assert "3 more left out: they did not hold before" in text
     assert f"measured on {int(kept.sum())} locality points" in text

@@ -336,7 +336,7 @@ def test_the_page(tmp_path: Path, quick: None) -> None:
 def test_the_page_where_nothing_is_solved_or_known(tmp_path: Path, quick: None) -> None:
     run_suite(listed(tmp_path, a="unknown"), tmp_path / "out", check=scripted)
     page = (tmp_path / "out" / "page.html").read_text()
-    assert "0 of 1 instances are solved" in page and "None is solved." in page and "published answer" not in page
+    assert "0 of 1 instance is solved" in page and "None is solved." in page and "published answer" not in page
 
 
 @pytest.mark.filterwarnings("ignore")  # of dask itself, about ports and the time that it takes

@@ -155,7 +155,7 @@ def test_alternatives_that_may_tie_hold() -> None:
     model = network()
     result = check(model, Property.on(SQUARE, winner(1, 3) | winner(2, 3), outputs=3))
     assert result.verdict == "holds"
-    assert result.certificate is None and "1 unsafe sets are empty" in result.reason
+    assert result.certificate is None and "1 unsafe set is empty" in result.reason
     lowest = nn.Sequential(*model[:-1], nn.Linear(16, 3))
     with torch.no_grad():
         lowest[-1].weight.copy_(-model[-1].weight)
@@ -220,7 +220,7 @@ def test_what_no_segment_meets_ends_without_a_time_limit(monkeypatch: pytest.Mon
     result = check(model, Property([Case(SQUARE, (tuple(rows),))], 3))
     assert result.verdict == "unknown" and result.counterexample is None
     assert "nothing can be proved" in result.reason and "cannot be split further" in result.reason
-    assert "1 unsafe sets have no interior, as Y_" in result.reason
+    assert "1 unsafe set has no interior, as Y_" in result.reason
 
 
 def test_sets_without_interior_end_after_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:

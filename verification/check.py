@@ -289,7 +289,8 @@ def check(certificate: str, network: str, property_: str) -> str:
                 halved += replay(Bounder(layers, *task), nodes, start, SPARE + int(SHARE * total) - halved)
         except Rejected as error:
             raise Rejected(f"tree {i} of {len(tasks)}: {error}") from None
-    what = f"all {len(tasks)} pairs of box and unsafe set, for the real-valued function of the stored constants"
+    pairs = "the pair" if len(tasks) == 1 else f"all {len(tasks)} pairs"
+    what = f"{pairs} of box and unsafe set, for the real-valued function of the stored constants"
     return f"Accepted: proved for {what} ({total} nodes, {halved} halved further)."
 
 

@@ -463,7 +463,7 @@ def check(certificate: str, before: str, after: str) -> str:
     )
     size = float(sum(volume(*box) for box in boxes))
     return (
-        f"Accepted: proved of {len(boxes)} boxes with the volume {size:.9g} within {region}: "
+        f"Accepted: proved of {len(boxes)} box{'es' * (len(boxes) > 1)} with the volume {size:.9g} within {region}: "
         f"{shares} of it, for the real-valued functions of the stored constants ({len(arrays['dim'])} nodes, "
         f"{halved} halved further)."
     )
@@ -496,8 +496,9 @@ def equivalence(certificate: str, meta: dict[str, Any], hashes: Any, f: list[Lay
     region = ", ".join(
         f"[{float(min(low)):.9g}, {float(max(high)):.9g}]" for low, high in list(zip(*ends(boxes), strict=True))[:8]
     )
+    region += ", ..." if inputs > 8 else ""
     return (
-        f"Accepted: proved of all points of {len(boxes)} boxes within {region}{', ...' if inputs > 8 else ''}: {what}, "
+        f"Accepted: proved of all points of {len(boxes)} box{'es' * (len(boxes) > 1)} within {region}: {what}, "
         f"for the real-valued functions of the stored constants ({len(nodes[0]) - 1} nodes, {halved} halved further)."
     )
 

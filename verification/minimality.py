@@ -468,9 +468,8 @@ def check_edits(layer: Layer, meta: dict[str, Any], arrays: dict[str, np.ndarray
                 )
             least = min(least, low.min())
     where = "the repaired network" if d is None else "the decoupled network with the certificate's change"
-    return (
-        f"All {len(chosen)} edits hold in {where}, for real numbers; the smallest margin is >= {digits(least, 'down')}."
-    )
+    edits = "The edit holds" if len(chosen) == 1 else f"All {len(chosen)} edits hold"
+    return f"{edits} in {where}, for real numbers; the smallest margin is >= {digits(least, 'down')}."
 
 
 def check_rows(layer: Layer, arrays: dict[str, np.ndarray], d: Ball | None) -> tuple[float, Ball, np.ndarray]:

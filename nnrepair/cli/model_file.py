@@ -19,6 +19,7 @@ from nnrepair.files import replacing
 from nnrepair.fingerprint import fingerprint
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.result import Asked
+from nnrepair.rounding import that_hold
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.inputs import to_like
 from nnrepair.spec.network import stated_shape
@@ -161,11 +162,11 @@ class ModelFile:
         from nnrepair.onnx.inplace.deployed import deployed
 
         model = deployed(written, getattr(self.model, "output", None), fixed=getattr(self.model, "fixed", None))
-        points = {"edits hold": (asked.edits.inputs, asked.edits.criterion)}
+        points = {("edit", "edits"): (asked.edits.inputs, asked.edits.criterion)}
         if (kept := asked.locality) is not None:
-            points["points to keep hold"] = (kept.inputs[kept.holds], kept.criterion[kept.holds])
+            points["point to keep", "points to keep"] = (kept.inputs[kept.holds], kept.criterion[kept.holds])
         counts = [
-            f"{int(criterion.holds(outputs(model, inputs).double()).sum())} of {len(inputs)} {what}"
+            that_hold(int(criterion.holds(outputs(model, inputs).double()).sum()), len(inputs), *what)
             for what, (inputs, criterion) in points.items()
             if len(inputs)
         ]

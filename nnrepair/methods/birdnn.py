@@ -27,6 +27,7 @@ from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.fine_tune.penalties import Penalty, Regularizer
 from nnrepair.methods.least_squares import targets
+from nnrepair.rounding import counted
 from nnrepair.spec.criterion import Criterion, flat
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.problem import Problem
@@ -97,7 +98,8 @@ class BIRDNN:
         )
         proposal = self._tuning.repair(surrogate)
         if found < len(y):
-            proposal.notes.append(f"{len(y) - found} edits would hold with no point's outputs; they got others.")
+            lost, they = len(y) - found, "it" if len(y) - found == 1 else "they"
+            proposal.notes.append(f"{counted(lost, 'edit')} would hold with no point's outputs; {they} got others.")
         proposal.advice = "more steps or units, another lr, a larger weight, another layer, or another method"
         return proposal
 

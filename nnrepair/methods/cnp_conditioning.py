@@ -22,6 +22,7 @@ from nnrepair.jacobian.layers import layers, whole
 from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.trainable import Trainable
+from nnrepair.rounding import counted
 from nnrepair.spec.criterion import flat
 from nnrepair.spec.edits import Edits, EditScope
 from nnrepair.spec.network import copied, plain
@@ -147,7 +148,9 @@ class CNPConditioning(Trainable):
             if not bool(new.any()):
                 break
             network, added = _joined(network, pairs.without(torch.nonzero(~new).flatten())), added | new
-        notes = [f"{len(network)} edits condition {', '.join(map(plain, learned.layers))}."]
+        notes = [
+            f"{counted(len(network), 'edit conditions', 'edits condition')} {', '.join(map(plain, learned.layers))}."
+        ]
         return Proposal(network.eval(), {"edits": len(network), "added": int(added.sum())}, notes, advice=ADVICE)
 
 

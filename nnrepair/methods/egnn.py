@@ -27,6 +27,7 @@ from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
 from nnrepair.methods.fine_tune.penalties import KL, Penalty
+from nnrepair.rounding import counted
 from nnrepair.spec.criteria import flat
 from nnrepair.spec.edits import Edits, Locality, LocalitySet
 from nnrepair.spec.inputs import AnyInputs, own
@@ -119,7 +120,9 @@ class EGNN:
         like = next(p for p in base.parameters() if p.dtype.is_floating_point)
         locality = None if tuning.capabilities.only_edit_pair else problem.locality
         if locality is not None and isinstance(locality.inputs, Stream):
-            notes.append(f"held the own features of all {len(locality)} points of the locality set in memory.")
+            notes.append(
+                f"held the own features of all {counted(len(locality), 'point')} of the locality set in memory."
+            )
         several = [problem.edits.inputs, *([] if locality is None else [locality.inputs])]
         seen = [_Seen(own(inputs).to(like), y) for inputs, y in zip(several, outputs_of(base, several), strict=True)]
         edits, known = seen[0], seen[-1]

@@ -21,6 +21,7 @@ from nnrepair.jacobian import layers
 from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
+from nnrepair.rounding import counted
 from nnrepair.spec.inputs import positions
 from nnrepair.spec.kinds import Kind
 from nnrepair.spec.network import copied, plain
@@ -90,9 +91,9 @@ class GRACE:
             if not len(failing):
                 break
             book, added = task.extended(book, failing), torch.cat([added, failing])
-        stats = {"layer": book.layer, "radius": task.radius, "keys": len(book), "added": len(added)}
-        stats["values"] = len(torch.unique(book.values.detach(), dim=0)) if len(book) else 0
-        note = f"{len(book)} keys at layer {plain(book.layer)!r}, with {stats['values']} different values."
+        values = len(torch.unique(book.values.detach(), dim=0)) if len(book) else 0
+        stats = {"layer": book.layer, "radius": task.radius, "keys": len(book), "added": len(added), "values": values}
+        note = f"{counted(len(book), 'key')} at layer {plain(book.layer)!r}, with {counted(values, 'different value')}."
         return Proposal(book.eval(), stats, [note, *task.notes], advice=ADVICE)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares.targets import at_outputs
+from nnrepair.rounding import counted
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs
@@ -89,10 +90,12 @@ class REASSURE:
             y = outputs(made, problem.edits.inputs).double()
         holding = int(_holds(problem, y, 0.0).sum())
         stats = {"patches": len(made), "added": len(groups), "units": z.shape[1]}
-        notes = [f"{len(groups)} linear regions have a new patch; elsewhere outputs are the same bits."]
+        have = counted(len(groups), "linear region has", "linear regions have")
+        notes = [f"{have} a new patch; elsewhere outputs are the same bits."]
         if holding < len(problem.edits):
             lost = len(problem.edits) - holding
-            notes.append(f"{lost} edits share a linear region with others that need another shift.")
+            share = counted(lost, "edit shares", "edits share")
+            notes.append(f"{share} a linear region with others that need another shift.")
         return Proposal(made.eval(), stats, notes, advice=ADVICE)
 
 

@@ -24,6 +24,7 @@ from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares.targets import at_outputs
 from nnrepair.methods.trainable import Trainable
+from nnrepair.rounding import counted
 from nnrepair.spec.network import copied, plain
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs, outputs_of
@@ -143,7 +144,8 @@ class SERAC(Trainable):
             added[new] = True
         radius = math.sqrt(-math.log(INSIDE) / float(made.sharpness))
         stats = {"layer": plain(made.layer), "edits": len(made), "added": int(added.sum()), "radius": radius}
-        notes = [f"{len(made)} edits are answered for, within {radius:.3g} of their embeddings."]
+        of = "its embedding" if len(made) == 1 else "their embeddings"
+        notes = [f"{counted(len(made), 'edit is', 'edits are')} answered for, within {radius:.3g} of {of}."]
         return Proposal(made.eval(), stats, notes, advice="a longer training, another layer, or another method")
 
 

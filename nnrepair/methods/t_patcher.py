@@ -26,6 +26,7 @@ from nnrepair.jacobian.tangents import gradients
 from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.fine_tune.method import FineTune
+from nnrepair.rounding import counted
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.inputs import independent
 from nnrepair.spec.network import copied, plain
@@ -96,11 +97,12 @@ class TPatcher:
                     task.add(edit)
                     added += 1
         network = task.network
-        notes = [f"{len(network)} units beside layer {plain(network.layer)!r}."]
+        notes = [f"{counted(len(network), 'unit')} beside layer {plain(network.layer)!r}."]
         if problem.locality is None:
             notes.append("no locality set: units are silent at other edits alone, as far as is known.")
         if task.heard:
-            notes.append(f"{task.heard} of {added} new units are active at points that should not hear them.")
+            units, are = counted(added, "new unit"), "is" if task.heard == 1 else "are"
+            notes.append(f"{task.heard} of {units} {are} active at points that should not hear them.")
         stats = {"layer": plain(network.layer), "units": len(network), "added": added, "heard": task.heard}
         return Proposal(network.eval(), stats, notes, advice=ADVICE)
 

@@ -22,7 +22,7 @@ from nnrepair.plot.maps import Part, maps
 from nnrepair.plot.pixels import pictures
 from nnrepair.results.certificate import at_least, at_most
 from nnrepair.results.result import RepairResult
-from nnrepair.rounding import percent, percentage_points
+from nnrepair.rounding import counted, percent, percentage_points, that_hold
 from nnrepair.spec.criteria import Argmax
 from nnrepair.spec.edits import Edits, LocalitySet
 from nnrepair.spec.inputs import to_like
@@ -168,9 +168,11 @@ def _tile(number: str, text: str, kind: str = "") -> Part:
 
 def _measured(page: _Page) -> Iterator[str]:
     report = page.result.report
-    yield f"{sum(report.held_after)} of {report.edits} edits hold; {sum(report.held_before)} held before."
+    held = that_hold(sum(report.held_after), report.edits, "edit")
+    yield f"{held[0].upper()}{held[1:]}; {sum(report.held_before)} held before."
     if report.locality is not None:
-        yield f"{_percent(report.locality, 2)} of {report.locality_points} locality decisions are unchanged."
+        kept = counted(report.locality_points, "locality decision is", "locality decisions are")
+        yield f"{_percent(report.locality, 2)} of {kept} unchanged."
     if report.side_effects is not None:
         yield from (f"Of these, {count} {why}: free to change." for why, count in report.side_effects.free.items())
     if page.accuracies:

@@ -425,4 +425,8 @@ class _Work:
             open_still = [names[k] for k in failing] + lost
             advice = f'not proved: {", ".join(open_still)}. Try a larger margin or most_boxes, or layer="all".'
             return Outcome("partly repaired", advice, failing)
-        return Outcome("repaired", f"all {len(self.tasks)} properties hold on their whole regions.")
+        alone = "the property holds on its whole region."
+        return Outcome(
+            "repaired",
+            alone if len(self.tasks) == 1 else f"all {len(self.tasks)} properties hold on their whole regions.",
+        )

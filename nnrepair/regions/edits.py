@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.splitting import Mesh, Pieces, split
+from nnrepair.rounding import counted
 from nnrepair.spec.accepted import first_look
 from nnrepair.spec.criteria import (
     AllOf,
@@ -246,9 +247,9 @@ class RegionEdits:
         """Return what the report says about the regions."""
         judged = self.judge(model)
         return [
-            f"{len(self.regions)} regions, {judged.pieces} linear regions of the returned network with {judged.points} "
-            f"corners, judged at every corner in float64, whose rounding is not bounded; the smallest slack is "
-            f"{judged.least:.3g}."
+            f"{counted(len(self.regions), 'region')}, {counted(judged.pieces, 'linear region')} of the returned "
+            f"network with {judged.points} corners, judged at every corner in float64, whose rounding is not bounded; "
+            f"the smallest slack is {judged.least:.3g}."
         ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnrepair.rounding import counted
 from nnrepair.spec.network import copied
 from nnrepair.wrappers.base import Wrapper
 
@@ -110,7 +111,7 @@ class WeightChange:
                     rows.append((name, f"{size.nonzeros} of {size.numbers} that both networks have{norms}"))
             for name, size in (("added", self.added), ("removed", self.removed)):
                 if size.numbers:
-                    rows.append((name, f"{size.numbers} numbers: {size.norms()}"))
+                    rows.append((name, f"{counted(size.numbers, 'number')}: {size.norms()}"))
         if self.carried:
             rows.append(("carried", self.carried))
         if self.differences:
@@ -155,7 +156,8 @@ def _carried(wrappers: list[Wrapper]) -> str:
     added = [wrapper.added for wrapper in wrappers]
     if len(added) == 1:
         return str(added[0])
-    return f"{len(added)} wrappers: {sum(a.numbers for a in added)} numbers, {sum(a.bytes for a in added)} bytes"
+    numbers, size = sum(a.numbers for a in added), sum(a.bytes for a in added)
+    return f"{len(added)} wrappers: {counted(numbers, 'number')}, {counted(size, 'byte')}"
 
 
 def _compared(before: nn.Module, after: nn.Module) -> WeightChange:

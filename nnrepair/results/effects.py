@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnrepair.rounding import percent, percentage_points
+from nnrepair.rounding import counted, percent, percentage_points
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Moved:
         """Return it in words, of so many points."""
         within = ""
         if self.tolerance is not None and self.within is not None:
-            within = f"outputs within {self.tolerance:.3g} of before at {percent(self.within)} of {points} points; "
+            share = f"{percent(self.within)} of {counted(points, 'point')}"
+            within = f"outputs within {self.tolerance:.3g} of before at {share}; "
         if self.mean is None or self.largest is None:
             return f"{within}some outputs are not finite now"
         return f"{within}mean absolute change {self.mean:.3g}, largest {self.largest:.3g}"
@@ -74,8 +75,10 @@ class SideEffects:
         """What stayed, in words."""
         said = []
         if self.locality is not None:
-            what = "" if self.decisions == 1 else f"points with all {self.decisions} "
-            said.append(f"{percent(self.locality)} of {self.points} {what}decisions unchanged")
+            what = counted(self.points, "decision")
+            if self.decisions != 1:
+                what = f"{counted(self.points, 'point')} with all {self.decisions} decisions"
+            said.append(f"{percent(self.locality)} of {what} unchanged")
         for name, (before, after) in self.measures.items():
             number = percent if name.startswith("share") else "{:.3g}".format
             said.append(f"{name} {number(before)} before, {number(after)} now")

@@ -21,7 +21,7 @@ from nnrepair.results.effects import Moved, SideEffects
 from nnrepair.results.outcome import Outcome, Status
 from nnrepair.results.page import page, steps_table
 from nnrepair.results.patch import Patch, saved
-from nnrepair.rounding import percent, percentage_points
+from nnrepair.rounding import counted, percent, percentage_points
 
 Mode = Literal["independent", "successive"]
 
@@ -295,8 +295,9 @@ class History:
 
     def _rows(self) -> list[tuple[str, str]]:
         most = max((step.rehearsed for step in self.steps), default=0)
-        rehearsal = f", each with up to {most} past edits" if most else ""
-        rows = [("mode", f"{self.mode}, {len(self.held_after)} edits in {len(self.steps)} steps{rehearsal}")]
+        rehearsal = f", each with up to {counted(most, 'past edit')}" if most else ""
+        size = f"{counted(len(self.held_after), 'edit')} in {counted(len(self.steps), 'step')}"
+        rows = [("mode", f"{self.mode}, {size}{rehearsal}")]
         rows.append(("success rate", f"{percent(self.success_rate)} of edits, right after their step"))
         if self.generalization_rate is not None:
             rows.append(("generalization rate", f"{percent(self.generalization_rate)} right after{self._scope}"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput, PatchError, printable
 from nnrepair.files import plain
 from nnrepair.fingerprint import digest_of_state, fingerprint, raw_bytes, same
+from nnrepair.rounding import counted
 from nnrepair.spec.network import copied
 from nnrepair.spec.state import read_json, read_tensors, reading, write_tensors
 from nnrepair.wrappers.base import Added, peeled, wrapped
@@ -373,7 +374,7 @@ def _change(old: Tensor, new: Tensor) -> str:
     except (RuntimeError, NotImplementedError):  # a dtype without arithmetic, or no plain tensor
         return f"{shape}: {new.dtype}"
     return (
-        f"{shape}: {int((bits[0] != bits[1]).any(1).sum())} of {len(change)} numbers change, "
+        f"{shape}: {int((bits[0] != bits[1]).any(1).sum())} of {counted(len(change), 'number')} change, "
         f"l1 {change.sum():.4g}, l2 {change.norm():.4g}, max {change.max():.4g}"
     )
 

@@ -19,7 +19,7 @@ from nnrepair.results.effects import SideEffects
 from nnrepair.results.outcome import Outcome
 from nnrepair.results.page import edits_table, page
 from nnrepair.results.patch import Patch, saved
-from nnrepair.rounding import percent
+from nnrepair.rounding import counted, percent, that_hold
 from nnrepair.spec.edits import Edits, Locality
 from nnrepair.spec.inputs import to_like
 from nnrepair.spec.regions import Regions
@@ -114,7 +114,8 @@ class Report:
 
     def measured(self) -> list[tuple[str, str]]:
         """Return, with a name each, what was measured on points, in words."""
-        held = f"{sum(self.held_after)} of {self.edits} {self.asked} hold"
+        what = ("edit", "edits") if self.asked == "edits" else ("property", "properties")
+        held = that_hold(sum(self.held_after), self.edits, *what)
         rows = [("success rate", f"{percent(self.success_rate)} ({held})")]
         rows.append(("held before", f"{sum(self.held_before)} of {self.edits}"))
         if self.generalization_rate is not None:
@@ -127,10 +128,10 @@ class Report:
     @property
     def _scope(self) -> str:
         if self.scope_edits is None:
-            return f"the {self.scope_points} points of the edit scope"
+            return f"the {counted(self.scope_points, 'point')} of the edit scope"
         return (
             f"the edit scope: mean over the {self.scope_edits} of {self.edits} edits that have some of its "
-            f"{self.scope_points} points"
+            f"{counted(self.scope_points, 'point')}"
         )
 
     def __str__(self) -> str:
@@ -179,7 +180,7 @@ class Proof:
     source: Path | None = None
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.role}): {self.result.verdict}, {self.result.boxes} boxes"
+        return f"{self.name} ({self.role}): {self.result.verdict}, {counted(self.result.boxes, 'box', 'boxes')}"
 
 
 @dataclass(frozen=True)
@@ -383,9 +384,9 @@ class RepairResult:
 
     def __str__(self) -> str:
         lines = [str(self.outcome), str(self.report)]
-        measured = [] if self.report.asked == "properties" else [f"{self.report.edits} edits"]
+        measured = [] if self.report.asked == "properties" else [counted(self.report.edits, "edit")]
         if self.report.locality_points:
-            measured.append(f"{self.report.locality_points} locality points")
+            measured.append(counted(self.report.locality_points, "locality point"))
         if measured:
             lines.append(f"measured on {' and '.join(measured)}, in the model's own arithmetic")
         if self.proofs:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import counted
 from nnrepair.spec.criterion import Criterion, flat
 from nnrepair.spec.dense import dense
 
@@ -206,7 +207,7 @@ class Between(Criterion):
         return part
 
     def __repr__(self) -> str:
-        return f"Between({len(self)} points{'' if self.at is None else f', at={self.at}'})"
+        return f"Between({counted(len(self), 'point')}{'' if self.at is None else f', at={self.at}'})"
 
     def check(self, y: Tensor) -> None:
         if len(self) != len(y):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import counted
 from nnrepair.spec.bounds import WITHIN_BOUNDS, Between, Near
 from nnrepair.spec.criterion import AllOf, AnyOf, Chosen, Criterion, flat
 from nnrepair.spec.dense import dense
@@ -331,7 +332,7 @@ class Linear(Criterion):
         return Linear(self.A[index], self.b[index])
 
     def __repr__(self) -> str:
-        return f"Linear({self.A.shape[1]} conditions on each of {len(self)} points)"
+        return f"Linear({counted(self.A.shape[1], 'condition')} on each of {counted(len(self), 'point')})"
 
     def check(self, y: Tensor) -> None:
         if len(self) != len(y):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import counted
 from nnrepair.spec.criterion import Criterion, flat
 
 
@@ -47,7 +48,7 @@ class Above(Criterion):
         return Above(self.higher[index], self.lower[index], self.margin_)
 
     def __repr__(self) -> str:
-        return f"Above({len(self)} points, margin={self.margin_:g})"
+        return f"Above({counted(len(self), 'point')}, margin={self.margin_:g})"
 
     def check(self, y: Tensor) -> None:
         _check_numbers(self.higher, y, "Above")
@@ -104,7 +105,7 @@ class TopK(Criterion):
         return TopK(self.labels[index.to(self.labels.device)], self.k, self.margin_)
 
     def __repr__(self) -> str:
-        return f"TopK({len(self)} points, k={self.k}, margin={self.margin_:g})"
+        return f"TopK({counted(len(self), 'point')}, k={self.k}, margin={self.margin_:g})"
 
     def check(self, y: Tensor) -> None:
         _check_numbers(self.labels, y, "TopK")

@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 from nnrepair.errors import InvalidInput, first_line
+from nnrepair.rounding import counted
 from nnrepair.spec.dense import dense, refuse_names
 from nnrepair.spec.inputs import AnyInputs, Inputs, batches, numbers, to_like
 from nnrepair.spec.pyg import Graphs, is_graph
@@ -157,7 +158,7 @@ class Source:
         return self.met.of(numbers)
 
     def __repr__(self) -> str:
-        return f"{type(self.dataset).__name__} of {len(self.dataset)} items"
+        return f"{type(self.dataset).__name__} of {counted(len(self.dataset), 'item')}"
 
 
 @dataclass(frozen=True, eq=False)

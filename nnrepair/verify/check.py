@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
-from nnrepair.rounding import percent
+from nnrepair.rounding import counted, percent
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.network import Network
@@ -213,7 +213,7 @@ class _Problem:
             def report(share: float, boxes: int) -> None:
                 done = (len(found) + share) / len(parts)
                 boxes += sum(each.boxes for each in found)
-                self.deadline.doing = f"{percent(done, 1)} of the volume proved, {boxes} boxes"
+                self.deadline.doing = f"{percent(done, 1)} of the volume proved, {counted(boxes, 'box', 'boxes')}"
 
             found.append(self._search(part, options, proof).run(report, partial(attacked, part)))
             if not found[-1].closed:
@@ -345,18 +345,23 @@ class _Problem:
         """Return why a search ended without a verdict, besides the limits that it reached."""
         said = []
         if found.stuck:
-            said.append(f"{found.stuck} parts that cannot be split further have bounds that touch the unsafe set")
+            parts = counted(
+                found.stuck, "part that cannot be split further has", "parts that cannot be split further have"
+            )
+            said.append(f"{parts} bounds that touch the unsafe set")
         if self.refused:
-            said.append(f"{self.refused} points that seemed to violate the property failed replay")
+            said.append(f"{counted(self.refused, 'point')} that seemed to violate the property failed replay")
         if self.flat:
             row = self._equation(next(iter(self.flat)))
-            said.append(f"{len(self.flat)} unsafe sets have no interior, as {row}, which no splitting decides. {TIED}")
+            sets = counted(len(self.flat), "unsafe set has", "unsafe sets have")
+            said.append(f"{sets} no interior, as {row}, which no splitting decides. {TIED}")
         return said
 
     def certificate(self, found: Found) -> tuple[PropertyCertificate | None, str]:
         """Return the proof that the search found, or why there is none for the independent checker."""
         if self.empty:
-            return None, f"no certificate: {self.empty} unsafe sets are empty, which the independent checker cannot see"
+            sets = counted(self.empty, "unsafe set is", "unsafe sets are")
+            return None, f"no certificate: {sets} empty, which the independent checker cannot see"
         if found.tree is None:
             return (
                 None,

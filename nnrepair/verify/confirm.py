@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import counted
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.inputs import AnyInputs
 from nnrepair.spec.network import shape_of_one
@@ -111,7 +112,7 @@ class _Answers:
         """Check that a criterion holds on regions, each for itself."""
         here = [self._region(corners, criterion[torch.tensor([k])]) for k, corners in enumerate(regions.corners)]
         verdicts = [result.verdict for result in here]
-        said = f"{name}: {verdicts.count('holds')} of {len(regions)} regions confirmed"
+        said = f"{name}: {verdicts.count('holds')} of {counted(len(regions), 'region')} confirmed"
         for verdict, word in (("violated", "certainly wrong"), ("unknown", "open")):
             which = [k for k, each in enumerate(verdicts) if each == verdict]
             if which:

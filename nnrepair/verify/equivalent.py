@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
-from nnrepair.rounding import percent
+from nnrepair.rounding import counted, percent
 from nnrepair.verify.certificate import sha256
 from nnrepair.verify.check import FIRST, MOST_STARTS, STARTS, one_thread
 from nnrepair.verify.comparing.agreement import AgreementSearch, apart, elsewhere
@@ -195,7 +195,7 @@ class _Problem:
             return Found(False, True, 0, 0.0, None, 0, None)
 
         def report(share: float, boxes: int) -> None:
-            self.deadline.doing = f"{percent(share, 1)} of the volume proved, {boxes} boxes"
+            self.deadline.doing = f"{percent(share, 1)} of the volume proved, {counted(boxes, 'box', 'boxes')}"
 
         search = AgreementSearch(self.graphs, self.joint, self.boxes, self.unsafe, jobs, self.confirm, self.deadline)
         return search.run(report, attacked)
@@ -257,9 +257,11 @@ def _answer(
         return Equivalence("holds", None, found.boxes, certificate=kept, proved=1.0, reason=reason)
     said = found.limits(deadline, timeout)
     if found.stuck:
-        said.append(f"{found.stuck} parts that cannot be split further touch the border")
+        touch = "touches" if found.stuck == 1 else "touch"
+        said.append(f"{counted(found.stuck, 'part')} that cannot be split further {touch} the border")
     if problem is not None and problem.refused:
-        said.append(f"{problem.refused} points that seemed to be witnesses failed replay")
+        seemed = counted(problem.refused, "point that seemed to be a witness", "points that seemed to be witnesses")
+        said.append(f"{seemed} failed replay")
     return Equivalence(
         "unknown", None, found.boxes, proved=found.share, worst_bound=found.worst, reason="; ".join(said)
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import counted
 from nnrepair.spec.criteria import (
     AllOf,
     AnyOf,
@@ -92,7 +93,7 @@ class Box:
     def __repr__(self) -> str:
         exact = [high - low for low, high in zip(self.lower, self.upper, strict=True)]
         least, most = (float(min(width, Fraction(sys.float_info.max))) for width in (min(exact), max(exact)))
-        return f"Box of {len(self)} inputs, widths {least:g} to {most:g}"
+        return f"Box of {counted(len(self), 'input')}, widths {least:g} to {most:g}"
 
     @cached_property
     def outer(self) -> tuple[Array, Array]:
@@ -214,8 +215,8 @@ class Property:
     def __repr__(self) -> str:
         ways, n = sum(len(case.unsafe) for case in self.cases), len(self.cases)
         return (
-            f"Property of {self.inputs} inputs and {self.outputs} outputs: {n} box{'es' * (n > 1)}, {ways} ways to be "
-            "unsafe"
+            f"Property of {counted(self.inputs, 'input')} and {counted(self.outputs, 'output')}: "
+            f"{counted(n, 'box', 'boxes')}, {counted(ways, 'way')} to be unsafe"
         )
 
     def violated_at(self, x: Sequence[float] | Array, y: Sequence[Fraction]) -> bool:

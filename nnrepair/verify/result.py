@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nnrepair.rounding import percent
+from nnrepair.rounding import counted, percent
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.search.rational import nearest
 
@@ -84,7 +84,7 @@ class Answer:
 
     def _told(self, point: Sequence[str], of: str) -> str:
         """Return the verdict as text: with lines about a point that violates, and the share that is proved of what."""
-        lines = [f"{self.verdict} ({self.boxes} boxes, {self.cpu_seconds:.2f} CPU s)", *point]
+        lines = [f"{self.verdict} ({counted(self.boxes, 'box', 'boxes')}, {self.cpu_seconds:.2f} CPU s)", *point]
         if self.verdict == "unknown":
             worst = "" if self.worst_bound is None else f", worst remaining bound {self.worst_bound:.3g}"
             lines.append(f"proved for {percent(self.proved, 1)} of the {of}{worst}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import PatchError, near_matches, printable
 from nnrepair.fingerprint import digest_of_state, fingerprint
+from nnrepair.rounding import counted
 from nnrepair.spec.network import copied
 from nnrepair.spec.state import read_json, read_tensors, reading, write_tensors
 
@@ -60,7 +61,7 @@ class Added:
         return digest_of_state(self.tensors) == digest_of_state(other.tensors)
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.numbers} numbers, {self.bytes} bytes"
+        return f"{self.kind}: {counted(self.numbers, 'number')}, {counted(self.bytes, 'byte')}"
 
 
 class Wrapper(nn.Module, ABC):

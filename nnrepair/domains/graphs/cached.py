@@ -27,6 +27,7 @@ from nnrepair.domains.graphs.layerwise import BLOCK, Convolution, Layer, _checke
 from nnrepair.domains.graphs.nodes import picked
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian.head import AffineHead, beside
+from nnrepair.rounding import counted
 from nnrepair.spec.hops import hops
 from nnrepair.spec.inputs import Inputs
 from nnrepair.spec.network import copied
@@ -349,4 +350,4 @@ class CachedNodes(Inputs):
         return CachedNodes(self.cache, torch.cat([self.index, other.index]))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} of {len(self.cache.graph.x)} nodes)"
+        return f"{type(self).__name__}({len(self)} of {counted(len(self.cache.graph.x), 'node')})"

@@ -23,6 +23,7 @@ from nnrepair.domains.graphs.nodes import NodeEdits, NodeLocality, Nodes, NodeSc
 from nnrepair.errors import DataUnavailable, InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.provenance import digest
+from nnrepair.rounding import counted
 from nnrepair.spec.given import as_criterion
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import fitted
@@ -69,7 +70,7 @@ class Graph(LabelledNodes):
             _refuse_one_way(self.edge_index, len(self.x))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.num_nodes} nodes, {self.num_features} features)"
+        return f"{type(self).__name__}({counted(self.num_nodes, 'node')}, {counted(self.num_features, 'feature')})"
 
 
 def undirected(edge_index: Tensor, nodes: int) -> Tensor:

@@ -27,6 +27,7 @@ from nnrepair.domains.graphs.checks import (
 )
 from nnrepair.domains.graphs.graph import Graph
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import counted
 
 #: Edges that are looked at together, where each of them needs more than its four bytes.
 CHUNK = 1 << 22
@@ -111,7 +112,7 @@ class Csr:
         return len(self.source)
 
     def __repr__(self) -> str:
-        return f"Csr({len(self)} edges, {self.nodes} nodes)"
+        return f"Csr({counted(len(self), 'edge')}, {counted(self.nodes, 'node')})"
 
     @cached_property
     def degrees(self) -> Tensor:
@@ -201,7 +202,7 @@ class LargeGraph(LabelledNodes):
     Functions that take a `Graph` take it too (its `edge_index` is then made, which takes sixteen bytes per edge).
 
     >>> LargeGraph.of(Graph(torch.eye(3), torch.tensor([[0], [1]]), torch.tensor([0, 1, 1])))
-    LargeGraph(3 nodes, 1 edges, 3 features)
+    LargeGraph(3 nodes, 1 edge, 3 features)
 
     Args:
         x: (n, features) floating, on the CPU.
@@ -306,7 +307,8 @@ class LargeGraph(LabelledNodes):
         return Neighbourhood(self.x[every], number[torch.cat(found, 1)], every, torch.arange(len(chosen)))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.num_nodes} nodes, {len(self.edges)} edges, {self.num_features} features)"
+        size = f"{counted(self.num_nodes, 'node')}, {counted(len(self.edges), 'edge')}"
+        return f"{type(self).__name__}({size}, {counted(self.num_features, 'feature')})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,5 +328,5 @@ class Neighbourhood:
     index: Tensor
 
     def __repr__(self) -> str:
-        size = f"{len(self.nodes)} nodes, {self.edge_index.shape[1]} edges"
+        size = f"{counted(len(self.nodes), 'node')}, {counted(self.edge_index.shape[1], 'edge')}"
         return f"{type(self).__name__}({size}, around {len(self.index)})"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nnrepair.domains.graphs.checks import as_index, check_graph, check_nodes, few, refuse_not_finite, refuse_weights
 from nnrepair.domains.graphs.known import converted
 from nnrepair.errors import InvalidInput, near_matches
+from nnrepair.rounding import counted
 from nnrepair.spec.dense import dense
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.hops import hops
@@ -102,7 +103,7 @@ class Nodes(Inputs):
         return hops(self.edge_index, len(self.x), self.index, most)[others.index]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} of {len(self.x)} nodes)"
+        return f"{type(self).__name__}({len(self)} of {counted(len(self.x), 'node')})"
 
     def _with(self, x: Tensor, edge_index: Tensor, index: Tensor) -> Nodes:
         """Return Nodes of parts that were checked before: looking through all edges again would take long."""

@@ -16,6 +16,7 @@ from nnrepair.domains.graphs.checks import as_index, check_nodes
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import needed
 from nnrepair.plot.style import INK, OTHER, PALETTE, require_matplotlib
+from nnrepair.rounding import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,8 +173,7 @@ def _told(old: Tensor, new: Tensor, y: Tensor, edited: Tensor) -> str:
     broken, mended = int((others & (old == y)).sum()), int((others & (new == y)).sum())
     if not others.any():
         return "no neighbour's decision changed"
-    plural = "" if int(others.sum()) == 1 else "s"
-    return f"{int(others.sum())} neighbour{plural} changed, {broken} right → wrong, {mended} wrong → right"
+    return f"{counted(int(others.sum()), 'neighbour')} changed, {broken} right → wrong, {mended} wrong → right"
 
 
 # Where ---------------------------------------------------------------------------------------------------------------

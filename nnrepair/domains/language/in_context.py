@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nnrepair.domains.language.prompts import Prompts
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Capabilities, Proposal
+from nnrepair.rounding import counted
 from nnrepair.spec.criteria import Argmax
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
@@ -147,7 +148,12 @@ class InContext:
         width = max(map(len, known.values()))
         weights = torch.stack([nn.functional.pad(weight, (0, width - len(weight))) for weight in known.values()])
         made = Told(copied(base), facts, weights, self.least).to(given.ids.device)
-        return Proposal(made.eval(), {"facts": len(known)}, [f"{len(known)} facts are told."], advice="another method")
+        return Proposal(
+            made.eval(),
+            {"facts": len(known)},
+            [f"{counted(len(known), 'fact is', 'facts are')} told."],
+            advice="another method",
+        )
 
     def _fact(self, given: Prompts, criterion: Argmax, k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the tokens of an edit's question, without that which texts begin with, and those of its answer."""

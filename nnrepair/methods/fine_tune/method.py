@@ -32,6 +32,7 @@ from nnrepair.methods.fine_tune.penalties import Penalty, between
 from nnrepair.methods.fine_tune.points import Drawn, Points
 from nnrepair.methods.fine_tune.steps import LowRank, Whole
 from nnrepair.progress import progress_bar
+from nnrepair.rounding import that_hold
 from nnrepair.spec.network import copied
 from nnrepair.spec.problem import Problem
 from nnrepair.spec.running import outputs
@@ -225,7 +226,8 @@ class _Run:
         if holds < len(self.problem.edits):
             self.notes.append(f"returned the weights under which most edits held: {holds}.")
         elif enough < len(self.problem.edits):
-            self.notes.append(f"only {enough} of {holds} edits hold with the margin asked for, {self.method.margin:g}.")
+            only = ("" if holds == 1 else "only ") + that_hold(enough, holds, "edit")
+            self.notes.append(f"{only} with the margin asked for, {self.method.margin:g}.")
         return False
 
     def _drawn(self) -> Drawn | None:

@@ -42,6 +42,7 @@ from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.least_squares import insertion, targets
 from nnrepair.methods.least_squares import stored as moments
 from nnrepair.methods.least_squares.linear_map import LinearMap
+from nnrepair.rounding import that_hold
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.inputs import AnyInputs, about
@@ -178,7 +179,8 @@ class _Task:
         if holds < count:
             self.notes.append(f"returned the weights under which most edits held: {holds}.")
         elif enough < count:
-            self.notes.append(f"only {enough} of {holds} edits hold with the margin asked for, {self.method.margin:g}.")
+            only = ("" if holds == 1 else "only ") + that_hold(enough, holds, "edit")
+            self.notes.append(f"{only} with the margin asked for, {self.method.margin:g}.")
         return moved(best, {}), rounds
 
     def _holding(self, model: nn.Module) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from nnrepair.jacobian import layers
 from nnrepair.methods.minimal_norm.attempt import Attempt, Settings, attempted
 from nnrepair.methods.minimal_norm.demands import Demand, demands_of, held_out_points
 from nnrepair.methods.minimal_norm.hidden import GIVEN_UP
-from nnrepair.rounding import percent
+from nnrepair.rounding import counted, percent
 from nnrepair.spec.network import plain
 from nnrepair.spec.problem import Problem
 
@@ -221,7 +221,7 @@ def _said(name: str, attempt: Attempt, score: tuple[float, float, float], held_o
     if GIVEN_UP in attempt.notes:
         return f"{name}: given up, outputs to keep moved further than by the best so far"
     lost = f"{percent(score[1])} of held-out points to keep are lost, " if held_out is not None else ""
-    return f"{name}: {score[0]:.0f} edits fail, {lost}mean output change {score[2]:.3g}"
+    return f"{name}: {counted(round(score[0]), 'edit fails', 'edits fail')}, {lost}mean output change {score[2]:.3g}"
 
 
 def _part(problem: Problem) -> Problem:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
-from nnrepair.rounding import percent, percent_at_least, percent_at_most
+from nnrepair.rounding import counted, percent, percent_at_least, percent_at_most
 from nnrepair.verify.comparing.certificate import ComparisonCertificate, EquivalenceCertificate
 from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
 from nnrepair.verify.comparing.page import page
@@ -132,7 +132,8 @@ class Comparison:
             f"same decision      {percent_at_least(self.same)}, at least",
             f"changed decision   {percent_at_least(self.changed)}, at least; {percent_at_most(1 - self.same)} at most",
             f"unknown            {percent_at_most(self.unknown)}",
-            f"{len(self.witnesses)} witnesses of other decisions; {self.boxes} boxes, {self.cpu_seconds:.2f} CPU s",
+            f"{counted(len(self.witnesses), 'witness', 'witnesses')} of other decisions; "
+            f"{counted(self.boxes, 'box', 'boxes')}, {self.cpu_seconds:.2f} CPU s",
         ]
         return "\n".join([*lines, *([self.reason] if self.reason else [])])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import counted
 from nnrepair.verify.property import Halfspace, Property
 
 #: Tells whether one of the points (n, inputs), each with its job, is a counterexample that counts.
@@ -271,7 +272,7 @@ class Open(Generic[P]):
     def limit(self, boxes: int) -> str:
         """Return why a search should end after so many boxes; or nothing."""
         if self.most is not None and boxes >= self.most:
-            return f"the limit of {self.most} boxes was reached"
+            return f"the limit of {counted(self.most, 'box', 'boxes')} was reached"
         flat = self.jobs.flat if math.isinf(self.deadline.end) and boxes >= FLAT_BOXES else None
         if flat is not None and all(bool(flat[part.job].all()) for part in self.parts):
             return f"after {boxes} boxes only unsafe sets without interior are left"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from nnrepair.pages.templates import style
-from nnrepair.rounding import percent
+from nnrepair.rounding import counted, percent
 from nnrepair.verify.suite.stored import STATUSES, Row
 
 #: The plot, in pixels: its size, and room for axes on the left and below.
@@ -46,7 +46,8 @@ def page(
     wrong = sum(row.status in ("holds", "violated") and row.status != answer for row, answer in known)
     here = sorted(row.cpu_seconds for row in solved)
     there = sorted(seconds for seconds in best if seconds is not None)
-    lead = f"{len(solved)} of {len(rows)} instances are solved ({percent(len(solved) / max(1, len(rows)))})."
+    share = percent(len(solved) / max(1, len(rows)))
+    lead = f"{len(solved)} of {counted(len(rows), 'instance is', 'instances are')} solved ({share})."
     if known:
         lead += f" Of {len(known)} with a published answer {wrong} {'is' if wrong == 1 else 'are'} answered otherwise."
     return "\n".join(
@@ -99,11 +100,10 @@ def _cactus(here: Sequence[float], there: Sequence[float]) -> str:
             drawn.append(f'<polyline class="{kind}" points="{x(0):.1f},{y(times[0]):.1f} {points}"/>')
             last = f'x="{x(len(times)) + 6:.1f}" y="{y(times[-1]) + (4 if kind == "here" else -8):.1f}"'
             drawn.append(f'<text class="{kind}" {last}>{name}</text>')
-    words = f"This run solved {len(here)} instances, the slowest in {here[-1]:.3g} s of CPU time."
+    words = f"This run solved {counted(len(here), 'instance')}, the slowest in {here[-1]:.3g} s of CPU time."
     if there:
-        words += (
-            f" Published: for {len(there)} instances the fastest time of any tool, each measured on another machine."
-        )
+        published = counted(len(there), "instance")
+        words += f" Published: for {published} the fastest time of any tool, each measured on another machine."
     label = escape(words, quote=True)
     picture = (
         f'<svg class="cactus" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'

@@ -27,6 +27,7 @@ from nnrepair.errors import InvalidInput, NNRepairError, printable
 from nnrepair.files import destination, require_writable, write_atomically, write_or_rescue
 from nnrepair.processes import Failure, in_processes
 from nnrepair.provenance import source, versions
+from nnrepair.rounding import counted
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.check import check
 from nnrepair.verify.result import CheckResult
@@ -88,8 +89,8 @@ class SuiteResult:
         lines += [f"{row.onnx} with {row.vnnlib}: {row.incomplete}" for row in self.rows if row.incomplete]
         lines += [f"WRONG: {row.onnx} with {row.vnnlib} is said to be {row.word}" for row in self.wrong]
         lines += [
-            f"{len(self.rows)} instances: {n['holds']} hold, {n['violated']} violated, {n['unknown']} unknown, "
-            f"{n['error']} errors",
+            f"{counted(len(self.rows), 'instance')}: {n['holds']} hold, {n['violated']} violated, "
+            f"{n['unknown']} unknown, {counted(n['error'], 'error')}",
             f"CPU seconds: {sum(cpu):.1f} in all, median {statistics.median(cpu):.2f}, at most {max(cpu):.1f}",
         ]
         compared = len(self.expected) - self.expected.count(None)

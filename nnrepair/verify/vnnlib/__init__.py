@@ -70,7 +70,7 @@ def loads(text: str, name: str = "<string>", deadline: Deadline = NEVER) -> Prop
     ... (assert (and (>= X_0 -0.5) (<= X_0 0.1)))
     ... (assert (>= Y_0 3.0))
     ... ''')
-    Property of 1 inputs and 1 outputs: 1 box, 1 ways to be unsafe
+    Property of 1 input and 1 output: 1 box, 1 way to be unsafe
     """
     collecting = gc.isenabled()
     gc.disable()  # it would walk the growing tree again and again, for more than half of the time
