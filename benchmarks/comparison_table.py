@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import nnrepair
+from benchmarks import gates
 from benchmarks.editing import DOMAINS, MODES
 from benchmarks.figures import FAMILIES, dot, finish_parts, new_parts, panels
 from benchmarks.language.task import METHODS as OF_LANGUAGE
@@ -145,6 +146,8 @@ of the outputs by construction. Everything else here is measured.
 From their own declarations; where a method differs from its paper, its docstring says so.
 
 {markdown.table(head, rows)}
+
+{gates.section()}
 
 {chr(10).join(parts)}"""
 

@@ -36,7 +36,8 @@ class Twins(bounds.Bounder):
 
     def __init__(self, f: list[Layer], g: list[Layer], lower: Any, upper: Any, unsafe: list[list[Any]]) -> None:
         rows = list(dict.fromkeys(row for way in unsafe for row in way))
-        self.ways = [[rows.index(row) for row in way] for way in unsafe]
+        place = {row: k for k, row in enumerate(rows)}
+        self.ways = [[place[row] for row in way] for way in unsafe]
         self.half = [len(layer.bias) for layer in f]
         stacked = []
         for k, (a, b) in enumerate(zip(f, g, strict=True)):

@@ -33,8 +33,8 @@ from nnrepair.verify.compare import Asked, compared
 from nnrepair.verify.comparing.regions import boxes_of, pieces, volume
 
 STATES, SEED, LIMIT = 100_000, 2, 116.0
-#: Of a few repairs it is measured what is proved of the volume, in so many CPU seconds: two of those that move one unit,
-#: and for longer one of those that leave most outputs as they are.
+#: Of a few repairs it is measured what is proved of the volume, in so many CPU seconds: two of those that move one
+#: unit, and for longer one of those that leave most outputs as they are.
 PROVING = {"N_4_3": 40.0, "N_2_8": 40.0, "N_2_3": 600.0}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.compare import agreement, locality_table, parts
 from nnrepair.files import write_atomically
 from nnrepair.results import markdown
-from nnrepair.rounding import percent
+from nnrepair.rounding import counted, percent
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -17,6 +17,8 @@ Row = dict[str, Any]
 #: CPU seconds at which the curve is read off.
 MOMENTS = (10, 20, 40, 80, 120)
 NETWORKS = 42
+#: So many layers are counted, not named.
+SEVERAL = 4
 
 
 def _file(name: str) -> dict[str, Any]:
@@ -28,6 +30,10 @@ def _file(name: str) -> dict[str, Any]:
 def shown(network: str) -> str:
     """Return a network's name: N_{2,8}."""
     return f"N_{{{network.replace('_', ',')}}}"
+
+
+def _layers(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < SEVERAL else f"{len(names)} layers"
 
 
 def _at(row: Row, seconds: float, what: str) -> str:
@@ -44,7 +50,7 @@ def networks(rows: list[Row]) -> str:
         [
             [
                 shown(row["network"]),
-                f"{row['weights']} numbers of {', '.join(row['layers'])}",
+                f"{counted(row['weights'], 'number')} of {_layers(row['layers'])}",
                 percent(row["same"], 2),
                 percent(row["sampled_same"], 4),
                 percent(row["identical"], 2),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
-from nnrepair.rounding import counted, percent, percent_at_least, percent_at_most
+from nnrepair.rounding import counted, percent_at_least, percent_at_most
 from nnrepair.verify.comparing.certificate import ComparisonCertificate, EquivalenceCertificate
 from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
 from nnrepair.verify.comparing.page import page
