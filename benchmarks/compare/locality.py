@@ -34,8 +34,8 @@ from nnrepair.verify.comparing.regions import boxes_of, pieces, volume
 
 STATES, SEED, LIMIT = 100_000, 2, 116.0
 #: Of a few repairs it is measured what is proved of the volume, in so many CPU seconds: two of those that move one
-#: unit, and for longer one of those that leave most outputs as they are.
-PROVING = {"N_4_3": 40.0, "N_2_8": 40.0, "N_2_3": 600.0}
+#: unit, and for longer two of those that leave most outputs as they are.
+PROVING = {"N_4_3": 40.0, "N_2_8": 40.0, "N_2_3": 600.0, "N_4_5": 600.0}
 
 
 def outside(numbers: Sequence[int]) -> list[Box]:
