@@ -91,7 +91,7 @@ def test_a_property_that_holds(base: Path, tmp_path: Path, capsys) -> None:
     options = ["--certificate", proof, "--vnncomp", out, "--timeout", 60]
     assert run(base / "net.onnx", base / "holds.vnnlib", *options) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("holds") and "boxes" in said.out and "CPU s" in said.out and said.err == ""
+    assert said.out.startswith("holds") and "1 box" in said.out and "CPU s" in said.out and said.err == ""
     command = f"nnrepair certify {proof} {base / 'net.onnx'} {base / 'holds.vnnlib'}"
     assert f"check it: {command}\n" in said.out
     assert cli.main(command.split()[1:]) == 0

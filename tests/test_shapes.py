@@ -77,10 +77,11 @@ def test_what_is_no_region_is_refused(make: Callable[[], Any], message: str):
 
 
 @pytest.mark.parametrize("regions", [Segments(randn(2, 4), randn(2, 4, seed=1)), Polygons([SQUARE.repeat(1, 2)] * 2)])
-def test_regions_are_edits_and_nothing_else(regions: Regions):
+def test_regions_are_edits_or_kept_and_nothing_else(regions: Regions):
     model, edits = mlp(4, 5, 3), (randn(1, 4), [0])
-    for other in ("locality_set", "edit_scope"):
-        with pytest.raises(InvalidInput, match="only edits can be about whole regions"):
-            nnrepair.fix(model, edits, **{other: (regions, [0, 0])})
+    with pytest.raises(InvalidInput, match="only edits, and what is to be kept, can be about whole regions"):
+        nnrepair.fix(model, edits, edit_scope=(regions, [0, 0]))
+    with pytest.raises(InvalidInput, match=r"only what nnrepair\.fix keeps can be whole regions"):
+        nnrepair.fix(model, edits, test_set=nnrepair.LocalitySet(regions, [0, 0]))
     with pytest.raises(InvalidInput, match="no single outputs"):
         regions.call(model)
