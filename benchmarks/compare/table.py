@@ -151,9 +151,11 @@ above bounded {min(rates):.0f} to {max(rates):.0f} boxes a CPU second. So {easy}
 
 def certified(rows: list[Row]) -> str:
     """Return the section about certificates over the whole domain."""
+    without = sorted({shown(row["network"]) for row in rows if "certificate" in row and len(row["layers"]) > 1})
     rows = [row for row in rows if row.get("certificate")]
     if not rows:
         return ""
+    none = f" {', '.join(without)} have none, as it knows changes of the last layer alone." if without else ""
     table = markdown.table(
         ["network", "CPU s of the search", "claimed: same", "claimed: identical", "answer", "checker, wall s"],
         [
@@ -174,7 +176,7 @@ def certified(rows: list[Row]) -> str:
 The independent program went through {len(rows)} certificates, and accepted {accepted} of them. What is claimed
 there, of all states outside of the boxes of the repaired properties, is proved{
         "" if accepted == len(rows) else " where it was accepted"
-    }.
+    }.{none}
 
 {table}"""
 
