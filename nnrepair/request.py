@@ -12,6 +12,7 @@ from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.edits import RegionEdits
 from nnrepair.rounding import counted
+from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.duplicates import edits_in_locality, shared_points
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.problem import Problem, kind_notes, pose
@@ -102,8 +103,12 @@ class Request:
 
     def pose(self, network: nn.Module) -> Posed:
         """Check everything against a network and return the problem."""
-        kept = self._kept(network)
-        stays = self.locality_set if kept is None else LocalitySet(kept.points().inputs, kept.points().criterion)
+        stays = None if self.locality_set is None else LocalitySet.coerce(self.locality_set)
+        kept = None
+        if stays is not None and isinstance(stays.inputs, Regions):
+            kept = self._kept(network, stays.inputs, stays.criterion)
+            corners = kept.points()
+            stays = LocalitySet(corners.inputs, corners.criterion)
         return replace(self._posed(network, self.edits, self.edit_scope, stays), kept=kept)
 
     def pose_again(self, first: Posed, network: nn.Module, which: Tensor, seed: int) -> Posed:
@@ -125,15 +130,12 @@ class Request:
             stays = replace(stays, before=None)
         return replace(again, problem=replace(again.problem, model=network, locality=stays, scope=None, seed=seed))
 
-    def _kept(self, network: nn.Module) -> RegionEdits | None:
-        """Return the regions that are to be kept, None where points are."""
-        stays = None if self.locality_set is None else LocalitySet.coerce(self.locality_set)
-        if stays is None or not isinstance(stays.inputs, Regions):
-            return None
-        if stays.criterion is None:
+    def _kept(self, network: nn.Module, regions: Regions, criterion: Criterion | None) -> RegionEdits:
+        """Return regions to keep as they are at their corners; refuse those that do not hold today."""
+        if criterion is None:
             raise InvalidInput("Regions to keep need labels or a criterion: LocalitySet(Segments(start, end), labels).")
         inside = self._able_of_regions("what is to be kept is")
-        kept = RegionEdits(network, Edits(stays.inputs, stays.criterion), inside, "what is to be kept")
+        kept = RegionEdits(network, Edits(regions, criterion), inside, "what is to be kept")
         if not bool((holds := kept.judge(network).holds).all()):
             raise InvalidInput(
                 f"Regions to keep: {torch.nonzero(~holds).flatten().tolist()[:10]} do not hold at every point today. "
