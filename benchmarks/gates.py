@@ -50,9 +50,8 @@ class Gate:
 
 
 def gates() -> list[Gate]:
-    """Return all of them."""
-    cora, cifar = ("cora", "gcn"), ("cifar", "resnet20")
-    one, row = "independent", "successive"
+    """Return those of one experiment each."""
+    cora, cifar, one = ("cora", "gcn"), ("cifar", "resnet20"), "independent"
     found = [
         Gate(*cora, one, "ft", {"success_rate": 1}, {"drawdown_points": 5}),
         Gate(*cora, one, "ft+kl-10", {}, {"drawdown_points": 1.5}),
@@ -62,15 +61,26 @@ def gates() -> list[Gate]:
     exact = {"success_rate": 1, "locality": 0.99}
     found += [Gate(*cifar, one, name, exact, {"drawdown_points": 0.2}, both=True) for name in CLOSED_FORM]
     found += [Gate(*cora, one, name, {}, {"drawdown_points": 0.5}) for name in CLOSED_FORM]
+    names = ("grace-conflicts", "serac")
+    found += [Gate("mnist", "3x100", "successive", name, {"success_retain_rate": 1}, {}) for name in names]
+    return [*found, Gate("language", "gpt2-200", "batch", "memit-100", {"success_rate": 0.95}, {})]
+
+
+def open_to_all() -> list[Gate]:
+    """Return those that any experiment of a mode may reach; they name none."""
     kept = {"success_retain_rate": 0.9}, {"drawdown_points": 5.0}
-    found += [Gate(*cora, row, name, *kept) for name in ("minimal-norm", "ft+kl+rehearsal", "egnn", "t-patcher")]
-    found += [
-        Gate("mnist", "3x100", row, name, {"success_retain_rate": 1}, {}) for name in ("grace-conflicts", "serac")
-    ]
-    found.append(Gate("language", "gpt2-200", "batch", "memit-100", {"success_rate": 0.95}, {}))
     single = {"success_rate": 0.99, "generalization_rate": 0.9, "locality": 0.95}
-    names = ("rome", "rome-two-layers", "rome-three-layers")
-    return found + [Gate("language", "gpt2", "batch", name, single, {}) for name in names]
+    return [Gate("cora", "gcn", "successive", "", *kept), Gate("language", "gpt2", "batch", "", single, {})]
+
+
+def reached_by(gate: Gate) -> str:
+    """Return which experiments of a mode stay within limits, and which do not."""
+    mine = [g for g in groups(gate.domain) if (g.model, g.mode) == (gate.model, gate.mode) and g.finished]
+    if gate.domain == "language":  # the limits are about single edits
+        mine = [g for g in mine if g.finished[0]["edits"] == 1]
+    names = {met: ", ".join(f"`{g.experiment}`" for g in mine if gate.met(g) is met) for met in (True, False)}
+    where = f"{gate.domain}, `{gate.model}`, {gate.mode}"
+    return f"* {where}: {gate.asked()}. Reached by {names[True] or 'none'}; not by {names[False] or 'any other'}."
 
 
 def section() -> str:
@@ -96,6 +106,11 @@ def section() -> str:
     head = ["where", "experiment", "asked (%, points)", "reached", "seeds", "met"]
     return f"""## What was set beforehand
 
-Limits that were written down before the methods were: means over the seeds. {met} of {measured} are met.
+Limits that were written down before the methods were: means over the seeds. Of those about one experiment
+{met} of {measured} are met.
 
-{markdown.table(head, rows)}"""
+{markdown.table(head, rows)}
+
+Others leave open which editor reaches them (%, points):
+
+{chr(10).join(map(reached_by, open_to_all()))}"""

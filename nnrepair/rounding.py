@@ -20,22 +20,22 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{_shown(100 * share, digits, 100.0)}%"
 
 
-def percent_at_least(share: Fraction, digits: int = 2) -> str:
+def percent_at_least(share: Fraction | float, digits: int = 2) -> str:
     """Return a share from 0 to 1 that is claimed as a lower bound: rounded down, with more digits before it says 0 %.
 
     >>> percent_at_least(Fraction(2, 3)), percent_at_least(Fraction(1)), percent_at_least(Fraction(1, 80000))
     ('66.66%', '100.00%', '0.001%')
     """
-    return _whole(share, digits, math.floor)
+    return _whole(Fraction(share), digits, math.floor)
 
 
-def percent_at_most(share: Fraction, digits: int = 2) -> str:
+def percent_at_most(share: Fraction | float, digits: int = 2) -> str:
     """Return a share from 0 to 1 that is claimed as an upper bound: rounded up, with more digits before it says 100 %.
 
     >>> percent_at_most(Fraction(2, 3)), percent_at_most(Fraction(0)), percent_at_most(1 - Fraction(1, 80000))
     ('66.67%', '0.00%', '99.999%')
     """
-    return _whole(share, digits, math.ceil)
+    return _whole(Fraction(share), digits, math.ceil)
 
 
 def _whole(share: Fraction, digits: int, whole: Callable[[Fraction], int]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnrepair.results import markdown
-from nnrepair.rounding import percent
+from nnrepair.rounding import percent, percent_at_least
 
 FILE = Path(__file__).parent / "results" / "locality.json"
 #: What was aimed at: so much of the sampled states with the same outputs.
@@ -49,7 +49,7 @@ def section() -> str:
     )
     tried = [row for row in rows if "volume_identical" in row]
     shares = "; ".join(
-        f"N_{{{row['unit'][2:].replace('_', ',')}}} {percent(row['volume_identical'], 1)} in "
+        f"N_{{{row['unit'][2:].replace('_', ',')}}} {percent_at_least(row['volume_identical'], 1)} in "
         f"{row['volume_seconds']:.0f} CPU s"
         for row in tried
     )

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.compare import agreement, locality_table, parts
 from nnrepair.files import write_atomically
 from nnrepair.results import markdown
-from nnrepair.rounding import counted, percent
+from nnrepair.rounding import counted, percent, percent_at_least
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -40,7 +40,7 @@ def _layers(names: list[str]) -> str:
 def _at(row: Row, seconds: float, what: str) -> str:
     """Return a share that was proved after so many seconds."""
     known = [moment[what] for moment in row["history"] if moment["cpu_seconds"] <= seconds]
-    return percent(known[-1], 1) if known else "–"
+    return percent_at_least(known[-1], 1) if known else "–"
 
 
 def networks(rows: list[Row]) -> str:
@@ -52,11 +52,11 @@ def networks(rows: list[Row]) -> str:
             [
                 shown(row["network"]),
                 f"{counted(row['weights'], 'number')} of {_layers(row['layers'])}",
-                percent(row["same"], 2),
+                percent_at_least(row["same"], 2),
                 percent(row["sampled_same"], 4),
-                percent(row["identical"], 2),
+                percent_at_least(row["identical"], 2),
                 percent(row["sampled_identical"], 2),
-                percent(row["changed"], 4),
+                percent_at_least(row["changed"], 4),
                 row["witnesses"],
                 row["boxes"],
                 f"{row['cpu_seconds']:.0f}",
@@ -162,8 +162,8 @@ def certified(rows: list[Row]) -> str:
             [
                 shown(row["network"]),
                 f"{row['seconds']:.0f}",
-                percent(row["claimed_same"], 2),
-                percent(row["claimed_identical"], 2),
+                percent_at_least(row["claimed_same"], 2),
+                percent_at_least(row["claimed_identical"], 2),
                 row["certificate"].split(":")[0],
                 f"{row['checker_wall_seconds']:.0f}",
             ]
@@ -189,8 +189,8 @@ def page() -> str:
         [row for row in _file("short")["rows"] if "same" in row],
     )
     rows = [row for row in file["rows"] if "same" in row]
-    least, most = min(row["same"] for row in rows), max(row["same"] for row in rows)
-    middle = statistics.median(row["same"] for row in rows)
+    shares = sorted(row["same"] for row in rows)
+    least, middle, most = (percent_at_least(v, 1) for v in (shares[0], statistics.median(shares), shares[-1]))
     right = all(row["changed"] <= 1 - row["sampled_same"] <= 1 - row["same"] for row in rows)
     old = [shown(row["network"]) for row in rows if "aim" not in row]
     older = (
@@ -209,9 +209,9 @@ far; `python -m benchmarks run --domain compare --part acas` goes on.
 
 {networks(rows)}
 
-On these networks decisions are found to be the same on at least {percent(least, 1)} to {percent(most, 1)}
-of the volume, the median is {percent(middle, 1)}, by the bounds of this package; what is proved by certificates is
-below. What is found {"brackets" if right else "does not bracket"} the sampled share of changed decisions, but widely:
+On these networks decisions are found to be the same on at least {least} to {most} of the volume, the median is
+{middle}, by the bounds of this package; what is proved by certificates is below. What is found
+{"brackets" if right else "does not bracket"} the sampled share of changed decisions, but widely:
 five inputs need many boxes, as bounds over large boxes say little about these networks. The aim, 90 % for the median in
 this time, is not reached.
 {older}

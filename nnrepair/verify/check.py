@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
-from nnrepair.rounding import counted, percent
+from nnrepair.rounding import counted, percent_at_least
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.network import Network
@@ -213,7 +213,9 @@ class _Problem:
             def report(share: float, boxes: int) -> None:
                 done = (len(found) + share) / len(parts)
                 boxes += sum(each.boxes for each in found)
-                self.deadline.doing = f"{percent(done, 1)} of the volume proved, {counted(boxes, 'box', 'boxes')}"
+                self.deadline.doing = (
+                    f"{percent_at_least(done, 1)} of the volume proved, {counted(boxes, 'box', 'boxes')}"
+                )
 
             found.append(self._search(part, options, proof).run(report, partial(attacked, part)))
             if not found[-1].closed:

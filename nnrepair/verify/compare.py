@@ -21,7 +21,7 @@ from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.fingerprint import fingerprint
 from nnrepair.progress import progress_bar
-from nnrepair.rounding import counted, percent
+from nnrepair.rounding import counted, percent_at_least
 from nnrepair.verify.certificate import sha256
 from nnrepair.verify.check import one_thread
 from nnrepair.verify.comparing.bounds import Comparing
@@ -207,7 +207,7 @@ class _Problem:
             maybe, sure, differs, moves = (np.array(shares) @ [tree.totals() for tree in state.trees]).tolist()
             history.append(Moment(spent, boxes, max(0.0, 1 - differs), max(0.0, 1 - maybe), sure))
             self.deadline.doing = (
-                f"{percent(max(0.0, 1 - maybe), 1)} decided the same, {counted(boxes, 'box', 'boxes')}"
+                f"{percent_at_least(max(0.0, 1 - maybe), 1)} decided the same, {counted(boxes, 'box', 'boxes')}"
             )
             return float(max(maybe - sure, differs - moves if searches and searches[0].identical else 0.0))
 

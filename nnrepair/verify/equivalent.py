@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
-from nnrepair.rounding import counted, percent
+from nnrepair.rounding import counted, percent_at_least
 from nnrepair.verify.certificate import sha256
 from nnrepair.verify.check import FIRST, MOST_STARTS, STARTS, one_thread
 from nnrepair.verify.comparing.agreement import AgreementSearch, apart, elsewhere
@@ -195,7 +195,7 @@ class _Problem:
             return Found(False, True, 0, 0.0, None, 0, None)
 
         def report(share: float, boxes: int) -> None:
-            self.deadline.doing = f"{percent(share, 1)} of the volume proved, {counted(boxes, 'box', 'boxes')}"
+            self.deadline.doing = f"{percent_at_least(share, 1)} of the volume proved, {counted(boxes, 'box', 'boxes')}"
 
         search = AgreementSearch(self.graphs, self.joint, self.boxes, self.unsafe, jobs, self.confirm, self.deadline)
         return search.run(report, attacked)

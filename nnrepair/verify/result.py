@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nnrepair.rounding import counted, percent
+from nnrepair.rounding import counted, percent_at_least
 from nnrepair.verify.certificate import PropertyCertificate
 from nnrepair.verify.search.rational import nearest
 
@@ -87,7 +87,7 @@ class Answer:
         lines = [f"{self.verdict} ({counted(self.boxes, 'box', 'boxes')}, {self.cpu_seconds:.2f} CPU s)", *point]
         if self.verdict == "unknown":
             worst = "" if self.worst_bound is None else f", worst remaining bound {self.worst_bound:.3g}"
-            lines.append(f"proved for {percent(self.proved, 1)} of the {of}{worst}")
+            lines.append(f"proved for {percent_at_least(self.proved, 1)} of the {of}{worst}")
         return "\n".join([*lines, self.reason] if self.reason else lines)
 
 
