@@ -1,11 +1,15 @@
-"""The compiled kernels as plain Python, with changes of their text."""
+"""The compiled kernels, and the same as plain Python, with changes of their text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 import nnrepair.verify.search as search
+from nnrepair.deadline import NEVER
+from nnrepair.verify.search.compiled import Kernels, kernels
 
 
 def plain(name: str, *changes: tuple[str, str]) -> ModuleType:
@@ -20,3 +24,16 @@ def plain(name: str, *changes: tuple[str, str]) -> ModuleType:
     made = ModuleType(name)
     exec(compile(text, str(file), "exec", dont_inherit=True), vars(made))
     return made
+
+
+def as_python() -> Kernels:
+    """Return both as plain Python."""
+    return Kernels(plain("kernel").tighten, plain("slope_kernel").ascend)
+
+
+def compiled() -> Kernels:
+    """Return both as compiled; without numba, skip the test."""
+    pytest.importorskip("numba", reason="the compiled kernels need the extra [fast]")
+    found = kernels(NEVER)
+    assert found is not None
+    return found

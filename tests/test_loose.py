@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from fractions import Fraction
 from types import ModuleType
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernels import plain
+from kernels import as_python, compiled, plain
 from networks import mlp, randn, seeded
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -31,13 +29,6 @@ Kernel = Any
 def kernel(*changes: tuple[str, str]) -> ModuleType:
     """Return the kernel as plain Python, with changes of its text."""
     return plain("kernel", *changes)
-
-
-def compiled() -> ModuleType:
-    pytest.importorskip("numba", reason="the compiled kernel needs the extra [fast]")
-    from nnrepair.verify.search import kernel
-
-    return kernel
 
 
 def cases(seed: int) -> tuple[Graph, Tensor, Tensor]:
@@ -91,7 +82,7 @@ def exact(graph: Graph, x: list[Fraction]) -> list[Fraction]:
 
 
 def tightened(kernel: Kernel, graph: Graph, low: Tensor, high: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-    chain, (least, most) = Chain(graph), whole(graph, low, high)
+    chain, (least, most) = Chain(graph, as_python()), whole(graph, low, high)
     kernel.tighten(chain.sizes, chain.bent, chain.weights, chain.biases, low.numpy(), high.numpy(), least, most)
     return least, most
 
@@ -164,7 +155,7 @@ def test_bounds_are_no_looser_than_those_of_whole_matrices(seed: int) -> None:
     known = tuple(end.expand(20, -1) for end in bounder.root)
     wanted = bounder.relax(low, high, (known[0], known[1]))
     least, most = known[0].clone().numpy(), known[1].clone().numpy()
-    chain = Chain(graph)
+    chain = Chain(graph, as_python())
     kernel().tighten(chain.sizes, chain.bent, chain.weights, chain.biases, low.numpy(), high.numpy(), least, most)
     is_loose = torch.cat([lines.loose for lines in wanted.lines], 1)
     found = torch.from_numpy((least < 0) & (most > 0))
@@ -177,7 +168,7 @@ def test_chains_that_overflow_prove_nothing() -> None:
         for p in model.parameters():
             p.copy_(torch.full_like(p, 1e200 if p.ndim == 2 else 1.0))
     graph, zero = lower(model, (2,)), torch.zeros(1, 2, dtype=torch.float64)
-    chain = Chain(graph)
+    chain = Chain(graph, as_python())
     least, most = np.full((1, 6), -1.0), np.full((1, 6), 1.0)
     with np.errstate(all="ignore"):
         kernel().tighten(chain.sizes, chain.bent, chain.weights, chain.biases, zero.numpy(), zero.numpy(), least, most)
@@ -185,39 +176,26 @@ def test_chains_that_overflow_prove_nothing() -> None:
 
 
 def test_only_chains_of_matrices_and_relus_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loose, "compiled", lambda: print)
+    monkeypatch.setattr(loose, "kernels", lambda deadline: as_python())
     chain = lower(mlp(3, 4, 2), (3,))
-    assert Chain.of(chain) is not None
+    assert Chain.of(chain, NEVER) is not None
     image = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)))
     for model, shape in ((image, (1, 3, 3)), (mlp(3, 4, 2, activation=nn.Hardswish), (3,)), (nn.Linear(3, 2), (3,))):
-        assert Chain.of(lower(model, shape)) is None
-    assert Chain.of(lower(mlp(3, 1001, 2), (3,))) is None
-    monkeypatch.setattr(loose, "compiled", lambda: None)
-    assert Chain.of(chain) is None
+        assert Chain.of(lower(model, shape), NEVER) is None
+    assert Chain.of(lower(mlp(3, 1001, 2), (3,)), NEVER) is None
+    monkeypatch.setattr(loose, "kernels", lambda deadline: None)
+    assert Chain.of(chain, NEVER) is None
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_without_a_kernel_that_works_there_is_none(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loose, "find_spec", lambda name: there or None)
-    monkeypatch.setitem(sys.modules, "nnrepair.verify.search.kernel", None)  # an import of it fails
-    assert loose.compiled.__wrapped__() is None
-
-
-def test_deadline_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loose, "compiled", lambda: kernel().tighten)
+def test_deadline_is_looked_at() -> None:
     graph, low, high = cases(1)
     known = [torch.from_numpy(end) for end in whole(graph, low, high)]
     with pytest.raises(OutOfTime):
-        Chain(graph).tightened(low, high, known[0], known[1], Deadline(-1.0))
+        Chain(graph, as_python()).tightened(low, high, known[0], known[1], Deadline(-1.0))
     before = [end.clone() for end in known]
-    found = Chain(graph).tightened(low, high, known[0], known[1], NEVER)
+    found = Chain(graph, as_python()).tightened(low, high, known[0], known[1], NEVER)
     assert all(torch.equal(a, b) for a, b in zip(known, before, strict=True))
     assert bool((found[0] >= known[0]).all()) and bool((found[1] <= known[1]).all())
-
-
-def compiled_as(module: str = "kernel", name: str = "tighten") -> Callable[..., None]:
-    found: Callable[..., None] = getattr(plain(module), name)
-    return found
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -227,6 +205,6 @@ def test_check_says_the_same_with_and_without(seed: int, monkeypatch: pytest.Mon
     claim = Property.on(Box([-1.0] * 3, [1.0] * 3), Linear([[-1.0, 0.0]], [-most], points=1), outputs=2)
     verdicts = []
     for there in (True, False):
-        monkeypatch.setattr(loose, "compiled", lambda *names, there=there: compiled_as(*names) if there else None)
+        monkeypatch.setattr(loose, "kernels", lambda deadline, there=there: as_python() if there else None)
         verdicts.append(check(model, claim, options=Options(most=400)).verdict)
     assert verdicts[0] == verdicts[1] != "unknown"

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from kernels import plain
+from kernels import compiled, plain
 from networks import mlp, randn
 from test_loose import cases, exact
 from torch import Tensor
@@ -69,10 +69,8 @@ def test_plain_kernel_is_right_in_exact_arithmetic() -> None:
 
 
 def test_compiled_kernel_is_right_in_exact_arithmetic() -> None:
-    pytest.importorskip("numba", reason="the compiled kernel needs the extra [fast]")
-    from nnrepair.verify.search import slope_kernel
-
-    assert not any(is_wrong(slope_kernel, seed) for seed in range(60))
+    found = compiled()
+    assert not any(is_wrong(found, seed) for seed in range(60))
 
 
 #: Each of them makes some bound wrong: what it takes away was needed.

@@ -11,7 +11,6 @@ from torch import Tensor
 from nnrepair.deadline import NEVER, Deadline
 from nnrepair.verify.reading.affine import PIECE_WORK, Dense
 from nnrepair.verify.reading.graph import Graph, Node
-from nnrepair.verify.search import loose
 from nnrepair.verify.search.forms import Form
 from nnrepair.verify.search.intervals import Interval
 from nnrepair.verify.search.loose import Chain
@@ -47,7 +46,7 @@ class Bounder(Substitution):
         self.alone = self._linear_before()
         self.has_forms = refine and graph.inputs <= FORM_INPUTS and graph.hidden * graph.work >= FORM_WORK
         self.chunk = self._chunk()
-        self.chain = Chain.of(graph) if refine and self.rounding.is_finite else None
+        self.chain = Chain.of(graph, deadline) if refine and self.rounding.is_finite else None
         for _ in range(2):  # from coarse magnitudes to those that the bounds themselves give
             relaxation = self.relax(lower[None], upper[None], refine=refine and self.chain is None)
             self.root = relaxation.joined(lower[None])  # hold in every box inside
@@ -217,7 +216,7 @@ class Bounder(Substitution):
         coefficients: list[Tensor | None] | None = None,
     ) -> tuple[Tensor, Linear]:
         """Choose the slopes of the lower lines so that rows become positive, one row for each box; see `Ascent`."""
-        ascend = None if self.chain is None or phase is not None else loose.compiled("slope_kernel", "ascend")
-        if ascend is not None and coefficients is None and node > 0:
+        if self.chain is not None and phase is None and coefficients is None and node > 0:
+            ascend = self.chain.compiled.ascend
             return Stack(self, node).ascended(ascend, relaxation, A, offset, lower, upper, steps, ahead)
         return Ascent(self, relaxation, node, A, offset, lower, upper, phase).run(steps, ahead, coefficients)

@@ -22,6 +22,10 @@ Integers = NDArray[np.int64]
 _MATH = {"reassoc", "contract", "nsz"}
 _compiled = njit(nogil=True, fastmath=_MATH)
 
+#: What is called from outside, and with what.
+NAME = "tighten"
+SIGNATURE = "void(i8[::1], b1[::1], f8[::1], f8[::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1])"
+
 # Of a box: `ends`: the largest absolute values of (1, x, h); middle and half the width of the box.
 REACH, MIDDLE, RADIUS = range(3)
 # Of units of known sign: `T` (units, columns), and in `errors` e and S, see `loose`.
@@ -261,12 +265,7 @@ def _kept(
     return known, new
 
 
-@njit(
-    "void(i8[::1], b1[::1], f8[::1], f8[::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1])",
-    cache=True,
-    nogil=True,
-    fastmath=_MATH,
-)
+@njit(cache=True, nogil=True, fastmath=_MATH)
 def tighten(
     sizes: Integers,
     bent: NDArray[np.bool_],

@@ -27,11 +27,6 @@ NaN, from coefficients that overflow where an input is zero, improves no bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,6 +35,7 @@ from nnrepair.deadline import Deadline
 from nnrepair.verify.reading.activations.relu import ReLU
 from nnrepair.verify.reading.affine import Affine, Dense, Diagonal
 from nnrepair.verify.reading.graph import Graph
+from nnrepair.verify.search.compiled import Kernels, kernels
 
 #: Networks with more ReLUs are bounded by whole matrices.
 MOST = 1000
@@ -48,9 +44,10 @@ WORK = 1_000_000_000
 
 
 class Chain:
-    """The matrices of a chain, one after the other."""
+    """The matrices of a chain, one after the other, and the kernels that read them."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, compiled: Kernels) -> None:
+        self.compiled = compiled
         sizes, bent, weights, biases = [graph.inputs], list[bool](), list[Tensor](), list[Tensor]()
         for node in graph.nodes[1:]:
             if node.affine is None:
@@ -68,9 +65,10 @@ class Chain:
         self.together = max(1, WORK // (graph.hidden**2 * (1 + graph.inputs + graph.hidden)))
 
     @classmethod
-    def of(cls, graph: Graph) -> Chain | None:
-        """Return the matrices of a network; None where the kernel cannot read them, or there is none."""
-        return cls(graph) if _is_readable(graph) and compiled() is not None else None
+    def of(cls, graph: Graph, deadline: Deadline) -> Chain | None:
+        """Return the matrices of a network; None where the kernels cannot read them, or there are none in time."""
+        found = kernels(deadline) if _is_readable(graph) else None
+        return None if found is None else cls(graph, found)
 
     def tightened(
         self, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor, deadline: Deadline
@@ -82,26 +80,12 @@ class Chain:
             low, high: bounds that hold already.
             deadline: when it has passed, this raises OutOfTime.
         """
-        tighten = compiled()
-        assert tighten is not None
         low, high = (end.clone(memory_format=torch.contiguous_format) for end in (low, high))
         lower, upper = lower.contiguous(), upper.contiguous()
         for start in deadline.each(range(0, len(low), self.together)):
             some = [part[start : start + self.together].numpy() for part in (lower, upper, low, high)]
-            tighten(self.sizes, self.bent, self.weights, self.biases, *some)
+            self.compiled.tighten(self.sizes, self.bent, self.weights, self.biases, *some)
         return low, high
-
-
-@cache
-def compiled(module: str = "kernel", name: str = "tighten") -> Callable[..., None] | None:
-    """Return a compiled function; None without numba, or where it cannot compile or keep what it compiled."""
-    if find_spec("numba") is None:
-        return None
-    try:
-        found: Callable[..., None] = getattr(import_module(f"nnrepair.verify.search.{module}"), name)
-    except Exception:  # of many kinds, and whole matrices do as well
-        return None
-    return found
 
 
 def matrix(affine: Affine) -> Tensor:

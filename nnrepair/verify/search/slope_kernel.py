@@ -25,6 +25,13 @@ Booleans = NDArray[np.bool_]
 _MATH = {"reassoc", "contract", "nsz"}
 _compiled = njit(nogil=True, fastmath=_MATH)
 
+#: What is called from outside, and with what.
+NAME = "ascend"
+SIGNATURE = (
+    "void(i8[::1], b1[::1], f8[::1], f8[::1], f8[:, ::1], f8[::1], f8[:, ::1], f8[::1], f8[:, ::1], f8[:, ::1], "
+    "f8[:, :, ::1], b1[:, ::1], i8, f8, f8[::1], f8[:, ::1], f8[::1])"
+)
+
 # Around each unit: `lines` (rows, 3, units).
 SLOPE, SHIFT, FLOOR = range(3)
 # What rounding takes from rows: `rho` (2, numbers after matrices), at matrices and at ReLUs.
@@ -134,13 +141,7 @@ def _gradient(
     return square
 
 
-@njit(
-    "void(i8[::1], b1[::1], f8[::1], f8[::1], f8[:, ::1], f8[::1], f8[:, ::1], f8[::1], f8[:, ::1], f8[:, ::1], "
-    "f8[:, :, ::1], b1[:, ::1], i8, f8, f8[::1], f8[:, ::1], f8[::1])",
-    cache=True,
-    nogil=True,
-    fastmath=_MATH,
-)
+@njit(cache=True, nogil=True, fastmath=_MATH)
 def ascend(
     sizes: Integers,
     bent: Booleans,

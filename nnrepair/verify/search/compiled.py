@@ -1,0 +1,72 @@
+"""The compiled kernels, where there are any and there is time to compile them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from nnrepair.deadline import Deadline
+
+#: Compiling takes some 15 seconds, once for each installation. With less time left than this, it is done without.
+ENOUGH = 60.0
+
+
+class Kernels(NamedTuple):
+    """Compiled functions: `kernel.tighten` and `slope_kernel.ascend`."""
+
+    tighten: Callable[..., None]
+    ascend: Callable[..., None]
+
+
+def kernels(deadline: Deadline) -> Kernels | None:
+    """Return what is compiled; None without numba, without the time to compile, or where that does not work."""
+    modules = _modules()
+    if modules is None or (deadline.left() < ENOUGH and not all(map(_is_kept, modules))):
+        return None
+    deadline.check("compiling the kernels, once for each installation")
+    return _compiled()
+
+
+@cache
+def _modules() -> tuple[ModuleType, ModuleType] | None:
+    """Return the modules of the kernels, in the order of `Kernels`."""
+    if find_spec("numba") is None:
+        return None
+    try:
+        first, second = (import_module(f"nnrepair.verify.search.{name}") for name in ("kernel", "slope_kernel"))
+    except Exception:  # of many kinds, and whole matrices do as well
+        return None
+    return first, second
+
+
+def _is_kept(module: ModuleType) -> bool:
+    """Tell whether a kernel is compiled, or was and lies on disk."""
+    function: Any = getattr(module, module.NAME)
+    if function.signatures:
+        return True
+    source = Path(str(module.__file__))
+    kept = Path(function.stats.cache_path or source.parent).glob(f"{source.stem}.{module.NAME}-*.nbi")
+    return any(file.stat().st_mtime >= source.stat().st_mtime for file in kept)
+
+
+@cache
+def _compiled() -> Kernels | None:
+    modules = _modules()
+    assert modules is not None
+    try:
+        return Kernels(*(_compile(module) for module in modules))
+    except Exception:  # as above
+        return None
+
+
+def _compile(module: ModuleType) -> Callable[..., None]:
+    function: Any = getattr(module, module.NAME)
+    function.compile(module.SIGNATURE)
+    function.disable_compile()  # for other types
+    found: Callable[..., None] = function
+    return found
