@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.spec.inputs import AnyInputs, described, independent, some_of, words
+from nnrepair.spec.noise import noise
 from nnrepair.spec.running import call, outputs
 
 #: By how much a point's outputs may differ from those among other points, relative to the largest output.
@@ -56,12 +58,13 @@ def some(model: nn.Module, points: AnyInputs) -> Tensor:
         ) from error.__cause__
 
 
-def refuse_dependence(model: nn.Module, y: Tensor, others: Sequence[tuple[Tensor, Tensor]]) -> None:
+def refuse_dependence(model: nn.Module, inputs: AnyInputs, y: Tensor, others: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Refuse a model that returns other outputs for some of its points than for all of them.
 
     Args:
-        model: for what the message says.
-        y: (n, ...) the outputs of all points.
+        model: in eval mode.
+        inputs: all points.
+        y: (n, ...) their outputs.
         others: indices of some points, and what the model returned for these alone.
     """
     scale = float(y.abs().max()) or 1.0
@@ -74,6 +77,13 @@ def refuse_dependence(model: nn.Module, y: Tensor, others: Sequence[tuple[Tensor
                 "name the axis, as in squeeze(1)."
             )
         if not torch.allclose(found, y[some], rtol=0, atol=tolerance):
+            far = (found - y[some]).abs()
+            if bool((far <= noise(model, partial(call, inputs=inputs[some]))).all()):
+                raise UnsupportedModel(
+                    f"The model's outputs are lost in rounding: those of one point differ by {float(far.max()):.2g} "
+                    "between batches, and by as much where weights move in their last digits. Nothing could be "
+                    "confirmed of it; repair it in float64 (model.double()), or without digits that cancel."
+                )
             raise UnsupportedModel(
                 f"A point's output depends on the other points of its batch.{_batch_norms(model)} Give inputs as an "
                 "nnrepair.Inputs object with independent=False and a call() that runs the whole batch."
@@ -111,7 +121,7 @@ def first_look(model: nn.Module, inputs: AnyInputs, what: str, known: bool = Fal
             "A repair could not be confirmed; make it deterministic in eval mode."
         )
     if independent(inputs):
-        refuse_dependence(model, y, [(few, again), (few[:1], some(model, inputs[few[:1]]))])
+        refuse_dependence(model, inputs, y, [(few, again), (few[:1], some(model, inputs[few[:1]]))])
     return y
 
 
