@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> str:
     """Return what to say of an error; where one of the system names no file, whether nothing can be printed."""
-    nameless = isinstance(error, OSError) and error.filename is None
+    nameless = isinstance(error, OSError) and error.errno is not None and error.filename is None
     try:
         _print("\n" if nameless else "")
     except OSError as failed:
