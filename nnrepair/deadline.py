@@ -15,15 +15,19 @@ T = TypeVar("T")
 INTERVAL = 0.2
 
 
-def required_seconds(timeout: Any) -> None:
+def required_seconds(timeout: Any, name: str = "timeout") -> None:
     """Require a time limit that can be one.
+
+    Args:
+        timeout: what was given.
+        name: what the limit is called where it was given.
 
     Raises:
         InvalidInput: it is neither a positive number nor None.
     """
     good = isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout > 0
     if timeout is not None and not good:
-        raise InvalidInput(f"timeout must be a positive number of seconds or None, got {timeout!r}.")
+        raise InvalidInput(f"{name} must be a positive number of seconds or None, got {timeout!r}.")
 
 
 class OutOfTime(Exception):

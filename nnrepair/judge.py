@@ -243,7 +243,8 @@ def judge(
     lost = found.lost if posed.kept is None else int((~posed.kept.judge(repaired).holds).sum())
     lost = lost if proposal.keeps_locality and not failing else 0
     points = problem.locality if posed.kept is None else None
-    clash = "".join(edits_in_locality(posed.edits, points)) if lost and points is not None else ""
+    blocked = lost or (proposal.infeasible and proposal.with_locality)
+    clash = "".join(edits_in_locality(posed.edits, points)) if blocked and points is not None else ""
     what = POINT if posed.kept is None else REGION
     outcome = outcome_of(proposal, before, failing, lost, clash, what)
     final = repaired
@@ -276,23 +277,25 @@ def outcome_of(
     if not failing and lost:
         some = counted(lost, what.format("", "was"), what.format("s", "were"))
         advice = f"{every}, but {some} to be kept {'does' if lost == 1 else 'do'} not. "
-        how = f"{clash[0].upper()}{clash[1:]}" if clash else 'Try another layer, a larger margin, or locality="soft".'
+        how = _sentence(clash) if clash else 'Try another layer, a larger margin, or locality="soft".'
         return Outcome("partly repaired", advice + how)
     if not failing:
         return Outcome("repaired", f"{every}.")
     if proposal.infeasible:
         advice = "no change of the chosen layer satisfies all edits with their margin; "
         also = "the locality set (hard)" if proposal.with_locality else "each other"
-        alone = len(proposal.conflict) == 1 and not proposal.with_locality
-        who = f"the conditions of edit {proposal.conflict[0]}" if alone else f"edits {_first(proposal.conflict)}"
+        one = len(proposal.conflict) == 1
+        alone = one and not proposal.with_locality
+        who = f"edit {proposal.conflict[0]}" if one else f"edits {_first(proposal.conflict)}"
+        who = f"the conditions of {who} contradict" if alone else f"{who} contradict{'s' * one}"
         if proposal.with_constraints:
             beside = " and the locality set (hard)" if proposal.with_locality else ""
-            advice += (
-                f"{who} contradict the constraints{beside} there, not each other. Loosen the constraints, lower the "
-            )
+            advice += f"{who} the constraints{beside} there, not each other. Loosen the constraints, lower the "
             advice += "margin, or choose another layer or several."
             return Outcome("infeasible", advice, failing, proposal.conflict, proposal.layers)
-        advice += f"{who} contradict {also} there. "
+        advice += f"{who} {also} there. "
+        if clash:
+            return Outcome("infeasible", advice + _sentence(clash), failing, proposal.conflict, proposal.layers)
         advice += 'locality="soft" gives up single kept points instead. ' if proposal.with_locality else ""
         if proposal.layers:
             advice += f"To first order, these layers could satisfy all edits: {', '.join(proposal.layers)}."
@@ -307,6 +310,11 @@ def outcome_of(
     these = "the edit does" if count == 1 else f"{len(failing)} of {count} edits do"
     advice = f"{these} not hold: {_first(failing)}. Try {proposal.advice}."
     return Outcome("partly repaired", advice, failing)
+
+
+def _sentence(text: str) -> str:
+    """Return a note as a sentence of its own."""
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _first(edits: list[int]) -> str:

@@ -20,8 +20,8 @@ def progress_bar(title: str, show: bool, counts: bool = True) -> Iterator[Callab
     if not show:
         yield lambda text: None
         return
-    form = None if counts else "{desc}: {elapsed}{postfix}"
-    with tqdm(desc=title, unit=" rounds", leave=False, bar_format=form) as bar:
+    form = "{desc}: {elapsed}" + ", round {n_fmt}" * counts + "{postfix}"
+    with tqdm(desc=title, leave=False, bar_format=form) as bar:
 
         def report(text: str) -> None:
             bar.set_postfix_str(text, refresh=False)

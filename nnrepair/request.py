@@ -136,10 +136,12 @@ class Request:
             raise InvalidInput("Regions to keep need labels or a criterion: LocalitySet(Segments(start, end), labels).")
         inside = self._able_of_regions("what is to be kept is")
         kept = RegionEdits(network, Edits(regions, criterion), inside, "what is to be kept")
-        if not bool((holds := kept.judge(network).holds).all()):
+        broken = torch.nonzero(~kept.judge(network).holds).flatten().tolist()
+        if broken:
+            do, them = ("does", "it") if len(broken) == 1 else ("do", "them")
             raise InvalidInput(
-                f"Regions to keep: {torch.nonzero(~holds).flatten().tolist()[:10]} do not hold at every point today. "
-                "Give them as edits, or leave them out."
+                f"Regions to keep: {broken[:10]} {do} not hold at every point today. Give {them} as edits, or leave "
+                f"{them} out."
             )
         return kept
 

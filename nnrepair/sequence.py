@@ -271,7 +271,8 @@ class Sequence:
             return self.private
         except NNRepairError as error:
             raise type(error)(
-                f"{self.resume} cannot be resumed from: {error} Name another file, or delete it to start anew."
+                f"{self.resume} cannot be resumed from: {str(error).rstrip('.')}. Name another file, or delete it to "
+                "start anew."
             ) from error
         return network
 

@@ -693,3 +693,13 @@ def test_numbers_beyond_float64_are_no_other_function() -> None:
             p.mul_(1e35)
     result = check(model, Property.on(Box([-1e300] * 3, [1e300] * 3), nnrepair.Argmax([0]), outputs=2), timeout=5)
     assert result.verdict in ("unknown", "violated")
+
+
+def test_what_is_no_property_or_no_model_is_named() -> None:
+    box, model = Box([0.0], [1.0]), nn.Linear(1, 2)
+    rule = Property.on(box, nnrepair.Argmax([0]), outputs=2)
+    for given, kind in ((box, "Box"), (nnrepair.Argmax([0]), "Argmax"), (None, "NoneType")):
+        with pytest.raises(InvalidInput, match=f"property must be an nnrepair.verify.Property or .* got {kind}"):
+            check(model, given)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"model must be a torch.nn.Module or .* got Property\."):
+        check(rule, rule)  # type: ignore[arg-type]

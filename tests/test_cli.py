@@ -376,7 +376,9 @@ class TestRefusals:
         assert not self.out.exists()
         patch.write_bytes(patch.read_bytes()[:-8])
         assert "truncated" in refused(self.capsys, "patch", "show", patch)
-        assert "No patch" in refused(self.capsys, "patch", "show", self.folder / "none")
+        assert run("patch", "show", self.folder / "none") == 3
+        told = self.capsys.readouterr()
+        assert told.out == "" and told.err == f"nnrepair: error: No patch at {self.folder / 'none'}.\n"
 
     def test_a_wrong_command_line(self) -> None:
         for arguments in ([], ["fix"], ["patch"], ["fxi"]):
@@ -704,3 +706,20 @@ def test_patches_of_strangers(base: Path, tmp_path: Path, capsys) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "device or a pipe" in refused(capsys, "patch", "show", tmp_path / "pipe")
     assert not out.exists()
+
+
+def test_usage_names_one_value_for_an_option_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("fix")
+    assert "[--max-steps MAX-STEPS]" in capsys.readouterr().err
+
+
+def test_an_interruption_while_the_command_line_is_read_takes_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(given: object) -> argparse.Namespace:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_read", interrupted)
+    assert run("fix") == 3
+    assert capsys.readouterr().err == "nnrepair: interrupted.\n"

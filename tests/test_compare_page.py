@@ -214,6 +214,8 @@ def test_the_command_line_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     proof, path = tmp_path / "c.npz", tmp_path / "page.html"
     given = ["compare", *map(str, files), str(region), "--timeout", "3"]
+    assert main([*given, "--page", str(tmp_path / "page.txt")]) == 3
+    assert "page.txt: a page about a comparison is written as .html" in capsys.readouterr().err
     main([*given, "--certificate", str(proof), "--page", str(path)])
     assert f"wrote {path} (page)" in capsys.readouterr().out
     text = " ".join(Page(path.read_text()).text.split())

@@ -362,3 +362,10 @@ def test_progress_is_shown_before_the_search(
         "looking for counterexamples",
         "bounding whole boxes",
     ]
+
+
+def test_rounds_are_counted_after_the_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "tqdm", functools.partial(progress.tqdm, mininterval=0, miniters=1))
+    with progress.progress_bar("repair", True) as say:
+        say("first: unknown")
+    assert re.search(r"repair: \d\d:\d\d, round 1, first: unknown", capsys.readouterr().err)

@@ -319,6 +319,25 @@ def test_edits_that_are_points_to_keep_are_the_reason_that_is_given() -> None:
     assert "Edits 0, 1 are points of the locality set too" in str(result.outcome) and "layer" not in str(result.outcome)
 
 
+def test_an_edit_that_is_a_point_to_keep_is_the_reason_in_a_layer_that_cannot_do_both() -> None:
+    net = classifier()
+    last = [name for name, part in net.named_modules() if isinstance(part, nn.Linear)][-1]
+    method = nnrepair.methods.MinimalNorm(layer=last)
+    result = nnrepair.fix(net, (X[:1], net(X[:1]).argmin(1)), X, method=method, throw=False)
+    assert result.outcome.status == "infeasible"
+    assert str(result.outcome).endswith(
+        "edit 0 contradicts the locality set (hard) there. Edit 0 is a point of the locality set too, which keeps the "
+        "very decision that it changes; leave it out of it."
+    )
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, 2**63])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    net = classifier()
+    with pytest.raises(InvalidInput, match="seed must be a whole number of at most 63 bits, or None, got"):
+        nnrepair.fix(net, (X[:1], net(X[:1]).argmin(1)), seed=seed)
+
+
 def test_a_patch_says_why_an_exported_twin_is_another_model() -> None:
     """Exports fold BatchNorm into what comes before it: other tensors, though the changed layer is the same."""
     net = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))).eval()

@@ -276,6 +276,7 @@ def test_graphs_one_after_another(kind: Any) -> None:
         ({"layer": 3}, "layer must be the name"),
         ({"radius": 0.0}, "radius must be a finite number > 0"),
         ({"radius": float("nan")}, "radius must be a finite number > 0"),
+        ({"radius": "big"}, "radius must be a finite number > 0, or None, got 'big'"),
         ({"steps": -1}, "steps must be an integer"),
         ({"lr": 0.0}, "lr must be"),
         ({"margin": -1.0}, "margin must be"),

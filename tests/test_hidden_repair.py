@@ -257,7 +257,7 @@ def test_a_time_limit_ends_every_repair_with_what_was_found(layer: str) -> None:
 
 
 def test_a_time_limit_must_be_a_time() -> None:
-    with pytest.raises(nnrepair.InvalidInput, match="time_limit must be a number of seconds > 0"):
+    with pytest.raises(nnrepair.InvalidInput, match="time_limit must be a positive number of seconds or None"):
         MinimalNorm(time_limit=0)
 
 

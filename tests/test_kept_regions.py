@@ -105,7 +105,7 @@ def test_a_hidden_layer_says_what_was_lost() -> None:
 def test_what_cannot_be_kept_is_refused() -> None:
     regions, labels = kept()
     others = (labels + (torch.arange(len(labels)) == 2)) % 4
-    with pytest.raises(InvalidInput, match=r"Regions to keep: \[2\] do not hold at every point today"):
+    with pytest.raises(InvalidInput, match=r"Regions to keep: \[2\] does not hold at every point today. Give it"):
         nnrepair.fix(net(), wanted(), LocalitySet(regions, others), method=LAST)
     with pytest.raises(InvalidInput, match="need labels or a criterion"):
         nnrepair.fix(net(), wanted(), regions, method=LAST)

@@ -329,7 +329,11 @@ def test_a_frozen_rest_does_not_matter() -> None:
         ({"margin": float("nan")}, "margin must be a finite number >= 0, got nan"),
         ({"gap": 0.0}, "gap must lie between 0 and 1"),
         ({"gap": 1.0}, "gap must lie between 0 and 1"),
-        ({"max_steps": 0}, "max_steps"),
+        ({"gap": "small"}, "gap must lie between 0 and 1, got 'small'"),
+        ({"max_steps": 0}, "max_steps must be an integer >= 1, got 0"),
+        ({"max_steps": "many"}, "max_steps must be an integer >= 1, got 'many'"),
+        ({"margin": "big"}, "margin must be a finite number >= 0, got 'big'"),
+        ({"time_limit": "3"}, "time_limit must be a positive number of seconds or None, got '3'"),
     ],
 )
 def test_options_are_checked_when_given(options: dict[str, Any], message: str) -> None:

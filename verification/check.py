@@ -291,7 +291,7 @@ def check(certificate: str, network: str, property_: str) -> str:
             raise Rejected(f"tree {i} of {len(tasks)}: {error}") from None
     pairs = "the pair" if len(tasks) == 1 else f"all {len(tasks)} pairs"
     what = f"{pairs} of box and unsafe set, for the real-valued function of the stored constants"
-    return f"Accepted: proved for {what} ({total} nodes, {halved} halved further)."
+    return f"Accepted: proved for {what} ({total} node{'s' * (total != 1)}, {halved} halved further)."
 
 
 def main() -> int:

@@ -523,8 +523,8 @@ def check_bound(
     names = " and ".join(map(ascii, layer.names))
     network = "the network" if layer.affine else "its decoupled network (activation pattern kept)"
     text = (
-        f"Every change of {names} with which {network} meets the {k} listed conditions has {norm} norm >= "
-        f"{digits(lower, 'down')}. "
+        f"Every change of {names} with which {network} meets the {k} listed condition{'s' * (k != 1)} has {norm} "
+        f"norm >= {digits(lower, 'down')}. "
     )
     if layer.affine:
         text += "All that follows the layer is affine, so this is about the network itself. "

@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stop.code and given[:1] == ["check"]:
             raise SystemExit(ERROR) from stop  # its 2 means that the property is undecided
         raise
+    except KeyboardInterrupt:  # options of methods are read with torch, which takes seconds to import
+        return _interrupted()
     try:
         with _quiet_torch():
             code: int = importlib.import_module(f"{__name__}.{arguments.command.replace('-', '_')}").run(arguments)
@@ -38,16 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"nnrepair: error: {printable(' '.join(_told(error).split()))}", file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
-        print("nnrepair: interrupted.", file=sys.stderr)
-        return ERROR
+        return _interrupted()
     except Exception:  # ours to fix; Python's own exit code 1 would read as "not every edit holds"
         traceback.print_exc()
         return ERROR
 
 
+def _interrupted() -> int:
+    print("nnrepair: interrupted.", file=sys.stderr)
+    return ERROR
+
+
 def _told(error: Exception) -> str:
     """Return what to say of an error; where one of the system names no file, whether nothing can be printed."""
-    nameless = isinstance(error, OSError) and error.filename is None
+    nameless = isinstance(error, OSError) and error.errno is not None and error.filename is None
     try:
         _print("\n" if nameless else "")
     except OSError as failed:

@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     before, after, region = arguments.before, arguments.after, arguments.region
     asked = [path for path in (arguments.certificate, arguments.report, arguments.page) if path is not None]
     require_places([before, after, region, *arguments.outside], asked)
+    if arguments.page is not None and arguments.page.suffix != ".html":
+        raise InvalidInput(f"--page {arguments.page.name}: a page about a comparison is written as .html.")
     if arguments.tolerance is not None or arguments.margin is not None:
         return _agree(arguments)
     found = compare(

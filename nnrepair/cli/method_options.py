@@ -77,6 +77,7 @@ def add(parser: argparse.ArgumentParser, name: str) -> None:
 
 def _add(parser: argparse.ArgumentParser, option: Option) -> None:
     how: dict[str, Any] = {"dest": _PLACE + option.flag, "type": option.read, "help": option.about.replace("%", "%%")}
+    how["metavar"] = option.flag.upper()
     if option.several:
         how |= {"nargs": "+", "action": "extend"}
     try:

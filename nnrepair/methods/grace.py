@@ -10,7 +10,6 @@ data; and points to keep lie outside of balls that would break them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,7 +71,7 @@ class GRACE:
 
     def __post_init__(self) -> None:
         options.one_layer(self)
-        if self.radius is not None and not 0 < self.radius < math.inf:
+        if self.radius is not None and (not options.is_number(self.radius) or self.radius <= 0):
             raise InvalidInput(f"radius must be a finite number > 0, or None, got {self.radius!r}.")
         FineTune(steps=self.steps, lr=self.lr, margin=self.margin)
 

@@ -162,7 +162,7 @@ def _first_run(model: nn.Module, inputs: AnyInputs, what: str) -> Tensor:
         else ""
     )
     raise InvalidInput(
-        f"The model does not accept {what} ({described(inputs)}): {first_line(cause)}{advice}"
+        f"The model does not accept {what} ({described(inputs)}): {first_line(cause).rstrip('.')}.{advice}"
     ) from cause
 
 

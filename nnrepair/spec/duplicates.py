@@ -85,9 +85,12 @@ def edits_in_locality(edits: Edits, locality: Locality) -> list[str]:
     if not clashes:
         return []
     more = ", ..." if len(clashes) > 10 else ""
+    which = f"edits {str(clashes[:10])[1:-1]}{more} are points"
+    one = f"edit {clashes[0]} is a point"
+    alone = len(clashes) == 1
     return [
-        f"edits {str(clashes[:10])[1:-1]}{more} are points of the locality set too, which keeps the very decision that "
-        "they change; leave them out of it."
+        f"{one if alone else which} of the locality set too, which keeps the very decision that "
+        f"{'it changes; leave it' if alone else 'they change; leave them'} out of it."
     ]
 
 

@@ -154,6 +154,16 @@ class _Problem:
     def __init__(
         self, model: nn.Module | str | Path, property: Property | str | Path, device: torch.device, deadline: Deadline
     ) -> None:
+        if not isinstance(model, nn.Module | str | Path):
+            raise InvalidInput(
+                f"model must be a torch.nn.Module or the path of an ONNX file, got {type(model).__name__}."
+            )
+        if not isinstance(property, Property | str | Path):
+            raise InvalidInput(
+                "property must be an nnrepair.verify.Property or the path of a .vnnlib file, got "
+                f"{type(property).__name__}. "
+                "Property.on(box, criterion, outputs=...) makes one of a box and a criterion."
+            )
         self.deadline, self.path = deadline, None if isinstance(model, nn.Module) else Path(model)
         deadline.check("reading the property")
         self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)

@@ -124,7 +124,7 @@ class Network:
         except Exception as error:  # whatever the user's forward raises
             raise InvalidInput(
                 f"The model cannot be called with one input of shape {tuple(x.shape)}. "
-                f"It raises {type(error).__name__}: {error}\n"
+                f"It raises {type(error).__name__}: {str(error).rstrip('.')}.\n"
                 "A property made in Python says the shape: Box(lower, upper) keeps that of its bounds."
             ) from error
 

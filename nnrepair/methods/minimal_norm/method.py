@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 
-from nnrepair.deadline import Deadline
+from nnrepair.deadline import Deadline, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.jacobian import layers
+from nnrepair.methods import options
 from nnrepair.methods.base import Capabilities, Proposal, register
 from nnrepair.methods.minimal_norm.attempt import Attempt, Settings, attempted
 from nnrepair.methods.minimal_norm.conflicts import conflict
@@ -95,16 +96,14 @@ class MinimalNorm:
         ):
             if value not in known:
                 raise InvalidInput(f"Unknown {what} {value!r}; choose one of {', '.join(known)}.")
-        if self.margin is not None and not 0 <= self.margin < float("inf"):
-            raise InvalidInput(f"margin must be a finite number >= 0, got {self.margin}.")
+        if self.margin is not None:
+            options.number(self, "margin", zero=True)
         if not isinstance(self.layer, str) and not all(isinstance(name, str) for name in _listed(self.layer)):
             raise InvalidInput(f"layer must be a name or several names, got {self.layer!r}.")
-        if self.max_steps < 1:
-            raise InvalidInput(f"max_steps must be at least 1, got {self.max_steps}.")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise InvalidInput(f"time_limit must be a number of seconds > 0, or None, got {self.time_limit}.")
-        if not 0 < self.gap < 1:
-            raise InvalidInput(f"gap must lie between 0 and 1, got {self.gap}.")
+        options.whole(self, "max_steps")
+        required_seconds(self.time_limit, "time_limit")
+        if not options.is_number(self.gap) or not 0 < self.gap < 1:
+            raise InvalidInput(f"gap must lie between 0 and 1, got {self.gap!r}.")
         for what, function in self._own.items():
             if not callable(function):
                 raise InvalidInput(f"{what} must be a function of the change, got {function!r}.")

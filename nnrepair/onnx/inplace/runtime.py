@@ -18,6 +18,7 @@ from torch import Tensor
 from nnrepair.deadline import NEVER, Deadline, OutOfTime
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
 from nnrepair.extras import needed
+from nnrepair.rounding import counted
 
 with needed("onnx", "nnrepair.onnx needs the onnx packages"):
     import onnxruntime
@@ -107,7 +108,7 @@ class Runtime:
         """
         if len(arguments) != len(self.ports):
             wanted = ", ".join(map(str, self.ports))
-            raise InvalidInput(f"The model takes {len(self.ports)} inputs ({wanted}), got {len(arguments)}.")
+            raise InvalidInput(f"The model takes {counted(len(self.ports), 'input')} ({wanted}), got {len(arguments)}.")
         feeds = [self._shaped(port, given) for port, given in zip(self.ports, arguments, strict=True)]
         count = len(feeds[0])
         if any(len(feed) != count for feed in feeds):

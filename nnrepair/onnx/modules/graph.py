@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, first_line
+from nnrepair.rounding import counted
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class OnnxGraph(nn.Module):
         if len(given) > len(self.inputs) or named.keys() != {each.name for each in rest}:
             wanted = ", ".join(each.name for each in self.inputs)
             raise InvalidInput(
-                f"The model takes {len(self.inputs)} inputs ({wanted}), each (n, ...); "
-                f"given {len(given)} and {', '.join(named) or 'none'} by name."
+                f"The model takes {counted(len(self.inputs), 'input')} ({wanted}), each (n, ...); "
+                f"given {len(given)} in order, and {', '.join(named) or 'none'} by name."
             )
         tensors = [*given, *(named[each.name] for each in rest)]
         bare = [not each.batched and x.ndim == len(each.shape) for each, x in zip(self.inputs, tensors, strict=True)]

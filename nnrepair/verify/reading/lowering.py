@@ -65,9 +65,9 @@ def lower(
     reader = _Reader(model, shape, deadline, region)
     output = reader.trace(model)
     if reader.problems or output is None:
-        listed = "\n  ".join(dict.fromkeys(reader.problems))
+        listed = ";\n  ".join(dict.fromkeys(reader.problems))
         raise UnsupportedModel(
-            f"The checker cannot read this model:\n  {listed}\nIt reads feed-forward networks of linear and "
+            f"The checker cannot read this model:\n  {listed}.\nIt reads feed-forward networks of linear and "
             "convolution layers, normalisation, pooling, interpolation, sums, products, softmax, and what moves "
             f"numbers about, with {', '.join(ACTIVATIONS)}."
         )
