@@ -136,7 +136,9 @@ class _Package(ModuleType):
     """The package as a module whose names, and modules, are imported when they are first used."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in _HOME_OF:
+        if name == "__version__":
+            value = importlib.import_module(f"{__name__}.extras").installed()
+        elif name in _HOME_OF:
             value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
         elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
             value = importlib.import_module(f"{__name__}.{name}")

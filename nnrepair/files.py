@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -117,8 +118,9 @@ def require_writable(path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        why = f"{folder}: {_reason(error)}"
-        raise InvalidInput(f"{path} cannot be written ({why}). Free space there, or give another place.") from error
+        why, full = f"{folder}: {_reason(error)}", error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Free space there, or give another place." if full else "Give another place."
+        raise InvalidInput(f"{path} cannot be written ({why}). {advice}") from error
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nnrepair.errors import InvalidInput
 from nnrepair.methods.base import Method, Proposal
 from nnrepair.regions.edits import RegionEdits
-from nnrepair.rounding import counted
+from nnrepair.rounding import counted, first
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.duplicates import edits_in_locality, shared_points
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
@@ -140,7 +140,7 @@ class Request:
         if broken:
             do, them = ("does", "it") if len(broken) == 1 else ("do", "them")
             raise InvalidInput(
-                f"Regions to keep: {broken[:10]} {do} not hold at every point today. Give {them} as edits, or leave "
+                f"Regions to keep: {first(broken)} {do} not hold at every point today. Give {them} as edits, or leave "
                 f"{them} out."
             )
         return kept

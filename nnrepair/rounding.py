@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
 #: No more digits than this are shown; what they would show is the rounding of an average.
 MOST_DIGITS = 8
+
+
+def first(items: Sequence[object], most: int = 10) -> str:
+    """Return a list as text, with dots for what is left out.
+
+    >>> first([3, 5]), first(range(12), 3)
+    ('[3, 5]', '[0, 1, 2, ...]')
+    """
+    return f"{str(list(items[:most]))[:-1]}{', ...' * (len(items) > most)}]"
 
 
 def percent(share: float, digits: int = 2) -> str:

@@ -179,7 +179,10 @@ def test_equal_points_are_seen_in_all_their_arguments() -> None:
     ("inputs", "message"),
     {
         "unequal": ((torch.zeros(3, 4), torch.zeros(2, 2)), "one row per point in each, got as many as 0: 3, 1: 2"),
-        "nan": ((torch.zeros(2, 4), torch.full((2, 2), torch.nan)), r"inputs\[1\] \[0, 1\] contain NaN"),
+        "nan": (
+            (torch.zeros(2, 4), torch.full((2, 2), torch.nan)),
+            r"inputs\[1\] must be finite; NaN or infinity at \[0, 1\]",
+        ),
         "names": (
             {3: torch.zeros(2, 4), "a": torch.zeros(2, 4)},
             r"by name, .*, got the keys \[3, 'a'\]",

@@ -61,7 +61,9 @@ def test_with_time_both_are_compiled_and_it_is_said(modules: Any) -> None:
     assert found == Kernels(modules[0].run, modules[1].run)
     assert all(module.run.signatures == ["void()"] and module.run.closed for module in modules)
     assert said == ["compiling the kernels, once for each installation"]
-    assert kernels(Deadline(1.0)) == found  # they are in this process
+    again = Deadline(1.0, said.append)
+    again.doing = "reading"
+    assert kernels(again) == found and said[1:] == ["reading"]  # they are in this process
 
 
 def test_what_lies_on_disk_takes_no_time(modules: Any) -> None:

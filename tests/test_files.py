@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -117,6 +118,13 @@ def test_a_disk_that_is_full_is_found_before_the_work(tmp_path: Path, monkeypatc
     with pytest.raises(InvalidInput, match="No space left on device.*Free space"):
         require_writable(tmp_path / "a.bin")
     assert os.listdir(tmp_path) == []
+
+    def locked(*arguments: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", locked)
+    with pytest.raises(InvalidInput, match=r"Read-only file system\). Give another place"):
+        require_writable(tmp_path / "a.bin")
 
 
 def test_what_fails_half_way_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,9 +123,9 @@ INVALID = {
     "booleans for classes": invalid(r"\(4,\) are about one answer per output.*labels\.long\(\)", edits=(X, [True] * 4)),
     "class maps": invalid(r"1 \(above\), 0 \(below\) or -1 \(free\), got 2", edits=(X, torch.full((4, 3), 2))),
     "labels that are words": invalid("Edits", edits=(X, ["cat"] * 4)),
-    "NaN inputs": invalid(r"Edits: inputs \[2\] contain NaN or infinity", edits=(with_nan(), [0] * 4)),
-    "infinite inputs": invalid(r"inputs \[1\] contain NaN or infinity", edits=(with_infinity(), [0] * 4)),
-    "NaN parameters": invalid(r"parameters \['2.weight'\] contain NaN", model=broken),
+    "NaN inputs": invalid(r"Edits: inputs must be finite; NaN or infinity at \[2\]", edits=(with_nan(), [0] * 4)),
+    "infinite inputs": invalid(r"inputs must be finite; NaN or infinity at \[1\]", edits=(with_infinity(), [0] * 4)),
+    "NaN parameters": invalid(r"parameters must be finite; NaN or infinity in \['2.weight'\]", model=broken),
     "contradicting edits": invalid(r"edits 0 and 4 \(labels 0 and 1\)\. Remove one", edits=alike()),
     "edits without labels": invalid("need labels or a criterion", edits=X),
     "edits that are no points": invalid(
@@ -157,7 +157,9 @@ INVALID = {
         r"does not accept the locality set \(shape \(4, 2\)", locality_set=X[:, :2]
     ),
     "locality labels too large": invalid("label 3 at index 3", locality_set=(X, [0, 1, 2, 3])),
-    "NaN in the locality set": invalid(r"LocalitySet: inputs \[2\]", locality_set=with_nan()),
+    "NaN in the locality set": invalid(
+        r"LocalitySet: inputs must be finite; NaN or infinity at \[2\]", locality_set=with_nan()
+    ),
     "edit scope without labels": invalid("edit scope needs labels", edit_scope=X),
     "edit scope of the wrong width": invalid("does not accept the edit scope", edit_scope=(X[:, :2], [0] * 4)),
     "infinite outputs": invalid(

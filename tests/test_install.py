@@ -169,6 +169,13 @@ refused("demo", lambda: nnrepair.cli.demonstration.run(nnrepair.cli.demonstratio
     assert said.split() == needing and error == ""
 
 
+def test_the_version_is_told() -> None:
+    import nnrepair
+    from nnrepair.extras import installed
+
+    assert nnrepair.__version__ == installed() != ""
+
+
 def test_what_is_half_installed_is_named_too() -> None:
     program = f"""{_WITHOUT.format(missing=("onnxscript", "onnxruntime"))}
 import torch, tempfile

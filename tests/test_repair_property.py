@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def test_violated_property_is_proved_afterwards() -> None:
     assert "property 1 (repair): holds" in str(result)
     with pytest.raises(InvalidInput, match="has its proofs"):
         result.verify()
+
+
+def test_what_takes_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("nnrepair.properties.repair.progress_bar", lambda *given, **how: nullcontext(said.append))
+    model, wanted = violated()
+    assert repair_property(model, wanted).outcome.ok
+    checks = [place for place, text in enumerate(said) if text == "property 1: looking for counterexamples"]
+    assert len(checks) > 1 and checks[0] < said.index("128 counterexamples") < checks[-1]
 
 
 def test_random_points_of_the_region_hold_in_the_networks_own_arithmetic() -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from nnrepair.cli.parser import ERROR, WITH_METHOD, command_line
+from nnrepair.cli.waiting import waiting
 from nnrepair.errors import NNRepairError, printable
 
 
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _interrupted()
     try:
         with _quiet_torch():
-            code: int = importlib.import_module(f"{__name__}.{arguments.command.replace('-', '_')}").run(arguments)
+            with waiting("starting", "--quiet" in given):
+                command = importlib.import_module(f"{__name__}.{arguments.command.replace('-', '_')}")
+            code: int = command.run(arguments)
         _print("")
         return code
     except (NNRepairError, OSError) as error:
@@ -89,7 +92,8 @@ def _method_options(given: Sequence[str]) -> Callable[[argparse.ArgumentParser],
         name = first.parse_known_args(given[1:])[0].method
     except argparse.ArgumentError:  # the whole command line will be refused for it
         name = "auto"
-    add = importlib.import_module(f"{__name__}.method_options").add
+    with waiting("starting", "--quiet" in given):
+        add = importlib.import_module(f"{__name__}.method_options").add
     return partial(add, name=name)
 
 

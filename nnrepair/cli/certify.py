@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnrepair.cli.waiting import waiting
 from nnrepair.errors import InvalidInput
 from nnrepair.results import checkers
 
@@ -20,7 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     except InvalidInput as error:
         print(f"nnrepair: error: {error}", file=sys.stderr)
         return checkers.UNREADABLE
-    done = checkers.run(kind, arguments.certificate, *files)
+    with waiting(f"checking {arguments.certificate}"):
+        done = checkers.run(kind, arguments.certificate, *files)
     print(done.stdout, end="")
     print(done.stderr, end="", file=sys.stderr)
     return done.returncode

@@ -17,6 +17,7 @@ from nnrepair.cli.method_options import chosen as with_options
 from nnrepair.cli.method_options import options_given
 from nnrepair.cli.model_file import ModelFile, OnnxCut, is_onnx, require_model
 from nnrepair.cli.options import Outputs, constants, read_points, require_device, require_outputs
+from nnrepair.cli.waiting import waiting
 from nnrepair.errors import InvalidInput
 from nnrepair.extras import installed
 from nnrepair.files import plain, write_atomically
@@ -45,9 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     method = _method(arguments)
     require_device(arguments.device)
     require_model(arguments.model)
-    edits = read_points(arguments.edits, "--edits", labelled=True)
-    file, method = _read(arguments, method, edits[0])
-    file.model.to(arguments.device)
+    with waiting(f"reading {arguments.model}", arguments.quiet):
+        edits = read_points(arguments.edits, "--edits", labelled=True)
+        file, method = _read(arguments, method, edits[0])
+        file.model.to(arguments.device)
     near = arguments.neighbours
     near = None if near is None else read_points(near, "--neighbours", labelled=True)
     sequence: dict[str, Any] = {}
@@ -73,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     result.model.to("cpu")
     outputs = Outputs(*file.notes, str(result))
     if result.outcome.ok:
-        _write_all(arguments, file, result, edits, outputs)
+        with waiting(f"writing {arguments.out}, and reading it back", arguments.quiet):
+            _write_all(arguments, file, result, edits, outputs)
     else:
         unwritten = [p for p in (arguments.out, arguments.patch, arguments.certificate) if p is not None]
         outputs.lines.append(f"not written, because not every edit holds: {', '.join(map(str, unwritten))}")

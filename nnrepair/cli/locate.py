@@ -6,6 +6,7 @@ import argparse
 
 from nnrepair.cli.model_file import ModelFile
 from nnrepair.cli.options import read_points
+from nnrepair.cli.waiting import waiting
 from nnrepair.locating import locate
 from nnrepair.spec.edits import Edits
 
@@ -16,8 +17,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Try every layer, print the table, and return whether all edits hold in the best one."""
     edits = read_points(arguments.edits, "--edits", labelled=True)
     kept = read_points(arguments.locality, "--locality", labelled=False)
-    file = ModelFile.load(arguments.model)
-    file.refuse_fixed_batch()
-    found = locate(file.model, Edits(*edits), kept, layers=arguments.layer, seed=arguments.seed)
+    with waiting(f"reading {arguments.model}"):
+        file = ModelFile.load(arguments.model)
+        file.refuse_fixed_batch()
+    with waiting("trying every layer"):
+        found = locate(file.model, Edits(*edits), kept, layers=arguments.layer, seed=arguments.seed)
     print(found)
     return FOUND if found.places[0].holding == found.edits else NOWHERE

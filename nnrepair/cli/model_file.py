@@ -19,7 +19,7 @@ from nnrepair.files import replacing
 from nnrepair.fingerprint import fingerprint
 from nnrepair.results.certificate import Certificate
 from nnrepair.results.result import Asked
-from nnrepair.rounding import that_hold
+from nnrepair.rounding import first, that_hold
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.inputs import to_like
 from nnrepair.spec.network import stated_shape
@@ -318,6 +318,6 @@ def _check_written(model: nn.Module, edits: tuple[Any, Tensor], out: Path) -> No
     if not bool(holds.all()):
         lost = torch.nonzero(~holds).flatten().tolist()
         raise UnsupportedModel(
-            f"{out} was not written: edits {lost[:10]} hold in the repaired model, but not in the file made of it, "
+            f"{out} was not written: edits {first(lost)} hold in the repaired model, but not in the file made of it, "
             "whose operations round differently. Give a larger --margin."
         )

@@ -13,6 +13,7 @@ import torch
 
 from nnrepair.cli.model_file import ModelFile
 from nnrepair.cli.options import Outputs, read_points, require_places
+from nnrepair.cli.waiting import waiting
 from nnrepair.errors import InvalidInput, UnsupportedModel
 from nnrepair.files import replacing, require_writable, write_atomically
 from nnrepair.properties import repair_property
@@ -31,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidInput("Proofs are about ONNX files: MODEL and --out must end in .onnx (see nnrepair.onnx.save).")
     if arguments.certificates is not None:
         _require_folder(arguments.certificates, inputs)
-    file = ModelFile.load(arguments.model)
+    with waiting(f"reading {arguments.model}", arguments.quiet):
+        file = ModelFile.load(arguments.model)
     result = repair_property(
         arguments.model,
         arguments.properties,
@@ -46,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     outputs = Outputs(str(result))
     if result.outcome.ok:
-        _write_all(arguments, file, result, outputs)
+        with waiting(f"writing {arguments.out}, and reading it back", arguments.quiet):
+            _write_all(arguments, file, result, outputs)
     else:
         outputs.lines.append(f"not written: {arguments.out}, because not every property is proved")
     return outputs.tell(0 if result.outcome.ok else 1, arguments.quiet)

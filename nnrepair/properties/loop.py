@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnrepair.jacobian.head import rows_of
 from nnrepair.properties.head import Head
@@ -15,7 +15,7 @@ from nnrepair.properties.leaves import Leaves
 from nnrepair.properties.task import Task
 from nnrepair.solver.program import Contradiction, Program
 from nnrepair.spec.criteria import Criterion
-from nnrepair.verify.check import WIDE, check
+from nnrepair.verify.check import WIDE, checked
 from nnrepair.verify.result import CheckResult
 from nnrepair.verify.search.jobs import Jobs, Options
 
@@ -203,7 +203,7 @@ class HeadRepair:
         for task in self.tasks:
             if task.name in self.leaves and self._cut(task):
                 return True
-            result = check(model, task.given, timeout=self.timeout, options=self.options)
+            result = self._checked(task, model, self.options)
             self.say(f"{task.name}: {result.verdict}")
             self.proofs[task.name] = result
             if result.counterexample is not None:
@@ -259,6 +259,9 @@ class HeadRepair:
         while not self._settled(task):
             self._finer(task)
 
+    def _checked(self, task: Task, model: nn.Module, options: Options) -> CheckResult:
+        return checked(model, task.given, task.told(self.say), self.timeout, options=options)
+
     def _shrink(self) -> None:
         """Go back towards the change that points alone asked for, by halves, as long as every proof is short enough."""
         short = replace(self.options, most=max(1, (self.options.most or 0) // SHORTER))
@@ -269,7 +272,7 @@ class HeadRepair:
             self.proofs = {}
             likeliest_to_fail_first = sorted(self.tasks, key=lambda task: task.name not in self.leaves)
             for task in likeliest_to_fail_first:
-                result = check(model, task.given, timeout=self.timeout, options=short)
+                result = self._checked(task, model, short)
                 self.proofs[task.name] = result
                 if not result.holds:
                     self.change, self.proofs = wide, proofs

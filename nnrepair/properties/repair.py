@@ -47,7 +47,7 @@ from nnrepair.spec.edits import Locality, LocalitySet
 from nnrepair.spec.kinds import Classes, kind_of
 from nnrepair.spec.problem import fitted
 from nnrepair.spec.running import outputs, undisturbed
-from nnrepair.verify.check import check
+from nnrepair.verify.check import checked
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult
 from nnrepair.verify.search.attack import random_starts
@@ -141,7 +141,7 @@ def repair_property(
         raise InvalidInput(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}.")
     _refuse_missing(layer, locality, locality_set)
     started = time.perf_counter()
-    with undisturbed(seed), progress_bar("repair", progress) as say:
+    with undisturbed(seed), progress_bar("repair", progress, counts=False) as say:
         private = private_copy(model).cpu()
         path = None if isinstance(model, nn.Module) else Path(model)
         tasks = read_tasks(property, keep)
@@ -153,7 +153,7 @@ def repair_property(
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{error}\nnnrepair.fix repairs points of such a model, and measures.") from error
         kept = _locality(locality_set, head.graph, tasks)
-        first = [check(path or private, task.given, timeout=timeout, options=options) for task in tasks]
+        first = [checked(path or private, t.given, t.told(say), timeout, options=options) for t in tasks]
         _refuse_broken(tasks, first)
         held = [result.holds for task, result in zip(tasks, first, strict=True) if task.role == "repair"]
         call = f"repair_property(layer={layer!r}, margin={margin}, most_boxes={most_boxes}, seed={seed})"
@@ -343,7 +343,10 @@ class _Work:
             proved = False
         repaired, proofs = head.moved(work.change), work.proofs
         if not proved:  # what was checked last may have been another change
-            proofs = {t.name: check(repaired, t.given, timeout=self.timeout, options=self.options) for t in self.tasks}
+            proofs = {
+                t.name: checked(repaired, t.given, t.told(self.say), self.timeout, options=self.options)
+                for t in self.tasks
+            }
         share = 1.0
         if self.locality is not None:
             y = repaired(self.locality.inputs.to(next(repaired.parameters())).reshape(-1, *head.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,10 @@ class Task:
 
     def __post_init__(self) -> None:
         self.jobs = Jobs.of(self.property)
+
+    def told(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """Return what to tell the progress of a check."""
+        return lambda text: say(f"{self.name}: {text}")
 
 
 def shape_of(model: nn.Module, tasks: Sequence[Task]) -> tuple[int, ...]:

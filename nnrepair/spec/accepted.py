@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, UnsupportedModel, first_line
+from nnrepair.rounding import first
 from nnrepair.spec.inputs import AnyInputs, described, independent, some_of, words
 from nnrepair.spec.noise import noise
 from nnrepair.spec.running import call, outputs
@@ -181,7 +182,7 @@ def _refuse_outputs(y: Tensor, count: int, what: str) -> None:
         )
     if not torch.isfinite(y).all():
         bad = torch.nonzero(~torch.isfinite(y.flatten(1)).all(1)).flatten().tolist() if y.ndim > 1 else []
-        raise InvalidInput(f"The model's outputs on {what} are not finite, at indices {bad[:10]}.")
+        raise InvalidInput(f"The model's outputs on {what} are not finite, at indices {first(bad)}.")
 
 
 @torch.no_grad()

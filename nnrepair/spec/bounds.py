@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
-from nnrepair.rounding import counted
+from nnrepair.rounding import counted, first
 from nnrepair.spec.criterion import Criterion, flat
 from nnrepair.spec.dense import dense
 
@@ -187,7 +187,7 @@ class Between(Criterion):
             raise InvalidInput("Between: every lower bound must be a number, and no higher than the upper one.")
         empty = torch.nonzero((flat(low) == -torch.inf).all(1) & (flat(high) == torch.inf).all(1)).flatten().tolist()
         if empty:
-            raise InvalidInput(f"Between: nothing is asked of points {empty[:10]}; leave them out.")
+            raise InvalidInput(f"Between: nothing is asked of points {first(empty)}; leave them out.")
         if at is not None and low.ndim > 1:
             raise InvalidInput(f"Between: with at, bounds are one per point (n,), got {tuple(low.shape)}.")
         self.at = (at,) if isinstance(at, int) else None if at is None else tuple(at)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
-from nnrepair.rounding import counted
+from nnrepair.rounding import counted, first
 from nnrepair.spec.bounds import WITHIN_BOUNDS, Between, Near
 from nnrepair.spec.criterion import AllOf, AnyOf, Chosen, Criterion, flat
 from nnrepair.spec.dense import dense
@@ -58,7 +58,8 @@ class Argmax(Criterion):
         empty = torch.nonzero((flat(self.labels) == ignore).all(1)).flatten().tolist() if labels.numel() else []
         if empty:
             raise InvalidInput(
-                f"{type(self).__name__}: points {empty[:10]} have no label but {ignore}, which is none; leave them out."
+                f"{type(self).__name__}: points {first(empty)} have no label but {ignore}, which is none; leave them "
+                "out."
             )
 
     def __len__(self) -> int:
@@ -236,7 +237,7 @@ class Threshold(Criterion):
             )
         empty = torch.nonzero((flat(labels.long()) < 0).all(1)).flatten().tolist()
         if empty:
-            raise InvalidInput(f"Threshold: every output of points {empty[:10]} is free (-1); leave these points out.")
+            raise InvalidInput(f"Threshold: every output of points {first(empty)} is free (-1); leave them out.")
         if not 0 <= margin < float("inf"):
             raise InvalidInput(f"A margin must be a finite number >= 0, got {margin}.")
         threshold = dense(threshold, "Threshold: thresholds", "numbers", torch.float64).cpu().flatten()

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import first
 from nnrepair.spec.criteria import Argmax, Near, Threshold, flat
 from nnrepair.spec.edits import Edits, Locality
 from nnrepair.spec.inputs import AnyInputs, batches, words
@@ -84,8 +85,7 @@ def edits_in_locality(edits: Edits, locality: Locality) -> list[str]:
     clashes = edits.owners(clashes)
     if not clashes:
         return []
-    more = ", ..." if len(clashes) > 10 else ""
-    which = f"edits {str(clashes[:10])[1:-1]}{more} are points"
+    which = f"edits {first(clashes)[1:-1]} are points"
     one = f"edit {clashes[0]} is a point"
     alone = len(clashes) == 1
     return [

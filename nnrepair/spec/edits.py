@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import first
 from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.dense import dense
 from nnrepair.spec.given import are_items, as_criterion, as_points
@@ -178,7 +179,7 @@ class Edits(_Points):
         if self.of is not None and not torch.equal(torch.unique(self.of), torch.arange(len(self))):
             raise InvalidInput(
                 f"Edits: `of` must number the edits 0, 1, 2, ... without gaps, got "
-                f"{torch.unique(self.of).tolist()[:10]}."
+                f"{first(torch.unique(self.of).tolist())}."
             )
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import first
 from nnrepair.spec.given import as_inputs
 from nnrepair.spec.inputs import AnyInputs, Inputs, described, independent, positions, to_like, words
 
@@ -51,7 +52,7 @@ class Exemplars(Inputs):
             )
         empty = torch.nonzero(~self.places.flatten(1).any(1)).flatten().tolist()
         if empty:
-            raise InvalidInput(f"Exemplars {empty[:10]} were changed nowhere: give originals that differ, or places.")
+            raise InvalidInput(f"Exemplars {first(empty)} were changed nowhere: give originals that differ, or places.")
 
     def _compared(self) -> Tensor | None:
         a, b = self.changed, self.originals

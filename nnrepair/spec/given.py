@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nnrepair.errors import InvalidInput, first_line
+from nnrepair.rounding import first
 from nnrepair.spec.criteria import Argmax, Criterion, Threshold, flat
 from nnrepair.spec.dense import dense, refuse_names
 from nnrepair.spec.inputs import Adapted, AnyInputs, Arguments, Inputs
@@ -155,8 +156,8 @@ def _rows(given: Any, what: str, expected: str) -> Tensor:
     if points.ndim == 0:
         raise InvalidInput(f"{what} must have one point per row, got a single number.")
     if points.dtype.is_floating_point and not torch.isfinite(points).all():
-        bad = torch.nonzero(~torch.isfinite(flat(points)).all(1))
-        raise InvalidInput(f"{what} {bad.flatten().tolist()[:10]} contain NaN or infinity.")
+        bad = torch.nonzero(~torch.isfinite(flat(points)).all(1)).flatten().tolist()
+        raise InvalidInput(f"{what} must be finite; NaN or infinity at {first(bad)}.")
     return points
 
 

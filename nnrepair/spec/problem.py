@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import first
 from nnrepair.spec.accepted import first_look
 from nnrepair.spec.criteria import (
     Argmax,
@@ -211,7 +212,7 @@ def check_model(model: Any) -> Tensor:
         )
     bad = [name for name, p in model.named_parameters() if p.dtype.is_floating_point and not torch.isfinite(p).all()]
     if bad:
-        raise InvalidInput(f"The model's parameters {bad[:5]} contain NaN or infinity.")
+        raise InvalidInput(f"The model's parameters must be finite; NaN or infinity in {first(bad, 5)}.")
     return like
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput, first_line
 from nnrepair.fingerprint import digest_of_state
+from nnrepair.rounding import first
 from nnrepair.spec.dense import dense, refuse_names
 from nnrepair.spec.hops import hops
 from nnrepair.spec.inputs import Inputs, tensor_like
@@ -119,7 +120,7 @@ class Graphs(Inputs):
         if len(without) == len(labels):
             return bare, None
         if without:
-            raise InvalidInput(f"{what}: graphs {without[:10]} have no label y, and the others have; give all or none.")
+            raise InvalidInput(f"{what}: graphs {first(without)} have no label y, but others have; give all or none.")
         per_node = [k for k, (g, y) in enumerate(zip(graphs, labels, strict=True)) if y is not None and len(y) != 1]
         if per_node:
             raise InvalidInput(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
-from nnrepair.rounding import counted
+from nnrepair.rounding import counted, first
 from nnrepair.spec.criterion import Criterion, flat
 
 
@@ -37,7 +37,7 @@ class Above(Criterion):
         none = torch.nonzero((self.lower < 0).all(1)).flatten().tolist()
         if same or none:
             what = "an output is to score above itself" if same else "no output is to score lower"
-            raise InvalidInput(f"Above: at points {(same or none)[:10]} {what}.")
+            raise InvalidInput(f"Above: at points {first(same or none)} {what}.")
         self.margin_, self.strict = _margin(margin), margin == 0
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import first
 from nnrepair.spec.inputs import Inputs
 
 #: Points may lie off their polygon's plane, and angles may bend inward, by this share of the polygon's size.
@@ -74,7 +75,7 @@ class Segments(Regions):
         empty = torch.nonzero((start == end).flatten(1).all(1)).flatten().tolist()
         if empty:
             raise InvalidInput(
-                f"Segments {empty[:10]} have no length: start and end are equal. Give such points as plain edits."
+                f"Segments {first(empty)} have no length: start and end are equal. Give such points as plain edits."
             )
         self.corners = list(torch.stack([start, end], 1))
 
@@ -140,7 +141,7 @@ def _doubles(given: Any, what: str) -> Tensor:
         raise InvalidInput(f"Regions: {what} must be a tensor of inputs, got a single number.")
     bad = [k for k, value in enumerate(values) if not bool(torch.isfinite(value).all())]
     if bad:
-        raise InvalidInput(f"Regions: {what} must be finite, but inputs {bad[:10]} contain NaN or infinity.")
+        raise InvalidInput(f"Regions: {what} must be finite; NaN or infinity in inputs {first(bad)}.")
     return values + 0.0  # -0.0 becomes 0.0, so that equal regions look equal
 
 

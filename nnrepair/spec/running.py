@@ -125,8 +125,8 @@ class _Swapped(nn.Module):
 @contextmanager
 def undisturbed(seed: int | None) -> Iterator[None]:
     """Keep the global random state as it was, and make the work inside reproducible and free of compiling."""
-    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**63):
-        raise InvalidInput(f"seed must be a whole number of at most 63 bits, or None, got {seed!r}.")
+    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**64):
+        raise InvalidInput(f"seed must be a whole number of at most 64 bits, or None, got {seed!r}.")
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     before = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), uncompiled():

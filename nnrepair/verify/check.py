@@ -96,10 +96,25 @@ def check(
     >>> check(model, Property.on(Box([0, 0], [1, 1]), nnrepair.Argmax([0]), outputs=2)).verdict  # |x - y| + 0.5 > 0
     'holds'
     """
+    with progress_bar("check", progress, counts=False) as say:
+        return checked(model, property, say, timeout, device, certificate, seed, options)
+
+
+def checked(
+    model: nn.Module | str | Path,
+    property: Property | str | Path,
+    say: Callable[[str], None],
+    timeout: float | None = None,
+    device: str | torch.device | None = None,
+    certificate: bool = True,
+    seed: int = 0,
+    options: Options | None = None,
+) -> CheckResult:
+    """Do what `check` does; `say` is told now and then what is being done."""
     started, cpu = time.monotonic(), time.process_time()
     required_seconds(timeout)
     place, problem = _device(device), None
-    with torch.no_grad(), one_thread(place), progress_bar("check", progress, counts=False) as say:
+    with torch.no_grad(), one_thread(place):
         deadline = Deadline(timeout, say)
         try:
             problem = _Problem(model, property, place, deadline)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nnrepair.domains.graphs.known import known
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import first
 
 #: Nodes that are looked at together.
 NODES = 1 << 14
@@ -112,7 +113,7 @@ def refuse_not_finite(x: Tensor) -> None:
     finite = torch.cat([torch.isfinite(part.flatten(1)).all(1) for part in torch.split(x, NODES)])
     if not finite.all():
         bad = torch.nonzero(~finite).flatten().tolist()
-        raise InvalidInput(f"Node features contain NaN or infinity, at nodes {few(bad)}.")
+        raise InvalidInput(f"Node features contain NaN or infinity, at nodes {first(bad)}.")
 
 
 def refuse_outside(ends: Tensor, nodes: int) -> None:
@@ -145,10 +146,5 @@ def as_index(given: Any, nodes: int) -> Tensor:
         raise InvalidInput(f"These {nodes} zeros and ones are a mask as numbers: give mask.bool().")
     bad = index[(index < 0) | (index >= nodes)].tolist()
     if bad:
-        raise InvalidInput(f"Nodes {few(bad)} are outside the graph, which has nodes 0..{nodes - 1}.")
+        raise InvalidInput(f"Nodes {first(bad)} are outside the graph, which has nodes 0..{nodes - 1}.")
     return index.long()
-
-
-def few(items: list[int]) -> str:
-    """Return the first ten of a list, for a message."""
-    return str(items[:10])[:-1] + (", ...]" if len(items) > 10 else "]")

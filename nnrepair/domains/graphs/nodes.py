@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnrepair.domains.graphs.checks import as_index, check_graph, check_nodes, few, refuse_not_finite, refuse_weights
+from nnrepair.domains.graphs.checks import as_index, check_graph, check_nodes, refuse_not_finite, refuse_weights
 from nnrepair.domains.graphs.known import converted
 from nnrepair.errors import InvalidInput, near_matches
-from nnrepair.rounding import counted
+from nnrepair.rounding import counted, first
 from nnrepair.spec.dense import dense
 from nnrepair.spec.edits import Edits, EditScope, LocalitySet
 from nnrepair.spec.hops import hops
@@ -139,7 +139,7 @@ def NodeEdits(data: Any, nodes: Any, labels: Any = None, *, node_type: str | Non
     clash = node[1:][(node[1:] == node[:-1]) & (label[1:] != label[:-1])].tolist()
     if clash:
         raise InvalidInput(
-            f"Nodes {few(sorted(set(clash)))} are given two different labels each. Remove one of each pair."
+            f"Nodes {first(sorted(set(clash)))} are given two different labels each. Remove one of each pair."
         )
     return Edits(inputs, labels)
 
@@ -297,5 +297,5 @@ def labels_of(data: Any, index: Tensor, target: Any) -> Tensor:
     negative = index[(labels < 0).to(index.device)].tolist()
     if negative:
         reason = "are given negative labels" if given else "have no label in the data set"
-        raise InvalidInput(f"Nodes {few(negative)} {reason}; classes are counted from 0.")
+        raise InvalidInput(f"Nodes {first(negative)} {reason}; classes are counted from 0.")
     return labels.long().to(index.device)

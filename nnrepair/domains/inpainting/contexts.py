@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnrepair.errors import InvalidInput
+from nnrepair.rounding import first
 
 Kind = Literal["random", "ordered"]
 
@@ -77,7 +78,7 @@ def masked(images: Tensor, given: Tensor) -> Tensor:
         )
     empty = torch.nonzero(~given.flatten(1).any(1)).flatten().tolist()
     if empty:
-        raise InvalidInput(f"The context is empty: nothing is given of images {empty[:10]}. Give at least one pixel.")
+        raise InvalidInput(f"The context is empty: nothing is given of images {first(empty)}. Give at least one pixel.")
     in_range(images, "Pixels")
     mask = given.to(images)
     return torch.cat([images * mask, mask], 1)

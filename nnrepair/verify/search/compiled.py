@@ -25,11 +25,16 @@ class Kernels(NamedTuple):
 
 def kernels(deadline: Deadline) -> Kernels | None:
     """Return what is compiled; None without numba, without the time to compile, or where that does not work."""
-    modules = _modules()
-    if modules is None or (deadline.left() < ENOUGH and not all(map(_is_kept, modules))):
+    modules, doing = _modules(), deadline.doing
+    if modules is None:
         return None
-    deadline.check("compiling the kernels, once for each installation")
-    return _compiled()
+    if not all(map(_is_kept, modules)):
+        if deadline.left() < ENOUGH:
+            return None
+        deadline.check("compiling the kernels, once for each installation")
+    found = _compiled()
+    deadline.check(doing)
+    return found
 
 
 @cache
