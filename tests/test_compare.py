@@ -304,3 +304,118 @@ def test_what_does_not_fit_is_refused(wrong: dict[str, object], message: str) ->
     asked = {"before": network((2, 4, 3), 0), "after": network((2, 4, 3), 1), "region": Box([0, 0], [1, 1])} | wrong
     with pytest.raises(InvalidInput, match=message):
         compare(**asked)  # type: ignore[arg-type]
+
+
+# What else may differ, or come before the last map -------------------------------------------------------------------
+
+
+def normalised(eps: float) -> nn.Sequential:
+    """Return a network that differs from others of its kind in a number beside its weights alone."""
+    model = network((2, 4, 4, 3), 0)
+    return nn.Sequential(model[0], nn.LayerNorm(4, eps=eps), *model[2:]).eval()
+
+
+def test_numbers_beside_weights_tell_networks_apart() -> None:
+    before, after, box = normalised(1e-5), normalised(5.0), Box([-1, -1], [1, 1])
+    same_outputs, other = sampled(before, after, box)
+    assert same_outputs == 0 and other > 0.05
+    found = compare(before, after, box, timeout=3, until=0.5)
+    assert found.identical == 0
+    assert_right(found, before, after, box)
+    assert compare(before, normalised(1e-5), box, until=0.5).identical == 1
+
+
+class Cast(nn.Module):
+    """A network whose hidden values are rounded to a shorter type."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.first, _, self.last = network((2, 4, 3), 0)
+        self.kind = kind
+        with torch.no_grad():
+            self.last.weight *= 0.05  # what rounding does must stay below what a reader may be off by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(torch.relu(self.first(x).to(self.kind).float()))
+        return y
+
+
+def test_types_that_values_are_rounded_to_tell_networks_apart() -> None:
+    box = Box([-1, -1], [1, 1])
+    found = compare(Cast(torch.float16), Cast(torch.bfloat16), box, timeout=3, until=0.5)
+    assert found.identical == 0
+    assert compare(Cast(torch.float16), Cast(torch.float16), box, until=0.5).identical == 1
+
+
+class Residual(nn.Module):
+    """A network whose last ReLUs read a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, _, self.inner, _, self.last = network((2, 6, 6, 3), 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.first(x))
+        y: torch.Tensor = self.last(torch.relu(h + self.inner(h)))
+        return y
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        Residual(),
+        nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.ReLU(), nn.Linear(6, 3)),
+        nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.ReLU(), nn.Linear(6, 3)),
+        nn.Sequential(nn.ReLU(), nn.Linear(2, 3)),
+    ],
+    ids=["sum", "tanh", "relu", "input"],
+)
+def test_last_relus_may_read_anything(before: nn.Module) -> None:
+    after = copy.deepcopy(before)
+    last = list(after.modules())[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight[0] += 0.3
+    box = Box([-1, -1], [1, 1])
+    found = compare(before, after, box, timeout=10, until=0.05)
+    assert_right(found, before, after, box)
+    if isinstance(before, nn.Sequential) and len(before) == 2:
+        assert 0.2 < found.identical <= Fraction(1, 4)  # where both inputs are negative
+    assert compare(before, copy.deepcopy(before), box).identical == 1
+
+
+def test_what_convolutions_share_is_bounded_once() -> None:
+    layers = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 3)]
+    before, box = nn.Sequential(*layers), Box([-1] * 4, [1] * 4)
+    assert compare(before, copy.deepcopy(before), box).identical == 1
+    other = copy.deepcopy(before)
+    with torch.no_grad():
+        next(iter(other.parameters()))[0] += 0.1
+    assert compare(before, other, box, timeout=1).identical == 0
+
+
+def test_another_criterion_is_another_decision() -> None:
+    before, after = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        before.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        after.weight.copy_(torch.tensor([[1.0, 1e-3]]))
+    one, two = (nnrepair.Linear(torch.ones(1, 1, 1), torch.tensor([[at]])) for at in (0.0, 1e-5))
+    found = compare(before, after, Box([-1, -1], [1, 1]), decision=one, until=0.01)
+    with pytest.raises(InvalidInput, match="another decision"):
+        compare(before, after, Box([-1, -1], [1, 1]), decision=two, resume=found)
+
+
+def test_what_ended_before_it_began_is_gone_on_from() -> None:
+    before = network((2, 8, 8, 3), 3)
+    after, box = changed(before, (4,), 7, 0.3, False), Box([-1, -1], [1, 1])
+    found = compare(before, after, box, until=0.2)
+    late = compare(before, after, box, timeout=1e-9, resume=found)
+    assert (late.same, late.boxes) == (0, 0)
+    assert "what resume= found is not counted, and still there" in late.reason
+    later = compare(before, after, box, timeout=1e-9, resume=late)
+    again = compare(before, after, box, until=0.19, resume=later)
+    assert again.boxes > found.boxes and again.same >= found.same and again.changed >= found.changed
+    nothing = compare(before, after, box, timeout=1e-9)
+    assert compare(before, after, box, until=0.2, resume=nothing).boxes == found.boxes
+    with pytest.raises(InvalidInput, match="was stored"):
+        compare(before, after, box, resume=dataclasses.replace(found, state=None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import nn
 
 from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
-from nnrepair.fingerprint import fingerprint
+from nnrepair.fingerprint import digest_of_state, fingerprint
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import counted, percent_at_least
 from nnrepair.verify.certificate import sha256
@@ -145,7 +144,9 @@ def compared(
             problem = _Problem(before, after, boxes, asked, deadline)
         except OutOfTime:
             reason = f"the time limit was reached while {deadline.doing}"
-            return Comparison(nothing, nothing, nothing, whole, reason=reason)
+            if resume is not None:  # whether it is about these networks is not known
+                reason += "; what resume= found is not counted, and still there to go on from"
+            return Comparison(nothing, nothing, nothing, whole, reason=reason, earlier=resume)
         return problem.solve(whole, resume)
 
 
@@ -174,24 +175,19 @@ class _Problem:
 
     @property
     def about(self) -> str:
-        """What identifies networks, boxes and decision."""
-        found = hashlib.sha256(repr((self.boxes, [(b.lower, b.upper) for b in self.boxes])).encode())
-        found.update(repr(self.asked.decision).encode())
-        for node in self.pair.graph.nodes[1:]:
-            found.update(repr((node.sources, node.size, type(node.affine), type(node.activation))).encode())
-            if node.affine is not None:
-                found.update(node.affine.bias.numpy().tobytes())
-                found.update(node.affine.apply(torch.eye(self._size(node.sources[0])).double()).numpy().tobytes())
-        return found.hexdigest()
-
-    def _size(self, node: int) -> int:
-        return self.pair.graph.nodes[node].size
+        """What identifies networks, boxes and decision, with all their numbers."""
+        boxes = [[*map(str, (*box.lower, *box.upper))] for box in self.boxes]
+        return digest_of_state({"boxes": boxes, "rows": vars(self.rows), "networks": self.pair.told()})
 
     def solve(self, whole: Fraction, resume: Comparison | None) -> Comparison:
         """Search until the deadline, and sum up."""
         about, cpu = self.about, time.process_time()
         state = State([Tree.root(box, self.free) for box in self.boxes], about, (), ())
+        while resume is not None and resume.state is None and resume.subject is None:  # it ended before it began
+            resume = resume.earlier
         if resume is not None:
+            if resume.state is None:
+                raise InvalidInput("resume= does not know its parts any more: it was stored. Compare anew.")
             if not isinstance(resume.state, State) or resume.state.about != about:
                 raise InvalidInput("resume= is a comparison of other networks, another region or another decision.")
             state = State([tree.copy() for tree in resume.state.trees], about, resume.witnesses, resume.history)

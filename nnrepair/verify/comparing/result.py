@@ -37,6 +37,7 @@ class Comparison:
         reason: why there is no certificate, or why the search ended early.
         subject: what was compared; None where time was over before networks were read.
         state: what `compare(resume=)` goes on from.
+        earlier: what it was to go on from, where time was over before networks were read; then that is gone on from.
     """
 
     identical: Fraction
@@ -52,6 +53,7 @@ class Comparison:
     reason: str = ""
     subject: Subject | None = field(default=None, repr=False)
     state: Any = field(default=None, repr=False, compare=False)
+    earlier: Comparison | None = field(default=None, repr=False, compare=False)
 
     @property
     def unknown(self) -> Fraction:
