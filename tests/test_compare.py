@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -419,3 +419,68 @@ def test_what_ended_before_it_began_is_gone_on_from() -> None:
     assert compare(before, after, box, until=0.2, resume=nothing).boxes == found.boxes
     with pytest.raises(InvalidInput, match="was stored"):
         compare(before, after, box, resume=dataclasses.replace(found, state=None))
+
+
+# Doors ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"until": "x"}, "until must be a share of the region from 0 to less than 1, got 'x'"),
+        ({"until": None}, "until must be"),
+        ({"until": True}, "until must be"),
+        ({"witnesses": "3"}, "witnesses must be a whole number, at least 0, got '3'"),
+        ({"witnesses": -1}, "witnesses must be"),
+        ({"witnesses": 2.5}, "witnesses must be"),
+        ({"region": None}, "region must be a Box, a list of these, a Property or a VNN-LIB file, got NoneType None"),
+        ({"region": 5}, "region must be .* got int 5"),
+        ({"region": []}, "region must be"),
+        ({"region": [Box([0, 0], [1, 1]), None]}, "region must be .* got list"),
+        ({"outside": 5}, "outside must be .* got int 5"),
+        ({"resume": "x"}, "resume must be an earlier Comparison of the same networks, got str"),
+        ({"after": None}, "model must be a torch.nn.Module or an ONNX file, got NoneType"),
+        ({"after": 5}, "model must be .* got int"),
+    ],
+)
+def test_wrong_questions_are_refused(given: dict[str, Any], said: str) -> None:
+    before = network((2, 4, 3), 0)
+    asked = {"after": before, "region": Box([-1, -1], [1, 1])} | given
+    with pytest.raises(InvalidInput, match=said):
+        compare(before, **asked)
+
+
+@pytest.mark.parametrize("size", [1e80, 1e-90, 1.7e308])
+def test_volumes_may_be_too_large_or_too_small_for_floats(size: float) -> None:
+    before = nn.Sequential(*(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)))
+    with torch.no_grad():
+        for k, p in enumerate(before.parameters()):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(k)))
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        list(after.parameters())[1][0] += 0.1
+    one, found = (compare(before, after, Box([-w] * 4, [w] * 4), until=0.4, timeout=20) for w in (1.0, size))
+    assert found.volume == (2 * Fraction(size)) ** 4
+    if size < 1e100:  # larger numbers prove nothing
+        assert found.unknown <= 0.4
+        assert found.same <= 1 - one.changed and one.same <= 1 - found.changed  # without biases both are alike
+    assert all(0 <= moment.same <= 1 and 0 <= moment.changed <= 1 for moment in found.history)
+
+
+def test_networks_of_which_the_program_reads_no_certificate_have_none() -> None:
+    for outputs in (1, 65):
+        before = network((2, 3, outputs), 0)
+        after = changed(before, (2,), 1, 0.1, True)
+        found = compare(before, after, Box([-1, -1], [1, 1]), timeout=0.5)
+        assert found.certificate is None
+        assert "have 2 to 64 outputs" in found.reason
+
+
+def test_what_is_known_of_points_needs_points() -> None:
+    before = network((2, 4, 3), 0)
+    found = compare(before, copy.deepcopy(before), Box([-1, -1], [1, 1]))
+    assert found.known(torch.zeros(2, 2, requires_grad=True)).tolist() == ["identical"] * 2
+    assert found.known([]).tolist() == []
+    for points in ("x", None, 5, [0, 0], [[0]], [[0, 0, 0]], [["a", "b"]]):
+        with pytest.raises(InvalidInput, match=r"points must be numbers \(n, 2\)"):
+            found.known(points)

@@ -5,6 +5,7 @@ Whatever the network raises becomes an `UnsupportedModel` with the error as its 
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -119,6 +120,21 @@ class _Swapped(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(self.__dict__["inner"], self.__dict__["swapped"], args, kwargs)
+
+
+def required_seed(seed: Any) -> int:
+    """Return a seed as an integer.
+
+    Raises:
+        InvalidInput: it is no whole number that every generator takes.
+    """
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise InvalidInput(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r:.80}.")
+    return number
 
 
 @contextmanager

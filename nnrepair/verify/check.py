@@ -22,6 +22,7 @@ from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import counted, percent_at_least
+from nnrepair.spec.running import required_seed
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.network import Network
@@ -98,6 +99,7 @@ def check(
     """
     started, cpu = time.monotonic(), time.process_time()
     required_seconds(timeout)
+    seed = required_seed(seed)
     place, problem = _device(device), None
     with torch.no_grad(), one_thread(place), progress_bar("check", progress, counts=False) as say:
         deadline = Deadline(timeout, say)
@@ -154,7 +156,7 @@ class _Problem:
     def __init__(
         self, model: nn.Module | str | Path, property: Property | str | Path, device: torch.device, deadline: Deadline
     ) -> None:
-        self.deadline, self.path = deadline, None if isinstance(model, nn.Module) else Path(model)
+        self.deadline, self.path = deadline, Path(model) if isinstance(model, str | Path) else None
         deadline.check("reading the property")
         self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)

@@ -24,7 +24,7 @@ from nnrepair.rounding import counted, percent_at_least
 from nnrepair.verify.certificate import sha256
 from nnrepair.verify.check import one_thread
 from nnrepair.verify.comparing.bounds import Comparing
-from nnrepair.verify.comparing.certificate import GRID, ComparisonCertificate
+from nnrepair.verify.comparing.certificate import GRID, LEAST_OUTPUTS, MOST_OUTPUTS, ComparisonCertificate
 from nnrepair.verify.comparing.decision import Decision, Rows, rows_of
 from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
 from nnrepair.verify.comparing.pair import Pair, paired
@@ -105,8 +105,12 @@ def compare(
     """
     started, cpu = time.monotonic(), time.process_time()
     required_seconds(timeout)
-    if not 0 <= until < 1:
-        raise InvalidInput(f"until must be a share of the region from 0 to less than 1, got {until}.")
+    if isinstance(until, bool) or not isinstance(until, int | float | Fraction | np.floating) or not 0 <= until < 1:
+        raise InvalidInput(f"until must be a share of the region from 0 to less than 1, got {until!r:.80}.")
+    if isinstance(witnesses, bool) or not isinstance(witnesses, int | np.integer) or witnesses < 0:
+        raise InvalidInput(f"witnesses must be a whole number, at least 0, got {witnesses!r:.80}.")
+    if resume is not None and not isinstance(resume, Comparison):
+        raise InvalidInput(f"resume must be an earlier Comparison of the same networks, got {type(resume).__name__}.")
     asked = Asked(decision, until, identical, witnesses, certificate)
     with progress_bar("compare", progress, counts=False) as say:
         found = compared(before, after, pieces(region, outside), asked, Deadline(timeout, say), resume)
@@ -139,7 +143,8 @@ def compared(
 ) -> Comparison:
     """Compare over boxes that share no inside, until a deadline, which may count other seconds than the clock's."""
     whole, nothing = sum((volume(box) for box in boxes), Fraction(0)), Fraction(0)
-    with torch.no_grad(), one_thread(torch.device("cpu")):
+    # What is infinite or NaN proves nothing: no warning is needed.
+    with torch.no_grad(), one_thread(torch.device("cpu")), np.errstate(over="ignore", invalid="ignore"):
         try:
             problem = _Problem(before, after, boxes, asked, deadline)
         except OutOfTime:
@@ -280,10 +285,12 @@ class _Problem:
         chain = all(
             isinstance(n.affine, Dense) or (n.affine is None and n.activation is not None) for n in graph.nodes[1:]
         )
-        if moved is None or not chain or not isinstance(self.asked.decision, str) or not self.free.all():
+        many = LEAST_OUTPUTS <= self.pair.outputs <= MOST_OUTPUTS
+        if moved is None or not chain or not isinstance(self.asked.decision, str) or not self.free.all() or not many:
             return None, (
                 "no certificate: the independent checker compares fully connected networks that differ in their last "
-                "layer, by argmin or argmax, over boxes that fix no input"
+                f"layer and have {LEAST_OUTPUTS} to {MOST_OUTPUTS} outputs, by argmin or argmax, over boxes that fix "
+                "no input"
             )
         parts = [tree.preorder(taken) for tree, taken in zip(state.trees, flags, strict=True)]
         dim, cut, taken = (np.concatenate(column) for column in zip(*parts, strict=True))
