@@ -89,6 +89,8 @@ def destination(path: str | Path) -> Path:
     Raises:
         InvalidInput: that is something else than a file; replacing a device would break the machine.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInput(f"A file is named by a text or a pathlib.Path, got {type(path).__name__}.")
     path = Path(path)
     try:
         target = path.resolve()

@@ -19,7 +19,7 @@ from nnrepair.results.result import RepairResult
 from nnrepair.spec.edits import Edits
 from nnrepair.spec.network import unwrapped
 from nnrepair.spec.problem import check_model
-from nnrepair.spec.running import undisturbed
+from nnrepair.spec.running import required_seed, undisturbed
 from nnrepair.spec.scores import Output, Scores, scored
 
 
@@ -126,6 +126,7 @@ def fix(
         RepairFailed: not every edit holds, and `throw` is set.
     """
     chosen = named(method)
+    seed = None if seed is None else required_seed(seed)
     edits = Edits.coerce(edits)
     rehearsal = chosen.capabilities.rehearsal if rehearsal is None else rehearsal
     sequence.check(chosen, mode, len(edits), batch_size, rehearsal, resume)

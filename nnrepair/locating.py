@@ -24,7 +24,7 @@ from nnrepair.rounding import percent
 from nnrepair.spec.kinds import Classes
 from nnrepair.spec.network import plain
 from nnrepair.spec.problem import Problem, pose
-from nnrepair.spec.running import outputs, undisturbed
+from nnrepair.spec.running import outputs, required_seed, undisturbed
 
 #: How layers are tried.
 TRIAL = FineTune(steps=200, lr=0.01, interpolate="auto")
@@ -110,6 +110,7 @@ def locate(
         InvalidInput: edits, locality set or layers cannot be used.
         UnsupportedModel: the model fails on the points, or no layer can be tuned.
     """
+    seed = None if seed is None else required_seed(seed)
     with undisturbed(seed):
         network = private_copy(model)
         problem = pose(network, edits, locality_set, seed=seed)

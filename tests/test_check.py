@@ -695,11 +695,16 @@ def test_numbers_beyond_float64_are_no_other_function() -> None:
     assert result.verdict in ("unknown", "violated")
 
 
-def test_what_is_no_property_or_no_model_is_named() -> None:
-    box, model = Box([0.0], [1.0]), nn.Linear(1, 2)
-    rule = Property.on(box, nnrepair.Argmax([0]), outputs=2)
-    for given, kind in ((box, "Box"), (nnrepair.Argmax([0]), "Argmax"), (None, "NoneType")):
-        with pytest.raises(InvalidInput, match=f"property must be an nnrepair.verify.Property or .* got {kind}"):
-            check(model, given)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match=r"model must be a torch.nn.Module or .* got Property\."):
-        check(rule, rule)  # type: ignore[arg-type]
+def test_what_is_no_seed_property_or_model_is_refused() -> None:
+    model, box = small()
+    prop = Property.on(box, nnrepair.Argmax([0]), outputs=2)
+    for seed in ("x", None, True, 1.5, -1, 2**70):
+        with pytest.raises(InvalidInput, match="seed must be a whole number from 0 to"):
+            check(model, prop, seed=seed)  # type: ignore[arg-type]
+    assert check(model, prop, seed=np.int64(3)).verdict == check(model, prop, seed=3).verdict  # type: ignore[arg-type]
+    for wrong in (None, 5, [], box):
+        with pytest.raises(InvalidInput, match="A property must be a Property or a VNN-LIB file, got"):
+            check(model, wrong)  # type: ignore[arg-type]
+    for wrong in (None, 5, np.zeros(2)):
+        with pytest.raises(InvalidInput, match="model must be a torch.nn.Module or an ONNX file, got"):
+            check(wrong, prop)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -304,3 +304,183 @@ def test_what_does_not_fit_is_refused(wrong: dict[str, object], message: str) ->
     asked = {"before": network((2, 4, 3), 0), "after": network((2, 4, 3), 1), "region": Box([0, 0], [1, 1])} | wrong
     with pytest.raises(InvalidInput, match=message):
         compare(**asked)  # type: ignore[arg-type]
+
+
+# What else may differ, or come before the last map -------------------------------------------------------------------
+
+
+def normalised(eps: float) -> nn.Sequential:
+    """Return a network that differs from others of its kind in a number beside its weights alone."""
+    model = network((2, 4, 4, 3), 0)
+    return nn.Sequential(model[0], nn.LayerNorm(4, eps=eps), *model[2:]).eval()
+
+
+def test_numbers_beside_weights_tell_networks_apart() -> None:
+    before, after, box = normalised(1e-5), normalised(5.0), Box([-1, -1], [1, 1])
+    same_outputs, other = sampled(before, after, box)
+    assert same_outputs == 0 and other > 0.05
+    found = compare(before, after, box, timeout=3, until=0.5)
+    assert found.identical == 0
+    assert_right(found, before, after, box)
+    assert compare(before, normalised(1e-5), box, until=0.5).identical == 1
+
+
+class Cast(nn.Module):
+    """A network whose hidden values are rounded to a shorter type."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.first, _, self.last = network((2, 4, 3), 0)
+        self.kind = kind
+        with torch.no_grad():
+            self.last.weight *= 0.05  # what rounding does must stay below what a reader may be off by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(torch.relu(self.first(x).to(self.kind).float()))
+        return y
+
+
+def test_types_that_values_are_rounded_to_tell_networks_apart() -> None:
+    box = Box([-1, -1], [1, 1])
+    found = compare(Cast(torch.float16), Cast(torch.bfloat16), box, timeout=3, until=0.5)
+    assert found.identical == 0
+    assert compare(Cast(torch.float16), Cast(torch.float16), box, until=0.5).identical == 1
+
+
+class Residual(nn.Module):
+    """A network whose last ReLUs read a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, _, self.inner, _, self.last = network((2, 6, 6, 3), 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.first(x))
+        y: torch.Tensor = self.last(torch.relu(h + self.inner(h)))
+        return y
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        Residual(),
+        nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.ReLU(), nn.Linear(6, 3)),
+        nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.ReLU(), nn.Linear(6, 3)),
+        nn.Sequential(nn.ReLU(), nn.Linear(2, 3)),
+    ],
+    ids=["sum", "tanh", "relu", "input"],
+)
+def test_last_relus_may_read_anything(before: nn.Module) -> None:
+    after = copy.deepcopy(before)
+    last = list(after.modules())[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight[0] += 0.3
+    box = Box([-1, -1], [1, 1])
+    found = compare(before, after, box, timeout=10, until=0.05)
+    assert_right(found, before, after, box)
+    if isinstance(before, nn.Sequential) and len(before) == 2:
+        assert 0.2 < found.identical <= Fraction(1, 4)  # where both inputs are negative
+    assert compare(before, copy.deepcopy(before), box).identical == 1
+
+
+def test_what_convolutions_share_is_bounded_once() -> None:
+    layers = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 3)]
+    before, box = nn.Sequential(*layers), Box([-1] * 4, [1] * 4)
+    assert compare(before, copy.deepcopy(before), box).identical == 1
+    other = copy.deepcopy(before)
+    with torch.no_grad():
+        next(iter(other.parameters()))[0] += 0.1
+    assert compare(before, other, box, timeout=1).identical == 0
+
+
+def test_another_criterion_is_another_decision() -> None:
+    before, after = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        before.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        after.weight.copy_(torch.tensor([[1.0, 1e-3]]))
+    one, two = (nnrepair.Linear(torch.ones(1, 1, 1), torch.tensor([[at]])) for at in (0.0, 1e-5))
+    found = compare(before, after, Box([-1, -1], [1, 1]), decision=one, until=0.01)
+    with pytest.raises(InvalidInput, match="another decision"):
+        compare(before, after, Box([-1, -1], [1, 1]), decision=two, resume=found)
+
+
+def test_what_ended_before_it_began_is_gone_on_from() -> None:
+    before = network((2, 8, 8, 3), 3)
+    after, box = changed(before, (4,), 7, 0.3, False), Box([-1, -1], [1, 1])
+    found = compare(before, after, box, until=0.2)
+    late = compare(before, after, box, timeout=1e-9, resume=found)
+    assert (late.same, late.boxes) == (0, 0)
+    assert "what resume= found is not counted, and still there" in late.reason
+    later = compare(before, after, box, timeout=1e-9, resume=late)
+    again = compare(before, after, box, until=0.19, resume=later)
+    assert again.boxes > found.boxes and again.same >= found.same and again.changed >= found.changed
+    nothing = compare(before, after, box, timeout=1e-9)
+    assert compare(before, after, box, until=0.2, resume=nothing).boxes == found.boxes
+    with pytest.raises(InvalidInput, match="was stored"):
+        compare(before, after, box, resume=dataclasses.replace(found, state=None))
+
+
+# Doors ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"until": "x"}, "until must be a share of the region from 0 to less than 1, got 'x'"),
+        ({"until": None}, "until must be"),
+        ({"until": True}, "until must be"),
+        ({"witnesses": "3"}, "witnesses must be a whole number, at least 0, got '3'"),
+        ({"witnesses": -1}, "witnesses must be"),
+        ({"witnesses": 2.5}, "witnesses must be"),
+        ({"region": None}, "region must be a Box, a list of these, a Property or a VNN-LIB file, got NoneType None"),
+        ({"region": 5}, "region must be .* got int 5"),
+        ({"region": []}, "region must be"),
+        ({"region": [Box([0, 0], [1, 1]), None]}, "region must be .* got list"),
+        ({"outside": 5}, "outside must be .* got int 5"),
+        ({"resume": "x"}, "resume must be an earlier Comparison of the same networks, got str"),
+        ({"after": None}, "model must be a torch.nn.Module or an ONNX file, got NoneType"),
+        ({"after": 5}, "model must be .* got int"),
+    ],
+)
+def test_wrong_questions_are_refused(given: dict[str, Any], said: str) -> None:
+    before = network((2, 4, 3), 0)
+    asked = {"after": before, "region": Box([-1, -1], [1, 1])} | given
+    with pytest.raises(InvalidInput, match=said):
+        compare(before, **asked)
+
+
+@pytest.mark.parametrize("size", [1e80, 1e-90, 1.7e308])
+def test_volumes_may_be_too_large_or_too_small_for_floats(size: float) -> None:
+    before = nn.Sequential(*(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)))
+    with torch.no_grad():
+        for k, p in enumerate(before.parameters()):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(k)))
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        list(after.parameters())[1][0] += 0.1
+    one, found = (compare(before, after, Box([-w] * 4, [w] * 4), until=0.4, timeout=20) for w in (1.0, size))
+    assert found.volume == (2 * Fraction(size)) ** 4
+    if size < 1e100:  # larger numbers prove nothing
+        assert found.unknown <= 0.4
+        assert found.same <= 1 - one.changed and one.same <= 1 - found.changed  # without biases both are alike
+    assert all(0 <= moment.same <= 1 and 0 <= moment.changed <= 1 for moment in found.history)
+
+
+def test_networks_of_which_the_program_reads_no_certificate_have_none() -> None:
+    for outputs in (1, 65):
+        before = network((2, 3, outputs), 0)
+        after = changed(before, (2,), 1, 0.1, True)
+        found = compare(before, after, Box([-1, -1], [1, 1]), timeout=0.5)
+        assert found.certificate is None
+        assert "have 2 to 64 outputs" in found.reason
+
+
+def test_what_is_known_of_points_needs_points() -> None:
+    before = network((2, 4, 3), 0)
+    found = compare(before, copy.deepcopy(before), Box([-1, -1], [1, 1]))
+    assert found.known(torch.zeros(2, 2, requires_grad=True)).tolist() == ["identical"] * 2
+    assert found.known([]).tolist() == []
+    for points in ("x", None, 5, [0, 0], [[0]], [[0, 0, 0]], [["a", "b"]]):
+        with pytest.raises(InvalidInput, match=r"points must be numbers \(n, 2\)"):
+            found.known(points)

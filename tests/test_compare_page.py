@@ -196,6 +196,43 @@ def test_lines_criteria_and_equal_networks_have_pages(tmp_path: Path) -> None:
     assert "e-" not in text.partition("How it grew")[2].partition("Inputs with")[0]
 
 
+def test_the_curve_claims_no_more_than_was_known(found: Comparison, tmp_path: Path) -> None:
+    history = (dataclasses.replace(found.history[-1], identical=0.0, same=2 / 3, changed=2 / 9),)
+    text = read(dataclasses.replace(found, history=history), tmp_path)[0].text
+    curve = text.partition("How it grew")[2].partition("Inputs with")[0]
+    assert "66.66%" in curve and "22.22%" in curve and "66.67%" not in curve
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"verdict": "Rejected: what is claimed is more"}, "when it accepted the certificate, got 'Rejected"),
+        ({"verdict": "Cannot be read: no file"}, "when it accepted"),
+        ({"verdict": 5}, "got int"),
+        ({"axes": (0, 1, 1)}, "expected two of the inputs"),
+        ({"axes": 5}, "expected two of the inputs"),
+        ({"axes": (0.0, 1.0)}, "expected two of the inputs"),
+        ({"axes": ([0], 1)}, "expected two of the inputs"),
+        ({"inputs": "ab"}, "inputs= must be a list of names, got 'ab'"),
+        ({"inputs": ["a"]}, "inputs= are 1 name, but there are 2 inputs"),
+        ({"outputs": 5}, "outputs= must be a list of names"),
+        ({"commands": "nnrepair certify"}, "commands= must be a list of texts"),
+    ],
+)
+def test_what_a_page_cannot_say_is_refused(
+    said: dict[str, object], why: str, found: Comparison, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        read(found, tmp_path, **said)
+    with pytest.raises(InvalidInput, match="named by a text or a pathlib.Path"):
+        found.save_page(5)  # type: ignore[arg-type]
+
+
+def test_volumes_that_no_float_holds_are_written(found: Comparison, tmp_path: Path) -> None:
+    for size, text in ((Fraction(10) ** 321, "1.00000e+321"), (Fraction(1, 10**400), "1e-400")):
+        assert text in read(dataclasses.replace(found, volume=size), tmp_path)[0].text
+
+
 def test_what_never_began_has_no_page(tmp_path: Path) -> None:
     found = compare(*pair(), SQUARE, timeout=1e-9)
     with pytest.raises(InvalidInput, match="has no page"):

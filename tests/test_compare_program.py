@@ -273,3 +273,10 @@ def test_a_model_in_memory_needs_files_first(tmp_path: Path) -> None:
     assert found.certificate is not None
     with pytest.raises(InvalidInput, match="for_networks"):
         found.certificate.save(tmp_path / "c.npz")
+
+
+def test_volumes_that_no_float_holds_are_written() -> None:
+    program = checker()
+    assert [program.sized(Fraction(v)) for v in ("4", "1/3")] == ["4", "0.333333333"]
+    assert program.sized(Fraction(16) * 10**320) == "1.60000000e+321"
+    assert program.sized(Fraction(1, 10**400)) == "1e-400"

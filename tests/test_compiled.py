@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType
         (source := tmp_path / f"{name}.py").touch()
         module: Any = ModuleType(name)
         module.__file__, module.NAME, module.SIGNATURE = str(source), "run", "void()"
-        module.run = Function(tmp_path / "kept", f"{name}.run-1.py311.nbi")
+        module.run = Function(tmp_path / "kept", f"{name}.run-1.py{sys.version_info.major}{sys.version_info.minor}.nbi")
         made.append(module)
     (tmp_path / "kept").mkdir()
     monkeypatch.setattr(compiled, "_modules", lambda: tuple(made))
@@ -115,3 +116,24 @@ def test_both_are_what_they_say(tmp_path: Path) -> None:
     assert found == Kernels(kernel.tighten, slope_kernel.ascend)
     assert [len(function.signatures) for function in found] == [1, 1]  # type: ignore[attr-defined]
     assert all(compiled._is_kept(module) for module in (kernel, slope_kernel))
+
+
+def test_what_another_python_compiled_is_none_of_this_one(modules: Any) -> None:
+    for module in modules:
+        module.run.name = f"{module.__name__}.run-1.py27.nbi"
+    assert kernels(NEVER) is not None
+    for module in modules:
+        module.run.signatures.clear()
+    assert kernels(Deadline(1.0)) is None
+
+
+def test_functions_that_numba_does_not_compile_are_no_kernels() -> None:
+    pytest.importorskip("numba", reason="the compiled kernels need the extra [fast]")
+    program = (
+        "from nnrepair.deadline import NEVER, Deadline\n"
+        "from nnrepair.verify.search.compiled import kernels\n"
+        "print(kernels(Deadline(1.0)), kernels(NEVER))\n"
+    )
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "None"]

@@ -180,6 +180,12 @@ def test_it_leaves_the_networks_alone_and_is_reproducible() -> None:
         ({"tolerance": 1, "timeout": 0}, "timeout must be"),
         ({"tolerance": 1, "region": Box([0], [1])}, "one input of shape"),
         ({"tolerance": 1, "region": "nothing.vnnlib"}, "nothing.vnnlib"),
+        ({"tolerance": 1, "region": []}, "region must be"),
+        ({"tolerance": 1, "region": 5}, "region must be .* got int 5"),
+        ({"tolerance": 1, "seed": "x"}, "seed must be a whole number from 0 .* got 'x'"),
+        ({"tolerance": 1, "seed": True}, "seed must be"),
+        ({"tolerance": 1, "seed": 2**70}, "seed must be"),
+        ({"tolerance": 1, "seed": 1.5}, "seed must be"),
     ],
 )
 def test_wrong_questions_are_refused(given: dict[str, Any], said: str) -> None:
@@ -187,6 +193,14 @@ def test_wrong_questions_are_refused(given: dict[str, Any], said: str) -> None:
     region = given.pop("region", SQUARE)
     with pytest.raises((InvalidInput, FileNotFoundError), match=said):
         equivalent(before, before, region, **given)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    before, after = network((2, 8, 3), 1), network((2, 8, 3), 1)
+    for one in (np.int64(1), np.float32(1), torch.tensor(1.0), torch.tensor(1)):
+        found = equivalent(before, after, SQUARE, tolerance=one, seed=np.int64(3))
+        assert found.verdict == "holds" and found.certificate is not None
+        assert (found.certificate.tolerance, type(found.certificate.tolerance)) == (1, Fraction)
 
 
 def test_networks_that_are_no_twins_are_refused() -> None:

@@ -487,3 +487,12 @@ def test_inputs_that_hold_nan_beside_what_the_model_sees() -> None:
     with torch.no_grad():
         new = (inputs.call(model)[:2].argmax(1) + 1) % 3
     assert nnrepair.fix(model, (inputs[:2], new), inputs[2:], method="ft").report.success_rate == 1.0
+
+
+def test_seeds_are_whole_numbers() -> None:
+    model, x = mlp(4, 8, 3).eval(), randn(2, 4, seed=1)
+    for seed in ("x", True, 1.5, -1, 2**70):
+        with pytest.raises(InvalidInput, match="seed must be a whole number from 0 to"):
+            nnrepair.fix(model, (x, [0, 1]), seed=seed)  # type: ignore[call-overload]
+        with pytest.raises(InvalidInput, match="seed must be a whole number from 0 to"):
+            nnrepair.locate(model, (x, [0, 1]), randn(9, 4, seed=2), seed=seed)

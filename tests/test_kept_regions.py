@@ -102,6 +102,32 @@ def test_a_hidden_layer_says_what_was_lost() -> None:
     assert everywhere or result.outcome.status == "partly repaired"
 
 
+def kinked() -> nn.Sequential:
+    """Return |x| - 0.5 against 0: at 0 both units are off, which they are on neither side of it."""
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2))
+    values = [[[1.0], [-1.0]], [0.0, 0.0], [[1.0, 1.0], [0.0, 0.0]], [-0.5, 0.0]]
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            parameter.copy_(torch.tensor(value))
+    return model
+
+
+def test_a_decoupled_network_holds_on_the_border_of_its_pieces_too() -> None:
+    start, end, decoupled = torch.tensor([[0.0]]), torch.tensor([[1.0]]), MinimalNorm("0", architecture="decoupled")
+    with pytest.raises(RepairFailed, match="infeasible"):  # at 0 no change of layer 0 is seen
+        nnrepair.fix(kinked(), Edits(Segments(start, end), [0]), method=decoupled)
+    inside = nnrepair.fix(kinked(), Edits(Segments(start + 0.01, end), [0]), method=decoupled)
+    assert inside.report.success_rate == 1
+    shifted = kinked()
+    with torch.no_grad():
+        shifted[2].bias.copy_(torch.tensor([-0.5, -1.0]))  # the first output wins everywhere, by 0.5 at least
+    regions = LocalitySet(Segments(torch.cat([start, start - 1]), torch.cat([end, start])), [0, 0])
+    method = MinimalNorm("0", margin=0.01, architecture="decoupled")
+    result = nnrepair.fix(shifted, (torch.tensor([[0.0]]) + 3, [1]), regions, method=method, throw=False)
+    x = torch.linspace(-1, 1, 201)[:, None]
+    assert result.outcome.status != "repaired" or bool((result.model(x).argmax(1) == 0).all())
+
+
 def test_what_cannot_be_kept_is_refused() -> None:
     regions, labels = kept()
     others = (labels + (torch.arange(len(labels)) == 2)) % 4

@@ -295,3 +295,20 @@ def test_boxes_of_extreme_numbers() -> None:
             Box([wrong], [wrong])
     with pytest.raises(InvalidInput, match="lower is no array of numbers"):
         Box([[1], [1, 2]], [0])
+
+
+def test_what_is_no_region_criterion_or_count_is_refused() -> None:
+    box, criterion = Box([0, 0], [1, 1]), Argmax([0])
+    for asked, said in (
+        ((None, criterion, 2), "region must be a Box, or a list of these, got NoneType"),
+        (([box, 5], criterion, 2), "region must be a Box"),
+        ((box, None, 2), "criterion must be one of Argmax"),
+        ((box, criterion, "x"), "outputs must be a whole number above 0, got 'x'"),
+        ((box, criterion, True), "outputs must be"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            Property.on(*asked)  # type: ignore[arg-type]
+    for radius in ("x", None, float("nan")):
+        with pytest.raises(InvalidInput, match="radius must be a finite number"):
+            Box.around([0, 0], radius)  # type: ignore[arg-type]
+    assert type(Box.around([0, 0], np.int64(1)).upper[0].numerator) is int

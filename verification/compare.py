@@ -45,6 +45,7 @@ import hashlib
 import math
 import re
 import sys
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -461,12 +462,19 @@ def check(certificate: str, before: str, after: str) -> str:
     region = ", ".join(
         f"[{float(min(low)):.9g}, {float(max(high)):.9g}]" for low, high in zip(*ends(boxes), strict=True)
     )
-    size = float(sum(volume(*box) for box in boxes))
+    size = sized(sum((volume(*box) for box in boxes), Fraction(0)))
     return (
-        f"Accepted: proved of {len(boxes)} box{'es' * (len(boxes) > 1)} with the volume {size:.9g} within {region}: "
+        f"Accepted: proved of {len(boxes)} box{'es' * (len(boxes) > 1)} with the volume {size} within {region}: "
         f"{shares} of it, for the real-valued functions of the stored constants ({len(arrays['dim'])} nodes, "
         f"{halved} halved further)."
     )
+
+
+def sized(volume: Fraction) -> str:
+    """Write a volume with nine digits, also one that is too large or too small for a float."""
+    if 1e-300 < volume < 1e300:
+        return f"{float(volume):.9g}"
+    return f"{Decimal(volume.numerator) / Decimal(volume.denominator):.9g}"
 
 
 def equivalence(certificate: str, meta: dict[str, Any], hashes: Any, f: list[Layer], g: list[Layer]) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nnrepair.errors import InvalidInput
 from nnrepair.extras import needed
 
+#: How lines begin that checkers print where they do not accept.
+REFUSED = ("reject", "cannot be read", "not accepted")
 #: Where the templates and the style sheet lie that all pages share.
 SHARED = Path(__file__).parent
 
@@ -38,5 +41,17 @@ def style(*sheets: Path) -> str:
 
 
 def accepted(verdict: str | None) -> list[str]:
-    """Return the lines of what an independent checker printed when it accepted a certificate, for `proved.html`."""
+    """Return the lines of what an independent checker printed when it accepted a certificate, for `proved.html`.
+
+    Raises:
+        InvalidInput: that is no text, or what a checker printed when it did not accept it.
+    """
+    if verdict is not None and not isinstance(verdict, str):
+        raise InvalidInput(f"verdict must be what the independent checker printed, got {type(verdict).__name__}.")
+    refused = [line for line in (verdict or "").splitlines() if line.strip().lower().startswith(REFUSED)]
+    if refused:
+        raise InvalidInput(
+            "verdict= is what the independent checker printed when it accepted the certificate, got "
+            f"{refused[0]!r:.80}. Leave it out, and say so with unchecked=."
+        )
     return [line for line in (verdict or "").splitlines() if line.strip() and line.strip() != "ACCEPTED"]

@@ -46,7 +46,7 @@ from nnrepair.spec.criteria import Criterion
 from nnrepair.spec.edits import Locality, LocalitySet
 from nnrepair.spec.kinds import Classes, kind_of
 from nnrepair.spec.problem import fitted
-from nnrepair.spec.running import outputs, undisturbed
+from nnrepair.spec.running import outputs, required_seed, undisturbed
 from nnrepair.verify.check import checked
 from nnrepair.verify.reading.graph import Graph
 from nnrepair.verify.result import CheckResult
@@ -133,12 +133,12 @@ def repair_property(
     """
     if layer not in ("auto", "last", "all"):
         raise InvalidInput(f"Unknown layer {layer!r}; choose one of auto, last, all.")
-    if margin is not None and not (isinstance(margin, int | float) and 0 < margin < float("inf")):
+    is_number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if margin is not None and not (is_number and 0 < margin < float("inf")):
         raise InvalidInput(f"margin must be a finite number > 0, got {margin!r}.")
-    if not isinstance(most_boxes, int) or most_boxes < 1:
+    if isinstance(most_boxes, bool) or not isinstance(most_boxes, int) or most_boxes < 1:
         raise InvalidInput(f"most_boxes must be at least 1, got {most_boxes!r}.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InvalidInput(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}.")
+    seed = required_seed(seed)
     _refuse_missing(layer, locality, locality_set)
     started = time.perf_counter()
     with undisturbed(seed), progress_bar("repair", progress, counts=False) as say:

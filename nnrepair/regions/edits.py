@@ -4,8 +4,9 @@ A network is affine on each of its linear regions, so what is linear in its outp
 it holds at the corners. So edits over regions become edits of finitely many points (Sotoudeh & Thakur, "Provable repair
 of deep neural networks", PLDI 2021). A change of the last layer moves no linear region: corners that neighbours share
 are the same point, and are there once. In the decoupled network regions stay too, but a corner counts once for every
-piece it belongs to, with that piece's activations. In hidden layers of the same architecture regions move; `fix` then
-splits the repaired network again, and what fails there joins the edits.
+piece it belongs to, with that piece's activations, and once as it is: where a unit is zero the network jumps. In hidden
+layers of the same architecture regions move; `fix` then splits the repaired network again, and what fails there joins
+the edits.
 
 Other than in that paper, no piece mixes alternatives: see `RegionEdits`.
 """
@@ -87,6 +88,20 @@ class Corners:
             vertex=other.vertex + int(self.vertex.max()) + 1,
         )
         return Corners(*(torch.cat(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def and_themselves(self, by_group: bool) -> Corners:
+        """Return these, and every point as the network itself has it: on a border it may be like neither side.
+
+        The limit at a point that is approached from itself is its own value, see `Points`.
+
+        Args:
+            by_group: whether a point is there for each group that has it, else once.
+        """
+        keys = torch.stack([self.vertex, self.group * int(by_group)], 1)
+        _, first = np.unique(keys.numpy(), axis=0, return_index=True)
+        once = self[torch.from_numpy(np.sort(first))]
+        once = replace(once, center=once.point)
+        return Corners(*(torch.cat(pair) for pair in zip(vars(self).values(), vars(once).values(), strict=True)))
 
     def criterion(self, asked: Criterion) -> Criterion:
         """Return the criterion at every corner, alternatives chosen; `asked` is about the regions."""
@@ -199,7 +214,8 @@ class RegionEdits:
         vertex = pieces.corners[piece, place]
         group = pieces.region[piece] if _of_labels(self.asked.criterion) else piece
         y, center = pieces.outputs[vertex], pieces.centers[piece]
-        return Corners(pieces.points[vertex], center, y, pieces.region[piece], group, vertex)
+        corners = Corners(pieces.points[vertex], center, y, pieces.region[piece], group, vertex)
+        return corners.and_themselves(has_choice(self.asked.criterion)) if self.inside else corners
 
     def judge(self, model: nn.Module) -> Judged:
         """Return where a network satisfies the criterion, over whole regions."""

@@ -5,10 +5,10 @@ Whatever the network raises becomes an `UnsupportedModel` with the error as its 
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -122,15 +122,29 @@ class _Swapped(nn.Module):
         return torch.func.functional_call(self.__dict__["inner"], self.__dict__["swapped"], args, kwargs)
 
 
+def required_seed(seed: Any) -> int:
+    """Return a seed as an integer.
+
+    Raises:
+        InvalidInput: it is no whole number that every generator takes.
+    """
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise InvalidInput(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r:.80}.")
+    return number
+
+
 @contextmanager
 def undisturbed(seed: int | None) -> Iterator[None]:
     """Keep the global random state as it was, and make the work inside reproducible and free of compiling."""
-    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**64):
-        raise InvalidInput(f"seed must be a whole number of at most 64 bits, or None, got {seed!r}.")
+    seed = 0 if seed is None else required_seed(seed)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     before = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), uncompiled():
-        torch.manual_seed(0 if seed is None else int(seed))
+        torch.manual_seed(seed)
         try:
             yield
         finally:

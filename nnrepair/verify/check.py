@@ -22,6 +22,7 @@ from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import counted, percent_at_least
+from nnrepair.spec.running import required_seed
 from nnrepair.verify import vnnlib
 from nnrepair.verify.certificate import PropertyCertificate, sha256
 from nnrepair.verify.network import Network
@@ -113,6 +114,7 @@ def checked(
     """Do what `check` does; `say` is told now and then what is being done."""
     started, cpu = time.monotonic(), time.process_time()
     required_seconds(timeout)
+    seed = required_seed(seed)
     place, problem = _device(device), None
     with torch.no_grad(), one_thread(place):
         deadline = Deadline(timeout, say)
@@ -169,17 +171,7 @@ class _Problem:
     def __init__(
         self, model: nn.Module | str | Path, property: Property | str | Path, device: torch.device, deadline: Deadline
     ) -> None:
-        if not isinstance(model, nn.Module | str | Path):
-            raise InvalidInput(
-                f"model must be a torch.nn.Module or the path of an ONNX file, got {type(model).__name__}."
-            )
-        if not isinstance(property, Property | str | Path):
-            raise InvalidInput(
-                "property must be an nnrepair.verify.Property or the path of a .vnnlib file, got "
-                f"{type(property).__name__}. "
-                "Property.on(box, criterion, outputs=...) makes one of a box and a criterion."
-            )
-        self.deadline, self.path = deadline, None if isinstance(model, nn.Module) else Path(model)
+        self.deadline, self.path = deadline, Path(model) if isinstance(model, str | Path) else None
         deadline.check("reading the property")
         self.property = property if isinstance(property, Property) else vnnlib.load(property, deadline)
         self.property_sha256 = None if isinstance(property, Property) else sha256(property)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -19,13 +18,13 @@ from torch import nn
 
 from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
-from nnrepair.fingerprint import fingerprint
+from nnrepair.fingerprint import digest_of_state, fingerprint
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import counted, percent_at_least
 from nnrepair.verify.certificate import sha256
 from nnrepair.verify.check import one_thread
 from nnrepair.verify.comparing.bounds import Comparing
-from nnrepair.verify.comparing.certificate import GRID, ComparisonCertificate
+from nnrepair.verify.comparing.certificate import GRID, LEAST_OUTPUTS, MOST_OUTPUTS, ComparisonCertificate
 from nnrepair.verify.comparing.decision import Decision, Rows, rows_of
 from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
 from nnrepair.verify.comparing.pair import Pair, paired
@@ -106,8 +105,12 @@ def compare(
     """
     started, cpu = time.monotonic(), time.process_time()
     required_seconds(timeout)
-    if not 0 <= until < 1:
-        raise InvalidInput(f"until must be a share of the region from 0 to less than 1, got {until}.")
+    if isinstance(until, bool) or not isinstance(until, int | float | Fraction | np.floating) or not 0 <= until < 1:
+        raise InvalidInput(f"until must be a share of the region from 0 to less than 1, got {until!r:.80}.")
+    if isinstance(witnesses, bool) or not isinstance(witnesses, int | np.integer) or witnesses < 0:
+        raise InvalidInput(f"witnesses must be a whole number, at least 0, got {witnesses!r:.80}.")
+    if resume is not None and not isinstance(resume, Comparison):
+        raise InvalidInput(f"resume must be an earlier Comparison of the same networks, got {type(resume).__name__}.")
     asked = Asked(decision, until, identical, witnesses, certificate)
     with progress_bar("compare", progress, counts=False) as say:
         found = compared(before, after, pieces(region, outside), asked, Deadline(timeout, say), resume)
@@ -140,12 +143,15 @@ def compared(
 ) -> Comparison:
     """Compare over boxes that share no inside, until a deadline, which may count other seconds than the clock's."""
     whole, nothing = sum((volume(box) for box in boxes), Fraction(0)), Fraction(0)
-    with torch.no_grad(), one_thread(torch.device("cpu")):
+    # What is infinite or NaN proves nothing: no warning is needed.
+    with torch.no_grad(), one_thread(torch.device("cpu")), np.errstate(over="ignore", invalid="ignore"):
         try:
             problem = _Problem(before, after, boxes, asked, deadline)
         except OutOfTime:
             reason = f"the time limit was reached while {deadline.doing}"
-            return Comparison(nothing, nothing, nothing, whole, reason=reason)
+            if resume is not None:  # whether it is about these networks is not known
+                reason += "; what resume= found is not counted, and still there to go on from"
+            return Comparison(nothing, nothing, nothing, whole, reason=reason, earlier=resume)
         return problem.solve(whole, resume)
 
 
@@ -174,24 +180,19 @@ class _Problem:
 
     @property
     def about(self) -> str:
-        """What identifies networks, boxes and decision."""
-        found = hashlib.sha256(repr((self.boxes, [(b.lower, b.upper) for b in self.boxes])).encode())
-        found.update(repr(self.asked.decision).encode())
-        for node in self.pair.graph.nodes[1:]:
-            found.update(repr((node.sources, node.size, type(node.affine), type(node.activation))).encode())
-            if node.affine is not None:
-                found.update(node.affine.bias.numpy().tobytes())
-                found.update(node.affine.apply(torch.eye(self._size(node.sources[0])).double()).numpy().tobytes())
-        return found.hexdigest()
-
-    def _size(self, node: int) -> int:
-        return self.pair.graph.nodes[node].size
+        """What identifies networks, boxes and decision, with all their numbers."""
+        boxes = [[*map(str, (*box.lower, *box.upper))] for box in self.boxes]
+        return digest_of_state({"boxes": boxes, "rows": vars(self.rows), "networks": self.pair.told()})
 
     def solve(self, whole: Fraction, resume: Comparison | None) -> Comparison:
         """Search until the deadline, and sum up."""
         about, cpu = self.about, time.process_time()
         state = State([Tree.root(box, self.free) for box in self.boxes], about, (), ())
+        while resume is not None and resume.state is None and resume.subject is None:  # it ended before it began
+            resume = resume.earlier
         if resume is not None:
+            if resume.state is None:
+                raise InvalidInput("resume= does not know its parts any more: it was stored. Compare anew.")
             if not isinstance(resume.state, State) or resume.state.about != about:
                 raise InvalidInput("resume= is a comparison of other networks, another region or another decision.")
             state = State([tree.copy() for tree in resume.state.trees], about, resume.witnesses, resume.history)
@@ -284,10 +285,12 @@ class _Problem:
         chain = all(
             isinstance(n.affine, Dense) or (n.affine is None and n.activation is not None) for n in graph.nodes[1:]
         )
-        if moved is None or not chain or not isinstance(self.asked.decision, str) or not self.free.all():
+        many = LEAST_OUTPUTS <= self.pair.outputs <= MOST_OUTPUTS
+        if moved is None or not chain or not isinstance(self.asked.decision, str) or not self.free.all() or not many:
             return None, (
                 "no certificate: the independent checker compares fully connected networks that differ in their last "
-                "layer, by argmin or argmax, over boxes that fix no input"
+                f"layer and have {LEAST_OUTPUTS} to {MOST_OUTPUTS} outputs, by argmin or argmax, over boxes that fix "
+                "no input"
             )
         parts = [tree.preorder(taken) for tree, taken in zip(state.trees, flags, strict=True)]
         dim, cut, taken = (np.concatenate(column) for column in zip(*parts, strict=True))

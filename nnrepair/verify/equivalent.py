@@ -19,10 +19,11 @@ from nnrepair.deadline import Deadline, OutOfTime, required_seconds
 from nnrepair.errors import InvalidInput
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import counted, percent_at_least
+from nnrepair.spec.running import required_seed
 from nnrepair.verify.certificate import sha256
 from nnrepair.verify.check import FIRST, MOST_STARTS, STARTS, one_thread
 from nnrepair.verify.comparing.agreement import AgreementSearch, apart, elsewhere
-from nnrepair.verify.comparing.certificate import EquivalenceCertificate
+from nnrepair.verify.comparing.certificate import MOST_OUTPUTS, EquivalenceCertificate
 from nnrepair.verify.comparing.evidence import Witness
 from nnrepair.verify.comparing.pair import paired
 from nnrepair.verify.comparing.regions import Region, boxes_of
@@ -90,6 +91,7 @@ def equivalent(
     """
     started, cpu = time.monotonic(), time.process_time()
     required_seconds(timeout)
+    seed = required_seed(seed)
     asked = Asked.of(tolerance, decision, margin)
     boxes = boxes_of(region)
     with torch.no_grad(), one_thread(torch.device("cpu")), progress_bar("equivalent", progress, counts=False) as say:
@@ -142,7 +144,7 @@ class Asked:
 
 def _number(value: Any, name: str) -> Fraction:
     try:
-        number = Fraction(value)
+        number = Fraction(value.item() if isinstance(value, np.generic | Tensor) and value.ndim == 0 else value)
         if number >= 0 and math.isfinite(float(number)):
             return number
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
@@ -236,6 +238,8 @@ class _Problem:
         """Return the proof."""
         if found.tree is None:
             return None, "no certificate: a part could not be split"
+        if self.graphs[0].outputs > MOST_OUTPUTS:
+            return None, f"no certificate: the independent checker reads networks with at most {MOST_OUTPUTS} outputs"
         dim, cut = found.tree
         hashes = [None if network.path is None else sha256(network.path) for network in self.networks]
         versions = {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()}

@@ -64,8 +64,8 @@ class Network:
             shape: of one input, for a module that does not say.
             deadline: when it has passed, reading ends with OutOfTime.
         """
-        if isinstance(model, nn.Module):
-            private = private_copy(model, deadline).cpu()
+        if not isinstance(model, str | Path):
+            private = private_copy(model, deadline).cpu()  # refuses what is no module
             return cls(private, stated_shape(private) or shape or (1,), None, deadline)
         return _REMEMBERED.network(Path(model), deadline)
 

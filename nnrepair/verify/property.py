@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -70,9 +70,14 @@ class Box:
     def around(cls, center: Any, radius: float, low: float = -math.inf, high: float = math.inf) -> Box:
         """Return the points within `radius` of `center` in every input, and between `low` and `high`."""
         point, shape = _exact(center, "center")
-        if not (0 <= radius < math.inf and low < math.inf and high > -math.inf):
+        try:
+            fits = bool(0 <= radius < math.inf and low < math.inf and high > -math.inf)
+        except (TypeError, ValueError, RuntimeError):
+            fits = False
+        if not fits:
             raise InvalidInput(f"A radius must be a finite number >= 0, got {radius} (low={low}, high={high}).")
-        r = Fraction(radius)
+        (r,) = _numbers([radius], "radius", "place")
+        low, high = (end.item() if isinstance(end, np.generic | Tensor) else end for end in (low, high))
         box = cls(
             [max(v - r, Fraction(low)) if low > -math.inf else v - r for v in point],
             [min(v + r, Fraction(high)) if high < math.inf else v + r for v in point],
@@ -190,9 +195,16 @@ class Property:
                 point (required on all). A disjunction may hold through different parts at different points.
             outputs: how many outputs the network has; needed for Argmax and Argmin, which do not know.
         """
-        boxes = [region] if isinstance(region, Box) else list(region)
+        boxes = [region] if isinstance(region, Box) else list(region) if isinstance(region, Iterable) else [region]
         if not boxes:
             raise InvalidInput("A property needs at least one box.")
+        if not all(isinstance(box, Box) for box in boxes):
+            raise InvalidInput(f"region must be a Box, or a list of these, got {type(region).__name__} {region!r:.80}.")
+        if not isinstance(criterion, Criterion):
+            raise InvalidInput(f"criterion must be one of Argmax, Threshold, Linear and so on, got {criterion!r:.80}.")
+        whole = isinstance(outputs, int | np.integer) and not isinstance(outputs, bool)
+        if outputs is not None and not (whole and outputs > 0):
+            raise InvalidInput(f"outputs must be a whole number above 0, got {outputs!r:.80}.")
         if len(criterion) not in (1, len(boxes)):
             raise InvalidInput(f"The criterion is about {len(criterion)} points; expected 1, or {len(boxes)} (boxes).")
         shape = _shape(criterion)

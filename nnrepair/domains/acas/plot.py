@@ -37,6 +37,7 @@ from nnrepair.domains.acas.slice import (
 )
 from nnrepair.errors import InvalidInput
 from nnrepair.plot.style import INK, MOST_CELLS, require_matplotlib
+from nnrepair.rounding import percent_at_least
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,7 +170,7 @@ def _draw_proved(ax: Axes, found: Comparison, maps: Maps, claims: Sequence[Claim
     _draw_aircraft(ax, (0.0, 0.0), 0.0, INK, maps.window)
     inside = int((kinds > 0).sum())
     same, changed = (int(np.isin(kinds, which).sum()) / max(inside, 1) for which in ((3, 4), (2,)))
-    _title(ax, "proved", f"{percent(same)} the same, {percent(changed)} changed")
+    _title(ax, "proved", f"{percent_at_least(same, 1)} the same, {percent_at_least(changed, 1)} changed")
 
 
 def _draw_pixels(ax: Axes, maps: Maps, advice: NDArray[np.int64]) -> None:

@@ -24,6 +24,8 @@ from nnrepair.verify.property import Box
 FORMAT, EQUIVALENCE = "nnrepair-comparison-1", "nnrepair-comparison-equivalence-1"
 #: Claims are whole multiples of 1 / GRID.
 GRID = 10**9
+#: The independent checker reads networks with so many outputs; one output decides nothing.
+LEAST_OUTPUTS, MOST_OUTPUTS = 2, 64
 
 
 class _OfTwo:

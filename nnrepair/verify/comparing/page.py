@@ -10,6 +10,7 @@ import itertools
 import math
 import shlex
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from nnrepair.errors import InvalidInput
 from nnrepair.pages.pictures import png
 from nnrepair.pages.templates import accepted, style, template
-from nnrepair.rounding import percent, percent_at_least, percent_at_most
+from nnrepair.rounding import counted, percent, percent_at_least, percent_at_most
 from nnrepair.verify.comparing.certificate import GRID, ComparisonCertificate
 from nnrepair.verify.comparing.evidence import Moment, Subject, Witness
 from nnrepair.verify.comparing.map import KINDS, Map, seen
@@ -80,6 +81,8 @@ def page(
         names: of inputs and outputs.
         axes: the inputs of the map.
     """
+    if commands is not None and (isinstance(commands, str) or not isinstance(commands, Sequence)):
+        raise InvalidInput(f"commands= must be a list of texts, got {commands!r:.80}.")
     named = _Names(subject, len(witnesses[0].before) if witnesses else 0, *names)
     identical, same, changed, volume = shares
     ended, _, why = reason.partition("no certificate: ")
@@ -115,8 +118,12 @@ class _Names:
         self.free = np.flatnonzero(free(subject.boxes[0])).tolist()
         count = len(subject.boxes[0])
         for what, given, number in (("inputs", inputs, count), ("outputs", decisions, outputs or None)):
-            if given is not None and number is not None and len(given) != number:
-                raise InvalidInput(f"{what}= are {len(given)} names, but there are {number} {what}.")
+            if given is None:
+                continue
+            if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+                raise InvalidInput(f"{what}= must be a list of names, got {given!r:.80}.")
+            if number is not None and len(given) != number:
+                raise InvalidInput(f"{what}= are {counted(len(given), 'name')}, but there are {number} {what}.")
         self.inputs = [f"X_{k}" for k in range(count)] if inputs is None else list(inputs)
         self.given = decisions
 
@@ -172,12 +179,22 @@ def _facts(
 ) -> list[tuple[str, str]]:
     facts = [
         ("decision", _decision(subject)),
-        ("volume of the region", f"{float(volume):.6g}, in units of the inputs"),
+        ("volume of the region", f"{_size(volume)}, in units of the inputs"),
         ("inputs with another decision", f"{witnesses} found, and replayed"),
         ("boxes bounded", f"{numbers[0]:,}"),
         ("CPU seconds", f"{numbers[1]:.2f}"),
     ]
     return [*facts, ("why it ended", ended)] if ended else facts
+
+
+def _size(volume: Fraction) -> str:
+    """Return a volume to six digits, also one that is too large or too small for a float."""
+    try:
+        if float(volume):
+            return f"{float(volume):.6g}"
+    except OverflowError:
+        pass
+    return f"{Decimal(volume.numerator) / Decimal(volume.denominator):.6g}"
 
 
 def _map(
@@ -188,8 +205,8 @@ def _map(
     named: _Names,
 ) -> Part | None:
     """Return the map of two inputs and what it says in words; None where fewer vary."""
-    if axes is not None and (len(set(axes)) < 2 or not set(axes) <= set(named.free)):
-        raise InvalidInput(f"axes={axes}: expected two of the inputs that vary, which are {named.free}.")
+    if axes is not None and not _are_axes(axes, named.free):
+        raise InvalidInput(f"axes={axes!r:.80}: expected two of the inputs that vary, which are {named.free}.")
     if len(named.free) < 2:
         return None
     x, y = (named.free[0], named.free[1]) if axes is None else axes
@@ -201,7 +218,8 @@ def _map(
         f"Map of {named.inputs[x]} from {found.across[0]:.4g} to {found.across[1]:.4g} and {named.inputs[y]} from "
         f"{found.up[0]:.4g} to {found.up[1]:.4g}. Drawn as identical: {percent(whole['identical'])} of the region; as "
         f"the same decision: {percent(whole['same'])}; as another: {percent(whole['changed'])}; as unknown: "
-        f"{percent(whole['unknown'])}. {len(at)} witnesses are marked. The table below has it in numbers."
+        f"{percent(whole['unknown'])}. Marked: {counted(len(at), 'witness', 'witnesses')}. The table below has it "
+        "in numbers."
     )
     return {
         "alt": alt,
@@ -214,9 +232,15 @@ def _map(
         "outside": bool(np.isnan(found.shares).any()),
         "others": [named.inputs[k] for k in named.free if k not in (x, y)][:MOST_NUMBERS],
         "more": max(0, others - MOST_NUMBERS),
-        "partly": percent(max(0.0, float(same) - whole["same"] - whole["identical"])),
+        "partly": percent_at_least(max(0.0, float(same) - whole["same"] - whole["identical"])),
         "table": _table(few),
     }
+
+
+def _are_axes(axes: Any, free: Sequence[int]) -> bool:
+    """Tell whether axes are two different inputs of those that vary."""
+    pair = isinstance(axes, Sequence) and len(axes) == 2 and all(isinstance(k, int | np.integer) for k in axes)
+    return pair and axes[0] != axes[1] and all(k in free for k in axes)
 
 
 def _colours(found: Map) -> NDArray[np.float64]:
@@ -263,13 +287,13 @@ def _curve(history: Sequence[Moment]) -> Part | None:
     chosen = dict.fromkeys(round(k * (len(history) - 1) / (MOMENTS - 1)) for k in range(MOMENTS))
     words = ("identical", "same", "changed")
     rows = [
-        (f"{m.cpu_seconds:.2f}", f"{m.boxes:,}", [percent(_share(m, word)) for word in words])
+        (f"{m.cpu_seconds:.2f}", f"{m.boxes:,}", [percent_at_least(_share(m, word)) for word in words])
         for m in (history[k] for k in chosen)
     ]
     last = history[-1]
     alt = (
         f"The share of the region with surely the same decision over CPU seconds: it grows to "
-        f"{percent(_share(last, 'same'))} after {last.cpu_seconds:.3g} s. The table below has it in numbers."
+        f"{percent_at_least(_share(last, 'same'))} after {last.cpu_seconds:.3g} s. The table below has it in numbers."
     )
     marks = [f"{100 * top:.3g} %", f"{50 * top:.3g} %", "0"]
     return {"lines": lines, "rows": rows, "alt": alt, "marks": marks, "end": f"{end:.3g} s", "half": f"{end / 2:.3g} s"}

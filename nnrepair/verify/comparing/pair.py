@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnrepair.errors import InvalidInput
+from nnrepair.fingerprint import fingerprint
+from nnrepair.verify.reading.activations.base import Activation
 from nnrepair.verify.reading.affine import Affine, Dense, Place
 from nnrepair.verify.reading.graph import Graph, Node
 
@@ -45,6 +48,11 @@ class Pair:
     shared: int
     moved: Moved | None
 
+    def told(self) -> list[Any]:
+        """Return all that tells it from other pairs, as nested lists and dictionaries of tensors and plain values."""
+        nodes = self.graph.nodes
+        return [self.outputs, *([[*n.sources], n.size, _told(n.affine), _told(n.activation)] for n in nodes)]
+
 
 def paired(before: Graph, after: Graph) -> Pair:
     """Return two networks as one.
@@ -59,7 +67,7 @@ def paired(before: Graph, after: Graph) -> Pair:
         )
     if _shape(before) == _shape(after):
         last, nodes = len(before.nodes) - 1, list(before.nodes)
-        changed = [k for k in range(1, last + 1) if not _same(before.nodes[k].affine, after.nodes[k].affine)]
+        changed = [k for k in range(1, last + 1) if not _alike(before.nodes[k], after.nodes[k])]
         a, b = before.nodes[last].affine, after.nodes[last].affine
         if changed in ([], [last]) and isinstance(a, Dense) and isinstance(b, Dense):
             both = Dense(torch.cat([a.weight, b.weight]), torch.cat([a.bias, b.bias]), max(a.inexact, b.inexact))
@@ -111,13 +119,11 @@ def _shape(graph: Graph) -> list[tuple[object, ...]]:
 
 def _alike(a: Node, b: Node) -> bool:
     """Tell whether two nodes with the same sources compute the same, for certain."""
-    if a.activation is not None or b.activation is not None:
-        return a.activation is b.activation
-    return _same(a.affine, b.affine)
+    return _same(a.affine, b.affine) and _same(a.activation, b.activation)
 
 
-def _same(a: Affine | None, b: Affine | None) -> bool:
-    """Tell whether two maps are equal, for certain."""
+def _same(a: Affine | Activation | None, b: Affine | Activation | None) -> bool:
+    """Tell whether two maps or activations are equal, with all their numbers (an epsilon, a type), for certain."""
     if a is None or b is None:
         return a is b
     if type(a) is not type(b) or set(vars(a)) != set(vars(b)):
@@ -128,4 +134,15 @@ def _same(a: Affine | None, b: Affine | None) -> bool:
 def _equal(a: object, b: object) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and bool((a == b).all())
-    return isinstance(a, int | float | tuple | str) and type(a) is type(b) and a == b
+    if isinstance(a, Affine) and isinstance(b, Affine):
+        return _same(a, b)
+    if isinstance(a, nn.Module) and isinstance(b, nn.Module):  # the layer of a convolution
+        return repr(a) == repr(b) and fingerprint(a) == fingerprint(b)
+    plain = isinstance(a, int | float | tuple | str | dict | torch.dtype | None)
+    return plain and type(a) is type(b) and bool(a == b)
+
+
+def _told(part: object) -> Any:
+    if not isinstance(part, Affine | Activation):
+        return part
+    return [type(part).__name__, {name: _told(value) for name, value in vars(part).items()}]

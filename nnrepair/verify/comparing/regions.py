@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,22 @@ Region = Box | Sequence[Box] | Property | str | Path
 MOST = 1000
 
 
-def boxes_of(region: Region) -> list[Box]:
-    """Return the boxes of a region; of a property, or a VNN-LIB file, those that it is about."""
-    if isinstance(region, Box):
-        return [region]
+def boxes_of(region: Region, name: str = "region", least: int = 1) -> list[Box]:
+    """Return the boxes of a region; of a property, or a VNN-LIB file, those that it is about.
+
+    Raises:
+        InvalidInput: it, which messages call by this name, is none of these, or has fewer boxes than this.
+    """
     if isinstance(region, str | Path):
         region = vnnlib.load(region)
-    found = [case.box for case in region.cases] if isinstance(region, Property) else list(region)
-    if not all(isinstance(box, Box) for box in found):
-        raise InvalidInput("region must be a Box, a list of these, a Property or a VNN-LIB file.")
+    found: list[Any] = [region]
+    if isinstance(region, Property):
+        found = [case.box for case in region.cases]
+    elif not isinstance(region, Box) and isinstance(region, Iterable):
+        found = list(region)
+    if not all(isinstance(box, Box) for box in found) or len(found) < least:
+        what = f"{type(region).__name__} {region!r:.80}"
+        raise InvalidInput(f"{name} must be a Box, a list of these, a Property or a VNN-LIB file, got {what}.")
     return found
 
 
@@ -39,7 +47,7 @@ def pieces(region: Region, outside: Region = ()) -> list[Box]:
         InvalidInput: nothing is left, a box is a point, they have different numbers of inputs or fix different ones, or
             there are too many.
     """
-    given, holes = boxes_of(region), boxes_of(outside)
+    given, holes = boxes_of(region), boxes_of(outside, "outside", 0)
     if len({len(box) for box in [*given, *holes]}) > 1:
         raise InvalidInput(f"All boxes need equally many inputs, got {sorted({len(b) for b in [*given, *holes]})}.")
     varying = {tuple(free(box).tolist()) for box in given}

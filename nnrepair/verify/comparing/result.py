@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nnrepair.errors import InvalidInput
 from nnrepair.files import write_atomically
@@ -37,6 +38,7 @@ class Comparison:
         reason: why there is no certificate, or why the search ended early.
         subject: what was compared; None where time was over before networks were read.
         state: what `compare(resume=)` goes on from.
+        earlier: what it was to go on from, where time was over before networks were read; then that is gone on from.
     """
 
     identical: Fraction
@@ -52,6 +54,7 @@ class Comparison:
     reason: str = ""
     subject: Subject | None = field(default=None, repr=False)
     state: Any = field(default=None, repr=False, compare=False)
+    earlier: Comparison | None = field(default=None, repr=False, compare=False)
 
     @property
     def unknown(self) -> Fraction:
@@ -66,7 +69,16 @@ class Comparison:
         """
         if self.state is None:
             raise InvalidInput("This comparison does not know its parts: it ended before it began, or was stored.")
-        x = np.asarray(points, np.float64).reshape(len(points), -1)
+        try:
+            points = points.detach().cpu() if isinstance(points, Tensor) else points
+            x = np.asarray(points, np.float64)
+            x = x.reshape(len(x), -1) if x.size else x.reshape(0, len(self.state.trees[0].free))
+            fits = x.shape[1] == len(self.state.trees[0].free)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            shape = np.shape(points) if isinstance(points, np.ndarray | Tensor | list) else type(points).__name__
+            raise InvalidInput(f"points must be numbers (n, {len(self.state.trees[0].free)}), got {shape}.")
         codes = np.max([tree.known(x) for tree in self.state.trees], axis=0)
         kinds: NDArray[np.str_] = np.array(["unknown", "changed", "same", "identical", "outside"])[codes]
         return kinds

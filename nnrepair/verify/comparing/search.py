@@ -62,7 +62,6 @@ class Search:
         self.comparing, self.tree, self.confirm, self.deadline = comparing, tree, confirm, deadline
         self.identical = identical and comparing.can_stay
         self.boxes = 0
-        self.volume = float(tree.volumes(np.zeros(1, np.int64))[0])
         self.heap: list[tuple[float, int, Cluster]] = []
         self.count = 0
         known, flips = comparing.known, np.ones(len(comparing.flips.flips), bool)
@@ -150,13 +149,13 @@ class Search:
         open_ = own[:, MAYBE] - own[:, SURE]
         if self.identical:
             open_ = open_ + own[:, DIFFERS] - tree.moves[parts]
-        unknown: NDArray[np.float64] = open_ / UNIT * tree.volumes(parts) / self.volume
+        unknown: NDArray[np.float64] = open_ / UNIT * tree.shares(parts)
         return unknown
 
 
 def cuts(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return where to halve boxes along each input, in short numbers if possible."""
-    middle = (lower + upper) / 2
+    middle = lower / 2 + upper / 2  # their sum may be infinite
     short = middle.astype(np.float32).astype(np.float64)
     return np.where((short > lower) & (short < upper), short, middle)
 

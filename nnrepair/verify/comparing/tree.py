@@ -87,14 +87,14 @@ class Tree:
 
     def totals(self) -> list[float]:
         """Return shares of the root box as floats, and `moves`: at each node what is best, its own or its parts'."""
-        volume = self.volumes(np.arange(self.size))
-        value = np.column_stack([self.own, self.moves])[: self.size] * volume[:, None] / UNIT
+        share = self.shares(np.arange(self.size))
+        value = np.column_stack([self.own, self.moves])[: self.size] * share[:, None] / UNIT
         for here in self.levels()[::-1]:
             inner = here[self.dim[here] >= 0]
             parts = value[self.child[inner]] + value[self.child[inner] + 1]
             own = value[inner]
             value[inner] = np.where(LESS, np.minimum(parts, own), np.maximum(parts, own))
-        return [float(v) for v in value[0] / volume[0]]
+        return [float(v) for v in value[0]]
 
     def exact(self) -> tuple[list[Fraction], NDArray[np.uint8]]:
         """Return the three volumes of the root box of floats, exactly, and where each of them is taken.
@@ -115,9 +115,11 @@ class Tree:
                 flags[inner[split]] &= np.uint8(255 - 2**q)
         return [Fraction(int(v), UNIT) * scale for v in value[0]], flags
 
-    def volumes(self, parts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the volumes of parts as floats."""
-        found: NDArray[np.float64] = np.prod((self.upper[parts] - self.lower[parts])[:, self.free], 1)
+    def shares(self, parts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the volumes of parts as shares of the root box, as floats; its own may be none that a float holds."""
+        low, high = (end[:, self.free] / 2 for end in (self.lower, self.upper))  # widths may be too large, too
+        whole = np.maximum(high[0] - low[0], np.finfo(np.float64).smallest_subnormal)
+        found: NDArray[np.float64] = np.prod((high[parts] - low[parts]) / whole, 1)
         return found
 
     def _volumes(self) -> tuple[NDArray[np.object_], Fraction]:

@@ -70,18 +70,15 @@ class Units:
 
     def shares(self) -> UnitShares:
         """Return where each of them may be other than zero."""
-        batch, node = self.batch, self.batch.bounder.graph.nodes[self._source]
-        assert node.affine is not None
+        batch, bounder = self.batch, self.batch.bounder
         may = np.where((self.low > 0).numpy(), UNIT, 0)
         does, bounds, found = may.copy(), np.zeros(0), Coefficients()
         box, unit = ((self.low <= 0) & (self.high > 0)).nonzero(as_tuple=True)
         k = len(box)
         if k:
-            A, bias = node.affine.rows(self.place[unit]), node.affine.bias[self.place[unit]]
-            rho, twice = batch.bounder.rounding.rho[self._source][self.place[unit]], torch.cat([box, box])
-            bound = batch.bounder.backward(
-                batch.relaxation, node.sources[0], torch.cat([-A, A]), twice, coefficients=found
-            )
+            source, A, bias = bounder.entries(self._source, self.place[unit])
+            rho, twice = bounder.rounding.rho[self._source][self.place[unit]], torch.cat([box, box])
+            bound = bounder.backward(batch.relaxation, source, torch.cat([-A, A]), twice, coefficients=found)
             bound.c = bound.c + torch.cat([-bias - rho, bias - rho])
             least = bound.minimum(batch.lower[twice], batch.upper[twice]).numpy()
             rise = (bound.A.abs() * batch.width[twice]).numpy()

@@ -182,12 +182,7 @@ class Bounder(Substitution):
         low, high = low.clone(), high.clone()
         for start in range(0, len(box), self.chunk):
             b, n = box[start : start + self.chunk], neuron[start : start + self.chunk]
-            twice, current = torch.cat([b, b]), self.graph.nodes[node]
-            if current.affine is not None:  # its rows are there to be picked
-                source, rows, offset = current.sources[0], current.affine.rows(n), current.affine.bias[n]
-            else:
-                source, offset = node, low.new_zeros(len(n))
-                rows = torch.nn.functional.one_hot(n, current.size).to(low)
+            twice, (source, rows, offset) = torch.cat([b, b]), self.entries(node, n)
             A, loss = (
                 torch.cat([rows, -rows]),
                 torch.cat([self.rounding.rho[node][n] - offset, self.rounding.rho[node][n] + offset]),
@@ -201,6 +196,14 @@ class Bounder(Substitution):
             low[b, n] = torch.fmax(low[b, n], value[: len(b)])
             high[b, n] = torch.fmin(high[b, n], -value[len(b) :])
         return low, high
+
+    def entries(self, node: int, index: Tensor) -> tuple[int, Tensor, Tensor]:
+        """Return entries (k,) of a node as rows (k, size) of another, which it reads, or its own, and offsets."""
+        current = self.graph.nodes[node]
+        if current.affine is not None:  # its rows are there to be picked
+            return current.sources[0], current.affine.rows(index), current.affine.bias[index]
+        rows = torch.nn.functional.one_hot(index, current.size).to(self.rounding.lower)
+        return node, rows, rows.new_zeros(len(index))
 
     def improve(
         self,

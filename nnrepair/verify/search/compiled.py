@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -46,7 +47,9 @@ def _modules() -> tuple[ModuleType, ModuleType] | None:
         first, second = (import_module(f"nnrepair.verify.search.{name}") for name in ("kernel", "slope_kernel"))
     except Exception:  # of many kinds, and whole matrices do as well
         return None
-    return first, second
+    # With NUMBA_DISABLE_JIT they are plain functions, which are too slow.
+    is_compiler = all(hasattr(getattr(module, module.NAME), "compile") for module in (first, second))
+    return (first, second) if is_compiler else None
 
 
 def _is_kept(module: ModuleType) -> bool:
@@ -55,7 +58,8 @@ def _is_kept(module: ModuleType) -> bool:
     if function.signatures:
         return True
     source = Path(str(module.__file__))
-    kept = Path(function.stats.cache_path or source.parent).glob(f"{source.stem}.{module.NAME}-*.nbi")
+    kind = f"py{sys.version_info.major}{sys.version_info.minor}"  # other Pythons may keep theirs beside it
+    kept = Path(function.stats.cache_path or source.parent).glob(f"{source.stem}.{module.NAME}-*.{kind}*.nbi")
     return any(file.stat().st_mtime >= source.stat().st_mtime for file in kept)
 
 

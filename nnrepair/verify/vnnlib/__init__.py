@@ -41,6 +41,11 @@ def load(path: str | Path, deadline: Deadline = NEVER) -> Property:
         InvalidInput: the file cannot be read, is larger than the limits of this module, or is not a property as
             described; the message says where and why.
     """
+    if not isinstance(path, str | Path):
+        raise InvalidInput(
+            f"A property must be a Property or a VNN-LIB file, got {type(path).__name__}. Property.on(box, criterion, "
+            "outputs=...) makes one of a box and a criterion."
+        )
     try:
         with Path(path).open("rb") as file:
             data = file.read(limits.MAX_BYTES + 1)
