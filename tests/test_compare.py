@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import seeded
 from torch import nn
 
 import nnrepair
@@ -484,3 +486,32 @@ def test_what_is_known_of_points_needs_points() -> None:
     for points in ("x", None, 5, [0, 0], [[0]], [[0, 0, 0]], [["a", "b"]]):
         with pytest.raises(InvalidInput, match=r"points must be numbers \(n, 2\)"):
             found.known(points)
+
+
+class Divided(nn.Module):
+    """A network that divides by a number."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.first, self.by = nn.Linear(2, 2).double(), torch.tensor(by, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.first(x) / self.by
+        return y
+
+
+def test_numbers_with_the_same_rounded_inverse_are_two() -> None:
+    by = next(c for c in (3.0 + k / 1024 for k in range(1000)) if 1 / c == 1 / math.nextafter(c, 9.0))
+    model, other = seeded(lambda: Divided(by)), seeded(lambda: Divided(math.nextafter(by, 9.0)))
+    square = Box([-1, -1], [1, 1])
+    assert compare(model, other, square, timeout=0.5).identical == 0
+    assert compare(model, seeded(lambda: Divided(by)), square, timeout=0.5).identical == 1
+
+
+@pytest.mark.parametrize(
+    "middle", [nn.GELU, lambda: nn.LayerNorm(4), lambda: nn.BatchNorm1d(4), nn.Identity, lambda: nn.Softplus(beta=3)]
+)
+def test_one_network_twice_is_identical_whatever_it_does(middle: Callable[[], nn.Module]) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(2, 4), middle(), nn.Linear(4, 3))).eval()
+    found = compare(model, copy.deepcopy(model), Box([-1, -1], [1, 1]), timeout=5)
+    assert (found.identical, found.same, found.changed) == (1, 1, 0) and not found.witnesses

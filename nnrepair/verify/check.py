@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -38,6 +38,7 @@ from nnrepair.verify.search.jobs import NOTHING, Confirm, Found, Jobs, Options
 from nnrepair.verify.search.phases import PhaseSearch
 from nnrepair.verify.search.rational import TooLong, can_be_exact
 from nnrepair.verify.search.ties import Flat, between, equation, flat, sides
+from nnrepair.verify.threads import one_thread
 
 #: Networks with more inputs are split at their ReLUs.
 WIDE = 24
@@ -151,18 +152,6 @@ def _answer(
         worst_bound=found.worst,
         reason=reason,
     )
-
-
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """Batches of small boxes fit one core's cache; more threads only wait for each other."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Problem:

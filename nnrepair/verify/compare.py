@@ -22,7 +22,6 @@ from nnrepair.fingerprint import digest_of_state, fingerprint
 from nnrepair.progress import progress_bar
 from nnrepair.rounding import counted, percent_at_least
 from nnrepair.verify.certificate import sha256
-from nnrepair.verify.check import one_thread
 from nnrepair.verify.comparing.bounds import Comparing
 from nnrepair.verify.comparing.certificate import GRID, LEAST_OUTPUTS, MOST_OUTPUTS, ComparisonCertificate
 from nnrepair.verify.comparing.decision import Decision, Rows, rows_of
@@ -36,6 +35,7 @@ from nnrepair.verify.comparing.witnesses import Witnesses
 from nnrepair.verify.network import Network
 from nnrepair.verify.property import Box, Case, Property
 from nnrepair.verify.reading.affine import Dense
+from nnrepair.verify.threads import one_thread
 
 Model = nn.Module | str | Path
 #: Seconds that the exact sums at the end take for each part, at most.

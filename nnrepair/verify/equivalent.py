@@ -21,7 +21,7 @@ from nnrepair.progress import progress_bar
 from nnrepair.rounding import counted, percent_at_least
 from nnrepair.spec.running import required_seed
 from nnrepair.verify.certificate import sha256
-from nnrepair.verify.check import FIRST, MOST_STARTS, STARTS, one_thread
+from nnrepair.verify.check import FIRST, MOST_STARTS, STARTS
 from nnrepair.verify.comparing.agreement import AgreementSearch, apart, elsewhere
 from nnrepair.verify.comparing.certificate import MOST_OUTPUTS, EquivalenceCertificate
 from nnrepair.verify.comparing.evidence import Witness
@@ -34,6 +34,7 @@ from nnrepair.verify.property import Box, Case, Property
 from nnrepair.verify.search.attack import LEAST, attack
 from nnrepair.verify.search.jobs import NOTHING, Found, Jobs
 from nnrepair.verify.search.rational import Enclosure, enclosure, inside
+from nnrepair.verify.threads import one_thread
 
 
 def equivalent(

@@ -106,6 +106,8 @@ class Comparing:
             flips: (flips,), what may happen there at all.
             identical: whether splits are for identical outputs even where only some of the outputs can be.
         """
+        if self.pair.equal:
+            return _nothing(lower, known, flips)
         batch, moved = self._batch(lower, upper, known), self.pair.moved
         units = None if moved is None else Units.of(batch, moved, self.pair.graph)
         shares = units.shares() if units is not None and self.can_stay else None
@@ -155,3 +157,9 @@ class Comparing:
         differ = self.flips.differ(self.pair.graph(x.flatten(0, 1), self.bounder.deadline)).reshape(len(box), POINTS)
         found = differ.any(1).nonzero()[:, 0]
         return x[found, differ[found].double().argmax(1)], box[found].numpy()
+
+
+def _nothing(lower: Tensor, known: tuple[Tensor, Tensor], flips: Mask) -> Judged:
+    """Return what is known of boxes in which nothing can change."""
+    zero, splits = np.zeros(len(lower), np.int64), Splits(np.full((len(lower), 2), -1), np.zeros(len(lower)))
+    return Judged(zero, zero, zero, zero, splits, lower[:0], known, np.zeros_like(flips))

@@ -41,12 +41,14 @@ class Pair:
         outputs: m.
         shared: how many nodes are computed once for both.
         moved: None where the change is not one of the last map alone, behind ReLUs.
+        equal: whether they are one function, for certain.
     """
 
     graph: Graph
     outputs: int
     shared: int
     moved: Moved | None
+    equal: bool = False
 
     def told(self) -> list[Any]:
         """Return all that tells it from other pairs, as nested lists and dictionaries of tensors and plain values."""
@@ -73,7 +75,8 @@ def paired(before: Graph, after: Graph) -> Pair:
             both = Dense(torch.cat([a.weight, b.weight]), torch.cat([a.bias, b.bias]), max(a.inexact, b.inexact))
             nodes[last] = replace(before.nodes[last], size=2 * before.outputs, affine=both)
             graph = Graph(nodes, before.device)
-            return Pair(graph, before.outputs, last, _moved(graph, a, b))
+            return Pair(graph, before.outputs, last, _moved(graph, a, b), equal=not changed)
+        return replace(_side_by_side(before, after), equal=not changed)
     return _side_by_side(before, after)
 
 
@@ -138,7 +141,11 @@ def _equal(a: object, b: object) -> bool:
         return _same(a, b)
     if isinstance(a, nn.Module) and isinstance(b, nn.Module):  # the layer of a convolution
         return repr(a) == repr(b) and fingerprint(a) == fingerprint(b)
-    plain = isinstance(a, int | float | tuple | str | dict | torch.dtype | None)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+    plain = isinstance(a, int | float | str | torch.dtype | None)
     return plain and type(a) is type(b) and bool(a == b)
 
 

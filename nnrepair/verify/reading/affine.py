@@ -172,10 +172,16 @@ class Convolution(Affine):
 
 
 class Diagonal(Affine):
-    """Multiply every entry by its own factor and add a bias."""
+    """Multiply every entry by its own factor and add a bias.
 
-    def __init__(self, factor: Tensor, bias: Tensor | None = None, inexact: float = 0.0) -> None:
-        self.factor, self.terms, self.inexact = factor.detach().double(), 1, inexact
+    Attributes:
+        of: the exact numbers that inexact factors are made of: equal factors may be those of others, rounded.
+    """
+
+    def __init__(
+        self, factor: Tensor, bias: Tensor | None = None, inexact: float = 0.0, of: tuple[Tensor, ...] = ()
+    ) -> None:
+        self.factor, self.terms, self.inexact, self.of = factor.detach().double(), 1, inexact, of
         self.bias = torch.zeros_like(self.factor) if bias is None else bias.detach().double()
 
     def apply(self, x: Tensor) -> Tensor:
@@ -188,7 +194,7 @@ class Diagonal(Affine):
         return A * self.factor
 
     def to(self, device: torch.device) -> Diagonal:
-        return Diagonal(self.factor.to(device), self.bias.to(device), self.inexact)
+        return Diagonal(self.factor.to(device), self.bias.to(device), self.inexact, self.of)
 
 
 class Pick(Affine):

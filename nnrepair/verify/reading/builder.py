@@ -114,11 +114,18 @@ class Builder:
         self.nodes.append(Node(tuple(part.node for part in parts), math.prod(parts[0].shape)))
         return Value(len(self.nodes) - 1, parts[0].shape)
 
-    def scaled(self, x: Value, factor: Tensor | float, bias: Tensor | float | None = None, inexact: float = 0) -> Value:
-        """Return factor * x + bias; both broadcast to one item."""
+    def scaled(
+        self,
+        x: Value,
+        factor: Tensor | float,
+        bias: Tensor | float | None = None,
+        inexact: float = 0,
+        of: tuple[Tensor, ...] = (),
+    ) -> Value:
+        """Return factor * x + bias; both broadcast to one item. See `Diagonal` for inexact factors."""
         full = [None if v is None else self.constant(v).expand(x.shape).reshape(-1) for v in (factor, bias)]
         assert full[0] is not None
-        return self.affine(x, Diagonal(full[0], full[1], inexact), x.shape)
+        return self.affine(x, Diagonal(full[0], full[1], inexact, of), x.shape)
 
     def constant(self, value: Any) -> Tensor:
         """Return a constant as the network computes with it: Python's numbers in the precision of its weights."""

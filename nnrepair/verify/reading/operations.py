@@ -68,13 +68,14 @@ def _batch_norm(b: Builder, layer: nn.BatchNorm2d, x: Value) -> Value:
     one, zero = torch.ones_like(mean), torch.zeros_like(mean)
     weight = one if layer.weight is None else layer.weight.detach().double()
     shift = zero if layer.bias is None else layer.bias.detach().double()
-    factor = weight / torch.sqrt(var + float(b.constant(layer.eps)))
+    little = b.constant(layer.eps)
+    factor = weight / torch.sqrt(var + float(little))
     if not bool(torch.isfinite(factor).all()):
         raise Unreadable("its running variance is negative")
     along = (-1, *[1] * (len(x.shape) - 1))
     centred = b.scaled(x, 1.0, -mean.reshape(along))
     # The factor is irrational; its float64 value is off by a few units in the last place.
-    return b.scaled(centred, factor.reshape(along), shift.reshape(along), 1e-15)
+    return b.scaled(centred, factor.reshape(along), shift.reshape(along), 1e-15, (weight, var, little))
 
 
 def _flatten(b: Builder, x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:

@@ -49,7 +49,8 @@ def celu(b: Builder, x: Value, alpha: float = 1.0, inplace: bool = False) -> Val
         raise Unreadable(f"alpha={alpha}, expected alpha > 0")
     if alpha == 1:
         return b.activation(x, ELU())
-    return b.scaled(b.activation(b.scaled(x, 1 / b.constant(alpha), inexact=4 * EPS), ELU()), alpha)
+    exact = b.constant(alpha)
+    return b.scaled(b.activation(b.scaled(x, 1 / exact, inexact=4 * EPS, of=(exact,)), ELU()), alpha)
 
 
 def _bent(b: Builder, x: Value, curve: Value, alpha: Tensor, inexact: float) -> Value:

@@ -91,7 +91,7 @@ def divide(b: Builder, x: Any, y: Any, rounding_mode: str | None = None) -> Valu
     if not bool(((inverse.abs() >= tiny) & torch.isfinite(inverse)).all()):
         raise Unreadable("it divides by zero, or by a number whose inverse has too few digits")
     exact = bool((inverse.frexp()[0].abs() == 0.5).all())
-    return b.scaled(x, inverse, inexact=0.0 if exact else 1e-15)
+    return b.scaled(x, inverse, inexact=0.0 if exact else 1e-15, of=(torch.as_tensor(y, dtype=torch.float64),))
 
 
 def compared(over: str) -> Callable[..., Any]:
