@@ -95,7 +95,7 @@ def test_long_names_are_written(tmp_path: Path) -> None:
 def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str) -> None:
     path = odd(tmp_path, kind)
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(InvalidInput, match=r"give the name of a file|Give another name|give another place"):
+    with pytest.raises(InvalidInput, match=r"give the name of a file|Give another name|Give another place"):
         require_writable(path)
     with pytest.raises((InvalidInput, OSError)):
         write_atomically(path, b"content")

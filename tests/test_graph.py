@@ -578,7 +578,7 @@ def test_a_node_that_is_both_edited_and_kept_is_named() -> None:
     graph, model = ring(), net()
     graph, edits, _ = task(model, graph, edits=2)
     result = nnrepair.fix(model, edits, NodeLocality(graph, [4, 1, 7]), method="egnn", throw=False)
-    assert any(note.startswith("edits 1 are points of the locality set too") for note in result.report.notes)
+    assert any(note.startswith("edit 1 is a point of the locality set too") for note in result.report.notes)
 
 
 def test_slices() -> None:
