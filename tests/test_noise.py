@@ -39,6 +39,13 @@ def test_noise_is_next_to_nothing_unless_digits_cancel() -> None:
     assert float(far[:, 0].min()) > 64 * 256 and float(far[:, 1].max()) == 0  # a unit in the last place of 4e9 is 256
 
 
+def test_nothing_is_put_down_to_rounding_where_outputs_overflow() -> None:
+    model, x = nn.Linear(1, 1, bias=False), torch.tensor([[1.0]])
+    with torch.no_grad():
+        model.weight.fill_(torch.finfo(torch.float32).max)  # finite as it is, infinite a little further
+    assert bool(torch.isfinite(model(x)).all()) and float(noise(model, lambda twin: twin(x))) == 0
+
+
 @pytest.mark.parametrize(
     "far, said", [(512.0, "lost in rounding: .* by 5.1e.02 between"), (1e6, "depends on the other")]
 )

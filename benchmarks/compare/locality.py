@@ -3,7 +3,8 @@
     python -m benchmarks run --domain compare --part locality        all specified repairs; resumes
 
 What is compared: at how many random states outside of the boxes of the repaired properties all outputs are the same
-bits, and the decision is the same; and whether every property is proved again.
+bits, and the decision is the same; and whether every property is proved again. Of some of them it is also proved on how
+much of the volume outputs are identical, by certificates that the independent program checks.
 """
 
 from __future__ import annotations
